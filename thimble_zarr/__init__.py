@@ -1,0 +1,43 @@
+"""thimble-zarr: a flight recorder and auditor for neural-network training.
+
+Record what the optimizer saw and did at every step, then ask whether it explains what happened::
+
+    with Recorder("run.zarr", optimizer, parameter=embedding.weight) as recorder:
+        ...                                       # your training loop, unchanged
+    ds = open_dataset("run.zarr")                 # lazy, xarray and Dask
+    table = accounting(ds.sel(token=ds.dead))     # per step: does AdamW's formula explain it?
+
+Names are loaded when they are first used, so that importing the package stays cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from thimble_zarr.analysis.accounting import accounting
+    from thimble_zarr.analysis.dataset import open_dataset
+    from thimble_zarr.errors import ThimbleError
+    from thimble_zarr.format.schema import TokenLabels
+    from thimble_zarr.record.recorder import Recorder
+
+__version__ = "0.1.0"
+
+__all__ = ["Recorder", "ThimbleError", "TokenLabels", "accounting", "open_dataset"]
+
+_HOMES = {
+    "Recorder": "thimble_zarr.record.recorder",
+    "ThimbleError": "thimble_zarr.errors",
+    "TokenLabels": "thimble_zarr.format.schema",
+    "accounting": "thimble_zarr.analysis.accounting",
+    "open_dataset": "thimble_zarr.analysis.dataset",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,1 @@
+"""From disk to answers: lazy variables, the per-step table, the verdict."""

@@ -1,0 +1,115 @@
+"""The per-step table: does the formula explain what the weights did?
+
+One fused pass: each task reads a few blocks, evaluates the formula window by window and keeps five
+sums a step. The sums are float64, so cosines stay within [-1, 1].
+"""
+
+import numpy as np
+import xarray as xr
+
+from thimble_zarr.analysis.lazy import LazyArray
+from thimble_zarr.analysis.variables import adam_decay, adam_update, weight_decay
+from thimble_zarr.analysis.windows import Window
+from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.bits import unit_roundoff
+from thimble_zarr.optim import adamw
+
+COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
+
+_TASK_ROWS = 64
+"""Rows a task. Each task reads one row more, the weights before its first step."""
+
+_N_SUMS = 5
+
+
+def accounting(ds: xr.Dataset) -> xr.Dataset:
+    """Compare, step by step, the observed weight changes with what AdamW's formula predicts.
+
+    Parameters
+    ----------
+    ds
+        A dataset from `open_dataset`, whole or with any steps, tokens or dims selected. It must
+        still be lazy: not loaded, and not changed by arithmetic.
+
+    Returns
+    -------
+    xarray.Dataset
+        In memory, dims `(step,)`, without the initial state, float64 but for the last:
+        ``norm_predicted``, ``norm_observed``, ``norm_difference``
+            L2 norms over the selected elements of predicted and observed change and of their
+            difference.
+        ``cosine_similarity``
+            Of predicted and observed change; NaN where one of them is zero.
+        ``ratio``
+            `norm_predicted / norm_observed`; infinite where nothing moved.
+        ``n_unexplained``
+            Elements whose residual is larger than rounding can make it
+            (`optim.adamw.rounding_bound`), or is missing. int64; 0 in a sound record.
+
+    Raises
+    ------
+    SelectionError
+        If no token or no step is selected, or `ds` is no longer lazy.
+    """
+    if "adam_residual" not in ds or not isinstance(ds.adam_residual.data, LazyArray):
+        raise SelectionError(
+            "accounting needs the lazy variables of `open_dataset`; select steps and tokens with "
+            "`ds.sel`, and do not load or compute the dataset first"
+        )
+    if "step" in ds.dims:
+        ds = ds.sel(step=ds.step > 0)
+    residual, steps = ds.adam_residual, np.atleast_1d(ds.step.values)
+    if residual.size == 0 or steps[0] == 0:
+        raise SelectionError(
+            "nothing is selected: an accounting needs at least one token and one step after the "
+            f"initial state, and this selection has {dict(residual.sizes)}"
+        )
+    sums = residual.data.reduce_rows(_sums, n_outputs=_N_SUMS, task_rows=_TASK_ROWS).compute()
+    predicted, observed, difference, product, n_unexplained = sums.T
+    norm_predicted, norm_observed = np.sqrt(predicted), np.sqrt(observed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = (
+            norm_predicted,
+            norm_observed,
+            np.sqrt(difference),
+            product / (norm_predicted * norm_observed),
+            norm_predicted / norm_observed,
+        )
+    table = {name: ("step", values) for name, values in zip(COLUMNS, columns, strict=True)}
+    table["n_unexplained"] = ("step", n_unexplained.astype(np.int64))
+    return xr.Dataset(
+        table,
+        coords={"step": steps},
+        attrs={
+            "n_elements": residual.size // len(steps),
+            "dtype": ds.attrs["dtypes"]["W"],
+        },
+    )
+
+
+def _sums(window: Window) -> np.ndarray:
+    """Return, for each row: predicted², observed², difference², their product, unexplained."""
+    previous, current = window.previous("W"), window.current("W")
+    update = adam_update(window)
+    predicted = update + adam_decay(window)
+    observed = current - previous
+    difference = observed - predicted
+    native = window.source.reader.schema.dtypes["W"]
+    bound = adamw.rounding_bound(
+        update,
+        current,
+        previous,
+        unit_roundoff=unit_roundoff(native) + unit_roundoff("float64"),  # torch's and ours
+        weight_decay=weight_decay(window),
+    )
+    explained = np.abs(difference) <= bound  # False for NaN, which nothing explains
+    return np.stack(
+        [
+            np.einsum("std,std->s", predicted, predicted),
+            np.einsum("std,std->s", observed, observed),
+            np.einsum("std,std->s", difference, difference),
+            np.einsum("std,std->s", predicted, observed),
+            np.count_nonzero(~explained, axis=(1, 2)),
+        ],
+        axis=1,
+    )

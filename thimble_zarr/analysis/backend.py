@@ -1,0 +1,39 @@
+"""The same dataset through xarray's own door: `xr.open_dataset(path, engine="thimble")`."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+from thimble_zarr.analysis.dataset import open_dataset
+from thimble_zarr.errors import ThimbleError
+from thimble_zarr.format.store import StoreReader
+
+
+class ThimbleBackend(BackendEntrypoint):
+    """Opens stores of thimble-zarr with all their derived variables."""
+
+    description = "Training runs recorded by thimble-zarr"
+    open_dataset_parameters = ("filename_or_obj", "drop_variables")
+
+    def open_dataset(  # type: ignore[override]
+        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
+    ) -> xr.Dataset:
+        """Open a store; see `thimble_zarr.open_dataset`."""
+        ds = open_dataset(filename_or_obj)
+        if drop_variables is None:
+            return ds
+        dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables)
+        return ds.drop_vars(dropped, errors="ignore")
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Return whether `filename_or_obj` is the path of a store."""
+        if not isinstance(filename_or_obj, str | os.PathLike):
+            return False
+        try:
+            StoreReader.open(filename_or_obj)
+        except ThimbleError:
+            return False
+        return True

@@ -1,0 +1,71 @@
+"""Open a store as an `xarray.Dataset`: coordinates in memory, everything else lazy."""
+
+import numpy as np
+import xarray as xr
+
+from thimble_zarr.analysis.lazy import LazyArray
+from thimble_zarr.analysis.variables import DERIVED, long_name
+from thimble_zarr.analysis.windows import Source
+from thimble_zarr.errors import StoreError
+from thimble_zarr.format.schema import DIMS, LABELS, SCALARS
+from thimble_zarr.format.store import StorePath, StoreReader
+
+
+def open_dataset(path: StorePath) -> xr.Dataset:
+    """Open a recorded run. Nothing big is read before it is asked for.
+
+    A store that is still being written opens too; the dataset has the steps that were committed at
+    that moment.
+
+    Parameters
+    ----------
+    path
+        The store.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dask-backed float32 variables with dims `(step, token, dim)`: the stored `W`, `grad`,
+        `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq` with amsgrad) and the derived `delta_W`,
+        `adam_update`, `adam_decay`, `adam_residual`. Row t is optimizer step t; what a row does not
+        have (the gradient or change of the initial state) is NaN. Per-step scalars, float64, dims
+        `(step,)`. Coordinates `step` and `token`, and where known `count`, `live`, `dead` and
+        `text`. Selecting steps or tokens, by label or position and in any order, narrows what is
+        read from disk.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If the store cannot be read.
+    StoreError
+        If no row was committed yet.
+    """
+    reader = StoreReader.open(path)
+    if reader.n_rows == 0:
+        raise StoreError(f"{path} has no committed step yet; try again once recording has begun")
+    source = Source(reader)
+    names = (*reader.schema.dtypes, *DERIVED)
+    variables = {
+        name: (DIMS, LazyArray.of(source, name), {"long_name": long_name(name)}) for name in names
+    }
+    scalars = {
+        name: ("step", values, {"long_name": SCALARS[name]})
+        for name, values in reader.read_scalars().items()
+    }
+    return xr.Dataset(
+        {**variables, **scalars}, coords=_coords(reader), attrs=reader.schema.to_attribute()
+    )
+
+
+def _coords(reader: StoreReader) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
+    labels = reader.read_labels()
+    text = None if labels.text is None else np.array(labels.text, dtype=object)
+    known = {"count": labels.count, "live": labels.live, "dead": labels.dead, "text": text}
+    coords = {
+        "step": ("step", np.arange(reader.n_rows), {"long_name": "optimizer step"}),
+        "token": ("token", np.arange(reader.schema.n_tokens), {"long_name": LABELS["token"]}),
+    }
+    for name, values in known.items():
+        if values is not None:
+            coords[name] = "token", values, {"long_name": LABELS.get(name, "the token as text")}
+    return coords

@@ -1,0 +1,216 @@
+"""A Dask array whose indexing reaches the disk.
+
+Dask cannot push a selection of tokens through a graph into the read. `LazyArray` can: it knows that
+it is a variable of a store at some selection, and `__getitem__` returns the same variable at the
+narrower selection, with a fresh graph of one task per block of steps. Each task reads only the
+chunks it needs. For everything else, and once pickled, it is an ordinary Dask array.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import Task
+from dask.base import tokenize
+
+from thimble_zarr.analysis.variables import evaluate
+from thimble_zarr.analysis.windows import Indices, Source, Window, iter_windows
+
+Selection = tuple[Indices | int, Indices | int, Indices | int]
+"""Rows, tokens and dims; an axis that was indexed by a number is a number and has no dimension."""
+
+
+class LazyArray(da.Array):
+    """One variable of a store, float32, at a selection.
+
+    Make it with `LazyArray.of`; index it, compute it, or use it as any Dask array.
+    """
+
+    __slots__ = ("_selection", "_source", "_variable")
+
+    @classmethod
+    def of(cls, source: Source, variable: str, selection: Selection | None = None) -> Self:
+        """Return a variable of a store as a lazy array.
+
+        Parameters
+        ----------
+        source
+            The store.
+        variable
+            A stored or derived variable.
+        selection
+            Rows, tokens and dims; everything committed by default.
+
+        Returns
+        -------
+        LazyArray
+            float32, with one dimension for each axis of the selection that is not a number. Chunks
+            follow the blocks of the store along steps and are whole along tokens and dims.
+        """
+        schema = source.reader.schema
+        selection = selection or (
+            range(source.reader.n_rows),
+            range(schema.n_tokens),
+            range(schema.n_dims),
+        )
+        rows, tokens, dims = selection
+        groups = _row_groups(rows, schema.layout.block_steps)
+        shape = tuple(len(axis) for axis in selection if not isinstance(axis, int))
+        name = f"{variable}-{_token(source, selection)}"
+        zeros = (0,) * (len(shape) - (not isinstance(rows, int)))
+        graph = {}
+        for index, group in enumerate(groups):
+            key = (name, *zeros) if isinstance(rows, int) else (name, index, *zeros)
+            output_shape = shape if isinstance(rows, int) else (len(group), *shape[1:])
+            graph[key] = Task(
+                key, _compute_block, source, variable, group, tokens, dims, output_shape
+            )
+        chunks = tuple((length,) for length in shape)
+        if not isinstance(rows, int):
+            chunks = (tuple(map(len, groups)), *chunks[1:])
+        array = super().__new__(cls, graph, name, chunks, dtype=np.float32)
+        array._source, array._variable, array._selection = source, variable, selection
+        return array
+
+    def __getitem__(self, key: Any) -> da.Array:
+        keys = key if isinstance(key, tuple) else (key,)
+        if all(isinstance(part, slice) and part == slice(None) for part in keys):
+            return self
+        selection = _compose(self._selection, keys)
+        if selection is None:
+            return super().__getitem__(key)
+        return LazyArray.of(self._source, self._variable, selection)
+
+    def reduce_rows(
+        self, kernel: Callable[[Window], np.ndarray], *, n_outputs: int, task_rows: int
+    ) -> da.Array:
+        """Reduce every row of the selection to a few sums, in one pass and without an intermediate.
+
+        Parameters
+        ----------
+        kernel
+            From a window to its sums, float64, shape `(step, n_outputs)`.
+        n_outputs
+            Sums a row.
+        task_rows
+            Rows a task; a multiple of the store's blocks wastes the least.
+
+        Returns
+        -------
+        dask.array.Array
+            float64, shape `(step, n_outputs)`.
+        """
+        rows, tokens, dims = self._selection
+        groups = _row_groups(rows, task_rows)
+        name = f"{kernel.__name__}-{_token(self._source, self._selection, task_rows)}"
+        graph = {
+            (name, index, 0): Task(
+                (name, index, 0), _reduce_block, self._source, kernel, n_outputs, *group_selection
+            )
+            for index, group_selection in enumerate((group, tokens, dims) for group in groups)
+        }
+        return da.Array(
+            graph, name, (tuple(map(len, groups)), (n_outputs,)), dtype=np.float64
+        )
+
+
+def _token(source: Source, *parts: object) -> str:
+    """Return a name for a graph that is the same only for the same rows of the same store."""
+    reader = source.reader
+    token: str = tokenize(str(reader.path.absolute()), reader.schema.created, reader.n_rows, parts)
+    return token
+
+
+def _row_groups(rows: Indices | int, length: int) -> list[Indices]:
+    """Cut rows, in their order, into runs that lie in one block of `length` rows."""
+    if isinstance(rows, int):
+        return [range(rows, rows + 1)]
+    ids = np.asarray(rows)
+    starts = [0, *(np.flatnonzero(np.diff(ids // length)) + 1).tolist(), len(ids)]
+    return [rows[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def _as_indices(axis: Indices | int) -> Indices:
+    return range(axis, axis + 1) if isinstance(axis, int) else axis
+
+
+def _compute_block(
+    source: Source,
+    variable: str,
+    rows: Indices,
+    tokens: Indices | int,
+    dims: Indices | int,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    tokens, dims = _as_indices(tokens), _as_indices(dims)
+    values = np.empty((len(rows), len(tokens), len(dims)), dtype=np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for where, window in iter_windows(source, rows, tokens, dims):
+            values[where] = evaluate(variable, window)
+    return values.reshape(shape)
+
+
+def _reduce_block(
+    source: Source,
+    kernel: Callable[[Window], np.ndarray],
+    n_outputs: int,
+    rows: Indices,
+    tokens: Indices | int,
+    dims: Indices | int,
+) -> np.ndarray:
+    sums = np.zeros((len(rows), n_outputs))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for (where, _), window in iter_windows(
+            source, rows, _as_indices(tokens), _as_indices(dims)
+        ):
+            sums[where] += kernel(window)
+    return sums
+
+
+def _compose(selection: Selection, key: tuple[Any, ...]) -> Selection | None:
+    """Apply an index to a selection; None where only Dask can answer it."""
+    keys = list(key)
+    open_axes = [index for index, axis in enumerate(selection) if not isinstance(axis, int)]
+    if any(part is Ellipsis for part in keys):
+        at = next(index for index, part in enumerate(keys) if part is Ellipsis)
+        keys[at : at + 1] = [slice(None)] * (len(open_axes) - len(keys) + 1)
+    if len(keys) > len(open_axes):
+        return None
+    composed: list[Indices | int] = list(selection)
+    n_fancy = 0
+    for index, part in zip(open_axes, keys, strict=False):
+        axis = selection[index]
+        assert not isinstance(axis, int)
+        narrowed = _index(axis, part)
+        if narrowed is None:
+            return None
+        n_fancy += not isinstance(part, slice | int | np.integer)
+        composed[index] = narrowed
+    if n_fancy > 1:
+        return None  # NumPy and Dask disagree on what this means; Dask decides
+    return composed[0], composed[1], composed[2]
+
+
+def _index(axis: Indices, part: Any) -> Indices | int | None:
+    """Index one axis; None where the index is nothing this class knows."""
+    if isinstance(part, slice):
+        return axis[part]
+    if isinstance(part, bool | np.bool_):
+        return None
+    if isinstance(part, int | np.integer):
+        return int(axis[int(part)])
+    if not isinstance(part, list | np.ndarray):
+        return None
+    positions = np.asarray(part)
+    if positions.ndim != 1:
+        return None
+    if positions.dtype == bool:
+        if len(positions) != len(axis):
+            raise IndexError(f"a mask of {len(positions)} values for an axis of {len(axis)}")
+        positions = np.flatnonzero(positions)
+    elif len(positions) == 0:
+        positions = positions.astype(np.intp)
+    elif not np.issubdtype(positions.dtype, np.integer):
+        return None
+    return np.asarray(axis)[positions]

@@ -1,0 +1,74 @@
+"""Every error this package raises on purpose, so that callers can catch one tree.
+
+Each error is also the built-in that fits it, so code that does not know this package still
+catches it where it would expect to::
+
+    ThimbleError
+    ├── StoreError (OSError)              the store on disk
+    │   ├── NotAStoreError                no store there, or something else
+    │   ├── UnsupportedFormatError        written by a newer format version
+    │   ├── DamagedStoreError             a committed file is missing, empty or fails its checksum
+    │   ├── StoreLockedError              another process is recording into it
+    │   └── DiskSpaceError                the disk cannot hold the run
+    ├── StoreExistsError (FileExistsError) the path is taken
+    ├── ConfigError (ValueError)          a setting that cannot work
+    ├── CorpusError (ValueError)          corpus, tokenizer or token mask do not fit
+    ├── SelectionError (ValueError)       tokens or steps that are not there
+    ├── OptimizerError (TypeError)        an optimizer or parameter that cannot be recorded
+    └── RecordingError (RuntimeError)     the writer thread stopped; what is committed is safe
+
+A message says what is wrong, what was expected and found, and what to do next. The module imports
+nothing, and everything else may import it.
+"""
+
+
+class ThimbleError(Exception):
+    """The root of the tree: anything this package raises on purpose."""
+
+
+class StoreError(ThimbleError, OSError):
+    """The store on disk cannot be created, written or read."""
+
+
+class NotAStoreError(StoreError):
+    """The path holds no thimble-zarr store."""
+
+
+class UnsupportedFormatError(StoreError):
+    """The store has a format version this release does not read."""
+
+
+class DamagedStoreError(StoreError):
+    """A committed part of the store is missing, empty or fails its checksum."""
+
+
+class StoreLockedError(StoreError):
+    """Another process is recording into the store."""
+
+
+class DiskSpaceError(StoreError):
+    """The disk has not enough room for the planned run."""
+
+
+class StoreExistsError(ThimbleError, FileExistsError):
+    """The path exists and overwriting was not asked for, or would destroy something else."""
+
+
+class ConfigError(ThimbleError, ValueError):
+    """A setting, alone or beside the others, that cannot work."""
+
+
+class CorpusError(ThimbleError, ValueError):
+    """A corpus, tokenizer or token mask that cannot be read or does not fit the run."""
+
+
+class SelectionError(ThimbleError, ValueError):
+    """Tokens or steps were asked for that the store does not have."""
+
+
+class OptimizerError(ThimbleError, TypeError):
+    """An optimizer or parameter that cannot be recorded."""
+
+
+class RecordingError(ThimbleError, RuntimeError):
+    """Recording stopped because a block could not be written; committed steps are safe."""

@@ -1,0 +1,1 @@
+"""Thimble 1 itself: data, model and training loop, as an ordinary user of the recorder."""

@@ -1,0 +1,169 @@
+"""Integer planning: how many steps make a block, how many tokens a chunk, how many bytes it takes.
+
+A *block* is the unit that is buffered, written and committed: `block_steps` rows of every variable.
+A *chunk* is the part of a block that is compressed and read alone: all steps of the block for
+`chunk_tokens` tokens. Everything here is a pure function of shapes; sizes are in bytes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+DEFAULT_MEMORY_BYTES = 256 * 2**20
+"""Default bound on all memory of a recorder: its block buffers and what encoding a block needs."""
+
+N_BUFFERS = 2
+"""Blocks in memory at once: one being filled by training, one being written."""
+
+MAX_BLOCK_STEPS = 128
+"""Longest block. A crash costs at most one block, so blocks of tiny models are not made longer."""
+
+TARGET_CHUNK_BYTES = 2**20
+"""A chunk of about this size decodes at full speed and still lets a few tokens be read alone."""
+
+SCALAR_CHUNK_STEPS = 4096
+"""Steps a chunk of the per-step scalars: one small file rewritten at each commit until full."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the `(step, token, dim)` arrays of a store are cut.
+
+    Attributes
+    ----------
+    block_steps
+        Steps a block, and so steps a shard file and a chunk.
+    chunk_tokens
+        Tokens a chunk.
+    """
+
+    block_steps: int
+    chunk_tokens: int
+
+    def capacity(self, n_rows: int) -> int:
+        """Return `n_rows` rounded up to whole blocks."""
+        return -(-n_rows // self.block_steps) * self.block_steps
+
+    def shard_tokens(self, n_tokens: int) -> int:
+        """Return `n_tokens` rounded up to whole chunks: the token extent of a shard."""
+        return -(-n_tokens // self.chunk_tokens) * self.chunk_tokens
+
+
+@dataclass(frozen=True)
+class StoragePlan:
+    """What recording a run takes, in bytes.
+
+    Attributes
+    ----------
+    layout
+        The cut that follows from the memory bound.
+    array_bytes
+        Uncompressed size of each `(step, token, dim)` array, by variable.
+    scalar_bytes
+        Uncompressed size of all per-step scalars.
+    memory_bytes
+        Peak memory of the recorder: buffers and encoding.
+    """
+
+    layout: Layout
+    array_bytes: Mapping[str, int]
+    scalar_bytes: int
+    memory_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """Upper bound on disk space: everything stored without any gain from compression."""
+        return sum(self.array_bytes.values()) + self.scalar_bytes
+
+
+def plan_layout(
+    n_tokens: int,
+    n_dims: int,
+    itemsizes: Mapping[str, int],
+    *,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> Layout:
+    """Choose block and chunk sizes for a parameter of shape `(n_tokens, n_dims)`.
+
+    The block is the longest power of two of steps, at most `MAX_BLOCK_STEPS`, whose
+    `recorder_memory_bytes` stays within `memory_bytes`. One step is the least there is, so a
+    parameter whose single row exceeds the bound gets blocks of one step.
+
+    Parameters
+    ----------
+    n_tokens, n_dims
+        Shape of the recorded parameter.
+    itemsizes
+        Bytes an element, by variable.
+    memory_bytes
+        Bound on the recorder's memory.
+
+    Returns
+    -------
+    Layout
+    """
+    block_steps = 1
+    while (
+        block_steps < MAX_BLOCK_STEPS
+        and recorder_memory_bytes(n_tokens, n_dims, itemsizes, 2 * block_steps) <= memory_bytes
+    ):
+        block_steps *= 2
+    chunk_row_bytes = block_steps * n_dims * max(itemsizes.values())
+    n_chunks = max(1, round(n_tokens * chunk_row_bytes / TARGET_CHUNK_BYTES))
+    return Layout(block_steps=block_steps, chunk_tokens=-(-n_tokens // min(n_chunks, n_tokens)))
+
+
+def recorder_memory_bytes(
+    n_tokens: int, n_dims: int, itemsizes: Mapping[str, int], block_steps: int
+) -> int:
+    """Return the peak memory of a recorder whose blocks have `block_steps` steps.
+
+    `N_BUFFERS` blocks of all variables, and for the one array that is being encoded its chunks
+    and the shard they are joined into, each at most as large as the array's block.
+    """
+    elements = block_steps * n_tokens * n_dims
+    buffers = N_BUFFERS * elements * sum(itemsizes.values())
+    encoding = 2 * elements * max(itemsizes.values())
+    return buffers + encoding
+
+
+def plan_storage(
+    n_rows: int,
+    n_tokens: int,
+    n_dims: int,
+    itemsizes: Mapping[str, int],
+    *,
+    n_scalars: int,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> StoragePlan:
+    """Add up what recording `n_rows` rows takes.
+
+    Parameters
+    ----------
+    n_rows
+        Rows to record: steps and the initial state.
+    n_tokens, n_dims, itemsizes, memory_bytes
+        As in `plan_layout`.
+    n_scalars
+        Number of per-step scalars, 8 bytes each.
+
+    Returns
+    -------
+    StoragePlan
+    """
+    layout = plan_layout(n_tokens, n_dims, itemsizes, memory_bytes=memory_bytes)
+    return StoragePlan(
+        layout=layout,
+        array_bytes={
+            name: n_rows * n_tokens * n_dims * itemsize for name, itemsize in itemsizes.items()
+        },
+        scalar_bytes=n_rows * n_scalars * 8,
+        memory_bytes=recorder_memory_bytes(n_tokens, n_dims, itemsizes, layout.block_steps),
+    )
+
+
+def split_range(start: int, stop: int, length: int) -> Iterator[tuple[int, int]]:
+    """Cut `[start, stop)` at the multiples of `length`; yield the parts as `(start, stop)`."""
+    while start < stop:
+        end = min(stop, (start // length + 1) * length)
+        yield start, end
+        start = end

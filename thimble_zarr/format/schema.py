@@ -1,0 +1,206 @@
+"""The contract: what is in a store, under which names, and what it means.
+
+The recorder writes to it, the analysis reads from it, and neither knows the other. A store is one
+Zarr v3 group. `Schema` is everything about it that is fixed when recording starts, kept as the
+group's `thimble` attribute; `TokenLabels` are the coordinates of the token axis.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+import numpy as np
+
+from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
+from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
+from thimble_zarr.format.layout import Layout
+
+FORMAT_VERSION = 1
+ATTRIBUTE = "thimble"
+"""The group attribute that holds the schema."""
+
+DIMS = ("step", "token", "dim")
+
+VARIABLES: Mapping[str, str] = {
+    "W": "weight after the step",
+    "grad": "gradient that the step consumed",
+    "exp_avg": "first moment after the step",
+    "exp_avg_sq": "second moment after the step",
+    "max_exp_avg_sq": "running maximum of the second moment after the step (amsgrad)",
+}
+"""The `(step, token, dim)` arrays a store can hold; row t belongs to optimizer step t."""
+
+SCALARS: Mapping[str, str] = {
+    "loss": "training loss of the step, nats",
+    "learning_rate": "learning rate of the step",
+    "beta1": "decay rate of the first moment",
+    "beta2": "decay rate of the second moment",
+    "eps": "term added to the denominator",
+    "weight_decay": "weight decay coefficient",
+    "optimizer_step": "the optimizer's own step count for this parameter, after the step",
+}
+"""The float64 `(step,)` arrays of a store. Missing is NaN."""
+
+LABELS: Mapping[str, str] = {
+    "token": "token id",
+    "count": "occurrences in the corpus",
+    "live": "whether the token occurs in the corpus",
+    "dead": "whether the token never occurs in the corpus",
+    "text_bytes": "the tokens' texts, UTF-8, one after the other",
+    "text_end": "where each token's text ends in text_bytes",
+}
+"""The coordinates of the token axis. All but `token` are there only where they are known."""
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerInfo:
+    """The optimizer, as far as its arithmetic depends on it.
+
+    Attributes
+    ----------
+    name
+        Class name, for example `AdamW`.
+    implementation
+        Which of torch's programs ran: `single`, `foreach` or `fused`.
+    decoupled_weight_decay
+        True where weight decay acts on the weights (AdamW), False where it is added to the
+        gradient (Adam).
+    amsgrad, maximize, capturable, differentiable
+        torch's flags of these names.
+    """
+
+    name: str
+    implementation: str
+    decoupled_weight_decay: bool
+    amsgrad: bool = False
+    maximize: bool = False
+    capturable: bool = False
+    differentiable: bool = False
+
+
+def recorded_variables(optimizer: OptimizerInfo) -> tuple[str, ...]:
+    """Return the variables a run of `optimizer` has: the maximum only with amsgrad."""
+    return tuple(name for name in VARIABLES if name != "max_exp_avg_sq" or optimizer.amsgrad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Everything about a store that is fixed when recording starts.
+
+    Attributes
+    ----------
+    n_tokens, n_dims
+        Shape of the recorded parameter.
+    dtypes
+        Native dtype of each `(step, token, dim)` array, by variable, as torch names it.
+    layout
+        Block and chunk sizes.
+    optimizer
+        The optimizer that was recorded.
+    parameter
+        The parameter's name in its model, where known.
+    device
+        Where the parameter lived, as torch names it.
+    software
+        Versions of what recorded the run, by package.
+    created
+        When recording started, ISO 8601, UTC.
+    attrs
+        What the user said of the run: configuration, corpus, seeds.
+    """
+
+    n_tokens: int
+    n_dims: int
+    dtypes: Mapping[str, str]
+    layout: Layout
+    optimizer: OptimizerInfo
+    parameter: str | None = None
+    device: str = "cpu"
+    software: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+    attrs: Mapping[str, Json] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, native in self.dtypes.items():
+            if native not in NATIVE_DTYPES:
+                raise ConfigError(
+                    f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"
+                )
+
+    @property
+    def row_bytes(self) -> int:
+        """Uncompressed bytes of one row of all variables."""
+        itemsizes = (storage_dtype(native).itemsize for native in self.dtypes.values())
+        return self.n_tokens * self.n_dims * sum(itemsizes)
+
+    def to_attribute(self) -> dict[str, Json]:
+        """Return the value of the group attribute `thimble`, ready for JSON."""
+        return {"format_version": FORMAT_VERSION} | asdict(self)
+
+    @classmethod
+    def from_attribute(cls, value: Json) -> Self:
+        """Read what `to_attribute` wrote.
+
+        Raises
+        ------
+        UnsupportedFormatError
+            If the format version is not the one this release reads.
+        DamagedStoreError
+            If the version is right but the content is not what it promises.
+        """
+        if not isinstance(value, Mapping) or not isinstance(value.get("format_version"), int):
+            raise DamagedStoreError("its `thimble` attribute has no format version")
+        content = dict(value)
+        version = content.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise UnsupportedFormatError(
+                f"it has format version {version}, and this release reads version "
+                f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
+            )
+        try:
+            content["layout"] = Layout(**content["layout"])
+            content["optimizer"] = OptimizerInfo(**content["optimizer"])
+            schema = cls(**content)
+            schema.row_bytes  # noqa: B018  shapes must be numbers
+        except (TypeError, KeyError, AttributeError, ConfigError) as error:
+            raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
+        return schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLabels:
+    """What is known of the tokens of a run. Each is None where nobody said.
+
+    Attributes
+    ----------
+    count
+        Occurrences in the corpus, int64, shape `(token,)`.
+    live, dead
+        Whether the token occurs in the corpus, bool, shape `(token,)`. Dead means count 0; with
+        tied weights every row gets a gradient, so the gradient says nothing about it.
+    text
+        The token as text.
+    """
+
+    count: np.ndarray | None = None
+    live: np.ndarray | None = None
+    dead: np.ndarray | None = None
+    text: Sequence[str] | None = None
+
+    @classmethod
+    def from_counts(cls, count: np.ndarray, text: Sequence[str] | None = None) -> Self:
+        """Label tokens by their occurrences: live where there is one, dead where there is none."""
+        count = np.asarray(count, dtype=np.int64)
+        return cls(count=count, live=count > 0, dead=count == 0, text=text)
+
+    def check_length(self, n_tokens: int) -> None:
+        """Raise ConfigError unless every label has `n_tokens` entries."""
+        for name in ("count", "live", "dead", "text"):
+            labels = getattr(self, name)
+            if labels is not None and len(labels) != n_tokens:
+                raise ConfigError(
+                    f"the parameter has {n_tokens} tokens, but {len(labels)} values of "
+                    f"`{name}` were given; give one for each token"
+                )

@@ -1,0 +1,638 @@
+"""A store on disk: create it, commit blocks to it, open it, read rows of it.
+
+Zarr encodes into memory; this module alone puts bytes on the disk, always as a whole file that is
+written under a temporary name, fsynced and renamed. A block is committed in one order::
+
+    array files -> directories -> ledger (sizes, checksums) -> commit record
+
+The commit record names the number of rows that count. A reader looks at nothing beyond it, so a
+step of which any array is missing is never seen::
+
+    run.zarr/
+      zarr.json             group metadata; its `thimble` attribute is the Schema
+      W/ grad/ ...          (step, token, dim), one shard file a block: `c.<block>.0.0`
+      loss/ step/ ...       (step,), small files rewritten at each commit until they are full
+      token/ count/ ...     (token,), written once
+      .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
+        commit.json         the commit record, replaced atomically
+        blocks.jsonl        the ledger, appended: size and CRC-32 of every file of every commit
+        lock                held by the one writer
+"""
+
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import filelock
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.errors import ZarrUserWarning
+from zarr.storage import LocalStore, MemoryStore
+
+from thimble_zarr.errors import (
+    DamagedStoreError,
+    NotAStoreError,
+    StoreError,
+    StoreExistsError,
+    StoreLockedError,
+    ThimbleError,
+    UnsupportedFormatError,
+)
+from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
+from thimble_zarr.format.schema import (
+    ATTRIBUTE,
+    DIMS,
+    FORMAT_VERSION,
+    LABELS,
+    SCALARS,
+    VARIABLES,
+    Schema,
+    TokenLabels,
+)
+
+StorePath = str | os.PathLike[str]
+
+_BOOKKEEPING = ".thimble"
+_COMMIT = f"{_BOOKKEEPING}/commit.json"
+_LEDGER = f"{_BOOKKEEPING}/blocks.jsonl"
+_LOCK = f"{_BOOKKEEPING}/lock"
+_METADATA = "zarr.json"
+
+_PER_STEP = {"step": "optimizer step, counted from 1; row 0 is the initial state", **SCALARS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """The commit record.
+
+    Attributes
+    ----------
+    n_rows
+        Committed rows: rows 0 to `n_rows - 1` can be read.
+    complete
+        True once the writer has closed the store.
+    ledger_bytes, ledger_crc32
+        How much of the ledger counts, and the CRC-32 of that much. (A chunk file ends with its own
+        crc32c, and the crc32c of any such file is the same constant: the ledger needs another.)
+    """
+
+    n_rows: int = 0
+    complete: bool = False
+    ledger_bytes: int = 0
+    ledger_crc32: int = 0
+
+
+class StoreWriter:
+    """The one writer of a store. Made by `create`; used by one thread at a time.
+
+    Attributes
+    ----------
+    path
+        Root directory of the store.
+    schema
+        What was declared.
+    n_rows
+        Rows committed so far.
+    bytes_written
+        Bytes put on disk so far.
+    """
+
+    def __init__(self, path: Path, schema: Schema, lock: filelock.BaseFileLock) -> None:
+        self.path = path
+        self.schema = schema
+        self.bytes_written = 0
+        self._lock = lock
+        self._commit = Commit()
+        self._encoded: dict[str, Buffer] = {}
+        self._root = zarr.create_group(
+            MemoryStore(self._encoded),
+            zarr_format=3,
+            attributes={ATTRIBUTE: schema.to_attribute()},
+        )
+        self._arrays: dict[str, zarr.Array] = {}
+        self._scalars: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: StorePath,
+        schema: Schema,
+        *,
+        labels: TokenLabels | None = None,
+        n_rows: int | None = None,
+        overwrite: bool = False,
+    ) -> Self:
+        """Declare a whole store on disk and take its lock.
+
+        Parameters
+        ----------
+        path
+            Directory to create.
+        schema
+            What will be recorded.
+        labels
+            Coordinates of the token axis.
+        n_rows
+            Rows to declare, where known. The store grows beyond it when it must, and is trimmed
+            to what was committed when it is closed.
+        overwrite
+            Replace a store that lies at `path`. Anything else there is never replaced.
+
+        Raises
+        ------
+        StoreExistsError
+            If the path is taken.
+        StoreLockedError
+            If a store lies there that another process is recording into.
+        StoreError
+            If the directory cannot be created or written.
+        """
+        path = Path(path)
+        labels = labels or TokenLabels()
+        labels.check_length(schema.n_tokens)
+        try:
+            _clear(path, overwrite=overwrite)
+            (path / _BOOKKEEPING).mkdir(parents=True, exist_ok=True)
+            writer = cls(path, schema, _acquire_lock(path))
+            writer._declare(labels, schema.layout.capacity(n_rows or 1))
+        except (ThimbleError, KeyboardInterrupt):
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot create a store at {path}: {error.strerror or error}; "
+                "choose a directory that can be written"
+            ) from error
+        return writer
+
+    @property
+    def n_rows(self) -> int:
+        return self._commit.n_rows
+
+    def commit_block(
+        self,
+        first_row: int,
+        n_rows: int,
+        arrays: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray],
+    ) -> None:
+        """Write one block and commit it. When this returns, its rows survive a power loss.
+
+        A block that was committed short (by a flush) may be committed again with more rows.
+
+        Parameters
+        ----------
+        first_row
+            First row of the block, a multiple of `block_steps`.
+        n_rows
+            Rows that count, from `first_row` on. The rest of the block is stored as missing.
+        arrays
+            For each variable its bits, shape `(block_steps, token, dim)`. Rows beyond `n_rows`
+            are overwritten with the fill value.
+        scalars
+            For each per-step scalar its values, float64, shape `(block_steps,)`.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written. Committed rows stay as they were.
+        """
+        end_row = first_row + self.schema.layout.block_steps
+        if first_row > self.n_rows:
+            raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
+        files: dict[str, dict[str, int]] = {}
+        self._grow(end_row)
+        for name, bits in arrays.items():
+            bits[n_rows:] = fill_value(self.schema.dtypes[name])
+            self._arrays[name][first_row:end_row] = bits
+            files |= self._write_chunks()
+        self._encode_scalars(first_row, n_rows, scalars)
+        files |= self._write_chunks()
+        for directory in {(self.path / key).parent for key in files}:
+            _fsync_directory(directory)
+        self._append_commit(first_row, first_row + n_rows, files)
+
+    def close(self) -> None:
+        """Trim the arrays to what was committed, mark the store complete, release the lock.
+
+        Metadata are consolidated only now: a consolidated copy would go stale while arrays grow.
+        """
+        try:
+            if self.n_rows:
+                self._resize(self.n_rows)
+            self._consolidate()
+            self._replace_commit(replace(self._commit, complete=True))
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give up the lock without touching the disk."""
+        self._lock.release()
+
+    def _declare(self, labels: TokenLabels, capacity: int) -> None:
+        schema, layout = self.schema, self.schema.layout
+        self._root.create_group(
+            _BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
+        )
+        for name, native in schema.dtypes.items():
+            attributes = {"long_name": VARIABLES[name], "dtype": native}
+            if native == "bfloat16":
+                attributes["encoding"] = BFLOAT16_RECIPE
+            self._create_array(
+                name,
+                dims=DIMS,
+                shape=(capacity, schema.n_tokens, schema.n_dims),
+                dtype=storage_dtype(native),
+                fill=fill_value(native),
+                chunks=(layout.block_steps, layout.chunk_tokens, schema.n_dims),
+                shards=(
+                    layout.block_steps,
+                    layout.shard_tokens(schema.n_tokens),
+                    schema.n_dims,
+                ),
+                attributes=attributes,
+            )
+        for name, long_name in _PER_STEP.items():
+            is_label = name == "step"
+            self._create_array(
+                name,
+                dims=("step",),
+                shape=(capacity,),
+                dtype=np.dtype(np.int64 if is_label else np.float64),
+                fill=-1 if is_label else float("nan"),
+                chunks=(SCALAR_CHUNK_STEPS,),
+                attributes={"long_name": long_name},
+            )
+        for name, dim, values in _label_arrays(labels, schema.n_tokens):
+            self._create_array(
+                name,
+                dims=(dim,),
+                shape=values.shape,
+                dtype=values.dtype,
+                fill=0,
+                chunks=(max(1, len(values)),),
+                attributes={"long_name": LABELS[name]},
+            )
+            self._arrays[name][:] = values
+        self._write_metadata()
+        self._write_chunks()
+        for directory in (self.path.parent, self.path, *filter(Path.is_dir, self.path.iterdir())):
+            _fsync_directory(directory)
+        (self.path / _LEDGER).touch()
+        self._replace_commit(self._commit)
+
+    def _create_array(
+        self,
+        name: str,
+        *,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        fill: float,
+        chunks: tuple[int, ...],
+        shards: tuple[int, ...] | None = None,
+        attributes: dict[str, str],
+    ) -> None:
+        # An array that is opened again forgets `write_empty_chunks`: keep the one that is created.
+        self._arrays[name] = self._root.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=[
+                BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=5, shuffle="shuffle"),
+                Crc32cCodec(),
+            ],
+            fill_value=fill,
+            dimension_names=dims,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            attributes=attributes,
+            config={"write_empty_chunks": True},
+        )
+
+    def _encode_scalars(
+        self, first_row: int, n_rows: int, scalars: Mapping[str, np.ndarray]
+    ) -> None:
+        """Encode the chunk of per-step values that the block lies in, all rows so far."""
+        offset = first_row % SCALAR_CHUNK_STEPS
+        start = first_row - offset
+        rows = np.arange(first_row, first_row + n_rows)
+        for name, values in {"step": rows, **scalars}.items():
+            if offset == 0 or name not in self._scalars:
+                fill = -1 if name == "step" else np.nan
+                self._scalars[name] = np.full(SCALAR_CHUNK_STEPS, fill)
+            chunk = self._scalars[name]
+            chunk[offset : offset + n_rows] = values[:n_rows]
+            array = self._arrays[name]
+            array[start:] = chunk[: array.shape[0] - start]
+
+    def _grow(self, n_rows: int) -> None:
+        capacity = self._arrays["step"].shape[0]
+        if n_rows > capacity:
+            self._resize(self.schema.layout.capacity(max(n_rows, 2 * capacity)))
+
+    def _resize(self, n_rows: int) -> None:
+        for name in (*self.schema.dtypes, *_PER_STEP):
+            array = self._arrays[name]
+            array.resize((n_rows, *array.shape[1:]))
+        self._write_metadata()
+
+    def _consolidate(self) -> None:
+        with warnings.catch_warnings():
+            # The Zarr specification does not define it yet; xarray warns where it is missing.
+            warnings.simplefilter("ignore", ZarrUserWarning)
+            zarr.consolidate_metadata(self._root.store)
+        self._write_metadata()
+
+    def _write_metadata(self) -> None:
+        for key, content in self._encoded.items():
+            if key.endswith(_METADATA):
+                _write_durably(self.path / key, content.to_bytes())
+
+    def _write_chunks(self) -> "dict[str, dict[str, int]]":
+        """Move encoded chunks from memory to disk; return size and checksum of each file."""
+        files = {}
+        for key in [key for key in self._encoded if not key.endswith(_METADATA)]:
+            content = self._encoded.pop(key).to_bytes()
+            _write_durably(self.path / key, content)
+            self.bytes_written += len(content)
+            files[key] = {"bytes": len(content), "crc32": zlib.crc32(content)}
+        return files
+
+    def _append_commit(self, first_row: int, n_rows: int, files: dict[str, dict[str, int]]) -> None:
+        """Append the block to the ledger, then make the commit record point behind it."""
+        line = json.dumps({"rows": [first_row, n_rows], "files": files}).encode() + b"\n"
+        with (self.path / _LEDGER).open("r+b") as ledger:
+            ledger.seek(self._commit.ledger_bytes)
+            ledger.write(line)
+            ledger.truncate()
+            ledger.flush()
+            os.fsync(ledger.fileno())
+        self._replace_commit(
+            replace(
+                self._commit,
+                n_rows=n_rows,
+                ledger_bytes=self._commit.ledger_bytes + len(line),
+                ledger_crc32=zlib.crc32(line, self._commit.ledger_crc32),
+            )
+        )
+
+    def _replace_commit(self, commit: Commit) -> None:
+        record = {"format_version": FORMAT_VERSION} | asdict(commit)
+        _write_durably(self.path / _COMMIT, json.dumps(record).encode())
+        _fsync_directory(self.path / _BOOKKEEPING)
+        self._commit = commit
+
+
+@dataclass(frozen=True)
+class StoreReader:
+    """The committed rows of a store. Made by `open`; small to pickle, safe to share by threads.
+
+    What is committed when the reader is opened is what it will ever see.
+
+    Attributes
+    ----------
+    path
+        Root directory of the store.
+    schema
+        What was declared.
+    commit
+        The commit record as it was when the store was opened.
+    """
+
+    path: Path
+    schema: Schema
+    commit: Commit
+
+    @classmethod
+    def open(cls, path: StorePath) -> Self:
+        """Open a store for reading, whether or not it is still being written.
+
+        Raises
+        ------
+        NotAStoreError
+            If there is no store at `path`.
+        UnsupportedFormatError
+            If the store is of another format version.
+        DamagedStoreError
+            If its metadata or commit record cannot be read.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise NotAStoreError(f"there is nothing at {path}; check the path")
+        attribute = _read_attribute(path)
+        if attribute is None:
+            raise NotAStoreError(
+                f"{path} is not a thimble-zarr store; "
+                "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
+            )
+        try:
+            schema = Schema.from_attribute(attribute)
+            commit = _read_commit(path / _COMMIT)
+        except (UnsupportedFormatError, DamagedStoreError) as error:
+            raise type(error)(f"cannot read {path}: {error}") from error
+        return cls(path, schema, commit)
+
+    @property
+    def n_rows(self) -> int:
+        """Committed rows: the initial state and one for each committed step."""
+        return self.commit.n_rows
+
+    def read(
+        self, name: str, rows: tuple[int, int], tokens: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Read stored bits of a variable.
+
+        Parameters
+        ----------
+        name
+            One of the variables of the schema.
+        rows, tokens
+            `(start, stop)`, within the committed rows and the tokens. All tokens by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape `(stop - start, tokens, dim)`, dtype `storage_dtype` of the variable.
+
+        Raises
+        ------
+        DamagedStoreError
+            If a file is missing or empty, or a checksum does not match.
+        """
+        self._check_files(name, rows)
+        array = self._array(name)
+        try:
+            stored = array[slice(*rows), slice(*(tokens or (0, self.schema.n_tokens)))]
+        except Exception as error:
+            raise DamagedStoreError(
+                f"cannot decode {name} at steps {rows[0]} to {rows[1] - 1} of {self.path}: {error}"
+            ) from error
+        return np.asarray(stored)
+
+    def read_scalars(self) -> dict[str, np.ndarray]:
+        """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
+        return {name: self._read_vector(name)[: self.n_rows] for name in SCALARS}
+
+    def read_labels(self) -> TokenLabels:
+        """Return what is known of the tokens."""
+        known = {
+            name: self._read_vector(name)
+            for name in ("count", "live", "dead", "text_bytes", "text_end")
+            if (self.path / name).is_dir()
+        }
+        text = None
+        if "text_end" in known:
+            utf8 = known.pop("text_bytes").tobytes()
+            ends = [0, *known.pop("text_end").tolist()]
+            text = [
+                utf8[start:end].decode() for start, end in zip(ends[:-1], ends[1:], strict=True)
+            ]
+        return TokenLabels(text=text, **known)
+
+    def disk_bytes(self) -> int:
+        """Return the size of all files of the store."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def _array(self, name: str) -> zarr.Array:
+        cache = self.__dict__.setdefault("_arrays", {})
+        if name not in cache:
+            store = LocalStore(self.path, read_only=True)
+            try:
+                cache[name] = zarr.open_array(store, path=name, mode="r")
+            except Exception as error:
+                raise DamagedStoreError(
+                    f"cannot open array {name} of {self.path}: {error}"
+                ) from error
+        array: zarr.Array = cache[name]
+        return array
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, Schema, Commit]]:
+        return type(self), (self.path, self.schema, self.commit)
+
+    def _read_vector(self, name: str) -> np.ndarray:
+        array = self._array(name)
+        n_needed = self.n_rows if name in SCALARS else array.shape[0]
+        for index in range(-(-n_needed // array.chunks[0])):
+            self._check_file(f"{name}/c.{index}")
+        try:
+            return np.asarray(array[:])
+        except Exception as error:
+            raise DamagedStoreError(f"cannot decode {name} of {self.path}: {error}") from error
+
+    def _check_files(self, name: str, rows: tuple[int, int]) -> None:
+        block_steps = self.schema.layout.block_steps
+        for start, _ in split_range(*rows, block_steps):
+            self._check_file(f"{name}/c.{start // block_steps}.0.0")
+
+    def _check_file(self, key: str) -> None:
+        """Zarr reads a missing or empty file as fill values; in a committed block it is damage."""
+        try:
+            intact = (self.path / key).stat().st_size > 0
+        except FileNotFoundError:
+            intact = False
+        if not intact:
+            raise DamagedStoreError(
+                f"{self.path}: the committed file {key} is missing or empty; restore it from a copy"
+            )
+
+
+def _read_attribute(path: Path) -> object:
+    """Return the `thimble` attribute of the group at `path`, None where there is none."""
+    try:
+        metadata = json.loads((path / _METADATA).read_bytes())
+        return metadata["attributes"][ATTRIBUTE]  # type: ignore[no-any-return]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_commit(file: Path) -> Commit:
+    try:
+        record = json.loads(file.read_bytes())
+        del record["format_version"]
+        commit = Commit(**record)
+        if not isinstance(commit.n_rows, int) or commit.n_rows < 0:
+            raise ValueError(f"n_rows is {commit.n_rows!r}")
+    except FileNotFoundError as error:
+        raise DamagedStoreError("it has no commit record") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedStoreError(f"its commit record is malformed: {error}") from error
+    return commit
+
+
+def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield name, dim and values of the token coordinates.
+
+    Text goes into two integer arrays, as Arrow does it: not every Zarr reader knows strings.
+    """
+    yield "token", "token", np.arange(n_tokens)
+    for name in ("count", "live", "dead"):
+        values = getattr(labels, name)
+        if values is not None:
+            yield name, "token", np.asarray(values)
+    if labels.text is not None:
+        utf8 = [text.encode() for text in labels.text]
+        yield "text_bytes", "text_byte", np.frombuffer(b"".join(utf8), np.uint8)
+        yield "text_end", "token", np.cumsum([len(text) for text in utf8], dtype=np.int64)
+
+
+def _clear(path: Path, *, overwrite: bool) -> None:
+    """Make room for a new store; remove nothing but a store that nobody is writing."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if _read_attribute(path) is None:
+        raise StoreExistsError(
+            f"{path} exists and is not a thimble-zarr store, so it is never overwritten; "
+            "choose another path"
+        )
+    if not overwrite:
+        raise StoreExistsError(
+            f"{path} already holds a recorded run; choose another path, or overwrite it "
+            "(--overwrite, or overwrite=True)"
+        )
+    _acquire_lock(path).release()
+    shutil.rmtree(path)
+
+
+def _acquire_lock(path: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(path / _LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StoreLockedError(
+            f"another process is recording into {path}; wait for it or choose another path"
+        ) from error
+    return lock
+
+
+def _write_durably(file: Path, content: bytes) -> None:
+    """Replace `file` by `content` so that after a crash it is the old or the new one, whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.partial")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _fsync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power loss; Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The optimizer's arithmetic, on any array type."""

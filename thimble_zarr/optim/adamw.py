@@ -1,0 +1,107 @@
+"""AdamW's formula, in real numbers: what a step should do, given the states after it.
+
+.. math::
+
+    update_t = -\\eta_t \\frac{\\hat m_t}{\\sqrt{\\hat v_t} + \\epsilon}, \\qquad
+    decay_t = -\\eta_t \\lambda_t W_{t-1}
+
+with :math:`\\hat m_t = m_t / (1 - \\beta_1^t)` and :math:`\\hat v_t = v_t / (1 - \\beta_2^t)`
+(Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2, in the form of
+`torch.optim.AdamW`, where the learning rate multiplies the decay). The functions take anything that
+broadcasts: NumPy, xarray or Dask arrays; they are as precise as what they are given.
+"""
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Array = TypeVar("Array", np.ndarray, "xr.DataArray")
+
+
+def adam_update(
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    *,
+    learning_rate: Array,
+    beta1: Array,
+    beta2: Array,
+    eps: Array,
+    optimizer_step: Array,
+) -> Array:
+    """Return the change of the weights by the adaptive step alone.
+
+    Parameters
+    ----------
+    exp_avg, exp_avg_sq
+        First and second moment after step t; with amsgrad the running maximum of the second.
+    learning_rate, beta1, beta2, eps
+        Hyper-parameters of step t.
+    optimizer_step
+        The optimizer's count of steps after step t, which the bias correction uses.
+
+    Returns
+    -------
+    array
+        Shape of the moments.
+    """
+    beta, gamma, eta, t = beta1, beta2, learning_rate, optimizer_step
+    step_size = eta / (1 - beta**t)
+    denominator = exp_avg_sq**0.5 * (1 - gamma**t) ** -0.5 + eps
+    return -step_size * exp_avg / denominator
+
+
+def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) -> Array:
+    """Return the change of the weights by decoupled weight decay.
+
+    Parameters
+    ----------
+    W_previous
+        The weights before step t.
+    learning_rate, weight_decay
+        Hyper-parameters of step t.
+
+    Returns
+    -------
+    array
+        Shape of the weights.
+    """
+    return -learning_rate * weight_decay * W_previous
+
+
+def rounding_bound(
+    update: Array, W: Array, W_previous: Array, *, unit_roundoff: float, weight_decay: Array
+) -> Array:
+    """Return how far rounding alone can carry a step from the formula, element by element.
+
+    With :math:`\\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham, "Accuracy
+    and Stability of Numerical Algorithms", lemma 3.1) torch's programs differ from the formula by
+    at most :math:`\\gamma_{10} |update| + \\gamma_1 |W_t|`, and with weight decay
+    :math:`\\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
+    corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight, two
+    shrink the weight. Hyper-parameters that are exact cost nothing; the bound is not tight.
+
+    Parameters
+    ----------
+    update
+        The formula's update.
+    W, W_previous
+        The weights after and before the step.
+    unit_roundoff
+        Relative error of one rounding in the dtype of the weights.
+    weight_decay
+        Hyper-parameter of the step.
+
+    Returns
+    -------
+    array
+        Not negative, shape of the weights.
+    """
+
+    def gamma(n: int) -> float:
+        return n * unit_roundoff / (1 - n * unit_roundoff)
+
+    bound = gamma(10) * abs(update) + gamma(1) * abs(W)
+    return bound + (weight_decay != 0) * gamma(2) * abs(W_previous)

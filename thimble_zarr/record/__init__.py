@@ -1,0 +1,1 @@
+"""From a live optimizer to committed blocks. Knows torch and the format, nothing else."""

@@ -1,0 +1,85 @@
+"""A block in memory: preallocated rows of every variable, filled by training, written whole."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thimble_zarr.errors import OptimizerError
+from thimble_zarr.format.schema import SCALARS, Schema
+from thimble_zarr.record.capture import dtype_name
+
+
+class Block:
+    """Rows `first_row` to `first_row + n_rows - 1` of a run, in the dtypes torch holds.
+
+    Attributes
+    ----------
+    first_row
+        The run's row that lies at index 0.
+    n_rows
+        Complete rows.
+    scalars
+        For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.first_row = 0
+        self.n_rows = 0
+        self.block_steps = schema.layout.block_steps
+        shape = (self.block_steps, schema.n_tokens, schema.n_dims)
+        self._tensors = {
+            name: torch.empty(shape, dtype=getattr(torch, native))
+            for name, native in schema.dtypes.items()
+        }
+        self.scalars = {name: np.empty(self.block_steps) for name in SCALARS}
+
+    @property
+    def full(self) -> bool:
+        """Whether every row is complete."""
+        return self.n_rows == self.block_steps
+
+    def start(self, first_row: int) -> None:
+        """Forget all rows and begin at `first_row`."""
+        self.first_row = first_row
+        self.n_rows = 0
+        for values in self.scalars.values():
+            values.fill(np.nan)
+
+    def append(self, tensors: Mapping[str, Tensor | None], scalars: Mapping[str, float]) -> None:
+        """Copy one row in. The row counts only when all of it is there.
+
+        Parameters
+        ----------
+        tensors
+            For each variable its values, shape `(token, dim)`, on any device; None is missing.
+        scalars
+            Per-step scalars; those not given are missing.
+
+        Raises
+        ------
+        OptimizerError
+            If a tensor is not of the declared shape and dtype.
+        """
+        for name, rows in self._tensors.items():
+            row, tensor = rows[self.n_rows], tensors[name]
+            if tensor is None:
+                row.fill_(float("nan"))
+                continue
+            if tensor.shape != row.shape or tensor.dtype != row.dtype:
+                raise OptimizerError(
+                    f"{name} became {dtype_name(tensor)} {tuple(tensor.shape)} during the run, but "
+                    f"{dtype_name(row)} {tuple(row.shape)} was declared; start a new recording"
+                )
+            row.copy_(tensor)
+        for name, value in scalars.items():
+            self.scalars[name][self.n_rows] = value
+        self.n_rows += 1
+
+    def bits(self) -> dict[str, np.ndarray]:
+        """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
+        return {
+            name: (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+            for name, rows in self._tensors.items()
+        }

@@ -1,0 +1,273 @@
+"""The recorder: installs torch's step hooks and turns every optimizer step into a row.
+
+Before a step it reads the hyper-parameters (schedules change them), after the step what the step
+consumed and produced. Rows are copied before the hook returns, because tensors alias. A full block
+goes to the writer thread just before the next row needs its place, so that a loss logged after the
+step still finds its row.
+"""
+
+import datetime
+import importlib.metadata
+import math
+import platform
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+import thimble_zarr
+from thimble_zarr.errors import OptimizerError, RecordingError
+from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
+from thimble_zarr.format.schema import Json, Schema, TokenLabels, recorded_variables
+from thimble_zarr.format.store import StorePath, StoreWriter
+from thimble_zarr.record.block import Block
+from thimble_zarr.record.capture import (
+    check_optimizer,
+    dtype_name,
+    hyperparameters,
+    optimizer_info,
+    optimizer_step,
+    param_group,
+    state_tensors,
+)
+from thimble_zarr.record.writer import BlockWriter
+
+
+class Recorder:
+    """Record every step of an optimizer on one embedding parameter.
+
+    Recording starts when the recorder is made and ends with `close`, or with the `with` block. Rows
+    of the last, unfinished block are on disk only after `flush` or `close`.
+
+    Parameters
+    ----------
+    path
+        Store to create.
+    optimizer
+        A `torch.optim.Adam` or `AdamW`.
+    parameter
+        The parameter to record, shape `(token, dim)`, owned by the optimizer.
+    name
+        The parameter's name in its model, kept as a label.
+    labels
+        What is known of the tokens: counts in the corpus, live and dead, texts.
+    n_steps
+        Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
+        was recorded.
+    attrs
+        Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
+    memory_bytes
+        Bound on all memory of the recorder.
+    overwrite
+        Replace a store that lies at `path`.
+
+    Raises
+    ------
+    OptimizerError
+        If the optimizer is not of the Adam family, does not own the parameter, or the parameter
+        cannot be recorded.
+    StoreError, StoreExistsError
+        If the store cannot be created.
+
+    Examples
+    --------
+    >>> with Recorder("run.zarr", optimizer, parameter=model.wte.weight) as recorder:
+    ...     for batch in batches:
+    ...         loss = train_step(batch)  # ends with optimizer.step()
+    ...         recorder.log(loss=loss)
+    """
+
+    def __init__(
+        self,
+        path: StorePath,
+        optimizer: torch.optim.Optimizer,
+        *,
+        parameter: Tensor,
+        name: str | None = None,
+        labels: TokenLabels | None = None,
+        n_steps: int | None = None,
+        attrs: Mapping[str, Json] | None = None,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        overwrite: bool = False,
+    ) -> None:
+        schema = _schema(optimizer, parameter, name, attrs or {}, memory_bytes)
+        self._optimizer = optimizer
+        self._parameter = parameter
+        self._store = StoreWriter.create(
+            path,
+            schema,
+            labels=labels,
+            n_rows=None if n_steps is None else n_steps + 1,
+            overwrite=overwrite,
+        )
+        self._writer = BlockWriter(self._store)
+        self._block: Block | None = None
+        self._next_row = 0
+        self._hyperparameters: dict[str, float] = {}
+        self._loss: float | None = None
+        self._loss_follows_step: bool | None = None
+        self._closed = False
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps recorded so far."""
+        return max(0, self._next_row - 1)
+
+    @property
+    def schema(self) -> Schema:
+        """What the store holds."""
+        return self._store.schema
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes put on disk so far."""
+        return self._store.bytes_written
+
+    def log(self, *, loss: float | Tensor) -> None:
+        """Note the loss of a step.
+
+        Call it once a step, always on the same side of `optimizer.step()`: logged before, it
+        belongs to the step to come; logged after, to the step just taken. The first call tells
+        which. A loss that is not a number is recorded, with a warning.
+
+        Parameters
+        ----------
+        loss
+            A number or a tensor of one element.
+        """
+        self._writer.check()
+        value = float(torch.as_tensor(loss).item())
+        if self._loss_follows_step is None:
+            self._loss_follows_step = self._next_row > 0
+        step = self.step if self._loss_follows_step else self.step + 1
+        if not math.isfinite(value):
+            warnings.warn(f"the loss of step {step} is {value}; recorded as it is", stacklevel=2)
+        if not self._loss_follows_step:
+            self._loss = value
+        elif self._block is not None:
+            self._block.scalars["loss"][self._block.n_rows - 1] = value
+
+    def flush(self) -> None:
+        """Commit every recorded row. When this returns they survive a crash of the machine.
+
+        Raises
+        ------
+        RecordingError
+            If a block could not be written.
+        """
+        if self._block is not None and self._block.n_rows:
+            self._writer.commit(self._block)
+
+    def close(self) -> None:
+        """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
+
+        Raises
+        ------
+        RecordingError
+            If a block could not be written.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        for hook in self._hooks:
+            hook.remove()
+        try:
+            self.flush()
+        finally:
+            self._writer.stop()
+            try:
+                self._store.close()
+            except OSError as error:
+                raise RecordingError(f"cannot close {self._store.path}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except RecordingError as closing_error:
+            if error is None:
+                raise
+            error.add_note(str(closing_error))
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        group = param_group(optimizer, self._parameter)
+        self._hyperparameters = hyperparameters(group)
+        if self._next_row == 0:
+            self._append_row(grad=None, scalars={})
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        scalars = dict(self._hyperparameters)
+        if self._loss is not None:
+            scalars["loss"], self._loss = self._loss, None
+        self._append_row(grad=self._parameter.grad, scalars=scalars)
+
+    def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float]) -> None:
+        self._writer.check()
+        states = state_tensors(self._optimizer, self._parameter)
+        zeros = torch.zeros((), dtype=self._parameter.dtype).expand(self._parameter.shape)
+        tensors = {name: states.get(name, zeros) for name in self.schema.dtypes} | {"grad": grad}
+        step = optimizer_step(self._optimizer, self._parameter)
+        self._block_with_room().append(tensors, {"optimizer_step": step, **scalars})
+        self._next_row += 1
+
+    def _block_with_room(self) -> Block:
+        """Return the block the next row goes into; a full one is passed on first."""
+        if self._block is not None and self._block.full:
+            self._writer.submit(self._block)
+            self._block = None
+        if self._block is None:
+            self._block = self._writer.acquire()
+            self._block.start(self._next_row)
+        return self._block
+
+
+def _schema(
+    optimizer: torch.optim.Optimizer,
+    parameter: Tensor,
+    name: str | None,
+    attrs: Mapping[str, Json],
+    memory_bytes: int,
+) -> Schema:
+    check_optimizer(optimizer)
+    info = optimizer_info(optimizer, parameter)
+    native = dtype_name(parameter)
+    if parameter.ndim != 2 or parameter.numel() == 0 or native not in NATIVE_DTYPES:
+        raise OptimizerError(
+            f"the parameter is {native} of shape {tuple(parameter.shape)}; a recording needs an "
+            f"embedding of shape (token, dim) in one of {', '.join(NATIVE_DTYPES)}"
+        )
+    dtypes = dict.fromkeys(recorded_variables(info), native)
+    n_tokens, n_dims = parameter.shape
+    itemsizes = {variable: storage_dtype(native).itemsize for variable in dtypes}
+    return Schema(
+        n_tokens=n_tokens,
+        n_dims=n_dims,
+        dtypes=dtypes,
+        layout=plan_layout(n_tokens, n_dims, itemsizes, memory_bytes=memory_bytes),
+        optimizer=info,
+        parameter=name,
+        device=str(parameter.device),
+        software={
+            "thimble_zarr": thimble_zarr.__version__,
+            "torch": torch.__version__,
+            "zarr": importlib.metadata.version("zarr"),
+            "python": platform.python_version(),
+        },
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        attrs=attrs,
+    )

@@ -1,0 +1,94 @@
+"""One background thread that commits blocks while training goes on.
+
+Blocks go round: training fills one, `submit` passes it on, the thread commits it, `acquire` hands
+it out again. There are `N_BUFFERS` of them and no more, so memory is bounded and a disk that cannot
+keep up slows training down. If a commit fails, the error reaches training at its next call.
+"""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from thimble_zarr.errors import RecordingError
+from thimble_zarr.format.layout import N_BUFFERS
+from thimble_zarr.format.store import StoreWriter
+from thimble_zarr.record.block import Block
+
+
+class BlockWriter:
+    """Commits blocks to a store, in order.
+
+    Parameters
+    ----------
+    store
+        The store to commit to. While blocks are pending it belongs to the thread.
+    """
+
+    def __init__(self, store: StoreWriter) -> None:
+        self._store = store
+        self._free = [Block(store.schema) for _ in range(N_BUFFERS)]
+        self._pending: deque[tuple[Future[None], Block]] = deque()
+        self._error: Exception | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
+
+    def acquire(self) -> Block:
+        """Return a free block, waiting until the thread has committed one.
+
+        Raises
+        ------
+        RecordingError
+            If a block could not be committed.
+        """
+        self.check()
+        if not self._free:
+            self._collect()
+        return self._free.pop()
+
+    def submit(self, block: Block) -> None:
+        """Pass a block on to be committed; the caller no longer owns it."""
+        self._pending.append((self._thread.submit(self._commit, block), block))
+
+    def commit(self, block: Block) -> None:
+        """Commit all pending blocks and then `block`, which the caller keeps.
+
+        Raises
+        ------
+        RecordingError
+            If a block could not be committed.
+        """
+        while self._pending:
+            self._collect()
+        self.check()
+        try:
+            self._commit(block)
+        except Exception as error:
+            self._fail(error)
+
+    def check(self) -> None:
+        """Raise RecordingError if a block could not be committed."""
+        while self._pending and self._pending[0][0].done():
+            self._collect()
+        if self._error is not None:
+            self._fail(self._error)
+
+    def stop(self) -> None:
+        """Wait for pending blocks and end the thread."""
+        self._thread.shutdown()
+
+    def _commit(self, block: Block) -> None:
+        self._store.commit_block(block.first_row, block.n_rows, block.bits(), block.scalars)
+
+    def _collect(self) -> None:
+        future, block = self._pending.popleft()
+        try:
+            future.result()
+        except Exception as error:
+            self._fail(error)
+        self._free.append(block)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        n_rows = self._store.n_rows
+        safe = f"steps 0 to {n_rows - 1} are committed and safe" if n_rows else "nothing is committed"
+        raise RecordingError(
+            f"recording into {self._store.path} stopped: {error}; {safe}"
+        ) from error
