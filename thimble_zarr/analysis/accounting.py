@@ -8,11 +8,9 @@ import numpy as np
 import xarray as xr
 
 from thimble_zarr.analysis.lazy import LazyArray
-from thimble_zarr.analysis.variables import adam_decay, adam_update, weight_decay
+from thimble_zarr.analysis.variables import adam_decay, adam_update, rounding_bound
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.errors import SelectionError
-from thimble_zarr.format.bits import unit_roundoff
-from thimble_zarr.optim import adamw
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 
@@ -94,15 +92,7 @@ def _sums(window: Window) -> np.ndarray:
     predicted = update + adam_decay(window)
     observed = current - previous
     difference = observed - predicted
-    native = window.source.reader.schema.dtypes["W"]
-    bound = adamw.rounding_bound(
-        update,
-        current,
-        previous,
-        unit_roundoff=unit_roundoff(native) + unit_roundoff("float64"),  # torch's and ours
-        weight_decay=weight_decay(window),
-    )
-    explained = np.abs(difference) <= bound  # False for NaN, which nothing explains
+    explained = np.abs(difference) <= rounding_bound(window, update)  # NaN is not explained
     return np.stack(
         [
             np.einsum("std,std->s", predicted, predicted),

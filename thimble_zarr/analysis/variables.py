@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thimble_zarr.analysis.windows import Window
+from thimble_zarr.format.bits import unit_roundoff
 from thimble_zarr.format.schema import VARIABLES
 from thimble_zarr.optim import adamw
 
@@ -76,6 +77,25 @@ def predicted(window: Window) -> np.ndarray:
 def adam_residual(window: Window) -> np.ndarray:
     """Return what the formula leaves of the observed change."""
     return delta_W(window) - predicted(window)
+
+
+def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
+    """Return the largest residual that rounding can leave, given the formula's update."""
+    schema = window.source.reader.schema
+    float64 = unit_roundoff("float64")
+    # These programs compute the bias corrections on the device, from a float32 step count.
+    on_device = schema.optimizer.capturable or schema.optimizer.implementation == "fused"
+    return adamw.rounding_bound(
+        update,
+        window.current("W"),
+        window.previous("W"),
+        weight_decay=weight_decay(window),
+        beta1=window.scalar("beta1"),
+        beta2=window.scalar("beta2"),
+        optimizer_step=window.scalar("optimizer_step"),
+        unit_roundoff=unit_roundoff(schema.dtypes["W"]) + float64,  # torch's rounding and ours
+        correction_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
+    )
 
 
 DERIVED: Mapping[str, Derived] = {

@@ -72,7 +72,16 @@ def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) 
 
 
 def rounding_bound(
-    update: Array, W: Array, W_previous: Array, *, unit_roundoff: float, weight_decay: Array
+    update: Array,
+    W: Array,
+    W_previous: Array,
+    *,
+    weight_decay: Array,
+    beta1: Array,
+    beta2: Array,
+    optimizer_step: Array,
+    unit_roundoff: float,
+    correction_roundoff: float,
 ) -> Array:
     """Return how far rounding alone can carry a step from the formula, element by element.
 
@@ -81,7 +90,8 @@ def rounding_bound(
     at most :math:`\\gamma_{10} |update| + \\gamma_1 |W_t|`, and with weight decay
     :math:`\\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
     corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight, two
-    shrink the weight. Hyper-parameters that are exact cost nothing; the bound is not tight.
+    shrink the weight. Besides, :math:`1 - \\beta^t` cancels: a relative error c of the power
+    becomes :math:`c / (1 - \\beta^t)`. The bound is safe, not tight.
 
     Parameters
     ----------
@@ -89,10 +99,12 @@ def rounding_bound(
         The formula's update.
     W, W_previous
         The weights after and before the step.
+    weight_decay, beta1, beta2, optimizer_step
+        Hyper-parameters of the step.
     unit_roundoff
-        Relative error of one rounding in the dtype of the weights.
-    weight_decay
-        Hyper-parameter of the step.
+        Relative error u of one rounding in the dtype of the weights.
+    correction_roundoff
+        Relative error c of a power of beta, both torch's and that of `update`.
 
     Returns
     -------
@@ -103,5 +115,7 @@ def rounding_bound(
     def gamma(n: int) -> float:
         return n * unit_roundoff / (1 - n * unit_roundoff)
 
-    bound = gamma(10) * abs(update) + gamma(1) * abs(W)
+    cancellation = 1 / (1 - beta1**optimizer_step) + 0.5 / (1 - beta2**optimizer_step)
+    relative = gamma(10) + correction_roundoff * cancellation
+    bound = relative * abs(update) + gamma(1) * abs(W)
     return bound + (weight_decay != 0) * gamma(2) * abs(W_previous)

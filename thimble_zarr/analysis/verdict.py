@@ -1,0 +1,64 @@
+"""The verdict: one line in plain words on what an accounting shows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an accounting shows.
+
+    Attributes
+    ----------
+    holds
+        Whether the formula, with the rounding of the dtype, explains every weight change.
+    text
+        The same in words.
+    """
+
+    holds: bool
+    text: str
+
+
+def verdict(table: xr.Dataset) -> Verdict:
+    """Judge an accounting.
+
+    Parameters
+    ----------
+    table
+        What `accounting` returned.
+
+    Returns
+    -------
+    Verdict
+    """
+    steps = table.step.values
+    total = table.attrs["n_elements"] * len(steps)
+    n_unexplained = int(table.n_unexplained.sum())
+    if n_unexplained:
+        first = int(steps[np.flatnonzero(table.n_unexplained.values)[0]])
+        return Verdict(
+            False,
+            f"FAILS: {n_unexplained:,} of {total:,} weight changes differ from AdamW's formula by "
+            f"more than {table.attrs['dtype']} rounding can explain, first at step {first}. The "
+            "recorded gradients and states did not make these weights.",
+        )
+    return Verdict(
+        True,
+        f"HOLDS: all {total:,} weight changes are AdamW's formula within what "
+        f"{table.attrs['dtype']} rounding can explain; {_cosines(table)}.",
+    )
+
+
+def _cosines(table: xr.Dataset) -> str:
+    cosines = table.cosine_similarity.dropna("step")
+    if cosines.size == 0:
+        return "nothing moved"
+    first, last, lowest = cosines[0], cosines[-1], cosines[int(cosines.argmin())]
+    words = f"cosine {float(first):.4f} at step {int(first.step)}"
+    for other in (lowest, last):
+        if int(other.step) != int(first.step) and f"step {int(other.step)}" not in words:
+            words += f", {float(other):.4f} at step {int(other.step)}"
+    return words

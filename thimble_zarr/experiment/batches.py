@@ -1,0 +1,57 @@
+"""Batches: every window of a corpus, in a seeded random order, epoch after epoch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thimble_zarr.errors import CorpusError
+
+
+def sliding_batches(
+    ids: np.ndarray, *, seq_len: int, batch_size: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of inputs and next tokens, for ever.
+
+    Windows are views of the corpus; all that is made for an epoch is its order, 8 bytes a window.
+    The order is that of `torch.utils.data.DataLoader` with `shuffle=True` and a generator of this
+    seed, as in the original notebook.
+
+    Parameters
+    ----------
+    ids
+        The encoded corpus, shape `(n,)`.
+    seq_len
+        Tokens a window.
+    batch_size
+        Windows a batch; the last batch of an epoch may be smaller.
+    seed
+        Seed of the order.
+
+    Yields
+    ------
+    inputs, targets
+        int64, shape `(batch, seq_len)`; targets are inputs one token later.
+
+    Raises
+    ------
+    CorpusError
+        If the corpus is shorter than one window and its last target.
+    """
+    n_windows = len(ids) - seq_len
+    if n_windows < 1:
+        raise CorpusError(
+            f"the corpus has {len(ids)} tokens, and one window takes {seq_len + 1}; "
+            "use a longer text or a smaller --seq-len"
+        )
+    return _epochs(torch.from_numpy(ids).unfold(0, seq_len + 1, 1), batch_size, seed)
+
+
+def _epochs(windows: Tensor, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        torch.empty((), dtype=torch.int64).random_(generator=generator)  # DataLoader's worker seed
+        for indices in torch.randperm(len(windows), generator=generator).split(batch_size):
+            chunk = windows[indices]
+            yield chunk[:, :-1], chunk[:, 1:]

@@ -1,0 +1,146 @@
+"""The settings of a Thimble 1 run: one frozen record, read from a TOML file and from flags."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from thimble_zarr.errors import ConfigError
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "optimizer_impl": ("single", "foreach", "fused"),
+}
+"""The settings that take one of a few words."""
+
+HELP: Mapping[str, str] = {
+    "steps": "Optimizer steps.",
+    "batch_size": "Sequences a step.",
+    "seq_len": "Tokens a sequence.",
+    "lr": "Learning rate.",
+    "weight_decay": "Decoupled weight decay.",
+    "beta1": "Decay rate of the first moment.",
+    "beta2": "Decay rate of the second moment.",
+    "eps": "Term added to AdamW's denominator.",
+    "dtype": "Dtype of the whole model.",
+    "device": "Where to train: cuda, mps or cpu; found automatically when not given.",
+    "seed": "Seed of initialisation and shuffling.",
+    "vocab_size": "Tokens in the vocabulary.",
+    "hidden_dim": "Dimensions of the embedding.",
+    "layers": "Transformer layers.",
+    "heads": "Attention heads.",
+    "init_scale": "Standard deviation of the initial embedding.",
+    "optimizer_impl": "Which of torch's implementations of AdamW runs.",
+    "double_shift": "Train on the token after next, as the original notebook did by mistake.",
+    "corpus": "Text file to train on (UTF-8).  [default: the Python standard library's docs]",
+    "tokenizer": "Tokenizer (tokenizers JSON).  [default: a BPE of the standard library]",
+    "token_mask": "Safetensors with live_mask or dead_mask.  [default: from the corpus]",
+}
+"""What each setting means, for the command line and the reader."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of a run; the defaults are those of the original Thimble 1 notebook.
+
+    Each field is an option of `thimble-zarr train` (`batch_size` is `--batch-size`) and a key of
+    the TOML file that `--config` names. `HELP` says what each means.
+
+    Raises
+    ------
+    ConfigError
+        If a value cannot work.
+    """
+
+    steps: int = 1000
+    batch_size: int = 128
+    seq_len: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    dtype: str = "bfloat16"
+    device: str | None = None
+    seed: int = 42
+    vocab_size: int = 10_000
+    hidden_dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    init_scale: float = 0.02
+    optimizer_impl: str = "single"
+    double_shift: bool = False
+    corpus: Path | None = None
+    tokenizer: Path | None = None
+    token_mask: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "seq_len", "vocab_size", "hidden_dim", "layers", "heads"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("lr", "weight_decay", "eps", "init_scale"):
+            value = getattr(self, name)
+            self._require(name, value >= 0 and math.isfinite(value), "a number from 0 up")
+        for name in ("beta1", "beta2"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name, choices in CHOICES.items():
+            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        self._require(
+            "hidden_dim", self.hidden_dim % self.heads == 0, f"a multiple of heads ({self.heads})"
+        )
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:  # noqa: FBT001
+        if not holds:
+            raise ConfigError(f"{name} is {getattr(self, name)!r}, but must be {expected}")
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, object]) -> Self:
+        """Make a config from settings by name; the rest keep their defaults.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown, or a value has the wrong type or cannot work.
+        """
+        types = {known.name: known.type for known in fields(cls)}
+        for name in settings:
+            if name not in types:
+                raise ConfigError(f"there is no setting {name!r}; known are {', '.join(types)}")
+        return cls(**{name: _convert(name, types[name], settings[name]) for name in settings})
+
+    def to_json(self) -> dict[str, int | float | str | bool | None]:
+        """Return the settings as the store keeps them."""
+        values = {known.name: getattr(self, known.name) for known in fields(self)}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        }
+
+
+def read_toml(file: Path) -> dict[str, object]:
+    """Read settings from a TOML file, one key a setting.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read settings from {file}: {error}") from error
+
+
+def _convert(name: str, kind: object, value: object) -> object:
+    """Check a value from a file against the field's type; make numbers and paths of it."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind == Path | None and isinstance(value, str):
+        return Path(value)
+    matches = (
+        isinstance(value, kind)  # type: ignore[arg-type]
+        and (kind is bool or not isinstance(value, bool))
+    )
+    if not matches:
+        raise ConfigError(f"{name} is {value!r}, but must be {getattr(kind, '__name__', kind)}")
+    return value

@@ -1,0 +1,172 @@
+"""The training loop: Thimble 1 as an ordinary user of the recorder."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from thimble_zarr.experiment.batches import sliding_batches
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.corpus import read_corpus
+from thimble_zarr.experiment.model import (
+    build_model,
+    build_optimizer,
+    embedding,
+    find_device,
+    language_loss,
+)
+from thimble_zarr.experiment.vocabulary import encode, label_tokens, read_tokenizer
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
+from thimble_zarr.format.schema import Json, TokenLabels
+from thimble_zarr.format.store import StorePath
+from thimble_zarr.record.recorder import Recorder
+
+PARAMETER = "transformer.wte.weight"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on.
+
+    Attributes
+    ----------
+    ids
+        The encoded corpus, int64, shape `(n,)`.
+    labels
+        Counts, live and dead, and texts of the tokens.
+    attrs
+        Where it is from, to be kept with the run.
+    """
+
+    ids: np.ndarray
+    labels: TokenLabels
+    attrs: dict[str, Json]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    Attributes
+    ----------
+    step
+        Steps taken.
+    loss
+        Loss of the step, nats.
+    bytes_written
+        Bytes of the recording on disk.
+    """
+
+    step: int
+    loss: float
+    bytes_written: int
+
+
+def load_data(config: TrainingConfig) -> TrainingData:
+    """Read corpus, tokenizer and mask as the config says, and encode the corpus.
+
+    Raises
+    ------
+    CorpusError
+        If one of them cannot be read, or they do not fit each other.
+    """
+    corpus = read_corpus(config.corpus)
+    tokenizer = read_tokenizer(config.tokenizer, vocab_size=config.vocab_size)
+    ids = encode(tokenizer, corpus.text)
+    tokenizer_json: str = tokenizer.to_str()
+    attrs: dict[str, Json] = {
+        "corpus": {"name": corpus.name, "sha256": corpus.sha256, "n_tokens": len(ids)},
+        "tokenizer": {
+            "name": str(config.tokenizer or "trained on the Python standard library"),
+            "sha256": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
+        },
+    }
+    return TrainingData(ids, label_tokens(tokenizer, ids, mask_file=config.token_mask), attrs)
+
+
+class Training:
+    """A model being trained: one call of `step` is one optimizer step.
+
+    Parameters
+    ----------
+    config
+        The settings; the global random seed is set from them.
+    data
+        What to train on.
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there.
+    CorpusError
+        If the corpus is shorter than one window.
+    """
+
+    def __init__(self, config: TrainingConfig, data: TrainingData) -> None:
+        self._config = config
+        self._device = find_device(config.device)
+        self._batches = sliding_batches(
+            data.ids, seq_len=config.seq_len, batch_size=config.batch_size, seed=config.seed
+        )
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, self._device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.embedding = embedding(self.model)
+
+    def step(self) -> float:
+        """Take one optimizer step and return its loss."""
+        inputs, targets = (tokens.to(self._device) for tokens in next(self._batches))
+        loss = language_loss(self.model, inputs, targets, double_shift=self._config.double_shift)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+def train(
+    config: TrainingConfig,
+    data: TrainingData,
+    store: StorePath,
+    *,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    overwrite: bool = False,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Train as the config says and record every step.
+
+    However it ends, by itself, by an error or by Ctrl-C, what was recorded is on disk and the store
+    is closed.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    data
+        From `load_data`.
+    store
+        Store to create.
+    memory_bytes
+        Bound on the recorder's memory.
+    overwrite
+        Replace a store that lies at `store`.
+    on_step
+        Called after each step.
+    """
+    training = Training(config, data)
+    with Recorder(
+        store,
+        training.optimizer,
+        parameter=training.embedding,
+        name=PARAMETER,
+        labels=data.labels,
+        n_steps=config.steps,
+        attrs={"config": config.to_json(), **data.attrs},
+        memory_bytes=memory_bytes,
+        overwrite=overwrite,
+    ) as recorder:
+        for step in range(1, config.steps + 1):
+            loss = training.step()
+            recorder.log(loss=loss)
+            on_step(Progress(step, loss, recorder.bytes_written))
