@@ -6,6 +6,7 @@ narrower selection, with a fresh graph of one task per block of steps. Each task
 chunks it needs. For everything else, and once pickled, it is an ordinary Dask array.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -110,9 +111,7 @@ class LazyArray(da.Array):
             )
             for index, group_selection in enumerate((group, tokens, dims) for group in groups)
         }
-        return da.Array(
-            graph, name, (tuple(map(len, groups)), (n_outputs,)), dtype=np.float64
-        )
+        return da.Array(graph, name, (tuple(map(len, groups)), (n_outputs,)), dtype=np.float64)
 
 
 def _token(source: Source, *parts: object) -> str:
@@ -128,7 +127,7 @@ def _row_groups(rows: Indices | int, length: int) -> list[Indices]:
         return [range(rows, rows + 1)]
     ids = np.asarray(rows)
     starts = [0, *(np.flatnonzero(np.diff(ids // length)) + 1).tolist(), len(ids)]
-    return [rows[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+    return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
 def _as_indices(axis: Indices | int) -> Indices:

@@ -40,25 +40,22 @@ def verdict(table: xr.Dataset) -> Verdict:
     if n_unexplained:
         first = int(steps[np.flatnonzero(table.n_unexplained.values)[0]])
         return Verdict(
-            False,
-            f"FAILS: {n_unexplained:,} of {total:,} weight changes differ from AdamW's formula by "
+            holds=False,
+            text=f"FAILS: {n_unexplained:,} of {total:,} weight changes differ from AdamW's formula by "
             f"more than {table.attrs['dtype']} rounding can explain, first at step {first}. The "
             "recorded gradients and states did not make these weights.",
         )
     return Verdict(
-        True,
-        f"HOLDS: all {total:,} weight changes are AdamW's formula within what "
+        holds=True,
+        text=f"HOLDS: all {total:,} weight changes are AdamW's formula within what "
         f"{table.attrs['dtype']} rounding can explain; {_cosines(table)}.",
     )
 
 
 def _cosines(table: xr.Dataset) -> str:
-    cosines = table.cosine_similarity.dropna("step")
-    if cosines.size == 0:
+    moved = table.cosine_similarity.dropna("step")
+    if moved.size == 0:
         return "nothing moved"
-    first, last, lowest = cosines[0], cosines[-1], cosines[int(cosines.argmin())]
-    words = f"cosine {float(first):.4f} at step {int(first.step)}"
-    for other in (lowest, last):
-        if int(other.step) != int(first.step) and f"step {int(other.step)}" not in words:
-            words += f", {float(other):.4f} at step {int(other.step)}"
-    return words
+    steps, cosines = moved.step.values, moved.values
+    shown = sorted({0, int(np.argmin(cosines)), len(steps) - 1})
+    return "cosine " + ", ".join(f"{cosines[i]:.4f} at step {steps[i]}" for i in shown)

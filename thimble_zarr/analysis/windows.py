@@ -137,7 +137,9 @@ def iter_windows(
     row_range = int(rows.min()), int(rows.max()) + 1
     for chunk, take, where in _iter_chunks(source, tokens):
         piece = _Piece(source, row_range, chunk, take)
-        n_tokens = len(range(*where.indices(len(tokens)))) if isinstance(where, slice) else len(where)
+        n_tokens = (
+            len(range(*where.indices(len(tokens)))) if isinstance(where, slice) else len(where)
+        )
         n_rows = max(1, _WINDOW_ELEMENTS // (n_tokens * len(dims)))
         for start, stop in split_range(0, len(rows), n_rows):
             yield (slice(start, stop), where), Window(piece, rows[start:stop], dims)

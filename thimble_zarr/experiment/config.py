@@ -77,7 +77,15 @@ class TrainingConfig:
     token_mask: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "vocab_size", "hidden_dim", "layers", "heads"):
+        for name in (
+            "steps",
+            "batch_size",
+            "seq_len",
+            "vocab_size",
+            "hidden_dim",
+            "layers",
+            "heads",
+        ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "weight_decay", "eps", "init_scale"):
             value = getattr(self, name)

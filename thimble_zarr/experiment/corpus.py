@@ -57,7 +57,9 @@ def read_corpus(file: Path | None) -> Corpus:
     try:
         return Corpus(str(file), file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read the corpus {file}: {error}; it must be UTF-8 text") from error
+        raise CorpusError(
+            f"cannot read the corpus {file}: {error}; it must be UTF-8 text"
+        ) from error
 
 
 def default_corpus() -> Corpus:

@@ -99,9 +99,7 @@ def plan_run(
             n_scalars=len(SCALARS) + 1,
             memory_bytes=memory_bytes,
         ),
-        notebook_array_bytes={
-            name: elements * size for name, size in NOTEBOOK_ITEMSIZES.items()
-        },
+        notebook_array_bytes={name: elements * size for name, size in NOTEBOOK_ITEMSIZES.items()},
         training_bytes=training_bytes(config, itemsize),
         free_memory_bytes=psutil.virtual_memory().available,
         free_disk_bytes=shutil.disk_usage(_existing_parent(Path(store))).free,
@@ -117,7 +115,9 @@ def training_bytes(config: TrainingConfig, itemsize: int) -> int:
     d, positions = config.hidden_dim, config.batch_size * config.seq_len
     n_parameters = (config.vocab_size + config.seq_len) * d + config.layers * 12 * d**2
     logits = positions * config.vocab_size * (2 * itemsize + 3 * 4)
-    activations = positions * config.layers * (34 * d + 5 * config.heads * config.seq_len) * itemsize
+    activations = (
+        positions * config.layers * (34 * d + 5 * config.heads * config.seq_len) * itemsize
+    )
     return _LIBRARIES_BYTES + 4 * n_parameters * itemsize + logits + activations
 
 

@@ -32,6 +32,8 @@ class TrainingData:
 
     Attributes
     ----------
+    corpus_name
+        The corpus in words, or its path.
     ids
         The encoded corpus, int64, shape `(n,)`.
     labels
@@ -40,6 +42,7 @@ class TrainingData:
         Where it is from, to be kept with the run.
     """
 
+    corpus_name: str
     ids: np.ndarray
     labels: TokenLabels
     attrs: dict[str, Json]
@@ -83,7 +86,8 @@ def load_data(config: TrainingConfig) -> TrainingData:
             "sha256": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
         },
     }
-    return TrainingData(ids, label_tokens(tokenizer, ids, mask_file=config.token_mask), attrs)
+    labels = label_tokens(tokenizer, ids, mask_file=config.token_mask)
+    return TrainingData(corpus.name, ids, labels, attrs)
 
 
 class Training:

@@ -108,7 +108,9 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     pieces = _split_lines(text)
     encoded = [np.empty(0, dtype=np.int64)]
     while batch := list(islice(pieces, _PIECES_A_BATCH)):
-        encoded += [np.array(piece.ids, dtype=np.int64) for piece in tokenizer.encode_batch_fast(batch)]
+        encoded += [
+            np.array(piece.ids, dtype=np.int64) for piece in tokenizer.encode_batch_fast(batch)
+        ]
     return np.concatenate(encoded)
 
 

@@ -20,7 +20,12 @@ NATIVE_DTYPES = tuple(_STORAGE_DTYPES)
 
 _BFLOAT16_NAN = 0x7FC0
 
-_UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+_UNIT_ROUNDOFF = {
+    "bfloat16": 2.0**-8,
+    "float16": 2.0**-11,
+    "float32": 2.0**-24,
+    "float64": 2.0**-53,
+}
 
 BFLOAT16_RECIPE = "bfloat16 bit patterns; values = (bits.astype('uint32') << 16).view('float32')"
 """How to decode a bfloat16 array without this package; stored beside every such array."""

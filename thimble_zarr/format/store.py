@@ -19,6 +19,7 @@ step of which any array is missing is never seen::
         lock                held by the one writer
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -100,8 +101,6 @@ class StoreWriter:
         Root directory of the store.
     schema
         What was declared.
-    n_rows
-        Rows committed so far.
     bytes_written
         Bytes put on disk so far.
     """
@@ -175,6 +174,7 @@ class StoreWriter:
 
     @property
     def n_rows(self) -> int:
+        """Rows committed so far."""
         return self._commit.n_rows
 
     def commit_block(
@@ -494,9 +494,7 @@ class StoreReader:
         if "text_end" in known:
             utf8 = known.pop("text_bytes").tobytes()
             ends = [0, *known.pop("text_end").tolist()]
-            text = [
-                utf8[start:end].decode() for start, end in zip(ends[:-1], ends[1:], strict=True)
-            ]
+            text = [utf8[start:end].decode() for start, end in itertools.pairwise(ends)]
         return TokenLabels(text=text, **known)
 
     def disk_bytes(self) -> int:
@@ -587,8 +585,12 @@ def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str
         yield "text_end", "token", np.cumsum([len(text) for text in utf8], dtype=np.int64)
 
 
-def _clear(path: Path, *, overwrite: bool) -> None:
-    """Make room for a new store; remove nothing but a store that nobody is writing."""
+def check_vacant(path: StorePath, *, overwrite: bool) -> None:
+    """Raise StoreExistsError unless a store may be created at `path`.
+
+    An empty directory is vacant; with `overwrite` so is a store. Nothing else ever is.
+    """
+    path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if _read_attribute(path) is None:
@@ -601,8 +603,14 @@ def _clear(path: Path, *, overwrite: bool) -> None:
             f"{path} already holds a recorded run; choose another path, or overwrite it "
             "(--overwrite, or overwrite=True)"
         )
-    _acquire_lock(path).release()
-    shutil.rmtree(path)
+
+
+def _clear(path: Path, *, overwrite: bool) -> None:
+    """Make room for a new store; remove nothing but a store that nobody is writing."""
+    check_vacant(path, overwrite=overwrite)
+    if path.exists():
+        _acquire_lock(path).release()
+        shutil.rmtree(path)
 
 
 def _acquire_lock(path: Path) -> filelock.BaseFileLock:

@@ -1,11 +1,11 @@
-"""AdamW's formula, in real numbers: what a step should do, given the states after it.
+r"""AdamW's formula, in real numbers: what a step should do, given the states after it.
 
 .. math::
 
-    update_t = -\\eta_t \\frac{\\hat m_t}{\\sqrt{\\hat v_t} + \\epsilon}, \\qquad
-    decay_t = -\\eta_t \\lambda_t W_{t-1}
+    update_t = -\eta_t \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}, \qquad
+    decay_t = -\eta_t \lambda_t W_{t-1}
 
-with :math:`\\hat m_t = m_t / (1 - \\beta_1^t)` and :math:`\\hat v_t = v_t / (1 - \\beta_2^t)`
+with :math:`\hat m_t = m_t / (1 - \beta_1^t)` and :math:`\hat v_t = v_t / (1 - \beta_2^t)`
 (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2, in the form of
 `torch.optim.AdamW`, where the learning rate multiplies the decay). The functions take anything that
 broadcasts: NumPy, xarray or Dask arrays; they are as precise as what they are given.
@@ -83,15 +83,15 @@ def rounding_bound(
     unit_roundoff: float,
     correction_roundoff: float,
 ) -> Array:
-    """Return how far rounding alone can carry a step from the formula, element by element.
+    r"""Return how far rounding alone can carry a step from the formula, element by element.
 
-    With :math:`\\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham, "Accuracy
+    With :math:`\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham, "Accuracy
     and Stability of Numerical Algorithms", lemma 3.1) torch's programs differ from the formula by
-    at most :math:`\\gamma_{10} |update| + \\gamma_1 |W_t|`, and with weight decay
-    :math:`\\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
+    at most :math:`\gamma_{10} |update| + \gamma_1 |W_t|`, and with weight decay
+    :math:`\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
     corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight, two
-    shrink the weight. Besides, :math:`1 - \\beta^t` cancels: a relative error c of the power
-    becomes :math:`c / (1 - \\beta^t)`. The bound is safe, not tight.
+    shrink the weight. Besides, :math:`1 - \beta^t` cancels: a relative error c of the power
+    becomes :math:`c / (1 - \beta^t)`. The bound is safe, not tight.
 
     Parameters
     ----------

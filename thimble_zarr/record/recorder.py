@@ -110,6 +110,7 @@ class Recorder:
         self._hyperparameters: dict[str, float] = {}
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
+        self._loss_warned = False
         self._closed = False
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -136,7 +137,7 @@ class Recorder:
 
         Call it once a step, always on the same side of `optimizer.step()`: logged before, it
         belongs to the step to come; logged after, to the step just taken. The first call tells
-        which. A loss that is not a number is recorded, with a warning.
+        which. A loss that is not finite is recorded, with a warning the first time.
 
         Parameters
         ----------
@@ -148,8 +149,13 @@ class Recorder:
         if self._loss_follows_step is None:
             self._loss_follows_step = self._next_row > 0
         step = self.step if self._loss_follows_step else self.step + 1
-        if not math.isfinite(value):
-            warnings.warn(f"the loss of step {step} is {value}; recorded as it is", stacklevel=2)
+        if not (math.isfinite(value) or self._loss_warned):
+            self._loss_warned = True
+            warnings.warn(
+                f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
+                "further ones, without a warning",
+                stacklevel=2,
+            )
         if not self._loss_follows_step:
             self._loss = value
         elif self._block is not None:

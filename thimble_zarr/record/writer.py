@@ -88,7 +88,9 @@ class BlockWriter:
     def _fail(self, error: Exception) -> None:
         self._error = error
         n_rows = self._store.n_rows
-        safe = f"steps 0 to {n_rows - 1} are committed and safe" if n_rows else "nothing is committed"
+        safe = (
+            f"steps 0 to {n_rows - 1} are committed and safe" if n_rows else "nothing is committed"
+        )
         raise RecordingError(
             f"recording into {self._store.path} stopped: {error}; {safe}"
         ) from error

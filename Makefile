@@ -1,0 +1,35 @@
+# Every target creates .venv and installs what it needs; Python 3.11 or newer is all there must be.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## Show what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	touch $@
+
+demo: $(STAMP)  ## Train, record and check a short run
+	$(BIN)/thimble-zarr demo runs/demo.zarr --overwrite
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest -n auto
+
+lint: $(STAMP)  ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Measure a real run (half an hour)
+	$(BIN)/python -m benchmarks
+
+clean:  ## Remove the environment and recorded runs
+	rm -rf $(VENV) runs

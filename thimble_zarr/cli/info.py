@@ -1,0 +1,59 @@
+"""`info`: what a store holds."""
+
+import json
+from pathlib import Path
+
+import click
+
+from thimble_zarr.cli.options import STORE, human_bytes
+
+
+@click.command()
+@STORE
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A summary for people, or everything for machines.",
+)
+def info(store: Path, *, format_: str) -> None:
+    """Show what was recorded in STORE: by what, how far, how large."""
+    from thimble_zarr.format.store import StoreReader
+
+    reader = StoreReader.open(store)
+    schema, n_rows = reader.schema, reader.n_rows
+    disk_bytes, raw_bytes = reader.disk_bytes(), n_rows * schema.row_bytes
+    if format_ == "json":
+        content = schema.to_attribute() | {
+            "store": str(store),
+            "n_rows": n_rows,
+            "complete": reader.commit.complete,
+            "disk_bytes": disk_bytes,
+            "raw_bytes": raw_bytes,
+        }
+        click.echo(json.dumps(content, indent=1))
+        return
+    optimizer = schema.optimizer
+    shape = f"{schema.n_tokens:,} x {schema.n_dims}"
+    labels = reader.read_labels()
+    versions = ", ".join(f"{name} {version}" for name, version in schema.software.items())
+    state = "complete" if reader.commit.complete else "not closed: being recorded, or cut off"
+    lines = [
+        ("Store", f"{store}, format {schema.to_attribute()['format_version']}, {state}"),
+        ("Parameter", f"{schema.parameter or 'unnamed'}, {shape}, on {schema.device}"),
+        ("Variables", ", ".join(f"{name} {native}" for name, native in schema.dtypes.items())),
+        ("Optimizer", f"{optimizer.name}, {optimizer.implementation}"),
+        ("Steps", f"{max(0, n_rows - 1):,} and the initial state"),
+    ]
+    if labels.live is not None:
+        n_live = int(labels.live.sum())
+        lines.append(("Tokens", f"{n_live:,} live, {schema.n_tokens - n_live:,} dead"))
+    ratio = f", {disk_bytes / raw_bytes:.2f} of raw" if raw_bytes else ""
+    lines += [
+        ("Size", f"{human_bytes(disk_bytes)}{ratio}; blocks of {schema.layout.block_steps} steps"),
+        ("Recorded", f"{schema.created} with {versions}"),
+    ]
+    lines += [(name.capitalize(), json.dumps(value)) for name, value in schema.attrs.items()]
+    click.echo("\n".join(f"{name:<10} {value}" for name, value in lines))

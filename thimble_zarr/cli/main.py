@@ -1,0 +1,61 @@
+"""The command `thimble-zarr`: its group, and how errors become exit codes."""
+
+import warnings
+from typing import Any
+
+import click
+
+from thimble_zarr import __version__
+from thimble_zarr.cli.check import check
+from thimble_zarr.cli.info import info
+from thimble_zarr.cli.tokens import tokens
+from thimble_zarr.cli.train import demo, plan, train
+from thimble_zarr.errors import ThimbleError
+
+USAGE, UNREADABLE, INTERRUPTED = 2, 3, 130
+
+
+class _Group(click.Group):
+    """Shows an error as one line on stderr, without a traceback, and exits by its kind."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except (ThimbleError, OSError) as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    about_usage = isinstance(error, ValueError | TypeError | FileExistsError)
+    return USAGE if about_usage else UNREADABLE
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 all holds, 1 the check found something, 2 usage, "
+    "3 unreadable store or I/O, 130 interrupted.",
+)
+@click.version_option(__version__)
+def cli() -> None:
+    """Record and audit neural-network training.
+
+    A flight recorder: record what the optimizer saw and did at every step, then check whether AdamW's formula explains
+    every weight change.
+    """
+
+
+for _command in (demo, train, plan, check, info, tokens):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    warnings.formatwarning = lambda message, *args, **kwargs: f"Warning: {message}\n"
+    cli()

@@ -1,0 +1,100 @@
+"""Options and words that several commands share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+STORE = click.argument("store", type=click.Path(path_type=Path))
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and results.")
+OVERWRITE = click.option(
+    "--overwrite", is_flag=True, help="Replace a store at that path. Nothing else is ever replaced."
+)
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes, such as 256MiB."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        from dask.utils import parse_bytes
+
+        try:
+            n_bytes: int = parse_bytes(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a size such as 256MiB", param, ctx)
+        return n_bytes
+
+
+MEMORY = click.option(
+    "--memory",
+    type=_Size(),
+    default=DEFAULT_MEMORY_BYTES,
+    show_default="256MiB",
+    help="Bound on all memory of the recorder. Block sizes follow from it.",
+)
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for every setting of `TrainingConfig`, and `--config`."""
+    for setting in reversed(fields(TrainingConfig)):
+        command = _config_option(setting.name, setting.default)(command)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        help="TOML file of settings, one key an option (batch_size = 16). Flags win.",
+    )(command)
+
+
+def _config_option(name: str, default: object) -> Decorator:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool):
+        return click.option(flag, is_flag=True, default=None, help=HELP[name])
+    kind: Any = click.Path(path_type=Path)
+    if name in CHOICES:
+        kind = click.Choice(CHOICES[name])
+    elif default is not None:
+        kind = type(default)
+    elif name == "device":
+        kind = str
+    shown = False if default is None else str(default)
+    return click.option(flag, type=kind, default=None, show_default=shown, help=HELP[name])
+
+
+def config_from(config: Path | None, flags: dict[str, object]) -> TrainingConfig:
+    """Return the settings of a file, overridden by the flags that were given."""
+    from thimble_zarr.experiment.config import read_toml
+
+    settings = {} if config is None else read_toml(config)
+    given = {name: value for name, value in flags.items() if value is not None}
+    return TrainingConfig.from_settings(settings | given)
+
+
+def human_bytes(n_bytes: int) -> str:
+    """Return a size as people read it, in decimal units."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.2f} {unit}"
+    return f"{n_bytes} B"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,251 @@
+"""`train`, `demo` and `plan`: run Thimble 1 and record it."""
+
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from thimble_zarr.cli.check import run_check
+from thimble_zarr.cli.options import (
+    MEMORY,
+    OVERWRITE,
+    QUIET,
+    STORE,
+    aligned,
+    config_from,
+    config_options,
+    human_bytes,
+)
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
+
+if TYPE_CHECKING:
+    from thimble_zarr.experiment.plan import RunPlan
+    from thimble_zarr.experiment.trainer import Progress
+
+VALIDATION_STEPS = (1, 10, 50, 100, 200, 500, 800)
+"""Steps of the original notebook's quick validation; the last step is added."""
+
+DEMO = TrainingConfig(steps=150, batch_size=16)
+
+FORCE = click.option("--force", is_flag=True, help="Start even if the disk may not hold the run.")
+
+
+@click.command()
+@STORE
+@config_options
+@MEMORY
+@FORCE
+@OVERWRITE
+@QUIET
+def train(
+    store: Path,
+    *,
+    config: Path | None,
+    memory: int,
+    force: bool,
+    overwrite: bool,
+    quiet: bool,
+    **settings: object,
+) -> None:
+    """Train the Thimble 1 model and record every step into STORE.
+
+    A small GPT-2 with tied embeddings learns a text; the recorder streams its embedding, gradient
+    and AdamW states to disk with bounded memory. Without --corpus and --tokenizer it trains on the
+    documentation in the Python standard library. Ctrl-C ends it cleanly; what was recorded can be
+    checked.
+    """
+    run_training(
+        config_from(config, settings),
+        store,
+        memory_bytes=memory,
+        force=force,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path), default=Path("demo.zarr"))
+@click.option("--steps", type=int, default=DEMO.steps, show_default=True, help="Optimizer steps.")
+@OVERWRITE
+@QUIET
+def demo(store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
+    """Train, record and check a short run, from nothing, in about two minutes.
+
+    The same as `train` with batches of 16 on the embedded corpus, then `check`. STORE is demo.zarr
+    unless given.
+    """
+    run_training(
+        replace(DEMO, steps=steps),
+        store,
+        memory_bytes=DEFAULT_MEMORY_BYTES,
+        force=False,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    click.echo()
+    run_check(store, quiet=quiet)
+    click.echo(
+        "\nLook next, in Python:\n"
+        "  import thimble_zarr\n"
+        f'  ds = thimble_zarr.open_dataset("{store}")\n'
+        "  ds.sel(token=ds.dead).adam_residual"
+    )
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path), default=Path("run.zarr"))
+@config_options
+@MEMORY
+def plan(store: Path, *, config: Path | None, memory: int, **settings: object) -> None:
+    """Show the memory and disk a run would take, beside what there is. Starts nothing."""
+    from thimble_zarr.experiment.plan import plan_run
+
+    run = config_from(config, settings)
+    found = plan_run(run, store, memory_bytes=memory)
+    click.echo(render_plan(found, run))
+    warn_of_memory(found)
+    found.check_disk()
+
+
+def run_training(
+    config: TrainingConfig,
+    store: Path,
+    *,
+    memory_bytes: int,
+    force: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Plan, train, validate and sum up."""
+    from thimble_zarr.experiment.plan import plan_run
+    from thimble_zarr.format.store import check_vacant
+
+    def say(text: str = "") -> None:
+        if not quiet:
+            click.echo(text)
+
+    check_vacant(store, overwrite=overwrite)
+    found = plan_run(config, store, memory_bytes=memory_bytes)
+    say(render_plan(found, config))
+    warn_of_memory(found)
+    if not force:
+        found.check_disk()
+
+    from thimble_zarr.experiment.trainer import load_data
+    from thimble_zarr.experiment.trainer import train as train_model
+
+    data = load_data(config)
+    assert data.labels.live is not None
+    n_live = int(data.labels.live.sum())
+    say(
+        f"\nCorpus   {data.corpus_name}: {len(data.ids):,} tokens\n"
+        f"Tokens   {config.vocab_size:,}: {n_live:,} live, {config.vocab_size - n_live:,} dead\n"
+    )
+    bar = _ProgressBar(config.steps, quiet=quiet)
+    try:
+        train_model(
+            config, data, store, memory_bytes=memory_bytes, overwrite=overwrite, on_step=bar
+        )
+    except KeyboardInterrupt:
+        bar.close()
+        say(bar.summary(store))
+        raise
+    bar.close()
+    if not quiet:
+        say(render_validation(store))
+    say(bar.summary(store))
+
+
+class _ProgressBar:
+    """Shows loss, steps a second and bytes written on stderr, where that is a terminal."""
+
+    def __init__(self, n_steps: int, *, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self.first: Progress | None = None
+        self.last: Progress | None = None
+        self._bar = tqdm(total=n_steps, unit="step", disable=True if quiet else None)
+        self._start_s = time.perf_counter()
+
+    def __call__(self, progress: "Progress") -> None:
+        self.first = self.first or progress
+        self.last = progress
+        written = human_bytes(progress.bytes_written)
+        self._bar.set_postfix_str(f"loss {progress.loss:.3f}, {written} written", refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def summary(self, store: Path) -> str:
+        """Return what was recorded, where, and what to type next."""
+        if self.first is None or self.last is None:
+            return "Nothing was recorded."
+        elapsed_s = time.perf_counter() - self._start_s
+        return (
+            f"Recorded {self.last.step:,} steps in {elapsed_s:.0f} s "
+            f"({self.last.step / elapsed_s:.1f} steps/s); "
+            f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
+            f"Store    {store}\n"
+            f"Next     thimble-zarr check {shlex.quote(str(store))}"
+        )
+
+
+def render_validation(store: Path) -> str:
+    """Return the original notebook's quick validation: ratio and cosine over all tokens."""
+    from thimble_zarr.analysis.accounting import accounting
+    from thimble_zarr.analysis.dataset import open_dataset
+
+    ds = open_dataset(store)
+    last = int(ds.step[-1])
+    steps = sorted({step for step in VALIDATION_STEPS if step <= last} | {last})
+    table = accounting(ds.sel(step=steps))
+    lines = [
+        f"  t={int(row.step):4d}: ratio={float(row.ratio):.3f}, "
+        f"cosine={float(row.cosine_similarity):+.3f}"
+        for row in (table.sel(step=step) for step in steps)
+    ]
+    title = "Predicted and observed weight changes, all tokens (1 and 1 where the formula fits)"
+    return "\n".join([title, *lines, ""])
+
+
+def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
+    """Return what a run takes, by array and in total, beside the notebook's way."""
+    title = f"{config.steps:,} steps of {config.vocab_size:,} x {config.hidden_dim}, {config.dtype}"
+    storage = plan.storage
+    rows = [(title, "this run", "notebook's way")]
+    rows += [
+        (f"  {name}", human_bytes(n_bytes), human_bytes(plan.notebook_array_bytes[name]))
+        for name, n_bytes in storage.array_bytes.items()
+    ]
+    rows += [
+        ("Disk, at most", human_bytes(storage.disk_bytes), human_bytes(plan.notebook_bytes)),
+        ("RAM for recording", human_bytes(storage.memory_bytes), human_bytes(plan.notebook_bytes)),
+        ("RAM for training, about", *[human_bytes(plan.training_bytes)] * 2),
+        (
+            "RAM in all, about",
+            human_bytes(plan.memory_bytes),
+            human_bytes(plan.training_bytes + plan.notebook_bytes),
+        ),
+    ]
+    return (
+        f"{aligned(rows)}\n"
+        f"This machine has {human_bytes(plan.free_memory_bytes)} of RAM and "
+        f"{human_bytes(plan.free_disk_bytes)} of disk free. Blocks of "
+        f"{storage.layout.block_steps} steps; a crash costs at most one."
+    )
+
+
+def warn_of_memory(plan: "RunPlan") -> None:
+    """Say on stderr that memory is short, where it is."""
+    if plan.memory_is_short:
+        click.echo(
+            f"Warning: the run needs about {human_bytes(plan.memory_bytes)} of memory and "
+            f"{human_bytes(plan.free_memory_bytes)} are free; a smaller --batch-size needs less",
+            err=True,
+        )
