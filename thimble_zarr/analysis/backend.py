@@ -18,7 +18,7 @@ class ThimbleBackend(BackendEntrypoint):
     description = "Training runs recorded by thimble-zarr"
     open_dataset_parameters = ("filename_or_obj", "drop_variables")
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> xr.Dataset:
         """Open a store; see `thimble_zarr.open_dataset`."""

@@ -22,7 +22,7 @@ Selection = tuple[Indices | int, Indices | int, Indices | int]
 """Rows, tokens and dims; an axis that was indexed by a number is a number and has no dimension."""
 
 
-class LazyArray(da.Array):
+class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
     """One variable of a store, float32, at a selection.
 
     Make it with `LazyArray.of`; index it, compute it, or use it as any Dask array.
@@ -67,10 +67,10 @@ class LazyArray(da.Array):
             graph[key] = Task(
                 key, _compute_block, source, variable, group, tokens, dims, output_shape
             )
-        chunks = tuple((length,) for length in shape)
+        chunks: tuple[tuple[int, ...], ...] = tuple((length,) for length in shape)
         if not isinstance(rows, int):
             chunks = (tuple(map(len, groups)), *chunks[1:])
-        array = super().__new__(cls, graph, name, chunks, dtype=np.float32)
+        array: Self = super().__new__(cls, graph, name, chunks, dtype=np.float32)
         array._source, array._variable, array._selection = source, variable, selection
         return array
 
@@ -212,4 +212,5 @@ def _index(axis: Indices, part: Any) -> Indices | int | None:
         positions = positions.astype(np.intp)
     elif not np.issubdtype(positions.dtype, np.integer):
         return None
-    return np.asarray(axis)[positions]
+    indices: np.ndarray = np.asarray(axis)[positions]
+    return indices

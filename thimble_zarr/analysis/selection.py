@@ -53,7 +53,8 @@ def _labelled(ds: xr.Dataset, label: str) -> np.ndarray:
             f"the run does not say which tokens are {label}; record it with token counts "
             "(`labels=` of Recorder), or select ids"
         )
-    return ds.token.values[ds[label].values]
+    tokens: np.ndarray = ds.token.values[ds[label].values]
+    return tokens
 
 
 def _with_text(ds: xr.Dataset, text: str) -> np.ndarray:

@@ -34,7 +34,8 @@ class Derived:
 def delta_W(window: Window) -> np.ndarray:
     """Return the observed change of the weights."""
     previous = window.previous("W")
-    return window.current("W") - previous
+    change: np.ndarray = window.current("W") - previous
+    return change
 
 
 def adam_update(window: Window) -> np.ndarray:
@@ -71,12 +72,14 @@ def adam_decay(window: Window) -> np.ndarray:
 
 def predicted(window: Window) -> np.ndarray:
     """Return update and decay together."""
-    return adam_update(window) + adam_decay(window)
+    change: np.ndarray = adam_update(window) + adam_decay(window)
+    return change
 
 
 def adam_residual(window: Window) -> np.ndarray:
     """Return what the formula leaves of the observed change."""
-    return delta_W(window) - predicted(window)
+    residual: np.ndarray = delta_W(window) - predicted(window)
+    return residual
 
 
 def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:

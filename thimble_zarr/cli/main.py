@@ -46,8 +46,8 @@ def _exit_code(error: Exception) -> int:
 def cli() -> None:
     """Record and audit neural-network training.
 
-    A flight recorder: record what the optimizer saw and did at every step, then check whether AdamW's formula explains
-    every weight change.
+    A flight recorder: it keeps what the optimizer saw and did at every step, and then checks
+    whether AdamW's formula explains every weight change.
     """
 
 

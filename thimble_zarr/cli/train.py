@@ -217,7 +217,7 @@ def render_validation(store: Path) -> str:
 def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
     """Return what a run takes, by array and in total, beside the notebook's way."""
     title = f"{config.steps:,} steps of {config.vocab_size:,} x {config.hidden_dim}, {config.dtype}"
-    storage = plan.storage
+    storage, training = plan.storage, human_bytes(plan.training_bytes)
     rows = [(title, "this run", "notebook's way")]
     rows += [
         (f"  {name}", human_bytes(n_bytes), human_bytes(plan.notebook_array_bytes[name]))
@@ -226,7 +226,7 @@ def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
     rows += [
         ("Disk, at most", human_bytes(storage.disk_bytes), human_bytes(plan.notebook_bytes)),
         ("RAM for recording", human_bytes(storage.memory_bytes), human_bytes(plan.notebook_bytes)),
-        ("RAM for training, about", *[human_bytes(plan.training_bytes)] * 2),
+        ("RAM for training, about", training, training),
         (
             "RAM in all, about",
             human_bytes(plan.memory_bytes),

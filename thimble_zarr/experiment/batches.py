@@ -52,6 +52,7 @@ def _epochs(windows: Tensor, batch_size: int, seed: int) -> Iterator[tuple[Tenso
     generator = torch.Generator().manual_seed(seed)
     while True:
         torch.empty((), dtype=torch.int64).random_(generator=generator)  # DataLoader's worker seed
-        for indices in torch.randperm(len(windows), generator=generator).split(batch_size):
+        order = torch.randperm(len(windows), generator=generator)
+        for indices in torch.split(order, batch_size):
             chunk = windows[indices]
             yield chunk[:, :-1], chunk[:, 1:]

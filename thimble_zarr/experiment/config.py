@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from thimble_zarr.errors import ConfigError
 
@@ -115,7 +115,10 @@ class TrainingConfig:
         for name in settings:
             if name not in types:
                 raise ConfigError(f"there is no setting {name!r}; known are {', '.join(types)}")
-        return cls(**{name: _convert(name, types[name], settings[name]) for name in settings})
+        converted: dict[str, Any] = {
+            name: _convert(name, types[name], value) for name, value in settings.items()
+        }
+        return cls(**converted)
 
     def to_json(self) -> dict[str, int | float | str | bool | None]:
         """Return the settings as the store keeps them."""

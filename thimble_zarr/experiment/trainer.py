@@ -123,7 +123,7 @@ class Training:
         """Take one optimizer step and return its loss."""
         inputs, targets = (tokens.to(self._device) for tokens in next(self._batches))
         loss = language_loss(self.model, inputs, targets, double_shift=self._config.double_shift)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()

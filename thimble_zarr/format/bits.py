@@ -8,7 +8,7 @@ turns them into numbers.
 
 import numpy as np
 
-_STORAGE_DTYPES = {
+_STORAGE_DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype("uint16"),
     "float16": np.dtype("float16"),
     "float32": np.dtype("float32"),

@@ -7,7 +7,7 @@ group's `thimble` attribute; `TokenLabels` are the coordinates of the token axis
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -152,7 +152,7 @@ class Schema:
         """
         if not isinstance(value, Mapping) or not isinstance(value.get("format_version"), int):
             raise DamagedStoreError("its `thimble` attribute has no format version")
-        content = dict(value)
+        content: dict[str, Any] = dict(value)
         version = content.pop("format_version")
         if version != FORMAT_VERSION:
             raise UnsupportedFormatError(

@@ -35,6 +35,8 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
+from zarr.core.common import JSON
+from zarr.core.metadata import ArrayV3Metadata
 from zarr.errors import ZarrUserWarning
 from zarr.storage import LocalStore, MemoryStore
 
@@ -56,9 +58,12 @@ from thimble_zarr.format.schema import (
     LABELS,
     SCALARS,
     VARIABLES,
+    Json,
     Schema,
     TokenLabels,
 )
+
+_Array = zarr.Array[ArrayV3Metadata]
 
 StorePath = str | os.PathLike[str]
 
@@ -117,7 +122,7 @@ class StoreWriter:
             zarr_format=3,
             attributes={ATTRIBUTE: schema.to_attribute()},
         )
-        self._arrays: dict[str, zarr.Array] = {}
+        self._arrays: dict[str, _Array] = {}
         self._scalars: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -243,7 +248,7 @@ class StoreWriter:
             _BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
         )
         for name, native in schema.dtypes.items():
-            attributes = {"long_name": VARIABLES[name], "dtype": native}
+            attributes: dict[str, JSON] = {"long_name": VARIABLES[name], "dtype": native}
             if native == "bfloat16":
                 attributes["encoding"] = BFLOAT16_RECIPE
             self._create_array(
@@ -299,7 +304,7 @@ class StoreWriter:
         fill: float,
         chunks: tuple[int, ...],
         shards: tuple[int, ...] | None = None,
-        attributes: dict[str, str],
+        attributes: dict[str, JSON],
     ) -> None:
         # An array that is opened again forgets `write_empty_chunks`: keep the one that is created.
         self._arrays[name] = self._root.create_array(
@@ -501,7 +506,7 @@ class StoreReader:
         """Return the size of all files of the store."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
-    def _array(self, name: str) -> zarr.Array:
+    def _array(self, name: str) -> _Array:
         cache = self.__dict__.setdefault("_arrays", {})
         if name not in cache:
             store = LocalStore(self.path, read_only=True)
@@ -511,7 +516,7 @@ class StoreReader:
                 raise DamagedStoreError(
                     f"cannot open array {name} of {self.path}: {error}"
                 ) from error
-        array: zarr.Array = cache[name]
+        array: _Array = cache[name]
         return array
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path, Schema, Commit]]:
@@ -544,11 +549,12 @@ class StoreReader:
             )
 
 
-def _read_attribute(path: Path) -> object:
+def _read_attribute(path: Path) -> Json:
     """Return the `thimble` attribute of the group at `path`, None where there is none."""
     try:
         metadata = json.loads((path / _METADATA).read_bytes())
-        return metadata["attributes"][ATTRIBUTE]  # type: ignore[no-any-return]
+        attribute: Json = metadata["attributes"][ATTRIBUTE]
+        return attribute
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     except OSError as error:

@@ -50,7 +50,8 @@ def adam_update(
     beta, gamma, eta, t = beta1, beta2, learning_rate, optimizer_step
     step_size = eta / (1 - beta**t)
     denominator = exp_avg_sq**0.5 * (1 - gamma**t) ** -0.5 + eps
-    return -step_size * exp_avg / denominator
+    update: Array = -step_size * exp_avg / denominator
+    return update
 
 
 def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) -> Array:
@@ -68,7 +69,8 @@ def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) 
     array
         Shape of the weights.
     """
-    return -learning_rate * weight_decay * W_previous
+    decay: Array = -learning_rate * weight_decay * W_previous
+    return decay
 
 
 def rounding_bound(
@@ -117,5 +119,8 @@ def rounding_bound(
 
     cancellation = 1 / (1 - beta1**optimizer_step) + 0.5 / (1 - beta2**optimizer_step)
     relative = gamma(10) + correction_roundoff * cancellation
-    bound = relative * abs(update) + gamma(1) * abs(W)
-    return bound + (weight_decay != 0) * gamma(2) * abs(W_previous)
+    decaying = weight_decay != 0
+    bound: Array = (
+        relative * abs(update) + gamma(1) * abs(W) + decaying * gamma(2) * abs(W_previous)
+    )
+    return bound
