@@ -6,10 +6,30 @@ from typing import Any
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
+from xarray.core.indexing import ExplicitlyIndexed
 
 from thimble_zarr.analysis.dataset import open_dataset
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.store import StoreReader
+
+
+class _DaskVariable(xr.Variable):
+    """A variable that stays what it is: backed by Dask.
+
+    xarray wraps the arrays of a backend, as if they were those of a file, to protect them from
+    being written to. Wrapped, a Dask array would no longer be known as one, nor be computed.
+    """
+
+    __slots__ = ()
+
+    @property
+    def data(self) -> Any:
+        return super().data
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        if not isinstance(data, ExplicitlyIndexed):
+            xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
 
 
 class ThimbleBackend(BackendEntrypoint):
@@ -23,10 +43,15 @@ class ThimbleBackend(BackendEntrypoint):
     ) -> xr.Dataset:
         """Open a store; see `thimble_zarr.open_dataset`."""
         ds = open_dataset(filename_or_obj)
-        if drop_variables is None:
-            return ds
-        dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables)
-        return ds.drop_vars(dropped, errors="ignore")
+        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or []
+        ds = ds.drop_vars(dropped, errors="ignore")
+        return ds.assign(
+            {
+                name: _DaskVariable(variable.dims, variable.data, variable.attrs)
+                for name, variable in ds.variables.items()
+                if variable.chunks is not None
+            }
+        )
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return whether `filename_or_obj` is the path of a store."""

@@ -41,9 +41,9 @@ def verdict(table: xr.Dataset) -> Verdict:
         first = int(steps[np.flatnonzero(table.n_unexplained.values)[0]])
         return Verdict(
             holds=False,
-            text=f"FAILS: {n_unexplained:,} of {total:,} weight changes differ from AdamW's formula "
-            f"by more than {table.attrs['dtype']} rounding can explain, first at step {first}. "
-            "The recorded gradients and states did not make these weights.",
+            text=f"FAILS: {n_unexplained:,} of {total:,} weight changes differ from AdamW's "
+            f"formula by more than {table.attrs['dtype']} rounding can explain, first at step "
+            f"{first}. The recorded gradients and states did not make these weights.",
         )
     return Verdict(
         holds=True,

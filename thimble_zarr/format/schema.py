@@ -123,6 +123,9 @@ class Schema:
     attrs: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        sizes = (self.n_tokens, self.n_dims, self.layout.block_steps, self.layout.chunk_tokens)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ConfigError(f"shapes and block sizes must be positive numbers, not {sizes}")
         for name, native in self.dtypes.items():
             if native not in NATIVE_DTYPES:
                 raise ConfigError(
@@ -162,11 +165,9 @@ class Schema:
         try:
             content["layout"] = Layout(**content["layout"])
             content["optimizer"] = OptimizerInfo(**content["optimizer"])
-            schema = cls(**content)
-            schema.row_bytes  # noqa: B018  shapes must be numbers
+            return cls(**content)
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
-        return schema
 
 
 @dataclass(frozen=True, kw_only=True)

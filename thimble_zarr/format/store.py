@@ -338,7 +338,8 @@ class StoreWriter:
             chunk = self._scalars[name]
             chunk[offset : offset + n_rows] = values[:n_rows]
             array = self._arrays[name]
-            array[start:] = chunk[: array.shape[0] - start]
+            stop = min(start + len(chunk), array.shape[0])
+            array[start:stop] = chunk[: stop - start]
 
     def _grow(self, n_rows: int) -> None:
         capacity = self._arrays["step"].shape[0]

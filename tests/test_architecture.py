@@ -1,0 +1,124 @@
+"""The picture of the house, held against the imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import thimble_zarr
+
+ROOT = Path(thimble_zarr.__file__).parent
+
+MAY_IMPORT = {
+    "errors": set(),
+    "format": {"errors"},
+    "record": {"format", "errors"},
+    "optim": {"errors"},
+    "analysis": {"format", "optim", "errors"},
+    "experiment": {"record", "format", "errors"},
+    "interchange": {"format", "errors"},
+    "cli": {"analysis", "errors", "experiment", "format", "interchange", "record", "optim"},
+}
+
+HEAVY = ("torch", "transformers", "matplotlib", "xarray", "dask", "zarr", "pandas", "numpy")
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Return every module of the package that `file` imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    modules = {module_name(module) for module in ROOT.rglob("*.py")}
+    return {name for name in found if name in modules} - {"thimble_zarr"}
+
+
+FILES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")
+
+
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_room_imports_only_what_the_picture_allows(file: Path) -> None:
+    here = room(module_name(file))
+    others = {room(name) for name in imported_modules(file)} - {here}
+    assert others <= MAY_IMPORT[here]
+
+
+def test_every_room_is_in_the_picture() -> None:
+    assert {room(module_name(file)) for file in FILES} <= set(MAY_IMPORT)
+
+
+def test_there_are_no_cycles() -> None:
+    graph = {module_name(file): imported_modules(file) for file in FILES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_checks_see_a_forbidden_import(tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text("def f():\n    from thimble_zarr.record import recorder\n")
+    assert imported_modules(file) == {"thimble_zarr.record", "thimble_zarr.record.recorder"}
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(shown.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import thimble_zarr; dir(thimble_zarr)",
+        "from click.testing import CliRunner; from thimble_zarr.cli.main import cli; "
+        "assert CliRunner().invoke(cli, ['--help']).exit_code == 0",
+        "from click.testing import CliRunner; from thimble_zarr.cli.main import cli; "
+        "assert CliRunner().invoke(cli, ['train', '--help']).exit_code == 0",
+    ],
+)
+def test_starting_is_cheap(code: str) -> None:
+    assert not modules_after(code) & set(HEAVY)
+
+
+def test_reading_needs_no_torch() -> None:
+    assert not modules_after("import thimble_zarr; thimble_zarr.open_dataset") & {
+        "torch",
+        "transformers",
+    }
+
+
+def test_recording_needs_no_transformers_and_no_analysis() -> None:
+    loaded = modules_after("import thimble_zarr; thimble_zarr.Recorder")
+    assert "transformers" not in loaded
+    assert not {name for name in loaded if name.startswith("thimble_zarr.analysis")}
+
+
+def test_public_names_exist() -> None:
+    for name in thimble_zarr.__all__:
+        assert getattr(thimble_zarr, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        thimble_zarr.nothing  # noqa: B018

@@ -1,0 +1,151 @@
+"""The opened dataset against what the recorded loop saw."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from tests.runs import N_LIVE, N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
+from thimble_zarr import Recorder, open_dataset
+from thimble_zarr.errors import NotAStoreError, StoreError
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stored_variables_are_the_recorded_values(tmp_path: Path, dtype: torch.dtype) -> None:
+    history = record(tmp_path / "run.zarr", dtype=dtype, eps=1e-3)
+    ds = open_dataset(tmp_path / "run.zarr")
+    for name in ("W", "grad", "exp_avg", "exp_avg_sq"):
+        assert ds[name].dtype == np.float32
+        assert ds[name].dims == ("step", "token", "dim")
+        np.testing.assert_array_equal(ds[name].values, history[name], err_msg=name)
+
+
+def test_derived_variables_are_the_formula(tmp_path: Path) -> None:
+    history = record(tmp_path / "run.zarr", weight_decay=0.5)
+    ds = open_dataset(tmp_path / "run.zarr")
+    t = np.arange(1, N_STEPS + 1)[:, None, None]
+    m_hat = history["exp_avg"][1:] / (1 - 0.9**t)
+    v_hat = history["exp_avg_sq"][1:] / (1 - 0.999**t)
+    update = -1e-2 * m_hat / (np.sqrt(v_hat) + 1e-8)
+    decay = -1e-2 * 0.5 * history["W"][:-1]
+    observed = np.diff(history["W"], axis=0)
+    for name, expected in {
+        "delta_W": observed,
+        "adam_update": update,
+        "adam_decay": decay,
+        "adam_residual": observed - update - decay,
+    }.items():
+        # one rounding to float32, and what is left of float64 after cancellation
+        np.testing.assert_allclose(ds[name].values[1:], expected, rtol=1e-7, atol=1e-16)
+        assert np.isnan(ds[name].values[0]).all()
+
+
+def test_delta_is_the_difference_of_labels(toy_path: Path) -> None:
+    ds = open_dataset(toy_path)
+    observed = ds.W.diff("step")
+    xr.testing.assert_equal(observed.compute(), ds.delta_W.sel(step=observed.step).compute())
+
+
+def test_l2_decay_is_in_the_moments_already(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", optimizer=torch.optim.Adam, weight_decay=0.5)
+    assert (open_dataset(tmp_path / "run.zarr").adam_decay[1:] == 0).all()
+
+
+def test_amsgrad_divides_by_the_maximum(tmp_path: Path) -> None:
+    record(tmp_path / "a.zarr", amsgrad=True, betas=(0.9, 0.5), dtype=torch.float64)
+    ds = open_dataset(tmp_path / "a.zarr")
+    assert float(abs(ds.adam_residual).max()) < 1e-9
+    assert float(abs(ds.max_exp_avg_sq - ds.exp_avg_sq).max()) > 0
+
+
+def test_a_skipped_step_predicts_no_change(tmp_path: Path) -> None:
+    loop = Loop()
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
+        loop.step()
+        loop.weight.grad = None
+        loop.optimizer.step()
+    ds = open_dataset(tmp_path / "run.zarr")
+    for name in ("delta_W", "adam_update", "adam_decay", "adam_residual"):
+        assert (ds[name].sel(step=2) == 0).all()
+
+
+def test_coordinates(toy_path: Path, toy_history: History) -> None:
+    ds = open_dataset(toy_path)
+    assert ds.step.values.tolist() == list(range(N_STEPS + 1))
+    assert ds.token.values.tolist() == list(range(N_TOKENS))
+    assert ds["count"].values.tolist() == [3] * N_LIVE + [0] * (N_TOKENS - N_LIVE)
+    np.testing.assert_array_equal(ds.dead, ds["count"] == 0)
+    np.testing.assert_array_equal(ds.live, ~ds.dead)
+    assert ds.sel(token=ds.text == " t3").token.values.tolist() == [3]
+    np.testing.assert_array_equal(ds.loss[1:], toy_history.losses)
+    assert np.isnan(ds.learning_rate[0])
+
+
+def test_labels_select_as_in_the_readme(toy_path: Path, toy_history: History) -> None:
+    ds = open_dataset(toy_path)
+    weights = toy_history["W"]
+    dead = ds.dead
+    np.testing.assert_array_equal(ds.sel(token=dead).W, weights[:, dead.values])
+    np.testing.assert_array_equal(ds.sel(token=[7, 2]).W, weights[:, [7, 2]])
+    selected = ds.sel(step=slice(5, 9), token=dead).W
+    np.testing.assert_array_equal(selected, weights[5:10][:, dead.values])
+    assert selected.step.values.tolist() == [5, 6, 7, 8, 9]
+
+
+def test_a_run_without_labels_has_no_label_coordinates(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", recorder_options={"labels": None})
+    assert set(open_dataset(tmp_path / "run.zarr").coords) == {"step", "token"}
+
+
+def test_it_opens_while_it_is_recorded(tmp_path: Path) -> None:
+    loop = Loop()
+    with Recorder(
+        tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight, memory_bytes=TINY_MEMORY
+    ) as recorder:
+        with pytest.raises(StoreError, match="no committed step yet"):
+            open_dataset(tmp_path / "run.zarr")
+        for _ in range(6):
+            loop.step()
+        recorder.flush()
+        ds = open_dataset(tmp_path / "run.zarr")
+        assert ds.sizes["step"] == 7
+        loop.step()
+        assert not np.isnan(ds.adam_residual.values[1:]).any()
+
+
+def test_what_is_no_store_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotAStoreError):
+        open_dataset(tmp_path)
+
+
+def test_the_xarray_engine_gives_the_same(toy_path: Path) -> None:
+    expected = open_dataset(toy_path).compute()
+    for options in ({"engine": "thimble"}, {}, {"engine": "thimble", "chunks": {}}):
+        ds = xr.open_dataset(toy_path, **options)
+        assert ds.adam_residual.chunks is not None
+        selected = ds.sel(token=ds.dead).sel(step=[9, 2])
+        xr.testing.assert_identical(
+            selected.compute(), expected.sel(token=expected.dead).sel(step=[9, 2])
+        )
+
+
+def test_the_xarray_engine_pushes_selections_down(
+    toy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_lazy import Reads
+
+    ds = xr.open_dataset(toy_path, engine="thimble")
+    reads = Reads(monkeypatch)
+    ds.sel(token=ds.dead, step=[6]).grad.compute()
+    assert reads.calls == [("grad", (6, 7), (0, N_TOKENS))]
+
+
+def test_the_xarray_engine_drops_variables(toy_path: Path) -> None:
+    ds = xr.open_dataset(toy_path, engine="thimble", drop_variables=["W", "unknown"])
+    assert "W" not in ds
+    assert "grad" in ds
+    assert "loss" not in xr.open_dataset(toy_path, engine="thimble", drop_variables="loss")

@@ -1,0 +1,229 @@
+"""Selections of lazy variables against the same selections of arrays in memory."""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
+from thimble_zarr import open_dataset
+from thimble_zarr.analysis.lazy import LazyArray
+from thimble_zarr.format.store import StoreReader
+
+VARIABLES = (
+    "W",
+    "grad",
+    "exp_avg",
+    "exp_avg_sq",
+    "delta_W",
+    "adam_update",
+    "adam_decay",
+    "adam_residual",
+)
+
+
+@pytest.fixture(scope="module")
+def ds(toy_run: tuple[Path, object]) -> xr.Dataset:
+    return open_dataset(toy_run[0])
+
+
+@pytest.fixture(scope="module")
+def loaded(ds: xr.Dataset) -> xr.Dataset:
+    return ds.compute()
+
+
+@contextmanager
+def no_computing() -> Iterator[None]:
+    def scheduler(*args: object, **kwargs: object) -> None:
+        raise AssertionError("Dask was asked to compute")
+
+    with dask.config.set(scheduler=scheduler):
+        yield
+
+
+def axis_keys(length: int) -> st.SearchStrategy[object]:
+    positions = st.integers(-length, length - 1)
+    return st.one_of(
+        st.slices(length),
+        positions,
+        st.lists(positions, max_size=2 * length),
+        st.lists(st.booleans(), min_size=length, max_size=length).map(np.array),
+    )
+
+
+@given(
+    st.sampled_from(VARIABLES),
+    axis_keys(N_STEPS + 1),
+    axis_keys(N_TOKENS),
+    axis_keys(N_DIMS),
+)
+def test_any_selection_is_that_of_the_loaded_array(
+    ds: xr.Dataset, loaded: xr.Dataset, name: str, step: object, token: object, dim: object
+) -> None:
+    selected = ds[name].isel(step=step, token=token, dim=dim)
+    expected = loaded[name].isel(step=step, token=token, dim=dim)
+    assert isinstance(selected.data, LazyArray)
+    assert selected.dtype == np.float32
+    assert selected.data.shape == expected.shape
+    np.testing.assert_array_equal(selected.values, expected.values)
+
+
+@given(st.data())
+def test_selections_chain(ds: xr.Dataset, loaded: xr.Dataset, data: st.DataObject) -> None:
+    selected, expected = ds.adam_residual, loaded.adam_residual
+    for _ in range(4):
+        dims = [dim for dim in selected.dims if selected.sizes[dim]]
+        if not dims:
+            break
+        dim = data.draw(st.sampled_from(dims))
+        key = data.draw(axis_keys(selected.sizes[dim]))
+        selected, expected = selected.isel({dim: key}), expected.isel({dim: key})
+    assert isinstance(selected.data, LazyArray)
+    np.testing.assert_array_equal(selected.values, expected.values)
+
+
+def test_selecting_computes_nothing(ds: xr.Dataset) -> None:
+    with no_computing():
+        selected = ds.sel(token=ds.dead).sel(step=slice(3, 9)).isel(dim=[0, 2])
+        assert selected.adam_residual.shape == (7, 4, 2)
+        with pytest.raises(AssertionError, match="asked to compute"):
+            selected.adam_residual.compute()
+
+
+def test_everything_else_is_plain_dask(ds: xr.Dataset, loaded: xr.Dataset) -> None:
+    for compute in (
+        lambda d: d.W * 2 + d.grad,
+        lambda d: d.W.max("step"),
+        lambda d: d.W.isel(token=xr.DataArray([[0, 1], [2, 3]], dims=("a", "b"))),
+        lambda d: d.W.isel(
+            token=xr.DataArray([0, 1], dims="p"), dim=xr.DataArray([1, 2], dims="p")
+        ),
+        lambda d: d.W.where(d.live),
+        lambda d: d.W.rolling(step=2).mean(),
+    ):
+        np.testing.assert_allclose(compute(ds), compute(loaded), rtol=1e-6)
+
+
+def test_numpy_style_indexing_of_the_bare_array(ds: xr.Dataset, loaded: xr.Dataset) -> None:
+    lazy, array = ds.delta_W.data, loaded.delta_W.values
+    for key in (3, ..., (..., 2), (slice(2, 5), ..., 1), (slice(None), [4, 1]), (-1, -1, -1)):
+        np.testing.assert_array_equal(lazy[key].compute(), array[key])
+    for key in (99, (slice(None), 11), (slice(None), [0, 11]), (slice(None), [True])):
+        with pytest.raises(IndexError):
+            lazy[key].compute()
+    with pytest.raises(IndexError):
+        lazy[0, 0, 0, 0]
+
+
+def test_a_whole_selection_is_the_array_itself(ds: xr.Dataset) -> None:
+    array = ds.W.data
+    assert array[:, :, :] is array
+
+
+def test_it_pickles_as_a_plain_dask_array(ds: xr.Dataset, loaded: xr.Dataset) -> None:
+    pickled = pickle.dumps(ds.sel(token=ds.dead).adam_residual)
+    assert len(pickled) < 20_000
+    selected = loaded.adam_residual.values[:, loaded.dead.values]
+    np.testing.assert_array_equal(pickle.loads(pickled).values, selected)
+
+
+def test_names_tell_selections_and_stores_apart(ds: xr.Dataset, tmp_path: Path) -> None:
+    record(tmp_path / "other.zarr")
+    other = open_dataset(tmp_path / "other.zarr")
+    arrays = [ds.W.data, ds.grad.data, ds.W.data[1:], ds.W.data[:, [1, 2]], other.W.data]
+    assert len({array.name for array in arrays}) == len(arrays)
+    assert ds.W.data[1:].name == ds.W.data[1:].name
+
+
+class Reads:
+    """Counts what is read from a store."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, tuple[int, int], tuple[int, int] | None]] = []
+        real = StoreReader.read
+
+        def read(
+            reader: StoreReader,
+            name: str,
+            rows: tuple[int, int],
+            tokens: tuple[int, int] | None = None,
+        ) -> np.ndarray:
+            self.calls.append((name, rows, tokens))
+            return real(reader, name, rows, tokens)
+
+        monkeypatch.setattr(StoreReader, "read", read)
+
+    @property
+    def elements(self) -> int:
+        return sum((rows[1] - rows[0]) * (tokens[1] - tokens[0]) for _, rows, tokens in self.calls)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    """A run whose arrays have several chunks of tokens: 64 steps in a block, 3 chunks."""
+    path = tmp_path_factory.mktemp("wide") / "run.zarr"
+    options = {"memory_bytes": 32 * 2**20}
+    record(path, n_steps=70, n_tokens=1999, n_dims=11, n_live=1500, recorder_options=options)
+    ds = open_dataset(path)
+    assert ds.attrs["layout"] == {"block_steps": 64, "chunk_tokens": 667}
+    return ds
+
+
+def test_a_selection_reads_only_its_chunks(
+    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    wide.sel(token=[5, 700, 3], step=slice(10, 12)).W.compute()
+    assert sorted(reads.calls) == [("W", (10, 13), (0, 667)), ("W", (10, 13), (667, 1334))]
+
+
+def test_a_residual_reads_each_input_once_and_one_row_more(
+    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    wide.sel(token=[1500], step=slice(66, 70)).adam_residual.compute()
+    chunk = (1334, 1999)
+    assert sorted(reads.calls) == [
+        ("W", (65, 71), chunk),
+        ("exp_avg", (66, 71), chunk),
+        ("exp_avg_sq", (66, 71), chunk),
+    ]
+
+
+def test_a_selection_made_after_another_reads_no_more(
+    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    wide.adam_residual.sel(step=slice(10, 12))[:, 3:4].compute()
+    assert reads.elements == 4 + 3 + 3
+
+
+def test_tokens_of_several_chunks_in_any_order(wide: xr.Dataset) -> None:
+    whole = wide.adam_residual.values
+    tokens = np.random.default_rng(0).permutation(1999)[:200]
+    np.testing.assert_array_equal(wide.sel(token=tokens).adam_residual.values, whole[:, tokens])
+    steps = [70, 1, 64, 63, 65, 3]
+    np.testing.assert_array_equal(wide.sel(step=steps).adam_residual.values, whole[steps])
+
+
+def test_one_task_a_block(wide: xr.Dataset) -> None:
+    for name in VARIABLES:
+        assert len(wide[name].data.__dask_graph__()) == 2
+
+
+def test_threads_and_one_thread_agree(wide: xr.Dataset) -> None:
+    with dask.config.set(scheduler="synchronous"):
+        alone = wide.adam_residual.values
+    np.testing.assert_array_equal(wide.adam_residual.values, alone)
+
+
+def test_tiny_memory_makes_the_blocks_the_tests_rely_on(ds: xr.Dataset) -> None:
+    assert TINY_MEMORY
+    assert ds.W.chunks == ((4, 4, 4, 2), (N_TOKENS,), (N_DIMS,))

@@ -1,0 +1,340 @@
+"""The contract on disk, read back by ourselves, by TensorStore and by plain xarray."""
+
+import dataclasses
+import json
+import os
+import random
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray as xr
+
+from tests.runs import N_STEPS, N_TOKENS, History, token_labels
+from tests.test_schema import SCHEMA
+from thimble_zarr.errors import (
+    DamagedStoreError,
+    NotAStoreError,
+    StoreError,
+    StoreExistsError,
+    StoreLockedError,
+    UnsupportedFormatError,
+)
+from thimble_zarr.format import store as store_module
+from thimble_zarr.format.bits import decode
+from thimble_zarr.format.schema import SCALARS
+from thimble_zarr.format.store import StoreReader, StoreWriter
+
+BLOCK_STEPS = SCHEMA.layout.block_steps
+
+
+def block(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shape = (BLOCK_STEPS, SCHEMA.n_tokens, SCHEMA.n_dims)
+    return {
+        "W": rng.integers(0, 2**16, shape).astype(np.uint16),
+        "grad": rng.normal(size=shape).astype(np.float32),
+    }
+
+
+def scalars(first_row: int) -> dict[str, np.ndarray]:
+    return {name: np.arange(first_row, first_row + BLOCK_STEPS, dtype=float) for name in SCALARS}
+
+
+def write_blocks(writer: StoreWriter, n_blocks: int, *, last_rows: int = BLOCK_STEPS) -> None:
+    for index in range(n_blocks):
+        n_rows = last_rows if index == n_blocks - 1 else BLOCK_STEPS
+        writer.commit_block(index * BLOCK_STEPS, n_rows, block(index), scalars(index * BLOCK_STEPS))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> StoreWriter:
+    return StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=token_labels(), n_rows=10)
+
+
+@pytest.fixture
+def path(writer: StoreWriter) -> Path:
+    """A closed store of two full blocks and one of two rows."""
+    write_blocks(writer, 3, last_rows=2)
+    writer.close()
+    return writer.path
+
+
+def test_what_was_committed_is_read_back(path: Path) -> None:
+    reader = StoreReader.open(path)
+    assert reader.n_rows == 10
+    assert reader.schema == SCHEMA
+    for name in SCHEMA.dtypes:
+        expected = np.concatenate([block(index)[name] for index in range(3)])
+        np.testing.assert_array_equal(reader.read(name, (0, 10)), expected[:10])
+        part = reader.read(name, (3, 9), (2, 7))
+        np.testing.assert_array_equal(part, expected[3:9, 2:7])
+    for values in reader.read_scalars().values():
+        np.testing.assert_array_equal(values, np.arange(10.0))
+
+
+def test_labels_are_read_back(path: Path) -> None:
+    labels, expected = StoreReader.open(path).read_labels(), token_labels()
+    assert list(labels.text) == list(expected.text)
+    for name in ("count", "live", "dead"):
+        np.testing.assert_array_equal(getattr(labels, name), getattr(expected, name))
+
+
+def test_texts_may_be_empty_and_unicode(tmp_path: Path) -> None:
+    texts = ["", "ä", "日本", "\0", " ", "", "x", "\n", "🙂", "e\u0301", ""]
+    labels = dataclasses.replace(token_labels(), text=texts)
+    StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=labels).close()
+    assert StoreReader.open(tmp_path / "run.zarr").read_labels().text == texts
+
+
+def test_unknown_labels_are_left_out(tmp_path: Path) -> None:
+    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).close()
+    labels = StoreReader.open(tmp_path / "run.zarr").read_labels()
+    assert labels == type(labels)()
+
+
+def test_tensorstore_reads_the_same_bits(toy_path: Path, toy_history: History) -> None:
+    reader = StoreReader.open(toy_path)
+    for name, native in reader.schema.dtypes.items():
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(toy_path / name)}}
+        bits = tensorstore.open(spec, read=True).result().read().result()
+        np.testing.assert_array_equal(bits, reader.read(name, (0, reader.n_rows)))
+        np.testing.assert_array_equal(decode(bits, native, np.float64), toy_history[name])
+
+
+def test_plain_xarray_opens_it(toy_path: Path) -> None:
+    ds = xr.open_zarr(toy_path)
+    assert ds.W.dims == ("step", "token", "dim")
+    assert ds.step.values.tolist() == list(range(N_STEPS + 1))
+    assert ds.token.values.tolist() == list(range(N_TOKENS))
+    bits = StoreReader.open(toy_path).read("W", (0, N_STEPS + 1))
+    np.testing.assert_array_equal(ds.W.values, bits)
+    assert ds.W.attrs["dtype"] == "bfloat16"
+    assert "<< 16" in ds.W.attrs["encoding"]
+
+
+def test_plain_xarray_opens_it_while_it_is_written(writer: StoreWriter) -> None:
+    write_blocks(writer, 1)
+    ds = xr.open_zarr(writer.path, consolidated=False)
+    np.testing.assert_array_equal(ds.grad[:BLOCK_STEPS], block(0)["grad"])
+    assert np.isnan(ds.grad[BLOCK_STEPS:].values).all()
+    assert np.isnan(decode(ds.W[BLOCK_STEPS:].values, "bfloat16")).all()
+    assert (ds.step[BLOCK_STEPS:] == -1).all()
+
+
+def test_readers_see_committed_rows_only(writer: StoreWriter) -> None:
+    assert StoreReader.open(writer.path).n_rows == 0
+    write_blocks(writer, 1)
+    reader = StoreReader.open(writer.path)
+    write_blocks(writer, 2)
+    assert reader.n_rows == BLOCK_STEPS
+    assert StoreReader.open(writer.path).n_rows == 2 * BLOCK_STEPS
+    assert not reader.commit.complete
+
+
+def test_a_short_block_may_be_committed_again_with_more_rows(writer: StoreWriter) -> None:
+    writer.commit_block(0, 1, block(0), scalars(0))
+    assert StoreReader.open(writer.path).n_rows == 1
+    writer.commit_block(0, 3, block(0), scalars(0))
+    reader = StoreReader.open(writer.path)
+    np.testing.assert_array_equal(reader.read("W", (0, 3)), block(0)["W"][:3])
+    np.testing.assert_array_equal(reader.read_scalars()["loss"], [0, 1, 2])
+
+
+def test_a_gap_is_refused(writer: StoreWriter) -> None:
+    with pytest.raises(StoreError, match="rows 0 to 3 were never committed"):
+        writer.commit_block(BLOCK_STEPS, BLOCK_STEPS, block(0), scalars(0))
+
+
+def test_the_store_grows_beyond_what_was_declared(tmp_path: Path) -> None:
+    writer = StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
+    write_blocks(writer, 7, last_rows=3)
+    writer.close()
+    reader = StoreReader.open(writer.path)
+    assert reader.n_rows == 27
+    assert xr.open_zarr(writer.path).sizes["step"] == 27
+    np.testing.assert_array_equal(reader.read("W", (24, 27)), block(6)["W"][:3])
+    np.testing.assert_array_equal(reader.read_scalars()["loss"], np.arange(27))
+
+
+def test_scalars_go_on_in_the_next_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SCALAR_CHUNK_STEPS", 2 * BLOCK_STEPS)
+    writer = StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
+    write_blocks(writer, 5, last_rows=1)
+    writer.close()
+    np.testing.assert_array_equal(StoreReader.open(writer.path).read_scalars()["eps"], range(17))
+    assert sorted(file.name for file in (writer.path / "eps").glob("c.*")) == ["c.0", "c.1", "c.2"]
+
+
+def test_a_block_of_missing_values_is_written_all_the_same(writer: StoreWriter) -> None:
+    missing = {
+        "W": np.full_like(block(0)["W"], 0x7FC0),
+        "grad": np.full_like(block(0)["grad"], np.nan),
+    }
+    writer.commit_block(0, BLOCK_STEPS, missing, scalars(0))
+    assert np.isnan(StoreReader.open(writer.path).read("grad", (0, BLOCK_STEPS))).all()
+
+
+def test_a_commit_goes_to_disk_in_order(
+    writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        target = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append(f"sync {target.relative_to(writer.path)}")
+        real_fsync(descriptor)
+
+    def replace(source: Path, target: Path) -> Path:
+        events.append(f"rename {target.relative_to(writer.path)}")
+        return real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_blocks(writer, 1)
+
+    def at(event: str) -> int:
+        return events.index(event)
+
+    assert at("sync W/c.0.0.0.partial") < at("rename W/c.0.0.0") < at("sync W")
+    arrays = max(at(f"sync {name}") for name in (*SCHEMA.dtypes, *SCALARS, "step"))
+    assert arrays < at("sync .thimble/blocks.jsonl") < at("sync .thimble/commit.json.partial")
+    assert events[-2:] == ["rename .thimble/commit.json", "sync .thimble"]
+
+
+def test_the_ledger_knows_every_file(path: Path) -> None:
+    ledger = (path / ".thimble/blocks.jsonl").read_bytes()
+    commit = StoreReader.open(path).commit
+    assert len(ledger) == commit.ledger_bytes
+    assert zlib.crc32(ledger) == commit.ledger_crc32
+    entries = [json.loads(line) for line in ledger.splitlines()]
+    assert [entry["rows"] for entry in entries] == [[0, 4], [4, 8], [8, 10]]
+    files = {key: entry for line in entries for key, entry in line["files"].items()}
+    for name in (*SCHEMA.dtypes, *SCALARS, "step"):
+        for file in (path / name).glob("c.*"):
+            content = file.read_bytes()
+            known = files.pop(f"{name}/{file.name}")
+            assert known == {"bytes": len(content), "crc32": zlib.crc32(content)}
+    assert not files
+
+
+def test_nothing_temporary_is_left(path: Path) -> None:
+    assert not list(path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("damage", ["unlink", "empty"])
+@pytest.mark.parametrize("name", ["W/c.1.0.0", "loss/c.0", "text_end/c.0"])
+def test_a_missing_or_empty_file_is_an_error(path: Path, name: str, damage: str) -> None:
+    if damage == "unlink":
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(b"")
+    reader = StoreReader.open(path)
+    read = {
+        "W": lambda: reader.read("W", (3, 5)),
+        "loss": reader.read_scalars,
+        "text_end": reader.read_labels,
+    }
+    with pytest.raises(DamagedStoreError, match=name):
+        read[Path(name).parent.name]()
+
+
+def test_a_flipped_byte_is_an_error_and_never_a_wrong_number(path: Path) -> None:
+    file = path / "W/c.0.0.0"
+    sound, expected = file.read_bytes(), block(0)["W"]
+    for offset in random.Random(0).sample(range(len(sound)), 60):
+        file.write_bytes(sound[:offset] + bytes([sound[offset] ^ 0x10]) + sound[offset + 1 :])
+        try:
+            bits = StoreReader.open(path).read("W", (0, BLOCK_STEPS))
+        except DamagedStoreError:
+            continue
+        np.testing.assert_array_equal(bits, expected)
+
+
+def test_a_truncated_file_is_an_error(path: Path) -> None:
+    file = path / "W/c.0.0.0"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DamagedStoreError, match="cannot decode W at steps 0 to 3"):
+        StoreReader.open(path).read("W", (0, BLOCK_STEPS))
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(NotAStoreError, match="there is nothing at"):
+        StoreReader.open(tmp_path / "absent")
+    (tmp_path / "file").write_text("hello")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/zarr.json").write_text('{"attributes": {}}')
+    for name in ("file", "directory", "other"):
+        with pytest.raises(NotAStoreError, match="not a thimble-zarr store"):
+            StoreReader.open(tmp_path / name)
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_newer_format_is_refused(path: Path) -> None:
+    metadata = json.loads((path / "zarr.json").read_text())
+    metadata["attributes"]["thimble"]["format_version"] = 2
+    (path / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(UnsupportedFormatError, match=r"run\.zarr: it has format version 2"):
+        StoreReader.open(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 1, "n_rows": -1}', "null"])
+def test_a_malformed_commit_record_is_damage(path: Path, content: str) -> None:
+    (path / ".thimble/commit.json").write_text(content)
+    with pytest.raises(DamagedStoreError, match="commit record"):
+        StoreReader.open(path)
+
+
+def test_a_taken_path_is_refused_and_kept(path: Path) -> None:
+    with pytest.raises(StoreExistsError, match="already holds a recorded run"):
+        StoreWriter.create(path, SCHEMA)
+    assert StoreReader.open(path).n_rows == 10
+
+
+def test_overwriting_replaces_a_store(path: Path) -> None:
+    StoreWriter.create(path, SCHEMA, overwrite=True).close()
+    assert StoreReader.open(path).n_rows == 0
+
+
+def test_overwriting_never_removes_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("ten years of work")
+    with pytest.raises(StoreExistsError, match="never overwritten"):
+        StoreWriter.create(tmp_path, SCHEMA, overwrite=True)
+    with pytest.raises(StoreExistsError, match="never overwritten"):
+        StoreWriter.create(tmp_path / "thesis.tex", SCHEMA, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "ten years of work"
+
+
+def test_an_empty_directory_will_do(tmp_path: Path) -> None:
+    StoreWriter.create(tmp_path, SCHEMA).close()
+
+
+def test_a_store_that_is_being_written_is_not_overwritten(writer: StoreWriter) -> None:
+    write_blocks(writer, 1)
+    with pytest.raises(StoreLockedError, match="another process is recording"):
+        StoreWriter.create(writer.path, SCHEMA, overwrite=True)
+    assert StoreReader.open(writer.path).n_rows == BLOCK_STEPS
+
+
+@pytest.mark.parametrize("below", ["file/run.zarr", "file"])
+def test_an_unwritable_path_is_a_clear_error(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((StoreError, StoreExistsError), match="file"):
+        StoreWriter.create(tmp_path / below, SCHEMA)
+
+
+def test_a_reader_pickles_small(path: Path) -> None:
+    import pickle
+
+    reader = StoreReader.open(path)
+    reader.read("W", (0, 1))
+    pickled = pickle.dumps(reader)
+    assert len(pickled) < 2000
+    np.testing.assert_array_equal(pickle.loads(pickled).read("W", (0, 9)), reader.read("W", (0, 9)))
