@@ -117,7 +117,7 @@ def select_steps(ds: xr.Dataset, spec: str | None) -> xr.Dataset:
     last = int(ds.step[-1])
     start, colon, stop = spec.partition(":")
     try:
-        first_step = int(start) if start else 1
+        first_step = int(start) if start or not colon else 1
         last_step = int(stop) if stop else last if colon else first_step
     except ValueError as error:
         raise SelectionError(f"--steps {spec}: expected A:B, for example 100:200") from error

@@ -1,0 +1,199 @@
+"""The per-step table against independent arithmetic, and the verdict against planted faults."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from tests import oracles
+from tests.runs import N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
+from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr.analysis import accounting as accounting_module
+from thimble_zarr.analysis.verdict import verdict
+from thimble_zarr.errors import SelectionError
+
+STATES = ("W", "exp_avg", "exp_avg_sq")
+
+TOY = {"lr": 1e-2, "weight_decay": 1e-2}
+"""Hyper-parameters of the toy run."""
+
+SUBSETS = {"dead": slice(7, 11), "live": slice(0, 7), "all": slice(None), "ids": [9, 0, 4]}
+
+
+def assert_same_table(
+    table: xr.Dataset, expected: dict[str, np.ndarray], **tolerance: float
+) -> None:
+    for name in oracles.COLUMNS:
+        np.testing.assert_allclose(table[name], expected[name], err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_it_is_the_independent_computation(
+    tmp_path: Path, dtype: torch.dtype, weight_decay: float, subset: str
+) -> None:
+    history = record(tmp_path / "run.zarr", dtype=dtype, weight_decay=weight_decay)
+    ds = open_dataset(tmp_path / "run.zarr")
+    table = accounting(ds.isel(token=SUBSETS[subset]))
+    expected = oracles.in_float64(
+        *(history[name][:, SUBSETS[subset]] for name in STATES),
+        lr=1e-2,
+        weight_decay=weight_decay,
+    )
+    assert_same_table(table, expected, rtol=1e-9, atol=1e-15)
+    assert table.step.values.tolist() == list(range(1, N_STEPS + 1))
+    assert int(table.n_unexplained.sum()) == 0
+
+
+def test_windows_and_tasks_may_be_cut_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = record(tmp_path / "run.zarr", n_steps=40)
+    expected = oracles.in_float64(*(history[name] for name in STATES), **TOY)
+    for task_rows, window in ((4, 1), (8, 60), (64, 2**17), (12, 111)):
+        monkeypatch.setattr(accounting_module, "_TASK_ROWS", task_rows)
+        monkeypatch.setattr("thimble_zarr.analysis.windows._WINDOW_ELEMENTS", window)
+        table = accounting(open_dataset(tmp_path / "run.zarr"))
+        assert_same_table(table, expected, rtol=1e-9)
+
+
+def test_steps_and_dims_may_be_selected(toy_path: Path, toy_history: History) -> None:
+    ds = open_dataset(toy_path)
+    whole = accounting(ds)
+    for steps in (slice(5, 9), [3, 11, 4], [0, 13]):
+        part = accounting(ds.sel(step=steps))
+        xr.testing.assert_allclose(part, whole.sel(step=part.step), rtol=1e-12)
+    one = accounting(ds.sel(step=6))
+    assert one.step.values.tolist() == [6]
+    np.testing.assert_allclose(one.ratio, whole.ratio.sel(step=[6]))
+    expected = oracles.in_float64(*(toy_history[name][..., [4, 1]] for name in STATES), **TOY)
+    assert_same_table(accounting(ds.isel(dim=[4, 1])), expected, rtol=1e-9)
+    one_token = oracles.in_float64(*(toy_history[name][:, [3]] for name in STATES), **TOY)
+    assert_same_table(accounting(ds.sel(token=3)), one_token, rtol=1e-9)
+
+
+def test_a_changing_learning_rate_is_used(tmp_path: Path) -> None:
+    loop = Loop(dtype=torch.float64)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(loop.optimizer, 0.5)
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
+        for _ in range(5):
+            loop.step()
+            scheduler.step()
+    np.testing.assert_allclose(accounting(open_dataset(tmp_path / "run.zarr")).ratio, 1, rtol=1e-9)
+
+
+def test_what_does_not_move_has_no_cosine(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", lr=0.0)
+    table = accounting(open_dataset(tmp_path / "run.zarr"))
+    assert np.isnan(table.cosine_similarity).all()
+    assert verdict(table).text.endswith("nothing moved.")
+
+
+def test_an_empty_selection_is_an_error(toy_path: Path) -> None:
+    ds = open_dataset(toy_path)
+    for empty in (ds.isel(token=[]), ds.isel(step=[]), ds.sel(step=0), ds.sel(step=[0])):
+        with pytest.raises(SelectionError, match="nothing is selected"):
+            accounting(empty)
+
+
+def test_a_dataset_that_is_no_longer_lazy_is_an_error(toy_path: Path) -> None:
+    ds = open_dataset(toy_path)
+    for changed in (ds.compute(), ds * 2, ds.drop_vars("adam_residual")):
+        with pytest.raises(SelectionError, match="needs the lazy variables"):
+            accounting(changed)
+
+
+def test_a_sound_run_holds(toy_path: Path) -> None:
+    found = verdict(accounting(open_dataset(toy_path)))
+    assert found.holds
+    n_elements = N_STEPS * N_TOKENS * 5
+    assert found.text.startswith(f"HOLDS: all {n_elements:,} weight changes")
+    assert "at step 13" in found.text
+
+
+class Faulty:
+    """A recording in which one thing is not as it was."""
+
+    def __init__(self, path: Path, *, dtype: torch.dtype) -> None:
+        self.loop = Loop(dtype=dtype)
+        self.recorder = Recorder(
+            path, self.loop.optimizer, parameter=self.loop.weight, memory_bytes=TINY_MEMORY
+        )
+
+    def run(self, fault: str) -> None:
+        weight = self.loop.weight
+        group = self.loop.optimizer.param_groups[0]
+        with self.recorder:
+            for step in range(1, N_STEPS + 1):
+                self.loop.backward()
+                if fault == "another learning rate than recorded" and step == 4:
+                    self.loop.optimizer.register_step_pre_hook(lambda *a: group.update(lr=3e-2))
+                self.loop.optimizer.step()
+                if fault == "a second hand on the weights" and step == 4:
+                    with torch.no_grad():
+                        weight[7, 2] += 0.5
+                if fault == "states changed after the step" and step == 4:
+                    self.loop.optimizer.state[weight]["exp_avg"].mul_(-2)
+                self.loop.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("fault", "first"),
+    [("another learning rate than recorded", 4), ("a second hand on the weights", 5)],
+)
+def test_a_planted_fault_fails_where_it_begins(
+    tmp_path: Path, fault: str, first: int, dtype: torch.dtype
+) -> None:
+    Faulty(tmp_path / "run.zarr", dtype=dtype).run(fault)
+    table = accounting(open_dataset(tmp_path / "run.zarr"))
+    found = verdict(table)
+    assert not found.holds
+    assert found.text.startswith("FAILS")
+    assert f"first at step {first}." in found.text
+    assert int(table.n_unexplained.sel(step=slice(1, first - 1)).sum()) == 0
+
+
+def test_the_same_loop_without_a_fault_holds(tmp_path: Path) -> None:
+    Faulty(tmp_path / "run.zarr", dtype=torch.float32).run("none")
+    assert verdict(accounting(open_dataset(tmp_path / "run.zarr"))).holds
+
+
+def test_one_changed_element_is_found(tmp_path: Path) -> None:
+    Faulty(tmp_path / "run.zarr", dtype=torch.float32).run("a second hand on the weights")
+    table = accounting(open_dataset(tmp_path / "run.zarr"))
+    assert int(table.n_unexplained.sel(step=5)) == 1
+    untouched = accounting(open_dataset(tmp_path / "run.zarr").sel(token=[0, 1, 6, 8]))
+    assert verdict(untouched).holds
+
+
+def test_rows_shifted_by_one_step_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States of step t+1 stored under step t, as an alias that is copied too late would be."""
+    from thimble_zarr.record import recorder as recorder_module
+
+    real = recorder_module.state_tensors
+    late: list[dict[str, torch.Tensor]] = []
+
+    def state_tensors(*args: object) -> dict[str, torch.Tensor]:
+        late.append({name: tensor.clone() for name, tensor in real(*args).items()})
+        shifted = late[-2] if len(late) > 2 else late[-1]
+        return shifted | {"W": late[-1]["W"]}
+
+    monkeypatch.setattr(recorder_module, "state_tensors", state_tensors)
+    record(tmp_path / "run.zarr")
+    assert not verdict(accounting(open_dataset(tmp_path / "run.zarr"))).holds
+
+
+def test_missing_values_are_not_explained(tmp_path: Path) -> None:
+    loop = Loop(dtype=torch.float32)
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
+        loop.step()
+        with torch.no_grad():
+            loop.weight[3] = torch.nan
+        loop.step()
+    table = accounting(open_dataset(tmp_path / "run.zarr"))
+    assert int(table.n_unexplained.sel(step=2)) >= 5
+    assert not verdict(table).holds
