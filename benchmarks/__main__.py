@@ -1,0 +1,224 @@
+"""Record a real run once and measure everything the README claims; print one Markdown table."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from benchmarks.processes import Measured, measure
+from thimble_zarr.experiment.vocabulary import write_mask
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.interchange.notebook import export_notebook
+
+EARLY_STEP = 200
+
+Results = dict[str, dict[str, Any]]
+
+
+def python(module: str, *arguments: object) -> list[str]:
+    """Return the command that runs a module."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def say(text: str) -> None:
+    """Report progress."""
+    click.echo(text, err=True)
+
+
+def measure_in_turn(
+    commands: Mapping[str, Sequence[str]], *, repeats: int
+) -> dict[str, list[Measured]]:
+    """Run whole processes turn by turn, after one turn that warms the page cache."""
+    found: dict[str, list[Measured]] = {name: [] for name in commands}
+    for turn in range(repeats + 1):
+        for name, command in commands.items():
+            measured = measure(command)
+            say(f"  {name}: {measured.wall_s:.1f} s, {measured.peak_rss_bytes / 1e6:.0f} MB")
+            if turn:
+                found[name].append(measured)
+    return found
+
+
+def summarize(found: dict[str, list[Measured]]) -> dict[str, dict[str, float]]:
+    """Return the medians."""
+    return {
+        name: {
+            "wall_s": statistics.median(run.wall_s for run in runs),
+            "peak_rss_bytes": statistics.median(run.peak_rss_bytes for run in runs),
+        }
+        for name, runs in found.items()
+    }
+
+
+def machine() -> dict[str, object]:
+    """Return what was measured on."""
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> str:
+    """Return the commit that was measured."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or "unknown"
+
+
+def markdown(results: Results, early: int, steps: int) -> str:
+    """Return the table of the README."""
+    time_s, bare, recorded = results["step_time"], results["bare"], results["recorded"]
+    disk, checks = results["disk"], results["checks"]
+
+    def added(ours: float, theirs: float) -> str:
+        return f"{ours / theirs - 1:+.1%}"
+
+    def megabytes(n_bytes: float) -> str:
+        return f"{n_bytes / 1e6:,.0f} MB"
+
+    def gigabytes(n_bytes: float) -> str:
+        return f"{n_bytes / 1e9:.2f} GB"
+
+    def whole(name: str) -> str:
+        run = checks[name]
+        return f"{run['wall_s']:.1f} s, {megabytes(run['peak_rss_bytes'])}"
+
+    rows = [
+        (
+            "a step, median",
+            f"{time_s['recorded_median_s'] * 1e3:.0f} ms",
+            f"{time_s['bare_median_s'] * 1e3:.0f} ms",
+            added(time_s["recorded_median_s"], time_s["bare_median_s"]),
+        ),
+        (
+            f"{time_s['n_steps']:.0f} steps, all writing included",
+            f"{time_s['recorded_total_s']:.1f} s",
+            f"{time_s['bare_total_s']:.1f} s",
+            added(time_s["recorded_total_s"], time_s["bare_total_s"]),
+        ),
+    ]
+    for step, key in ((early, "early_bytes"), (steps, "end_bytes")):
+        rows.append(
+            (
+                f"peak RSS of training after {step:,} steps",
+                megabytes(recorded[key]),
+                megabytes(bare[key]),
+                f"+{megabytes(recorded[key] - bare[key])}",
+            )
+        )
+    rows += [
+        (
+            f"{steps:,} steps on disk (notebook: one safetensors file)",
+            gigabytes(disk["store_bytes"]),
+            gigabytes(disk["notebook_bytes"]),
+            f"{disk['store_bytes'] / disk['raw_bytes']:.2f} of raw",
+        ),
+        (
+            "`check` of the dead tokens (notebook 2, all in RAM)",
+            whole("check, dead"),
+            whole("notebook, dead"),
+            "",
+        ),
+        ("`check` of all tokens", whole("check, all"), "", ""),
+        (
+            "`check` against an independent float64 computation",
+            f"{max(results['agreement'].values()):.0e} relative",
+            "",
+            f"{len(results['agreement'])} subsets",
+        ),
+    ]
+    lines = ["| | with thimble-zarr | without | difference |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+@click.command()
+@click.option("--steps", type=int, default=1000, show_default=True)
+@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option("--turns", type=int, default=8, show_default=True, help="Turns of step times.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Repeats of each check.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("benchmarks/results.json"),
+    show_default=True,
+)
+def main(
+    *, steps: int, batch_size: int, turns: int, repeats: int, directory: Path, output: Path
+) -> None:
+    """Measure; half an hour on two cores."""
+    directory.mkdir(parents=True, exist_ok=True)
+    store = directory / "run.zarr"
+    early = min(EARLY_STEP, steps)
+    sizes = ("--steps", steps, "--batch-size", batch_size, "--early", early)
+    say("training without recording ...")
+    bare = measure(python("benchmarks.run", *sizes)).json
+    say("training and recording ...")
+    recorded = measure(python("benchmarks.run", store, *sizes)).json
+    say("step times, turn by turn ...")
+    overhead = measure(
+        python(
+            "benchmarks.overhead",
+            directory / "overhead.zarr",
+            "--turns",
+            turns,
+            "--batch-size",
+            batch_size,
+        )
+    ).json
+    say("agreement with an independent computation ...")
+    agreement = measure(python("benchmarks.agreement", store)).json
+    notebook_file, mask_file = directory / "notebook.safetensors", directory / "mask.safetensors"
+    say("writing the notebook's file ...")
+    reader = StoreReader.open(store)
+    export_notebook(reader, notebook_file)
+    write_mask(mask_file, reader.read_labels())
+    notebook = python("benchmarks.notebook_2", notebook_file, mask_file, directory / "table.csv")
+    check = python("thimble_zarr", "check", store)
+    checks = measure_in_turn(
+        {
+            "notebook, dead": notebook,
+            "check, dead": [*check, "--tokens", "dead"],
+            "check, all": [*check, "--tokens", "all"],
+        },
+        repeats=repeats,
+    )
+    results: Results = {
+        "step_time": overhead,
+        "bare": bare,
+        "recorded": recorded,
+        "disk": {
+            "store_bytes": reader.disk_bytes(),
+            "raw_bytes": reader.n_rows * reader.schema.row_bytes,
+            "notebook_bytes": notebook_file.stat().st_size,
+        },
+        "agreement": agreement,
+        "checks": summarize(checks),
+    }
+    notebook_file.unlink()
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "steps": steps,
+        "batch_size": batch_size,
+    }
+    output.write_text(json.dumps(about | results, indent=1) + "\n", encoding="utf-8")
+    click.echo(markdown(results, early, steps))
+
+
+if __name__ == "__main__":
+    main()
