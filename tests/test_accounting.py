@@ -53,8 +53,8 @@ def test_windows_and_tasks_may_be_cut_anywhere(
 ) -> None:
     history = record(tmp_path / "run.zarr", n_steps=40)
     expected = oracles.in_float64(*(history[name] for name in STATES), **TOY)
-    for task_rows, window in ((4, 1), (8, 60), (64, 2**17), (12, 111)):
-        monkeypatch.setattr(accounting_module, "_TASK_ROWS", task_rows)
+    for task_blocks, window in ((1, 1), (2, 60), (16, 2**17), (3, 111)):
+        monkeypatch.setattr(accounting_module, "_TASK_BLOCKS", task_blocks)
         monkeypatch.setattr("thimble_zarr.analysis.windows._WINDOW_ELEMENTS", window)
         table = accounting(open_dataset(tmp_path / "run.zarr"))
         assert_same_table(table, expected, rtol=1e-9)

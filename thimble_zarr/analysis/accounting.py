@@ -14,8 +14,8 @@ from thimble_zarr.errors import SelectionError
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 
-_TASK_ROWS = 64
-"""Rows a task. Each task reads one row more, the weights before its first step."""
+_TASK_BLOCKS = 4
+"""Blocks a task. Each task decodes one block more, for the weights before its first step."""
 
 _N_SUMS = 5
 
@@ -62,7 +62,7 @@ def accounting(ds: xr.Dataset) -> xr.Dataset:
             "nothing is selected: an accounting needs at least one token and one step after the "
             f"initial state, and this selection has {dict(residual.sizes)}"
         )
-    sums = residual.data.reduce_rows(_sums, n_outputs=_N_SUMS, task_rows=_TASK_ROWS).compute()
+    sums = residual.data.reduce_rows(_sums, n_outputs=_N_SUMS, task_blocks=_TASK_BLOCKS).compute()
     predicted, observed, difference, product, n_unexplained = sums.T
     norm_predicted, norm_observed = np.sqrt(predicted), np.sqrt(observed)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -84,7 +84,7 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
         return LazyArray.of(self._source, self._variable, selection)
 
     def reduce_rows(
-        self, kernel: Callable[[Window], np.ndarray], *, n_outputs: int, task_rows: int
+        self, kernel: Callable[[Window], np.ndarray], *, n_outputs: int, task_blocks: int
     ) -> da.Array:
         """Reduce every row of the selection to a few sums, in one pass and without an intermediate.
 
@@ -94,8 +94,8 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
             From a window to its sums, float64, shape `(step, n_outputs)`.
         n_outputs
             Sums a row.
-        task_rows
-            Rows a task; a multiple of the store's blocks wastes the least.
+        task_blocks
+            Blocks a task.
 
         Returns
         -------
@@ -103,6 +103,7 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
             float64, shape `(step, n_outputs)`.
         """
         rows, tokens, dims = self._selection
+        task_rows = task_blocks * self._source.reader.schema.layout.block_steps
         groups = _row_groups(rows, task_rows)
         name = f"{kernel.__name__}-{_token(self._source, self._selection, task_rows)}"
         graph = {

@@ -115,15 +115,15 @@ def plan_layout(
 def recorder_memory_bytes(
     n_tokens: int, n_dims: int, itemsizes: Mapping[str, int], block_steps: int
 ) -> int:
-    """Return the peak memory of a recorder whose blocks have `block_steps` steps.
+    """Return the memory of a recorder whose blocks have `block_steps` steps.
 
-    `N_BUFFERS` blocks of all variables, and for the one array that is being encoded its chunks
-    and the shard they are joined into, each at most as large as the array's block.
+    `N_BUFFERS` blocks of all variables, and the chunk that is being encoded: as it is, compressed,
+    and with its checksum. Python and its libraries take what they take, whatever the shape.
     """
-    elements = block_steps * n_tokens * n_dims
-    buffers = N_BUFFERS * elements * sum(itemsizes.values())
-    encoding = 2 * elements * max(itemsizes.values())
-    return buffers + encoding
+    row_bytes = n_tokens * n_dims * sum(itemsizes.values())
+    one_token = block_steps * n_dims * max(itemsizes.values())
+    encoding = 3 * min(2 * max(TARGET_CHUNK_BYTES, one_token), n_tokens * one_token)
+    return N_BUFFERS * block_steps * row_bytes + encoding
 
 
 def plan_storage(

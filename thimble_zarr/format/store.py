@@ -1,7 +1,8 @@
 """A store on disk: create it, commit blocks to it, open it, read rows of it.
 
-Zarr encodes into memory; this module alone puts bytes on the disk, always as a whole file that is
-written under a temporary name, fsynced and renamed. A block is committed in one order::
+Zarr declares the arrays and encodes the small ones into memory; `shard` encodes the big ones. This
+module alone puts bytes on the disk, always as a whole file that is written under a temporary name,
+fsynced and renamed. A block is committed in one order::
 
     array files -> directories -> ledger (sizes, checksums) -> commit record
 
@@ -25,7 +26,7 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -33,7 +34,6 @@ from typing import Self
 import filelock
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.core.common import JSON
 from zarr.core.metadata import ArrayV3Metadata
@@ -62,6 +62,7 @@ from thimble_zarr.format.schema import (
     Schema,
     TokenLabels,
 )
+from thimble_zarr.format.shard import chunk_codecs, encode_shard
 
 _Array = zarr.Array[ArrayV3Metadata]
 
@@ -210,15 +211,17 @@ class StoreWriter:
         OSError
             If a file cannot be written. Committed rows stay as they were.
         """
-        end_row = first_row + self.schema.layout.block_steps
+        layout = self.schema.layout
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
         files: dict[str, dict[str, int]] = {}
-        self._grow(end_row)
+        self._grow(first_row + layout.block_steps)
         for name, bits in arrays.items():
-            bits[n_rows:] = fill_value(self.schema.dtypes[name])
-            self._arrays[name][first_row:end_row] = bits
-            files |= self._write_chunks()
+            fill = fill_value(self.schema.dtypes[name])
+            bits[n_rows:] = fill
+            key = f"{name}/c.{first_row // layout.block_steps}.0.0"
+            shard = encode_shard(bits, chunk_tokens=layout.chunk_tokens, fill=fill)
+            files[key] = self._write(key, shard)
         self._encode_scalars(first_row, n_rows, scalars)
         files |= self._write_chunks()
         for directory in {(self.path / key).parent for key in files}:
@@ -313,10 +316,7 @@ class StoreWriter:
             dtype=dtype,
             chunks=chunks,
             shards=shards,
-            compressors=[
-                BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=5, shuffle="shuffle"),
-                Crc32cCodec(),
-            ],
+            compressors=chunk_codecs(dtype),
             fill_value=fill,
             dimension_names=dims,
             chunk_key_encoding={"name": "default", "separator": "."},
@@ -362,17 +362,19 @@ class StoreWriter:
     def _write_metadata(self) -> None:
         for key, content in self._encoded.items():
             if key.endswith(_METADATA):
-                _write_durably(self.path / key, content.to_bytes())
+                _write_durably(self.path / key, [content.to_bytes()])
 
     def _write_chunks(self) -> "dict[str, dict[str, int]]":
         """Move encoded chunks from memory to disk; return size and checksum of each file."""
         files = {}
         for key in [key for key in self._encoded if not key.endswith(_METADATA)]:
-            content = self._encoded.pop(key).to_bytes()
-            _write_durably(self.path / key, content)
-            self.bytes_written += len(content)
-            files[key] = {"bytes": len(content), "crc32": zlib.crc32(content)}
+            files[key] = self._write(key, [self._encoded.pop(key).to_bytes()])
         return files
+
+    def _write(self, key: str, parts: Iterable[bytes]) -> dict[str, int]:
+        n_bytes, crc32 = _write_durably(self.path / key, parts)
+        self.bytes_written += n_bytes
+        return {"bytes": n_bytes, "crc32": crc32}
 
     def _append_commit(self, first_row: int, n_rows: int, files: dict[str, dict[str, int]]) -> None:
         """Append the block to the ledger, then make the commit record point behind it."""
@@ -394,7 +396,7 @@ class StoreWriter:
 
     def _replace_commit(self, commit: Commit) -> None:
         record = {"format_version": FORMAT_VERSION} | asdict(commit)
-        _write_durably(self.path / _COMMIT, json.dumps(record).encode())
+        _write_durably(self.path / _COMMIT, [json.dumps(record).encode()])
         _fsync_directory(self.path / _BOOKKEEPING)
         self._commit = commit
 
@@ -631,15 +633,23 @@ def _acquire_lock(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def _write_durably(file: Path, content: bytes) -> None:
-    """Replace `file` by `content` so that after a crash it is the old or the new one, whole."""
+def _write_durably(file: Path, parts: Iterable[bytes]) -> tuple[int, int]:
+    """Replace `file` so that after a crash it is the old or the new one, whole.
+
+    Returns its size and the CRC-32 of what was written.
+    """
+    n_bytes = crc32 = 0
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.partial")
     with temporary.open("wb") as stream:
-        stream.write(content)
+        for part in parts:
+            stream.write(part)
+            n_bytes += len(part)
+            crc32 = zlib.crc32(part, crc32)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+    return n_bytes, crc32
 
 
 def _fsync_directory(directory: Path) -> None:

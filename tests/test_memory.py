@@ -1,0 +1,111 @@
+"""The bounds on memory, each measured in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thimble_zarr.format.layout import recorder_memory_bytes
+
+MB = 10**6
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+
+PEAK = """
+import json, resource, sys
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+"""
+
+RECORD = (
+    PEAK
+    + """
+import torch, thimble_zarr
+from tests.runs import Loop
+path, n_tokens, memory, early, late = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(1)
+loop = Loop(n_tokens=n_tokens, n_dims=64, n_live=100, lr=1e-3)
+for _ in range(3):
+    loop.step()
+thimble_zarr.Recorder("{}.first".format(path), loop.optimizer, parameter=loop.weight,
+                      memory_bytes=1).close()
+found = {"before": peak()}
+with thimble_zarr.Recorder(path, loop.optimizer, parameter=loop.weight, memory_bytes=memory) as r:
+    found["block_steps"] = r.schema.layout.block_steps
+    for step in range(1, late + 1):
+        loop.step()
+        loop.optimizer.zero_grad()
+        if step == early:
+            found["early"] = peak()
+    r.flush()
+found["late"] = peak()
+print(json.dumps(found))
+"""
+)
+
+CHECK = (
+    PEAK
+    + """
+import thimble_zarr
+ds = thimble_zarr.open_dataset(sys.argv[1])
+ds.sel(step=[1, 2], token=[0]).adam_residual.compute()
+found = {"before": peak()}
+found["selection_bytes"] = ds.sel(token=[5, 900]).adam_residual.nbytes
+ds.sel(token=[5, 900]).adam_residual.compute()
+found["selection"] = peak()
+thimble_zarr.accounting(ds.sel(step=slice(0, int(sys.argv[2]))))
+found["accounting"] = peak()
+print(json.dumps(found))
+"""
+)
+
+
+def run(script: str, *arguments: object) -> dict[str, int]:
+    shown = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    content: dict[str, int] = json.loads(shown.stdout)
+    return content
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    path = tmp_path_factory.mktemp("memory") / "run.zarr"
+    return path, run(RECORD, path, 10_000, 64 * 2**20, 100, 400)
+
+
+def test_the_recorder_keeps_within_its_bound(recorded: tuple[Path, dict[str, int]]) -> None:
+    _, found = recorded
+    sizes = dict.fromkeys(("W", "grad", "exp_avg", "exp_avg_sq"), 2)
+    planned = recorder_memory_bytes(10_000, 64, sizes, found["block_steps"])
+    assert planned <= 64 * 2**20
+    assert found["late"] - found["before"] <= 64 * 2**20 + 16 * MB  # Python's own
+
+
+def test_the_recorder_takes_no_more_with_more_steps(
+    recorded: tuple[Path, dict[str, int]],
+) -> None:
+    _, found = recorded
+    assert found["late"] <= 1.05 * found["early"]
+
+
+def test_checking_takes_no_more_with_more_steps(recorded: tuple[Path, dict[str, int]]) -> None:
+    path, _ = recorded
+    few, many = run(CHECK, path, 100), run(CHECK, path, 400)
+    assert many["accounting"] <= 1.05 * few["accounting"]
+    assert many["accounting"] - many["before"] <= 150 * MB
+
+
+def test_a_selection_takes_its_own_size_and_a_constant(
+    recorded: tuple[Path, dict[str, int]],
+) -> None:
+    path, _ = recorded
+    found = run(CHECK, path, 5)
+    assert found["selection_bytes"] < MB
+    assert found["selection"] - found["before"] <= 60 * MB

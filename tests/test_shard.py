@@ -1,0 +1,86 @@
+"""Our shards, read by Zarr and by TensorStore."""
+
+import struct
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.storage import LocalStore, MemoryStore
+
+from thimble_zarr.format.shard import chunk_codecs, encode_shard
+
+FILL = 7
+
+
+def declare(
+    store: object, shape: tuple[int, int, int], chunk_tokens: int, dtype: str
+) -> zarr.Array:
+    block_steps, n_tokens, n_dims = shape
+    shard_tokens = -(-n_tokens // chunk_tokens) * chunk_tokens
+    return zarr.create_array(
+        store,
+        shape=shape,
+        chunks=(block_steps, chunk_tokens, n_dims),
+        shards=(block_steps, shard_tokens, n_dims),
+        dtype=dtype,
+        compressors=chunk_codecs(np.dtype(dtype)),
+        fill_value=FILL,
+    )
+
+
+def values(shape: tuple[int, int, int], dtype: str) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+
+
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 30), st.integers(1, 6)),
+    st.integers(1, 30),
+    st.sampled_from(["uint16", "float16", "float32", "float64"]),
+)
+def test_zarr_reads_it(shape: tuple[int, int, int], chunk_tokens: int, dtype: str) -> None:
+    files: dict[str, zarr.core.buffer.Buffer] = {}
+    array = declare(MemoryStore(files), shape, chunk_tokens, dtype)
+    expected = values(shape, dtype)
+    shard = b"".join(encode_shard(expected, chunk_tokens=chunk_tokens, fill=FILL))
+    files["c/0/0/0"] = zarr.core.buffer.cpu.Buffer.from_bytes(shard)
+    np.testing.assert_array_equal(array[:], expected)
+
+
+@pytest.mark.parametrize(("n_tokens", "chunk_tokens"), [(12, 4), (11, 4), (3, 4)])
+def test_tensorstore_reads_it(tmp_path: Path, n_tokens: int, chunk_tokens: int) -> None:
+    shape = (3, n_tokens, 5)
+    declare(LocalStore(tmp_path), shape, chunk_tokens, "uint16")
+    expected = values(shape, "uint16")
+    (tmp_path / "c/0/0").mkdir(parents=True)
+    shard = b"".join(encode_shard(expected, chunk_tokens=chunk_tokens, fill=FILL))
+    (tmp_path / "c/0/0/0").write_bytes(shard)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path)}}
+    read = tensorstore.open(spec, read=True).result().read().result()
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_zarr_would_have_written_the_same_chunks() -> None:
+    files: dict[str, zarr.core.buffer.Buffer] = {}
+    shape = (4, 12, 5)
+    expected = values(shape, "uint16")
+    declare(MemoryStore(files), shape, 4, "uint16")[:] = expected
+    theirs = files["c/0/0/0"].to_bytes()
+    ours = b"".join(encode_shard(expected, chunk_tokens=4, fill=FILL))
+    assert sorted(chunks_of(ours)) == sorted(chunks_of(theirs))
+
+
+def chunks_of(shard: bytes) -> list[bytes]:
+    """Return the chunks that the index of a shard of three names."""
+    index, checksum = shard[-52:-4], shard[-4:]
+    assert google_crc32c.value(index).to_bytes(4, "little") == checksum
+    return [shard[start : start + n] for start, n in struct.iter_unpack("<QQ", index)]
+
+
+def test_no_more_than_a_chunk_is_held() -> None:
+    parts = encode_shard(values((4, 100, 5), "uint16"), chunk_tokens=10, fill=FILL)
+    assert all(len(part) <= 4 * 10 * 5 * 2 + 16 + 4 + 200 for part in parts)
