@@ -261,6 +261,30 @@ def test_a_truncated_file_is_an_error(path: Path) -> None:
         StoreReader.open(path).read("W", (0, BLOCK_STEPS))
 
 
+@pytest.mark.parametrize("name", ["W", "loss"])
+def test_an_array_that_is_shorter_than_the_commit_says_is_damage(path: Path, name: str) -> None:
+    metadata = json.loads((path / name / "zarr.json").read_text())
+    metadata["shape"][0] = 5
+    (path / name / "zarr.json").write_text(json.dumps(metadata))
+    reader = StoreReader.open(path)
+    with pytest.raises(DamagedStoreError, match=rf"the array {name} has shape \(5,"):
+        {"W": lambda: reader.read("W", (3, 10)), "loss": reader.read_scalars}[name]()
+
+
+def test_a_store_that_cannot_be_created_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module, "_write_durably", no_space)
+    with pytest.raises(StoreError, match=r"cannot create a store at .*: No space left"):
+        StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).close()
+
+
 def test_what_is_no_store_is_refused(tmp_path: Path, path: Path) -> None:
     with pytest.raises(NotAStoreError, match="there is nothing at"):
         StoreReader.open(tmp_path / "absent")

@@ -27,6 +27,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -164,18 +165,22 @@ class StoreWriter:
         path = Path(path)
         labels = labels or TokenLabels()
         labels.check_length(schema.n_tokens)
-        try:
-            _clear(path, overwrite=overwrite)
-            (path / _BOOKKEEPING).mkdir(parents=True, exist_ok=True)
-            writer = cls(path, schema, _acquire_lock(path))
-            writer._declare(labels, schema.layout.capacity(n_rows or 1))
-        except (ThimbleError, KeyboardInterrupt):
-            raise
-        except OSError as error:
-            raise StoreError(
-                f"cannot create a store at {path}: {error.strerror or error}; "
-                "choose a directory that can be written"
-            ) from error
+        with ExitStack() as undo:
+            try:
+                _clear(path, overwrite=overwrite)
+                (path / _BOOKKEEPING).mkdir(parents=True, exist_ok=True)
+                undo.callback(shutil.rmtree, path, ignore_errors=True)
+                writer = cls(path, schema, _acquire_lock(path))
+                undo.callback(writer.release)
+                writer._declare(labels, schema.layout.capacity(n_rows or 1))
+            except ThimbleError:
+                raise
+            except OSError as error:
+                raise StoreError(
+                    f"cannot create a store at {path}: {error.strerror or error}; "
+                    "choose a directory that can be written"
+                ) from error
+            undo.pop_all()
         return writer
 
     @property
@@ -292,7 +297,9 @@ class StoreWriter:
             self._arrays[name][:] = values
         self._write_metadata()
         self._write_chunks()
-        for directory in (self.path.parent, self.path, *filter(Path.is_dir, self.path.iterdir())):
+        for name in self._arrays:
+            _fsync_directory(self.path / name)
+        for directory in (self.path, self.path.parent):
             _fsync_directory(directory)
         (self.path / _LEDGER).touch()
         self._replace_commit(self._commit)
@@ -363,6 +370,7 @@ class StoreWriter:
         for key, content in self._encoded.items():
             if key.endswith(_METADATA):
                 _write_durably(self.path / key, [content.to_bytes()])
+                _fsync_directory((self.path / key).parent)
 
     def _write_chunks(self) -> "dict[str, dict[str, int]]":
         """Move encoded chunks from memory to disk; return size and checksum of each file."""
@@ -519,6 +527,7 @@ class StoreReader:
                 raise DamagedStoreError(
                     f"cannot open array {name} of {self.path}: {error}"
                 ) from error
+            self._check_shape(name, cache[name].shape)
         array: _Array = cache[name]
         return array
 
@@ -534,6 +543,18 @@ class StoreReader:
             return np.asarray(array[:])
         except Exception as error:
             raise DamagedStoreError(f"cannot decode {name} of {self.path}: {error}") from error
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Zarr clips what is asked for to the array; in committed rows that is damage."""
+        declared = (self.n_rows, self.schema.n_tokens, self.schema.n_dims)
+        if name in self.schema.dtypes:
+            sound = len(shape) == 3 and shape[0] >= self.n_rows and shape[1:] == declared[1:]
+        else:
+            sound = name not in SCALARS or shape[0] >= self.n_rows
+        if not sound:
+            raise DamagedStoreError(
+                f"{self.path}: the array {name} has shape {shape}, and {declared} was committed"
+            )
 
     def _check_files(self, name: str, rows: tuple[int, int]) -> None:
         block_steps = self.schema.layout.block_steps

@@ -1,0 +1,134 @@
+"""The README's commands and code run, and its numbers are the measured ones."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import thimble_zarr
+from benchmarks.__main__ import EARLY_STEP, markdown
+from thimble_zarr.cli.main import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [content for name, content in BLOCKS if name == language]
+
+
+COMMANDS = [
+    line.removeprefix("$ ").split("  #")[0].strip()
+    for block in blocks("console")
+    for line in block.splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory in which every command of the README was run, in order."""
+    directory = tmp_path_factory.mktemp("readme")
+    (directory / "README.md").write_text(README, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(directory)
+        for command in COMMANDS:
+            if command.startswith("thimble-zarr"):
+                result = CliRunner().invoke(cli, shlex.split(command)[1:], catch_exceptions=False)
+                assert result.exit_code == 0, f"{command}\n{result.output}"
+        yield directory
+
+
+def test_every_command_is_known_to_this_test() -> None:
+    programs = {command.split()[0] for command in COMMANDS}
+    assert programs == {
+        "make",
+        "python3",
+        "thimble-zarr",
+        ".venv/bin/pip",
+        ".venv/bin/thimble-zarr",
+    }
+
+
+def test_the_commands_ran_and_left_what_they_promise(directory: Path) -> None:
+    for name in ("run.zarr", "other.zarr", "the.json", "table.csv", "tokenizer.json"):
+        assert (directory / name).exists()
+    check = json.loads((directory / "the.json").read_text())
+    assert check["tokens"] == {"subset": "text: the", "n": 1}
+    assert check["verdict"]["holds"] is True
+    assert len((directory / "table.csv").read_text().splitlines()) == 61
+
+
+def test_the_python_runs(directory: Path) -> None:
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    recorded = thimble_zarr.open_dataset(directory / "mine.zarr")
+    assert recorded.sizes["step"] == 51
+    assert not np.isnan(recorded.loss[1:]).any()
+    residual = names["ds"].sel(token=names["ds"].dead).adam_residual
+    assert residual.dtype == np.float32
+    assert residual.sizes["token"] == int(names["ds"].dead.sum()) > 0
+
+
+def recipe(target: str) -> list[str]:
+    shown = subprocess.run(
+        ["make", "--always-make", "--dry-run", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return shown.stdout.splitlines()
+
+
+def test_make_does_what_the_readme_says_to_do_without_it() -> None:
+    by_hand = [command for command in COMMANDS if command.startswith(".venv/bin/pip")]
+    assert any(
+        command.split("pip install ")[1] in line for line in recipe("test") for command in by_hand
+    )
+    assert recipe("test")[-1].startswith(".venv/bin/python -m pytest")
+
+
+def shape(line: str) -> str:
+    """Return a line without what differs between runs: numbers, and where the cosine is least."""
+    return re.sub(r"[-\s\d.,]+", " # ", line.split("; cosine")[0])
+
+
+def test_make_demo_ends_with_the_verdict(tmp_path: Path) -> None:
+    """What `make demo` runs, from the recipe itself, with dead tokens and a falling loss."""
+    program, *arguments = shlex.split(recipe("demo")[-1])
+    assert program == ".venv/bin/thimble-zarr"
+    shown = subprocess.run(
+        [Path(sys.executable).parent / "thimble-zarr", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stderr == ""
+    assert re.search(r"Tokens +dead: [\d,]+ of 10,000", shown.stdout)
+    first, last = re.search(r"loss ([\d.]+) -> ([\d.]+)", shown.stdout).groups()
+    assert float(last) < float(first) - 1
+    assert re.search(r"^HOLDS: all", shown.stdout, flags=re.MULTILINE)
+    assert "runs/demo.zarr" in shown.stdout.split("Look next")[1]
+    printed = {shape(line) for line in shown.stdout.splitlines()}
+    for line in blocks("text")[0].splitlines():
+        assert line == "..." or shape(line) in printed, line
+
+
+def test_every_command_of_the_tool_is_in_the_table() -> None:
+    documented = re.findall(r"^\| `([a-z]+)` \|", README, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(cli.commands)
+
+
+def test_the_numbers_are_the_measured_ones() -> None:
+    results = json.loads((ROOT / "benchmarks/results.json").read_text())
+    assert markdown(results, EARLY_STEP, results["steps"]) in README
