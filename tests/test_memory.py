@@ -11,6 +11,8 @@ from thimble_zarr.format.layout import recorder_memory_bytes
 
 MB = 10**6
 
+N_TOKENS, BUDGET = 4000, 32 * 2**20
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 
 PEAK = """
@@ -77,15 +79,15 @@ def run(script: str, *arguments: object) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     path = tmp_path_factory.mktemp("memory") / "run.zarr"
-    return path, run(RECORD, path, 10_000, 64 * 2**20, 100, 400)
+    return path, run(RECORD, path, N_TOKENS, BUDGET, 80, 320)
 
 
 def test_the_recorder_keeps_within_its_bound(recorded: tuple[Path, dict[str, int]]) -> None:
     _, found = recorded
     sizes = dict.fromkeys(("W", "grad", "exp_avg", "exp_avg_sq"), 2)
-    planned = recorder_memory_bytes(10_000, 64, sizes, found["block_steps"])
-    assert planned <= 64 * 2**20
-    assert found["late"] - found["before"] <= 64 * 2**20 + 16 * MB  # Python's own
+    planned = recorder_memory_bytes(N_TOKENS, 64, sizes, found["block_steps"])
+    assert planned <= BUDGET
+    assert found["late"] - found["before"] <= BUDGET + 16 * MB  # Python's own
 
 
 def test_the_recorder_takes_no_more_with_more_steps(
@@ -97,7 +99,7 @@ def test_the_recorder_takes_no_more_with_more_steps(
 
 def test_checking_takes_no_more_with_more_steps(recorded: tuple[Path, dict[str, int]]) -> None:
     path, _ = recorded
-    few, many = run(CHECK, path, 100), run(CHECK, path, 400)
+    few, many = run(CHECK, path, 80), run(CHECK, path, 320)
     assert many["accounting"] <= 1.05 * few["accounting"]
     assert many["accounting"] - many["before"] <= 150 * MB
 

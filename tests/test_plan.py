@@ -57,8 +57,10 @@ def test_the_disk_is_every_row_of_four_arrays_in_the_models_dtype(tmp_path: Path
     for dtype, itemsize in (("bfloat16", 2), ("float32", 4)):
         storage = plan_run(replace(DEFAULT, dtype=dtype), tmp_path).storage
         an_array = 1001 * 10_000 * 64 * itemsize
-        assert storage.array_bytes == dict.fromkeys(("W", "grad", "exp_avg", "exp_avg_sq"), an_array)
-        assert 4 * an_array < storage.disk_bytes < 4 * an_array + 10**6
+        assert storage.array_bytes == dict.fromkeys(
+            ("W", "grad", "exp_avg", "exp_avg_sq"), an_array
+        )
+        assert 4 * an_array < storage.disk_bytes < 4.01 * an_array
 
 
 def test_recording_stays_within_its_memory_bound(tmp_path: Path) -> None:
@@ -106,8 +108,14 @@ def test_training_memory_of_the_default_is_near_what_was_measured(tmp_path: Path
 
 @pytest.mark.parametrize(
     "larger",
-    [{"batch_size": 256}, {"seq_len": 256}, {"vocab_size": 20_000}, {"hidden_dim": 128}]
-    + [{"layers": 4}, {"dtype": "float32"}],
+    [
+        {"batch_size": 256},
+        {"seq_len": 256},
+        {"vocab_size": 20_000},
+        {"hidden_dim": 128},
+        {"layers": 4},
+        {"dtype": "float32"},
+    ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_more_of_anything_takes_more_memory(tmp_path: Path, larger: dict[str, object]) -> None:

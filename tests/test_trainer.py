@@ -158,8 +158,9 @@ def test_what_is_recorded_is_what_the_model_held(
     for step in range(1, 8):
         assert float(ds.loss[step]) == training.step()
         state = training.optimizer.state[weight]
-        for name, held in (("W", weight), *((name, state[name]) for name in ("exp_avg",))):
-            np.testing.assert_array_equal(ds[name][step].values, held.detach().float().numpy())
+        held = {"W": weight} | {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+        for name, values in held.items():
+            np.testing.assert_array_equal(ds[name][step].values, values.detach().float().numpy())
     optimizer = ds.attrs["optimizer"]
     assert optimizer["implementation"] == implementation
     assert set(ds.attrs["dtypes"].values()) == {dtype}

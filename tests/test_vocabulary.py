@@ -1,6 +1,7 @@
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
+    Encoding,
     Regex,
     Tokenizer,
     decoders,
@@ -100,7 +102,7 @@ def with_pattern() -> Tokenizer:
 
 
 def of_whole_lines() -> Tokenizer:
-    """No pre-tokenizer, so that tokens may reach over a line end; line ends stand for themselves."""
+    """No pre-tokenizer at all: a token may reach from one line into the next."""
     tokenizer = Tokenizer(models.BPE())
     return _trained_bpe(tokenizer)
 
@@ -160,10 +162,9 @@ def made(kind: str) -> Tokenizer:
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut wherever a cut is allowed, so that short texts are cut too."""
     monkeypatch.setattr(vocabulary, "_PIECE_CHARACTERS", 1)
-    yield
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,29 +177,10 @@ def test_encoding_is_that_of_the_whole_text_at_once(kind: str) -> None:
         assert ids.tolist() == tokenizer.encode(text).ids, repr(text)
 
 
-pieces_of_text = st.lists(
-    st.sampled_from(
-        [
-            "\n",
-            "\n",
-            "\r\n",
-            "\n\n",
-            " ",
-            "  ",
-            "\t",
-            "The",
-            "the",
-            " step",
-            "a",
-            "'s",
-            "1",
-            ".",
-            "é",
-        ]
-        + ["\u0301", "\u00a0", "\u2028", "\u0085", "\x1c", "\u180e", "🙂", "数", "one\ntwo"]
-    ),
-    max_size=40,
-).map("".join)
+PARTS = ["\n", "\n", "\r\n", "\n\n", " ", "  ", "\t", "The", "the", " step", "a", "'s", "1", "."]
+PARTS += ["\u0301", "\u00a0", "\u2028", "\u0085", "\x1c", "\u180e", "é", "🙂", "数", "one\ntwo"]
+
+pieces_of_text = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -229,6 +211,26 @@ def test_a_long_text_is_really_cut() -> None:
     assert len(pieces) > 5
     assert max(map(len, pieces)) < vocabulary._PIECE_CHARACTERS + len(SAMPLE)
     assert all(piece.endswith("\n") for piece in pieces)
+
+
+def test_no_tokenizer_call_gets_more_than_a_few_pieces_of_a_long_text() -> None:
+    tokenizer, lengths = made("byte_level"), []
+
+    def one(text: str) -> Encoding:
+        lengths.append(len(text))
+        return tokenizer.encode(text)
+
+    def batch(texts: list[str]) -> list[Encoding]:
+        lengths.append(sum(map(len, texts)))
+        return tokenizer.encode_batch_fast(texts)
+
+    text = SAMPLE * 30_000
+    ids = encode(
+        SimpleNamespace(encode=one, encode_batch_fast=batch, to_str=tokenizer.to_str), text
+    )
+    assert tokenizer.decode(ids.tolist()) == text
+    assert sum(lengths) >= len(text)
+    assert max(lengths) < len(text) / 4
 
 
 def test_a_text_without_line_ends_is_encoded() -> None:
@@ -324,9 +326,13 @@ def test_a_tokenizer_whose_ids_have_holes_is_refused(tmp_path: Path) -> None:
     content = json.loads(tokenizer.to_str())
     content["model"]["vocab"] = {"[UNK]": 0, "the": 1, "The": 9}
     file.write_text(json.dumps(content))
-    with pytest.raises(CorpusError):  # at the latest where a token beyond the vocabulary occurs
+
+    def read_and_label() -> None:
         loaded = read_tokenizer(file, vocab_size=3)
         label_tokens(loaded, encode(loaded, "the The"))
+
+    with pytest.raises(CorpusError):  # at the latest where a token beyond the vocabulary occurs
+        read_and_label()
 
 
 def test_tokens_are_counted_as_they_occur() -> None:
@@ -397,6 +403,7 @@ def test_a_mask_decides_what_is_live(tmp_path: Path, mask: np.ndarray) -> None:
         assert (labels.dead.dtype, labels.dead.tolist()) == (np.bool_, (~mask).tolist())
         assert labels.count is not None  # still counted, not made up
         assert np.flatnonzero(labels.count).tolist() == [5, 7]
+        assert labels.count.shape == (300,)
         assert labels.text is not None
 
 

@@ -87,20 +87,27 @@ class Window:
         self._piece = piece
         self._rows = rows
         self._dims = dims
+        self._current: dict[str, np.ndarray] = {}
+        self._previous: dict[str, np.ndarray] = {}
 
     def current(self, name: str) -> np.ndarray:
-        """Return a variable at the window's rows."""
-        return self._decode(name, self._rows, self._piece.first_row)
+        """Return a variable at the window's rows; do not write to it."""
+        if name not in self._current:
+            self._current[name] = self._decode(name, self._rows, self._piece.first_row)
+        return self._current[name]
 
     def previous(self, name: str) -> np.ndarray:
-        """Return a variable at the rows before; NaN before the initial state.
+        """Return a variable at the rows before, NaN before the initial state; do not write to it.
 
         Ask for it before `current`, so that both come from one read.
         """
-        before = self._rows - 1
-        values = self._decode(name, np.maximum(before, 0), max(self._piece.first_row - 1, 0))
-        values[before < 0] = np.nan
-        return values
+        if name not in self._previous:
+            before = self._rows - 1
+            values = self._decode(name, np.maximum(before, 0), max(self._piece.first_row - 1, 0))
+            if (before < 0).any():
+                values = np.where(before[:, np.newaxis, np.newaxis] < 0, np.nan, values)
+            self._previous[name] = values
+        return self._previous[name]
 
     def scalar(self, name: str) -> np.ndarray:
         """Return a per-step scalar, shape `(step, 1, 1)`."""

@@ -119,8 +119,15 @@ def _title(store: Path, ds: "xr.Dataset", subset: str, n_all: int) -> str:
     )
 
 
+def _summary(rows: "pd.DataFrame") -> "pd.DataFrame":
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a ratio is infinite where nothing moved
+        return rows.drop(columns="t").describe()
+
+
 def _as_table(rows: "pd.DataFrame") -> str:
-    summary = rows.drop(columns="t").describe().to_string()
+    summary = _summary(rows).to_string()
     if len(rows) <= 2 * EDGE_ROWS:
         return f"{rows.to_string(index=False)}\n\nSummary\n{summary}"
     return (
@@ -134,7 +141,7 @@ def _as_json(
     store: Path, tokens: dict[str, str | int], rows: "pd.DataFrame", found: "Verdict"
 ) -> str:
     """Return the check as strict JSON: what is not a finite number is null."""
-    summary = rows.drop(columns="t").describe()
+    summary = _summary(rows)
     content = {
         "store": str(store),
         "tokens": tokens,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from thimble_zarr.cli.options import STORE, human_bytes
+from thimble_zarr.cli.options import STORE
+from thimble_zarr.format.layout import human_bytes
 
 
 @click.command()
@@ -45,7 +46,7 @@ def info(store: Path, *, format_: str) -> None:
         ("Parameter", f"{schema.parameter or 'unnamed'}, {shape}, on {schema.device}"),
         ("Variables", ", ".join(f"{name} {native}" for name, native in schema.dtypes.items())),
         ("Optimizer", f"{optimizer.name}, {optimizer.implementation}"),
-        ("Steps", f"{max(0, n_rows - 1):,} and the initial state"),
+        ("Steps", f"{n_rows - 1:,} and the initial state" if n_rows else "none yet"),
     ]
     if labels.live is not None:
         n_live = int(labels.live.sum())

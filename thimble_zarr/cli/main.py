@@ -1,5 +1,7 @@
 """The command `thimble-zarr`: its group, and how errors become exit codes."""
 
+import os
+import sys
 import warnings
 from typing import Any
 
@@ -25,7 +27,9 @@ class _Group(click.Group):
             click.echo("Interrupted.", err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
-            raise
+            # Whoever read stdout went away: nobody to tell, and nothing the check found.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(UNREADABLE)
         except (ThimbleError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(_exit_code(error))

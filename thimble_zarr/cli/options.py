@@ -30,8 +30,10 @@ class _Size(click.ParamType[int]):
         from dask.utils import parse_bytes
 
         try:
-            n_bytes: int = parse_bytes(value)
+            n_bytes: int = parse_bytes(value or "nothing")
         except ValueError:
+            n_bytes = 0
+        if n_bytes < 1:
             self.fail(f"{value!r} is not a size such as 256MiB", param, ctx)
         return n_bytes
 
@@ -40,8 +42,7 @@ MEMORY = click.option(
     "--memory",
     type=_Size(),
     default=DEFAULT_MEMORY_BYTES,
-    show_default="256MiB",
-    help="Bound on all memory of the recorder. Block sizes follow from it.",
+    help="Bound on all memory of the recorder; block sizes follow from it.  [default: 256MiB]",
 )
 
 
@@ -67,8 +68,8 @@ def _config_option(name: str, default: object) -> Decorator:
         kind = type(default)
     elif name == "device":
         kind = str
-    shown = False if default is None else str(default)
-    return click.option(flag, type=kind, default=None, show_default=shown, help=HELP[name])
+    help_ = HELP[name] if default is None else f"{HELP[name]}  [default: {default}]"
+    return click.option(flag, type=kind, default=None, help=help_)
 
 
 def config_from(config: Path | None, flags: dict[str, object]) -> TrainingConfig:
@@ -78,14 +79,6 @@ def config_from(config: Path | None, flags: dict[str, object]) -> TrainingConfig
     settings = {} if config is None else read_toml(config)
     given = {name: value for name, value in flags.items() if value is not None}
     return TrainingConfig.from_settings(settings | given)
-
-
-def human_bytes(n_bytes: int) -> str:
-    """Return a size as people read it, in decimal units."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.2f} {unit}"
-    return f"{n_bytes} B"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -17,10 +17,9 @@ from thimble_zarr.cli.options import (
     aligned,
     config_from,
     config_options,
-    human_bytes,
 )
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
 
 if TYPE_CHECKING:
     from thimble_zarr.experiment.plan import RunPlan

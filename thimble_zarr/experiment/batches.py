@@ -56,3 +56,4 @@ def _epochs(windows: Tensor, batch_size: int, seed: int) -> Iterator[tuple[Tenso
         for indices in torch.split(order, batch_size):
             chunk = windows[indices]
             yield chunk[:, :-1], chunk[:, 1:]
+        torch.randperm(len(windows), generator=generator)  # drawn by RandomSampler as it ends

@@ -90,6 +90,7 @@ class TrainingConfig:
         for name in ("lr", "weight_decay", "eps", "init_scale"):
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "a number from 0 up")
+        self._require("seed", 0 <= self.seed < 2**63, "in [0, 2**63)")
         for name in ("beta1", "beta2"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name, choices in CHOICES.items():
@@ -153,5 +154,6 @@ def _convert(name: str, kind: object, value: object) -> object:
         and (kind is bool or not isinstance(value, bool))
     )
     if not matches:
-        raise ConfigError(f"{name} is {value!r}, but must be {getattr(kind, '__name__', kind)}")
+        expected = kind.__name__ if isinstance(kind, type) else "a string"
+        raise ConfigError(f"{name} is {value!r}, but must be {expected}")
     return value

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import platform
 import sysconfig
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,11 +113,12 @@ def write_cache(file: Path, content: str) -> None:
     CorpusError
         If the cache cannot be written.
     """
-    temporary = file.with_suffix(".partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(file)
+        # A name of its own, because several processes may fill the cache at once.
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            temporary.write(content.encode())
+        Path(temporary.name).replace(file)
     except OSError as error:
         raise CorpusError(
             f"cannot write {file}: {error}; set XDG_CACHE_HOME to a directory you can write to"

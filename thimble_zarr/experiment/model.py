@@ -1,5 +1,7 @@
 """The Thimble 1 model: a small GPT-2 with tied embeddings, and its optimizer."""
 
+from contextlib import suppress
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,10 +26,13 @@ def find_device(wanted: str | None) -> torch.device:
     }
     if wanted is None:
         return torch.device(next(name for name, there in available.items() if there))
-    if not available.get(wanted.split(":")[0], False):
-        there = ", ".join(name for name, there in available.items() if there)
-        raise ConfigError(f"device {wanted!r} is not available here; choose from {there}")
-    return torch.device(wanted)
+    with suppress(RuntimeError):  # not a device's name
+        device = torch.device(wanted)
+        n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+        if available.get(device.type, False) and (device.index or 0) < n_devices:
+            return device
+    there = ", ".join(name for name, there in available.items() if there)
+    raise ConfigError(f"device {wanted!r} is not available here; choose from {there}")
 
 
 def build_model(config: TrainingConfig, device: torch.device) -> GPT2LMHeadModel:

@@ -10,7 +10,7 @@ import psutil
 from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.bits import storage_dtype
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, plan_storage
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.format.store import StorePath
 
@@ -63,8 +63,8 @@ class RunPlan:
         """Raise DiskSpaceError if the disk cannot hold the run without compression."""
         if self.storage.disk_bytes > self.free_disk_bytes:
             raise DiskSpaceError(
-                f"the run needs up to {self.storage.disk_bytes / 1e9:.2f} GB of disk and "
-                f"{self.free_disk_bytes / 1e9:.2f} GB are free; free some, choose another disk, "
+                f"the run needs up to {human_bytes(self.storage.disk_bytes)} of disk and "
+                f"{human_bytes(self.free_disk_bytes)} are free; make room, choose another disk, "
                 "record fewer steps, or pass --force (compression usually saves a third)"
             )
 

@@ -1,5 +1,6 @@
 """Tokens: train a tokenizer, encode a corpus, and tell live tokens from dead ones."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -75,15 +76,24 @@ def load_tokenizer(file: Path) -> Tokenizer:
     Raises
     ------
     CorpusError
-        If the file is no tokenizer.
+        If the file is no tokenizer, or its ids have holes.
     """
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception
         raise CorpusError(
             f"cannot read the tokenizer {file}: {error}; it must be the JSON of a `tokenizers` "
             "tokenizer, such as `thimble-zarr tokens` writes"
         ) from error
+    n_tokens = tokenizer.get_vocab_size()
+    if sorted(tokenizer.get_vocab().values()) != list(range(n_tokens)):
+        raise CorpusError(
+            f"the tokenizer {file} has {n_tokens:,} tokens, but their ids are not 0 to "
+            f"{n_tokens - 1:,}; an embedding has a row for each id, so there must be no holes"
+        )
+    tokenizer.no_truncation()  # for batches of inputs, not for a corpus
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _default_tokenizer(vocab_size: int) -> Tokenizer:
@@ -98,12 +108,9 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Return the token ids of a text, int64, shape `(n,)`.
 
     An encoding takes hundreds of bytes a token while it is made, so the text is encoded in pieces,
-    cut where a line begins. A tokenizer that would notice the cut, because it adds something to
-    each text, gets the whole text at once.
+    cut where a line begins. A tokenizer that might notice the cut gets the whole text at once.
     """
-    line, more = "a line\n", "another"
-    neutral = tokenizer.encode(line).ids + tokenizer.encode(more).ids
-    if tokenizer.encode(line + more).ids != neutral:
+    if not _never_joins_lines(tokenizer):
         return np.array(tokenizer.encode(text).ids, dtype=np.int64)
     pieces = _split_lines(text)
     encoded = [np.empty(0, dtype=np.int64)]
@@ -114,8 +121,25 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.concatenate(encoded)
 
 
+def _never_joins_lines(tokenizer: Tokenizer) -> bool:
+    """Return whether cutting after a single line end changes no token.
+
+    So it is for a plain byte-level BPE: its pattern (that of GPT-2) never joins a letter to what is
+    beyond a line end, and it adds nothing to a text.
+    """
+    parts = json.loads(tokenizer.to_str())
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    pattern = parts["pre_tokenizer"] or {}
+    return (
+        {key: pattern.get(key) for key in plain} == plain
+        and parts["normalizer"] is None
+        and (parts["post_processor"] or plain)["type"] == "ByteLevel"
+        and not any("\n" in token["content"] for token in parts["added_tokens"])
+    )
+
+
 def _split_lines(text: str) -> Iterator[str]:
-    """Cut a text after single line ends, where no tokenizer joins what is before and after."""
+    """Cut a text after line ends that stand alone."""
     start = 0
     while start < len(text):
         cut = _SINGLE_LINE_END.search(text, start + _PIECE_CHARACTERS)
@@ -158,29 +182,32 @@ def write_mask(file: Path, labels: TokenLabels) -> None:
 
     Raises
     ------
-    CorpusError
+    OSError
         If the file cannot be written.
     """
     assert labels.live is not None
-    try:
-        safetensors.numpy.save_file({"live_mask": labels.live, "dead_mask": ~labels.live}, file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CorpusError(f"cannot write the token mask {file}: {error}") from error
+    masks = {"live_mask": labels.live, "dead_mask": ~labels.live}
+    file.write_bytes(safetensors.numpy.save(masks))
 
 
 def _read_mask(file: Path, n_tokens: int) -> np.ndarray:
     try:
-        tensors = safetensors.numpy.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
+        with safetensors.safe_open(file, "np") as tensors:
+            names = list(tensors.keys())
+            masks = {
+                name: tensors.get_tensor(name).astype(bool)
+                for name in ("live_mask", "dead_mask")
+                if name in names
+            }
+    except (OSError, TypeError, safetensors.SafetensorError) as error:
         raise CorpusError(f"cannot read the token mask {file}: {error}") from error
-    if "live_mask" in tensors:
-        live: np.ndarray = tensors["live_mask"].astype(bool)
-    elif "dead_mask" in tensors:
-        live = ~tensors["dead_mask"].astype(bool)
-    else:
+    if not masks:
         raise CorpusError(
-            f"the token mask {file} has neither live_mask nor dead_mask, only {', '.join(tensors)}"
+            f"the token mask {file} has neither live_mask nor dead_mask, only {', '.join(names)}"
         )
+    live: np.ndarray = masks["live_mask"] if "live_mask" in masks else ~masks["dead_mask"]
+    if "dead_mask" in masks and not np.array_equal(live, ~masks["dead_mask"]):
+        raise CorpusError(f"the token mask {file}: some tokens are both live and dead, or neither")
     if live.shape != (n_tokens,):
         raise CorpusError(
             f"the token mask {file} has shape {live.shape}, but the vocabulary has {n_tokens:,} "

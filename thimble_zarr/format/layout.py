@@ -24,6 +24,10 @@ SCALAR_CHUNK_STEPS = 4096
 """Steps a chunk of the per-step scalars: one small file rewritten at each commit until full."""
 
 
+_METADATA_BYTES = 2**17  # metadata of all arrays, ledger and commit record of a short run
+_LABEL_BYTES = 64  # id, count, live, dead and text of a token
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the `(step, token, dim)` arrays of a store are cut.
@@ -60,6 +64,9 @@ class StoragePlan:
         Uncompressed size of each `(step, token, dim)` array, by variable.
     scalar_bytes
         Uncompressed size of all per-step scalars.
+    overhead_bytes
+        Upper bound on what is stored beside them: metadata, labels of the tokens, and the
+        compressed padding of the last block.
     memory_bytes
         Peak memory of the recorder: buffers and encoding.
     """
@@ -67,12 +74,13 @@ class StoragePlan:
     layout: Layout
     array_bytes: Mapping[str, int]
     scalar_bytes: int
+    overhead_bytes: int
     memory_bytes: int
 
     @property
     def disk_bytes(self) -> int:
         """Upper bound on disk space: everything stored without any gain from compression."""
-        return sum(self.array_bytes.values()) + self.scalar_bytes
+        return sum(self.array_bytes.values()) + self.scalar_bytes + self.overhead_bytes
 
 
 def plan_layout(
@@ -151,14 +159,24 @@ def plan_storage(
     StoragePlan
     """
     layout = plan_layout(n_tokens, n_dims, itemsizes, memory_bytes=memory_bytes)
+    block_bytes = layout.block_steps * n_tokens * n_dims * sum(itemsizes.values())
     return StoragePlan(
         layout=layout,
         array_bytes={
             name: n_rows * n_tokens * n_dims * itemsize for name, itemsize in itemsizes.items()
         },
         scalar_bytes=n_rows * n_scalars * 8,
+        overhead_bytes=_METADATA_BYTES + _LABEL_BYTES * n_tokens + block_bytes // 64,
         memory_bytes=recorder_memory_bytes(n_tokens, n_dims, itemsizes, layout.block_steps),
     )
+
+
+def human_bytes(n_bytes: int) -> str:
+    """Return a size as people read it, in decimal units."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.2f} {unit}"
+    return f"{n_bytes} B"
 
 
 def split_range(start: int, stop: int, length: int) -> Iterator[tuple[int, int]]:

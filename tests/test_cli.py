@@ -1,0 +1,1136 @@
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner, Result
+from tokenizers import Tokenizer
+
+import thimble_zarr
+from tests.runs import N_TOKENS, Loop, record, token_labels
+from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr.cli.main import cli
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.vocabulary import train_tokenizer
+from thimble_zarr.format.store import StoreReader, StoreWriter
+
+TEXT = (
+    "The step that the weights take is the step that the optimizer took.\n"
+    "What the gradient says, the moments remember; what they remember moves the weights.\n"
+    "A token that never occurs moves too, because the weights of input and output are one.\n"
+)
+
+N_VOCABULARY = 300
+
+HEADER = "t,norm_predicted,norm_observed,norm_difference,cosine_similarity,ratio"
+
+START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+MAIN = "from thimble_zarr.cli.main import main; main()"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "corpus.txt"
+    file.write_text(TEXT * 3, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus: Path) -> Path:
+    file = corpus.with_name("tokenizer.json")
+    train_tokenizer([TEXT], N_VOCABULARY).save(str(file))
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus: Path, tokenizer: Path) -> tuple[str, ...]:
+    """Options of a run that takes a fraction of a second."""
+    options = {
+        "steps": 5,
+        "batch-size": 2,
+        "seq-len": 8,
+        "vocab-size": N_VOCABULARY,
+        "hidden-dim": 8,
+        "layers": 1,
+        "heads": 2,
+        "device": "cpu",
+        "corpus": corpus,
+        "tokenizer": tokenizer,
+    }
+    return tuple(f"--{name}={value}" for name, value in options.items())
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Path:
+    """A store that `train` wrote, never to be written to."""
+    store = tmp_path_factory.mktemp("trained") / "run.zarr"
+    succeeds("train", store, *tiny)
+    return store
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(total=10**12, used=10**12 - 1000, free=1000)
+    monkeypatch.setattr("thimble_zarr.experiment.plan.shutil.disk_usage", lambda path: usage)
+
+
+def run(*args: object) -> Result:
+    """Run the command line; an exception that would be shown as a traceback fails the test."""
+    result = CliRunner().invoke(cli, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def succeeds(*args: object) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def fails(exit_code: int, *args: object) -> str:
+    """Expect an exit code and one line on stderr, and return that line."""
+    result = run(*args)
+    assert result.exit_code == exit_code, result.output
+    lines = result.stderr.splitlines()
+    if lines[0].startswith("Usage: "):  # click says where help is, too
+        lines = lines[3:]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def strict_json(text: str) -> dict:
+    """Read JSON as RFC 8259 has it, which knows no NaN and no Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def checked(store: Path, *args: object, exit_code: int = 0) -> dict:
+    result = run("check", store, "--format", "json", *args)
+    assert result.exit_code == exit_code, result.output
+    return strict_json(result.stdout)
+
+
+def info_of(store: Path) -> dict:
+    return strict_json(succeeds("info", store, "--format", "json").stdout)
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", [None, *cli.commands])
+def test_help_is_shown(flag: str, command: str | None) -> None:
+    text = succeeds(*([] if command is None else [command]), flag).stdout
+    assert text.startswith("Usage: ")
+    for name in cli.commands if command is None else ():
+        assert f"\n  {name} " in text
+
+
+def test_the_commands_are_these() -> None:
+    assert set(cli.commands) == {"train", "demo", "plan", "check", "info", "tokens"}
+
+
+def test_every_option_of_every_command_is_explained() -> None:
+    for name, command in cli.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{name} {parameter.opts}"
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_every_setting_is_an_option_and_its_default_is_told(command: str) -> None:
+    text = " ".join(succeeds(command, "--help").stdout.split())
+    for setting in fields(TrainingConfig):
+        assert f"--{setting.name.replace('_', '-')} " in text
+        if setting.default is not None and not isinstance(setting.default, bool):
+            assert f"[default: {setting.default}]" in text
+
+
+def test_the_exit_codes_are_told() -> None:
+    text = " ".join(succeeds("--help").stdout.split())
+    for code in ("0 all holds", "1 the check found", "2 usage", "3 unreadable", "130 interrupted"):
+        assert code in text
+
+
+def test_the_version_is_told() -> None:
+    assert thimble_zarr.__version__ in succeeds("--version").stdout
+
+
+def test_help_starts_without_torch() -> None:
+    code = (
+        "import sys\nfrom thimble_zarr.cli.main import cli\n"
+        "for args in (['-h'], ['train', '-h'], ['check', '-h'], ['tokens', '-h']):\n"
+        "    cli(args, standalone_mode=False)\n"
+        "print(sorted({'torch', 'transformers', 'xarray', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("args", [["nothing"], ["train"], ["check"], ["info", "--nothing", "x"]])
+def test_what_click_refuses_is_usage(args: list[str]) -> None:
+    fails(2, *args)
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def test_train_shows_plan_corpus_validation_and_what_to_type_next(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    store = tmp_path / "a run.zarr"
+    result = succeeds("train", store, *tiny)
+    assert result.stderr == ""
+    for part in (
+        "5 steps of 300 x 8, bfloat16",
+        "Disk, at most",
+        "RAM for recording",
+        "Tokens   300: ",
+        "t=   1: ratio=1.0",
+        "t=   5: ratio=",
+        "Recorded 5 steps",
+        f"thimble-zarr check '{store}'",
+    ):
+        assert part in result.stdout, part
+    assert f"{len(Tokenizer.from_file(option(tiny, 'tokenizer')).encode(TEXT * 3))} tokens" in (
+        result.stdout
+    )
+
+
+def option(options: tuple[str, ...], name: str) -> str:
+    (value,) = (text.split("=", 1)[1] for text in options if text.startswith(f"--{name}="))
+    return value
+
+
+def test_train_without_steps_at_which_to_validate_but_the_last(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    stdout = succeeds("train", tmp_path / "run.zarr", *tiny, "--steps", 11).stdout
+    validated = [line.split(":")[0] for line in stdout.splitlines() if line.startswith("  t=")]
+    assert validated == ["  t=   1", "  t=  10", "  t=  11"]
+
+
+def test_quiet_training_says_nothing(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    result = succeeds("train", tmp_path / "run.zarr", *tiny, "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+    assert info_of(tmp_path / "run.zarr")["complete"] is True
+
+
+def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
+    mask = tmp_path / "mask.safetensors"
+    safetensors.torch.save_file({"live_mask": torch.ones(N_VOCABULARY, dtype=torch.bool)}, mask)
+    settings = {
+        "steps": 3,
+        "batch_size": 5,
+        "seq_len": 7,
+        "lr": 0.125,
+        "weight_decay": 0.25,
+        "beta1": 0.5,
+        "beta2": 0.75,
+        "eps": 0.0625,
+        "dtype": "float32",
+        "device": "cpu",
+        "seed": 11,
+        "vocab_size": N_VOCABULARY,
+        "hidden_dim": 12,
+        "layers": 1,
+        "heads": 3,
+        "init_scale": 0.5,
+        "optimizer_impl": "foreach",
+        "double_shift": True,
+        "corpus": str(corpus),
+        "tokenizer": str(tokenizer),
+        "token_mask": str(mask),
+    }
+    assert list(settings) == [setting.name for setting in fields(TrainingConfig)]
+    flags = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in settings.items()
+    ]
+    succeeds("train", tmp_path / "run.zarr", *flags)
+    ds = open_dataset(tmp_path / "run.zarr")
+    assert ds.attrs["attrs"]["config"] == settings
+    assert ds.attrs["attrs"]["corpus"]["name"] == str(corpus)
+    assert ds.attrs["attrs"]["tokenizer"]["name"] == str(tokenizer)
+    assert ds.sizes == {"step": 4, "token": N_VOCABULARY, "dim": 12}
+    assert ds.attrs["optimizer"]["implementation"] == "foreach"
+    hyperparameters = {
+        "learning_rate": 0.125,
+        "weight_decay": 0.25,
+        "beta1": 0.5,
+        "beta2": 0.75,
+        "eps": 0.0625,
+    }
+    for name, value in hyperparameters.items():
+        assert ds[name].values[1:].tolist() == 3 * [value]
+    assert bool(ds.live.all())
+    assert float(ds.W[0].std()) == pytest.approx(0.5, rel=0.1)
+
+
+def test_settings_not_given_are_kept_too(trained: Path) -> None:
+    config = info_of(trained)["attrs"]["config"]
+    assert list(config) == [setting.name for setting in fields(TrainingConfig)]
+    given = {"steps", "batch_size", "seq_len", "vocab_size", "hidden_dim", "layers", "heads"}
+    given |= {"device", "corpus", "tokenizer"}
+    for setting in fields(TrainingConfig):
+        if setting.name not in given:
+            assert config[setting.name] == setting.default, setting.name
+
+
+def test_settings_come_from_a_file_and_flags_win(
+    tmp_path: Path, corpus: Path, tokenizer: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        "steps = 3\nbatch_size = 2\nseq_len = 8\nvocab_size = 300\nhidden_dim = 8\nlayers = 1\n"
+        f'lr = 1\ndevice = "cpu"\ncorpus = "{corpus}"\ntokenizer = "{tokenizer}"\n'
+        "double_shift = true\n"
+    )
+    succeeds("train", tmp_path / "a.zarr", "--config", file)
+    succeeds("train", tmp_path / "b.zarr", "--config", file, "--steps", 2, "--lr", 0.5)
+    of_file, of_both = (
+        info_of(tmp_path / name)["attrs"]["config"] for name in ("a.zarr", "b.zarr")
+    )
+    assert (of_file["steps"], of_file["lr"], of_file["double_shift"]) == (3, 1.0, True)
+    assert of_file["heads"] == TrainingConfig.heads
+    assert of_both == of_file | {"steps": 2, "lr": 0.5}
+    assert info_of(tmp_path / "b.zarr")["n_rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("batchsize = 3", "no setting 'batchsize'"),
+        ('steps = "3"', "steps is '3', but must be int"),
+        ("lr = true", "lr is True, but must be float"),
+        ("steps = 0", "steps is 0, but must be at least 1"),
+        ("[model]\nheads = 2", "no setting 'model'"),
+        ("steps =", "cannot read settings from"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_wrong_settings_file_is_refused(
+    tmp_path: Path, command: str, content: str, expected: str
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    assert expected in fails(2, command, tmp_path / "run.zarr", "--config", file)
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_a_settings_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "nothing.toml" in fails(2, "plan", "--config", tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--steps", "0"], "steps is 0"),
+        (["--heads", "3"], "hidden_dim is 8, but must be a multiple of heads (3)"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--beta1", "1"], "beta1 is 1.0"),
+        (["--steps", "many"], "'many' is not a valid integer"),
+        (["--dtype", "float16"], "'float16' is not one of"),
+        (["--device", "tpu"], "device 'tpu' is not available"),
+        (["--device", "cpu:x"], "device 'cpu:x' is not available"),
+        (["--seed", "99999999999999999999"], "seed is 99999999999999999999"),
+        (["--memory", "much"], "'much' is not a size such as 256MiB"),
+        (["--memory", "-1MiB"], "'-1MiB' is not a size such as 256MiB"),
+        (["--memory", ""], "'' is not a size such as 256MiB"),
+        (["--seq-len", "100000"], "one window takes 100001"),
+        (["--vocab-size", "301"], "pass --vocab-size 300"),
+        (["--corpus", "/nothing.txt"], "cannot read the corpus /nothing.txt"),
+        (["--corpus", "/"], "cannot read the corpus /"),
+        (["--tokenizer", "/nothing.json"], "cannot read the tokenizer /nothing.json"),
+        (["--tokenizer", __file__], "cannot read the tokenizer"),
+        (["--token-mask", "/nothing"], "cannot read the token mask /nothing"),
+        (["--token-mask", __file__], "cannot read the token mask"),
+    ],
+    ids=lambda value: " ".join(value).replace("/", "") if isinstance(value, list) else "",
+)
+def test_a_setting_that_cannot_work_is_refused_and_no_store_is_left(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: tuple[str, ...],
+    flags: list[str],
+    expected: str,
+) -> None:
+    roomy = SimpleNamespace(available=10**15)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: roomy)  # or it warns, rightly
+    assert expected in fails(2, "train", tmp_path / "run.zarr", *tiny, *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_that_is_not_utf8_is_refused(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes(b"caf\xe9 " * 100)
+    assert "UTF-8" in fails(2, "train", tmp_path / "run.zarr", *tiny, "--corpus", file)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({"live_mask": torch.ones(299, dtype=torch.bool)}, "has shape (299,)"),
+        ({"dead_mask": torch.ones(301, dtype=torch.bool)}, "has shape (301,)"),
+        ({"W": torch.ones(3)}, "neither live_mask nor dead_mask"),
+        ({"W": torch.ones(3, dtype=torch.bfloat16)}, "neither live_mask nor dead_mask"),
+    ],
+    ids=["short", "long", "no-mask", "a-notebooks-run"],
+)
+def test_a_mask_that_does_not_fit_is_refused(
+    tmp_path: Path, tiny: tuple[str, ...], tensors: dict[str, torch.Tensor], expected: str
+) -> None:
+    file = tmp_path / "mask.safetensors"
+    safetensors.torch.save_file(tensors, file)
+    message = fails(2, "train", tmp_path / "run.zarr", *tiny, "--token-mask", file)
+    assert expected in message
+    assert str(file) in message
+
+
+def test_an_existing_store_is_kept_unless_overwriting_was_asked_for(
+    tmp_path: Path, trained: Path, tiny: tuple[str, ...]
+) -> None:
+    store = Path(shutil.copytree(trained, tmp_path / "run.zarr"))
+    assert "--overwrite" in fails(2, "train", store, *tiny)
+    assert info_of(store)["n_rows"] == 6
+    succeeds("train", store, *tiny, "--steps", 2, "--overwrite")
+    assert info_of(store)["n_rows"] == 3
+
+
+def test_a_directory_that_is_no_store_is_never_overwritten(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    precious = tmp_path / "directory" / "deep" / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("precious")
+    for flags in ([], ["--overwrite"], ["--overwrite", "--force"]):
+        message = fails(2, "train", tmp_path / "directory", *tiny, *flags)
+        assert "is not a thimble-zarr store" in message
+        assert [file for file in tmp_path.rglob("*") if file.is_file()] == [precious]
+        assert precious.read_text() == "precious"
+
+
+def test_another_tools_zarr_group_is_never_overwritten(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    import zarr
+
+    group = zarr.create_group(tmp_path / "other.zarr", zarr_format=3)
+    group.create_array("x", shape=(3,), dtype="f4")[:] = 7
+    fails(2, "train", tmp_path / "other.zarr", *tiny, "--overwrite")
+    assert zarr.open_array(tmp_path / "other.zarr" / "x", mode="r")[:].tolist() == [7, 7, 7]
+
+
+def test_a_file_is_never_overwritten(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    file = tmp_path / "precious.txt"
+    file.write_text("precious")
+    fails(2, "train", file, *tiny, "--overwrite")
+    assert file.read_text() == "precious"
+
+
+def test_a_store_that_is_being_recorded_is_never_overwritten(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    loop = Loop()
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight) as recorder:
+        loop.step()
+        recorder.flush()
+        message = fails(3, "train", tmp_path / "run.zarr", *tiny, "--overwrite")
+        assert "another process is recording" in message
+    assert info_of(tmp_path / "run.zarr")["n_rows"] == 2
+
+
+def test_an_empty_directory_may_become_a_store(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    succeeds("train", tmp_path, *tiny)
+    assert info_of(tmp_path)["complete"] is True
+
+
+def test_a_path_below_a_file_cannot_be_written(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("precious")
+    for store in (tmp_path / "file" / "run.zarr", tmp_path / "file" / "below" / "run.zarr"):
+        assert str(store) in fails(3, "train", store, *tiny)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_path_in_proc_cannot_be_written(tiny: tuple[str, ...]) -> None:
+    fails(3, "train", "/proc/nothing/x", *tiny)
+    assert "/proc/nothing/x" in fails(3, "train", "/proc/nothing/x", *tiny, "--force")
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_found_before_anything_is_written(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    message = fails(3, "train", tmp_path / "run.zarr", *tiny)
+    assert "--force" in message
+    assert "1.00 kB" in message or "1000 B" in message  # what is free
+    assert list(tmp_path.iterdir()) == []
+    assert "disk" in fails(3, "plan", tmp_path / "run.zarr", *tiny)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_force_trains_although_the_disk_looks_full(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    succeeds("train", tmp_path / "run.zarr", *tiny, "--force")
+    assert info_of(tmp_path / "run.zarr")["n_rows"] == 6
+
+
+def test_short_memory_is_warned_of_and_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    for command in ("plan", "train"):
+        result = succeeds(command, tmp_path / "run.zarr", *tiny)
+        assert result.stderr.startswith("Warning: the run needs about ")
+        assert "1.00 MB are free" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_loss_that_is_not_a_number_is_recorded_and_warned_of_once(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    store = tmp_path / "run.zarr"
+    with pytest.warns(UserWarning, match="the loss of step 2 is nan") as warned:
+        result = run("train", store, *tiny, "--lr", "1e30", "--dtype", "float32")
+    assert result.exit_code == 0
+    assert len(warned) == 1
+    ds = open_dataset(store)
+    assert np.isnan(ds.loss.values).tolist() == [True, False, True, True, True, True]
+    assert info_of(store)["n_rows"] == 6
+    for format_ in ("table", "csv", "json"):
+        assert run("check", store, "--format", format_).exit_code == 1
+    assert checked(store, exit_code=1)["verdict"]["holds"] is False
+
+
+def test_an_interruption_before_the_first_step_says_that_nothing_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thimble_zarr.experiment.trainer.Training.step", interrupt)
+    result = run("train", tmp_path / "run.zarr", *tiny)
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+    assert result.stdout.splitlines()[-1] == "Nothing was recorded."
+    monkeypatch.setattr("thimble_zarr.experiment.trainer.load_data", interrupt)
+    result = run("train", tmp_path / "another.zarr", *tiny)
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+    assert not (tmp_path / "another.zarr").exists()
+
+
+def test_a_disk_that_fills_up_on_the_way_ends_the_run_with_what_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    commit_block = StoreWriter.commit_block
+
+    def commit(store: StoreWriter, first_row: int, *block: object) -> None:
+        if first_row >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        commit_block(store, first_row, *block)
+
+    monkeypatch.setattr(StoreWriter, "commit_block", commit)
+    store = tmp_path / "run.zarr"
+    message = fails(3, "train", store, *tiny, "--memory", "64KiB")
+    assert "No space left on device" in message
+    assert "steps 0 to 2 are committed and safe" in message
+    assert checked(store)["steps"] == [1, 2]
+
+
+def test_blocks_follow_from_the_memory(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    steps = []
+    for memory in ("64KiB", "1MiB"):
+        store = tmp_path / f"{memory}.zarr"
+        succeeds("train", store, *tiny, "--memory", memory)
+        steps.append(info_of(store)["layout"]["block_steps"])
+        assert f"Blocks of {steps[-1]} steps" in succeeds("plan", *tiny, "--memory", memory).stdout
+    assert steps == [1, 16]
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def test_plan_is_beside_the_notebooks_way_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    disk = SimpleNamespace(total=10**13, used=0, free=10**13)
+    monkeypatch.setattr("thimble_zarr.experiment.plan.shutil.disk_usage", lambda path: disk)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**11))
+    result = succeeds("plan")
+    assert list(tmp_path.iterdir()) == []
+    assert result.stderr == ""
+    rows = {
+        name: line.split(name)[1].split("  ")
+        for line in result.stdout.splitlines()
+        for name in ("W ", "grad", "exp_avg ", "exp_avg_sq", "Disk, at most", "RAM for recording")
+        if line.strip().startswith(name)
+    }
+    sizes = {name.strip(): [cell.strip() for cell in row if cell] for name, row in rows.items()}
+    assert sizes["W"] == ["1.28 GB", "1.28 GB"]
+    assert sizes["grad"] == ["1.28 GB", "1.28 GB"]
+    assert sizes["exp_avg"] == ["1.28 GB", "2.56 GB"]
+    assert sizes["exp_avg_sq"] == ["1.28 GB", "2.56 GB"]
+    assert sizes["Disk, at most"][1] == sizes["RAM for recording"][1] == "7.69 GB"
+    assert "100.00 GB of RAM and 10000.00 GB of disk free" in result.stdout
+
+
+# --- info ----------------------------------------------------------------------------------------
+
+
+def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
+    stdout = succeeds("info", trained).stdout
+    lines = dict(line.split(maxsplit=1) for line in stdout.splitlines())
+    reader = StoreReader.open(trained)
+    live = reader.read_labels().live
+    assert live is not None
+    assert lines["Store"] == f"{trained}, format 1, complete"
+    assert lines["Parameter"] == "transformer.wte.weight, 300 x 8, on cpu"
+    assert lines["Variables"].startswith("W bfloat16, grad bfloat16")
+    assert lines["Optimizer"] == "AdamW, single"
+    assert lines["Steps"].startswith("5 ")
+    assert lines["Tokens"] == f"{live.sum()} live, {300 - live.sum()} dead"
+    assert torch.__version__ in lines["Recorded"]
+    assert json.loads(lines["Config"])["seed"] == 42
+    assert json.loads(lines["Corpus"])["name"] == str(corpus)
+
+
+def test_info_as_json_holds_everything(trained: Path) -> None:
+    content = info_of(trained)
+    reader = StoreReader.open(trained)
+    files = [file for file in trained.rglob("*") if file.is_file()]
+    assert content["store"] == str(trained)
+    assert content["format_version"] == 1
+    assert (content["n_tokens"], content["n_dims"], content["n_rows"]) == (300, 8, 6)
+    assert content["complete"] is True
+    assert content["disk_bytes"] == sum(file.stat().st_size for file in files)
+    assert content["raw_bytes"] == 6 * 4 * 300 * 8 * 2
+    assert content["attrs"] == reader.schema.attrs
+    assert content["optimizer"]["name"] == "AdamW"
+
+
+def test_info_tells_a_store_that_was_not_closed(tmp_path: Path) -> None:
+    loop = Loop()
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight) as recorder:
+        loop.step()
+        recorder.flush()
+        copy = Path(shutil.copytree(tmp_path / "run.zarr", tmp_path / "cut-off.zarr"))
+    assert "not closed" in succeeds("info", copy).stdout
+    assert info_of(copy)["complete"] is False
+    assert checked(copy)["steps"] == [1, 1]
+
+
+def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -> None:
+    loop = Loop()
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
+        pass
+    assert "initial state" not in succeeds("info", tmp_path / "run.zarr").stdout
+    assert info_of(tmp_path / "run.zarr")["n_rows"] == 0
+    assert "no committed step" in fails(3, "check", tmp_path / "run.zarr")
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+def test_check_of_a_sound_run_is_a_table_and_a_verdict(trained: Path) -> None:
+    result = succeeds("check", trained)
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"Store    {trained}: bfloat16, AdamW (single)"
+    assert lines[1].startswith("Tokens   dead: ")
+    assert lines[2] == "Steps    1 to 5"
+    assert lines[4].split() == HEADER.split(",")
+    assert [line.split()[0] for line in lines[5:10]] == ["1", "2", "3", "4", "5"]
+    assert "Summary" in lines
+    assert lines[-1].startswith("HOLDS: ")
+
+
+def test_a_long_table_shows_both_ends(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", n_steps=47)
+    lines = succeeds("check", tmp_path / "run.zarr").stdout.splitlines()
+    first, last = lines.index("First 20 steps"), lines.index("Last 20 steps")
+    shown = [int(line.split()[0]) for line in lines[first + 2 : first + 22]]
+    assert shown == list(range(1, 21))
+    assert [int(line.split()[0]) for line in lines[last + 2 : last + 22]] == list(range(28, 48))
+
+
+def test_csv_is_every_step_with_a_fixed_header(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", n_steps=47)
+    result = succeeds("check", tmp_path / "run.zarr", "--format", "csv")
+    assert result.stdout.splitlines()[0] == HEADER
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [int(row["t"]) for row in rows] == list(range(1, 48))
+    ds = open_dataset(tmp_path / "run.zarr")
+    table = accounting(ds.sel(token=ds.dead))
+    for name in HEADER.split(",")[1:]:
+        assert [float(row[name]) for row in rows] == table[name].values.tolist()
+    assert result.stderr.startswith("HOLDS: ")
+    assert succeeds("check", tmp_path / "run.zarr", "--format", "csv", "--quiet").stderr == ""
+
+
+def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> None:
+    content = checked(trained)
+    ds = open_dataset(trained)
+    assert list(content) == ["store", "tokens", "steps", "rows", "summary", "verdict"]
+    assert content["store"] == str(trained)
+    assert content["tokens"] == {"subset": "dead", "n": int(ds.dead.sum())}
+    assert content["steps"] == [1, 5]
+    table = accounting(ds.sel(token=ds.dead))
+    assert [row["t"] for row in content["rows"]] == [1, 2, 3, 4, 5]
+    for name in HEADER.split(",")[1:]:
+        column = [row[name] for row in content["rows"]]
+        assert column == table[name].values.tolist()
+        assert content["summary"][name]["mean"] == pytest.approx(np.mean(column))
+        assert content["summary"][name]["count"] == 5
+        assert content["summary"][name]["max"] == max(column)
+    assert set(content["rows"][0]) == set(HEADER.split(","))
+    assert content["verdict"]["holds"] is True
+    assert content["verdict"]["text"].startswith("HOLDS: ")
+
+
+@pytest.mark.parametrize("format_", ["table", "csv", "json"])
+def test_output_goes_to_a_file_as_it_goes_to_stdout(
+    tmp_path: Path, trained: Path, format_: str
+) -> None:
+    expected = succeeds("check", trained, "--format", format_).stdout
+    file = tmp_path / "check"
+    result = succeeds("check", trained, "--format", format_, "--output", file)
+    assert result.stdout == ""
+    assert result.stderr.startswith("HOLDS: ")
+    assert file.read_text(encoding="utf-8") == expected
+    quiet = succeeds("check", trained, "--format", format_, "--output", file, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+
+
+def test_output_that_cannot_be_written_is_told(tmp_path: Path, trained: Path) -> None:
+    for file in (tmp_path / "nothing" / "check.csv", tmp_path, Path("/proc/check.csv")):
+        assert str(file) in fails(3, "check", trained, "--output", file)
+
+
+def test_tokens_are_selected(tmp_path: Path, trained: Path) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text("3, 5\n7 11\n", encoding="utf-8")
+    labels = StoreReader.open(trained).read_labels()
+    assert labels.live is not None
+    assert labels.text is not None
+    n_live = int(labels.live.sum())
+    the = labels.text.index(" the")
+    expected = {
+        "all": range(300),
+        "live": np.flatnonzero(labels.live),
+        "dead": np.flatnonzero(~labels.live),
+        "17,42": [17, 42],
+        "299": [299],
+        f"@{ids}": [3, 5, 7, 11],
+        "text: the": [the],
+    }
+    assert 0 < n_live < 300
+    ds = open_dataset(trained)
+    for spec, tokens in expected.items():
+        content = checked(trained, "--tokens", spec)
+        assert content["tokens"] == {"subset": spec, "n": len(tokens)}
+        table = accounting(ds.sel(token=list(tokens)))
+        found = [row["norm_observed"] for row in content["rows"]]
+        assert found == pytest.approx(table.norm_observed.values, rel=1e-12)
+
+
+def test_without_dead_tokens_all_are_checked(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", n_live=N_TOKENS)
+    assert checked(tmp_path / "run.zarr")["tokens"] == {"subset": "all", "n": N_TOKENS}
+    message = fails(2, "check", tmp_path / "run.zarr", "--tokens", "dead")
+    assert "no token is selected" in message
+
+
+@pytest.mark.parametrize("label", ["dead", "live", "text:the"])
+def test_tokens_that_were_never_labelled_cannot_be_named(tmp_path: Path, label: str) -> None:
+    record(tmp_path / "run.zarr", recorder_options={"labels": None})
+    assert "ids" in fails(2, "check", tmp_path / "run.zarr", "--tokens", label)
+    assert checked(tmp_path / "run.zarr")["tokens"]["subset"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("1,300", "token 300 is not in this run, which has tokens 0 to 299"),
+        ("-1", "token -1 is not in this run"),
+        ("99999999999999999999", "99999999999999999999"),
+        ("1,x", "--tokens 1,x: expected all, live, dead, ids"),
+        ("1.5", "--tokens 1.5: expected"),
+        ("DEAD", "--tokens DEAD: expected"),
+        ("", "--tokens"),
+        (",", "--tokens"),
+        ("@/nothing", "cannot read token ids from /nothing"),
+        ("@/", "cannot read token ids from /"),
+        ("@", "cannot read token ids from"),
+        ("text:zzz", "no token has the text 'zzz'"),
+        ("text:the ", "' the'"),
+    ],
+)
+def test_tokens_that_are_not_there_are_refused(trained: Path, spec: str, expected: str) -> None:
+    assert expected in fails(2, "check", trained, f"--tokens={spec}")
+
+
+def test_a_file_that_holds_no_ids_is_refused(tmp_path: Path, trained: Path) -> None:
+    for content in (b"", b"dead", b"\xff"):
+        (tmp_path / "ids.txt").write_bytes(content)
+        assert "ids.txt" in fails(2, "check", trained, "--tokens", f"@{tmp_path / 'ids.txt'}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [("2:4", [2, 4]), ("2:", [2, 5]), (":3", [1, 3]), ("3", [3, 3]), ("5:5", [5, 5])],
+)
+def test_steps_are_selected_both_ends_included(
+    trained: Path, spec: str, expected: list[int]
+) -> None:
+    content = checked(trained, "--steps", spec)
+    assert content["steps"] == expected
+    assert [row["t"] for row in content["rows"]] == list(range(expected[0], expected[1] + 1))
+    whole = {row["t"]: row for row in checked(trained)["rows"]}
+    for row in content["rows"]:
+        assert row == pytest.approx(whole[row["t"]], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spec", ["1:6", "0:3", "6", "4:2", "-1:3", "a:b", "1:2:3", "::", "", "1.5"]
+)
+def test_steps_that_are_not_there_are_refused(trained: Path, spec: str) -> None:
+    assert f"--steps {spec}" in fails(2, "check", trained, f"--steps={spec}")
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    """A run in which something changed the learning rate of step 3 unseen by the recorder."""
+    loop = Loop(lr=1e-2)
+    path = tmp_path / "faulty.zarr"
+    with Recorder(path, loop.optimizer, parameter=loop.weight, labels=token_labels()) as recorder:
+
+        def meddle(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+            optimizer.param_groups[0]["lr"] = 3e-2 if recorder.step == 2 else 1e-2
+
+        loop.optimizer.register_step_pre_hook(meddle)
+        for _ in range(5):
+            loop.step()
+            loop.optimizer.zero_grad()
+            loop.optimizer.param_groups[0]["lr"] = 1e-2
+    return path
+
+
+def test_a_planted_fault_is_found_where_it_was_planted(faulty: Path) -> None:
+    for format_ in ("table", "csv", "json"):
+        assert run("check", faulty, "--format", format_).exit_code == 1
+    result = run("check", faulty, "--tokens", "all")
+    assert result.stdout.splitlines()[-1].startswith("FAILS: ")
+    assert "first at step 3" in result.stdout
+    verdict = checked(faulty, exit_code=1)["verdict"]
+    assert verdict["holds"] is False
+    assert verdict["text"].startswith("FAILS: ")
+    assert checked(faulty, "--steps", "1:2")["verdict"]["holds"] is True
+    assert checked(faulty, "--steps", "4:5")["verdict"]["holds"] is True
+
+
+def test_the_verdict_of_a_fault_goes_where_the_good_one_goes(tmp_path: Path, faulty: Path) -> None:
+    result = run("check", faulty, "--format", "csv", "--output", tmp_path / "check.csv")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("FAILS: ")
+    quiet = run("check", faulty, "--quiet", "--output", tmp_path / "check.txt")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (1, "", "")
+
+
+@pytest.mark.parametrize("lr", ["0", "1e-30"])
+@pytest.mark.parametrize("format_", ["table", "csv", "json"])
+def test_a_run_in_which_nothing_moved_is_checked(
+    tmp_path: Path, tiny: tuple[str, ...], lr: str, format_: str
+) -> None:
+    store = tmp_path / "run.zarr"
+    succeeds("train", store, *tiny, "--lr", lr)
+    result = succeeds("check", store, "--format", format_)
+    if format_ == "json":
+        rows = strict_json(result.stdout)["rows"]
+        assert [row["norm_observed"] for row in rows] == 5 * [0.0]
+        assert [row["ratio"] for row in rows] == 5 * [None]
+
+
+# --- stores that cannot be read ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["check", "info"])
+def test_a_path_that_is_no_store_is_unreadable(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").write_text("no store")
+    (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    (tmp_path / "directory").mkdir()
+    for store in (tmp_path, tmp_path / "file", tmp_path / "directory"):
+        assert f"{store} is not a thimble-zarr store" in fails(3, command, store)
+    for store in (tmp_path / "nothing", tmp_path / "file" / "below"):
+        assert str(store) in fails(3, command, store)
+
+
+@pytest.mark.parametrize("command", ["check", "info"])
+def test_a_store_of_a_newer_format_is_unreadable(toy_copy: Path, command: str) -> None:
+    metadata = json.loads((toy_copy / "zarr.json").read_text())
+    metadata["attributes"]["thimble"]["format_version"] = 99
+    metadata["attributes"]["thimble"]["new_in_99"] = True
+    (toy_copy / "zarr.json").write_text(json.dumps(metadata))
+    message = fails(3, command, toy_copy)
+    assert "format version 99" in message
+    assert str(toy_copy) in message
+
+
+def test_a_store_whose_chunk_is_gone_empty_or_flipped_is_unreadable(toy_copy: Path) -> None:
+    chunk = toy_copy / "exp_avg" / "c.1.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 3] ^= 1
+    for damage in (
+        lambda: chunk.write_bytes(content),
+        lambda: chunk.write_bytes(b""),
+        chunk.unlink,
+    ):
+        damage()
+        assert "exp_avg" in fails(3, "check", toy_copy)
+        assert checked(toy_copy, "--steps", "1:2")["verdict"]["holds"] is True
+
+
+def test_a_store_without_its_commit_record_is_unreadable(toy_copy: Path) -> None:
+    (toy_copy / ".thimble" / "commit.json").unlink()
+    for command in ("check", "info"):
+        assert "commit record" in fails(3, command, toy_copy)
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def test_tokens_trains_counts_and_writes_what_train_can_use(
+    tmp_path: Path, corpus: Path, tiny: tuple[str, ...]
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("zebra quagga zebroid " * 50, encoding="utf-8")
+    tokenizer, mask = tmp_path / "tokenizer.json", tmp_path / "mask.safetensors"
+    result = succeeds(
+        "tokens", corpus, "--train-on", corpus, "--train-on", more, "--vocab-size", 310,
+        "--save-tokenizer", tokenizer, "--save-mask", mask,
+    )  # fmt: skip
+    ids = Tokenizer.from_file(str(tokenizer)).encode(corpus.read_text(encoding="utf-8")).ids
+    n_live = len(set(ids))
+    assert f"{len(ids):,} tokens" in result.stdout
+    assert f"310: {n_live} live, {310 - n_live} dead" in result.stdout
+    masks = safetensors.torch.load_file(mask)
+    assert torch.nonzero(masks["live_mask"]).flatten().tolist() == sorted(set(ids))
+    assert "Ġzebra" in Tokenizer.from_file(str(tokenizer)).get_vocab()
+
+    masks["live_mask"][ids[0]] = False  # so that it shows whose mask is used
+    safetensors.torch.save_file({"live_mask": masks["live_mask"]}, mask)
+    store = tmp_path / "run.zarr"
+    succeeds(
+        "train", store, *tiny, "--vocab-size", 310, "--tokenizer", tokenizer, "--token-mask", mask
+    )
+    ds = open_dataset(store)
+    assert ds.live.values.tolist() == masks["live_mask"].tolist()
+    assert ds.dead.values.tolist() == (~masks["live_mask"]).tolist()
+    assert ds["count"].values.tolist() == [ids.count(token) for token in range(310)]
+
+
+def test_tokens_counts_with_a_tokenizer_there_is(corpus: Path, tokenizer: Path) -> None:
+    lines = succeeds("tokens", corpus, "--tokenizer", tokenizer).stdout.splitlines()
+    loaded = Tokenizer.from_file(str(tokenizer))
+    ids = loaded.encode(corpus.read_text(encoding="utf-8")).ids
+    counts = sorted((ids.count(token) for token in set(ids)), reverse=True)
+    first = lines.index("Most frequent") + 1
+    assert [int(line.split()[-1]) for line in lines[first : first + 10]] == counts[:10]
+    assert lines[-1].startswith("Dead, for example: ")
+
+
+def test_tokens_without_dead_ones_says_so(tmp_path: Path) -> None:
+    corpus = tmp_path / "bytes.txt"
+    corpus.write_text("".join(map(chr, range(0x250))) + "".join(map(chr, range(0x800, 0xD800, 64))))
+    result = succeeds("tokens", corpus, "--train-on", corpus, "--vocab-size", 256)
+    loaded = train_tokenizer([corpus.read_text()], 256)
+    dead = set(range(256)) - set(loaded.encode(corpus.read_text()).ids)
+    assert f"{len(dead)} dead" in result.stdout
+    assert dead  # some bytes, such as 255, are in no UTF-8 text
+
+
+def test_tokens_never_replaces_a_file(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
+    file = tmp_path / "precious"
+    file.write_text("precious")
+    for flag in ("--save-tokenizer", "--save-mask"):
+        assert str(file) in fails(2, "tokens", corpus, "--tokenizer", tokenizer, flag, file)
+        assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("flag", ["--save-tokenizer", "--save-mask"])
+def test_tokens_tells_what_it_cannot_write(
+    tmp_path: Path, corpus: Path, tokenizer: Path, flag: str
+) -> None:
+    file = tmp_path / "nothing" / "file"
+    assert str(file) in fails(3, "tokens", corpus, "--tokenizer", tokenizer, flag, file)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--tokenizer", "x", "--train-on", "y"], "exclude each other"),
+        (["--vocab-size", "255"], "255 is not in the range"),
+        (["--tokenizer", "/nothing"], "cannot read the tokenizer /nothing"),
+        (["--train-on", "/nothing"], "cannot read the corpus /nothing"),
+        (["--train-on", "CORPUS", "--vocab-size", "9000"], "needs more text"),
+    ],
+)
+def test_tokens_refuses_what_cannot_work(corpus: Path, args: list[str], expected: str) -> None:
+    args = [str(corpus) if arg == "CORPUS" else arg for arg in args]
+    assert expected in fails(2, "tokens", corpus, *args)
+
+
+def test_tokens_of_a_corpus_that_is_not_there_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+    file = tmp_path / "nothing.txt"
+    assert str(file) in fails(2, "tokens", file, "--tokenizer", tokenizer)
+
+
+# --- the default corpus --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, Result]]:
+    """One step of the demo, with the real default corpus: its store, its cache, what it said."""
+    place = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        result = run("demo", place / "demo.zarr", "--steps", 1)
+        yield place / "demo.zarr", place / "cache", result
+
+
+def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> None:
+    store, _, result = demo
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    for part in ("1 steps of 10,000 x 64", "t=   1: ratio=1.0", "HOLDS: ", "open_dataset("):
+        assert part in result.stdout, part
+    content = info_of(store)
+    assert (content["n_rows"], content["n_tokens"], content["n_dims"]) == (2, 10_000, 64)
+    assert content["attrs"]["config"]["batch_size"] == 16
+    assert content["attrs"]["corpus"]["n_tokens"] > 100_000
+    code = result.stdout.partition("Look next, in Python:\n")[2]
+    names: dict[str, object] = {}
+    exec("\n".join(line.strip() for line in code.splitlines()), names)
+    assert names["ds"]["token"].size == 10_000
+
+
+def test_the_default_tokenizer_leaves_dead_tokens(demo: tuple[Path, Path, Result]) -> None:
+    ds = open_dataset(demo[0])
+    assert 500 < int(ds.dead.sum()) < 5000
+    assert ds.dead.values.tolist() == (ds["count"].values == 0).tolist()
+    assert int(ds["count"].sum()) == ds.attrs["attrs"]["corpus"]["n_tokens"]
+
+
+def test_tokens_without_a_corpus_counts_the_default_one(demo: tuple[Path, Path, Result]) -> None:
+    store, cache, _ = demo
+    kept = {file: file.stat().st_mtime_ns for file in cache.rglob("*") if file.is_file()}
+    assert len(kept) == 2  # corpus and tokenizer
+    stdout = succeeds("tokens").stdout
+    ds = open_dataset(store)
+    n_dead = int(ds.dead.sum())
+    assert f"10,000: {10_000 - n_dead:,} live, {n_dead:,} dead" in stdout
+    assert f"{ds.attrs['attrs']['corpus']['n_tokens']:,} tokens" in stdout
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+# --- processes: signals and pipes ----------------------------------------------------------------
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    """Start the command line as its own process, its output piped."""
+    return subprocess.Popen(
+        [sys.executable, "-c", START + MAIN, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_rows(process: subprocess.Popen[str], store: Path, n_rows: int) -> None:
+    """Return when rows are committed; fail when the process ends before."""
+    for _ in range(2400):
+        try:
+            process.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            raise AssertionError(f"ended with {process.returncode}: {process.communicate()[1]}")
+        try:
+            if json.loads((store / ".thimble" / "commit.json").read_text())["n_rows"] >= n_rows:
+                return
+        except FileNotFoundError:
+            continue
+    process.kill()
+    raise AssertionError("nothing was committed")
+
+
+def test_ctrl_c_ends_a_run_cleanly_and_keeps_what_was_recorded(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    store = tmp_path / "run.zarr"
+    process = start("train", store, *tiny, "--steps", 20_000, "--memory", "64KiB", "--force")
+    wait_for_rows(process, store, 5)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines() == ["Interrupted."]
+    content = info_of(store)
+    assert content["complete"] is True
+    assert 5 <= content["n_rows"] < 20_001
+    assert f"Recorded {content['n_rows'] - 1:,} steps" in stdout
+    assert f"thimble-zarr check {store}" in stdout
+    found = checked(store, "--tokens", "all")
+    assert found["steps"] == [1, content["n_rows"] - 1]
+    assert found["verdict"]["holds"] is True
+
+
+def test_a_quiet_piped_run_prints_a_warning_as_one_line_and_nothing_else(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    store = tmp_path / "run.zarr"
+    process = start("train", store, *tiny, "--quiet", "--lr", "1e30", "--dtype", "float32")
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (0, ""), stderr
+    assert stderr.startswith("Warning: the loss of step 2 is nan")
+    assert len(stderr.splitlines()) == 1, stderr
+    assert info_of(store)["n_rows"] == 6
+
+
+def test_a_reader_that_went_away_is_no_finding_of_the_check(trained: Path) -> None:
+    process = start("check", trained, "--format", "csv", "--quiet")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert stderr == ""
+    assert process.returncode != 1  # which would say that the formula does not hold
+
+
+def test_an_error_of_a_piped_run_is_one_line_on_stderr(tmp_path: Path) -> None:
+    process = start("info", tmp_path)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (3, "")
+    assert stderr.startswith("Error: ")
+    assert stderr.count("\n") == 1
