@@ -21,7 +21,7 @@ demo: $(STAMP)  ## Train, record and check a short run
 	$(BIN)/thimble-zarr demo runs/demo.zarr --overwrite
 
 test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)  ## Check format, style and types
 	$(BIN)/ruff format --check .

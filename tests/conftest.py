@@ -1,8 +1,27 @@
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.runs import History, record
+
+# A slow machine is no failure.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+    """One cache of the default corpus for the session, not the user's; workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +44,4 @@ def toy_history(toy_run: tuple[Path, History]) -> History:
 @pytest.fixture
 def toy_copy(toy_path: Path, tmp_path: Path) -> Path:
     """A copy of the toy run that a test may damage."""
-    import shutil
-
     return Path(shutil.copytree(toy_path, tmp_path / "copy.zarr"))

@@ -270,12 +270,13 @@ def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokeni
         for name, value in settings.items()
     ]
     succeeds("train", tmp_path / "run.zarr", *flags)
+    content = info_of(tmp_path / "run.zarr")
+    assert content["attrs"]["config"] == settings
+    assert content["attrs"]["corpus"]["name"] == str(corpus)
+    assert content["attrs"]["tokenizer"]["name"] == str(tokenizer)
+    assert content["optimizer"]["implementation"] == "foreach"
     ds = open_dataset(tmp_path / "run.zarr")
-    assert ds.attrs["attrs"]["config"] == settings
-    assert ds.attrs["attrs"]["corpus"]["name"] == str(corpus)
-    assert ds.attrs["attrs"]["tokenizer"]["name"] == str(tokenizer)
     assert ds.sizes == {"step": 4, "token": N_VOCABULARY, "dim": 12}
-    assert ds.attrs["optimizer"]["implementation"] == "foreach"
     hyperparameters = {
         "learning_rate": 0.125,
         "weight_decay": 0.25,
@@ -413,6 +414,8 @@ def test_an_existing_store_is_kept_unless_overwriting_was_asked_for(
     tmp_path: Path, trained: Path, tiny: tuple[str, ...]
 ) -> None:
     store = Path(shutil.copytree(trained, tmp_path / "run.zarr"))
+    # Told at once, not when corpus and tokenizer have been read.
+    assert "--overwrite" in fails(2, "train", store, *tiny, "--corpus", "/nothing.txt")
     assert "--overwrite" in fails(2, "train", store, *tiny)
     assert info_of(store)["n_rows"] == 6
     succeeds("train", store, *tiny, "--steps", 2, "--overwrite")
@@ -723,8 +726,10 @@ def test_output_goes_to_a_file_as_it_goes_to_stdout(
 
 
 def test_output_that_cannot_be_written_is_told(tmp_path: Path, trained: Path) -> None:
-    for file in (tmp_path / "nothing" / "check.csv", tmp_path, Path("/proc/check.csv")):
+    for file in (tmp_path, Path("/proc/check.csv")):
         assert str(file) in fails(3, "check", trained, "--output", file)
+    message = fails(3, "check", trained, "--output", tmp_path / "nothing" / "check.csv")
+    assert f"there is no directory {tmp_path / 'nothing'}" in message
 
 
 def test_tokens_are_selected(tmp_path: Path, trained: Path) -> None:
@@ -1038,7 +1043,7 @@ def test_the_default_tokenizer_leaves_dead_tokens(demo: tuple[Path, Path, Result
     ds = open_dataset(demo[0])
     assert 500 < int(ds.dead.sum()) < 5000
     assert ds.dead.values.tolist() == (ds["count"].values == 0).tolist()
-    assert int(ds["count"].sum()) == ds.attrs["attrs"]["corpus"]["n_tokens"]
+    assert int(ds["count"].sum()) == info_of(demo[0])["attrs"]["corpus"]["n_tokens"]
 
 
 def test_tokens_without_a_corpus_counts_the_default_one(demo: tuple[Path, Path, Result]) -> None:
@@ -1049,7 +1054,7 @@ def test_tokens_without_a_corpus_counts_the_default_one(demo: tuple[Path, Path, 
     ds = open_dataset(store)
     n_dead = int(ds.dead.sum())
     assert f"10,000: {10_000 - n_dead:,} live, {n_dead:,} dead" in stdout
-    assert f"{ds.attrs['attrs']['corpus']['n_tokens']:,} tokens" in stdout
+    assert f"{info_of(store)['attrs']['corpus']['n_tokens']:,} tokens" in stdout
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 

@@ -1,5 +1,6 @@
 """The opened dataset against what the recorded loop saw."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_coordinates(toy_path: Path, toy_history: History) -> None:
     assert ds.sel(token=ds.text == " t3").token.values.tolist() == [3]
     np.testing.assert_array_equal(ds.loss[1:], toy_history.losses)
     assert np.isnan(ds.learning_rate[0])
+
+
+def test_attributes_are_what_any_file_format_can_keep(toy_path: Path) -> None:
+    attrs = open_dataset(toy_path).attrs
+    assert all(isinstance(value, str | int) for value in attrs.values())
+    assert (attrs["dtype"], attrs["optimizer"], attrs["block_steps"]) == ("bfloat16", "AdamW", 4)
+    assert json.loads(attrs["thimble"])["n_tokens"] == N_TOKENS
 
 
 def test_labels_select_as_in_the_readme(toy_path: Path, toy_history: History) -> None:

@@ -172,7 +172,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
     options = {"memory_bytes": 32 * 2**20}
     record(path, n_steps=70, n_tokens=1999, n_dims=11, n_live=1500, recorder_options=options)
     ds = open_dataset(path)
-    assert ds.attrs["layout"] == {"block_steps": 64, "chunk_tokens": 667}
+    schema = StoreReader.open(path).schema
+    assert (schema.layout.block_steps, schema.layout.chunk_tokens) == (64, 667)
     return ds
 
 

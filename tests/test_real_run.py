@@ -1,6 +1,5 @@
 """The real model at its real size, on real text: 10,000 x 64 bfloat16, a few steps."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,8 @@ History = dict[str, list[torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingData]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield load_data(TrainingConfig())
+def data() -> TrainingData:
+    return load_data(TrainingConfig())
 
 
 @pytest.fixture(scope="module")

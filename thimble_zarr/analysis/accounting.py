@@ -80,7 +80,7 @@ def accounting(ds: xr.Dataset) -> xr.Dataset:
         coords={"step": steps},
         attrs={
             "n_elements": residual.size // len(steps),
-            "dtype": ds.attrs["dtypes"]["W"],
+            "dtype": ds.attrs["dtype"],
         },
     )
 

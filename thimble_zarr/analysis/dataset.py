@@ -1,5 +1,7 @@
 """Open a store as an `xarray.Dataset`: coordinates in memory, everything else lazy."""
 
+import json
+
 import numpy as np
 import xarray as xr
 
@@ -7,7 +9,7 @@ from thimble_zarr.analysis.lazy import LazyArray
 from thimble_zarr.analysis.variables import DERIVED, long_name
 from thimble_zarr.analysis.windows import Source
 from thimble_zarr.errors import StoreError
-from thimble_zarr.format.schema import DIMS, LABELS, SCALARS
+from thimble_zarr.format.schema import DIMS, LABELS, SCALARS, Schema
 from thimble_zarr.format.store import StorePath, StoreReader
 
 
@@ -30,8 +32,9 @@ def open_dataset(path: StorePath) -> xr.Dataset:
         `adam_update`, `adam_decay`, `adam_residual`. Row t is optimizer step t; what a row does not
         have (the gradient or change of the initial state) is NaN. Per-step scalars, float64, dims
         `(step,)`. Coordinates `step` and `token`, and where known `count`, `live`, `dead` and
-        `text`. Selecting steps or tokens, by label or position and in any order, narrows what is
-        read from disk.
+        `text`. Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
+        Selecting steps or tokens, by label or position and in any order, narrows what is read from
+        disk.
 
     Raises
     ------
@@ -52,9 +55,21 @@ def open_dataset(path: StorePath) -> xr.Dataset:
         name: ("step", values, {"long_name": SCALARS[name]})
         for name, values in reader.read_scalars().items()
     }
-    return xr.Dataset(
-        {**variables, **scalars}, coords=_coords(reader), attrs=reader.schema.to_attribute()
-    )
+    return xr.Dataset({**variables, **scalars}, coords=_coords(reader), attrs=_attrs(reader.schema))
+
+
+def _attrs(schema: Schema) -> dict[str, str | int]:
+    """Return what is known of the run as strings and numbers, which any file format can keep."""
+    known = {
+        "parameter": schema.parameter,
+        "dtype": schema.dtypes["W"],
+        "optimizer": schema.optimizer.name,
+        "implementation": schema.optimizer.implementation,
+        "block_steps": schema.layout.block_steps,
+        "created": schema.created,
+        "thimble": json.dumps(schema.to_attribute()),
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _coords(reader: StoreReader) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:

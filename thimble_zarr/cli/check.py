@@ -110,10 +110,9 @@ def run_check(
 
 
 def _title(store: Path, ds: "xr.Dataset", subset: str, n_all: int) -> str:
-    optimizer = ds.attrs["optimizer"]
     return (
-        f"Store    {store}: {ds.attrs['dtypes']['W']}, {optimizer['name']} "
-        f"({optimizer['implementation']})\n"
+        f"Store    {store}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
+        f"({ds.attrs['implementation']})\n"
         f"Tokens   {subset}: {ds.token.size:,} of {n_all:,}\n"
         f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}"
     )

@@ -1,6 +1,7 @@
 """`train`, `demo` and `plan`: run Thimble 1 and record it."""
 
 import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,8 @@ def run_training(
     if not force:
         found.check_disk()
 
+    if sys.stderr.isatty() and not quiet:
+        click.echo("\nLoading torch, tokenizer and corpus (longer the first time) ...", err=True)
     from thimble_zarr.experiment.trainer import load_data
     from thimble_zarr.experiment.trainer import train as train_model
 
