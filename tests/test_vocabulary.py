@@ -60,6 +60,7 @@ NASTY = [
     "🙂\n数字\nnaïve\ncombining\n\u0301accent\n",
     "don't\n'sup\n's 1\n2 3\n",
     "The\nThe\nThe steps\nare",
+    "a\n<mask>\nb <mask> c",
 ]
 
 
@@ -120,6 +121,13 @@ def with_token_over_a_line_end() -> Tokenizer:
     return tokenizer
 
 
+def with_token_that_strips() -> Tokenizer:
+    """As RoBERTa's: the mask takes the white space beside it, line ends too."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, rstrip=True)])
+    return tokenizer
+
+
 def of_words() -> Tokenizer:
     """Drops white space, and does not know most words."""
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "The": 2}, unk_token="[UNK]"))
@@ -148,6 +156,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
         of_whole_lines,
         over_line_ends,
         with_token_over_a_line_end,
+        with_token_that_strips,
         of_words,
     )
 }
@@ -178,7 +187,19 @@ def test_encoding_is_that_of_the_whole_text_at_once(kind: str) -> None:
 
 
 PARTS = ["\n", "\n", "\r\n", "\n\n", " ", "  ", "\t", "The", "the", " step", "a", "'s", "1", "."]
-PARTS += ["\u0301", "\u00a0", "\u2028", "\u0085", "\x1c", "\u180e", "é", "🙂", "数", "one\ntwo"]
+PARTS += [
+    "\u0301",
+    "\u00a0",
+    "\u2028",
+    "\u0085",
+    "\x1c",
+    "\u180e",
+    "é",
+    "🙂",
+    "数",
+    "one\ntwo",
+    "<mask>",
+]
 
 pieces_of_text = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
 

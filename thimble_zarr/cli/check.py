@@ -147,7 +147,8 @@ def _as_json(
         "steps": [int(rows.t.min()), int(rows.t.max())],
         "rows": [_finite(row) for row in rows.to_dict("records")],
         "summary": {name: _finite(column.to_dict()) for name, column in summary.items()},
-        "verdict": {"holds": found.holds, "text": found.text},
+        "holds": found.holds,
+        "verdict": found.text,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
