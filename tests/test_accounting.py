@@ -196,4 +196,6 @@ def test_missing_values_are_not_explained(tmp_path: Path) -> None:
         loop.step()
     table = accounting(open_dataset(tmp_path / "run.zarr"))
     assert int(table.n_unexplained.sel(step=2)) >= 5
-    assert not verdict(table).holds
+    found = verdict(table)
+    assert not found.holds
+    assert "are not finite, first at step 2: the run diverged" in found.text

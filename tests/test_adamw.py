@@ -33,7 +33,7 @@ class Steps:
         update = adam_update(
             as_float64(state["exp_avg"]),
             as_float64(state["exp_avg_sq"]),
-            learning_rate=np.array(group["lr"]),
+            learning_rate=np.array(float(group["lr"])),
             beta1=np.array(group["betas"][0]),
             beta2=np.array(group["betas"][1]),
             eps=np.array(group["eps"]),
@@ -41,14 +41,14 @@ class Steps:
         )
         decay = adam_decay(
             before,
-            learning_rate=np.array(group["lr"]),
+            learning_rate=np.array(float(group["lr"])),
             weight_decay=np.array(group["weight_decay"]),
         )
         return update, decay
 
     def bound(self, step: int, update: np.ndarray, before: np.ndarray, after: np.ndarray):
         group = self.loop.optimizer.param_groups[0]
-        on_device = bool(group["fused"])
+        on_device = bool(group["fused"]) or isinstance(group["lr"], torch.Tensor)
         return rounding_bound(
             update,
             after,
@@ -83,7 +83,11 @@ def test_decay_has_the_learning_rate_in_it() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("implementation", [{}, {"foreach": True}, {"fused": True}])
+@pytest.mark.parametrize(
+    "implementation",
+    [{}, {"foreach": True}, {"fused": True}, {"lr": torch.tensor(1e-2)}],
+    ids=["single", "foreach", "fused", "tensor_lr"],
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_rounding_stays_within_its_bound(
     dtype: torch.dtype, implementation: dict[str, bool], options: dict[str, float]

@@ -1,7 +1,9 @@
 """The recorder against what a loop that keeps its own clones saw."""
 
 import errno
+import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,16 @@ def test_recording_may_begin_in_the_middle_of_a_run(path: Path) -> None:
     np.testing.assert_array_equal(StoreReader.open(path).read_scalars()["optimizer_step"], [4, 5])
 
 
+def test_a_checkpoint_may_be_loaded_before_the_first_step(path: Path) -> None:
+    trained, loop = Loop(), Loop()
+    for _ in range(4):
+        trained.step()
+    with Recorder(path, loop.optimizer, parameter=loop.weight):
+        loop.optimizer.load_state_dict(trained.optimizer.state_dict())
+        loop.step()
+    np.testing.assert_array_equal(StoreReader.open(path).read_scalars()["optimizer_step"], [4, 5])
+
+
 def test_steps_after_close_are_not_recorded(path: Path) -> None:
     loop = Loop()
     recorder = Recorder(path, loop.optimizer, parameter=loop.weight)
@@ -180,10 +192,127 @@ def test_steps_after_close_are_not_recorded(path: Path) -> None:
     assert StoreReader.open(path).n_rows == 2
 
 
-def test_a_recorder_that_saw_no_step_leaves_an_empty_store(path: Path) -> None:
+def test_a_recorder_that_saw_no_step_leaves_no_store(path: Path) -> None:
     loop = Loop()
     Recorder(path, loop.optimizer, parameter=loop.weight).close()
-    assert StoreReader.open(path).n_rows == 0
+    assert not path.exists()
+
+
+def test_a_closed_recorder_says_so(path: Path) -> None:
+    loop = Loop()
+    recorder = Recorder(path, loop.optimizer, parameter=loop.weight)
+    loop.step()
+    recorder.close()
+    for call in (recorder.flush, lambda: recorder.log(loss=1.0)):
+        with pytest.raises(RecordingError, match="is closed"):
+            call()
+    assert StoreReader.open(path).n_rows == 2
+
+
+def test_a_loss_logged_after_a_skipped_step_is_dropped(path: Path) -> None:
+    loop = Loop()
+    with Recorder(path, loop.optimizer, parameter=loop.weight) as recorder:
+        for iteration in (1, 2, 3, 4):
+            loop.backward()
+            if iteration != 3:  # as a GradScaler does that found an infinity
+                loop.optimizer.step()
+            recorder.log(loss=iteration)
+    losses = StoreReader.open(path).read_scalars()["loss"]
+    np.testing.assert_array_equal(losses, [np.nan, 1, 2, 4])
+
+
+def test_a_step_that_could_not_be_recorded_ends_the_recording(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C in a notebook, after the optimizer moved and before the row was there."""
+    loop = Loop()
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with Recorder(path, loop.optimizer, parameter=loop.weight):
+            loop.step()
+            with monkeypatch.context() as patch:
+                patch.setattr(Recorder, "_append_row", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    loop.step()
+            loop.step()
+
+    with pytest.raises(RecordingError, match=r"counts 3 steps, and counted 1 at the last row"):
+        run()
+    assert StoreReader.open(path).n_rows == 2
+
+
+def test_ctrl_c_while_the_last_block_is_written_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, main = StoreWriter.commit_block, threading.get_ident()
+
+    def commit_block(writer: StoreWriter, *args: object) -> None:
+        assert threading.get_ident() != main, "training thread writes"
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.2)
+        real(writer, *args)
+
+    loop = Loop()
+    recorder = Recorder(path, loop.optimizer, parameter=loop.weight)
+    for _ in range(6):
+        loop.step()
+    monkeypatch.setattr(StoreWriter, "commit_block", commit_block)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.close()
+    reader = StoreReader.open(path)
+    assert reader.n_rows == 7
+    assert reader.commit.complete
+
+
+def test_a_failed_write_is_not_hidden_by_ctrl_c(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop()
+
+    def run() -> None:
+        with Recorder(path, loop.optimizer, parameter=loop.weight, memory_bytes=TINY_MEMORY):
+            for _ in range(4):
+                loop.step()
+            FailingDisk(monkeypatch, from_block=1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run()
+    assert "No space left" in caught.value.__notes__[0]
+    assert not StoreReader.open(path).commit.complete
+
+
+def test_the_loop_may_change_its_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    monkeypatch.chdir(path.parent)
+    with Recorder(path.name, loop.optimizer, parameter=loop.weight):
+        loop.step()
+        (path.parent / "elsewhere").mkdir()
+        monkeypatch.chdir(path.parent / "elsewhere")
+    monkeypatch.chdir(path.parent)
+    reader = StoreReader.open(path.name)
+    monkeypatch.chdir(path.parent / "elsewhere")
+    assert reader.read("W", (0, 2)).shape == (2, 11, 5)
+
+
+def test_attrs_that_are_no_json_are_refused_before_anything_is_removed(path: Path) -> None:
+    record(path)
+    loop = Loop()
+    for value in (Path("a"), float("nan")):
+        with pytest.raises(ConfigError, match=r"attrs\['x'\] cannot be kept as JSON"):
+            Recorder(
+                path, loop.optimizer, parameter=loop.weight, attrs={"x": value}, overwrite=True
+            )
+    assert StoreReader.open(path).n_rows == N_STEPS + 1
+
+
+def test_float16_is_refused(path: Path) -> None:
+    loop = Loop(dtype=torch.float16)
+    with pytest.raises(OptimizerError, match="float16 of shape"):
+        Recorder(path, loop.optimizer, parameter=loop.weight)
 
 
 def test_flush_commits_what_was_recorded_and_recording_goes_on(path: Path) -> None:

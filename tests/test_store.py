@@ -85,12 +85,12 @@ def test_labels_are_read_back(path: Path) -> None:
 def test_texts_may_be_empty_and_unicode(tmp_path: Path) -> None:
     texts = ["", "ä", "日本", "\0", " ", "", "x", "\n", "🙂", "e\u0301", ""]
     labels = dataclasses.replace(token_labels(), text=texts)
-    StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=labels).close()
+    StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=labels).release()
     assert StoreReader.open(tmp_path / "run.zarr").read_labels().text == texts
 
 
 def test_unknown_labels_are_left_out(tmp_path: Path) -> None:
-    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).close()
+    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).release()
     labels = StoreReader.open(tmp_path / "run.zarr").read_labels()
     assert labels == type(labels)()
 
@@ -141,6 +141,13 @@ def test_a_short_block_may_be_committed_again_with_more_rows(writer: StoreWriter
     reader = StoreReader.open(writer.path)
     np.testing.assert_array_equal(reader.read("W", (0, 3)), block(0)["W"][:3])
     np.testing.assert_array_equal(reader.read_scalars()["loss"], [0, 1, 2])
+
+
+def test_a_block_that_is_none_is_refused(writer: StoreWriter) -> None:
+    write_blocks(writer, 2)
+    for first_row, n_rows in ((3, BLOCK_STEPS), (BLOCK_STEPS, 1), (0, BLOCK_STEPS)):
+        with pytest.raises(StoreError, match="are no block that goes on"):
+            writer.commit_block(first_row, n_rows, block(0), scalars(0))
 
 
 def test_a_gap_is_refused(writer: StoreWriter) -> None:
@@ -323,8 +330,12 @@ def test_a_taken_path_is_refused_and_kept(path: Path) -> None:
 
 
 def test_overwriting_replaces_a_store(path: Path) -> None:
-    StoreWriter.create(path, SCHEMA, overwrite=True).close()
+    writer = StoreWriter.create(path, SCHEMA, overwrite=True)
     assert StoreReader.open(path).n_rows == 0
+    write_blocks(writer, 1)
+    writer.close()
+    assert StoreReader.open(path).n_rows == BLOCK_STEPS
+    assert not (path / "live").exists()
 
 
 def test_overwriting_never_removes_anything_else(tmp_path: Path) -> None:
@@ -337,7 +348,32 @@ def test_overwriting_never_removes_anything_else(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_will_do(tmp_path: Path) -> None:
-    StoreWriter.create(tmp_path, SCHEMA).close()
+    write_blocks(StoreWriter.create(tmp_path, SCHEMA), 1)
+    assert StoreReader.open(tmp_path).n_rows == BLOCK_STEPS
+
+
+def test_the_loser_of_a_race_removes_nothing(
+    writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second writer that saw the path vacant, before the first one took it."""
+    write_blocks(writer, 1)
+    monkeypatch.setattr(store_module, "check_vacant", lambda path, overwrite: None)
+    with pytest.raises(StoreLockedError):
+        StoreWriter.create(writer.path, SCHEMA)
+    assert StoreReader.open(writer.path).n_rows == BLOCK_STEPS
+    writer.close()
+    with pytest.raises(StoreExistsError, match="was just recorded"):
+        StoreWriter.create(writer.path, SCHEMA)
+    assert StoreReader.open(writer.path).n_rows == BLOCK_STEPS
+
+
+def test_labels_are_kept_as_masks(tmp_path: Path) -> None:
+    integers = np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+    labels = store_module.TokenLabels(dead=integers)
+    write_blocks(StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=labels), 1)
+    dead = StoreReader.open(tmp_path / "run.zarr").read_labels().dead
+    assert dead.dtype == bool
+    assert np.flatnonzero(dead).tolist() == [1, 10]
 
 
 def test_a_store_that_is_being_written_is_not_overwritten(writer: StoreWriter) -> None:

@@ -17,7 +17,7 @@ COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similar
 _TASK_BLOCKS = 4
 """Blocks a task. Each task decodes one block more, for the weights before its first step."""
 
-_N_SUMS = 5
+_N_SUMS = 6
 
 
 def accounting(ds: xr.Dataset) -> xr.Dataset:
@@ -32,7 +32,7 @@ def accounting(ds: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        In memory, dims `(step,)`, without the initial state, float64 but for the last:
+        In memory, dims `(step,)`, without the initial state, float64 but for the counts:
         ``norm_predicted``, ``norm_observed``, ``norm_difference``
             L2 norms over the selected elements of predicted and observed change and of their
             difference.
@@ -42,7 +42,10 @@ def accounting(ds: xr.Dataset) -> xr.Dataset:
             `norm_predicted / norm_observed`; infinite where nothing moved.
         ``n_unexplained``
             Elements whose residual is larger than rounding can make it
-            (`optim.adamw.rounding_bound`), or is missing. int64; 0 in a sound record.
+            (`optim.adamw.rounding_bound`), or is not finite. int64; 0 in a sound record.
+        ``n_not_finite``
+            Elements whose residual is NaN or infinite, because the run diverged or a value is
+            missing. int64.
 
     Raises
     ------
@@ -63,7 +66,7 @@ def accounting(ds: xr.Dataset) -> xr.Dataset:
             f"initial state, and this selection has {dict(residual.sizes)}"
         )
     sums = residual.data.reduce_rows(_sums, n_outputs=_N_SUMS, task_blocks=_TASK_BLOCKS).compute()
-    predicted, observed, difference, product, n_unexplained = sums.T
+    predicted, observed, difference, product, n_unexplained, n_not_finite = sums.T
     norm_predicted, norm_observed = np.sqrt(predicted), np.sqrt(observed)
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = (
@@ -75,6 +78,7 @@ def accounting(ds: xr.Dataset) -> xr.Dataset:
         )
     table = {name: ("step", values) for name, values in zip(COLUMNS, columns, strict=True)}
     table["n_unexplained"] = ("step", n_unexplained.astype(np.int64))
+    table["n_not_finite"] = ("step", n_not_finite.astype(np.int64))
     return xr.Dataset(
         table,
         coords={"step": steps},
@@ -86,7 +90,7 @@ def accounting(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _sums(window: Window) -> np.ndarray:
-    """Return, for each row: predicted², observed², difference², their product, unexplained."""
+    """Return predicted², observed², difference², product, unexplained and not finite, by row."""
     previous, current = window.previous("W"), window.current("W")
     update = adam_update(window)
     predicted = update + adam_decay(window)
@@ -100,6 +104,7 @@ def _sums(window: Window) -> np.ndarray:
             np.einsum("std,std->s", difference, difference),
             np.einsum("std,std->s", predicted, observed),
             np.count_nonzero(~explained, axis=(1, 2)),
+            np.count_nonzero(~np.isfinite(difference), axis=(1, 2)),
         ],
         axis=1,
     )

@@ -83,6 +83,9 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
             return super().__getitem__(key)
         return LazyArray.of(self._source, self._variable, selection)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("a recorded variable is read-only; assign to a computed copy of it")
+
     def reduce_rows(
         self, kernel: Callable[[Window], np.ndarray], *, n_outputs: int, task_blocks: int
     ) -> da.Array:

@@ -86,8 +86,12 @@ def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
     """Return the largest residual that rounding can leave, given the formula's update."""
     schema = window.source.reader.schema
     float64 = unit_roundoff("float64")
-    # These programs compute the bias corrections on the device, from a float32 step count.
-    on_device = schema.optimizer.capturable or schema.optimizer.implementation == "fused"
+    # These programs compute step size and bias corrections in float32, on the device.
+    on_device = (
+        schema.optimizer.capturable
+        or schema.optimizer.tensor_lr
+        or schema.optimizer.implementation == "fused"
+    )
     return adamw.rounding_bound(
         update,
         window.current("W"),

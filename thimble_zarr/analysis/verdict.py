@@ -34,22 +34,32 @@ def verdict(table: xr.Dataset) -> Verdict:
     -------
     Verdict
     """
-    steps = table.step.values
-    total = table.attrs["n_elements"] * len(steps)
-    n_unexplained = int(table.n_unexplained.sum())
+    total = table.attrs["n_elements"] * table.sizes["step"]
+    n_unexplained, n_not_finite = int(table.n_unexplained.sum()), int(table.n_not_finite.sum())
+    if n_unexplained and n_unexplained == n_not_finite:
+        return Verdict(
+            holds=False,
+            text=f"FAILS: {n_not_finite:,} of {total:,} weight changes are not finite, first at "
+            f"step {_first(table.n_not_finite)}: the run diverged, or values are missing. All "
+            "others are AdamW's formula.",
+        )
     if n_unexplained:
-        first = int(steps[np.flatnonzero(table.n_unexplained.values)[0]])
         return Verdict(
             holds=False,
             text=f"FAILS: {n_unexplained:,} of {total:,} weight changes differ from AdamW's "
             f"formula by more than {table.attrs['dtype']} rounding can explain, first at step "
-            f"{first}. The recorded gradients and states did not make these weights.",
+            f"{_first(table.n_unexplained)}. The recorded states did not make these weights.",
         )
     return Verdict(
         holds=True,
         text=f"HOLDS: all {total:,} weight changes are AdamW's formula within what "
         f"{table.attrs['dtype']} rounding can explain; {_cosines(table)}.",
     )
+
+
+def _first(counts: xr.DataArray) -> int:
+    """Return the first step with a count."""
+    return int(counts.step.values[np.flatnonzero(counts.values)[0]])
 
 
 def _cosines(table: xr.Dataset) -> str:

@@ -40,11 +40,14 @@ class Source:
         """Per-step scalars, float64, shape `(n_rows,)`.
 
         The learning rate is 0 where the optimizer skipped the step: its count did not move, and
-        nothing was updated.
+        nothing was updated. A count of 0 after a skipped first step is 1, for which the formula is
+        defined.
         """
         scalars = self.reader.read_scalars()
-        skipped = np.diff(scalars["optimizer_step"], prepend=-1.0) == 0
+        count = scalars["optimizer_step"]
+        skipped = np.diff(count, prepend=-1.0) == 0
         scalars["learning_rate"] = np.where(skipped, 0.0, scalars["learning_rate"])
+        scalars["optimizer_step"] = np.where(skipped, np.maximum(count, 1), count)
         return scalars
 
     @property

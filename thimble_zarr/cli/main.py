@@ -23,8 +23,9 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+        except KeyboardInterrupt as interrupt:
+            notes = getattr(interrupt, "__notes__", [])
+            click.echo("\n".join(["Interrupted.", *notes]), err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             # Whoever read stdout went away: nobody to tell, and nothing the check found.

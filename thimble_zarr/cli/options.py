@@ -60,7 +60,8 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _config_option(name: str, default: object) -> Decorator:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(default, bool):
-        return click.option(flag, is_flag=True, default=None, help=HELP[name])
+        both = f"{flag}/--no-{flag.removeprefix('--')}"
+        return click.option(both, default=None, help=HELP[name])
     kind: Any = click.Path(path_type=Path)
     if name in CHOICES:
         kind = click.Choice(CHOICES[name])

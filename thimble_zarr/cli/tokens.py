@@ -87,7 +87,7 @@ def tokens(
     dead = [repr(labels.text[i]) for i in np.flatnonzero(labels.dead)[-N_SHOWN:]]
     click.echo(f"\nDead, for example: {', '.join(dead) or 'none'}")
     if save_tokenizer is not None:
-        save_tokenizer.write_text(trained.to_str(pretty=True), encoding="utf-8")
+        save_tokenizer.write_text(trained.to_str(), encoding="utf-8")
         click.echo(f"\nTokenizer written to {save_tokenizer}")
     if save_mask is not None:
         write_mask(save_mask, labels)

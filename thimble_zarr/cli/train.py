@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.check import run_check
+from thimble_zarr.cli.check import FOUND, run_check
 from thimble_zarr.cli.options import (
     MEMORY,
     OVERWRITE,
@@ -73,7 +73,8 @@ def train(
 @click.option("--steps", type=int, default=DEMO.steps, show_default=True, help="Optimizer steps.")
 @OVERWRITE
 @QUIET
-def demo(store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
+@click.pass_context
+def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
     """Train, record and check a short run, from nothing, in about two minutes.
 
     The same as `train` with batches of 16 on the embedded corpus, then `check`. STORE is demo.zarr
@@ -88,13 +89,14 @@ def demo(store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
         quiet=quiet,
     )
     click.echo()
-    run_check(store, quiet=quiet)
+    holds = run_check(store, quiet=quiet)
     click.echo(
         "\nLook next, in Python:\n"
         "  import thimble_zarr\n"
         f'  ds = thimble_zarr.open_dataset("{store}")\n'
         "  ds.sel(token=ds.dead).adam_residual"
     )
+    ctx.exit(0 if holds else FOUND)
 
 
 @click.command()
@@ -130,7 +132,7 @@ def run_training(
             click.echo(text)
 
     check_vacant(store, overwrite=overwrite)
-    found = plan_run(config, store, memory_bytes=memory_bytes)
+    found = plan_run(config, store, memory_bytes=memory_bytes, overwrite=overwrite)
     say(render_plan(found, config))
     warn_of_memory(found)
     if not force:

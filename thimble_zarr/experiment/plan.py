@@ -12,9 +12,7 @@ from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
 from thimble_zarr.format.schema import SCALARS
-from thimble_zarr.format.store import StorePath
-
-VARIABLES = ("W", "grad", "exp_avg", "exp_avg_sq")
+from thimble_zarr.format.store import StorePath, StoreReader
 
 NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
 """Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""
@@ -70,7 +68,11 @@ class RunPlan:
 
 
 def plan_run(
-    config: TrainingConfig, store: StorePath, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
+    config: TrainingConfig,
+    store: StorePath,
+    *,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    overwrite: bool = False,
 ) -> RunPlan:
     """Work out what a run takes; reads nothing but the machine's free memory and disk.
 
@@ -82,11 +84,16 @@ def plan_run(
         Where the run will be recorded.
     memory_bytes
         Bound on the recorder's memory.
+    overwrite
+        Count the room that a store at `store` will leave.
 
     Returns
     -------
     RunPlan
     """
+    free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
+    if overwrite and Path(store).exists():
+        free_disk_bytes += StoreReader.open(store).disk_bytes()
     n_rows = config.steps + 1
     itemsize = storage_dtype(config.dtype).itemsize
     elements = n_rows * config.vocab_size * config.hidden_dim
@@ -95,14 +102,14 @@ def plan_run(
             n_rows,
             config.vocab_size,
             config.hidden_dim,
-            dict.fromkeys(VARIABLES, itemsize),
+            dict.fromkeys(NOTEBOOK_ITEMSIZES, itemsize),
             n_scalars=len(SCALARS) + 1,
             memory_bytes=memory_bytes,
         ),
         notebook_array_bytes={name: elements * size for name, size in NOTEBOOK_ITEMSIZES.items()},
         training_bytes=training_bytes(config, itemsize),
         free_memory_bytes=psutil.virtual_memory().available,
-        free_disk_bytes=shutil.disk_usage(_existing_parent(Path(store))).free,
+        free_disk_bytes=free_disk_bytes,
     )
 
 

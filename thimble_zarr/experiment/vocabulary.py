@@ -134,7 +134,10 @@ def _never_joins_lines(tokenizer: Tokenizer) -> bool:
         {key: pattern.get(key) for key in plain} == plain
         and parts["normalizer"] is None
         and (parts["post_processor"] or plain)["type"] == "ByteLevel"
-        and not any("\n" in token["content"] for token in parts["added_tokens"])
+        and not any(
+            "\n" in token["content"] or token["lstrip"] or token["rstrip"]
+            for token in parts["added_tokens"]
+        )
     )
 
 

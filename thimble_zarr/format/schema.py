@@ -5,6 +5,7 @@ Zarr v3 group. `Schema` is everything about it that is fixed when recording star
 group's `thimble` attribute; `TokenLabels` are the coordinates of the token axis.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -13,7 +14,7 @@ import numpy as np
 
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
-from thimble_zarr.format.layout import Layout
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "thimble"
@@ -69,6 +70,8 @@ class OptimizerInfo:
         gradient (Adam).
     amsgrad, maximize, capturable, differentiable
         torch's flags of these names.
+    tensor_lr
+        Whether the learning rate is a tensor, which makes its arithmetic that of float32.
     """
 
     name: str
@@ -78,6 +81,7 @@ class OptimizerInfo:
     maximize: bool = False
     capturable: bool = False
     differentiable: bool = False
+    tensor_lr: bool = False
 
 
 def recorded_variables(optimizer: OptimizerInfo) -> tuple[str, ...]:
@@ -126,11 +130,21 @@ class Schema:
         sizes = (self.n_tokens, self.n_dims, self.layout.block_steps, self.layout.chunk_tokens)
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ConfigError(f"shapes and block sizes must be positive numbers, not {sizes}")
+        if SCALAR_CHUNK_STEPS % self.layout.block_steps:
+            raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():
             if native not in NATIVE_DTYPES:
                 raise ConfigError(
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"
                 )
+
+    def check_json(self) -> None:
+        """Raise ConfigError unless everything known of the run can be kept as strict JSON."""
+        for name, value in self.attrs.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
 
     @property
     def row_bytes(self) -> int:
@@ -189,6 +203,13 @@ class TokenLabels:
     live: np.ndarray | None = None
     dead: np.ndarray | None = None
     text: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("count", np.int64), ("live", np.bool_), ("dead", np.bool_)):
+            values = getattr(self, name)
+            if values is not None:
+                # A mask of integers would be taken for positions.
+                object.__setattr__(self, name, np.asarray(values).astype(dtype))
 
     @classmethod
     def from_counts(cls, count: np.ndarray, text: Sequence[str] | None = None) -> Self:

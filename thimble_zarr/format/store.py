@@ -27,7 +27,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -38,6 +38,7 @@ import zarr
 from zarr.core.buffer import Buffer
 from zarr.core.common import JSON
 from zarr.core.metadata import ArrayV3Metadata
+from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 from zarr.storage import LocalStore, MemoryStore
 
@@ -162,16 +163,19 @@ class StoreWriter:
         StoreError
             If the directory cannot be created or written.
         """
-        path = Path(path)
+        path = Path(path).absolute()  # the process may change its directory
         labels = labels or TokenLabels()
         labels.check_length(schema.n_tokens)
+        schema.check_json()
+        check_vacant(path, overwrite=overwrite)
         with ExitStack() as undo:
             try:
-                _clear(path, overwrite=overwrite)
                 (path / _BOOKKEEPING).mkdir(parents=True, exist_ok=True)
+                lock = _acquire_lock(path)
+                undo.callback(lock.release)
+                _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
-                writer = cls(path, schema, _acquire_lock(path))
-                undo.callback(writer.release)
+                writer = cls(path, schema, lock)
                 writer._declare(labels, schema.layout.capacity(n_rows or 1))
             except ThimbleError:
                 raise
@@ -219,6 +223,8 @@ class StoreWriter:
         layout = self.schema.layout
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
+        if first_row % layout.block_steps or first_row + n_rows < self.n_rows:
+            raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
         files: dict[str, dict[str, int]] = {}
         self._grow(first_row + layout.block_steps)
         for name, bits in arrays.items():
@@ -236,11 +242,14 @@ class StoreWriter:
     def close(self) -> None:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
 
-        Metadata are consolidated only now: a consolidated copy would go stale while arrays grow.
+        A store without a row is removed. Metadata are consolidated only now: a consolidated copy
+        would go stale while arrays grow.
         """
         try:
-            if self.n_rows:
-                self._resize(self.n_rows)
+            if self.n_rows == 0:
+                shutil.rmtree(self.path)
+                return
+            self._resize(self.n_rows)
             self._consolidate()
             self._replace_commit(replace(self._commit, complete=True))
         finally:
@@ -356,7 +365,9 @@ class StoreWriter:
     def _resize(self, n_rows: int) -> None:
         for name in (*self.schema.dtypes, *_PER_STEP):
             array = self._arrays[name]
-            array.resize((n_rows, *array.shape[1:]))
+            shape = (n_rows, *array.shape[1:])
+            # There is nothing to delete, and looking for it would take seconds in a long run.
+            sync(array.async_array.resize(shape, delete_outside_chunks=False))
         self._write_metadata()
 
     def _consolidate(self) -> None:
@@ -442,7 +453,7 @@ class StoreReader:
         DamagedStoreError
             If its metadata or commit record cannot be read.
         """
-        path = Path(path)
+        path = Path(path).absolute()  # the process may change its directory
         if not path.exists():
             raise NotAStoreError(f"there is nothing at {path}; check the path")
         attribute = _read_attribute(path)
@@ -489,6 +500,10 @@ class StoreReader:
         array = self._array(name)
         try:
             stored = array[slice(*rows), slice(*(tokens or (0, self.schema.n_tokens)))]
+        except MemoryError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot read {name} of {self.path}: {error}") from error
         except Exception as error:
             raise DamagedStoreError(
                 f"cannot decode {name} at steps {rows[0]} to {rows[1] - 1} of {self.path}: {error}"
@@ -515,7 +530,11 @@ class StoreReader:
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        n_bytes = 0
+        for file in self.path.rglob("*"):
+            with suppress(FileNotFoundError):  # a writer may just have renamed it
+                n_bytes += file.stat().st_size if file.is_file() else 0
+        return n_bytes
 
     def _array(self, name: str) -> _Array:
         cache = self.__dict__.setdefault("_arrays", {})
@@ -636,11 +655,18 @@ def check_vacant(path: StorePath, *, overwrite: bool) -> None:
 
 
 def _clear(path: Path, *, overwrite: bool) -> None:
-    """Make room for a new store; remove nothing but a store that nobody is writing."""
-    check_vacant(path, overwrite=overwrite)
-    if path.exists():
-        _acquire_lock(path).release()
-        shutil.rmtree(path)
+    """Remove an old store, whose lock is held, but for the lock."""
+    if not overwrite and _read_attribute(path) is not None:
+        raise StoreExistsError(f"{path} was just recorded by another process; choose another path")
+    for entry in path.iterdir():
+        if entry.name == _BOOKKEEPING:
+            for file in entry.iterdir():
+                if file != path / _LOCK:
+                    file.unlink()
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _acquire_lock(path: Path) -> filelock.BaseFileLock:

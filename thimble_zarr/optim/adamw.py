@@ -47,9 +47,8 @@ def adam_update(
     array
         Shape of the moments.
     """
-    beta, gamma, eta, t = beta1, beta2, learning_rate, optimizer_step
-    step_size = eta / (1 - beta**t)
-    denominator = exp_avg_sq**0.5 * (1 - gamma**t) ** -0.5 + eps
+    step_size = learning_rate / (1 - beta1**optimizer_step)
+    denominator = exp_avg_sq**0.5 * (1 - beta2**optimizer_step) ** -0.5 + eps
     update: Array = -step_size * exp_avg / denominator
     return update
 

@@ -61,6 +61,7 @@ def optimizer_info(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Optim
         maximize=bool(group["maximize"]),
         capturable=bool(group["capturable"]),
         differentiable=bool(group["differentiable"]),
+        tensor_lr=isinstance(group["lr"], Tensor),
     )
 
 

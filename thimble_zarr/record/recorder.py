@@ -2,8 +2,8 @@
 
 Before a step it reads the hyper-parameters (schedules change them), after the step what the step
 consumed and produced. Rows are copied before the hook returns, because tensors alias. A full block
-goes to the writer thread just before the next row needs its place, so that a loss logged after the
-step still finds its row.
+goes to the writer thread only when the next step begins, so that a loss logged after a step still
+finds its row, and so that any waiting for the disk is done before the optimizer moves.
 """
 
 import datetime
@@ -20,11 +20,10 @@ from torch import Tensor
 
 import thimble_zarr
 from thimble_zarr.errors import OptimizerError, RecordingError
-from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
+from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
 from thimble_zarr.format.schema import Json, Schema, TokenLabels, recorded_variables
 from thimble_zarr.format.store import StorePath, StoreWriter
-from thimble_zarr.record.block import Block
 from thimble_zarr.record.capture import (
     check_optimizer,
     dtype_name,
@@ -35,6 +34,9 @@ from thimble_zarr.record.capture import (
     state_tensors,
 )
 from thimble_zarr.record.writer import BlockWriter
+
+RECORDABLE = ("bfloat16", "float32", "float64")
+"""Dtypes of parameters. In float16 AdamW's epsilon is zero, and no bound on rounding holds."""
 
 
 class Recorder:
@@ -105,11 +107,13 @@ class Recorder:
             overwrite=overwrite,
         )
         self._writer = BlockWriter(self._store)
-        self._block: Block | None = None
-        self._next_row = 0
+        self._block = self._writer.acquire()
+        self._block.start(0)
         self._hyperparameters: dict[str, float] = {}
+        self._optimizer_step = 0.0
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
+        self._loss_step = 0
         self._loss_warned = False
         self._closed = False
         self._hooks = (
@@ -120,7 +124,7 @@ class Recorder:
     @property
     def step(self) -> int:
         """Steps recorded so far."""
-        return max(0, self._next_row - 1)
+        return max(0, self._n_rows - 1)
 
     @property
     def schema(self) -> Schema:
@@ -137,17 +141,23 @@ class Recorder:
 
         Call it once a step, always on the same side of `optimizer.step()`: logged before, it
         belongs to the step to come; logged after, to the step just taken. The first call tells
-        which. A loss that is not finite is recorded, with a warning the first time.
+        which. A loss logged after a step that the optimizer skipped belongs to no row and is
+        dropped. A loss that is not finite is recorded, with a warning the first time.
 
         Parameters
         ----------
         loss
             A number or a tensor of one element.
+
+        Raises
+        ------
+        RecordingError
+            If the recording is closed, or a block could not be written.
         """
-        self._writer.check()
+        self._check()
         value = float(torch.as_tensor(loss).item())
         if self._loss_follows_step is None:
-            self._loss_follows_step = self._next_row > 0
+            self._loss_follows_step = self._n_rows > 0
         step = self.step if self._loss_follows_step else self.step + 1
         if not (math.isfinite(value) or self._loss_warned):
             self._loss_warned = True
@@ -158,8 +168,9 @@ class Recorder:
             )
         if not self._loss_follows_step:
             self._loss = value
-        elif self._block is not None:
+        elif step != self._loss_step:
             self._block.scalars["loss"][self._block.n_rows - 1] = value
+            self._loss_step = step
 
     def flush(self) -> None:
         """Commit every recorded row. When this returns they survive a crash of the machine.
@@ -167,32 +178,34 @@ class Recorder:
         Raises
         ------
         RecordingError
-            If a block could not be written.
+            If the recording is closed, or a block could not be written.
         """
-        if self._block is not None and self._block.n_rows:
-            self._writer.commit(self._block)
+        self._check()
+        self._writer.commit(self._block)
 
     def close(self) -> None:
         """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
 
+        A recording without a step leaves no store.
+
         Raises
         ------
         RecordingError
-            If a block could not be written.
+            If a block could not be written. What was committed before can be read.
         """
         if self._closed:
             return
-        self._closed = True
         for hook in self._hooks:
             hook.remove()
         try:
             self.flush()
         finally:
+            self._closed = True
             self._writer.stop()
-            try:
-                self._store.close()
-            except OSError as error:
-                raise RecordingError(f"cannot close {self._store.path}: {error}") from error
+            if self._store.n_rows == self._n_rows:
+                self._close_store()
+            else:
+                self._store.release()
 
     def __enter__(self) -> Self:
         return self
@@ -210,11 +223,27 @@ class Recorder:
                 raise
             error.add_note(str(closing_error))
 
+    @property
+    def _n_rows(self) -> int:
+        return self._block.first_row + self._block.n_rows
+
+    def _check(self) -> None:
+        if self._closed:
+            raise RecordingError(f"the recording into {self._store.path} is closed")
+        self._writer.check()
+
+    def _close_store(self) -> None:
+        try:
+            self._store.close()
+        except OSError as error:
+            raise RecordingError(f"cannot close {self._store.path}: {error}") from error
+
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        group = param_group(optimizer, self._parameter)
-        self._hyperparameters = hyperparameters(group)
-        if self._next_row == 0:
+        self._check()
+        self._hyperparameters = hyperparameters(param_group(optimizer, self._parameter))
+        if self._n_rows == 0:
             self._append_row(grad=None, scalars={})
+        self._make_room()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         scalars = dict(self._hyperparameters)
@@ -223,23 +252,26 @@ class Recorder:
         self._append_row(grad=self._parameter.grad, scalars=scalars)
 
     def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float]) -> None:
-        self._writer.check()
+        step = optimizer_step(self._optimizer, self._parameter)
+        if self._n_rows and step - self._optimizer_step not in (0, 1):
+            raise RecordingError(
+                f"the optimizer counts {step:.0f} steps, and counted {self._optimizer_step:.0f} at "
+                "the last row: a step was not recorded, or a state was loaded; record anew"
+            )
         states = state_tensors(self._optimizer, self._parameter)
         zeros = torch.zeros((), dtype=self._parameter.dtype).expand(self._parameter.shape)
         tensors = {name: states.get(name, zeros) for name in self.schema.dtypes} | {"grad": grad}
-        step = optimizer_step(self._optimizer, self._parameter)
-        self._block_with_room().append(tensors, {"optimizer_step": step, **scalars})
-        self._next_row += 1
+        self._block.append(tensors, {"optimizer_step": step, **scalars})
+        self._optimizer_step = step
 
-    def _block_with_room(self) -> Block:
-        """Return the block the next row goes into; a full one is passed on first."""
-        if self._block is not None and self._block.full:
+    def _make_room(self) -> None:
+        """Pass a full block on and go on in a free one, before the optimizer takes its step."""
+        if self._block.full:
+            next_row = self._n_rows
             self._writer.submit(self._block)
-            self._block = None
-        if self._block is None:
-            self._block = self._writer.acquire()
-            self._block.start(self._next_row)
-        return self._block
+            block = self._writer.acquire()
+            block.start(next_row)
+            self._block = block
 
 
 def _schema(
@@ -252,10 +284,10 @@ def _schema(
     check_optimizer(optimizer)
     info = optimizer_info(optimizer, parameter)
     native = dtype_name(parameter)
-    if parameter.ndim != 2 or parameter.numel() == 0 or native not in NATIVE_DTYPES:
+    if parameter.ndim != 2 or parameter.numel() == 0 or native not in RECORDABLE:
         raise OptimizerError(
             f"the parameter is {native} of shape {tuple(parameter.shape)}; a recording needs an "
-            f"embedding of shape (token, dim) in one of {', '.join(NATIVE_DTYPES)}"
+            f"embedding of shape (token, dim) in one of {', '.join(RECORDABLE)}"
         )
     dtypes = dict.fromkeys(recorded_variables(info), native)
     n_tokens, n_dims = parameter.shape

@@ -44,11 +44,15 @@ class BlockWriter:
         return self._free.pop()
 
     def submit(self, block: Block) -> None:
-        """Pass a block on to be committed; the caller no longer owns it."""
-        self._pending.append((self._thread.submit(self._commit, block), block))
+        """Pass a block on to be committed; the caller no longer owns it.
+
+        Passing it on twice, as an interrupted caller may, is passing it on once.
+        """
+        if not any(pending is block for _, pending in self._pending):
+            self._pending.append((self._thread.submit(self._commit, block), block))
 
     def commit(self, block: Block) -> None:
-        """Commit all pending blocks and then `block`, which the caller keeps.
+        """Commit all pending blocks and then the rows of `block`, which the caller keeps.
 
         Raises
         ------
@@ -58,10 +62,8 @@ class BlockWriter:
         while self._pending:
             self._collect()
         self.check()
-        try:
-            self._commit(block)
-        except Exception as error:
-            self._fail(error)
+        if block.n_rows:
+            self._wait(self._thread.submit(self._commit, block))
 
     def check(self) -> None:
         """Raise RecordingError if a block could not be committed."""
@@ -78,12 +80,20 @@ class BlockWriter:
         self._store.commit_block(block.first_row, block.n_rows, block.bits(), block.scalars)
 
     def _collect(self) -> None:
-        future, block = self._pending.popleft()
+        future, block = self._pending[0]
+        self._wait(future)
+        self._pending.popleft()
+        self._free.append(block)
+
+    def _wait(self, future: Future[None]) -> None:
+        """Wait for a commit. Ctrl-C takes effect when it is done, so that no state is left torn."""
         try:
             future.result()
+        except KeyboardInterrupt:
+            future.exception()
+            raise
         except Exception as error:
             self._fail(error)
-        self._free.append(block)
 
     def _fail(self, error: Exception) -> None:
         self._error = error
