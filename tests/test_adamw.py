@@ -58,7 +58,7 @@ class Steps:
             beta2=np.array(group["betas"][1]),
             optimizer_step=np.array(step),
             unit_roundoff=unit_roundoff(self.native) + unit_roundoff("float64"),
-            correction_roundoff=4 * unit_roundoff("float32" if on_device else "float64"),
+            scalar_roundoff=4 * unit_roundoff("float32" if on_device else "float64"),
         )
 
 

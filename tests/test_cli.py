@@ -646,10 +646,9 @@ def test_info_tells_a_store_that_was_not_closed(tmp_path: Path) -> None:
 def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -> None:
     loop = Loop()
     with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
-        pass
-    assert "initial state" not in succeeds("info", tmp_path / "run.zarr").stdout
-    assert info_of(tmp_path / "run.zarr")["n_rows"] == 0
-    assert "no committed step" in fails(3, "check", tmp_path / "run.zarr")
+        assert "initial state" not in succeeds("info", tmp_path / "run.zarr").stdout
+        assert info_of(tmp_path / "run.zarr")["n_rows"] == 0
+        assert "no committed step" in fails(3, "check", tmp_path / "run.zarr")
 
 
 # --- check ---------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
         beta2=window.scalar("beta2"),
         optimizer_step=window.scalar("optimizer_step"),
         unit_roundoff=unit_roundoff(schema.dtypes["W"]) + float64,  # torch's rounding and ours
-        correction_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
+        scalar_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
     )
 
 

@@ -82,7 +82,7 @@ def rounding_bound(
     beta2: Array,
     optimizer_step: Array,
     unit_roundoff: float,
-    correction_roundoff: float,
+    scalar_roundoff: float,
 ) -> Array:
     r"""Return how far rounding alone can carry a step from the formula, element by element.
 
@@ -91,8 +91,9 @@ def rounding_bound(
     at most :math:`\gamma_{10} |update| + \gamma_1 |W_t|`, and with weight decay
     :math:`\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
     corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight, two
-    shrink the weight. Besides, :math:`1 - \beta^t` cancels: a relative error c of the power
-    becomes :math:`c / (1 - \beta^t)`. The bound is safe, not tight.
+    shrink the weight. Besides, scalars are computed beforehand, with a relative error c, and
+    :math:`1 - \beta^t` cancels: there it becomes :math:`c / (1 - \beta^t)`. The bound is safe, not
+    tight.
 
     Parameters
     ----------
@@ -104,8 +105,8 @@ def rounding_bound(
         Hyper-parameters of the step.
     unit_roundoff
         Relative error u of one rounding in the dtype of the weights.
-    correction_roundoff
-        Relative error c of a power of beta, both torch's and that of `update`.
+    scalar_roundoff
+        Relative error c of a scalar, both torch's and that of `update`.
 
     Returns
     -------
@@ -117,9 +118,7 @@ def rounding_bound(
         return n * unit_roundoff / (1 - n * unit_roundoff)
 
     cancellation = 1 / (1 - beta1**optimizer_step) + 0.5 / (1 - beta2**optimizer_step)
-    relative = gamma(10) + correction_roundoff * cancellation
-    decaying = weight_decay != 0
-    bound: Array = (
-        relative * abs(update) + gamma(1) * abs(W) + decaying * gamma(2) * abs(W_previous)
-    )
+    relative = gamma(10) + scalar_roundoff * cancellation
+    decaying = (weight_decay != 0) * (gamma(2) + scalar_roundoff)
+    bound: Array = relative * abs(update) + gamma(1) * abs(W) + decaying * abs(W_previous)
     return bound
