@@ -1,6 +1,7 @@
 """The README's commands and code run, and its numbers are the measured ones."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -80,8 +81,9 @@ def test_the_python_runs(directory: Path) -> None:
 
 def recipe(target: str) -> list[str]:
     shown = subprocess.run(
-        ["make", "--always-make", "--dry-run", target],
+        ["make", "--always-make", "--dry-run", "--no-print-directory", target],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if "MAKE" not in name},
         capture_output=True,
         text=True,
         check=True,

@@ -260,8 +260,13 @@ def test_ctrl_c_while_the_last_block_is_written_loses_nothing(
     for _ in range(6):
         loop.step()
     monkeypatch.setattr(StoreWriter, "commit_block", commit_block)
-    with pytest.raises(KeyboardInterrupt):
-        recorder.close()
+    # A test run that was started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            recorder.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
     reader = StoreReader.open(path)
     assert reader.n_rows == 7
     assert reader.commit.complete
