@@ -607,7 +607,7 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     reader = StoreReader.open(trained)
     live = reader.read_labels().live
     assert live is not None
-    assert lines["Store"] == f"{trained}, format 1, complete"
+    assert lines["Store"] == f"{trained}, format 1, closed"
     assert lines["Parameter"] == "transformer.wte.weight, 300 x 8, on cpu"
     assert lines["Variables"].startswith("W bfloat16, grad bfloat16")
     assert lines["Optimizer"] == "AdamW, single"

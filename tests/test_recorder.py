@@ -503,6 +503,8 @@ def test_bad_arguments_are_refused_before_anything_is_written(path: Path) -> Non
         Recorder(path, Loop(optimizer=torch.optim.SGD).optimizer, parameter=loop.weight)
     with pytest.raises(OptimizerError, match="does not own"):
         Recorder(path, Loop().optimizer, parameter=loop.weight)
+    with pytest.raises(OptimizerError, match=r"a Embedding; pass its tensor"):
+        Recorder(path, loop.optimizer, parameter=loop.embedding)
     with pytest.raises(OptimizerError, match=r"shape \(11,\)"):
         Recorder(path, loop.optimizer, parameter=loop.head.bias)
     with pytest.raises(ConfigError, match="11 tokens, but 12 values"):

@@ -65,7 +65,8 @@ def _first(counts: xr.DataArray) -> int:
 def _cosines(table: xr.Dataset) -> str:
     moved = table.cosine_similarity.dropna("step")
     if moved.size == 0:
-        return "nothing moved"
+        swallowed = bool((table.norm_predicted > 0).any())
+        return "nothing moved, rounding swallowed every change" if swallowed else "nothing moved"
     steps, cosines = moved.step.values, moved.values
     shown = sorted({0, int(np.argmin(cosines)), len(steps) - 1})
     return "cosine " + ", ".join(f"{cosines[i]:.4f} at step {steps[i]}" for i in shown)

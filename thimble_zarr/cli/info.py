@@ -40,7 +40,7 @@ def info(store: Path, *, format_: str) -> None:
     shape = f"{schema.n_tokens:,} x {schema.n_dims}"
     labels = reader.read_labels()
     versions = ", ".join(f"{name} {version}" for name, version in schema.software.items())
-    state = "complete" if reader.commit.complete else "not closed: being recorded, or cut off"
+    state = "closed" if reader.commit.complete else "not closed: being recorded, or cut off"
     lines = [
         ("Store", f"{store}, format {schema.to_attribute()['format_version']}, {state}"),
         ("Parameter", f"{schema.parameter or 'unnamed'}, {shape}, on {schema.device}"),

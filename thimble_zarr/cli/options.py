@@ -42,7 +42,8 @@ MEMORY = click.option(
     "--memory",
     type=_Size(),
     default=DEFAULT_MEMORY_BYTES,
-    help="Bound on all memory of the recorder; block sizes follow from it.  [default: 256MiB]",
+    help="Bound on all memory of the recorder, of one step at least; block sizes follow from it."
+    "  [default: 256MiB]",
 )
 
 

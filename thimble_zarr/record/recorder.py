@@ -282,6 +282,11 @@ def _schema(
     memory_bytes: int,
 ) -> Schema:
     check_optimizer(optimizer)
+    if not isinstance(parameter, Tensor):
+        raise OptimizerError(
+            f"the parameter is a {type(parameter).__name__}; pass its tensor, for example "
+            "`embedding.weight`"
+        )
     info = optimizer_info(optimizer, parameter)
     native = dtype_name(parameter)
     if parameter.ndim != 2 or parameter.numel() == 0 or native not in RECORDABLE:
