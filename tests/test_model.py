@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.notebook import notebook_model
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.model import (
@@ -20,28 +20,6 @@ CPU = torch.device("cpu")
 TINY = TrainingConfig(
     vocab_size=31, hidden_dim=6, heads=3, layers=1, seq_len=7, batch_size=5, dtype="float32"
 )
-
-
-def notebook_model(config: TrainingConfig) -> GPT2LMHeadModel:
-    """The model as the original notebook makes it."""
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.seq_len,
-            n_embd=config.hidden_dim,
-            n_layer=config.layers,
-            n_head=config.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            tie_word_embeddings=True,
-            bos_token_id=None,  # newer transformers warn of an id outside a small vocabulary
-            eos_token_id=None,
-        )
-    )
-    with torch.no_grad():
-        nn.init.normal_(model.transformer.wte.weight, mean=0.0, std=config.init_scale)
-    return model.to(getattr(torch, config.dtype))
 
 
 def tokens_and_targets(config: TrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:

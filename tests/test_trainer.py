@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.notebook import notebook_model
 from thimble_zarr import TokenLabels, open_dataset
 from thimble_zarr.errors import ConfigError, CorpusError, StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
@@ -68,24 +68,7 @@ def notebook_run(
     dataloader = DataLoader(
         dataset, batch_size=config.batch_size, shuffle=True, generator=g, num_workers=0
     )
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.seq_len,
-            n_embd=config.hidden_dim,
-            n_layer=config.layers,
-            n_head=config.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    with torch.no_grad():
-        torch.nn.init.normal_(model.transformer.wte.weight, mean=0.0, std=config.init_scale)
-    model = model.to(getattr(torch, config.dtype))
+    model = notebook_model(config)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.lr,

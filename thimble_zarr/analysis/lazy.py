@@ -109,19 +109,19 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
         task_rows = task_blocks * self._source.reader.schema.layout.block_steps
         groups = _row_groups(rows, task_rows)
         name = f"{kernel.__name__}-{_token(self._source, self._selection, task_rows)}"
-        graph = {
-            (name, index, 0): Task(
-                (name, index, 0), _reduce_block, self._source, kernel, n_outputs, *group_selection
+        graph = {}
+        for index, group in enumerate(groups):
+            key = (name, index, 0)
+            graph[key] = Task(
+                key, _reduce_block, self._source, kernel, n_outputs, group, tokens, dims
             )
-            for index, group_selection in enumerate((group, tokens, dims) for group in groups)
-        }
         return da.Array(graph, name, (tuple(map(len, groups)), (n_outputs,)), dtype=np.float64)
 
 
 def _token(source: Source, *parts: object) -> str:
     """Return a name for a graph that is the same only for the same rows of the same store."""
     reader = source.reader
-    token: str = tokenize(str(reader.path.absolute()), reader.schema.created, reader.n_rows, parts)
+    token: str = tokenize(str(reader.path), reader.schema.created, reader.n_rows, parts)
     return token
 
 

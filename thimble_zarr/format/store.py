@@ -27,7 +27,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -251,6 +251,7 @@ class StoreWriter:
                 return
             self._resize(self.n_rows)
             self._consolidate()
+            self._write_metadata()
             self._replace_commit(replace(self._commit, complete=True))
         finally:
             self.release()
@@ -361,6 +362,7 @@ class StoreWriter:
         capacity = self._arrays["step"].shape[0]
         if n_rows > capacity:
             self._resize(self.schema.layout.capacity(max(n_rows, 2 * capacity)))
+            self._write_metadata()
 
     def _resize(self, n_rows: int) -> None:
         for name in (*self.schema.dtypes, *_PER_STEP):
@@ -368,14 +370,12 @@ class StoreWriter:
             shape = (n_rows, *array.shape[1:])
             # There is nothing to delete, and looking for it would take seconds in a long run.
             sync(array.async_array.resize(shape, delete_outside_chunks=False))
-        self._write_metadata()
 
     def _consolidate(self) -> None:
         with warnings.catch_warnings():
             # The Zarr specification does not define it yet; xarray warns where it is missing.
             warnings.simplefilter("ignore", ZarrUserWarning)
             zarr.consolidate_metadata(self._root.store)
-        self._write_metadata()
 
     def _write_metadata(self) -> None:
         for key, content in self._encoded.items():
@@ -498,17 +498,8 @@ class StoreReader:
         """
         self._check_files(name, rows)
         array = self._array(name)
-        try:
-            stored = array[slice(*rows), slice(*(tokens or (0, self.schema.n_tokens)))]
-        except MemoryError:
-            raise
-        except OSError as error:
-            raise StoreError(f"cannot read {name} of {self.path}: {error}") from error
-        except Exception as error:
-            raise DamagedStoreError(
-                f"cannot decode {name} at steps {rows[0]} to {rows[1] - 1} of {self.path}: {error}"
-            ) from error
-        return np.asarray(stored)
+        with self._decoding(f"{name} at steps {rows[0]} to {rows[1] - 1}"):
+            return np.asarray(array[slice(*rows), slice(*(tokens or (0, self.schema.n_tokens)))])
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
@@ -558,10 +549,20 @@ class StoreReader:
         n_needed = self.n_rows if name in SCALARS else array.shape[0]
         for index in range(-(-n_needed // array.chunks[0])):
             self._check_file(f"{name}/c.{index}")
-        try:
+        with self._decoding(name):
             return np.asarray(array[:])
+
+    @contextmanager
+    def _decoding(self, what: str) -> Iterator[None]:
+        """Tell damage, whatever Zarr and its codecs raise for it, from a disk that cannot read."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot read {what} of {self.path}: {error}") from error
         except Exception as error:
-            raise DamagedStoreError(f"cannot decode {name} of {self.path}: {error}") from error
+            raise DamagedStoreError(f"cannot decode {what} of {self.path}: {error}") from error
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Zarr clips what is asked for to the array; in committed rows that is damage."""
