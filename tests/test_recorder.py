@@ -251,6 +251,7 @@ def test_ctrl_c_while_the_last_block_is_written_loses_nothing(
 
     def commit_block(writer: StoreWriter, *args: object) -> None:
         assert threading.get_ident() != main, "training thread writes"
+        time.sleep(0.2)  # until training waits
         signal.pthread_kill(main, signal.SIGINT)
         time.sleep(0.2)
         real(writer, *args)
