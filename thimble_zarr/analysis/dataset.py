@@ -9,6 +9,7 @@ from thimble_zarr.analysis.lazy import LazyArray
 from thimble_zarr.analysis.variables import DERIVED, long_name
 from thimble_zarr.analysis.windows import Source
 from thimble_zarr.errors import StoreError
+from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import DIMS, LABELS, SCALARS, Schema
 from thimble_zarr.format.store import StorePath, StoreReader
 
@@ -43,9 +44,15 @@ def open_dataset(path: StorePath) -> xr.Dataset:
     StoreError
         If no row was committed yet.
     """
-    reader = StoreReader.open(path)
+    return dataset_of(StoreReader.open(path))
+
+
+def dataset_of(reader: Reader) -> xr.Dataset:
+    """Return what `open_dataset` returns, for any recording that can be read."""
     if reader.n_rows == 0:
-        raise StoreError(f"{path} has no committed step yet; try again once recording has begun")
+        raise StoreError(
+            f"{reader.path} has no committed step yet; try again once recording has begun"
+        )
     source = Source(reader)
     names = (*reader.schema.dtypes, *DERIVED)
     variables = {
@@ -72,7 +79,7 @@ def _attrs(schema: Schema) -> dict[str, str | int]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _coords(reader: StoreReader) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
+def _coords(reader: Reader) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
     labels = reader.read_labels()
     text = None if labels.text is None else np.array(labels.text, dtype=object)
     known = {"count": labels.count, "live": labels.live, "dead": labels.dead, "text": text}

@@ -14,7 +14,7 @@ import numpy as np
 
 from thimble_zarr.format.bits import decode
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.reader import Reader
 
 Indices = range | np.ndarray
 """Positions along one axis of a store, in the order they were asked for."""
@@ -25,15 +25,15 @@ _WINDOW_ELEMENTS = 2**17
 
 @dataclass(frozen=True)
 class Source:
-    """A store as formulas see it: variables by name, rows by step.
+    """A recording as formulas see it: variables by name, rows by step.
 
     Attributes
     ----------
     reader
-        The store.
+        The recording.
     """
 
-    reader: StoreReader
+    reader: Reader
 
     @cached_property
     def scalars(self) -> dict[str, np.ndarray]:

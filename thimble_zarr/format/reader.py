@@ -1,0 +1,39 @@
+"""What the analysis asks of a recording, wherever it lies: a store of ours or another's file."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from thimble_zarr.format.schema import Schema, TokenLabels
+
+
+class Reader(Protocol):
+    """The rows of a recorded run. Small to pickle, safe to share by threads."""
+
+    @property
+    def path(self) -> Path:
+        """Where the recording lies."""
+
+    @property
+    def schema(self) -> Schema:
+        """What was recorded, and by what."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that can be read: the initial state and one for each step."""
+
+    def read(
+        self, name: str, rows: tuple[int, int], tokens: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Return stored bits of a variable, of a range of rows and of tokens.
+
+        The dtype is `storage_dtype(schema.dtypes[name])`, the shape `(step, token, dim)`; the array
+        is the caller's.
+        """
+
+    def read_scalars(self) -> dict[str, np.ndarray]:
+        """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
+
+    def read_labels(self) -> TokenLabels:
+        """Return what is known of the tokens."""
