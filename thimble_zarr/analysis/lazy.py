@@ -7,7 +7,8 @@ chunks it needs. For everything else, and once pickled, it is an ordinary Dask a
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import dask.array as da
@@ -20,6 +21,25 @@ from thimble_zarr.analysis.windows import Indices, Source, Window, iter_windows
 
 Selection = tuple[Indices | int, Indices | int, Indices | int]
 """Rows, tokens and dims; an axis that was indexed by a number is a number and has no dimension."""
+
+
+_NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A few numbers a step, and how those of two windows become those of both.
+
+    Attributes
+    ----------
+    compute
+        From a window to one array a number, float64, shape `(step,)`. It must pickle.
+    combine
+        For each number `np.add`, `np.maximum` or `np.minimum`.
+    """
+
+    compute: Callable[[Window], Sequence[np.ndarray]]
+    combine: tuple[np.ufunc, ...]
 
 
 class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
@@ -86,36 +106,48 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TypeError("a recorded variable is read-only; assign to a computed copy of it")
 
-    def reduce_rows(
-        self, kernel: Callable[[Window], np.ndarray], *, n_outputs: int, task_blocks: int
-    ) -> da.Array:
-        """Reduce every row of the selection to a few sums, in one pass and without an intermediate.
+    def on_device(self, device: str | None) -> Self:
+        """Return the same variable, with replays on `device`."""
+        return type(self).of(replace(self._source, device=device), self._variable, self._selection)
+
+    @property
+    def source(self) -> Source:
+        """The recording."""
+        source: Source = self._source
+        return source
+
+    @property
+    def selection(self) -> Selection:
+        """Rows, tokens and dims."""
+        selection: Selection = self._selection
+        return selection
+
+    def reduce_rows(self, statistics: Statistics, *, task_blocks: int) -> da.Array:
+        """Reduce every row of the selection to a few numbers, in one pass, without an intermediate.
 
         Parameters
         ----------
-        kernel
-            From a window to its sums, float64, shape `(step, n_outputs)`.
-        n_outputs
-            Sums a row.
+        statistics
+            The numbers.
         task_blocks
             Blocks a task.
 
         Returns
         -------
         dask.array.Array
-            float64, shape `(step, n_outputs)`.
+            float64, shape `(step, column)`.
         """
         rows, tokens, dims = self._selection
         task_rows = task_blocks * self._source.reader.schema.layout.block_steps
         groups = _row_groups(rows, task_rows)
-        name = f"{kernel.__name__}-{_token(self._source, self._selection, task_rows)}"
+        token = _token(self._source, self._selection, task_rows, statistics)
+        name = f"statistics-{token}"
         graph = {}
         for index, group in enumerate(groups):
             key = (name, index, 0)
-            graph[key] = Task(
-                key, _reduce_block, self._source, kernel, n_outputs, group, tokens, dims
-            )
-        return da.Array(graph, name, (tuple(map(len, groups)), (n_outputs,)), dtype=np.float64)
+            graph[key] = Task(key, _reduce_block, self._source, statistics, group, tokens, dims)
+        chunks = tuple(map(len, groups)), (len(statistics.combine),)
+        return da.Array(graph, name, chunks, dtype=np.float64)
 
 
 def _token(source: Source, *parts: object) -> str:
@@ -148,7 +180,7 @@ def _compute_block(
 ) -> np.ndarray:
     tokens, dims = _as_indices(tokens), _as_indices(dims)
     values = np.empty((len(rows), len(tokens), len(dims)), dtype=np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for where, window in iter_windows(source, rows, tokens, dims):
             values[where] = evaluate(variable, window)
     return values.reshape(shape)
@@ -156,19 +188,21 @@ def _compute_block(
 
 def _reduce_block(
     source: Source,
-    kernel: Callable[[Window], np.ndarray],
-    n_outputs: int,
+    statistics: Statistics,
     rows: Indices,
     tokens: Indices | int,
     dims: Indices | int,
 ) -> np.ndarray:
-    sums = np.zeros((len(rows), n_outputs))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    initial = [_NEUTRAL[ufunc] for ufunc in statistics.combine]
+    numbers = np.tile(np.array(initial), (len(rows), 1))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for (where, _), window in iter_windows(
             source, rows, _as_indices(tokens), _as_indices(dims)
         ):
-            sums[where] += kernel(window)
-    return sums
+            for index, values in enumerate(statistics.compute(window)):
+                combine = statistics.combine[index]
+                numbers[where, index] = combine(numbers[where, index], values)
+    return numbers
 
 
 def _compose(selection: Selection, key: tuple[Any, ...]) -> Selection | None:

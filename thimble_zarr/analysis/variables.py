@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thimble_zarr.analysis.recurrences import replayed
 from thimble_zarr.analysis.windows import Window
-from thimble_zarr.format.bits import unit_roundoff
+from thimble_zarr.format.bits import decode, least_positive, ordered, spacing, unit_roundoff
 from thimble_zarr.format.schema import VARIABLES
 from thimble_zarr.optim import adamw
 
@@ -82,26 +83,84 @@ def adam_residual(window: Window) -> np.ndarray:
     return residual
 
 
+def unexplained(window: Window) -> np.ndarray:
+    """Return what the exact replay leaves of the observed change: zero in a sound record."""
+    bits = replayed(window)["W"]
+    replay = decode(bits, window.source.reader.schema.dtypes["W"], np.float64)
+    current = window.current("W")
+    # Infinite weights of a diverged run, replayed as such, leave nothing.
+    difference: np.ndarray = np.where(current == replay, 0.0, current - replay)
+    return difference
+
+
+def rounding(window: Window) -> np.ndarray:
+    """Return what the exact replay does beyond the formula.
+
+    It is taken as what `unexplained` leaves of the residual, both in float32, so that the two add
+    up to it in that precision: to the bit in a sound record, where `unexplained` is zero.
+    """
+    residual, rest = adam_residual(window).astype(np.float32), unexplained(window)
+    difference: np.ndarray = residual - rest.astype(np.float32)
+    return difference
+
+
+def ulp(window: Window) -> np.ndarray:
+    """Return the spacing of the dtype at the weight."""
+    return spacing(window.current("W"), window.source.reader.schema.dtypes["W"])
+
+
+def displacement_ulp(window: Window) -> np.ndarray:
+    """Return the steps on the lattice of the dtype that the weight moved, signed."""
+    before = ordered(window.bits_before("W"))
+    displacement: np.ndarray = (ordered(window.bits("W")) - before).astype(np.float64)
+    return np.where(np.isnan(delta_W(window)), np.nan, displacement)
+
+
+def stalled(window: Window) -> np.ndarray:
+    """Return 1 where the formula wants a move and the weight did not move, else 0."""
+    observed = delta_W(window)
+    stands = (predicted(window) != 0) & (observed == 0)
+    return np.where(np.isnan(observed), np.nan, stands)
+
+
 def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
     """Return the largest residual that rounding can leave, given the formula's update."""
     schema = window.source.reader.schema
-    float64 = unit_roundoff("float64")
+    native, float64 = schema.dtypes["W"], unit_roundoff("float64")
+    least = least_positive(native)
     # These programs compute step size and bias corrections in float32, on the device.
     on_device = (
         schema.optimizer.capturable
-        or schema.optimizer.tensor_lr
+        or schema.optimizer.differentiable
+        or schema.optimizer.lr_dtype is not None
+        or schema.optimizer.betas_dtype is not None
         or schema.optimizer.implementation == "fused"
     )
     return adamw.rounding_bound(
         update,
         window.current("W"),
         window.previous("W"),
+        denominator=_denominator(window, least),
         weight_decay=weight_decay(window),
         beta1=window.scalar("beta1"),
         beta2=window.scalar("beta2"),
         optimizer_step=window.scalar("optimizer_step"),
-        unit_roundoff=unit_roundoff(schema.dtypes["W"]) + float64,  # torch's rounding and ours
+        unit_roundoff=unit_roundoff(native) + float64,  # torch's rounding and ours
         scalar_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
+        least=least,
+    )
+
+
+def _denominator(window: Window, least: float) -> np.ndarray:
+    """Return what the formula divides by, or the epsilon below it where that is precise enough."""
+    eps = window.scalar("eps")
+    if (eps > 1e6 * least).all():
+        return eps
+    return adamw.adam_denominator(
+        window.current(window.source.second_moment),
+        beta2=window.scalar("beta2"),
+        eps=eps,
+        optimizer_step=window.scalar("optimizer_step"),
     )
 
 
@@ -110,6 +169,13 @@ DERIVED: Mapping[str, Derived] = {
     "adam_update": Derived("change predicted by the adaptive step", adam_update),
     "adam_decay": Derived("change predicted by decoupled weight decay", adam_decay),
     "adam_residual": Derived("observed change minus update and decay", adam_residual),
+    "rounding": Derived("part of the residual that torch's rounding makes", rounding),
+    "unexplained": Derived("part of the residual that the exact replay leaves", unexplained),
+    "ulp": Derived("spacing of the dtype at the weight", ulp),
+    "displacement_ulp": Derived(
+        "observed change in steps of the dtype's lattice", displacement_ulp
+    ),
+    "stalled": Derived("1 where the formula moves the weight and it stays, else 0", stalled),
 }
 
 
@@ -119,5 +185,12 @@ def long_name(name: str) -> str:
 
 
 def evaluate(name: str, window: Window) -> np.ndarray:
-    """Return a variable on a window, float64, shape `(step, token, dim)`."""
-    return DERIVED[name].compute(window) if name in DERIVED else window.current(name)
+    """Return a variable on a window, shape `(step, token, dim)`.
+
+    Derived variables are float32, without negative zeros, so that what adds up does so bit by bit.
+    Stored ones are float64, exact.
+    """
+    if name not in DERIVED:
+        return window.current(name)
+    values: np.ndarray = DERIVED[name].compute(window).astype(np.float32) + np.float32(0)
+    return values

@@ -31,24 +31,37 @@ class Source:
     ----------
     reader
         The recording.
+    device
+        Where the optimizer is replayed, as torch names it; where it was recorded, if None, or on
+        the CPU where there is no such device.
     """
 
     reader: Reader
+    device: str | None = None
+
+    @cached_property
+    def recorded(self) -> dict[str, np.ndarray]:
+        """Per-step scalars as recorded, float64, shape `(n_rows,)`."""
+        return self.reader.read_scalars()
+
+    @cached_property
+    def skipped(self) -> np.ndarray:
+        """Steps that the optimizer skipped: its count did not move, and nothing was updated."""
+        skipped: np.ndarray = np.diff(self.recorded["optimizer_step"], prepend=-1.0) == 0
+        return skipped
 
     @cached_property
     def scalars(self) -> dict[str, np.ndarray]:
-        """Per-step scalars, float64, shape `(n_rows,)`.
+        """Per-step scalars as the formula takes them, float64, shape `(n_rows,)`.
 
-        The learning rate is 0 where the optimizer skipped the step: its count did not move, and
-        nothing was updated. A count of 0 after a skipped first step is 1, for which the formula is
-        defined.
+        The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
+        is 1, for which the formula is defined.
         """
-        scalars = self.reader.read_scalars()
-        count = scalars["optimizer_step"]
-        skipped = np.diff(count, prepend=-1.0) == 0
-        scalars["learning_rate"] = np.where(skipped, 0.0, scalars["learning_rate"])
-        scalars["optimizer_step"] = np.where(skipped, np.maximum(count, 1), count)
-        return scalars
+        count = self.recorded["optimizer_step"]
+        return self.recorded | {
+            "learning_rate": np.where(self.skipped, 0.0, self.recorded["learning_rate"]),
+            "optimizer_step": np.where(self.skipped, np.maximum(count, 1), count),
+        }
 
     @property
     def second_moment(self) -> str:
@@ -66,6 +79,7 @@ class _Piece:
         self.first_row, self.end_row = rows
         self._tokens = tokens
         self._take = take
+        self.tokens = np.arange(*tokens)[take]
         self._bits: dict[str, tuple[int, np.ndarray]] = {}
 
     def bits(self, name: str, first_row: int) -> tuple[int, np.ndarray]:
@@ -82,21 +96,30 @@ class Window:
     Attributes
     ----------
     source
-        The store the window is of.
+        The recording the window is of.
+    rows
+        Its rows.
     """
 
     def __init__(self, piece: _Piece, rows: np.ndarray, dims: Indices) -> None:
         self.source = piece.source
+        self.rows = rows
         self._piece = piece
-        self._rows = rows
         self._dims = dims
         self._current: dict[str, np.ndarray] = {}
         self._previous: dict[str, np.ndarray] = {}
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Index of each element in the flattened parameter, int64, shape `(token, dim)`."""
+        starts = self._piece.tokens[:, np.newaxis] * self.source.reader.schema.n_dims
+        positions: np.ndarray = starts + np.asarray(self._dims)
+        return positions
+
     def current(self, name: str) -> np.ndarray:
         """Return a variable at the window's rows; do not write to it."""
         if name not in self._current:
-            self._current[name] = self._decode(name, self._rows, self._piece.first_row)
+            self._current[name] = self._decode(name, self.bits(name))
         return self._current[name]
 
     def previous(self, name: str) -> np.ndarray:
@@ -105,23 +128,34 @@ class Window:
         Ask for it before `current`, so that both come from one read.
         """
         if name not in self._previous:
-            before = self._rows - 1
-            values = self._decode(name, np.maximum(before, 0), max(self._piece.first_row - 1, 0))
-            if (before < 0).any():
-                values = np.where(before[:, np.newaxis, np.newaxis] < 0, np.nan, values)
+            values = self._decode(name, self.bits_before(name))
+            first = self.rows == 0
+            if first.any():
+                values = np.where(first[:, np.newaxis, np.newaxis], np.nan, values)
             self._previous[name] = values
         return self._previous[name]
 
     def scalar(self, name: str) -> np.ndarray:
         """Return a per-step scalar, shape `(step, 1, 1)`."""
-        return self.source.scalars[name][self._rows, np.newaxis, np.newaxis]
+        return self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
 
-    def _decode(self, name: str, rows: np.ndarray, first_row: int) -> np.ndarray:
+    def bits(self, name: str) -> np.ndarray:
+        """Return a variable's stored bits at the window's rows; do not write to them."""
+        return self._select(name, self.rows, self._piece.first_row)
+
+    def bits_before(self, name: str) -> np.ndarray:
+        """Return the stored bits at the rows before, those of row 0 before row 0 too."""
+        return self._select(name, np.maximum(self.rows - 1, 0), max(self._piece.first_row - 1, 0))
+
+    def _select(self, name: str, rows: np.ndarray, first_row: int) -> np.ndarray:
         first_row, bits = self._piece.bits(name, first_row)
-        selected = bits[_as_slice(rows - first_row)]
+        selected: np.ndarray = bits[_as_slice(rows - first_row)]
         if isinstance(self._dims, np.ndarray) or self._dims != range(bits.shape[-1]):
             selected = selected[..., np.asarray(self._dims)]
-        return decode(selected, self.source.reader.schema.dtypes[name], np.float64)
+        return selected
+
+    def _decode(self, name: str, bits: np.ndarray) -> np.ndarray:
+        return decode(bits, self.source.reader.schema.dtypes[name], np.float64)
 
 
 def iter_windows(

@@ -27,6 +27,8 @@ _UNIT_ROUNDOFF = {
     "float64": 2.0**-53,
 }
 
+_LEAST_EXPONENT = {"bfloat16": -126, "float16": -14, "float32": -126, "float64": -1022}
+
 BFLOAT16_RECIPE = "bfloat16 bit patterns; values = (bits.astype('uint32') << 16).view('float32')"
 """How to decode a bfloat16 array without this package; stored beside every such array."""
 
@@ -44,6 +46,11 @@ def fill_value(native: str) -> int | float:
 def unit_roundoff(native: str) -> float:
     """Return half the spacing of `native` numbers at 1: the relative error of one rounding."""
     return _UNIT_ROUNDOFF[native]
+
+
+def least_positive(native: str) -> float:
+    """Return the least positive number of `native`, a subnormal one."""
+    return float(np.ldexp(2 * unit_roundoff(native), _LEAST_EXPONENT[native]))
 
 
 def decode(stored: np.ndarray, native: str, dtype: type[np.floating] = np.float32) -> np.ndarray:
@@ -67,3 +74,76 @@ def decode(stored: np.ndarray, native: str, dtype: type[np.floating] = np.float3
     if native == "bfloat16":
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(dtype, copy=False)
+
+
+def ordered(stored: np.ndarray) -> np.ndarray:
+    """Return the place of each number among all of its dtype, counted from zero.
+
+    Neighbouring numbers differ by 1, so that a difference counts the steps between two numbers on
+    the lattice of the dtype: their distance in ULP. Both zeros are 0.
+
+    Parameters
+    ----------
+    stored
+        Array of the stored dtype of any native one.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, same shape.
+    """
+    width = 8 * stored.dtype.itemsize
+    bits = stored.view(f"i{stored.dtype.itemsize}").astype(np.int64)
+    magnitude = bits & (2 ** (width - 1) - 1)
+    numbers: np.ndarray = np.where(bits < 0, -magnitude, magnitude)
+    return numbers
+
+
+def is_nan(stored: np.ndarray) -> np.ndarray:
+    """Return where stored numbers are NaN: bool, same shape. `uint16` is bfloat16."""
+    nan: np.ndarray = (stored & 0x7FFF) > 0x7F80 if stored.dtype == np.uint16 else np.isnan(stored)
+    return nan
+
+
+def ulp_distance(stored: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return how many steps on the lattice of their dtype lie between numbers.
+
+    Parameters
+    ----------
+    stored, other
+        Arrays of one stored dtype, same shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, same shape; 0 between the two zeros and between NaNs, infinite between a number
+        and NaN.
+    """
+    left, right = ordered(stored), ordered(other)
+    # Across zero the difference of 64-bit numbers does not fit.
+    across = np.abs(left).astype(np.float64) + np.abs(right)
+    distance = np.where((left < 0) == (right < 0), np.abs(left - right), across)
+    left_nan, right_nan = is_nan(stored), is_nan(other)
+    return np.where(left_nan | right_nan, np.where(left_nan & right_nan, 0.0, np.inf), distance)
+
+
+def spacing(values: np.ndarray, native: str) -> np.ndarray:
+    """Return the distance from each number to the next of its dtype, away from zero: one ULP.
+
+    Parameters
+    ----------
+    values
+        Numbers of the dtype `native`, as float64.
+    native
+        The dtype torch held.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, same shape; NaN where the number is not finite.
+    """
+    _, exponent = np.frexp(values)
+    # frexp's mantissa is below 1; zero and subnormal numbers are as far apart as the least normal.
+    exponent = np.where(values == 0, _LEAST_EXPONENT[native], exponent - 1)
+    ulp = np.ldexp(2 * unit_roundoff(native), np.maximum(exponent, _LEAST_EXPONENT[native]))
+    return np.where(np.isfinite(values), ulp, np.nan)

@@ -70,8 +70,9 @@ class OptimizerInfo:
         gradient (Adam).
     amsgrad, maximize, capturable, differentiable
         torch's flags of these names.
-    tensor_lr
-        Whether the learning rate is a tensor, which makes its arithmetic that of float32.
+    lr_dtype, betas_dtype
+        Dtype of the learning rate and of the betas where they are tensors, which makes their
+        arithmetic that of tensors; None where they are Python numbers.
     """
 
     name: str
@@ -81,7 +82,8 @@ class OptimizerInfo:
     maximize: bool = False
     capturable: bool = False
     differentiable: bool = False
-    tensor_lr: bool = False
+    lr_dtype: str | None = None
+    betas_dtype: str | None = None
 
 
 def recorded_variables(optimizer: OptimizerInfo) -> tuple[str, ...]:
@@ -107,6 +109,9 @@ class Schema:
         The parameter's name in its model, where known.
     device
         Where the parameter lived, as torch names it.
+    n_threads
+        Threads that torch had for one operation on the CPU: where they divide the parameter between
+        them, some of torch's programs round differently (`optim.replay`).
     software
         Versions of what recorded the run, by package.
     created
@@ -122,6 +127,7 @@ class Schema:
     optimizer: OptimizerInfo
     parameter: str | None = None
     device: str = "cpu"
+    n_threads: int = 1
     software: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     attrs: Mapping[str, Json] = field(default_factory=dict)

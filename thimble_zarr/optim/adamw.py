@@ -11,6 +11,7 @@ with :math:`\hat m_t = m_t / (1 - \beta_1^t)` and :math:`\hat v_t = v_t / (1 - \
 broadcasts: NumPy, xarray or Dask arrays; they are as precise as what they are given.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -48,9 +49,17 @@ def adam_update(
         Shape of the moments.
     """
     step_size = learning_rate / (1 - beta1**optimizer_step)
-    denominator = exp_avg_sq**0.5 * (1 - beta2**optimizer_step) ** -0.5 + eps
+    denominator = adam_denominator(exp_avg_sq, beta2=beta2, eps=eps, optimizer_step=optimizer_step)
     update: Array = -step_size * exp_avg / denominator
     return update
+
+
+def adam_denominator(
+    exp_avg_sq: Array, *, beta2: Array, eps: Array, optimizer_step: Array
+) -> Array:
+    """Return what the adaptive step divides by; parameters as those of `adam_update`."""
+    denominator: Array = exp_avg_sq**0.5 * (1 - beta2**optimizer_step) ** -0.5 + eps
+    return denominator
 
 
 def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) -> Array:
@@ -77,12 +86,14 @@ def rounding_bound(
     W: Array,
     W_previous: Array,
     *,
+    denominator: Array,
     weight_decay: Array,
     beta1: Array,
     beta2: Array,
     optimizer_step: Array,
     unit_roundoff: float,
     scalar_roundoff: float,
+    least: float,
 ) -> Array:
     r"""Return how far rounding alone can carry a step from the formula, element by element.
 
@@ -92,8 +103,10 @@ def rounding_bound(
     :math:`\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
     corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight, two
     shrink the weight. Besides, scalars are computed beforehand, with a relative error c, and
-    :math:`1 - \beta^t` cancels: there it becomes :math:`c / (1 - \beta^t)`. The bound is safe, not
-    tight.
+    :math:`1 - \beta^t` cancels: there it becomes :math:`c / (1 - \beta^t)`. Where numbers underflow
+    a rounding errs by the least number of the dtype instead, and relative to the denominator if it
+    happens there: in float16, where :math:`\epsilon` itself underflows, the bound may be infinite.
+    The bound is safe, not tight.
 
     Parameters
     ----------
@@ -101,24 +114,118 @@ def rounding_bound(
         The formula's update.
     W, W_previous
         The weights after and before the step.
+    denominator
+        The formula's denominator, or anything positive below it.
     weight_decay, beta1, beta2, optimizer_step
         Hyper-parameters of the step.
     unit_roundoff
         Relative error u of one rounding in the dtype of the weights.
     scalar_roundoff
         Relative error c of a scalar, both torch's and that of `update`.
+    least
+        The least positive number of the dtype of the weights.
 
     Returns
     -------
     array
         Not negative, shape of the weights.
     """
-
-    def gamma(n: int) -> float:
-        return n * unit_roundoff / (1 - n * unit_roundoff)
-
     cancellation = 1 / (1 - beta1**optimizer_step) + 0.5 / (1 - beta2**optimizer_step)
-    relative = gamma(10) + scalar_roundoff * cancellation
-    decaying = (weight_decay != 0) * (gamma(2) + scalar_roundoff)
-    bound: Array = relative * abs(update) + gamma(1) * abs(W) + decaying * abs(W_previous)
+    relative = gamma(10, unit_roundoff) + scalar_roundoff * cancellation
+    underflow = 4 * least / denominator
+    underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
+    decaying = (weight_decay != 0) * (gamma(2, unit_roundoff) + scalar_roundoff)
+    bound: Array = (
+        (relative + underflow) * abs(update)
+        + gamma(1, unit_roundoff) * abs(W)
+        + decaying * abs(W_previous)
+        + 4 * least
+    )
     return bound
+
+
+def gamma(n: int, unit_roundoff: float) -> float:
+    """Return the relative error of n roundings (Higham, lemma 3.1)."""
+    return n * unit_roundoff / (1 - n * unit_roundoff)
+
+
+def recurrence_bounds(
+    before: Mapping[str, np.ndarray],
+    grad: np.ndarray,
+    *,
+    decoupled_weight_decay: bool,
+    hyperparameters: Mapping[str, np.ndarray],
+    unit_roundoff: float,
+    scalar_roundoff: float,
+    least: float,
+) -> dict[str, np.ndarray]:
+    r"""Return how far two programs of Adam's, given the same row and gradient, can end apart.
+
+    Each program's rounding carries it from the real-number recurrences by at most, for the moments,
+
+    .. math::
+
+        B_m = \gamma_8 (\max(\beta_1, 1 - \beta_1) |m| + (1 - \beta_1) G), \qquad
+        B_v = \gamma_{14} (\beta_2 v + (1 - \beta_2) G^2)
+
+    with :math:`G = |g| + \lambda |W|` where weight decay is added to the gradient, else
+    :math:`|g|`: three roundings make that gradient, three a `lerp`, one each its scalars; the
+    second moment has the gradient's twice. The weight inherits both through the update, which grows
+    with :math:`|m|` and falls with v, and adds `rounding_bound`. Two programs differ by at most
+    twice the sum.
+
+    Parameters
+    ----------
+    before
+        `W`, `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq` with amsgrad) before the step.
+    grad
+        The gradient, negated with maximize.
+    decoupled_weight_decay
+        Whether weight decay acts on the weights.
+    hyperparameters
+        The scalars of the step, by their names in a store.
+    unit_roundoff, scalar_roundoff, least
+        As in `rounding_bound`.
+
+    Returns
+    -------
+    dict of str to array
+        For each variable of `before` the largest distance, not negative.
+    """
+    h = hyperparameters
+    beta1, beta2, count = h["beta1"], h["beta2"], h["optimizer_step"]
+    coupled = 0 * h["weight_decay"] if decoupled_weight_decay else h["weight_decay"]
+    decoupled = h["weight_decay"] - coupled
+    m, v, W = before["exp_avg"], before["exp_avg_sq"], before["W"]
+    size = abs(grad) + coupled * abs(W)
+    error_m = (gamma(8, unit_roundoff) + scalar_roundoff) * (
+        np.maximum(beta1, 1 - beta1) * abs(m) + (1 - beta1) * size
+    ) + 8 * least
+    error_v = (gamma(14, unit_roundoff) + scalar_roundoff) * (
+        beta2 * v + (1 - beta2) * size**2
+    ) + 8 * least
+    gradient = grad + coupled * W  # of either sign: only its size and square count below
+    m_after = abs(beta1 * m + (1 - beta1) * gradient)
+    v_after = beta2 * v + (1 - beta2) * gradient**2
+    if "max_exp_avg_sq" in before:
+        v_after = np.maximum(v_after, before["max_exp_avg_sq"])
+    scalars = {"beta2": beta2, "eps": h["eps"], "optimizer_step": count}
+    step_size = h["learning_rate"] / (1 - beta1**count)
+    least_denominator = adam_denominator(np.maximum(v_after - error_v, 0), **scalars)
+    update = step_size * m_after / adam_denominator(v_after, **scalars)
+    largest = step_size * (m_after + error_m) / least_denominator
+    error_W = (largest - update) + rounding_bound(
+        largest,
+        abs(W) + largest + h["learning_rate"] * decoupled * abs(W),
+        W,
+        denominator=least_denominator,
+        weight_decay=decoupled,
+        beta1=beta1,
+        beta2=beta2,
+        optimizer_step=count,
+        unit_roundoff=unit_roundoff,
+        scalar_roundoff=scalar_roundoff,
+        least=least,
+    )
+    errors = {"W": error_W, "exp_avg": error_m, "exp_avg_sq": error_v, "max_exp_avg_sq": error_v}
+    return {name: 2 * errors[name] for name in before}

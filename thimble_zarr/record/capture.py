@@ -61,8 +61,13 @@ def optimizer_info(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Optim
         maximize=bool(group["maximize"]),
         capturable=bool(group["capturable"]),
         differentiable=bool(group["differentiable"]),
-        tensor_lr=isinstance(group["lr"], Tensor),
+        lr_dtype=_tensor_dtype(group["lr"]),
+        betas_dtype=_tensor_dtype(group["betas"][0]),
     )
+
+
+def _tensor_dtype(value: float | Tensor) -> str | None:
+    return dtype_name(value) if isinstance(value, Tensor) else None
 
 
 def _implementation(group: Mapping[str, Any]) -> str:

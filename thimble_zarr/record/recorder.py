@@ -305,6 +305,7 @@ def _schema(
         optimizer=info,
         parameter=name,
         device=str(parameter.device),
+        n_threads=torch.get_num_threads(),
         software={
             "thimble_zarr": thimble_zarr.__version__,
             "torch": torch.__version__,

@@ -1,0 +1,208 @@
+"""The recorded recurrences against their exact replay, window by window.
+
+A step takes the row before and the gradient to the row after, by one recurrence for each variable
+that it changes. Here torch takes the step again (`optim.replay`) and the outcome is compared with
+the record. torch is imported only when a window is replayed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from thimble_zarr.analysis.windows import Source, Window
+from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.bits import (
+    decode,
+    fill_value,
+    is_nan,
+    least_positive,
+    ulp_distance,
+    unit_roundoff,
+)
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim import adamw
+
+_HYPERPARAMETERS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
+
+
+def recurrences(schema: Schema) -> tuple[str, ...]:
+    """Return the variables that a step changes: all that are recorded but the gradient."""
+    return tuple(name for name in schema.dtypes if name != "grad")
+
+
+def replayed(
+    window: Window, changed: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Take the steps of a window again.
+
+    Parameters
+    ----------
+    window
+        The steps.
+    changed
+        Bits to take instead of the recorded ones: `grad`, or a state before the step.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        For each recurrence the stored bits after the step, shape `(step, token, dim)`. Missing at
+        row 0; the row before where the optimizer skipped the step.
+    """
+    from thimble_zarr.optim.replay import Lanes, Program
+
+    source, schema = window.source, window.source.reader.schema
+    names = recurrences(schema)
+    before = {name: window.bits_before(name) for name in names}
+    inputs = before | {"grad": window.bits("grad")} | dict(changed or {})
+    program = Program(schema.optimizer, schema.dtypes, replay_device(source))
+    lanes = Lanes.of(
+        schema.optimizer, n_elements=schema.n_tokens * schema.n_dims, n_threads=schema.n_threads
+    )
+    pieces = lanes.split(window.positions.ravel())
+    after = {name: np.empty_like(before[name]) for name in names}
+    for index, row in enumerate(window.rows.tolist()):
+        step: Mapping[str, np.ndarray | float]
+        if row == 0:
+            step = {name: fill_value(schema.dtypes[name]) for name in names}
+        elif source.skipped[row]:
+            step = {name: inputs[name][index] for name in names}
+        else:
+            step = program.step(
+                {name: bits[index].ravel() for name, bits in inputs.items()},
+                pieces,
+                hyperparameters={
+                    name: float(source.recorded[name][row]) for name in _HYPERPARAMETERS
+                },
+                optimizer_step=float(source.recorded["optimizer_step"][row]),
+            )
+        for name, bits in step.items():
+            after[name][index] = np.reshape(bits, after[name].shape[1:])
+    return after
+
+
+def replay_device(source: Source) -> str:
+    """Return where the optimizer is replayed.
+
+    Raises
+    ------
+    SelectionError
+        If it was asked for on a device that is not there.
+    """
+    import torch
+
+    def there(device: str) -> bool:
+        kind = device.partition(":")[0]
+        return (
+            kind == "cpu"
+            or (kind == "cuda" and torch.cuda.is_available())
+            or (kind == "mps" and torch.backends.mps.is_available())
+        )
+
+    recorded_on = source.reader.schema.device
+    if source.device is None:
+        return recorded_on if there(recorded_on) else "cpu"
+    if not there(source.device):
+        raise SelectionError(f"torch finds no device {source.device} here; replay on the CPU")
+    return source.device
+
+
+def not_exact_because(source: Source) -> str:
+    """Return why a replay cannot be expected to give the recorded bits; empty where it must."""
+    import torch
+
+    schema = source.reader.schema
+    made_by, here = schema.software.get("torch"), torch.__version__
+    recorded_on = schema.device.partition(":")[0]
+    reasons = []
+    if made_by is None:
+        reasons.append("the record does not say which torch made it")
+    elif made_by.partition("+")[0] != here.partition("+")[0]:
+        reasons.append(f"it was recorded with torch {made_by}")
+    if made_by is not None and recorded_on != replay_device(source).partition(":")[0]:
+        reasons.append(f"it was recorded on {schema.device}")
+    return " and ".join(reasons)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recurrence, recorded and replayed, element by element.
+
+    Attributes
+    ----------
+    differs
+        Where the bits are not the same: bool, shape `(step, token, dim)`. NaN is NaN.
+    beyond
+        Where they differ by more than they may: at all if the replay is exact, else by more than
+        rounding allows two programs (`optim.adamw.recurrence_bounds`).
+    distance
+        Between recorded and replayed number, in ULP, float64.
+    """
+
+    differs: np.ndarray
+    beyond: np.ndarray
+    distance: np.ndarray
+
+
+def compare(
+    window: Window, after: Mapping[str, np.ndarray], *, exact: bool
+) -> dict[str, Comparison]:
+    """Compare the rows of a window with their replay.
+
+    The states before an optimizer's first step are zeros; where the record has something else, that
+    counts as a difference of the first step.
+
+    Parameters
+    ----------
+    window
+        The steps.
+    after
+        What `replayed` returned.
+    exact
+        Whether the replay must give the recorded bits.
+
+    Returns
+    -------
+    dict of str to Comparison
+        By recurrence; nothing differs at row 0.
+    """
+    source = window.source
+    allowed = {} if exact else _allowed(window)
+    first = (window.rows == 1) & (source.recorded["optimizer_step"][0] == 0)
+    comparisons = {}
+    for name, bits in after.items():
+        recorded = window.bits(name)
+        differs = bits != recorded
+        distance = np.zeros(differs.shape)
+        if differs.any():
+            differs &= ~(is_nan(bits) & is_nan(recorded))
+            differs[window.rows == 0] = False
+            distance[differs] = ulp_distance(bits[differs], recorded[differs])
+        beyond = differs
+        if not exact:
+            native = source.reader.schema.dtypes[name]
+            apart = np.abs(window.current(name) - decode(bits, native, np.float64))
+            beyond = differs & ~(apart <= allowed[name])
+        if first.any() and name != "W":
+            not_zero = (window.bits_before(name) != 0) & first[:, np.newaxis, np.newaxis]
+            differs, beyond = differs | not_zero, beyond | not_zero
+        comparisons[name] = Comparison(differs, beyond, distance)
+    return comparisons
+
+
+def _allowed(window: Window) -> dict[str, np.ndarray]:
+    schema = window.source.reader.schema
+    before = {name: window.previous(name) for name in recurrences(schema)}
+    sign = -1 if schema.optimizer.maximize else 1
+    bounds = adamw.recurrence_bounds(
+        before,
+        sign * window.current("grad"),
+        decoupled_weight_decay=schema.optimizer.decoupled_weight_decay,
+        hyperparameters={
+            name: window.scalar(name) for name in (*_HYPERPARAMETERS, "optimizer_step")
+        },
+        unit_roundoff=unit_roundoff(schema.dtypes["W"]) + unit_roundoff("float64"),
+        scalar_roundoff=4 * unit_roundoff("float32"),
+        least=least_positive(schema.dtypes["W"]),
+    )
+    return bounds
