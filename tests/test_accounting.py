@@ -45,7 +45,7 @@ def test_it_is_the_independent_computation(
     )
     assert_same_table(table, expected, rtol=1e-9, atol=1e-15)
     assert table.step.values.tolist() == list(range(1, N_STEPS + 1))
-    assert int(table.n_unexplained.sum()) == 0
+    assert int(table.n_beyond_rounding.sum()) == 0
 
 
 def test_windows_and_tasks_may_be_cut_anywhere(
@@ -154,7 +154,7 @@ def test_a_planted_fault_fails_where_it_begins(
     assert not found.holds
     assert found.text.startswith("FAILS")
     assert f"first at step {first}." in found.text
-    assert int(table.n_unexplained.sel(step=slice(1, first - 1)).sum()) == 0
+    assert int(table.n_beyond_rounding.sel(step=slice(1, first - 1)).sum()) == 0
 
 
 def test_the_same_loop_without_a_fault_holds(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_same_loop_without_a_fault_holds(tmp_path: Path) -> None:
 def test_one_changed_element_is_found(tmp_path: Path) -> None:
     Faulty(tmp_path / "run.zarr", dtype=torch.float32).run("a second hand on the weights")
     table = accounting(open_dataset(tmp_path / "run.zarr"))
-    assert int(table.n_unexplained.sel(step=5)) == 1
+    assert int(table.n_beyond_rounding.sel(step=5)) == 1
     untouched = accounting(open_dataset(tmp_path / "run.zarr").sel(token=[0, 1, 6, 8]))
     assert verdict(untouched).holds
 
@@ -195,7 +195,7 @@ def test_missing_values_are_not_explained(tmp_path: Path) -> None:
             loop.weight[3] = torch.nan
         loop.step()
     table = accounting(open_dataset(tmp_path / "run.zarr"))
-    assert int(table.n_unexplained.sel(step=2)) >= 5
+    assert int(table.n_beyond_rounding.sel(step=2)) >= 5
     found = verdict(table)
     assert not found.holds
     assert "are not finite, first at step 2: the run diverged" in found.text

@@ -82,7 +82,7 @@ def test_a_skipped_first_step_too(tmp_path: Path) -> None:
         loop.step()
     ds = open_dataset(tmp_path / "run.zarr")
     assert (ds.adam_residual.sel(step=1) == 0).all()
-    assert int(accounting(ds).n_unexplained.sum()) == 0
+    assert int(accounting(ds).n_beyond_rounding.sum()) == 0
 
 
 def test_variables_are_read_only(toy_path: Path) -> None:

@@ -62,9 +62,11 @@ def replayed(
     pieces = lanes.split(window.positions.ravel())
     after = {name: np.empty_like(before[name]) for name in names}
     for index, row in enumerate(window.rows.tolist()):
-        step: Mapping[str, np.ndarray | float]
         if row == 0:
-            step = {name: fill_value(schema.dtypes[name]) for name in names}
+            step = {
+                name: np.full_like(before[name][index], fill_value(schema.dtypes[name]))
+                for name in names
+            }
         elif source.skipped[row]:
             step = {name: inputs[name][index] for name in names}
         else:
@@ -77,7 +79,7 @@ def replayed(
                 optimizer_step=float(source.recorded["optimizer_step"][row]),
             )
         for name, bits in step.items():
-            after[name][index] = np.reshape(bits, after[name].shape[1:])
+            after[name][index] = bits.reshape(after[name].shape[1:])
     return after
 
 
