@@ -23,7 +23,7 @@ from thimble_zarr.format.bits import (
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim import adamw
 
-_HYPERPARAMETERS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
+HYPERPARAMETERS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
 
 
 def recurrences(schema: Schema) -> tuple[str, ...]:
@@ -31,55 +31,86 @@ def recurrences(schema: Schema) -> tuple[str, ...]:
     return tuple(name for name in schema.dtypes if name != "grad")
 
 
-def replayed(
-    window: Window, changed: Mapping[str, np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
+class Replay:
+    """torch's program of a run, ready to take any step of some of its elements again.
+
+    Parameters
+    ----------
+    source
+        The recording.
+    positions
+        Indices of the elements in the flattened parameter, any shape; rows have that shape.
+    """
+
+    def __init__(self, source: Source, positions: np.ndarray) -> None:
+        from thimble_zarr.optim.replay import Lanes, Program
+
+        schema = source.reader.schema
+        lanes = Lanes.of(
+            schema.optimizer, n_elements=schema.n_tokens * schema.n_dims, n_threads=schema.n_threads
+        )
+        self._source = source
+        self._shape = positions.shape
+        self._pieces = lanes.split(positions.ravel())
+        self._program = Program(schema.optimizer, schema.dtypes, replay_device(source))
+
+    def step(
+        self, row: int, inputs: Mapping[str, np.ndarray], **hyperparameters: float
+    ) -> dict[str, np.ndarray]:
+        """Take the step to a row.
+
+        Parameters
+        ----------
+        row
+            The row, not 0.
+        inputs
+            Stored bits: the states of the row before and `grad`.
+        **hyperparameters
+            To take instead of the recorded ones, `optimizer_step` included.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Stored bits of the states after the step; those before where the optimizer skipped it.
+        """
+        states = {name: bits for name, bits in inputs.items() if name != "grad"}
+        if self._source.skipped[row] and "optimizer_step" not in hyperparameters:
+            return states
+        recorded = {name: float(values[row]) for name, values in self._source.recorded.items()}
+        numbers = recorded | hyperparameters
+        after = self._program.step(
+            {name: bits.ravel() for name, bits in inputs.items()},
+            self._pieces,
+            hyperparameters={name: numbers[name] for name in HYPERPARAMETERS},
+            optimizer_step=numbers["optimizer_step"],
+        )
+        return {name: bits.reshape(self._shape) for name, bits in after.items()}
+
+
+def replayed(window: Window) -> dict[str, np.ndarray]:
     """Take the steps of a window again.
 
     Parameters
     ----------
     window
         The steps.
-    changed
-        Bits to take instead of the recorded ones: `grad`, or a state before the step.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        For each recurrence the stored bits after the step, shape `(step, token, dim)`. Missing at
-        row 0; the row before where the optimizer skipped the step.
+        For each recurrence the stored bits after the step, shape `(step, token, dim)`; missing at
+        row 0.
     """
-    from thimble_zarr.optim.replay import Lanes, Program
-
-    source, schema = window.source, window.source.reader.schema
+    schema = window.source.reader.schema
     names = recurrences(schema)
-    before = {name: window.bits_before(name) for name in names}
-    inputs = before | {"grad": window.bits("grad")} | dict(changed or {})
-    program = Program(schema.optimizer, schema.dtypes, replay_device(source))
-    lanes = Lanes.of(
-        schema.optimizer, n_elements=schema.n_tokens * schema.n_dims, n_threads=schema.n_threads
-    )
-    pieces = lanes.split(window.positions.ravel())
-    after = {name: np.empty_like(before[name]) for name in names}
+    inputs = {name: window.bits_before(name) for name in names} | {"grad": window.bits("grad")}
+    replay = Replay(window.source, window.positions)
+    after = {name: np.full_like(inputs[name], fill_value(schema.dtypes[name])) for name in names}
     for index, row in enumerate(window.rows.tolist()):
-        if row == 0:
-            step = {
-                name: np.full_like(before[name][index], fill_value(schema.dtypes[name]))
-                for name in names
-            }
-        elif source.skipped[row]:
-            step = {name: inputs[name][index] for name in names}
-        else:
-            step = program.step(
-                {name: bits[index].ravel() for name, bits in inputs.items()},
-                pieces,
-                hyperparameters={
-                    name: float(source.recorded[name][row]) for name in _HYPERPARAMETERS
-                },
-                optimizer_step=float(source.recorded["optimizer_step"][row]),
-            )
-        for name, bits in step.items():
-            after[name][index] = bits.reshape(after[name].shape[1:])
+        if row > 0:
+            step = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
+            for name, bits in step.items():
+                after[name][index] = bits
     return after
 
 
@@ -201,7 +232,7 @@ def _allowed(window: Window) -> dict[str, np.ndarray]:
         sign * window.current("grad"),
         decoupled_weight_decay=schema.optimizer.decoupled_weight_decay,
         hyperparameters={
-            name: window.scalar(name) for name in (*_HYPERPARAMETERS, "optimizer_step")
+            name: window.scalar(name) for name in (*HYPERPARAMETERS, "optimizer_step")
         },
         unit_roundoff=unit_roundoff(schema.dtypes["W"]) + unit_roundoff("float64"),
         scalar_roundoff=4 * unit_roundoff("float32"),
