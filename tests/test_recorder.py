@@ -3,7 +3,6 @@
 import errno
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +114,9 @@ def test_a_loss_that_is_not_a_number_is_recorded_and_warned_of_once(path: Path) 
     loop = Loop()
     with Recorder(path, loop.optimizer, parameter=loop.weight) as recorder:
         loop.step()
-        with pytest.warns(UserWarning, match="the loss of step 1 is nan"):
+        with pytest.warns(UserWarning, match="the loss of step 1 is nan") as caught:
             recorder.log(loss=float("nan"))
+        assert caught[0].filename == __file__
         loop.step()
         recorder.log(loss=float("inf"))
     np.testing.assert_array_equal(
@@ -251,9 +251,8 @@ def test_ctrl_c_while_the_last_block_is_written_loses_nothing(
 
     def commit_block(writer: StoreWriter, *args: object) -> None:
         assert threading.get_ident() != main, "training thread writes"
-        time.sleep(0.2)  # until training waits
         signal.pthread_kill(main, signal.SIGINT)
-        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGINT)  # of a user who cannot wait
         real(writer, *args)
 
     loop = Loop()

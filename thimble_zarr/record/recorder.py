@@ -12,6 +12,7 @@ import math
 import platform
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +34,7 @@ from thimble_zarr.record.capture import (
     param_group,
     state_tensors,
 )
+from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.writer import BlockWriter
 
 RECORDABLE = ("bfloat16", "float32", "float64")
@@ -43,7 +45,8 @@ class Recorder:
     """Record every step of an optimizer on one embedding parameter.
 
     Recording starts when the recorder is made and ends with `close`, or with the `with` block. Rows
-    of the last, unfinished block are on disk only after `flush` or `close`.
+    of the last, unfinished block are on disk only after `flush` or `close`. Ctrl-C loses no row: it
+    takes effect before or after the recorder's work on a step, and a `with` block always closes.
 
     Parameters
     ----------
@@ -116,6 +119,7 @@ class Recorder:
         self._loss_step = 0
         self._loss_warned = False
         self._closed = False
+        self._scope = ExitStack()
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -136,6 +140,7 @@ class Recorder:
         """Bytes put on disk so far."""
         return self._store.bytes_written
 
+    @interrupts_held()
     def log(self, *, loss: float | Tensor) -> None:
         """Note the loss of a step.
 
@@ -164,7 +169,7 @@ class Recorder:
             warnings.warn(
                 f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
                 "further ones, without a warning",
-                stacklevel=2,
+                stacklevel=3,  # past what holds Ctrl-C back
             )
         if not self._loss_follows_step:
             self._loss = value
@@ -172,6 +177,7 @@ class Recorder:
             self._block.scalars["loss"][self._block.n_rows - 1] = value
             self._loss_step = step
 
+    @interrupts_held()
     def flush(self) -> None:
         """Commit every recorded row. When this returns they survive a crash of the machine.
 
@@ -183,6 +189,7 @@ class Recorder:
         self._check()
         self._writer.commit(self._block)
 
+    @interrupts_held()
     def close(self) -> None:
         """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
 
@@ -208,6 +215,8 @@ class Recorder:
                 self._store.release()
 
     def __enter__(self) -> Self:
+        # A Ctrl-C at the first bytecode of `__exit__` would leave the store open.
+        self._scope.enter_context(interrupts_held(within=Recorder.__exit__.__code__))
         return self
 
     def __exit__(
@@ -216,12 +225,13 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            self.close()
-        except RecordingError as closing_error:
-            if error is None:
-                raise
-            error.add_note(str(closing_error))
+        with self._scope:
+            try:
+                self.close()
+            except RecordingError as closing_error:
+                if error is None:
+                    raise
+                error.add_note(str(closing_error))
 
     @property
     def _n_rows(self) -> int:
@@ -238,6 +248,7 @@ class Recorder:
         except OSError as error:
             raise RecordingError(f"cannot close {self._store.path}: {error}") from error
 
+    @interrupts_held()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         self._check()
         self._hyperparameters = hyperparameters(param_group(optimizer, self._parameter))
@@ -245,6 +256,7 @@ class Recorder:
             self._append_row(grad=None, scalars={})
         self._make_room()
 
+    @interrupts_held()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         scalars = dict(self._hyperparameters)
         if self._loss is not None:

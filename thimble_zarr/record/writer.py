@@ -17,6 +17,8 @@ from thimble_zarr.record.block import Block
 class BlockWriter:
     """Commits blocks to a store, in order.
 
+    Its methods stand no KeyboardInterrupt: call them where `interrupts_held`.
+
     Parameters
     ----------
     store
@@ -44,12 +46,8 @@ class BlockWriter:
         return self._free.pop()
 
     def submit(self, block: Block) -> None:
-        """Pass a block on to be committed; the caller no longer owns it.
-
-        Passing it on twice, as an interrupted caller may, is passing it on once.
-        """
-        if not any(pending is block for _, pending in self._pending):
-            self._pending.append((self._thread.submit(self._commit, block), block))
+        """Pass a block on to be committed; the caller no longer owns it."""
+        self._pending.append((self._thread.submit(self._commit, block), block))
 
     def commit(self, block: Block) -> None:
         """Commit all pending blocks and then the rows of `block`, which the caller keeps.
@@ -86,12 +84,8 @@ class BlockWriter:
         self._free.append(block)
 
     def _wait(self, future: Future[None]) -> None:
-        """Wait for a commit. Ctrl-C takes effect when it is done, so that no state is left torn."""
         try:
             future.result()
-        except KeyboardInterrupt:
-            future.exception()
-            raise
         except Exception as error:
             self._fail(error)
 

@@ -1,0 +1,193 @@
+"""Ctrl-C at any bytecode of the recorder, or of what it calls in the standard library."""
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+import torch
+
+import thimble_zarr.record
+from tests.runs import TINY_MEMORY, Loop
+from thimble_zarr import Recorder
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.record.interrupts import interrupts_held
+
+N_STEPS = 5
+
+EVERY = 41
+"""Of some 2100 places that a run passes, one in so many is tried. With 1 it takes minutes."""
+
+TRACED = {
+    str(file)
+    for file in (
+        *Path(thimble_zarr.record.__file__).parent.glob("*.py"),
+        *Path(concurrent.futures.__file__).parent.glob("*.py"),
+        *(Path(module.__file__) for module in (contextlib, signal, threading)),
+    )
+}
+
+Place = tuple[str, str, int]
+"""A bytecode: file, function and offset."""
+
+
+class Interrupter:
+    """Sends SIGINT just before a bytecode runs for the n-th time, and counts what runs."""
+
+    def __init__(self, place: Place | None = None, time: int = 1) -> None:
+        self.seen: Counter[Place] = Counter()
+        self._target = (place, time)
+
+    def trace(self, frame: FrameType, event: str, arg: object) -> object:
+        if frame.f_code.co_filename not in TRACED:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            place = (frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lasti)
+            self.seen[place] += 1
+            if (place, self.seen[place]) == self._target:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return self.trace
+
+
+@pytest.fixture(autouse=True)
+def _sigint_as_in_a_terminal() -> Iterator[None]:
+    """A test run that was started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+def run(path: Path, interrupter: Interrupter) -> tuple[list[torch.Tensor], bool]:
+    """Record in blocks of two rows; return the weights of each step and whether Ctrl-C came."""
+    loop, weights = Loop(dtype=torch.float32), []
+    try:
+        with Recorder(
+            path, loop.optimizer, parameter=loop.weight, memory_bytes=TINY_MEMORY
+        ) as recorder:
+            for step in range(N_STEPS):
+                if step == 1:  # from here on there are rows to lose
+                    sys.settrace(interrupter.trace)
+                loss = loop.step()
+                weights.append(loop.weight.detach().clone())
+                recorder.log(loss=loss)
+                if step == 3:
+                    recorder.flush()
+    except KeyboardInterrupt:
+        return weights, True
+    finally:
+        sys.settrace(None)
+    return weights, False
+
+
+def check_nothing_is_lost(path: Path, interrupter: Interrupter) -> bool:
+    weights, interrupted = run(path, interrupter)
+    assert interrupted or len(weights) == N_STEPS
+    reader = StoreReader.open(path)
+    assert reader.commit.complete
+    assert len(weights) + 1 <= reader.n_rows <= len(weights) + 2
+    np.testing.assert_array_equal(reader.read("W", (1, len(weights) + 1)), torch.stack(weights))
+    assert not any("thimble-zarr" in thread.name for thread in threading.enumerate())
+    return interrupted
+
+
+@pytest.fixture
+def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[Place]:
+    """The places a run passes, and how often."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    interrupter = Interrupter()
+    run(tmp_path / "whole.zarr", interrupter)
+    return interrupter.seen
+
+
+def test_ctrl_c_at_any_bytecode_loses_no_row(tmp_path: Path, passed: Counter[Place]) -> None:
+    tried = sorted(passed)[::EVERY]
+    n_interrupted = 0
+    for index, place in enumerate(tried):
+        try:
+            n_interrupted += check_nothing_is_lost(
+                tmp_path / f"{index}.zarr", Interrupter(place, passed[place])
+            )
+        except Exception as error:
+            error.add_note(f"interrupted at {place}")
+            raise
+    assert n_interrupted > 0.8 * len(tried)  # a run does not always wait at the same places
+
+
+def test_ctrl_c_at_the_first_bytecode_of_the_exit_loses_no_row(
+    tmp_path: Path, passed: Counter[Place]
+) -> None:
+    first = min(place for place in passed if place[1] == "Recorder.__exit__")
+    assert check_nothing_is_lost(tmp_path / "run.zarr", Interrupter(first))
+
+
+def test_ctrl_c_is_held_to_the_end_of_the_outermost_block() -> None:
+    done = []
+
+    def work() -> None:
+        with interrupts_held():
+            with interrupts_held():
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                done.append("inner")
+            done.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["inner", "outer"]
+
+
+def test_ctrl_c_is_held_within_a_function_only() -> None:
+    done = []
+
+    def function() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("function")
+
+    def work() -> None:
+        with interrupts_held(within=function.__code__):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            function()
+            done.append("block")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["function", "block"]
+
+
+def test_a_handler_that_was_set_in_the_block_stays() -> None:
+    came = []
+    with interrupts_held():
+        signal.signal(signal.SIGINT, lambda *args: came.append(args))
+    signal.raise_signal(signal.SIGINT)
+    assert len(came) == 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interrupts_held():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_other_threads_hold_nothing() -> None:
+    def work() -> None:
+        with interrupts_held():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    seen: list[object] = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
