@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore
 
-from thimble_zarr.format.shard import chunk_codecs, encode_shard
+from thimble_zarr.format.shard import ShardEncoder, chunk_codecs
 
 FILL = 7
 
@@ -46,7 +46,7 @@ def test_zarr_reads_it(shape: tuple[int, int, int], chunk_tokens: int, dtype: st
     files: dict[str, zarr.core.buffer.Buffer] = {}
     array = declare(MemoryStore(files), shape, chunk_tokens, dtype)
     expected = values(shape, dtype)
-    shard = b"".join(encode_shard(expected, chunk_tokens=chunk_tokens, fill=FILL))
+    shard = b"".join(ShardEncoder(expected, chunk_tokens, FILL))
     files["c/0/0/0"] = zarr.core.buffer.cpu.Buffer.from_bytes(shard)
     np.testing.assert_array_equal(array[:], expected)
 
@@ -57,7 +57,7 @@ def test_tensorstore_reads_it(tmp_path: Path, n_tokens: int, chunk_tokens: int) 
     declare(LocalStore(tmp_path), shape, chunk_tokens, "uint16")
     expected = values(shape, "uint16")
     (tmp_path / "c/0/0").mkdir(parents=True)
-    shard = b"".join(encode_shard(expected, chunk_tokens=chunk_tokens, fill=FILL))
+    shard = b"".join(ShardEncoder(expected, chunk_tokens, FILL))
     (tmp_path / "c/0/0/0").write_bytes(shard)
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path)}}
     read = tensorstore.open(spec, read=True).result().read().result()
@@ -70,7 +70,7 @@ def test_zarr_would_have_written_the_same_chunks() -> None:
     expected = values(shape, "uint16")
     declare(MemoryStore(files), shape, 4, "uint16")[:] = expected
     theirs = files["c/0/0/0"].to_bytes()
-    ours = b"".join(encode_shard(expected, chunk_tokens=4, fill=FILL))
+    ours = b"".join(ShardEncoder(expected, 4, FILL))
     assert sorted(chunks_of(ours)) == sorted(chunks_of(theirs))
 
 
@@ -82,5 +82,5 @@ def chunks_of(shard: bytes) -> list[bytes]:
 
 
 def test_no_more_than_a_chunk_is_held() -> None:
-    parts = encode_shard(values((4, 100, 5), "uint16"), chunk_tokens=10, fill=FILL)
+    parts = ShardEncoder(values((4, 100, 5), "uint16"), 10, FILL)
     assert all(len(part) <= 4 * 10 * 5 * 2 + 16 + 4 + 200 for part in parts)

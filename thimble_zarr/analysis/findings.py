@@ -364,7 +364,7 @@ class PermutedTokens(Cause):
     code = "permuted-tokens"
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
-        # At the first step of all, moments are the gradient, and a permutation of one of the others.
+        # At the first step of all the moments are the gradient, and permuted as it is.
         step = run.sampled[len(run.sampled) // 2] if len(run.steps) > 2 else run.steps[0]
         replayed, recorded = evidence.replay(step), evidence.after(step)
         for name in run.wrong:

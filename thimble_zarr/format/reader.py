@@ -1,11 +1,34 @@
 """What the analysis asks of a recording, wherever it lies: a store of ours or another's file."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.format.shard import Checksums
+
+
+@dataclass(frozen=True)
+class AlteredChunk:
+    """A chunk whose values are not those that were committed.
+
+    Attributes
+    ----------
+    variable
+        Whose chunk it is.
+    first_row, first_token
+        Where it begins.
+    committed
+        The checksums it had.
+    """
+
+    variable: str
+    first_row: int
+    first_token: int
+    committed: Checksums
 
 
 class Reader(Protocol):
@@ -37,3 +60,9 @@ class Reader(Protocol):
 
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
+
+    def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
+        """Find chunks whose values are not those that were recorded, as far as that is known."""
+
+    def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
+        """Return row, token, dim and bit, if one flipped bit is all that altered a chunk."""

@@ -16,7 +16,7 @@ step of which any array is missing is never seen::
       token/ count/ ...     (token,), written once
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
         commit.json         the commit record, replaced atomically
-        blocks.jsonl        the ledger, appended: size and CRC-32 of every file of every commit
+        blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit
         lock                held by the one writer
 """
 
@@ -28,7 +28,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -53,6 +53,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
+from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
     DIMS,
@@ -64,7 +65,14 @@ from thimble_zarr.format.schema import (
     Schema,
     TokenLabels,
 )
-from thimble_zarr.format.shard import chunk_codecs, encode_shard
+from thimble_zarr.format.shard import (
+    Checksums,
+    ShardEncoder,
+    ShardFile,
+    chunk_codecs,
+    locate_bit,
+    values_checksum,
+)
 
 _Array = zarr.Array[ArrayV3Metadata]
 
@@ -226,18 +234,22 @@ class StoreWriter:
         if first_row % layout.block_steps or first_row + n_rows < self.n_rows:
             raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
         files: dict[str, dict[str, int]] = {}
+        chunks: dict[str, list[tuple[int, int]]] = {}
         self._grow(first_row + layout.block_steps)
         for name, bits in arrays.items():
             fill = fill_value(self.schema.dtypes[name])
             bits[n_rows:] = fill
             key = f"{name}/c.{first_row // layout.block_steps}.0.0"
-            shard = encode_shard(bits, chunk_tokens=layout.chunk_tokens, fill=fill)
+            shard = ShardEncoder(bits, layout.chunk_tokens, fill)
             files[key] = self._write(key, shard)
+            chunks[name] = [astuple(checksums) for checksums in shard.checksums]
         self._encode_scalars(first_row, n_rows, scalars)
         files |= self._write_chunks()
         for directory in {(self.path / key).parent for key in files}:
             _fsync_directory(directory)
-        self._append_commit(first_row, first_row + n_rows, files)
+        end_row = first_row + n_rows
+        entry = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
 
     def close(self) -> None:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
@@ -395,9 +407,8 @@ class StoreWriter:
         self.bytes_written += n_bytes
         return {"bytes": n_bytes, "crc32": crc32}
 
-    def _append_commit(self, first_row: int, n_rows: int, files: dict[str, dict[str, int]]) -> None:
-        """Append the block to the ledger, then make the commit record point behind it."""
-        line = json.dumps({"rows": [first_row, n_rows], "files": files}).encode() + b"\n"
+    def _append_commit(self, n_rows: int, line: bytes) -> None:
+        """Append a block to the ledger, then make the commit record point behind it."""
         with (self.path / _LEDGER).open("r+b") as ledger:
             ledger.seek(self._commit.ledger_bytes)
             ledger.write(line)
@@ -496,10 +507,97 @@ class StoreReader:
         DamagedStoreError
             If a file is missing or empty, or a checksum does not match.
         """
-        self._check_files(name, rows)
-        array = self._array(name)
-        with self._decoding(f"{name} at steps {rows[0]} to {rows[1] - 1}"):
-            return np.asarray(array[slice(*rows), slice(*(tokens or (0, self.schema.n_tokens)))])
+        self._array(name)
+        schema, layout = self.schema, self.schema.layout
+        first_token, end_token = tokens or (0, schema.n_tokens)
+        shape = rows[1] - rows[0], end_token - first_token, schema.n_dims
+        values = np.empty(shape, storage_dtype(schema.dtypes[name]))
+        for start, stop in split_range(*rows, layout.block_steps):
+            offset = start % layout.block_steps
+            steps = slice(offset, offset + stop - start)
+            into = values[start - rows[0] : stop - rows[0]]
+            with self._block(name, start - offset) as shard:
+                for first, end in split_range(first_token, end_token, layout.chunk_tokens):
+                    chunk, token = divmod(first, layout.chunk_tokens)
+                    part = shard.decode(chunk)[steps, token : token + end - first]
+                    into[:, first - first_token : end - first_token] = part
+        return values
+
+    def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
+        """Find chunks whose values are not those that were committed.
+
+        Their files are sound: something stored them anew, with good checksums. Only chunks that
+        were stored anew are decoded, so that looking for them costs next to nothing.
+
+        Parameters
+        ----------
+        rows
+            `(start, stop)`. Whole blocks are looked at.
+
+        Raises
+        ------
+        DamagedStoreError
+            If a file or the ledger is damaged.
+        """
+        layout = self.schema.layout
+        for first_row, chunks in self._read_ledger():
+            if not (first_row < rows[1] and rows[0] < first_row + layout.block_steps):
+                continue
+            for name, checksums in chunks.items():
+                with self._block(name, first_row) as shard:
+                    for chunk, committed in enumerate(checksums):
+                        if (
+                            shard.stored_checksum(chunk) != committed.stored
+                            and values_checksum(shard.decode(chunk)) != committed.values
+                        ):
+                            first_token = chunk * layout.chunk_tokens
+                            yield AlteredChunk(name, first_row, first_token, committed)
+
+    def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
+        """Return row, token, dim and bit, if one flipped bit is all that altered a chunk.
+
+        It takes seconds.
+        """
+        with self._block(altered.variable, altered.first_row) as shard:
+            values = shard.decode(altered.first_token // self.schema.layout.chunk_tokens)
+        bit = locate_bit(values.tobytes(), altered.committed.values)
+        if bit is None:
+            return None
+        index, bit = divmod(bit, 8 * values.itemsize)
+        row, token, dim = (int(part) for part in np.unravel_index(index, values.shape))
+        return altered.first_row + row, altered.first_token + token, dim, bit
+
+    def _read_ledger(self) -> Iterator[tuple[int, dict[str, list[Checksums]]]]:
+        """Yield first row and checksums of each block; the last ones, if it was committed again."""
+        with self._decoding("the ledger"):
+            with (self.path / _LEDGER).open("rb") as ledger:
+                content = ledger.read(self.commit.ledger_bytes)
+            if zlib.crc32(content) != self.commit.ledger_crc32:
+                raise ValueError("its checksum does not match")
+            entries = [json.loads(line) for line in content.splitlines()]
+        for first_row, entry in {entry["rows"][0]: entry for entry in entries}.items():
+            chunks = {
+                name: [Checksums(*checksums) for checksums in entry["chunks"][name]]
+                for name in self.schema.dtypes
+            }
+            yield first_row, chunks
+
+    @contextmanager
+    def _block(self, name: str, first_row: int) -> Iterator[ShardFile]:
+        """Open the shard of a block for decoding; whatever is wrong with it is damage."""
+        schema, layout = self.schema, self.schema.layout
+        native = schema.dtypes[name]
+        key = f"{name}/c.{first_row // layout.block_steps}.0.0"
+        with self._decoding(f"{name} from step {first_row} on"):
+            self._check_file(key)
+            with ShardFile(
+                self.path / key,
+                n_chunks=layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens,
+                shape=(layout.block_steps, layout.chunk_tokens, schema.n_dims),
+                dtype=storage_dtype(native),
+                fill=fill_value(native),
+            ) as shard:
+                yield shard
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
@@ -557,7 +655,7 @@ class StoreReader:
         """Tell damage, whatever Zarr and its codecs raise for it, from a disk that cannot read."""
         try:
             yield
-        except MemoryError:
+        except (MemoryError, ThimbleError):
             raise
         except OSError as error:
             raise StoreError(f"cannot read {what} of {self.path}: {error}") from error
@@ -575,11 +673,6 @@ class StoreReader:
             raise DamagedStoreError(
                 f"{self.path}: the array {name} has shape {shape}, and {declared} was committed"
             )
-
-    def _check_files(self, name: str, rows: tuple[int, int]) -> None:
-        block_steps = self.schema.layout.block_steps
-        for start, _ in split_range(*rows, block_steps):
-            self._check_file(f"{name}/c.{start // block_steps}.0.0")
 
     def _check_file(self, key: str) -> None:
         """Zarr reads a missing or empty file as fill values; in a committed block it is damage."""
