@@ -50,6 +50,8 @@ from thimble_zarr.interchange.header import DTYPES, Header, Tensor, read_header,
 Progress = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes to do."""
 
+_CHUNKS_A_READ = 4
+
 
 @dataclass(frozen=True)
 class NotebookReader:
@@ -530,10 +532,21 @@ def _parts(
         return
     (variable,) = (ours for ours, theirs in FILE_NAMES.items() if theirs == name)
     for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
-        bits = reader.read(variable, rows)
+        bits = _read_rows(reader, variable, rows)
         if variable == "grad" and rows[0] == 0:
             bits[0] = 0
-        yield np.ascontiguousarray(_widen(bits, tensor.dtype)).reshape(-1).view(np.uint8).data
+        for row in bits:
+            yield _widen(row, tensor.dtype).reshape(-1).view(np.uint8).data
+
+
+def _read_rows(reader: Reader, variable: str, rows: tuple[int, int]) -> np.ndarray:
+    """Read whole rows a few chunks at a time: Zarr holds several copies of what it decodes."""
+    schema = reader.schema
+    shape = (rows[1] - rows[0], schema.n_tokens, schema.n_dims)
+    bits = np.empty(shape, storage_dtype(schema.dtypes[variable]))
+    for start, stop in split_range(0, schema.n_tokens, _CHUNKS_A_READ * schema.layout.chunk_tokens):
+        bits[:, start:stop] = reader.read(variable, rows, (start, stop))
+    return bits
 
 
 def _widen(bits: np.ndarray, dtype: str) -> np.ndarray:
