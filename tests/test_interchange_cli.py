@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_quiet_says_nothing(tmp_path: Path, file: Path) -> None:
 @pytest.mark.parametrize("flags", [[], ["--quiet"]])
 def test_progress_is_for_people_only(tmp_path: Path, file: Path, flags: list[str]) -> None:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     os.set_blocking(ours, False)
     command = [sys.executable, "-c", MAIN, "import", file, tmp_path / "run.zarr", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=True)
@@ -209,10 +211,11 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, command: str) -> None:
     names = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
     tensors |= {name: torch.tensor(np.float32(0.5)) for name in names}
     file, store = save(tmp_path / "run.safetensors", tensors), tmp_path / "run.zarr"
-    source, target, begun = file, tmp_path / "new.zarr", tmp_path / "new.zarr" / "W"
+    source, target = file, tmp_path / "new.zarr"
+    growing = target / ".thimble" / "blocks.jsonl"
     if command == "export":
         succeeds("import", file, store)
-        source, target, begun = store, tmp_path / "new", tmp_path / "new.partial"
+        source, target, growing = store, tmp_path / "new", tmp_path / "new.partial"
     before = sorted(tmp_path.iterdir())
     process = subprocess.Popen(
         [sys.executable, "-c", START + MAIN, command, source, target],
@@ -221,7 +224,8 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, command: str) -> None:
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (growing.exists() and growing.stat().st_size) and time.monotonic() < deadline:
+        assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
