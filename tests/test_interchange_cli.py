@@ -2,11 +2,9 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -74,6 +72,7 @@ def test_quiet_says_nothing(tmp_path: Path, file: Path) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--quiet"]])
 def test_progress_is_for_people_only(tmp_path: Path, file: Path, flags: list[str]) -> None:
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     os.set_blocking(ours, False)
