@@ -590,6 +590,14 @@ def test_what_a_store_has_no_room_for_is_not_dropped_in_silence(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_settings_are_read_whatever_lies_before_them(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    tensors["a"] = torch.zeros(2**13, dtype=torch.int64)  # takes all the room there is
+    reader = NotebookReader.open(save(tmp_path / "run.safetensors", tensors))
+    assert reader.read_scalars()["learning_rate"][1] == 0.01
+
+
 def test_there_must_be_a_file(tmp_path: Path) -> None:
     refused(tmp_path / "nothing.safetensors", NotAStoreError, "there is nothing at")
     (tmp_path / "directory").mkdir()
@@ -645,8 +653,9 @@ def test_an_existing_store_is_kept_unless_overwriting_was_asked_for(
 ) -> None:
     path = tmp_path / "run.zarr"
     record(path, n_steps=2)
-    with pytest.raises(StoreExistsError, match="--overwrite"):
-        import_notebook(file, path)
+    for source in (file, tmp_path / "nothing"):  # told before the file is looked at
+        with pytest.raises(StoreExistsError, match="--overwrite"):
+            import_notebook(source, path)
     assert StoreReader.open(path).n_rows == 3
     with pytest.raises(StoreExistsError, match="is not a thimble-zarr store"):
         import_notebook(file, file, overwrite=True)
