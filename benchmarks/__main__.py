@@ -15,7 +15,7 @@ import click
 import psutil
 
 from benchmarks.processes import Measured, measure
-from thimble_zarr.experiment.vocabulary import write_mask
+from thimble_zarr.format.labels import write_mask
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.interchange.notebook import export_notebook
 
@@ -184,7 +184,7 @@ def main(
     notebook_file, mask_file = directory / "notebook.safetensors", directory / "mask.safetensors"
     say("writing the notebook's file ...")
     reader = StoreReader.open(store)
-    export_notebook(reader, notebook_file)
+    export_notebook(reader, notebook_file, overwrite=True)
     write_mask(mask_file, reader.read_labels())
     notebook = python("benchmarks.notebook_2", notebook_file, mask_file, directory / "table.csv")
     check = python("thimble_zarr", "check", store)

@@ -147,7 +147,8 @@ def test_help_is_shown(flag: str, command: str | None) -> None:
 
 
 def test_the_commands_are_these() -> None:
-    assert set(cli.commands) == {"train", "demo", "plan", "check", "info", "tokens"}
+    names = {"train", "demo", "plan", "check", "info", "tokens", "import", "export"}
+    assert set(cli.commands) == names
 
 
 def test_every_option_of_every_command_is_explained() -> None:

@@ -61,6 +61,7 @@ def test_every_command_is_known_to_this_test() -> None:
 def test_the_commands_ran_and_left_what_they_promise(directory: Path) -> None:
     for name in ("run.zarr", "other.zarr", "the.json", "table.csv", "tokenizer.json"):
         assert (directory / name).exists()
+    assert (directory / "imported.zarr").is_dir()
     check = json.loads((directory / "the.json").read_text())
     assert check["tokens"] == {"subset": "text: the", "n": 1}
     assert check["holds"] is True

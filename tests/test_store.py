@@ -82,6 +82,13 @@ def test_labels_are_read_back(path: Path) -> None:
         np.testing.assert_array_equal(getattr(labels, name), getattr(expected, name))
 
 
+def test_a_discarded_store_is_gone_and_its_path_free(tmp_path: Path, writer: StoreWriter) -> None:
+    write_blocks(writer, 2)
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).release()
+
+
 def test_texts_may_be_empty_and_unicode(tmp_path: Path) -> None:
     texts = ["", "ä", "日本", "\0", " ", "", "x", "\n", "🙂", "e\u0301", ""]
     labels = dataclasses.replace(token_labels(), text=texts)

@@ -30,8 +30,8 @@ from thimble_zarr.experiment.vocabulary import (
     load_tokenizer,
     read_tokenizer,
     train_tokenizer,
-    write_mask,
 )
+from thimble_zarr.format.labels import write_mask
 
 SAMPLE = """The first step is the initial state, the second is not.
 The gradient of a step\tis what the step consumed;

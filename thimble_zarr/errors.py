@@ -31,7 +31,7 @@ class StoreError(ThimbleError, OSError):
 
 
 class NotAStoreError(StoreError):
-    """The path holds no thimble-zarr store."""
+    """The path holds no thimble-zarr store, and no file that is read like one."""
 
 
 class UnsupportedFormatError(StoreError):
@@ -39,7 +39,7 @@ class UnsupportedFormatError(StoreError):
 
 
 class DamagedStoreError(StoreError):
-    """A committed part of the store is missing, empty or fails its checksum."""
+    """A committed part is missing, empty or fails its checksum, or a file was cut off."""
 
 
 class StoreLockedError(StoreError):

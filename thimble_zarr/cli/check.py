@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.options import QUIET, STORE
+from thimble_zarr.cli.options import QUIET, STORE, TOKEN_MASK
 from thimble_zarr.errors import StoreError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ EDGE_ROWS = 20
     help="A table for people, or every step for machines.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write to a file, not to stdout.")
+@TOKEN_MASK
 @QUIET
 @click.pass_context
 def check(
@@ -53,16 +54,24 @@ def check(
     steps: str | None,
     format_: str,
     output: Path | None,
+    token_mask: Path | None,
     quiet: bool,
 ) -> None:
     """Check whether AdamW's formula explains the weight changes in STORE.
 
     Step by step it compares the observed change of the selected embeddings with what the formula
     predicts from the recorded states: both norms, the norm of the difference, cosine and ratio.
+    STORE may be the safetensors file of the original notebook; it is read in place.
     Exit code 0 if every residual is within what rounding can explain, else 1.
     """
     holds = run_check(
-        store, tokens=tokens, steps=steps, format_=format_, output=output, quiet=quiet
+        store,
+        tokens=tokens,
+        steps=steps,
+        format_=format_,
+        output=output,
+        token_mask=token_mask,
+        quiet=quiet,
     )
     ctx.exit(0 if holds else FOUND)
 
@@ -74,17 +83,19 @@ def run_check(
     steps: str | None = None,
     format_: str = "table",
     output: Path | None = None,
+    token_mask: Path | None = None,
     quiet: bool = False,
 ) -> bool:
     """Compute, print and judge; return whether the formula holds."""
     from thimble_zarr.analysis.accounting import COLUMNS, accounting
-    from thimble_zarr.analysis.dataset import open_dataset
+    from thimble_zarr.analysis.dataset import dataset_of
     from thimble_zarr.analysis.selection import select_steps, select_tokens
     from thimble_zarr.analysis.verdict import verdict
+    from thimble_zarr.interchange.recording import open_recording
 
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
-    ds = open_dataset(store)
+    ds = dataset_of(open_recording(store, token_mask=token_mask))
     n_all = ds.sizes["token"]
     ds, subset = select_tokens(ds, tokens)
     ds = select_steps(ds, steps)

@@ -20,17 +20,23 @@ from thimble_zarr.format.layout import human_bytes
     help="A summary for people, or everything for machines.",
 )
 def info(store: Path, *, format_: str) -> None:
-    """Show what was recorded in STORE: by what, how far, how large."""
-    from thimble_zarr.format.store import StoreReader
+    """Show what was recorded in STORE: by what, how far, how large.
 
-    reader = StoreReader.open(store)
+    STORE may be the safetensors file of the original notebook.
+    """
+    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.interchange.contents import NOTEBOOK_FILE
+    from thimble_zarr.interchange.recording import open_recording
+
+    reader = open_recording(store)
+    complete = not isinstance(reader, StoreReader) or reader.commit.complete
     schema, n_rows = reader.schema, reader.n_rows
     disk_bytes, raw_bytes = reader.disk_bytes(), n_rows * schema.row_bytes
     if format_ == "json":
         content = schema.to_attribute() | {
             "store": str(store),
             "n_rows": n_rows,
-            "complete": reader.commit.complete,
+            "complete": complete,
             "disk_bytes": disk_bytes,
             "raw_bytes": raw_bytes,
         }
@@ -40,9 +46,13 @@ def info(store: Path, *, format_: str) -> None:
     shape = f"{schema.n_tokens:,} x {schema.n_dims}"
     labels = reader.read_labels()
     versions = ", ".join(f"{name} {version}" for name, version in schema.software.items())
-    state = "closed" if reader.commit.complete else "not closed: being recorded, or cut off"
+    if isinstance(reader, StoreReader):
+        state = "closed" if complete else "not closed: being recorded, or cut off"
+        kind = f"format {schema.to_attribute()['format_version']}, {state}"
+    else:
+        kind = "the notebook's file"
     lines = [
-        ("Store", f"{store}, format {schema.to_attribute()['format_version']}, {state}"),
+        ("Store", f"{store}, {kind}"),
         ("Parameter", f"{schema.parameter or 'unnamed'}, {shape}, on {schema.device}"),
         ("Variables", ", ".join(f"{name} {native}" for name, native in schema.dtypes.items())),
         ("Optimizer", f"{optimizer.name}, {optimizer.implementation}"),
@@ -54,7 +64,11 @@ def info(store: Path, *, format_: str) -> None:
     ratio = f", {disk_bytes / raw_bytes:.2f} of raw" if raw_bytes else ""
     lines += [
         ("Size", f"{human_bytes(disk_bytes)}{ratio}; blocks of {schema.layout.block_steps} steps"),
-        ("Recorded", f"{schema.created} with {versions}"),
+        ("Recorded", f"{schema.created}{f' with {versions}' if versions else ''}"),
     ]
-    lines += [(name.capitalize(), json.dumps(value)) for name, value in schema.attrs.items()]
+    lines += [
+        (name.capitalize(), json.dumps(value))
+        for name, value in schema.attrs.items()
+        if name != NOTEBOOK_FILE  # for machines; `config` says the same
+    ]
     click.echo("\n".join(f"{name:<10} {value}" for name, value in lines))

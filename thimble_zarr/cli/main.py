@@ -10,6 +10,7 @@ import click
 from thimble_zarr import __version__
 from thimble_zarr.cli.check import check
 from thimble_zarr.cli.info import info
+from thimble_zarr.cli.interchange import export, import_
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
 from thimble_zarr.errors import ThimbleError
@@ -56,7 +57,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, train, plan, check, info, tokens):
+for _command in (demo, train, plan, check, info, tokens, import_, export):
     cli.add_command(_command)
 
 

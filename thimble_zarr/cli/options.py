@@ -17,6 +17,11 @@ QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but erro
 OVERWRITE = click.option(
     "--overwrite", is_flag=True, help="Replace a store at that path. Nothing else is ever replaced."
 )
+TOKEN_MASK = click.option(
+    "--token-mask",
+    type=click.Path(path_type=Path),
+    help="Safetensors with live_mask or dead_mask, which a notebook's file lacks.",
+)
 
 
 class _Size(click.ParamType[int]):

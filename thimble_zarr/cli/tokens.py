@@ -60,8 +60,8 @@ def tokens(
         load_tokenizer,
         read_tokenizer,
         train_tokenizer,
-        write_mask,
     )
+    from thimble_zarr.format.labels import write_mask
 
     text = read_corpus(corpus)
     if train_on:

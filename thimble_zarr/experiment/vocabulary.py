@@ -7,12 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from thimble_zarr.errors import CorpusError
 from thimble_zarr.experiment.corpus import cache_file, read_source, stdlib_sources, write_cache
+from thimble_zarr.format.labels import read_mask
 from thimble_zarr.format.schema import TokenLabels
 
 _PIECE_CHARACTERS = 2**16
@@ -176,47 +175,8 @@ def label_tokens(
     )
     if mask_file is None:
         return labels
-    live = _read_mask(mask_file, n_tokens)
+    live = read_mask(mask_file, n_tokens)
     return TokenLabels(count=labels.count, live=live, dead=~live, text=labels.text)
-
-
-def write_mask(file: Path, labels: TokenLabels) -> None:
-    """Write `live_mask` and `dead_mask` as the notebook kept them, bool, shape `(token,)`.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
-    assert labels.live is not None
-    masks = {"live_mask": labels.live, "dead_mask": ~labels.live}
-    file.write_bytes(safetensors.numpy.save(masks))
-
-
-def _read_mask(file: Path, n_tokens: int) -> np.ndarray:
-    try:
-        with safetensors.safe_open(file, "np") as tensors:
-            names = list(tensors.keys())
-            masks = {
-                name: tensors.get_tensor(name).astype(bool)
-                for name in ("live_mask", "dead_mask")
-                if name in names
-            }
-    except (OSError, TypeError, safetensors.SafetensorError) as error:
-        raise CorpusError(f"cannot read the token mask {file}: {error}") from error
-    if not masks:
-        raise CorpusError(
-            f"the token mask {file} has neither live_mask nor dead_mask, only {', '.join(names)}"
-        )
-    live: np.ndarray = masks["live_mask"] if "live_mask" in masks else ~masks["dead_mask"]
-    if "dead_mask" in masks and not np.array_equal(live, ~masks["dead_mask"]):
-        raise CorpusError(f"the token mask {file}: some tokens are both live and dead, or neither")
-    if live.shape != (n_tokens,):
-        raise CorpusError(
-            f"the token mask {file} has shape {live.shape}, but the vocabulary has {n_tokens:,} "
-            "tokens; use the mask of this tokenizer"
-        )
-    return live
 
 
 def _text(tokenizer: Tokenizer, token: int) -> str:

@@ -268,6 +268,11 @@ class StoreWriter:
         finally:
             self.release()
 
+    def discard(self) -> None:
+        """Remove the store, of which nothing is wanted, and release the lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
     def release(self) -> None:
         """Give up the lock without touching the disk."""
         self._lock.release()

@@ -1,143 +1,563 @@
 """The file of the original notebook: one safetensors file with everything in it.
 
-`W` and `grad_W` are bfloat16 and the moments float32, whatever the run's dtype was; the gradient of
-the initial state is zero. The file is written row by row in bounded memory.
+`W`, `grad_W`, `momentum_W` and `variance_W` have a row for the initial state and one for each step;
+beside them lie the losses and, as tensors without dimensions, the hyper-parameters. The gradient of
+the initial state is zero there, and missing here. The notebook kept the moments as float32 although
+those of bfloat16 weights are bfloat16: where half of every number is zero, that half is left out.
+
+`NotebookReader` reads such a file in place. Import and export go block by block in bounded memory,
+and a file that was imported is exported again byte for byte: what a store has no place for is kept
+in its attribute `notebook_file`.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import datetime
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Self
 
 import numpy as np
 
-from thimble_zarr.errors import ConfigError
-from thimble_zarr.format.bits import decode
-from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.errors import (
+    ConfigError,
+    DamagedStoreError,
+    NotAStoreError,
+    StoreError,
+    StoreExistsError,
+    ThimbleError,
+)
+from thimble_zarr.format.bits import decode, fill_value, storage_dtype
+from thimble_zarr.format.layout import Layout, plan_layout, split_range
+from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.schema import SCALARS, OptimizerInfo, Schema, TokenLabels
+from thimble_zarr.format.store import StorePath, StoreReader, StoreWriter, check_vacant
+from thimble_zarr.interchange.contents import (
+    CONFIG,
+    FILE_NAMES,
+    FLOAT_SCALARS,
+    HYPERPARAMETERS,
+    LOSSES,
+    NATIVE,
+    NOTEBOOK_FILE,
+    STATES,
+    Contents,
+    read_bits,
+)
+from thimble_zarr.interchange.header import DTYPES, Header, Tensor, read_header, read_into
 
-_MOMENTS = {"momentum_W": "exp_avg", "variance_W": "exp_avg_sq"}
-_WEIGHTS = {"W": "W", "grad_W": "grad"}
+Progress = Callable[[int, int], None]
+"""Called with the bytes done so far and the bytes to do."""
 
-_CONFIG = {
-    "vocab_size": "vocab_size",
-    "hidden_dim": "hidden_dim",
-    "n_layers": "layers",
-    "n_heads": "heads",
-    "num_steps": "steps",
-    "batch_size": "batch_size",
-    "learning_rate": "lr",
-    "weight_decay": "weight_decay",
-    "adam_beta1": "beta1",
-    "adam_beta2": "beta2",
-    "adam_epsilon": "eps",
-    "init_scale": "init_scale",
-    "seed": "seed",
-}
-"""The notebook's scalars, and the settings of a run they are."""
+_CHUNKS_A_READ = 4
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    dtype: str
-    shape: tuple[int, ...]
-    itemsize: int
-    parts: Iterator[np.ndarray]
+class NotebookReader:
+    """The rows of a notebook's file, read in place. Made by `open`; small to pickle.
+
+    Attributes
+    ----------
+    path
+        The file.
+    schema
+        What it holds. What it does not say (versions, device) is not there.
+    tensors
+        Where everything lies in the file, by the notebook's names.
+    hyperparameters
+        Per-step scalars that are the same for every step.
+    labels
+        What is known of the tokens; the file itself knows nothing of them.
+    """
+
+    path: Path
+    schema: Schema
+    tensors: Mapping[str, Tensor]
+    hyperparameters: Mapping[str, float]
+    labels: TokenLabels = field(default_factory=TokenLabels, compare=False)
+
+    @classmethod
+    def open(cls, path: StorePath, *, labels: TokenLabels | None = None) -> Self:
+        """Open a notebook's file. Of the big tensors a few rows are looked at.
+
+        Parameters
+        ----------
+        path
+            The safetensors file.
+        labels
+            Labels of the tokens, such as a token mask gives.
+
+        Raises
+        ------
+        NotAStoreError
+            If it is not a safetensors file, or not one of the notebook.
+        DamagedStoreError
+            If it was cut off.
+        ConfigError
+            If there are not as many labels as tokens.
+        StoreError
+            If it cannot be read.
+        """
+        path, labels = Path(path).absolute(), labels or TokenLabels()
+        if not path.exists():
+            raise NotAStoreError(f"there is nothing at {path}; check the path")
+        try:
+            header = read_header(path)
+            contents = Contents.read(path, header)
+            schema = _schema(path, contents)
+            reader = cls(path, schema, header.tensors, contents.hyperparameters(), labels)
+            reader._check_initial_gradient()
+            last = reader.n_rows - 1
+            reader = reader._with_narrow_states((min(1, last), last // 2, last))
+        except (NotAStoreError, DamagedStoreError) as error:
+            raise type(error)(f"cannot read {path}: {error}") from error
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+        labels.check_length(reader.schema.n_tokens)
+        return reader
 
     @property
-    def n_bytes(self) -> int:
-        n_bytes = self.itemsize
-        for length in self.shape:
-            n_bytes *= length
-        return n_bytes
+    def n_rows(self) -> int:
+        """Rows of the file: the initial state and one for each step."""
+        return self.tensors["W"].shape[0]
+
+    def read(
+        self, name: str, rows: tuple[int, int], tokens: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Read the bits of a variable, as a store would hold them.
+
+        Parameters
+        ----------
+        name
+            One of the variables of the schema.
+        rows, tokens
+            `(start, stop)`, within the rows and the tokens. All tokens by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape `(stop - start, tokens, dim)`, dtype `storage_dtype` of the variable. The gradient
+            of row 0 is missing.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the file was cut off since it was opened, or numbers that were taken for bfloat16 are
+            none.
+        StoreError
+            If the file cannot be read.
+        """
+        native = self.schema.dtypes[name]
+        start, stop = tokens or (0, self.schema.n_tokens)
+        shape = (rows[1] - rows[0], stop - start, self.schema.n_dims)
+        stored = np.empty(shape, storage_dtype(native).newbyteorder("<"))
+        try:
+            self._fill(stored, name, first_row=rows[0], first_token=start)
+        except DamagedStoreError as error:
+            raise DamagedStoreError(f"cannot read {self.path}: {error}") from error
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if name == "grad" and rows[0] == 0:
+            stored[:1] = fill_value(native)
+        return stored.astype(storage_dtype(native), copy=False)
+
+    def read_scalars(self) -> dict[str, np.ndarray]:
+        """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
+        rows = np.arange(self.n_rows, dtype=np.float64)
+        losses = self.tensors[LOSSES]
+        known = {
+            name: np.where(rows > 0, value, np.nan) for name, value in self.hyperparameters.items()
+        } | {
+            "loss": decode(read_bits(self.path, losses), NATIVE[losses.dtype], np.float64),
+            "optimizer_step": rows,
+        }
+        return {name: known[name] for name in SCALARS}
+
+    def read_labels(self) -> TokenLabels:
+        """Return what is known of the tokens."""
+        return self.labels
+
+    def disk_bytes(self) -> int:
+        """Return the size of the file."""
+        return self.path.stat().st_size
+
+    def _fill(self, stored: np.ndarray, name: str, *, first_row: int, first_token: int) -> None:
+        tensor = self.tensors[FILE_NAMES[name]]
+        narrow = NATIVE[tensor.dtype] != self.schema.dtypes[name]
+        halves = np.empty((*stored.shape[1:], 2), "<u2") if narrow else None
+        row_bytes, token_bytes = _row_bytes(tensor), _row_bytes(tensor) // tensor.shape[1]
+        with self.path.open("rb", buffering=0) as stream:
+            for row, target in enumerate(stored, first_row):
+                stream.seek(tensor.offset + row * row_bytes + first_token * token_bytes)
+                if halves is None:
+                    read_into(stream, target)
+                    continue
+                read_into(stream, halves)
+                if halves[..., 0].any():
+                    raise DamagedStoreError(
+                        f"{FILE_NAMES[name]} has float32 numbers at step {row}, and bfloat16 "
+                        "numbers only in the rows that were looked at first; `thimble-zarr import` "
+                        "looks at all of them, and the store it makes can be read"
+                    )
+                target[...] = halves[..., 1]
+
+    def _check_initial_gradient(self) -> None:
+        grad = self.tensors[FILE_NAMES["grad"]]
+        if read_bits(self.path, replace(grad, shape=(1, *grad.shape[1:]))).any():
+            raise NotAStoreError(
+                "grad_W of row 0, the initial state, is not zero; the notebook's row t has the "
+                "gradient that step t consumed, and row 0 has none"
+            )
+
+    def _with_narrow_states(
+        self, rows: Iterable[int], on_bytes: Callable[[int], None] = lambda n_bytes: None
+    ) -> Self:
+        """Return the reader whose states are bfloat16 if they are so in all of these rows."""
+        tensors = [self.tensors[FILE_NAMES[name]] for name in STATES]
+        if any(tensor.dtype != "F32" for tensor in tensors):
+            return self
+        narrow = all(_is_bfloat16(self.path, tensor, rows, on_bytes) for tensor in tensors)
+        states = dict.fromkeys(STATES, "bfloat16" if narrow else "float32")
+        dtypes = {**self.schema.dtypes, **states}
+        layout = _plan(self.schema.n_tokens, self.schema.n_dims, dtypes)
+        return replace(self, schema=replace(self.schema, dtypes=dtypes, layout=layout))
 
 
-def export_notebook(reader: StoreReader, file: Path) -> None:
-    """Write a recorded bfloat16 run as the original notebook would have saved it.
+def has_narrow_states(schema: Schema) -> bool:
+    """Return whether the moments are float32 in the notebook's file and bfloat16 here."""
+    attribute = schema.attrs.get(NOTEBOOK_FILE)
+    if attribute is None:
+        return False
+    tensors = Contents.from_attribute(attribute).tensors
+    return any(NATIVE[tensors[FILE_NAMES[name]].dtype] != schema.dtypes[name] for name in STATES)
+
+
+def import_notebook(
+    file: Path,
+    path: StorePath,
+    *,
+    labels: TokenLabels | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> StoreReader:
+    """Make a store of a notebook's file, block by block. A failure leaves no store.
+
+    Parameters
+    ----------
+    file
+        The safetensors file.
+    path
+        Store to create.
+    labels
+        Labels of the tokens, such as a token mask gives.
+    overwrite
+        Replace a store that lies at `path`.
+    on_progress
+        Called as bytes are read.
+
+    Returns
+    -------
+    StoreReader
+        The store.
+
+    Raises
+    ------
+    NotAStoreError, DamagedStoreError
+        If the file is not one of the notebook, or was cut off.
+    ConfigError
+        If the labels are not of as many tokens, or the file has a big tensor beside the notebook's.
+    StoreExistsError, StoreError
+        If the store cannot be created or written, or the file cannot be read.
+    """
+    check_vacant(path, overwrite=overwrite)
+    reader = NotebookReader.open(file, labels=labels)
+    Contents.from_attribute(reader.schema.attrs[NOTEBOOK_FILE]).check_all_kept()
+    big = {name: reader.tensors[FILE_NAMES[name]].n_bytes for name in FILE_NAMES}
+    n_scanned = sum(big[name] for name in STATES) if has_narrow_states(reader.schema) else 0
+    count = _Count(n_scanned + sum(big.values()), on_progress)
+    if n_scanned:
+        # The store's dtype must hold every row, and so every row is looked at.
+        reader = reader._with_narrow_states(range(reader.n_rows), count.add)
+        count.reach(n_scanned)
+    writer = StoreWriter.create(
+        path, reader.schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
+    )
+    with _all_or_nothing(writer.path, writer.discard):
+        scalars = reader.read_scalars()
+        for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
+            _commit_rows(writer, reader, rows, scalars)
+            count.add(sum(big.values()) * (rows[1] - rows[0]) // reader.n_rows)
+        writer.close()
+    return StoreReader.open(path)
+
+
+def export_notebook(
+    reader: Reader, file: Path, *, overwrite: bool = False, on_progress: Progress | None = None
+) -> None:
+    """Write a recording as the original notebook would have saved it.
+
+    A store that was imported becomes the file it came from, byte for byte if safetensors wrote that
+    file. A failure leaves no file.
 
     Parameters
     ----------
     reader
-        A store of a bfloat16 run, such as `thimble-zarr train` makes.
+        A store of a bfloat16 run, such as `thimble-zarr train` makes, or one that was imported.
     file
         Safetensors file to write.
+    overwrite
+        Replace a safetensors file of that name.
+    on_progress
+        Called as bytes are written.
 
     Raises
     ------
     ConfigError
-        If the run is not bfloat16, which the notebook's file cannot hold without loss.
-    OSError
+        If the notebook's file cannot hold the run without loss: it is not bfloat16, or its
+        hyper-parameters changed.
+    StoreExistsError
+        If the file exists.
+    DamagedStoreError
+        If the store cannot be read.
+    StoreError
         If the file cannot be written.
     """
-    if set(reader.schema.dtypes.values()) != {"bfloat16"}:
+    file = file.absolute()
+    _check_file_vacant(file, overwrite=overwrite)
+    if reader.n_rows == 0:
+        raise StoreError(
+            f"{reader.path} has no committed step yet; try again once recording has begun"
+        )
+    attribute = reader.schema.attrs.get(NOTEBOOK_FILE)
+    contents = _as_notebook(reader) if attribute is None else Contents.from_attribute(attribute)
+    contents.check_all_kept()
+    shape = (reader.n_rows, reader.schema.n_tokens, reader.schema.n_dims)
+    tensors = dict(contents.tensors) | {
+        name: replace(contents.tensors[name], shape=shape) for name in FILE_NAMES.values()
+    }
+    tensors[LOSSES] = replace(tensors[LOSSES], shape=(reader.n_rows,))
+    count = _Count(sum(tensor.n_bytes for tensor in tensors.values()), on_progress)
+    partial = file.with_name(f"{file.name}.partial")
+    with _all_or_nothing(file, lambda: partial.unlink(missing_ok=True)):
+        with partial.open("wb") as stream:
+            stream.write(Header(tensors, contents.metadata).to_bytes())
+            for name, tensor in tensors.items():
+                for part in _parts(reader, name, tensor, contents.kept):
+                    stream.write(part)
+                    count.add(len(part))
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+
+
+@dataclass
+class _Count:
+    """Adds up bytes and tells of them."""
+
+    n_total: int
+    on_progress: Progress | None
+    n_done: int = 0
+
+    def add(self, n_bytes: int) -> None:
+        self.reach(self.n_done + n_bytes)
+
+    def reach(self, n_bytes: int) -> None:
+        self.n_done = n_bytes
+        if self.on_progress is not None:
+            self.on_progress(self.n_done, self.n_total)
+
+
+@contextmanager
+def _all_or_nothing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
+    """Leave nothing where something could not be written whole, also after Ctrl-C."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            undo()
+        if isinstance(error, OSError) and not isinstance(error, ThimbleError):
+            raise StoreError(
+                f"cannot write {path}: {error.strerror or error}; nothing was left there"
+            ) from error
+        raise
+
+
+def _schema(path: Path, contents: Contents) -> Schema:
+    dtypes = {ours: NATIVE[contents.tensors[name].dtype] for ours, name in FILE_NAMES.items()}
+    _, n_tokens, n_dims = contents.tensors["W"].shape
+    saved = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
+    return Schema(
+        n_tokens=n_tokens,
+        n_dims=n_dims,
+        dtypes=dtypes,
+        layout=_plan(n_tokens, n_dims, dtypes),
+        optimizer=OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True),
+        device="unknown",
+        created=saved.isoformat(timespec="seconds"),
+        attrs={"config": contents.config(), NOTEBOOK_FILE: contents.to_attribute()},
+    )
+
+
+def _plan(n_tokens: int, n_dims: int, dtypes: Mapping[str, str]) -> Layout:
+    itemsizes = {name: storage_dtype(native).itemsize for name, native in dtypes.items()}
+    return plan_layout(n_tokens, n_dims, itemsizes)
+
+
+def _row_bytes(tensor: Tensor) -> int:
+    return tensor.n_bytes // tensor.shape[0]
+
+
+def _is_bfloat16(
+    path: Path, tensor: Tensor, rows: Iterable[int], on_bytes: Callable[[int], None]
+) -> bool:
+    """Return whether float32 rows hold only numbers that bfloat16 has: the low half is zero."""
+    halves = np.empty((*tensor.shape[1:], 2), "<u2")
+    with path.open("rb", buffering=0) as stream:
+        for row in rows:
+            stream.seek(tensor.offset + row * _row_bytes(tensor))
+            read_into(stream, halves)
+            if halves[..., 0].any():
+                return False
+            on_bytes(halves.nbytes)
+    return True
+
+
+def _commit_rows(
+    writer: StoreWriter,
+    reader: NotebookReader,
+    rows: tuple[int, int],
+    scalars: Mapping[str, np.ndarray],
+) -> None:
+    """Commit one block; a function of its own, so that only one block is in memory."""
+    n_rows = rows[1] - rows[0]
+    n_missing = reader.schema.layout.block_steps - n_rows
+    padding = ((0, n_missing), (0, 0), (0, 0))
+    arrays = {}
+    for name in reader.schema.dtypes:
+        bits = reader.read(name, rows)
+        arrays[name] = np.pad(bits, padding) if n_missing else bits
+    values = {name: of_run[slice(*rows)] for name, of_run in scalars.items()}
+    writer.commit_block(rows[0], n_rows, arrays, values)
+
+
+def _check_file_vacant(file: Path, *, overwrite: bool) -> None:
+    if not file.exists():
+        return
+    if not overwrite:
+        raise StoreExistsError(
+            f"{file} exists; choose another name, or overwrite it (--overwrite, or overwrite=True)"
+        )
+    try:
+        read_header(file)
+    except DamagedStoreError:
+        pass  # a safetensors file that was cut off is no loss
+    except OSError as error:
+        raise StoreExistsError(
+            f"{file} exists and is not a safetensors file, so it is never overwritten; choose "
+            "another name"
+        ) from error
+
+
+def _as_notebook(reader: Reader) -> Contents:
+    """Return what the notebook would have saved beside the rows, in safetensors' order."""
+    _check_fits(reader)
+    scalars = _scalars(reader)
+    dtypes = {name: "F32" if name in FLOAT_SCALARS else "I64" for name in scalars}
+    dtypes |= {LOSSES: "F32"} | dict.fromkeys(FILE_NAMES.values(), "BF16")
+    dtypes |= {FILE_NAMES[name]: "F32" for name in STATES}
+    by_size = [*DTYPES]
+    names = sorted(dtypes, key=lambda name: (by_size.index(dtypes[name]), name))
+    return Contents(
+        {name: Tensor(dtypes[name], ()) for name in names},
+        {name: np.array(scalars[name], DTYPES[dtypes[name]]).tobytes() for name in scalars},
+    )
+
+
+def _check_fits(reader: Reader) -> None:
+    """Raise ConfigError if the notebook's file has no place for something of the recording."""
+    schema, scalars = reader.schema, reader.read_scalars()
+    if set(schema.dtypes.values()) != {"bfloat16"}:
         raise ConfigError(
-            f"{reader.path} holds {reader.schema.dtypes['W']}, and the notebook's file bfloat16 "
+            f"{reader.path} holds {schema.dtypes['W']}, and the notebook's file bfloat16 "
             "weights only; a copy would lose precision"
         )
-    tensors = _tensors(reader)
-    with file.open("wb") as stream:
-        _write_header(stream, tensors)
-        for tensor in tensors.values():
-            for part in tensor.parts:
-                stream.write(np.ascontiguousarray(part).data)
-
-
-def _tensors(reader: StoreReader) -> dict[str, _Tensor]:
-    schema = reader.schema
-    shape = (reader.n_rows, schema.n_tokens, schema.n_dims)
-    tensors = {
-        name: _Tensor("F32", shape, 4, _moments(reader, variable))
-        for name, variable in _MOMENTS.items()
-    }
-    losses = reader.read_scalars()["loss"].astype(np.float32)
-    tensors["losses"] = _Tensor("F32", losses.shape, 4, iter([losses]))
-    for name, value in _scalars(reader).items():
-        tensors[name] = _Tensor(
-            "I64" if value.dtype.kind == "i" else "F32", (), value.itemsize, iter([value])
+    lost = [name for name in schema.dtypes if name not in FILE_NAMES]
+    lost += [name for name in HYPERPARAMETERS if len(np.unique(scalars[name][1:])) > 1]
+    if not np.array_equal(scalars["optimizer_step"], np.arange(reader.n_rows)):
+        lost.append("optimizer_step")
+    if lost:
+        raise ConfigError(
+            f"{reader.path} has {', '.join(lost)} by step, for which the notebook's file has no "
+            "place; a copy would not be the same run"
         )
-    for name, variable in _WEIGHTS.items():
-        tensors[name] = _Tensor("BF16", shape, 2, _weights(reader, variable))
-    return tensors
+    if not schema.optimizer.decoupled_weight_decay and scalars["weight_decay"][1:].any():
+        raise ConfigError(
+            f"{reader.path} was trained with L2 decay, and the notebook's file is of AdamW, whose "
+            "decay is decoupled; a copy would not be the same run"
+        )
 
 
-def _moments(reader: StoreReader, variable: str) -> Iterator[np.ndarray]:
-    for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
-        yield decode(reader.read(variable, rows), "bfloat16")
-
-
-def _weights(reader: StoreReader, variable: str) -> Iterator[np.ndarray]:
-    for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
-        bits = reader.read(variable, rows)
-        if variable == "grad" and rows[0] == 0:
-            bits[0] = 0
-        yield bits
-
-
-def _scalars(reader: StoreReader) -> dict[str, np.ndarray]:
-    config, labels = reader.schema.attrs.get("config"), reader.read_labels()
+def _scalars(reader: Reader) -> dict[str, float]:
+    schema, labels, recorded = reader.schema, reader.read_labels(), reader.read_scalars()
+    config = schema.attrs.get("config")
     known = config if isinstance(config, Mapping) else {}
-    scalars = {name: known[key] for name, key in _CONFIG.items() if key in known}
+    scalars: dict[str, float] = {}
+    for name, key in CONFIG.items():
+        value = known.get(key)
+        if isinstance(value, float if name in FLOAT_SCALARS else int):
+            scalars[name] = float(value) if name in FLOAT_SCALARS else int(value)
+    if reader.n_rows > 1:
+        scalars |= {name: recorded[ours][1] for ours, name in HYPERPARAMETERS.items()}
+    scalars |= {
+        "vocab_size": schema.n_tokens,
+        "hidden_dim": schema.n_dims,
+        "num_steps": reader.n_rows - 1,
+    }
     if labels.live is not None:
         n_live = int(labels.live.sum())
-        scalars |= {"n_live": n_live, "n_dead": reader.schema.n_tokens - n_live}
-    return {
-        name: np.array(value, dtype=np.int64 if isinstance(value, int) else np.float32)
-        for name, value in scalars.items()
-    }
+        scalars |= {"n_live": n_live, "n_dead": schema.n_tokens - n_live}
+    return scalars
 
 
-def _write_header(stream: BinaryIO, tensors: Mapping[str, _Tensor]) -> None:
-    """Write length and JSON of the header, as the safetensors format defines them."""
-    header, offset = {}, 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.n_bytes
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": (offset, end),
-        }
-        offset = end
-    content = json.dumps(header).encode()
-    content += b" " * (-len(content) % 8)
-    stream.write(len(content).to_bytes(8, "little") + content)
+def _parts(
+    reader: Reader, name: str, tensor: Tensor, kept: Mapping[str, bytes]
+) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a tensor of the file, a few rows at a time."""
+    if name in kept:
+        yield kept[name]
+        return
+    if name == LOSSES:
+        yield _encode_numbers(reader.read_scalars()["loss"], tensor.dtype).tobytes()
+        return
+    (variable,) = (ours for ours, theirs in FILE_NAMES.items() if theirs == name)
+    for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
+        bits = _read_rows(reader, variable, rows)
+        if variable == "grad" and rows[0] == 0:
+            bits[0] = 0
+        for row in bits:
+            yield _widen(row, tensor.dtype).reshape(-1).view(np.uint8).data
+
+
+def _read_rows(reader: Reader, variable: str, rows: tuple[int, int]) -> np.ndarray:
+    """Read whole rows a few chunks at a time: Zarr holds several copies of what it decodes."""
+    schema = reader.schema
+    shape = (rows[1] - rows[0], schema.n_tokens, schema.n_dims)
+    bits = np.empty(shape, storage_dtype(schema.dtypes[variable]))
+    for start, stop in split_range(0, schema.n_tokens, _CHUNKS_A_READ * schema.layout.chunk_tokens):
+        bits[:, start:stop] = reader.read(variable, rows, (start, stop))
+    return bits
+
+
+def _widen(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """Return stored bits in the file's dtype: as they are, or bfloat16 as float32."""
+    if bits.dtype == np.uint16 and dtype == "F32":
+        bits = bits.astype("<u4") << 16
+    return bits.astype(bits.dtype.newbyteorder("<"), copy=False)
+
+
+def _encode_numbers(values: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
+    with np.errstate(over="ignore"):  # a loss beyond float32 is infinite there
+        return values.astype(DTYPES[dtype])

@@ -1,0 +1,92 @@
+"""`import` and `export`: from and to the safetensors file of the original notebook."""
+
+import contextlib
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from thimble_zarr.cli.options import OVERWRITE, QUIET, STORE, TOKEN_MASK
+from thimble_zarr.format.layout import human_bytes
+
+FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.command(name="import")
+@FILE
+@STORE
+@TOKEN_MASK
+@OVERWRITE
+@QUIET
+def import_(
+    file: Path, store: Path, *, token_mask: Path | None, overwrite: bool, quiet: bool
+) -> None:
+    """Make STORE of FILE, the safetensors file that the original notebook saves.
+
+    Nothing is lost, and `export` gives the file back. A failure leaves no store. To check the file
+    once, `check` reads it as it is.
+    """
+    from thimble_zarr.format.store import check_vacant
+    from thimble_zarr.interchange.notebook import has_narrow_states, import_notebook
+    from thimble_zarr.interchange.recording import open_notebook
+
+    check_vacant(store, overwrite=overwrite)
+    labels = open_notebook(file, token_mask=token_mask).read_labels()
+    with _progress("importing", quiet=quiet) as on_progress:
+        reader = import_notebook(
+            file, store, labels=labels, overwrite=overwrite, on_progress=on_progress
+        )
+    if quiet:
+        return
+    schema = reader.schema
+    sizes = f"{human_bytes(file.stat().st_size)} -> {human_bytes(reader.disk_bytes())}"
+    click.echo(
+        f"Imported {reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; {sizes}"
+    )
+    if has_narrow_states(schema):
+        click.echo("States   hold only bfloat16 values: stored as bfloat16, nothing lost")
+    else:
+        click.echo(f"States   stored as {schema.dtypes['exp_avg']}, as they are in the file")
+    click.echo(f"Store    {store}\nNext     thimble-zarr check {shlex.quote(str(store))}")
+
+
+@click.command(name="export")
+@STORE
+@FILE
+@click.option("--overwrite", is_flag=True, help="Replace a safetensors file of that name.")
+@QUIET
+def export(store: Path, file: Path, *, overwrite: bool, quiet: bool) -> None:
+    """Write STORE to FILE as the original notebook would have saved it.
+
+    An imported STORE becomes the file it came from, bit for bit. A failure leaves no file.
+    """
+    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.interchange.notebook import export_notebook
+
+    reader = StoreReader.open(store)
+    with _progress("exporting", quiet=quiet) as on_progress:
+        export_notebook(reader, file, overwrite=overwrite, on_progress=on_progress)
+    if not quiet:
+        click.echo(
+            f"Exported {reader.n_rows - 1:,} steps of {reader.schema.n_tokens:,} x "
+            f"{reader.schema.n_dims}; {human_bytes(file.stat().st_size)}\n"
+            f"File     {file}\n"
+            f"Next     thimble-zarr check {shlex.quote(str(file))}"
+        )
+
+
+@contextlib.contextmanager
+def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show bytes on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=what, unit="B", unit_scale=True, leave=False, disable=True if quiet else None
+    ) as bar:
+
+        def show(n_done: int, n_total: int) -> None:
+            bar.total = n_total
+            bar.update(n_done - bar.n)
+
+        yield show
