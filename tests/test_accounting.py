@@ -10,7 +10,6 @@ import xarray as xr
 from tests import oracles
 from tests.runs import N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
-from thimble_zarr.analysis import accounting as accounting_module
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import SelectionError
 
@@ -54,7 +53,7 @@ def test_windows_and_tasks_may_be_cut_anywhere(
     history = record(tmp_path / "run.zarr", n_steps=40)
     expected = oracles.in_float64(*(history[name] for name in STATES), **TOY)
     for task_blocks, window in ((1, 1), (2, 60), (16, 2**17), (3, 111)):
-        monkeypatch.setattr(accounting_module, "_TASK_BLOCKS", task_blocks)
+        monkeypatch.setattr("thimble_zarr.analysis.lazy._TASK_BLOCKS", task_blocks)
         monkeypatch.setattr("thimble_zarr.analysis.windows._WINDOW_ELEMENTS", window)
         table = accounting(open_dataset(tmp_path / "run.zarr"))
         assert_same_table(table, expected, rtol=1e-9)

@@ -18,19 +18,16 @@ from thimble_zarr.analysis.recurrences import (
     replay_device,
     replayed,
 )
-from thimble_zarr.analysis.variables import adam_decay, adam_update, rounding_bound
+from thimble_zarr.analysis.variables import adam_decay, adam_update, rounding_bound, ulp
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.errors import SelectionError
-from thimble_zarr.format.bits import decode, ordered
+from thimble_zarr.format.bits import decode
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 """What the original notebook tabulates."""
 
-EXTENDED = ("share_moved", "share_stalled", "mean_displacement_ulp", "norm_unexplained")
+EXTENDED = ("share_stalled", "share_moved", "mean_displacement_ulp", "norm_unexplained")
 """What is tabulated besides; the last only with the replay."""
-
-_TASK_BLOCKS = 4
-"""Blocks a task. Each task decodes one block more, for the rows before its first step."""
 
 _SUMS = (
     "predicted",
@@ -101,7 +98,7 @@ def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None
         ``share_moved``, ``share_stalled``
             Share of elements that moved, and of those that did not although the formula moves them.
         ``mean_displacement_ulp``
-            Mean distance an element moved, in steps on the lattice of the dtype.
+            Mean distance an element moved, in units of the spacing of the dtype at the weight.
 
         With the replay also ``norm_unexplained``, the norm of observed minus replayed weights, and,
         dims `(step, recurrence)`, for `W`, `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq`):
@@ -141,7 +138,7 @@ def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None
         attrs["not_exact_because"] = not_exact_because(source)
     tally = _Tally(names, exact=not attrs.get("not_exact_because"))
     statistics = Statistics(tally, tally.combine)
-    numbers = variable.reduce_rows(statistics, task_blocks=_TASK_BLOCKS).compute().T
+    numbers = variable.reduce_rows(statistics).compute().T
     table = _columns(dict(zip(_SUMS, numbers, strict=False)), attrs["n_elements"])
     if replay:
         table["norm_unexplained"] = np.sqrt(numbers[len(_SUMS)])
@@ -227,8 +224,7 @@ def _of_formula(window: Window) -> Iterator[np.ndarray]:
     moved = observed != 0
     yield np.count_nonzero(moved, axis=(1, 2))
     yield np.count_nonzero(~moved & (predicted != 0), axis=(1, 2))
-    displacement = ordered(window.bits("W")) - ordered(window.bits_before("W"))
-    yield np.abs(displacement).sum(axis=(1, 2), dtype=np.float64)
+    yield np.abs(observed / ulp(window)).sum(axis=(1, 2))
 
 
 def _of_replay(window: Window, *, exact: bool) -> Iterator[np.ndarray]:

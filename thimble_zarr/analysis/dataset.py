@@ -5,8 +5,8 @@ import json
 import numpy as np
 import xarray as xr
 
-from thimble_zarr.analysis.lazy import LazyArray
-from thimble_zarr.analysis.variables import DERIVED, long_name
+from thimble_zarr.analysis.lazy import LazyArray, LazyTokens, TokenNumbers
+from thimble_zarr.analysis.variables import DERIVED, freeze_step, long_name
 from thimble_zarr.analysis.windows import Source
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.reader import Reader
@@ -30,7 +30,10 @@ def open_dataset(path: StorePath) -> xr.Dataset:
     xarray.Dataset
         Dask-backed float32 variables with dims `(step, token, dim)`: the stored `W`, `grad`,
         `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq` with amsgrad) and the derived `delta_W`,
-        `adam_update`, `adam_decay`, `adam_residual`. Row t is optimizer step t; what a row does not
+        `adam_update`, `adam_decay`, `adam_residual` and its parts `rounding` and `unexplained`
+        (which replay the optimizer and need torch), `ulp`, `displacement_ulp`, `stalled`. Lazy
+        too, int64, dims `(token,)`: `freeze_step`, 0 for a token that never moved, and over the
+        whole run whatever steps are selected. Row t is optimizer step t; what a row does not
         have (the gradient or change of the initial state) is NaN. Per-step scalars, float64, dims
         `(step,)`. Coordinates `step` and `token`, and where known `count`, `live`, `dead` and
         `text`. Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
@@ -58,11 +61,15 @@ def dataset_of(reader: Reader) -> xr.Dataset:
     variables = {
         name: (DIMS, LazyArray.of(source, name), {"long_name": long_name(name)}) for name in names
     }
+    frozen = LazyTokens.of(source, TokenNumbers(freeze_step, np.maximum))
+    tokens = {"freeze_step": ("token", frozen, {"long_name": "last step at which a token moved"})}
     scalars = {
         name: ("step", values, {"long_name": SCALARS[name]})
         for name, values in reader.read_scalars().items()
     }
-    return xr.Dataset({**variables, **scalars}, coords=_coords(reader), attrs=_attrs(reader.schema))
+    return xr.Dataset(
+        {**variables, **tokens, **scalars}, coords=_coords(reader), attrs=_attrs(reader.schema)
+    )
 
 
 def _attrs(schema: Schema) -> dict[str, str | int]:

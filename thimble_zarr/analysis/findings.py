@@ -8,7 +8,7 @@ the recorded rows to the bit.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,10 +18,14 @@ from thimble_zarr.analysis.accounting import lazy_variable
 from thimble_zarr.analysis.evidence import Bits, Evidence, Run, equal
 from thimble_zarr.analysis.recurrences import HYPERPARAMETERS
 from thimble_zarr.format.bits import is_nan, least_positive, unit_roundoff
+from thimble_zarr.format.reader import Reader
 from thimble_zarr.optim import adamw
 
 _MAX_RUNS = 64
 """Runs that are looked into; more of them are rarely of different causes."""
+
+_MAX_LOCATED = 4
+"""Altered chunks in which a flipped bit is looked for, which takes seconds each."""
 
 _MAX_MATCHED = 256
 """Tokens that are looked for among all others."""
@@ -63,7 +67,7 @@ class Finding:
 
 
 def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
-    """Explain why an accounting does not balance.
+    """Explain why an accounting does not balance, and look for chunks that were altered.
 
     Parameters
     ----------
@@ -75,27 +79,42 @@ def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
     Returns
     -------
     list of Finding
-        The causes, by the step they begin at; empty where the books balance.
+        The causes, by the step they begin at. Empty where the books balance and every chunk of the
+        steps is the one that was committed.
     """
-    runs = list(_runs(table))
-    if not runs:
-        return []
     variable = lazy_variable(ds).on_device(table.attrs["device"])
     _, tokens, dims = (np.atleast_1d(np.asarray(axis)) for axis in variable.selection)
-    evidence = Evidence(variable.source, tokens, dims, runs)
-    findings: dict[tuple[str, str | None], Finding] = {}
+    evidence = Evidence(variable.source, tokens, dims, list(_runs(table)))
     with np.errstate(all="ignore"):
-        for run in runs[:_MAX_RUNS]:
-            found = _explain(evidence, run)
-            known = findings.setdefault((found.code, found.variable), found)
-            if known is not found and found.code not in LOCAL:
-                n_steps = known.n_steps + found.n_steps
-                findings[found.code, found.variable] = Finding(
-                    **asdict(known) | {"n_steps": n_steps}
-                )
-            elif known is not found:
-                findings[found.code, f"{found.variable} {found.step}"] = found
-    return sorted(findings.values(), key=lambda finding: finding.step)
+        found = [_explain(evidence, run) for run in evidence.runs[:_MAX_RUNS]]
+    rows = int(table.step.min()) - 1, int(table.step.max()) + 1
+    found += _altered(variable.source.reader, rows)
+    return sorted(_merged(found), key=lambda finding: finding.step)
+
+
+def _merged(findings: list[Finding]) -> list[Finding]:
+    """Return one finding a cause, or one a place where that is what the cause is about."""
+    merged: dict[tuple[object, ...], Finding] = {}
+    for finding in findings:
+        place = (finding.step, finding.token, finding.dim) if finding.code in LOCAL else ()
+        key = (finding.code, finding.variable, *place)
+        known = merged.get(key)
+        n_steps = finding.n_steps + (known.n_steps if known and not place else 0)
+        merged[key] = replace(known or finding, n_steps=n_steps)
+    return list(merged.values())
+
+
+def _altered(reader: Reader, rows: tuple[int, int]) -> list[Finding]:
+    findings = []
+    for index, chunk in enumerate(reader.altered_chunks(rows)):
+        place = reader.flipped_bit(chunk) if index < _MAX_LOCATED else None
+        where: dict[str, object] = {"variable": chunk.variable, "n_steps": 1}
+        if place is None:
+            where |= {"step": chunk.first_row, "token": chunk.first_token, "dim": None}
+        else:
+            where |= dict(zip(("step", "token", "dim", "bit"), place, strict=True))
+        findings.append(_finding(FlippedBit if place else AlteredChunk, where))
+    return findings
 
 
 def _runs(table: xr.Dataset) -> Iterator[Run]:
@@ -130,7 +149,11 @@ def _explain(evidence: Evidence, run: Run) -> Finding:
         if facts is not None:
             break
     step, token, dim, variable = run.start
-    where = {"step": step, "token": token, "dim": dim, "variable": variable} | dict(facts or {})
+    where = {"step": step, "token": token, "dim": dim, "variable": variable}
+    return _finding(type(cause), where | {"n_steps": len(run.steps)} | dict(facts or {}))
+
+
+def _finding(cause: "type[Named]", where: Facts) -> Finding:
     return Finding(
         code=cause.code,
         message=" ".join((inspect.getdoc(cause) or "").split()).format(**where),
@@ -138,7 +161,7 @@ def _explain(evidence: Evidence, run: Run) -> Finding:
         step=_as_int(where["step"]) or 0,
         token=_as_int(where["token"]),
         dim=_as_int(where["dim"]),
-        n_steps=len(run.steps),
+        n_steps=_as_int(where["n_steps"]) or 0,
     )
 
 
@@ -150,10 +173,33 @@ def _as_int(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-class Cause(ABC):
-    """Something that can be wrong with a record. The docstring of each is its message."""
+class Named:
+    """Something that can be wrong with a record. The docstring of each class is its message."""
 
     code: ClassVar[str]
+
+
+class FlippedBit(Named):
+    """One bit of {variable} is flipped: bit {bit} at step {step}, token {token}, dim {dim}.
+
+    With it flipped back, its chunk has the checksum it was committed with.
+    """
+
+    code = "bit-flip"
+
+
+class AlteredChunk(Named):
+    """The values of {variable} from step {step}, token {token} on are not those committed.
+
+    Something stored that chunk anew: its own checksum is right, but it is not the one in the
+    ledger.
+    """
+
+    code = "altered-chunk"
+
+
+class Cause(Named, ABC):
+    """Something that shows in the replay."""
 
     @abstractmethod
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:

@@ -6,6 +6,7 @@ narrower selection, with a fresh graph of one task per block of steps. Each task
 chunks it needs. For everything else, and once pickled, it is an ordinary Dask array.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Self
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import Task
+from dask._task_spec import Task, TaskRef
 from dask.base import tokenize
 
 from thimble_zarr.analysis.variables import evaluate
@@ -22,6 +23,9 @@ from thimble_zarr.analysis.windows import Indices, Source, Window, iter_windows
 Selection = tuple[Indices | int, Indices | int, Indices | int]
 """Rows, tokens and dims; an axis that was indexed by a number is a number and has no dimension."""
 
+
+_TASK_BLOCKS = 4
+"""Blocks a task of a reduction. Each decodes one block more, for the rows before its first step."""
 
 _NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
 
@@ -40,6 +44,22 @@ class Statistics:
 
     compute: Callable[[Window], Sequence[np.ndarray]]
     combine: tuple[np.ufunc, ...]
+
+
+@dataclass(frozen=True)
+class TokenNumbers:
+    """A number a token, and how those of two spans of steps become that of both.
+
+    Attributes
+    ----------
+    compute
+        From a window to its tokens' numbers, int64, shape `(token,)`. It must pickle.
+    combine
+        `np.add`, or `np.maximum` for numbers that are not negative.
+    """
+
+    compute: Callable[[Window], np.ndarray]
+    combine: np.ufunc
 
 
 class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
@@ -122,15 +142,13 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
         selection: Selection = self._selection
         return selection
 
-    def reduce_rows(self, statistics: Statistics, *, task_blocks: int) -> da.Array:
+    def reduce_rows(self, statistics: Statistics) -> da.Array:
         """Reduce every row of the selection to a few numbers, in one pass, without an intermediate.
 
         Parameters
         ----------
         statistics
             The numbers.
-        task_blocks
-            Blocks a task.
 
         Returns
         -------
@@ -138,7 +156,7 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
             float64, shape `(step, column)`.
         """
         rows, tokens, dims = self._selection
-        task_rows = task_blocks * self._source.reader.schema.layout.block_steps
+        task_rows = _TASK_BLOCKS * self._source.reader.schema.layout.block_steps
         groups = _row_groups(rows, task_rows)
         token = _token(self._source, self._selection, task_rows, statistics)
         name = f"statistics-{token}"
@@ -148,6 +166,39 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
             graph[key] = Task(key, _reduce_block, self._source, statistics, group, tokens, dims)
         chunks = tuple(map(len, groups)), (len(statistics.combine),)
         return da.Array(graph, name, chunks, dtype=np.float64)
+
+
+class LazyTokens(da.Array):  # type: ignore[misc]  # Dask has no types
+    """One number a token, reduced over all steps and dims.
+
+    Like that of `LazyArray` its indexing reaches the disk. Make it with `LazyTokens.of`.
+    """
+
+    __slots__ = ("_numbers", "_source", "_tokens")
+
+    @classmethod
+    def of(cls, source: Source, numbers: TokenNumbers, tokens: Indices | None = None) -> Self:
+        """Return the numbers of some tokens, all by default, as a lazy int64 array."""
+        schema = source.reader.schema
+        tokens = range(schema.n_tokens) if tokens is None else tokens
+        name = f"{numbers.compute.__name__}-{_token(source, tokens)}"
+        groups = _row_groups(range(source.reader.n_rows), _TASK_BLOCKS * schema.layout.block_steps)
+        parts = [(f"{name}-part", index) for index in range(len(groups))]
+        graph = {
+            key: Task(key, _reduce_tokens, source, numbers, rows, tokens)
+            for key, rows in zip(parts, groups, strict=True)
+        }
+        graph[name, 0] = Task((name, 0), _combine, numbers.combine, *map(TaskRef, parts))
+        array: Self = super().__new__(cls, graph, name, ((len(tokens),),), dtype=np.int64)
+        array._source, array._numbers, array._tokens = source, numbers, tokens
+        return array
+
+    def __getitem__(self, key: Any) -> da.Array:
+        (part,) = key if isinstance(key, tuple) and len(key) == 1 else (key,)
+        tokens = _index(self._tokens, part)
+        if tokens is None or isinstance(tokens, int):
+            return super().__getitem__(key)
+        return LazyTokens.of(self._source, self._numbers, tokens)
 
 
 def _token(source: Source, *parts: object) -> str:
@@ -203,6 +254,21 @@ def _reduce_block(
                 combine = statistics.combine[index]
                 numbers[where, index] = combine(numbers[where, index], values)
     return numbers
+
+
+def _reduce_tokens(
+    source: Source, numbers: TokenNumbers, rows: Indices, tokens: Indices
+) -> np.ndarray:
+    reduced = np.zeros(len(tokens), dtype=np.int64)
+    dims = range(source.reader.schema.n_dims)
+    with np.errstate(invalid="ignore"):
+        for (_, where), window in iter_windows(source, rows, tokens, dims):
+            reduced[where] = numbers.combine(reduced[where], numbers.compute(window))
+    return reduced
+
+
+def _combine(combine: np.ufunc, *parts: np.ndarray) -> np.ndarray:
+    return functools.reduce(combine, parts)
 
 
 def _compose(selection: Selection, key: tuple[Any, ...]) -> Selection | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from thimble_zarr.analysis.recurrences import replayed
 from thimble_zarr.analysis.windows import Window
-from thimble_zarr.format.bits import decode, least_positive, ordered, spacing, unit_roundoff
+from thimble_zarr.format.bits import decode, least_positive, spacing, unit_roundoff
 from thimble_zarr.format.schema import VARIABLES
 from thimble_zarr.optim import adamw
 
@@ -106,14 +106,13 @@ def rounding(window: Window) -> np.ndarray:
 
 def ulp(window: Window) -> np.ndarray:
     """Return the spacing of the dtype at the weight."""
-    return spacing(window.current("W"), window.source.reader.schema.dtypes["W"])
+    return spacing(window.bits("W"), window.source.reader.schema.dtypes["W"])
 
 
 def displacement_ulp(window: Window) -> np.ndarray:
-    """Return the steps on the lattice of the dtype that the weight moved, signed."""
-    before = ordered(window.bits_before("W"))
-    displacement: np.ndarray = (ordered(window.bits("W")) - before).astype(np.float64)
-    return np.where(np.isnan(delta_W(window)), np.nan, displacement)
+    """Return the observed change in units of `ulp`: how far the weight moved on its lattice."""
+    displacement: np.ndarray = delta_W(window) / ulp(window)
+    return displacement
 
 
 def stalled(window: Window) -> np.ndarray:
@@ -149,6 +148,13 @@ def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
         scalar_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
         least=least,
     )
+
+
+def freeze_step(window: Window) -> np.ndarray:
+    """Return the last step of the window at which any of a token's elements moved, or 0."""
+    moved = (delta_W(window) != 0).any(axis=2) & (window.rows > 0)[:, np.newaxis]
+    last: np.ndarray = (moved * window.rows[:, np.newaxis]).max(axis=0)
+    return last
 
 
 def _denominator(window: Window, least: float) -> np.ndarray:

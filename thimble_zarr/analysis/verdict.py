@@ -1,9 +1,12 @@
 """The verdict: one line in plain words on what an accounting shows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+
+from thimble_zarr.analysis.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Verdict:
     text: str
 
 
-def verdict(table: xr.Dataset) -> Verdict:
+def verdict(table: xr.Dataset, findings: Sequence[Finding] = ()) -> Verdict:
     """Judge an accounting.
 
     The replay judges where there is one: it is sharper than any bound on the formula's rounding.
@@ -32,12 +35,21 @@ def verdict(table: xr.Dataset) -> Verdict:
     ----------
     table
         What `accounting` returned.
+    findings
+        What `find_causes` returned.
 
     Returns
     -------
     Verdict
     """
-    return _of_replay(table) if "recurrence" in table.dims else _of_formula(table)
+    judged = _of_replay(table) if "recurrence" in table.dims else _of_formula(table)
+    if judged.holds and findings:
+        return Verdict(
+            holds=False,
+            text=f"FAILS: the rows follow from one another, but the store was altered after it "
+            f"was recorded, first at step {findings[0].step}.",
+        )
+    return judged
 
 
 def _of_formula(table: xr.Dataset) -> Verdict:

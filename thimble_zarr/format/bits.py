@@ -127,13 +127,13 @@ def ulp_distance(stored: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.where(left_nan | right_nan, np.where(left_nan & right_nan, 0.0, np.inf), distance)
 
 
-def spacing(values: np.ndarray, native: str) -> np.ndarray:
+def spacing(stored: np.ndarray, native: str) -> np.ndarray:
     """Return the distance from each number to the next of its dtype, away from zero: one ULP.
 
     Parameters
     ----------
-    values
-        Numbers of the dtype `native`, as float64.
+    stored
+        Array of `storage_dtype(native)`.
     native
         The dtype torch held.
 
@@ -142,8 +142,12 @@ def spacing(values: np.ndarray, native: str) -> np.ndarray:
     numpy.ndarray
         float64, same shape; NaN where the number is not finite.
     """
-    _, exponent = np.frexp(values)
-    # frexp's mantissa is below 1; zero and subnormal numbers are as far apart as the least normal.
-    exponent = np.where(values == 0, _LEAST_EXPONENT[native], exponent - 1)
-    ulp = np.ldexp(2 * unit_roundoff(native), np.maximum(exponent, _LEAST_EXPONENT[native]))
-    return np.where(np.isfinite(values), ulp, np.nan)
+    mantissa_bits = -int(np.log2(2 * unit_roundoff(native)))
+    n_exponents = 2 ** (8 * stored.dtype.itemsize - 1 - mantissa_bits)
+    # The numbers of an exponent are evenly spaced, subnormal ones as the least normal ones.
+    exponents = np.maximum(np.arange(n_exponents), 1) - 1 + _LEAST_EXPONENT[native]
+    by_exponent = np.ldexp(2 * unit_roundoff(native), exponents)
+    by_exponent[-1] = np.nan
+    bits = stored.view(f"u{stored.dtype.itemsize}")
+    spaced: np.ndarray = by_exponent[(bits >> mantissa_bits) & (n_exponents - 1)]
+    return spaced

@@ -61,6 +61,9 @@ class Reader(Protocol):
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
 
+    def disk_bytes(self) -> int:
+        """Return the size of the recording where it lies."""
+
     def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
         """Find chunks whose values are not those that were recorded, as far as that is known."""
 

@@ -30,7 +30,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format.bits import decode, fill_value, storage_dtype
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
-from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.reader import AlteredChunk, Reader
 from thimble_zarr.format.schema import SCALARS, OptimizerInfo, Schema, TokenLabels
 from thimble_zarr.format.store import StorePath, StoreReader, StoreWriter, check_vacant
 from thimble_zarr.interchange.contents import (
@@ -49,8 +49,6 @@ from thimble_zarr.interchange.header import DTYPES, Header, Tensor, read_header,
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes to do."""
-
-_CHUNKS_A_READ = 4
 
 
 @dataclass(frozen=True)
@@ -177,6 +175,14 @@ class NotebookReader:
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
         return self.labels
+
+    def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
+        """Return an empty iterator: the file has no checksums."""
+        return iter(())
+
+    def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
+        """Return None: the file has no checksums."""
+        return None
 
     def disk_bytes(self) -> int:
         """Return the size of the file."""
@@ -532,21 +538,11 @@ def _parts(
         return
     (variable,) = (ours for ours, theirs in FILE_NAMES.items() if theirs == name)
     for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
-        bits = _read_rows(reader, variable, rows)
+        bits = reader.read(variable, rows)
         if variable == "grad" and rows[0] == 0:
             bits[0] = 0
         for row in bits:
             yield _widen(row, tensor.dtype).reshape(-1).view(np.uint8).data
-
-
-def _read_rows(reader: Reader, variable: str, rows: tuple[int, int]) -> np.ndarray:
-    """Read whole rows a few chunks at a time: Zarr holds several copies of what it decodes."""
-    schema = reader.schema
-    shape = (rows[1] - rows[0], schema.n_tokens, schema.n_dims)
-    bits = np.empty(shape, storage_dtype(schema.dtypes[variable]))
-    for start, stop in split_range(0, schema.n_tokens, _CHUNKS_A_READ * schema.layout.chunk_tokens):
-        bits[:, start:stop] = reader.read(variable, rows, (start, stop))
-    return bits
 
 
 def _widen(bits: np.ndarray, dtype: str) -> np.ndarray:
