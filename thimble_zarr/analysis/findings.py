@@ -17,7 +17,7 @@ import xarray as xr
 from thimble_zarr.analysis.accounting import lazy_variable
 from thimble_zarr.analysis.evidence import Bits, Evidence, Run, equal
 from thimble_zarr.analysis.recurrences import HYPERPARAMETERS
-from thimble_zarr.format.bits import is_nan, least_positive, unit_roundoff
+from thimble_zarr.format.bits import decode, is_nan, least_positive, unit_roundoff
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.optim import adamw
 
@@ -577,40 +577,50 @@ class CastStates(Cause):
         if len(run.steps) < 3:
             return None
         step = run.steps[0]
-        replayed = evidence.replay(step)
-        for lower in ("bfloat16", "float16"):
-            cast = [
+        replayed, recorded = (
+            {name: evidence.values(name, bits) for name, bits in row.items()}
+            for row in (evidence.replay(step), evidence.after(step))
+        )
+        cast = {
+            lower: [
                 name
                 for name in run.wrong
                 if name != "W"
                 and evidence.schema.dtypes[name] != lower
-                and _held(evidence.values(name, evidence.row(name, step)), lower).all()
-                and _held(_nonzero(evidence.values(name, replayed[name])), lower).mean() < 0.75
+                and (_cast(recorded[name], lower) == recorded[name]).all()
+                and _share_held(replayed[name], lower) < 0.75
             ]
-            if cast:
-                return {
-                    "variable": _joined(cast),
-                    "native": evidence.schema.dtypes[cast[0]],
-                    "lower": lower,
-                    "token": None,
-                    "dim": None,
-                }
-        return None
+            for lower in ("bfloat16", "float16")
+        }
+        # Where numbers underflow, either dtype may hold what the other left of them.
+        lower = max(cast, key=lambda lower: _n_reproduced(replayed, recorded, cast[lower], lower))
+        if not cast[lower]:
+            return None
+        return {
+            "variable": _joined(cast[lower]),
+            "native": evidence.schema.dtypes[cast[lower][0]],
+            "lower": lower,
+            "token": None,
+            "dim": None,
+        }
 
 
-def _nonzero(values: np.ndarray) -> np.ndarray:
-    nonzero: np.ndarray = values[values != 0]
-    return nonzero
+def _share_held(values: np.ndarray, lower: str) -> float:
+    """Return the share of numbers, other than zero, that a lower dtype can hold."""
+    values = values[values != 0]
+    return float((_cast(values, lower) == values).mean()) if values.size else 0.0
 
 
-def _held(values: np.ndarray, lower: str) -> np.ndarray:
-    """Return which numbers a lower dtype can hold."""
+def _n_reproduced(replayed: Bits, recorded: Bits, names: list[str], lower: str) -> int:
+    """Return how many recorded numbers a cast of those replayed gives."""
+    return sum(int((_cast(replayed[name], lower) == recorded[name]).sum()) for name in names)
+
+
+def _cast(values: np.ndarray, lower: str) -> np.ndarray:
+    """Return numbers rounded to a lower dtype, float64."""
     if lower == "float16":
-        held = values.astype(np.float16)
-    else:
-        held = (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
-    same: np.ndarray = held.astype(np.float64) == values
-    return same
+        return values.astype(np.float16).astype(np.float64)
+    return decode(_encode(values, np.dtype(np.uint16)), "bfloat16", np.float64)
 
 
 class OtherLearningRate(Cause):

@@ -160,7 +160,7 @@ def replay_table(table: "xr.Dataset") -> str:
 
 
 def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
-    """Return for each recurrence how many elements are equal, and which is the first that is not."""
+    """Return for each recurrence how many elements are equal, and the first that is not."""
     found = {}
     total = table.attrs["n_elements"] * table.sizes["step"]
     for name in table.recurrence.values.tolist():
