@@ -12,7 +12,9 @@ from thimble_zarr.format.store import StoreReader, StoreWriter
 Arrays = dict[str, np.ndarray]
 
 
-def rewrite(source_path: Path, target_path: Path, change: Callable[[Arrays, Arrays], None]) -> None:
+def rewrite(
+    source_path: Path, target_path: Path, change: Callable[[Arrays, Arrays], object]
+) -> None:
     """Write a store anew, whole and with good checksums, after `change` had its way with it.
 
     `change` gets the stored bits of every variable, shape `(step, token, dim)`, and every per-step

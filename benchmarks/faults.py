@@ -1,0 +1,180 @@
+"""Plant every fault in real runs, and count what `check` calls them.
+
+Two real runs, bfloat16 and float32, are recorded. Each fault that has a name is planted in a copy,
+several times at random places; the confusion table shows what was planted and what was found. Then
+one bit of one stored element is flipped in place, as often as asked, and must be found and located.
+"""
+
+import datetime
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import zarr
+
+from benchmarks.__main__ import commit, machine, python, say
+from benchmarks.processes import measure
+from tests.faults import flip_bit, rewrite
+from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
+from thimble_zarr import accounting, open_dataset
+from thimble_zarr.analysis.findings import Finding, find_causes
+from thimble_zarr.format.store import StoreReader
+
+SOUND = "nothing"
+NOTHING_FOUND = "no finding"
+
+
+def findings(store: Path) -> list[Finding]:
+    ds = open_dataset(store)
+    return find_causes(ds, accounting(ds))
+
+
+def confusion(
+    store: Path, faults: dict[str, Planted], *, repeats: int, seed: int
+) -> Counter[tuple[str, str]]:
+    """Return how often each fault was called what."""
+    counts: Counter[tuple[str, str]] = Counter()
+    copy = store.with_name("planted.zarr")
+    random = np.random.default_rng(seed)
+    n_rows = StoreReader.open(store).n_rows
+    counts[SOUND, called(findings(store))] += 1
+    for name, fault in faults.items():
+        for _ in range(repeats):
+            step = int(random.integers(5, n_rows - 10))
+            shutil.rmtree(copy, ignore_errors=True)
+            rewrite(store, copy, lambda bits, scalars: fault.plant(bits, scalars, step, random))  # noqa: B023
+            counts[f"{name} ({fault.code})", called(findings(copy))] += 1
+        say(f"  {name}: {[found for planted, found in counts if planted.startswith(name)]}")
+    shutil.rmtree(copy, ignore_errors=True)
+    return counts
+
+
+def called(found: list[Finding]) -> str:
+    return " + ".join(finding.code for finding in found) or NOTHING_FOUND
+
+
+def flips(store: Path, *, trials: int, seed: int) -> dict[str, object]:
+    """Flip one bit in place, through zarr-python, check everything, and put it back; repeat."""
+    random = np.random.default_rng(seed)
+    reader = StoreReader.open(store)
+    schema = reader.schema
+    found: Counter[tuple[str, bool, bool]] = Counter()
+    seconds = []
+    for trial in range(trials):
+        name = str(random.choice([*schema.dtypes]))
+        place = tuple(
+            int(random.integers(length))
+            for length in (reader.n_rows, schema.n_tokens, schema.n_dims)
+        )
+        file = store / name / f"c.{place[0] // schema.layout.block_steps}.0.0"
+        before = file.read_bytes()
+        array = zarr.open_array(store, path=name, mode="r+")
+        bits = np.asarray(array[place[0] : place[0] + 1, place[1] : place[1] + 1])
+        bit = int(random.integers(8 * bits.dtype.itemsize))
+        flip_bit(bits, (0, 0, place[2]), bit)
+        array[place[0] : place[0] + 1, place[1] : place[1] + 1] = bits
+        start = time.perf_counter()
+        causes = findings(store)
+        seconds.append(time.perf_counter() - start)
+        located = [(f.code, f.variable, (f.step, f.token, f.dim)) for f in causes]
+        found[name, bool(causes), located == [("bit-flip", name, place)]] += 1
+        if located != [("bit-flip", name, place)]:
+            say(f"  {trial}: bit {bit} of {name} {place} was called {located}")
+        file.write_bytes(before)
+    return {
+        "trials": trials,
+        "found": sum(n for (_, was_found, _), n in found.items() if was_found),
+        "located": sum(n for (_, _, was_located), n in found.items() if was_located),
+        "by_variable": {
+            name: sum(n for (variable, *_), n in found.items() if variable == name)
+            for name in schema.dtypes
+        },
+        "check_s": float(np.median(seconds)),
+    }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Return the confusion table and the flips as the README has them."""
+    lines = ["| planted | called | of |", "| --- | --- | --- |"]
+    for dtype, counts in results["confusion"].items():
+        total: Counter[str] = Counter()
+        for planted, _, n in counts:
+            total[planted] += n
+        lines += [
+            f"| {planted}, {dtype} | {found} | {n} of {total[planted]} |"
+            for planted, found, n in counts
+        ]
+    of = results["flips"]
+    lines.append(
+        f"| one bit of one stored element, bfloat16 | bit-flip, at its place | {of['located']} of "
+        f"{of['trials']} |"
+    )
+    return "\n".join(lines)
+
+
+def record(store: Path, dtype: str, steps: int, batch_size: int) -> Path:
+    """Record a real run."""
+    say(f"recording {steps} steps in {dtype} ...")
+    sizes = ("--steps", steps, "--batch-size", batch_size, "--dtype", dtype)
+    measure(python("thimble_zarr", "train", store, *sizes, "--overwrite", "--quiet"))
+    return store
+
+
+@click.command()
+@click.option("--steps", type=int, default=50, show_default=True, help="Of the planted runs.")
+@click.option("--flip-steps", type=int, default=200, show_default=True, help="Of the flipped run.")
+@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option("--repeats", type=int, default=2, show_default=True, help="Of each planted fault.")
+@click.option("--trials", type=int, default=100, show_default=True, help="Flipped bits.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), default=Path("runs/faults"), show_default=True
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("benchmarks/faults.json"),
+    show_default=True,
+)
+def main(
+    *,
+    steps: int,
+    flip_steps: int,
+    batch_size: int,
+    repeats: int,
+    trials: int,
+    directory: Path,
+    output: Path,
+) -> None:
+    """Plant faults and count what they are called."""
+    directory.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"confusion": {}}
+    for dtype, faults in {
+        "bfloat16": PLANTED | CAST_BFLOAT16,
+        "float32": PLANTED | CAST_FLOAT32,
+    }.items():
+        store = record(directory / f"{dtype}.zarr", dtype, steps, batch_size)
+        say("planting faults ...")
+        counts = confusion(store, faults, repeats=repeats, seed=0)
+        results["confusion"][dtype] = [[*key, n] for key, n in counts.items()]
+    store = record(directory / "flips.zarr", "bfloat16", flip_steps, batch_size)
+    say("flipping bits ...")
+    results["flips"] = flips(store, trials=trials, seed=1)
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "steps": steps,
+        "flip_steps": flip_steps,
+        "batch_size": batch_size,
+    }
+    output.write_text(json.dumps(about | results, indent=1) + "\n", encoding="utf-8")
+    click.echo(markdown(results))
+
+
+if __name__ == "__main__":
+    main()
