@@ -121,9 +121,9 @@ def cast_states(lower: torch.dtype) -> Planted:
     return Planted("cast-states", plant)
 
 
-def other_hyperparameter(name: str, code: str) -> Planted:
+def other_hyperparameter(name: str, code: str, *, more: float) -> Planted:
     def plant(bits, scalars, step, random):
-        scalars[name][step:] *= 3
+        scalars[name][step:] = 3 * scalars[name][step:] + more
         return step, None, None
 
     return Planted(code, plant)
@@ -191,8 +191,12 @@ PLANTED = {
     "tokens of all gradients permuted": permuted_tokens("grad", everywhere=True),
     "gradient scaler's factor left in": Planted("scaled-gradient", scaled_gradient),
     "clipped after it was recorded": Planted("rescaled-gradient", rescaled_gradient),
-    "another learning rate recorded": other_hyperparameter("learning_rate", "other-learning-rate"),
-    "another weight decay recorded": other_hyperparameter("weight_decay", "other-weight-decay"),
+    "another learning rate recorded": other_hyperparameter(
+        "learning_rate", "other-learning-rate", more=0
+    ),
+    "another weight decay recorded": other_hyperparameter(
+        "weight_decay", "other-weight-decay", more=3
+    ),
     "a second hand on three tokens": Planted("second-hand", second_hand),
     "another gradient at one step": Planted("wrong-gradient", wrong_gradient),
 }

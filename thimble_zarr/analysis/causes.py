@@ -52,11 +52,12 @@ class BitFlip(Cause):
         _, token, dim, _ = run.start
         element = evidence.element(token, dim)
         step = run.steps[0]
-        for row in (step, step - 1):
-            for name in (*element.names, "grad"):
-                bit = _mending_bit(element, name, row)
-                if bit is not None:
-                    return {"variable": name, "bit": bit, "step": row}
+        suspects = [(name, step) for name in (*element.names, "grad")]
+        suspects += [(name, step - 1) for name in element.names]
+        for name, row in suspects:
+            bit = _mending_bit(element, name, row)
+            if bit is not None:
+                return {"variable": name, "bit": bit, "step": row}
         return None
 
 
@@ -72,8 +73,6 @@ def _is_one_element(run: Run) -> bool:
 
 def _mending_bit(element: Evidence, name: str, row: int) -> int | None:
     """Return the bit of one element that, flipped, makes the rows around it follow."""
-    if row < (1 if name == "grad" else 0):
-        return None
     recorded = element.row(name, row)
     unsigned = np.dtype(f"u{recorded.dtype.itemsize}")
     zero_state = row == 0 and name not in ("W", "grad")
@@ -252,7 +251,7 @@ class PermutedTokens(Cause):
         if run.states_are_right:
             return None
         grad = evidence.row("grad", step)
-        wrong = np.flatnonzero(~equal(replayed, recorded).all(axis=1))[:_MAX_MATCHED]
+        wrong = ~np.all(equal(replayed, recorded), axis=1)
         places = _nearest(_wanted_gradient(evidence, step), evidence.values("grad", grad), wrong)
         if places is None:
             return None
@@ -278,11 +277,18 @@ def _matches(rows: np.ndarray, others: np.ndarray) -> np.ndarray | None:
     return _if_permuted(places, np.any(rows != others, axis=1))
 
 
-def _nearest(rows: np.ndarray, others: np.ndarray, which: np.ndarray) -> np.ndarray | None:
-    """Return for some rows which other is nearest, if that is seldom their own."""
+def _nearest(rows: np.ndarray, others: np.ndarray, wrong: np.ndarray) -> np.ndarray | None:
+    """Return which other the largest of the wrong rows are, where there is no doubt about it.
+
+    Tokens that do not occur have nearly the same gradients; those that do are told apart.
+    """
     places = np.arange(len(rows))
-    for index in which.tolist():
-        places[index] = int(np.argmin(np.abs(others - rows[index]).sum(axis=1)))
+    size = np.where(wrong, np.abs(rows).sum(axis=1), 0)
+    for index in np.argsort(-size)[:_MAX_MATCHED].tolist():
+        distance = np.abs(others - rows[index]).sum(axis=1)
+        first, second = np.argpartition(distance, 1)[:2].tolist()
+        if distance[first] < 0.5 * distance[second]:
+            places[index] = first
     return _if_permuted(places, places != np.arange(len(rows)))
 
 
