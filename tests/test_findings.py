@@ -55,15 +55,7 @@ def test_nothing_is_found_in_a_sound_record(runs: dict[str, Path], native: str) 
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(
-    ("native", "name", "planted"),
-    [
-        (native, name, planted)
-        for native, faults in RUNS.items()
-        for name, planted in faults.items()
-    ],
-    ids=[f"{native}-{name}" for native, faults in RUNS.items() for name in faults],
-)
+@pytest.mark.parametrize(("native", "name"), [(run, name) for run in RUNS for name in RUNS[run]])
 def test_a_planted_cause_is_the_one_that_is_named(
     runs: dict[str, Path], tmp_path: Path, native: str, name: str, seed: int
 ) -> None:

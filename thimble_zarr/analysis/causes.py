@@ -462,9 +462,9 @@ def _cast(values: np.ndarray, lower: str) -> np.ndarray:
 
 
 class OtherLearningRate(Cause):
-    """The weights are those of learning rate {value:g}, and {recorded:g} is recorded.
+    """The weights are those of learning rate {value}, and {recorded:g} is recorded.
 
-    The states are right. Other values near it may give the same bits.
+    The states are right, and of the values tried these give the recorded weights.
     """
 
     code = "other-learning-rate"
@@ -474,45 +474,47 @@ class OtherLearningRate(Cause):
         if not run.states_are_right:
             return None
         step = run.steps[0]
-        value = _fitting_value(evidence, step, self.name)
-        if value is None:
+        values = _fitting_values(evidence, step, self.name)
+        if not values:
             return None
         return {
             "variable": self.name,
             "recorded": float(evidence.source.recorded[self.name][step]),
-            "value": value,
+            "value": " to ".join(f"{value:g}" for value in sorted({min(values), max(values)})),
             "token": None,
             "dim": None,
         }
 
 
 class OtherWeightDecay(OtherLearningRate):
-    """The weights are those of weight decay {value:g}, and {recorded:g} is recorded.
+    """The weights are those of weight decay {value}, and {recorded:g} is recorded.
 
-    The states are right. Other values near it may give the same bits.
+    The states are right, and of the values tried these give the recorded weights.
     """
 
     code = "other-weight-decay"
     name = "weight_decay"
 
 
-def _fitting_value(evidence: Evidence, step: int, name: str) -> float | None:
-    """Return the value of a hyper-parameter with which the weights are right, or nearly all are."""
+def _fitting_values(evidence: Evidence, step: int, name: str) -> list[float]:
+    """Return values of a hyper-parameter with which all weights are right, or nearly all.
+
+    Rounding may hide the difference between values: then there are several.
+    """
     recorded = float(evidence.source.recorded[name][step])
 
-    def share(value: float) -> float:
+    def share_wrong(value: float) -> float:
         replayed = evidence.replay(step, {}, **{name: value})
-        return evidence.share_equal(replayed, evidence.after(step))
+        return 1 - evidence.share_equal(replayed, evidence.after(step))
 
-    estimate = _least_squares(evidence, step, name)
-    rounded = {float(f"{max(estimate, 0):.{n}g}") for n in range(1, 9)}
+    estimate = max(_least_squares(evidence, step, name), 0.0)
+    rounded = {float(f"{estimate:.{n}g}") for n in range(1, 9)}
     typical = {digit * 10.0**power for power in range(-6, 1) for digit in (1, 2, 3, 5)}
-    shares = {value: share(value) for value in {0.0, estimate} | rounded | typical if value >= 0}
-    best = max(shares, key=lambda value: (shares[value], -abs(value - recorded)))
-    before = share(recorded)
-    if shares[best] == 1 or 1 - shares[best] < 0.1 * (1 - before):
-        return best
-    return None
+    wrong = {value: share_wrong(value) for value in {0.0, estimate} | rounded | typical}
+    least = min(wrong.values())
+    if least >= 0.1 * share_wrong(recorded):
+        return []
+    return [value for value, share in wrong.items() if share == least]
 
 
 def _least_squares(evidence: Evidence, step: int, name: str) -> float:
