@@ -1,0 +1,72 @@
+"""Copies of a recording in which something is not as it was recorded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from thimble_zarr.format.store import StoreReader, StoreWriter
+
+Arrays = dict[str, np.ndarray]
+
+
+def rewrite(source_path: Path, target_path: Path, change: Callable[[Arrays, Arrays], None]) -> None:
+    """Write a store anew, whole and with good checksums, after `change` had its way with it.
+
+    `change` gets the stored bits of every variable, shape `(step, token, dim)`, and every per-step
+    scalar, shape `(step,)`, and writes into them.
+    """
+    reader = StoreReader.open(source_path)
+    n_rows, length = reader.n_rows, reader.schema.layout.block_steps
+    bits = {name: reader.read(name, (0, n_rows)).copy() for name in reader.schema.dtypes}
+    scalars = {name: values.copy() for name, values in reader.read_scalars().items()}
+    change(bits, scalars)
+    labels = reader.read_labels()
+    writer = StoreWriter.create(target_path, reader.schema, labels=labels, n_rows=n_rows)
+    for start in range(0, n_rows, length):
+        writer.commit_block(
+            start,
+            min(length, n_rows - start),
+            {name: _rows(values, start, length) for name, values in bits.items()},
+            {name: _rows(values, start, length) for name, values in scalars.items()},
+        )
+    writer.close()
+
+
+def _rows(values: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Return `length` rows from `start` on; those that are not there are zero."""
+    rows = np.zeros((length, *values.shape[1:]), dtype=values.dtype)
+    there = values[start : start + length]
+    rows[: len(there)] = there
+    return rows
+
+
+def flip_bit(bits: np.ndarray, index: tuple[int, ...], bit: int) -> None:
+    """Flip one bit of one element, 0 the least."""
+    pattern = bits.view(f"u{bits.dtype.itemsize}")
+    pattern[index] ^= pattern.dtype.type(1 << bit)
+
+
+def relabel(source_path: Path, target_path: Path, **schema: object) -> None:
+    """Copy a store that says something else of itself: fields of its schema, None to leave one out.
+
+    Mappings are merged into what is there.
+    """
+    shutil.copytree(source_path, target_path)
+    file = target_path / "zarr.json"
+    metadata = json.loads(file.read_text())
+    _merge(metadata["attributes"]["thimble"], schema)
+    file.write_text(json.dumps(metadata))
+
+
+def _merge(target: dict[str, object], changes: dict[str, object]) -> None:
+    for name, value in changes.items():
+        there = target.get(name)
+        if isinstance(value, dict) and isinstance(there, dict):
+            _merge(there, value)
+        elif value is None:
+            target.pop(name, None)
+        else:
+            target[name] = value
