@@ -17,6 +17,7 @@ from thimble_zarr.format.bits import (
     fill_value,
     is_nan,
     least_positive,
+    patterns,
     ulp_distance,
     unit_roundoff,
 )
@@ -174,7 +175,7 @@ def compare(
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)
-        differs = bits != recorded
+        differs = patterns(bits) != patterns(recorded)
         distance = np.zeros(differs.shape)
         if differs.any():
             differs &= ~(is_nan(bits) & is_nan(recorded))
@@ -186,7 +187,7 @@ def compare(
             apart = np.abs(window.current(name) - decode(bits, native, np.float64))
             beyond = differs & ~(apart <= allowed[name])
         if first.any() and name != "W":
-            not_zero = (window.bits_before(name) != 0) & first[:, np.newaxis, np.newaxis]
+            not_zero = (patterns(window.bits_before(name)) != 0) & first[:, np.newaxis, np.newaxis]
             differs, beyond = differs | not_zero, beyond | not_zero
         comparisons[name] = Comparison(differs, beyond, distance)
     return comparisons

@@ -35,8 +35,9 @@ from thimble_zarr.record.capture import (
 )
 from thimble_zarr.record.writer import BlockWriter
 
-RECORDABLE = ("bfloat16", "float32", "float64")
-"""Dtypes of parameters. In float16 AdamW's epsilon is zero, and no bound on rounding holds."""
+RECORDABLE = ("bfloat16", "float16", "float32", "float64")
+"""Dtypes of parameters. Where epsilon underflows, as 1e-8 does in float16, rounding may do anything
+to AdamW's formula; the replay is exact all the same."""
 
 
 class Recorder:
