@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.runs import Loop
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.recurrences import compare, recurrences, replayed
+from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.analysis.windows import Source, iter_windows
 from thimble_zarr.format.schema import OptimizerInfo
 from thimble_zarr.format.store import StoreReader
