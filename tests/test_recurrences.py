@@ -11,9 +11,12 @@ import xarray as xr
 from tests.faults import Arrays, flip_bit, relabel, rewrite
 from tests.runs import N_DIMS, N_STEPS, N_TOKENS, record
 from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr.analysis.recurrences import not_exact_because
 from thimble_zarr.analysis.verdict import verdict
+from thimble_zarr.analysis.windows import Source
 from thimble_zarr.format.bits import decode, least_positive, spacing, unit_roundoff
 from thimble_zarr.format.schema import OptimizerInfo
+from thimble_zarr.format.store import StoreReader
 from thimble_zarr.optim.adamw import recurrence_bounds
 from thimble_zarr.optim.replay import Lanes, Program
 
@@ -150,6 +153,10 @@ OTHER_PROGRAMS = {
         {"software": {"torch": "2.0.0+cu118"}, "device": "cuda"},
         "it was recorded with torch 2.0.0+cu118 and it was recorded on cuda",
     ),
+    "other instructions": (
+        {"cpu_capability": "VSX"},
+        "it was recorded on a CPU that torch used as VSX",
+    ),
     "nobody knows": (
         {"software": {"torch": None}},
         "the record does not say which torch made it",
@@ -186,6 +193,32 @@ def test_another_program_is_held_to_a_bound(fused: Path, tmp_path: Path, why: st
     assert 1 <= ulps < 1e6
     assert f"at most {ulps:.0f} ULP apart" in found.text
     assert found.text.endswith(f"because {reason}.")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "here", "exact"),
+    [
+        ("AVX2", "AVX512", True),
+        ("AVX512", "AVX2", True),
+        ("AVX512", "AVX512", True),
+        ("DEFAULT", "DEFAULT", True),
+        ("AVX2", "DEFAULT", False),
+        ("DEFAULT", "AVX512", False),
+        (None, "DEFAULT", True),
+    ],
+)
+def test_instructions_that_round_alike(
+    toy_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: str | None,
+    here: str,
+    exact: bool,
+) -> None:
+    relabel(toy_path, tmp_path / "run.zarr", cpu_capability=recorded)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here)
+    source = Source(StoreReader.open(tmp_path / "run.zarr"))
+    assert bool(not_exact_because(source)) != exact
 
 
 def test_another_program_of_the_same_torch_fails(fused: Path, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from thimble_zarr.format.bits import (
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim import adamw
 
+_FUSED_MULTIPLY_ADD = ("AVX2", "AVX512")
+"""Vector instructions, by torch's names, with which it rounds alike."""
+
 _HYPERPARAMETERS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
 
 
@@ -124,7 +127,15 @@ def not_exact_because(source: Source) -> str:
         reasons.append(f"it was recorded with torch {made_by}")
     if made_by is not None and recorded_on != replay_device(source).partition(":")[0]:
         reasons.append(f"it was recorded on {schema.device}")
+    elif recorded_on == "cpu" and not _round_alike(
+        schema.cpu_capability, torch.backends.cpu.get_cpu_capability()
+    ):
+        reasons.append(f"it was recorded on a CPU that torch used as {schema.cpu_capability}")
     return " and ".join(reasons)
+
+
+def _round_alike(recorded: str | None, here: str) -> bool:
+    return recorded in (None, here) or {recorded, here} <= set(_FUSED_MULTIPLY_ADD)
 
 
 @dataclass(frozen=True)

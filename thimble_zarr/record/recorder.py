@@ -307,6 +307,7 @@ def _schema(
         parameter=name,
         device=str(parameter.device),
         n_threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
         software={
             "thimble_zarr": thimble_zarr.__version__,
             "torch": torch.__version__,
