@@ -105,11 +105,16 @@ def test_a_dataset_that_is_no_longer_lazy_is_an_error(toy_path: Path) -> None:
             accounting(changed)
 
 
-def test_a_sound_run_holds(toy_path: Path) -> None:
-    found = verdict(accounting(open_dataset(toy_path)))
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_sound_run_holds(toy_path: Path, replay: bool) -> None:
+    found = verdict(accounting(open_dataset(toy_path), replay=replay))
     assert found.holds
     n_elements = N_STEPS * N_TOKENS * 5
-    assert found.text.startswith(f"HOLDS: all {n_elements:,} weight changes")
+    assert found.text.startswith(
+        f"HOLDS to the bit: replayed, all {n_elements:,} values each of W, exp_avg and exp_avg_sq "
+        if replay
+        else f"HOLDS: all {n_elements:,} weight changes"
+    )
     assert "at step 13" in found.text
 
 
@@ -139,16 +144,20 @@ class Faulty:
                 self.loop.optimizer.zero_grad()
 
 
+PLANTED = [
+    ("another learning rate than recorded", 4),
+    ("a second hand on the weights", 5),
+]
+"""Faults, and the first step whose weights do not follow."""
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(
-    ("fault", "first"),
-    [("another learning rate than recorded", 4), ("a second hand on the weights", 5)],
-)
+@pytest.mark.parametrize(("fault", "first"), PLANTED)
 def test_a_planted_fault_fails_where_it_begins(
     tmp_path: Path, fault: str, first: int, dtype: torch.dtype
 ) -> None:
     Faulty(tmp_path / "run.zarr", dtype=dtype).run(fault)
-    table = accounting(open_dataset(tmp_path / "run.zarr"))
+    table = accounting(open_dataset(tmp_path / "run.zarr"), replay=False)
     found = verdict(table)
     assert not found.holds
     assert found.text.startswith("FAILS")
@@ -156,20 +165,59 @@ def test_a_planted_fault_fails_where_it_begins(
     assert int(table.n_beyond_rounding.sel(step=slice(1, first - 1)).sum()) == 0
 
 
-def test_the_same_loop_without_a_fault_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("fault", "first"), PLANTED)
+def test_the_replay_fails_where_a_planted_fault_begins(
+    tmp_path: Path, fault: str, first: int, dtype: torch.dtype
+) -> None:
+    Faulty(tmp_path / "run.zarr", dtype=dtype).run(fault)
+    table = accounting(open_dataset(tmp_path / "run.zarr"))
+    found = verdict(table)
+    assert not found.holds
+    assert found.text.startswith(f"FAILS: the books do not balance from step {first} on. ")
+    assert int(table.n_different.sel(step=slice(1, first - 1)).sum()) == 0
+    assert (table.n_different.sel(recurrence=["exp_avg", "exp_avg_sq"]) == 0).all()
+    xr.testing.assert_equal(table.n_beyond, table.n_different.rename("n_beyond"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_replay_sees_states_that_were_changed_between_steps(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    Faulty(tmp_path / "run.zarr", dtype=dtype).run("states changed after the step")
+    table = accounting(open_dataset(tmp_path / "run.zarr"))
+    n_different = table.n_different.sel(recurrence="exp_avg")
+    # The change made after step 4 is in what step 5 starts from, not in what step 4 recorded.
+    assert np.flatnonzero(n_different).tolist() == [4]
+    assert int(n_different.sel(step=5)) > 50
+    assert verdict(table).text.startswith("FAILS: the books do not balance from step 5 on. ")
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_the_same_loop_without_a_fault_holds(tmp_path: Path, replay: bool) -> None:
     Faulty(tmp_path / "run.zarr", dtype=torch.float32).run("none")
-    assert verdict(accounting(open_dataset(tmp_path / "run.zarr"))).holds
+    assert verdict(accounting(open_dataset(tmp_path / "run.zarr"), replay=replay)).holds
 
 
 def test_one_changed_element_is_found(tmp_path: Path) -> None:
     Faulty(tmp_path / "run.zarr", dtype=torch.float32).run("a second hand on the weights")
     table = accounting(open_dataset(tmp_path / "run.zarr"))
     assert int(table.n_beyond_rounding.sel(step=5)) == 1
-    untouched = accounting(open_dataset(tmp_path / "run.zarr").sel(token=[0, 1, 6, 8]))
-    assert verdict(untouched).holds
+    found = table.sel(recurrence="W")
+    assert found.n_different.values.tolist() == [0] * 4 + [1] + [0] * 8
+    assert (int(found.first_token[4]), int(found.first_dim[4])) == (7, 2)
+    assert float(table.norm_unexplained.sel(step=5)) == pytest.approx(
+        0.5 * (1 - 1e-2 * 1e-2), rel=1e-6
+    )
+    untouched = open_dataset(tmp_path / "run.zarr").sel(token=[0, 1, 6, 8])
+    for replay in (True, False):
+        assert verdict(accounting(untouched, replay=replay)).holds
 
 
-def test_rows_shifted_by_one_step_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("replay", [True, False])
+def test_rows_shifted_by_one_step_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replay: bool
+) -> None:
     """States of step t+1 stored under step t, as an alias that is copied too late would be."""
     from thimble_zarr.record import recorder as recorder_module
 
@@ -183,7 +231,7 @@ def test_rows_shifted_by_one_step_fail(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(recorder_module, "state_tensors", state_tensors)
     record(tmp_path / "run.zarr")
-    assert not verdict(accounting(open_dataset(tmp_path / "run.zarr"))).holds
+    assert not verdict(accounting(open_dataset(tmp_path / "run.zarr"), replay=replay)).holds
 
 
 def test_missing_values_are_not_explained(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.runs import Loop
-from thimble_zarr.format.bits import unit_roundoff
+from thimble_zarr.format.bits import least_positive, unit_roundoff
 from thimble_zarr.optim.adamw import adam_decay, adam_update, rounding_bound
 
 
@@ -53,12 +53,14 @@ class Steps:
             update,
             after,
             before,
+            denominator=np.array(group["eps"]),
             weight_decay=np.array(group["weight_decay"]),
             beta1=np.array(group["betas"][0]),
             beta2=np.array(group["betas"][1]),
             optimizer_step=np.array(step),
             unit_roundoff=unit_roundoff(self.native) + unit_roundoff("float64"),
             scalar_roundoff=4 * unit_roundoff("float32" if on_device else "float64"),
+            least=least_positive(self.native),
         )
 
 

@@ -7,7 +7,12 @@ from thimble_zarr.format.bits import (
     NATIVE_DTYPES,
     decode,
     fill_value,
+    is_nan,
+    least_positive,
+    ordered,
+    spacing,
     storage_dtype,
+    ulp_distance,
     unit_roundoff,
 )
 
@@ -49,3 +54,108 @@ def test_unit_roundoff_is_torchs(native: str) -> None:
 def test_nothing_is_copied_when_nothing_changes() -> None:
     values = np.ones(3, dtype=np.float32)
     assert decode(values, "float32") is values
+
+
+NEGATIVE = 2**15
+MAGNITUDES = EVERY_PATTERN[:NEGATIVE]
+
+
+def as_numbers(patterns: np.ndarray) -> np.ndarray:
+    """What torch takes bfloat16 patterns for."""
+    return torch.from_numpy(patterns).view(torch.bfloat16).double().numpy()
+
+
+def is_finite(patterns: np.ndarray) -> np.ndarray:
+    return np.isfinite(as_numbers(patterns))
+
+
+def test_every_bfloat16_nan_is_one() -> None:
+    np.testing.assert_array_equal(is_nan(EVERY_PATTERN), np.isnan(as_numbers(EVERY_PATTERN)))
+
+
+@pytest.mark.parametrize("native", ["float16", "float32", "float64"])
+def test_other_nans_are_nan_too(native: str) -> None:
+    values = np.array([0.0, -0.0, 1.0, np.inf, -np.inf, np.nan, -np.nan], dtype=native)
+    assert is_nan(values).tolist() == [False] * 5 + [True] * 2
+
+
+def test_every_bfloat16_number_has_its_place() -> None:
+    """Sorted by torch's values, places rise by one from number to number; zeros share theirs."""
+    numbers = EVERY_PATTERN[~np.isnan(as_numbers(EVERY_PATTERN))]
+    values, places = np.unique(as_numbers(numbers), return_index=True)
+    assert len(values) == 2 * (2**15 - 127) - 1
+    found = ordered(numbers[places])
+    np.testing.assert_array_equal(np.diff(found), 1)
+    assert found[values == 0].tolist() == [0]
+    assert ordered(np.array([0, NEGATIVE], dtype=np.uint16)).tolist() == [0, 0]
+
+
+def test_every_bfloat16_spacing_is_the_way_to_the_next_number() -> None:
+    finite = MAGNITUDES[is_finite(MAGNITUDES)]
+    values, after = as_numbers(finite), as_numbers(finite + np.uint16(1))
+    expected = after - values
+    expected[-1] = expected[-2]  # beyond the largest number lies infinity
+    for sign in (1, -1):
+        np.testing.assert_array_equal(spacing(sign * values, "bfloat16"), expected)
+    assert np.isnan(spacing(np.array([np.inf, -np.inf, np.nan]), "bfloat16")).all()
+
+
+@pytest.mark.parametrize("native", ["float16", "float32", "float64"])
+def test_spacing_is_numpys(native: str) -> None:
+    info = np.finfo(native)
+    rng = np.random.default_rng(0)
+    exponents = rng.uniform(info.minexp - info.nmant, info.maxexp - 1, 5000)
+    values = np.exp2(exponents).astype(native) * rng.choice([-1, 1], 5000).astype(native)
+    edges = [0.0, info.smallest_subnormal, info.smallest_normal, -info.smallest_normal, 1]
+    values = np.concatenate([values, np.array(edges, dtype=native)])
+    found = spacing(values.astype(np.float64), native)
+    with np.errstate(under="ignore"):
+        expected = np.spacing(np.abs(values)).astype(np.float64)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_every_bfloat16_pattern_is_as_far_from_others_as_torch_can_step() -> None:
+    """Distances along the lattice, counted by walking it."""
+    values = as_numbers(EVERY_PATTERN)
+    lattice = np.unique(values[~np.isnan(values)])
+    place = np.searchsorted(lattice, values)
+    for other in (0x0000, 0x8000, 0x3F80, 0xBF81, 0x0001, 0x7F80, 0xFF7F):
+        others = np.full_like(EVERY_PATTERN, other)
+        expected = np.abs(place - place[other]).astype(np.float64)
+        expected[np.isnan(values)] = np.inf
+        np.testing.assert_array_equal(ulp_distance(EVERY_PATTERN, others), expected)
+        np.testing.assert_array_equal(ulp_distance(others, EVERY_PATTERN), expected)
+    nan = np.full_like(EVERY_PATTERN, 0xFFC1)
+    expected = np.where(np.isnan(values), 0.0, np.inf)
+    np.testing.assert_array_equal(ulp_distance(EVERY_PATTERN, nan), expected)
+
+
+@pytest.mark.parametrize("native", ["float16", "float32", "float64"])
+def test_a_step_of_nextafter_is_one_ulp(native: str) -> None:
+    dtype = getattr(torch, native)
+    info = torch.finfo(dtype)
+    values = torch.tensor(
+        [0.0, -0.0, 1.0, -1.0, 3.7, info.tiny, -info.tiny, info.max, -info.max, 1e-7], dtype=dtype
+    )
+    for towards in (np.inf, -np.inf):
+        toward = np.full(len(values), towards, dtype=native)
+        with np.errstate(over="ignore", under="ignore"):
+            after = np.nextafter(values.numpy(), toward)
+        np.testing.assert_array_equal(ulp_distance(values.numpy(), after), 1)
+        np.testing.assert_array_equal(
+            np.sign(ordered(after) - ordered(values.numpy())), np.sign(towards)
+        )
+
+
+def test_distances_across_zero_do_not_overflow() -> None:
+    largest = np.array([np.inf])
+    patterns_below = 0x7FF0_0000_0000_0000
+    assert ulp_distance(largest, -largest).tolist() == [2.0 * patterns_below]
+    assert ulp_distance(largest, np.array([0.0])).tolist() == [float(patterns_below)]
+
+
+@pytest.mark.parametrize("native", NATIVE_DTYPES)
+def test_the_least_positive_number_is_torchs(native: str) -> None:
+    info = torch.finfo(getattr(torch, native))
+    assert least_positive(native) == info.smallest_normal * info.eps
+    assert float(torch.tensor(least_positive(native), dtype=getattr(torch, native))) > 0

@@ -45,6 +45,26 @@ def test_derived_variables_are_the_formula(tmp_path: Path) -> None:
         assert np.isnan(ds[name].values[0]).all()
 
 
+def test_these_are_the_variables(tmp_path: Path, toy_path: Path) -> None:
+    stored = ["W", "grad", "exp_avg", "exp_avg_sq"]
+    derived = ["delta_W", "adam_update", "adam_decay", "adam_residual"]
+    derived += ["rounding", "unexplained", "ulp", "displacement_ulp", "stalled"]
+    scalars = ["loss", "learning_rate", "beta1", "beta2", "eps", "weight_decay", "optimizer_step"]
+    ds = open_dataset(toy_path)
+    assert list(ds.data_vars) == stored + derived + scalars
+    assert all(ds[name].attrs["long_name"] for name in ds.data_vars)
+    record(tmp_path / "run.zarr", amsgrad=True, n_steps=1)
+    with_maximum = open_dataset(tmp_path / "run.zarr")
+    assert list(with_maximum.data_vars) == [*stored, "max_exp_avg_sq", *derived, *scalars]
+
+
+def test_the_initial_state_has_a_spacing_and_nothing_that_changed(toy_path: Path) -> None:
+    first = open_dataset(toy_path).sel(step=0)
+    assert np.isfinite(first.ulp).all()
+    for name in ("rounding", "unexplained", "displacement_ulp", "stalled"):
+        assert np.isnan(first[name]).all()
+
+
 def test_delta_is_the_difference_of_labels(toy_path: Path) -> None:
     ds = open_dataset(toy_path)
     observed = ds.W.diff("step")
@@ -70,8 +90,11 @@ def test_a_skipped_step_predicts_no_change(tmp_path: Path) -> None:
         loop.weight.grad = None
         loop.optimizer.step()
     ds = open_dataset(tmp_path / "run.zarr")
-    for name in ("delta_W", "adam_update", "adam_decay", "adam_residual"):
+    for name in ("delta_W", "adam_update", "adam_decay", "adam_residual", "rounding"):
         assert (ds[name].sel(step=2) == 0).all()
+    for name in ("unexplained", "displacement_ulp", "stalled"):
+        assert (ds[name].sel(step=2) == 0).all()
+    assert int(accounting(ds).n_different.sum()) == 0
 
 
 def test_a_skipped_first_step_too(tmp_path: Path) -> None:
@@ -82,7 +105,9 @@ def test_a_skipped_first_step_too(tmp_path: Path) -> None:
         loop.step()
     ds = open_dataset(tmp_path / "run.zarr")
     assert (ds.adam_residual.sel(step=1) == 0).all()
-    assert int(accounting(ds).n_beyond_rounding.sum()) == 0
+    table = accounting(ds)
+    assert int(table.n_beyond_rounding.sum()) == 0
+    assert int(table.n_different.sum()) == 0
 
 
 def test_variables_are_read_only(toy_path: Path) -> None:

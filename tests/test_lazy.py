@@ -26,6 +26,11 @@ VARIABLES = (
     "adam_update",
     "adam_decay",
     "adam_residual",
+    "rounding",
+    "unexplained",
+    "ulp",
+    "displacement_ulp",
+    "stalled",
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from thimble_zarr.analysis.recurrences import Replay, recurrences
 from thimble_zarr.analysis.windows import Indices, Source
-from thimble_zarr.format.bits import decode, is_nan
+from thimble_zarr.format.bits import decode, is_nan, patterns
 from thimble_zarr.format.schema import Schema
 
 _SAMPLE_ELEMENTS = 2**20
@@ -139,7 +139,8 @@ class Evidence:
 def equal(bits: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return where all variables have the same bits, NaN being NaN: bool, shape of a variable."""
     same = [
-        (bits[name] == other[name]) | (is_nan(bits[name]) & is_nan(other[name])) for name in bits
+        (patterns(bits[name]) == patterns(other[name])) | (is_nan(bits[name]) & is_nan(other[name]))
+        for name in bits
     ]
     both: np.ndarray = np.logical_and.reduce(same)
     return both

@@ -17,6 +17,7 @@ from thimble_zarr.format.bits import (
     fill_value,
     is_nan,
     least_positive,
+    patterns,
     ulp_distance,
     unit_roundoff,
 )
@@ -24,6 +25,9 @@ from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim import adamw
 
 HYPERPARAMETERS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
+
+_FUSED_MULTIPLY_ADD = ("AVX2", "AVX512")
+"""Vector instructions, by torch's names, with which it rounds alike."""
 
 
 def recurrences(schema: Schema) -> tuple[str, ...]:
@@ -154,7 +158,15 @@ def not_exact_because(source: Source) -> str:
         reasons.append(f"it was recorded with torch {made_by}")
     if made_by is not None and recorded_on != replay_device(source).partition(":")[0]:
         reasons.append(f"it was recorded on {schema.device}")
+    elif recorded_on == "cpu" and not _round_alike(
+        schema.cpu_capability, torch.backends.cpu.get_cpu_capability()
+    ):
+        reasons.append(f"it was recorded on a CPU that torch used as {schema.cpu_capability}")
     return " and ".join(reasons)
+
+
+def _round_alike(recorded: str | None, here: str) -> bool:
+    return recorded in (None, here) or {recorded, here} <= set(_FUSED_MULTIPLY_ADD)
 
 
 @dataclass(frozen=True)
@@ -205,7 +217,7 @@ def compare(
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)
-        differs = bits != recorded
+        differs = patterns(bits) != patterns(recorded)
         distance = np.zeros(differs.shape)
         if differs.any():
             differs &= ~(is_nan(bits) & is_nan(recorded))
@@ -217,7 +229,7 @@ def compare(
             apart = np.abs(window.current(name) - decode(bits, native, np.float64))
             beyond = differs & ~(apart <= allowed[name])
         if first.any() and name != "W":
-            not_zero = (window.bits_before(name) != 0) & first[:, np.newaxis, np.newaxis]
+            not_zero = (patterns(window.bits_before(name)) != 0) & first[:, np.newaxis, np.newaxis]
             differs, beyond = differs | not_zero, beyond | not_zero
         comparisons[name] = Comparison(differs, beyond, distance)
     return comparisons

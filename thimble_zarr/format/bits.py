@@ -76,6 +76,22 @@ def decode(stored: np.ndarray, native: str, dtype: type[np.floating] = np.float3
     return stored.astype(dtype, copy=False)
 
 
+def patterns(stored: np.ndarray) -> np.ndarray:
+    """Return stored bits as unsigned integers, a view: equal where every bit is, zeros' signs too.
+
+    Parameters
+    ----------
+    stored
+        Array of the stored dtype of any native one.
+
+    Returns
+    -------
+    numpy.ndarray
+        Same shape, unsigned integers of the same width.
+    """
+    return stored.view(f"u{stored.dtype.itemsize}")
+
+
 def ordered(stored: np.ndarray) -> np.ndarray:
     """Return the place of each number among all of its dtype, counted from zero.
 

@@ -112,6 +112,9 @@ class Schema:
     n_threads
         Threads that torch had for one operation on the CPU: where they divide the parameter between
         them, some of torch's programs round differently (`optim.replay`).
+    cpu_capability
+        Vector instructions that torch used on the CPU, by its own name, for example `AVX2`: others
+        may round differently. None where nobody said.
     software
         Versions of what recorded the run, by package.
     created
@@ -128,6 +131,7 @@ class Schema:
     parameter: str | None = None
     device: str = "cpu"
     n_threads: int = 1
+    cpu_capability: str | None = None
     software: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     attrs: Mapping[str, Json] = field(default_factory=dict)

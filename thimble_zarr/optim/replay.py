@@ -188,7 +188,9 @@ class Program:
         flags = self.optimizer
         on_device = flags.capturable and self.device != "cpu"  # no CPU can be captured
         counts_on_device = on_device or (flags.implementation == "fused")
-        step = torch.tensor(count - 1, device=self.device if counts_on_device else "cpu")
+        step = torch.tensor(
+            count - 1, dtype=torch.float32, device=self.device if counts_on_device else "cpu"
+        )
         numbers = dict(hyperparameters)
         lr = self._number(numbers.pop("learning_rate"), flags.lr_dtype, on_device=on_device)
         beta1, beta2 = (

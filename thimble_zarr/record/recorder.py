@@ -37,8 +37,9 @@ from thimble_zarr.record.capture import (
 from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.writer import BlockWriter
 
-RECORDABLE = ("bfloat16", "float32", "float64")
-"""Dtypes of parameters. In float16 AdamW's epsilon is zero, and no bound on rounding holds."""
+RECORDABLE = ("bfloat16", "float16", "float32", "float64")
+"""Dtypes of parameters. Where epsilon underflows, as 1e-8 does in float16, rounding may do anything
+to AdamW's formula; the replay is exact all the same."""
 
 
 class Recorder:
@@ -318,6 +319,7 @@ def _schema(
         parameter=name,
         device=str(parameter.device),
         n_threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
         software={
             "thimble_zarr": thimble_zarr.__version__,
             "torch": torch.__version__,
