@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "errors": set(),
     "format": {"errors"},
     "record": {"format", "errors"},
-    "optim": {"errors"},
+    "optim": {"format", "errors"},
     "analysis": {"format", "optim", "errors"},
     "experiment": {"record", "format", "errors"},
     "interchange": {"format", "errors"},

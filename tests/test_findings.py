@@ -54,17 +54,16 @@ def test_nothing_is_found_in_a_sound_record(runs: dict[str, Path], native: str) 
         assert verdict(table).holds
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("native", "name"), [(run, name) for run in RUNS for name in RUNS[run]])
 def test_a_planted_cause_is_the_one_that_is_named(
-    runs: dict[str, Path], tmp_path: Path, native: str, name: str, seed: int
+    runs: dict[str, Path], tmp_path: Path, native: str, name: str
 ) -> None:
     planted, where = RUNS[native][name], []
     rewrite(
         runs[native],
         tmp_path / "run.zarr",
         lambda bits, scalars: where.append(
-            planted.plant(bits, scalars, STEP + seed, np.random.default_rng(seed))
+            planted.plant(bits, scalars, STEP, np.random.default_rng(0))
         ),
     )
     (finding,) = findings(tmp_path / "run.zarr")
@@ -143,7 +142,7 @@ def test_any_bit_of_any_stored_element_is_found_and_located(
     store = tmp_path / "run.zarr"
     shutil.copytree(runs[native], store)
     reader, random = StoreReader.open(store), np.random.default_rng(3)
-    for _ in range(25):
+    for _ in range(12):
         name = str(random.choice([*reader.schema.dtypes]))
         row, token, dim = (int(random.integers(n)) for n in (reader.n_rows, 101, 7))
         array = zarr.open_array(store, path=name, mode="r+")

@@ -233,3 +233,14 @@ def test_threads_and_one_thread_agree(wide: xr.Dataset) -> None:
 def test_tiny_memory_makes_the_blocks_the_tests_rely_on(ds: xr.Dataset) -> None:
     assert TINY_MEMORY
     assert ds.W.chunks == ((4, 4, 4, 2), (N_TOKENS,), (N_DIMS,))
+
+
+def test_a_dataset_computes_ours_and_dasks_arrays_together(ds: xr.Dataset) -> None:
+    """xarray takes the arrays of a dataset for one kind only if their type is one."""
+    mixed = ds[["W", "freeze_step"]].assign(twice=ds.W * 2, norm=(ds.delta_W**2).sum("dim"))
+    loaded = mixed.compute()
+    np.testing.assert_array_equal(loaded.twice, 2 * ds.W.values)
+    np.testing.assert_array_equal(loaded.freeze_step, ds.freeze_step.values)
+    xr.testing.assert_identical(mixed.persist().compute(), loaded)
+    both = xr.apply_ufunc(np.add, ds.W, ds.W * 2, dask="parallelized")
+    np.testing.assert_array_equal(both, 3 * ds.W.values)

@@ -1,6 +1,5 @@
 """Derived variables that rest on the replay and on the lattice of the dtype."""
 
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -91,47 +90,31 @@ def test_what_a_second_hand_did_is_unexplained(
     np.testing.assert_allclose(norm, np.linalg.norm(expected), rtol=1e-12)
 
 
-def stored_integers(values: np.ndarray, native: str) -> np.ndarray:
-    """Each number's bits as a signed place on the lattice, one by one, by `struct`."""
-    code, width = {
-        "bfloat16": (None, 16),
-        "float16": ("<e<H", 16),
-        "float32": ("<f<I", 32),
-        "float64": ("<d<Q", 64),
-    }[native]
-
-    def place(value: float) -> int:
-        if code is None:
-            pattern = struct.unpack("<I", struct.pack("<f", value))[0] >> 16
-        else:
-            pattern = struct.unpack(code[2:], struct.pack(code[:2], value))[0]
-        magnitude = pattern % 2 ** (width - 1)
-        return -magnitude if pattern >> (width - 1) else magnitude
-
-    return np.array([place(value) for value in values.ravel().tolist()]).reshape(values.shape)
-
-
 def native_of(run: tuple[xr.Dataset, History, Path]) -> str:
     return str(run[0].attrs["dtype"])
 
 
-def test_displacement_counts_numbers_of_the_dtype(run: tuple[xr.Dataset, History, Path]) -> None:
+def spacings(history: History, native: str) -> np.ndarray:
+    """The way from each weight to the next number of its dtype, as torch steps there."""
+    weights = torch.stack(history.tensors["W"]).abs()
+    if native == "bfloat16":
+        after = (weights.view(torch.int16) + 1).view(torch.bfloat16)
+    else:
+        after = torch.nextafter(weights, torch.full_like(weights, torch.inf))
+    return (after.double() - weights.double()).numpy()
+
+
+def test_displacement_is_in_units_of_the_spacing(run: tuple[xr.Dataset, History, Path]) -> None:
     ds, history, _ = run
-    places = stored_integers(history["W"], native_of(run))
-    expected = np.diff(places, axis=0).astype(np.float32)
-    np.testing.assert_array_equal(ds.displacement_ulp.values[1:], expected)
+    expected = np.diff(history["W"], axis=0) / spacings(history, native_of(run))[1:]
+    np.testing.assert_array_equal(ds.displacement_ulp.values[1:], expected.astype(np.float32))
     assert np.isnan(ds.displacement_ulp.values[0]).all()
     assert (expected != 0).any()
 
 
 def test_ulp_is_the_way_to_the_next_number(run: tuple[xr.Dataset, History, Path]) -> None:
     ds, history, _ = run
-    weights = torch.stack(history.tensors["W"]).abs()
-    if native_of(run) == "bfloat16":
-        after = (weights.view(torch.int16) + 1).view(torch.bfloat16)
-    else:
-        after = torch.nextafter(weights, torch.full_like(weights, torch.inf))
-    expected = (after.double() - weights.double()).float().numpy()
+    expected = spacings(history, native_of(run)).astype(np.float32)
     np.testing.assert_array_equal(ds.ulp.values, expected)
 
 
@@ -160,8 +143,35 @@ def test_stalled_elements_are_those_the_formula_moves_and_that_stay(tmp_path: Pa
     np.testing.assert_allclose(accounting(ds).share_stalled, expected.mean((1, 2)))
     moved = (np.diff(W, axis=0) != 0).mean((1, 2))
     np.testing.assert_allclose(accounting(ds).share_moved, moved)
-    displacement = np.abs(np.diff(stored_integers(W, "bfloat16"), axis=0)).mean((1, 2))
+    spacing = np.exp2(np.floor(np.log2(np.maximum(np.abs(W), 2.0**-126))) - 7)
+    displacement = np.abs(np.diff(W, axis=0) / spacing[1:]).mean((1, 2))
     np.testing.assert_allclose(accounting(ds).mean_displacement_ulp, displacement)
+
+
+def test_freeze_step_is_the_last_step_at_which_a_token_moved(
+    run: tuple[xr.Dataset, History, Path], tmp_path: Path
+) -> None:
+    ds, history, _ = run
+    moved = (np.diff(history["W"], axis=0) != 0).any(axis=2)
+    expected = (moved * np.arange(1, len(moved) + 1)[:, np.newaxis]).max(axis=0)
+    np.testing.assert_array_equal(ds.freeze_step.values, expected)
+    assert ds.freeze_step.dtype == np.int64
+    for part in (ds.isel(token=[7, 2, 2]), ds.sel(token=ds.dead), ds.isel(token=slice(9, 2, -3))):
+        np.testing.assert_array_equal(part.freeze_step.values, expected[part.token.values])
+    assert int(ds.freeze_step.sel(token=4)) == expected[4]
+
+
+def test_a_frozen_token_is_told_from_one_that_moves(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    record(path, n_steps=9)
+
+    def freeze(stored: Arrays, scalars: Arrays) -> None:
+        stored["W"][4:, 3] = stored["W"][3, 3]
+        stored["W"][:, 5] = stored["W"][0, 5]
+
+    rewrite(path, tmp_path / "f.zarr", freeze)
+    ds = open_dataset(tmp_path / "f.zarr")
+    assert ds.freeze_step.isel(token=[3, 5, 6]).values.tolist() == [3, 0, 9]
 
 
 def test_what_is_not_finite_has_no_spacing(tmp_path: Path) -> None:
@@ -179,5 +189,5 @@ def test_what_is_not_finite_has_no_spacing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.isnan(ds.ulp), lost)
     nan = np.zeros((11, 5), dtype=bool)
     nan[5, 3] = True
-    for name in ("displacement_ulp", "stalled"):
-        np.testing.assert_array_equal(np.isnan(ds[name]), nan)
+    np.testing.assert_array_equal(np.isnan(ds.displacement_ulp), lost)
+    np.testing.assert_array_equal(np.isnan(ds.stalled), nan)

@@ -62,7 +62,21 @@ class TokenNumbers:
     combine: np.ufunc
 
 
-class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
+class _AsDask(type):
+    """Makes a subclass of Dask's array count as the same type.
+
+    xarray computes the variables of a dataset together only if the type of all is one, and what
+    arithmetic makes of ours is Dask's own.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is da.Array or type(other) is _AsDask
+
+    def __hash__(cls) -> int:
+        return hash(da.Array)
+
+
+class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has no types
     """One variable of a store, float32, at a selection.
 
     Make it with `LazyArray.of`; index it, compute it, or use it as any Dask array.
@@ -168,7 +182,7 @@ class LazyArray(da.Array):  # type: ignore[misc]  # Dask has no types
         return da.Array(graph, name, chunks, dtype=np.float64)
 
 
-class LazyTokens(da.Array):  # type: ignore[misc]  # Dask has no types
+class LazyTokens(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has no types
     """One number a token, reduced over all steps and dims.
 
     Like that of `LazyArray` its indexing reaches the disk. Make it with `LazyTokens.of`.
