@@ -18,6 +18,7 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+import zarr
 from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
@@ -665,7 +666,13 @@ def test_check_of_a_sound_run_is_a_table_and_a_verdict(trained: Path) -> None:
     assert lines[4].split() == HEADER.split(",")
     assert [line.split()[0] for line in lines[5:10]] == ["1", "2", "3", "4", "5"]
     assert "Summary" in lines
-    assert lines[-1].startswith("HOLDS: ")
+    replay = lines.index("Replay on cpu, to the bit")
+    n_elements = 8 * 5 * int(lines[1].split()[2].replace(",", ""))
+    for line, name in zip(
+        lines[replay + 2 : replay + 5], ("W", "exp_avg", "exp_avg_sq"), strict=True
+    ):
+        assert line.split() == [name, *[f"{n_elements:,}"] * 2, "100", "%", "none", "0"]
+    assert lines[-1].startswith("HOLDS to the bit: ")
 
 
 def test_a_long_table_shows_both_ends(tmp_path: Path) -> None:
@@ -687,14 +694,21 @@ def test_csv_is_every_step_with_a_fixed_header(tmp_path: Path) -> None:
     table = accounting(ds.sel(token=ds.dead))
     for name in HEADER.split(",")[1:]:
         assert [float(row[name]) for row in rows] == table[name].values.tolist()
-    assert result.stderr.startswith("HOLDS: ")
+    assert result.stderr.startswith("HOLDS to the bit: ")
     assert succeeds("check", tmp_path / "run.zarr", "--format", "csv", "--quiet").stderr == ""
 
 
 def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> None:
     content = checked(trained)
     ds = open_dataset(trained)
-    assert list(content) == ["store", "tokens", "steps", "rows", "summary", "holds", "verdict"]
+    about = ["store", "tokens", "steps", "rows", "summary"]
+    replay = ["replay", "replay_device", "not_exact_because", "findings"]
+    assert list(content) == [*about, *replay, "holds", "verdict"]
+    total = 5 * 8 * int(ds.dead.sum())
+    equal = {"total": total, "equal": total, "max_ulp": 0, "first": None}
+    assert content["replay"] == dict.fromkeys(("W", "exp_avg", "exp_avg_sq"), equal)
+    assert (content["replay_device"], content["not_exact_because"]) == ("cpu", "")
+    assert content["findings"] == []
     assert content["store"] == str(trained)
     assert content["tokens"] == {"subset": "dead", "n": int(ds.dead.sum())}
     assert content["steps"] == [1, 5]
@@ -708,7 +722,7 @@ def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> No
         assert content["summary"][name]["max"] == max(column)
     assert set(content["rows"][0]) == set(HEADER.split(","))
     assert content["holds"] is True
-    assert content["verdict"].startswith("HOLDS: ")
+    assert content["verdict"].startswith("HOLDS to the bit: ")
 
 
 @pytest.mark.parametrize("format_", ["table", "csv", "json"])
@@ -719,7 +733,7 @@ def test_output_goes_to_a_file_as_it_goes_to_stdout(
     file = tmp_path / "check"
     result = succeeds("check", trained, "--format", format_, "--output", file)
     assert result.stdout == ""
-    assert result.stderr.startswith("HOLDS: ")
+    assert result.stderr.startswith("HOLDS to the bit: ")
     assert file.read_text(encoding="utf-8") == expected
     quiet = succeeds("check", trained, "--format", format_, "--output", file, "--quiet")
     assert (quiet.stdout, quiet.stderr) == ("", "")
@@ -845,13 +859,73 @@ def test_a_planted_fault_is_found_where_it_was_planted(faulty: Path) -> None:
     for format_ in ("table", "csv", "json"):
         assert run("check", faulty, "--format", format_).exit_code == 1
     result = run("check", faulty, "--tokens", "all")
-    assert result.stdout.splitlines()[-1].startswith("FAILS: ")
-    assert "first at step 3" in result.stdout
+    assert "FAILS: the books do not balance from step 3 on." in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("  other-learning-rate: The weights are those")
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("W "))
+    assert "step 3, token 0, dim " in line
+    assert "100 %" not in line
     found = checked(faulty, exit_code=1)
     assert found["holds"] is False
     assert found["verdict"].startswith("FAILS: ")
+    (finding,) = found["findings"]
+    assert (finding["code"], finding["step"]) == ("other-learning-rate", 3)
+    assert "0.03" in finding["message"]
+    assert found["replay"]["exp_avg"]["first"] is None
+    assert found["replay"]["W"]["first"]["step"] == 3
+    assert found["replay"]["W"]["equal"] < found["replay"]["W"]["total"]
     assert checked(faulty, "--steps", "1:2")["holds"] is True
     assert checked(faulty, "--steps", "4:5")["holds"] is True
+
+
+def test_without_the_replay_the_formula_judges(faulty: Path, trained: Path) -> None:
+    result = run("check", faulty, "--no-replay")
+    assert result.exit_code == 1
+    assert "Replay" not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("FAILS: ")
+    assert "first at step 3" in result.stdout
+    found = checked(trained, "--no-replay")
+    assert found["verdict"].startswith("HOLDS: all ")
+    assert (found["replay"], found["replay_device"], found["findings"]) == (None, None, [])
+
+
+def test_without_the_replay_torch_is_not_needed(trained: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['thimble-zarr', 'check', "
+        f"{str(trained)!r}, '--no-replay']; from thimble_zarr.cli.main import main; main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "HOLDS: all" in shown.stdout
+
+
+def test_more_columns_follow_those_of_the_notebook(trained: Path) -> None:
+    more = ["share_stalled", "share_moved", "mean_displacement_ulp", "norm_unexplained"]
+    shown = succeeds("check", trained, "--extended", "--format", "csv").stdout
+    assert shown.splitlines()[0] == ",".join([HEADER, *more])
+    ds = open_dataset(trained)
+    table = accounting(ds.sel(token=ds.dead))
+    rows = list(csv.DictReader(io.StringIO(shown)))
+    for name in more:
+        assert [float(row[name]) for row in rows] == table[name].values.tolist()
+    assert [float(row["norm_unexplained"]) for row in rows] == [0.0] * 5
+    shown = succeeds("check", trained, "--extended", "--no-replay", "--format", "csv").stdout
+    assert shown.splitlines()[0] == ",".join([HEADER, *more[:-1]])
+
+
+def test_a_device_that_is_not_here_is_told(trained: Path) -> None:
+    assert "torch finds no device mps here" in fails(2, "check", trained, "--device", "mps")
+    assert "no device abacus" in fails(2, "check", trained, "--device", "abacus")
+    assert checked(trained, "--device", "cpu")["holds"] is True
+
+
+def test_a_store_that_was_altered_does_not_hold(tmp_path: Path, trained: Path) -> None:
+    store = Path(shutil.copytree(trained, tmp_path / "run.zarr"))
+    array = zarr.open_array(store, path="grad", mode="r+")
+    array[0, 3] = 0  # of the initial state, which nothing consumes
+    shown = run("check", store)
+    assert shown.exit_code == 1
+    assert "FAILS: the rows follow from one another, but the store was altered" in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("  altered-chunk: The values of grad ")
 
 
 def test_the_verdict_of_a_fault_goes_where_the_good_one_goes(tmp_path: Path, faulty: Path) -> None:
@@ -1027,7 +1101,12 @@ def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> 
     store, _, result = demo
     assert result.exit_code == 0
     assert result.stderr == ""
-    for part in ("1 steps of 10,000 x 64", "t=   1: ratio=1.0", "HOLDS: ", "open_dataset("):
+    for part in (
+        "1 steps of 10,000 x 64",
+        "t=   1: ratio=1.0",
+        "HOLDS to the bit: ",
+        "open_dataset(",
+    ):
         assert part in result.stdout, part
     content = info_of(store)
     assert (content["n_rows"], content["n_tokens"], content["n_dims"]) == (2, 10_000, 64)

@@ -120,7 +120,7 @@ def test_make_demo_ends_with_the_verdict(tmp_path: Path) -> None:
     assert re.search(r"Tokens +dead: [\d,]+ of 10,000", shown.stdout)
     first, last = re.search(r"loss ([\d.]+) -> ([\d.]+)", shown.stdout).groups()
     assert float(last) < float(first) - 1
-    assert re.search(r"^HOLDS: all", shown.stdout, flags=re.MULTILINE)
+    assert re.search(r"^HOLDS to the bit: ", shown.stdout, flags=re.MULTILINE)
     assert "runs/demo.zarr" in shown.stdout.split("Look next")[1]
     printed = {shape(line) for line in shown.stdout.splitlines()}
     for line in blocks("text")[0].splitlines():
