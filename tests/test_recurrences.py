@@ -157,6 +157,7 @@ OTHER_PROGRAMS = {
         {"cpu_capability": "VSX"},
         "it was recorded on a CPU that torch used as VSX",
     ),
+    "another order": ({"contiguous": False}, "its parameter was not contiguous"),
     "nobody knows": (
         {"software": {"torch": None}},
         "the record does not say which torch made it",
@@ -219,6 +220,16 @@ def test_instructions_that_round_alike(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here)
     source = Source(StoreReader.open(tmp_path / "run.zarr"))
     assert bool(not_exact_because(source)) != exact
+
+
+def test_a_parameter_that_is_not_contiguous_is_known(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.randn(5, 11).t())
+    optimizer = torch.optim.AdamW([weight])
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    source = Source(StoreReader.open(tmp_path / "run.zarr"))
+    assert not_exact_because(source) == "its parameter was not contiguous"
 
 
 def test_another_program_of_the_same_torch_fails(fused: Path, tmp_path: Path) -> None:

@@ -162,6 +162,8 @@ def not_exact_because(source: Source) -> str:
         schema.cpu_capability, torch.backends.cpu.get_cpu_capability()
     ):
         reasons.append(f"it was recorded on a CPU that torch used as {schema.cpu_capability}")
+    if not schema.contiguous:
+        reasons.append("its parameter was not contiguous")
     return " and ".join(reasons)
 
 

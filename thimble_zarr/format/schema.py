@@ -115,6 +115,9 @@ class Schema:
     cpu_capability
         Vector instructions that torch used on the CPU, by its own name, for example `AVX2`: others
         may round differently. None where nobody said.
+    contiguous
+        Whether the parameter lay in memory row by row. Programs that go through memory see other
+        elements together where it did not.
     software
         Versions of what recorded the run, by package.
     created
@@ -132,6 +135,7 @@ class Schema:
     device: str = "cpu"
     n_threads: int = 1
     cpu_capability: str | None = None
+    contiguous: bool = True
     software: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     attrs: Mapping[str, Json] = field(default_factory=dict)

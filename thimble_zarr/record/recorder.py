@@ -320,6 +320,7 @@ def _schema(
         device=str(parameter.device),
         n_threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        contiguous=parameter.is_contiguous(),
         software={
             "thimble_zarr": thimble_zarr.__version__,
             "torch": torch.__version__,
