@@ -4,11 +4,13 @@ Gradients are drawn, not trained: of all sizes, some rows of zeros and some of n
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from thimble_zarr.analysis.windows import Source, iter_windows
 from thimble_zarr.format.schema import OptimizerInfo
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.optim import replay as replay_module
-from thimble_zarr.optim.replay import Lanes, Piece
+from thimble_zarr.optim.replay import Lanes, Piece, one_thread
 
 SHAPE = (211, 13)
 """Primes; 2743 elements, of which torch takes the last 55 in another way than the rest."""
@@ -572,3 +574,30 @@ def test_programs_on_a_gpu(
             weight.grad = gradient(SHAPE, generator).to("cuda", torch_dtype)
             run.step()
     assert_exact(tmp_path / "run.zarr")
+
+
+def test_torchs_threads_are_left_as_they_were(toy_path: Path) -> None:
+    """One thread replays; the main thread and every new one keep what they had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        ds = open_dataset(toy_path)
+        for scheduler in ("sync", "threads"):
+            with dask.config.set(scheduler=scheduler):
+                ds.unexplained.compute()
+            assert torch.get_num_threads() == 3
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == 3
+        with ThreadPoolExecutor(2) as pool:
+            seen = [pool.submit(threads_within).result() for _ in range(4)]
+        assert seen == [1] * 4
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_within() -> int:
+    with one_thread():
+        return torch.get_num_threads()

@@ -11,7 +11,9 @@ instructions and the rest, at the end of what each thread gets, one at a time; a
 element is replayed on the way it went: `Lanes` knows which that was.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,6 +32,36 @@ _LANES = 64
 
 _GRAIN = 2**15
 """torch's `at::internal::GRAIN_SIZE`: it divides no smaller tensor between threads."""
+
+
+_settling = threading.Lock()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread for an operation, in the calling thread only.
+
+    Replays run side by side on small tensors. Some operations would divide even those (a square
+    root does), and then all wait for each other: a thousand times as long as the work takes.
+    `torch.set_num_threads` is about the calling thread and those that have not called torch yet. In
+    the main thread it is put back; in others, which are here to replay, it stays, and what new
+    threads get is put back by one of them.
+    """
+    n_threads = torch.get_num_threads()
+    if n_threads == 1:
+        yield
+        return
+    with _settling:
+        torch.set_num_threads(1)
+        if threading.current_thread() is not threading.main_thread():
+            other = threading.Thread(target=torch.set_num_threads, args=(n_threads,))
+            other.start()
+            other.join()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            torch.set_num_threads(n_threads)
 
 
 @dataclass(frozen=True)
@@ -164,11 +196,12 @@ class Program:
             Stored bits of the states after the step, flat.
         """
         after = {name: np.empty_like(bits[name]) for name in self.states}
-        for piece in pieces:
-            tensors = {name: self._load(name, piece.place(bits[name])) for name in bits}
-            self._run(tensors, hyperparameters, optimizer_step)
-            for name in self.states:
-                after[name][piece.indices] = self._bits(name, tensors[name])[piece.offsets]
+        with one_thread():
+            for piece in pieces:
+                tensors = {name: self._load(name, piece.place(bits[name])) for name in bits}
+                self._run(tensors, hyperparameters, optimizer_step)
+                for name in self.states:
+                    after[name][piece.indices] = self._bits(name, tensors[name])[piece.offsets]
         return after
 
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
