@@ -126,3 +126,36 @@ def test_residuals_of_any_tokens_are_the_formulas(run: tuple[xr.Dataset, History
     update = selected.adam_update.values[1:].astype(np.float64)
     residual = np.diff(W, axis=0) - update
     np.testing.assert_allclose(selected.adam_residual.values[1:], residual, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dead", "live", "all", "37 ids"])
+def test_every_bit_is_replayed(run: tuple[xr.Dataset, History, Path], name: str) -> None:
+    ds, _, _ = run
+    table = accounting(ds.sel(token=subset(ds, name)))
+    assert table.attrs["not_exact_because"] == ""
+    assert int(table.n_different.sum()) == 0
+    assert not table.norm_unexplained.any()
+    assert verdict(table).text.startswith("HOLDS to the bit: ")
+
+
+def test_the_residual_is_its_two_parts_bit_by_bit(run: tuple[xr.Dataset, History, Path]) -> None:
+    ds, _, _ = run
+    for part in (
+        ds.sel(token=ds.dead, step=slice(30, 40)),
+        ds.sel(token=ds.live, step=[1, 2, 39]),
+        ds.sel(token=subset(ds, "37 ids")),
+        ds.isel(token=slice(9000, 100, -7), dim=slice(3, 60, 5), step=slice(1, 40, 3)),
+        ds.sel(token=42),
+        ds.sel(step=17),
+    ):
+        rounding, unexplained, residual = (
+            part.sel(step=part.step[part.step > 0])[name].values
+            if "step" in part.dims
+            else part[name].values
+            for name in ("rounding", "unexplained", "adam_residual")
+        )
+        assert not unexplained.any()
+        np.testing.assert_array_equal(
+            (rounding + unexplained).view(np.uint32), residual.view(np.uint32)
+        )
+        assert residual.any()
