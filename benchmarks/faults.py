@@ -5,7 +5,6 @@ several times at random places; the confusion table shows what was planted and w
 one bit of one stored element is flipped in place, as often as asked, and must be found and located.
 """
 
-import datetime
 import json
 import shutil
 import time
@@ -17,7 +16,7 @@ import click
 import numpy as np
 import zarr
 
-from benchmarks.__main__ import commit, machine, python, say
+from benchmarks.__main__ import about, python, say
 from benchmarks.processes import measure
 from tests.faults import flip_bit, rewrite
 from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
@@ -175,15 +174,8 @@ def main(
     store = record(directory / "flips.zarr", "bfloat16", flip_steps, batch_size)
     say("flipping bits ...")
     results["flips"] = flips(store, trials=trials, seed=1)
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
-        "machine": machine(),
-        "steps": steps,
-        "flip_steps": flip_steps,
-        "batch_size": batch_size,
-    }
-    output.write_text(json.dumps(about | results, indent=1) + "\n", encoding="utf-8")
+    results["about"] = about(steps, batch_size) | {"flip_steps": flip_steps}
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     click.echo(markdown(results))
 
 

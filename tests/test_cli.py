@@ -609,7 +609,7 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     reader = StoreReader.open(trained)
     live = reader.read_labels().live
     assert live is not None
-    assert lines["Store"] == f"{trained}, format 1, closed"
+    assert lines["Store"] == f"{trained}, format 2, closed"
     assert lines["Parameter"] == "transformer.wte.weight, 300 x 8, on cpu"
     assert lines["Variables"].startswith("W bfloat16, grad bfloat16")
     assert lines["Optimizer"] == "AdamW, single"
@@ -625,7 +625,7 @@ def test_info_as_json_holds_everything(trained: Path) -> None:
     reader = StoreReader.open(trained)
     files = [file for file in trained.rglob("*") if file.is_file()]
     assert content["store"] == str(trained)
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert (content["n_tokens"], content["n_dims"], content["n_rows"]) == (300, 8, 6)
     assert content["complete"] is True
     assert content["disk_bytes"] == sum(file.stat().st_size for file in files)
@@ -916,6 +916,7 @@ def test_a_device_that_is_not_here_is_told(trained: Path) -> None:
     assert "torch finds no device mps here" in fails(2, "check", trained, "--device", "mps")
     assert "no device abacus" in fails(2, "check", trained, "--device", "abacus")
     assert checked(trained, "--device", "cpu")["holds"] is True
+    assert "--no-replay not to" in fails(2, "check", trained, "--device", "cpu", "--no-replay")
 
 
 def test_a_store_that_was_altered_does_not_hold(tmp_path: Path, trained: Path) -> None:
@@ -925,7 +926,7 @@ def test_a_store_that_was_altered_does_not_hold(tmp_path: Path, trained: Path) -
     shown = run("check", store)
     assert shown.exit_code == 1
     assert "FAILS: the rows follow from one another, but the store was altered" in shown.stdout
-    assert shown.stdout.splitlines()[-1].startswith("  altered-chunk: The values of grad ")
+    assert shown.stdout.splitlines()[-1].startswith("  altered-chunk: Values of grad ")
 
 
 def test_the_verdict_of_a_fault_goes_where_the_good_one_goes(tmp_path: Path, faulty: Path) -> None:

@@ -246,3 +246,103 @@ def test_with_a_cause_taken_out_it_is_not_found(
     (finding,) = findings(tmp_path / "run.zarr")
     assert finding.code != "shifted-rows"
     assert causes.CAUSES == CAUSES
+
+
+def test_a_store_that_is_being_written_is_not_taken_for_altered(tmp_path: Path) -> None:
+    """A block that was committed short is committed again, under a reader that knew it short."""
+    loop, store = Loop(dtype=torch.bfloat16), tmp_path / "run.zarr"
+    with Recorder(store, loop.optimizer, parameter=loop.weight, n_steps=20) as recorder:
+        for _ in range(5):
+            loop.step()
+            recorder.log(loss=1.0)
+        recorder.flush()
+        ds = open_dataset(store)
+        table = accounting(ds)
+        for _ in range(5):
+            loop.step()
+            recorder.log(loss=2.0)
+        recorder.flush()
+        assert find_causes(ds, table) == []
+
+
+@pytest.mark.parametrize("name", ["loss", "eps", "learning_rate", "dead", "count", "step"])
+def test_scalars_and_labels_that_were_stored_anew_are_found(
+    runs: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    store = tmp_path / "run.zarr"
+    shutil.copytree(runs["float32"], store)
+    array = zarr.open_array(store, path=name, mode="r+")
+    values = np.asarray(array[:])
+    array[7] = not values[7] if values.dtype == bool else values[7] * 2 + 1
+    found = findings(store)
+    assert found[-1].code == "altered-chunk"
+    assert found[-1].variable == name
+
+
+@pytest.mark.parametrize(("name", "value"), [("beta1", 1.0), ("optimizer_step", 0.0)])
+def test_numbers_that_no_optimizer_can_take_fail_without_a_traceback(
+    runs: dict[str, Path], tmp_path: Path, name: str, value: float
+) -> None:
+    def plant(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
+        scalars[name][1:] = value
+
+    rewrite(runs["bfloat16"], tmp_path / "run.zarr", plant)
+    ds = open_dataset(tmp_path / "run.zarr")
+    table = accounting(ds)
+    assert not verdict(table, find_causes(ds, table)).holds
+
+
+def test_a_wrong_number_at_one_step_is_not_called_shifted(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def plant(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
+        scalars["learning_rate"][7] *= 2
+
+    rewrite(runs["float32"], tmp_path / "run.zarr", plant)
+    (finding,) = findings(tmp_path / "run.zarr")
+    assert (finding.code, finding.step) == ("other-learning-rate", 7)
+    assert "learning rate 0.01," in finding.message
+
+
+def test_moments_that_were_changed_are_no_wrong_gradient(tmp_path: Path) -> None:
+    loop = Loop(dtype=torch.float32)
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
+        for step in range(1, 12):
+            if step == 7:
+                loop.optimizer.state[loop.weight]["exp_avg_sq"].mul_(0.5)
+            loop.step()
+            loop.optimizer.zero_grad()
+    (finding,) = findings(tmp_path / "run.zarr")
+    assert (finding.code, finding.step) == ("unbalanced", 7)
+
+
+def test_many_places_are_counted_and_not_all_looked_into(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def plant(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
+        for row in range(1, N_STEPS + 1, 2):
+            flip_bit(bits["grad"], (row, row, 3), 13)
+
+    rewrite(runs["float32"], tmp_path / "run.zarr", plant)
+    found = findings(tmp_path / "run.zarr")
+    assert [finding.code for finding in found] == ["bit-flip"] * 16 + ["more-failures"]
+    assert "in 4 more places, first at step 33" in found[-1].message
+
+
+def test_what_was_altered_elsewhere_is_not_the_selections(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "run.zarr"
+    shutil.copytree(runs["bfloat16"], store)
+    array = zarr.open_array(store, path="grad", mode="r+")
+    bits = np.asarray(array[STEP, 50])
+    flip_bit(bits, (4,), 0)
+    array[STEP, 50] = bits
+    ds = open_dataset(store)
+    for part, n in (
+        (ds.sel(token=[49]), 0),
+        (ds.sel(token=[50]), 1),
+        (ds.sel(step=slice(STEP + 2, None)), 0),
+        (ds.sel(step=slice(STEP, None)), 1),
+    ):
+        assert len(find_causes(part, accounting(part))) == n

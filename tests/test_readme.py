@@ -134,4 +134,4 @@ def test_every_command_of_the_tool_is_in_the_table() -> None:
 
 def test_the_numbers_are_the_measured_ones() -> None:
     results = json.loads((ROOT / "benchmarks/results.json").read_text())
-    assert markdown(results, EARLY_STEP, results["steps"]) in README
+    assert markdown(results, EARLY_STEP, results["about"]["steps"]) in README

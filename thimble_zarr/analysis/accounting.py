@@ -110,7 +110,7 @@ def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None
         ``max_ulp``
             The largest distance from the replay.
         ``first_token``, ``first_dim``
-            The first element that differs, -1 where none does. int64.
+            The first element that differs beyond that, or else at all; -1 where none does. int64.
 
         The attribute `not_exact_because` says why the replay need not give the recorded bits, and
         is empty where it must.
@@ -241,4 +241,6 @@ def _of_replay(window: Window, *, exact: bool) -> Iterator[np.ndarray]:
         yield np.count_nonzero(comparison.differs, axis=(1, 2))
         yield np.count_nonzero(comparison.beyond, axis=(1, 2))
         yield comparison.distance.max(axis=(1, 2))
-        yield np.where(comparison.differs, window.positions, np.inf).min(axis=(1, 2))
+        beyond = comparison.beyond.any(axis=(1, 2), keepdims=True)
+        wrong = np.where(beyond, comparison.beyond, comparison.differs)
+        yield np.where(wrong, window.positions, np.inf).min(axis=(1, 2))

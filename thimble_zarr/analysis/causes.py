@@ -6,7 +6,7 @@ replay gives the recorded rows to the bit.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +17,10 @@ from thimble_zarr.format.bits import decode, is_nan, least_positive, unit_roundo
 from thimble_zarr.optim import adamw
 
 _MAX_MATCHED = 256
-"""Tokens, and steps, that are looked for among all others."""
+"""Tokens that are looked for among all others."""
+
+_MAX_CANDIDATES = 64
+"""Failing steps among which a row is looked for."""
 
 Facts = Mapping[str, object]
 """What a cause found out: the blanks of its message, and `step`, `token`, `dim`, `variable` where
@@ -134,9 +137,9 @@ def _lost(evidence: Evidence, name: str, row: int) -> np.ndarray:
 
 
 class TornRow(Cause):
-    """The row of step {step} is torn: in {variable} {n} of {total} values are not the step's.
+    """The row of step {step} was overwritten, in part or whole: {n} values of {variable}.
 
-    What the replay gives in its place leads to the next row, which is sound.
+    What the replay gives in their place leads to the next row, which is sound.
     """
 
     code = "torn-row"
@@ -148,8 +151,9 @@ class TornRow(Cause):
         replayed = evidence.replay(step)
         if len(run.steps) == 1 or not evidence.mends(step + 1, replayed):
             return None
-        wrong = ~equal(replayed, evidence.after(step))
-        return {"variable": _joined(run.wrong), "n": _n(wrong.sum()), "total": _n(wrong.size)}
+        wrong = [name for name in run.wrong if run.counts[name][0]]
+        n = sum(int(run.counts[name][0]) for name in wrong)
+        return {"variable": _joined(wrong), "n": f"{n:,}"}
 
 
 class ShiftedRows(Cause):
@@ -191,6 +195,8 @@ class ShiftedHyperparameters(Cause):
     code = "shifted-hyperparameters"
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
+        if len(run.steps) < 3:
+            return None
         recorded = evidence.source.recorded
         last = evidence.n_rows - 1
         for names in (HYPERPARAMETERS, ("optimizer_step",), (*HYPERPARAMETERS, "optimizer_step")):
@@ -215,13 +221,12 @@ class PermutedRows(Cause):
     code = "permuted-rows"
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
-        step = run.steps[0]
-        failing = [other for run in evidence.runs for other in run.steps][:_MAX_MATCHED]
-        for other in failing:
-            if other == step:
+        step, token, _, _ = run.start
+        one = evidence.token(token)
+        for other in [other for run in evidence.runs for other in run.steps][:_MAX_CANDIDATES]:
+            if other == step or not _is_row_of(one, step, other):
                 continue
-            replayed = evidence.replay(step, {"grad": evidence.row("grad", other)})
-            if equal(replayed, evidence.after(other)).all():
+            if _is_row_of(evidence, step, other):
                 return {
                     "before": step - 1,
                     "other": other,
@@ -230,6 +235,12 @@ class PermutedRows(Cause):
                     "dim": None,
                 }
         return None
+
+
+def _is_row_of(evidence: Evidence, step: int, other: int) -> bool:
+    """Return whether the row after a step is recorded as that of another one."""
+    replayed = evidence.replay(step, {"grad": evidence.row("grad", other)})
+    return bool(equal(replayed, evidence.after(other)).all())
 
 
 class PermutedTokens(Cause):
@@ -480,7 +491,7 @@ class OtherLearningRate(Cause):
         return {
             "variable": self.name,
             "recorded": float(evidence.source.recorded[self.name][step]),
-            "value": " to ".join(f"{value:g}" for value in sorted({min(values), max(values)})),
+            "value": " to ".join(dict.fromkeys(f"{v:g}" for v in (min(values), max(values)))),
             "token": None,
             "dim": None,
         }
@@ -549,10 +560,10 @@ def _change(evidence: Evidence, step: int, name: str, value: float) -> np.ndarra
 
 
 class SecondHand(Cause):
-    """A second hand moved the weights at step {step}: {n} of {total} are elsewhere.
+    """A second hand moved the weights: {n} are elsewhere at step {step}.
 
-    The states are right, but these weights are not where the optimizer put them, and training
-    went on from there.
+    The states are right, but these weights are not where the optimizer put them: something else
+    moved them, or a number that the update alone uses (eps) is not the one recorded.
     """
 
     code = "second-hand"
@@ -560,22 +571,32 @@ class SecondHand(Cause):
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
         if not run.states_are_right:
             return None
-        wrong = ~equal(evidence.replay(run.steps[0]), evidence.after(run.steps[0]))
-        return {"n": _n(wrong.sum()), "total": _n(wrong.size)}
+        return {"n": f"{int(run.counts['W'][0]):,}"}
 
 
 class WrongGradient(Cause):
     """The gradient of step {step} is not the one that the optimizer consumed.
 
-    The rows before and after it are sound.
+    Another one explains both moments, and the rows before and after the step are sound.
     """
 
     code = "wrong-gradient"
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
-        if len(run.steps) > 1 or run.states_are_right:
+        step = run.steps[0]
+        if len(run.steps) > 1 or not {"exp_avg", "exp_avg_sq"} <= set(run.wrong):
             return None
-        return {"variable": "grad"}
+        consumed = _wanted_gradient(evidence, step)
+        beta1, beta2 = (float(evidence.source.recorded[name][step]) for name in ("beta1", "beta2"))
+        bounds = _bounds(evidence, step, consumed)
+        before, after = (
+            evidence.values("exp_avg_sq", evidence.row("exp_avg_sq", row))
+            for row in (step - 1, step)
+        )
+        error = bounds["exp_avg"] / (1 - beta1)
+        apart = np.abs(after - beta2 * before - (1 - beta2) * consumed**2)
+        allowed = bounds["exp_avg_sq"] + (1 - beta2) * error * (2 * np.abs(consumed) + error)
+        return {"variable": "grad"} if float((apart <= allowed).mean()) > 0.999 else None
 
 
 class Unbalanced(Cause):
@@ -622,9 +643,5 @@ def _encode(values: np.ndarray, stored: np.dtype) -> np.ndarray:
     return rounded
 
 
-def _joined(names: "tuple[str, ...] | list[str]") -> str:
+def _joined(names: Sequence[str]) -> str:
     return ", ".join(names)
-
-
-def _n(count: int) -> str:
-    return f"{int(count):,}"

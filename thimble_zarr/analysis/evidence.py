@@ -16,10 +16,10 @@ from thimble_zarr.analysis.windows import Indices, Source
 from thimble_zarr.format.bits import decode, is_nan, patterns
 from thimble_zarr.format.schema import Schema
 
-_SAMPLE_ELEMENTS = 2**20
+_SAMPLE_ELEMENTS = 2**19
 """Elements that claims are tried on; those that failed first are among them."""
 
-_ROWS_KEPT = 64
+_ROWS_KEPT = 32
 
 Bits = dict[str, np.ndarray]
 
@@ -86,7 +86,7 @@ class Evidence:
         self.names = recurrences(self.schema)
         self.n_rows = source.reader.n_rows
         self.dims = np.asarray(dims)
-        self.tokens = _sample(np.asarray(tokens), len(self.dims), runs)
+        self.tokens = _sample(np.unique(tokens), len(self.dims), runs)
         self.row = lru_cache(_ROWS_KEPT)(self._read_row)
 
     @cached_property
@@ -100,9 +100,14 @@ class Evidence:
         return Replay(self.source, self.positions)
 
     def _read_row(self, name: str, row: int) -> np.ndarray:
-        start, stop = int(self.tokens.min()), int(self.tokens.max()) + 1
-        bits = self.source.reader.read(name, (row, row + 1), (start, stop))[0]
-        return np.ascontiguousarray(bits[self.tokens - start][:, self.dims])
+        length = self.schema.layout.chunk_tokens
+        parts = []
+        for chunk in np.unique(self.tokens // length).tolist():
+            tokens = self.tokens[self.tokens // length == chunk] - chunk * length
+            first, stop = chunk * length, min((chunk + 1) * length, self.schema.n_tokens)
+            bits = self.source.reader.read(name, (row, row + 1), (first, stop))[0]
+            parts.append(bits[tokens][:, self.dims])
+        return np.concatenate(parts)
 
     def values(self, name: str, bits: np.ndarray) -> np.ndarray:
         """Return the numbers that bits of a variable stand for, float64."""
@@ -134,6 +139,10 @@ class Evidence:
     def element(self, token: int, dim: int) -> "Evidence":
         """Return the evidence on a single element."""
         return Evidence(self.source, np.array([token]), np.array([dim]), self.runs)
+
+    def token(self, token: int) -> "Evidence":
+        """Return the evidence on a single token."""
+        return Evidence(self.source, np.array([token]), self.dims, self.runs)
 
 
 def equal(bits: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -17,7 +17,7 @@ from thimble_zarr.analysis.causes import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.evidence import Evidence, Run
 from thimble_zarr.format.reader import Reader
 
-_MAX_RUNS = 64
+_MAX_RUNS = 16
 """Runs that are looked into; more of them are rarely of different causes."""
 
 _MAX_LOCATED = 4
@@ -65,13 +65,22 @@ class FlippedBit(Named):
 
 
 class AlteredChunk(Named):
-    """The values of {variable} from step {step}, token {token} on are not those committed.
+    """Values of {variable} were stored anew after they were recorded.
 
-    Something stored that chunk anew: its own checksum is right, but it is not the one in the
-    ledger.
+    Their own checksum is right, but it is not the one in the ledger. It is somewhere in the chunk
+    that begins at step {step}.
     """
 
     code = "altered-chunk"
+
+
+class MoreFailures(Named):
+    """Steps fail in {n_runs} more places, first at step {step}, that were not looked into.
+
+    Check a range of steps to see why.
+    """
+
+    code = "more-failures"
 
 
 def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
@@ -95,9 +104,17 @@ def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
     evidence = Evidence(variable.source, tokens, dims, list(_runs(table)))
     with np.errstate(all="ignore"):
         found = [_explain(evidence, run) for run in evidence.runs[:_MAX_RUNS]]
+    rest = evidence.runs[_MAX_RUNS:]
+    if rest:
+        where = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": _n_steps(rest)}
+        found.append(_finding(MoreFailures, where))
     rows = int(table.step.min()) - 1, int(table.step.max()) + 1
-    found += _altered(variable.source.reader, rows)
-    return sorted(_merged(found), key=lambda finding: finding.step)
+    found += _altered(variable.source.reader, rows, tokens)
+    return sorted(_merged(found), key=lambda f: (f.code == AlteredChunk.code, f.step))
+
+
+def _n_steps(runs: list[Run]) -> int:
+    return sum(len(run.steps) for run in runs)
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:
@@ -112,16 +129,22 @@ def _merged(findings: list[Finding]) -> list[Finding]:
     return list(merged.values())
 
 
-def _altered(reader: Reader, rows: tuple[int, int]) -> list[Finding]:
+def _altered(reader: Reader, rows: tuple[int, int], tokens: np.ndarray) -> list[Finding]:
+    """Look for what was stored anew, as far as the rows and tokens depend on it."""
     findings = []
+    length = reader.schema.layout.chunk_tokens
+    chunks = {int(chunk) * length for chunk in np.unique(tokens // length)}
     for index, chunk in enumerate(reader.altered_chunks(rows)):
-        place = reader.flipped_bit(chunk) if index < _MAX_LOCATED else None
+        if chunk.first_token is not None and chunk.first_token not in chunks:
+            continue
         where: dict[str, object] = {"variable": chunk.variable, "n_steps": 1}
+        place = reader.flipped_bit(chunk) if index < _MAX_LOCATED else None
         if place is None:
-            where |= {"step": chunk.first_row, "token": chunk.first_token, "dim": None}
-        else:
+            where |= {"step": chunk.first_row, "token": chunk.first_token}
+            findings.append(_finding(AlteredChunk, where))
+        elif rows[0] <= place[0] < rows[1] and place[1] in tokens:
             where |= dict(zip(("step", "token", "dim", "bit"), place, strict=True))
-        findings.append(_finding(FlippedBit if place else AlteredChunk, where))
+            findings.append(_finding(FlippedBit, where))
     return findings
 
 
@@ -165,10 +188,10 @@ def _finding(cause: type[Named], where: Facts) -> Finding:
     return Finding(
         code=cause.code,
         message=" ".join((inspect.getdoc(cause) or "").split()).format(**where),
-        variable=_as_str(where["variable"]),
+        variable=_as_str(where.get("variable")),
         step=_as_int(where["step"]) or 0,
-        token=_as_int(where["token"]),
-        dim=_as_int(where["dim"]),
+        token=_as_int(where.get("token")),
+        dim=_as_int(where.get("dim")),
         n_steps=_as_int(where["n_steps"]) or 0,
     )
 

@@ -75,19 +75,26 @@ class Replay:
         Returns
         -------
         dict of str to numpy.ndarray
-            Stored bits of the states after the step; those before where the optimizer skipped it.
+            Stored bits of the states after the step; those before where the optimizer skipped it,
+            missing where no optimizer can take it.
         """
         states = {name: bits for name, bits in inputs.items() if name != "grad"}
         if self._source.skipped[row] and "optimizer_step" not in hyperparameters:
             return states
         recorded = {name: float(values[row]) for name, values in self._source.recorded.items()}
         numbers = recorded | hyperparameters
-        after = self._program.step(
-            {name: bits.ravel() for name, bits in inputs.items()},
-            self._pieces,
-            hyperparameters={name: numbers[name] for name in HYPERPARAMETERS},
-            optimizer_step=numbers["optimizer_step"],
-        )
+        try:
+            after = self._program.step(
+                {name: bits.ravel() for name, bits in inputs.items()},
+                self._pieces,
+                hyperparameters={name: numbers[name] for name in HYPERPARAMETERS},
+                optimizer_step=numbers["optimizer_step"],
+            )
+        except ArithmeticError:  # beta of 1, or a step 0: no optimizer took that step
+            dtypes = self._source.reader.schema.dtypes
+            return {
+                name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()
+            }
         return {name: bits.reshape(self._shape) for name, bits in after.items()}
 
 

@@ -99,6 +99,8 @@ def run_check(
     from thimble_zarr.analysis.verdict import verdict
     from thimble_zarr.interchange.recording import open_recording
 
+    if device is not None and not replay:
+        raise click.UsageError("--device says where to replay, and --no-replay not to")
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
     ds = dataset_of(open_recording(store, token_mask=token_mask))

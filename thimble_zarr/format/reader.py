@@ -20,15 +20,15 @@ class AlteredChunk:
     variable
         Whose chunk it is.
     first_row, first_token
-        Where it begins.
+        Where it begins; scalars have no token.
     committed
-        The checksums it had.
+        The checksums it had, if it is of a `(step, token, dim)` array.
     """
 
     variable: str
     first_row: int
-    first_token: int
-    committed: Checksums
+    first_token: int | None
+    committed: Checksums | None
 
 
 class Reader(Protocol):

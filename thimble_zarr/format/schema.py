@@ -16,7 +16,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedForma
 from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ATTRIBUTE = "thimble"
 """The group attribute that holds the schema."""
 
@@ -144,6 +144,10 @@ class Schema:
         sizes = (self.n_tokens, self.n_dims, self.layout.block_steps, self.layout.chunk_tokens)
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ConfigError(f"shapes and block sizes must be positive numbers, not {sizes}")
+        if not (isinstance(self.n_threads, int) and self.n_threads > 0):
+            raise ConfigError(
+                f"torch had {self.n_threads!r} threads, which is no number of threads"
+            )
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
             raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():

@@ -135,6 +135,7 @@ class StoreWriter:
         )
         self._arrays: dict[str, _Array] = {}
         self._scalars: dict[str, np.ndarray] = {}
+        self._declared: dict[str, dict[str, int]] = {}
 
     @classmethod
     def create(
@@ -233,7 +234,7 @@ class StoreWriter:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
         if first_row % layout.block_steps or first_row + n_rows < self.n_rows:
             raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
-        files: dict[str, dict[str, int]] = {}
+        files = dict(self._declared)
         chunks: dict[str, list[tuple[int, int]]] = {}
         self._grow(first_row + layout.block_steps)
         for name, bits in arrays.items():
@@ -250,6 +251,7 @@ class StoreWriter:
         end_row = first_row + n_rows
         entry = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
+        self._declared = {}
 
     def close(self) -> None:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
@@ -323,7 +325,7 @@ class StoreWriter:
             )
             self._arrays[name][:] = values
         self._write_metadata()
-        self._write_chunks()
+        self._declared = self._write_chunks()  # the first commit has them in the ledger
         for name in self._arrays:
             _fsync_directory(self.path / name)
         for directory in (self.path, self.path.parent):
@@ -529,7 +531,7 @@ class StoreReader:
         return values
 
     def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
-        """Find chunks whose values are not those that were committed.
+        """Find chunks, and files of scalars and labels, that are not those that were committed.
 
         Their files are sound: something stored them anew, with good checksums. Only chunks that
         were stored anew are decoded, so that looking for them costs next to nothing.
@@ -545,24 +547,47 @@ class StoreReader:
             If a file or the ledger is damaged.
         """
         layout = self.schema.layout
-        for first_row, chunks in self._read_ledger():
+        ledger, files = self._read_ledger()
+        for first_row, chunks in ledger.items():
             if not (first_row < rows[1] and rows[0] < first_row + layout.block_steps):
                 continue
             for name, checksums in chunks.items():
-                with self._block(name, first_row) as shard:
-                    for chunk, committed in enumerate(checksums):
-                        if (
-                            shard.stored_checksum(chunk) != committed.stored
-                            and values_checksum(shard.decode(chunk)) != committed.values
-                        ):
-                            first_token = chunk * layout.chunk_tokens
-                            yield AlteredChunk(name, first_row, first_token, committed)
+                altered = self._altered_in(name, first_row, checksums)
+                if altered:
+                    # A writer may have committed this block again, with more rows, since.
+                    newest, _ = type(self).open(self.path)._read_ledger()
+                    altered = self._altered_in(name, first_row, newest[first_row][name])
+                yield from altered
+        for key, crc32 in files.items():
+            if self._file_crc32(key) != crc32:
+                _, newest_files = type(self).open(self.path)._read_ledger()
+                if self._file_crc32(key) != newest_files[key]:
+                    name, _, chunk = key.partition("/c.")
+                    yield AlteredChunk(name, int(chunk) * SCALAR_CHUNK_STEPS, None, None)
+
+    def _file_crc32(self, key: str) -> int:
+        self._check_file(key)
+        with self._decoding(key):
+            return zlib.crc32((self.path / key).read_bytes())
+
+    def _altered_in(
+        self, name: str, first_row: int, checksums: list[Checksums]
+    ) -> list[AlteredChunk]:
+        with self._block(name, first_row) as shard:
+            return [
+                AlteredChunk(name, first_row, chunk * self.schema.layout.chunk_tokens, committed)
+                for chunk, committed in enumerate(checksums)
+                if shard.stored_checksum(chunk) != committed.stored
+                and values_checksum(shard.decode(chunk)) != committed.values
+            ]
 
     def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
         """Return row, token, dim and bit, if one flipped bit is all that altered a chunk.
 
         It takes seconds.
         """
+        if altered.committed is None or altered.first_token is None:
+            return None
         with self._block(altered.variable, altered.first_row) as shard:
             values = shard.decode(altered.first_token // self.schema.layout.chunk_tokens)
         bit = locate_bit(values.tobytes(), altered.committed.values)
@@ -572,20 +597,26 @@ class StoreReader:
         row, token, dim = (int(part) for part in np.unravel_index(index, values.shape))
         return altered.first_row + row, altered.first_token + token, dim, bit
 
-    def _read_ledger(self) -> Iterator[tuple[int, dict[str, list[Checksums]]]]:
-        """Yield first row and checksums of each block; the last ones, if it was committed again."""
+    def _read_ledger(self) -> tuple[dict[int, dict[str, list[Checksums]]], dict[str, int]]:
+        """Return checksums of the chunks of each block, and CRC-32 of the files of all else.
+
+        Of what was committed again the last ones.
+        """
+        blocks: dict[int, dict[str, list[Checksums]]] = {}
+        files: dict[str, int] = {}
         with self._decoding("the ledger"):
             with (self.path / _LEDGER).open("rb") as ledger:
                 content = ledger.read(self.commit.ledger_bytes)
             if zlib.crc32(content) != self.commit.ledger_crc32:
                 raise ValueError("its checksum does not match")
-            entries = [json.loads(line) for line in content.splitlines()]
-        for first_row, entry in {entry["rows"][0]: entry for entry in entries}.items():
-            chunks = {
-                name: [Checksums(*checksums) for checksums in entry["chunks"][name]]
-                for name in self.schema.dtypes
-            }
-            yield first_row, chunks
+            for entry in map(json.loads, content.splitlines()):
+                blocks[entry["rows"][0]] = {
+                    name: [Checksums(*checksums) for checksums in entry["chunks"][name]]
+                    for name in self.schema.dtypes
+                }
+                files |= {key: file["crc32"] for key, file in entry["files"].items()}
+        arrays = tuple(f"{name}/" for name in self.schema.dtypes)
+        return blocks, {key: crc32 for key, crc32 in files.items() if not key.startswith(arrays)}
 
     @contextmanager
     def _block(self, name: str, first_row: int) -> Iterator[ShardFile]:
