@@ -28,8 +28,9 @@ lint: $(STAMP)  ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Measure a real run (half an hour)
+bench: $(STAMP)  ## Measure a real run, then plant faults in two (three quarters of an hour)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.faults
 
 clean:  ## Remove the environment and recorded runs
 	rm -rf $(VENV) runs

@@ -127,6 +127,27 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary(results: dict[str, Any]) -> str:
+    """Return the sentence that the README has."""
+    runs = results["confusion"].values()
+    named = sum(
+        n for counts in runs for planted, found, n in counts if planted.endswith(f"({found})")
+    )
+    total = sum(n for counts in runs for planted, _, n in counts if planted != SOUND)
+    false_alarms = sum(
+        n
+        for counts in runs
+        for planted, found, n in counts
+        if planted == SOUND and found != NOTHING_FOUND
+    )
+    of = results["flips"]
+    return (
+        f"{named} of {total} planted faults are called by their names, {false_alarms} alarms are "
+        f"false, and of {of['trials']} random bits flipped in stored elements {of['located']} are "
+        "found and located."
+    )
+
+
 def record(store: Path, dtype: str, steps: int, batch_size: int) -> Path:
     """Record a real run."""
     say(f"recording {steps} steps in {dtype} ...")
@@ -176,7 +197,7 @@ def main(
     results["flips"] = flips(store, trials=trials, seed=1)
     results["about"] = about(steps, batch_size) | {"flip_steps": flip_steps}
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    click.echo(markdown(results))
+    click.echo(f"{markdown(results)}\n\n{summary(results)}")
 
 
 if __name__ == "__main__":

@@ -346,3 +346,18 @@ def test_what_was_altered_elsewhere_is_not_the_selections(
         (ds.sel(step=slice(STEP, None)), 1),
     ):
         assert len(find_causes(part, accounting(part))) == n
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_single_token_or_element_can_be_looked_into(
+    runs: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    rewrite(
+        runs["bfloat16"],
+        tmp_path / "run.zarr",
+        lambda bits, scalars: PLANTED[name].plant(bits, scalars, STEP, np.random.default_rng(0)),
+    )
+    ds = open_dataset(tmp_path / "run.zarr")
+    known = {cause.code for cause in CAUSES}
+    for part in (ds.isel(token=[85]), ds.isel(token=[85], dim=[3]), ds.sel(token=85)):
+        assert {finding.code for finding in find_causes(part, accounting(part))} <= known

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import thimble_zarr
 from benchmarks.__main__ import EARLY_STEP, markdown
+from benchmarks.faults import summary
 from thimble_zarr.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
@@ -135,3 +136,8 @@ def test_every_command_of_the_tool_is_in_the_table() -> None:
 def test_the_numbers_are_the_measured_ones() -> None:
     results = json.loads((ROOT / "benchmarks/results.json").read_text())
     assert markdown(results, EARLY_STEP, results["about"]["steps"]) in README
+
+
+def test_the_planted_faults_are_the_counted_ones() -> None:
+    results = json.loads((ROOT / "benchmarks/faults.json").read_text())
+    assert summary(results) in " ".join(README.split())

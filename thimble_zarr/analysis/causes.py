@@ -294,6 +294,8 @@ def _nearest(rows: np.ndarray, others: np.ndarray, wrong: np.ndarray) -> np.ndar
     Tokens that do not occur have nearly the same gradients; those that do are told apart.
     """
     places = np.arange(len(rows))
+    if len(places) < 2:
+        return None
     size = np.where(wrong, np.abs(rows).sum(axis=1), 0)
     for index in np.argsort(-size)[:_MAX_MATCHED].tolist():
         distance = np.abs(others - rows[index]).sum(axis=1)
