@@ -140,7 +140,7 @@ def test_a_fault_in_the_file_is_found(tmp_path: Path, tensors: dict[str, torch.T
     result = run("check", file)
     assert result.exit_code == 1
     assert "FAILS: the books do not balance from step 7 on." in result.stdout
-    assert "  torn-row: The row of step 7 is torn" in result.stdout
+    assert "  torn-row: The row of step 7 was overwritten" in result.stdout
 
 
 def test_info_of_a_file(file: Path, tmp_path: Path) -> None:
