@@ -14,14 +14,14 @@ from typing import Any
 
 import click
 import numpy as np
-import zarr
 
 from benchmarks.__main__ import about, python, say
 from benchmarks.processes import measure
-from tests.faults import flip_bit, rewrite
+from tests.faults import flip_in_place, rewrite
 from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.analysis.findings import Finding, find_causes
+from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.store import StoreReader
 
 SOUND = "nothing"
@@ -77,17 +77,15 @@ def flips(store: Path, *, trials: int, seed: int) -> dict[str, object]:
     seconds = []
     for trial in range(trials):
         name = str(random.choice([*schema.dtypes]))
-        place = tuple(
-            int(random.integers(length))
-            for length in (reader.n_rows, schema.n_tokens, schema.n_dims)
+        place = (
+            int(random.integers(reader.n_rows)),
+            int(random.integers(schema.n_tokens)),
+            int(random.integers(schema.n_dims)),
         )
         file = store / name / f"c.{place[0] // schema.layout.block_steps}.0.0"
         before = file.read_bytes()
-        array = zarr.open_array(store, path=name, mode="r+")
-        bits = np.asarray(array[place[0] : place[0] + 1, place[1] : place[1] + 1])
-        bit = int(random.integers(8 * bits.dtype.itemsize))
-        flip_bit(bits, (0, 0, place[2]), bit)
-        array[place[0] : place[0] + 1, place[1] : place[1] + 1] = bits
+        bit = int(random.integers(8 * storage_dtype(schema.dtypes[name]).itemsize))
+        flip_in_place(store, name, place, bit)
         start = time.perf_counter()
         causes = findings(store, around=place[0])
         seconds.append(time.perf_counter() - start)

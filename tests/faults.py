@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import zarr
 
 from thimble_zarr.format.store import StoreReader, StoreWriter
 
@@ -49,6 +50,15 @@ def flip_bit(bits: np.ndarray, index: tuple[int, ...], bit: int) -> None:
     """Flip one bit of one element, 0 the least."""
     pattern = bits.view(f"u{bits.dtype.itemsize}")
     pattern[index] ^= pattern.dtype.type(1 << bit)
+
+
+def flip_in_place(store: Path, name: str, place: tuple[int, int, int], bit: int) -> None:
+    """Flip one bit of one stored element through zarr-python; again, and it is as it was."""
+    row, token, dim = place
+    array = zarr.open_array(store, path=name, mode="r+")
+    bits = np.asarray(array[row, token])
+    flip_bit(bits, (dim,), bit)
+    array[row, token] = bits
 
 
 def relabel(source_path: Path, target_path: Path, **schema: object) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zarr
 
-from tests.faults import flip_bit, rewrite
+from tests.faults import flip_bit, flip_in_place, rewrite
 from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED
 from tests.runs import Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
@@ -16,6 +16,7 @@ from thimble_zarr.analysis import causes
 from thimble_zarr.analysis.causes import CAUSES
 from thimble_zarr.analysis.findings import Finding, find_causes
 from thimble_zarr.analysis.verdict import verdict
+from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.store import StoreReader
 
 N_STEPS, STEP = 40, 20
@@ -116,12 +117,9 @@ def test_a_gradient_that_flips_where_rounding_hides_it_is_found_by_its_checksum(
 ) -> None:
     store = tmp_path / "run.zarr"
     shutil.copytree(runs["bfloat16"], store)
-    array = zarr.open_array(store, path="grad", mode="r+")
     hidden = 0
     for token in range(20):
-        bits = np.asarray(array[STEP, token])
-        flip_bit(bits, (4,), 0)
-        array[STEP, token] = bits
+        flip_in_place(store, "grad", (STEP, token, 4), 0)
         ds = open_dataset(store)
         table = accounting(ds)
         (finding,) = find_causes(ds, table)
@@ -129,8 +127,7 @@ def test_a_gradient_that_flips_where_rounding_hides_it_is_found_by_its_checksum(
         assert place == ("bit-flip", "grad", STEP, token, 4)
         assert not verdict(table, [finding]).holds
         hidden += int(table.n_different.sum()) == 0
-        flip_bit(bits, (4,), 0)
-        array[STEP, token] = bits
+        flip_in_place(store, "grad", (STEP, token, 4), 0)
         assert find_causes(ds, accounting(ds)) == []
     assert hidden  # else this shows nothing
 
@@ -145,15 +142,11 @@ def test_any_bit_of_any_stored_element_is_found_and_located(
     for _ in range(12):
         name = str(random.choice([*reader.schema.dtypes]))
         row, token, dim = (int(random.integers(n)) for n in (reader.n_rows, 101, 7))
-        array = zarr.open_array(store, path=name, mode="r+")
-        bits = np.asarray(array[row, token])
-        bit = int(random.integers(8 * bits.dtype.itemsize))
-        flip_bit(bits, (dim,), bit)
-        array[row, token] = bits
+        bit = int(random.integers(8 * storage_dtype(native).itemsize))
+        flip_in_place(store, name, (row, token, dim), bit)
         found = [(f.code, f.variable, f.step, f.token, f.dim) for f in findings(store)]
         assert found == [("bit-flip", name, row, token, dim)]
-        flip_bit(bits, (dim,), bit)
-        array[row, token] = bits
+        flip_in_place(store, name, (row, token, dim), bit)
 
 
 def test_chunks_that_were_stored_anew_are_found_though_the_rows_follow(
@@ -334,10 +327,7 @@ def test_what_was_altered_elsewhere_is_not_the_selections(
 ) -> None:
     store = tmp_path / "run.zarr"
     shutil.copytree(runs["bfloat16"], store)
-    array = zarr.open_array(store, path="grad", mode="r+")
-    bits = np.asarray(array[STEP, 50])
-    flip_bit(bits, (4,), 0)
-    array[STEP, 50] = bits
+    flip_in_place(store, "grad", (STEP, 50, 4), 0)
     ds = open_dataset(store)
     for part, n in (
         (ds.sel(token=[49]), 0),

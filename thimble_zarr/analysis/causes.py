@@ -146,10 +146,7 @@ class TornRow(Cause):
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
         step = run.steps[0]
-        if len(run.steps) > 2 or step + 1 >= evidence.n_rows:
-            return None
-        replayed = evidence.replay(step)
-        if len(run.steps) == 1 or not evidence.mends(step + 1, replayed):
+        if len(run.steps) != 2 or not evidence.mends(step + 1, evidence.replay(step)):
             return None
         wrong = [name for name in run.wrong if run.counts[name][0]]
         n = sum(int(run.counts[name][0]) for name in wrong)
@@ -332,10 +329,7 @@ class ScaledGradient(Cause):
             grad = evidence.row("grad", step)
             mended = _encode(evidence.values("grad", grad) / factor, grad.dtype)
             # Where the product overflowed or lost bits, it cannot be undone to the bit.
-            if (
-                evidence.share_equal(evidence.replay(step, {"grad": mended}), evidence.after(step))
-                < 0.999
-            ):
+            if evidence.share_mended(step, {"grad": mended}) < 0.999:
                 return None
         return {"variable": "grad", "factor": f"{factor:g}", "token": None, "dim": None}
 
@@ -517,8 +511,7 @@ def _fitting_values(evidence: Evidence, step: int, name: str) -> list[float]:
     recorded = float(evidence.source.recorded[name][step])
 
     def share_wrong(value: float) -> float:
-        replayed = evidence.replay(step, {}, **{name: value})
-        return 1 - evidence.share_equal(replayed, evidence.after(step))
+        return 1 - evidence.share_mended(step, {}, **{name: value})
 
     estimate = max(_least_squares(evidence, step, name), 0.0)
     rounded = {float(f"{estimate:.{n}g}") for n in range(1, 9)}

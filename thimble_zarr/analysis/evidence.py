@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from thimble_zarr.analysis.recurrences import Replay, recurrences
-from thimble_zarr.analysis.windows import Indices, Source
+from thimble_zarr.analysis.windows import Indices, Source, iter_chunks
 from thimble_zarr.format.bits import decode, is_nan, patterns
 from thimble_zarr.format.schema import Schema
 
@@ -100,14 +100,14 @@ class Evidence:
         return Replay(self.source, self.positions)
 
     def _read_row(self, name: str, row: int) -> np.ndarray:
-        length = self.schema.layout.chunk_tokens
-        parts = []
-        for chunk in np.unique(self.tokens // length).tolist():
-            tokens = self.tokens[self.tokens // length == chunk] - chunk * length
-            first, stop = chunk * length, min((chunk + 1) * length, self.schema.n_tokens)
-            bits = self.source.reader.read(name, (row, row + 1), (first, stop))[0]
-            parts.append(bits[tokens][:, self.dims])
-        return np.concatenate(parts)
+        read = self.source.reader.read
+        # The tokens are sorted, so the chunks come in their order.
+        return np.concatenate(
+            [
+                read(name, (row, row + 1), chunk)[0][take][:, self.dims]
+                for chunk, take, _ in iter_chunks(self.source, self.tokens)
+            ]
+        )
 
     def values(self, name: str, bits: np.ndarray) -> np.ndarray:
         """Return the numbers that bits of a variable stand for, float64."""
@@ -128,13 +128,16 @@ class Evidence:
         """Take a step again, with some of its inputs or hyper-parameters changed."""
         return self._replay.step(step, self.inputs(step) | dict(changed or {}), **hyperparameters)
 
-    def share_equal(self, replayed: Mapping[str, np.ndarray], recorded: Bits) -> float:
-        """Return the share of elements of which every recurrence is as recorded."""
-        return float(np.mean(equal(replayed, recorded)))
+    def share_mended(
+        self, step: int, changed: Mapping[str, np.ndarray], **hyperparameters: float
+    ) -> float:
+        """Return the share of elements that a step leads to once its inputs are changed."""
+        replayed = self.replay(step, changed, **hyperparameters)
+        return float(np.mean(equal(replayed, self.after(step))))
 
     def mends(self, step: int, changed: Mapping[str, np.ndarray], **hyperparameters: float) -> bool:
         """Return whether a step leads to the recorded row once its inputs are changed."""
-        return bool(equal(self.replay(step, changed, **hyperparameters), self.after(step)).all())
+        return self.share_mended(step, changed, **hyperparameters) == 1
 
     def element(self, token: int, dim: int) -> "Evidence":
         """Return the evidence on a single element."""

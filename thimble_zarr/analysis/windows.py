@@ -179,7 +179,7 @@ def iter_windows(
     if 0 in (len(rows), len(tokens), len(dims)):
         return
     row_range = int(rows.min()), int(rows.max()) + 1
-    for chunk, take, where in _iter_chunks(source, tokens):
+    for chunk, take, where in iter_chunks(source, tokens):
         piece = _Piece(source, row_range, chunk, take)
         n_tokens = (
             len(range(*where.indices(len(tokens)))) if isinstance(where, slice) else len(where)
@@ -189,7 +189,7 @@ def iter_windows(
             yield (slice(start, stop), where), Window(piece, rows[start:stop], dims)
 
 
-def _iter_chunks(
+def iter_chunks(
     source: Source, tokens: Indices
 ) -> Iterator[tuple[tuple[int, int], Indices | slice, Indices | slice]]:
     """Yield the token range of each touched chunk, what to take of it, and where it goes."""
