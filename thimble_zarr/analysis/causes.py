@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from thimble_zarr.analysis.evidence import Bits, Evidence, Run, equal
-from thimble_zarr.analysis.recurrences import HYPERPARAMETERS
-from thimble_zarr.format.bits import decode, is_nan, least_positive, unit_roundoff
+from thimble_zarr.analysis.recurrences import HYPERPARAMETERS, bounds
+from thimble_zarr.format.bits import decode, is_nan, unit_roundoff
 from thimble_zarr.optim import adamw
 
 _MAX_MATCHED = 256
@@ -389,24 +389,19 @@ def _rescaled(evidence: Evidence, step: int, ratio: float, u: float) -> bool:
     grad = evidence.values("grad", evidence.row("grad", step)) / ratio
     apart = np.abs(_wanted_gradient(evidence, step) - grad)
     beta1 = float(evidence.source.recorded["beta1"][step])
-    bounds = _bounds(evidence, step, grad)
+    allowed_of = _bounds(evidence, step, grad)
     # Besides, the consumed gradient was rounded, and the ratio is an estimate.
-    allowed = bounds["exp_avg"] / (1 - beta1) + 4 * u * np.abs(grad)
+    allowed = allowed_of["exp_avg"] / (1 - beta1) + 4 * u * np.abs(grad)
     return bool((apart <= allowed).mean() > 0.999)
 
 
 def _bounds(evidence: Evidence, step: int, grad: np.ndarray) -> Bits:
-    recorded, schema = evidence.source.recorded, evidence.schema
-    native = schema.dtypes["W"]
     before = evidence.inputs(step)
-    return adamw.recurrence_bounds(
+    return bounds(
+        evidence.schema,
         {name: evidence.values(name, before[name]) for name in evidence.names},
-        -grad if schema.optimizer.maximize else grad,
-        decoupled_weight_decay=schema.optimizer.decoupled_weight_decay,
-        hyperparameters={name: np.asarray(values[step]) for name, values in recorded.items()},
-        unit_roundoff=unit_roundoff(native),
-        scalar_roundoff=4 * unit_roundoff("float32"),
-        least=least_positive(native),
+        grad,
+        {name: np.asarray(values[step]) for name, values in evidence.source.recorded.items()},
     )
 
 
@@ -583,14 +578,14 @@ class WrongGradient(Cause):
             return None
         consumed = _wanted_gradient(evidence, step)
         beta1, beta2 = (float(evidence.source.recorded[name][step]) for name in ("beta1", "beta2"))
-        bounds = _bounds(evidence, step, consumed)
+        allowed_of = _bounds(evidence, step, consumed)
         before, after = (
             evidence.values("exp_avg_sq", evidence.row("exp_avg_sq", row))
             for row in (step - 1, step)
         )
-        error = bounds["exp_avg"] / (1 - beta1)
+        error = allowed_of["exp_avg"] / (1 - beta1)
         apart = np.abs(after - beta2 * before - (1 - beta2) * consumed**2)
-        allowed = bounds["exp_avg_sq"] + (1 - beta2) * error * (2 * np.abs(consumed) + error)
+        allowed = allowed_of["exp_avg_sq"] + (1 - beta2) * error * (2 * np.abs(consumed) + error)
         return {"variable": "grad"} if float((apart <= allowed).mean()) > 0.999 else None
 
 

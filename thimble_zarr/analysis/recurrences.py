@@ -246,17 +246,50 @@ def compare(
 
 def _allowed(window: Window) -> dict[str, np.ndarray]:
     schema = window.source.reader.schema
-    before = {name: window.previous(name) for name in recurrences(schema)}
-    sign = -1 if schema.optimizer.maximize else 1
-    bounds = adamw.recurrence_bounds(
-        before,
-        sign * window.current("grad"),
-        decoupled_weight_decay=schema.optimizer.decoupled_weight_decay,
-        hyperparameters={
-            name: window.scalar(name) for name in (*HYPERPARAMETERS, "optimizer_step")
-        },
-        unit_roundoff=unit_roundoff(schema.dtypes["W"]) + unit_roundoff("float64"),
-        scalar_roundoff=4 * unit_roundoff("float32"),
-        least=least_positive(schema.dtypes["W"]),
+    return bounds(
+        schema,
+        {name: window.previous(name) for name in recurrences(schema)},
+        window.current("grad"),
+        {name: window.scalar(name) for name in (*HYPERPARAMETERS, "optimizer_step")},
+        own_roundoff=unit_roundoff("float64"),
     )
-    return bounds
+
+
+def bounds(
+    schema: Schema,
+    before: Mapping[str, np.ndarray],
+    grad: np.ndarray,
+    hyperparameters: Mapping[str, np.ndarray],
+    *,
+    own_roundoff: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """Return how far two programs of a run's optimizer can end apart.
+
+    Parameters
+    ----------
+    schema
+        What was recorded.
+    before
+        The states before the step, by variable, float64.
+    grad
+        The gradient as the optimizer was given it.
+    hyperparameters
+        The scalars of the step, by their names in a store.
+    own_roundoff
+        Relative error of what is compared besides torch's own.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        For each state the largest distance (`optim.adamw.recurrence_bounds`).
+    """
+    native = schema.dtypes["W"]
+    return adamw.recurrence_bounds(
+        before,
+        -grad if schema.optimizer.maximize else grad,
+        decoupled_weight_decay=schema.optimizer.decoupled_weight_decay,
+        hyperparameters=hyperparameters,
+        unit_roundoff=unit_roundoff(native) + own_roundoff,
+        scalar_roundoff=4 * unit_roundoff("float32"),
+        least=least_positive(native),
+    )
