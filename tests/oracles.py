@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import xarray as xr
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 
@@ -65,3 +66,21 @@ def notebook_2(
         "cosine_similarity": cosine.numpy(),
         "ratio": (norm_predicted / (norm_observed + 1e-10)).numpy(),
     }
+
+
+def assert_same_table(
+    table: xr.Dataset, expected: dict[str, np.ndarray], dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Compare to within ten roundings of an element, which are float32's for 16-bit weights."""
+    error = 10 * 2.0 ** (-24 if dtype.itemsize == 2 else -53)
+    size = {name: np.abs(expected[name]) for name in COLUMNS}
+    # The difference inherits what predicted and observed change have.
+    size["norm_difference"] = expected["norm_predicted"] + expected["norm_observed"]
+    size["cosine_similarity"] = np.ones(1)
+    for name in COLUMNS:
+        found = table[name].values
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(found - expected[name])
+        same = (apart <= error * size[name]) | (np.isnan(found) & np.isnan(expected[name]))
+        same |= found == expected[name]  # infinite
+        assert same.all(), (name, found, expected[name])

@@ -106,9 +106,9 @@ def test_a_skipped_first_step_too(tmp_path: Path) -> None:
         loop.step()
     ds = open_dataset(tmp_path / "run.zarr")
     assert (ds.adam_residual.sel(step=1) == 0).all()
-    table = accounting(ds)
+    table = accounting(ds, replay=False)
     assert int(table.n_beyond_rounding.sum()) == 0
-    assert int(table.n_different.sum()) == 0
+    assert int(accounting(ds).n_different.sum()) == 0
 
 
 def test_variables_are_read_only(toy_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_xarray_engine_pushes_selections_down(
     ds = xr.open_dataset(toy_path, engine="thimble")
     reads = Reads(monkeypatch)
     ds.sel(token=ds.dead, step=[6]).grad.compute()
-    assert reads.calls == [("grad", (6, 7), (0, N_TOKENS))]
+    assert reads.calls == [("grad", (5, 7), list(range(7, N_TOKENS)))]
 
 
 def test_the_xarray_engine_drops_variables(toy_path: Path) -> None:

@@ -238,9 +238,9 @@ def test_rows_and_tokens_are_read_alone(file: Path) -> None:
     for name in reader.schema.dtypes:
         whole = reader.read(name, (0, N_ROWS))
         for rows in ((0, 1), (3, 3), (2, 9), (N_ROWS - 1, N_ROWS)):
-            for tokens in ((0, 1), (4, 4), (3, 8), (N_TOKENS - 1, N_TOKENS)):
+            for tokens in (range(1), range(4, 4), range(3, 8), np.array([N_TOKENS - 1, 0, 2, 0])):
                 part = reader.read(name, rows, tokens)
-                np.testing.assert_array_equal(part, whole[slice(*rows), slice(*tokens)])
+                np.testing.assert_array_equal(part, whole[slice(*rows)][:, np.asarray(tokens, int)])
                 part[:] = 1  # the array is the caller's
 
 

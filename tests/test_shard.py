@@ -10,9 +10,10 @@ import tensorstore
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.codecs import TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from thimble_zarr.format.shard import ShardEncoder, chunk_codecs
+from thimble_zarr.format.shard import CHUNK_ORDER, ShardEncoder, chunk_codecs
 
 FILL = 7
 
@@ -28,6 +29,7 @@ def declare(
         chunks=(block_steps, chunk_tokens, n_dims),
         shards=(block_steps, shard_tokens, n_dims),
         dtype=dtype,
+        filters=[TransposeCodec(order=CHUNK_ORDER)],
         compressors=chunk_codecs(np.dtype(dtype)),
         fill_value=FILL,
     )

@@ -1,10 +1,12 @@
 """The per-step table: do formula and replay explain what the weights did?
 
-One fused pass: each task reads a few blocks, evaluates the formula and replays the optimizer window
-by window, and keeps a few numbers a step. Sums are float64, so cosines stay within [-1, 1].
+One fused pass: each task reads some tokens of a few blocks, evaluates the formula and replays the
+optimizer window by window, and keeps a few numbers a step. Changes of 16-bit weights are compared
+in float32, which is finer than they by 13 bits or more, all others in float64. Sums over tokens are
+float64, so cosines stay within [-1, 1].
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,7 @@ from thimble_zarr.analysis.recurrences import (
 from thimble_zarr.analysis.variables import adam_decay, adam_update, rounding_bound, ulp
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.errors import SelectionError
-from thimble_zarr.format.bits import decode
+from thimble_zarr.format.bits import decode, storage_dtype
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 """What the original notebook tabulates."""
@@ -29,17 +31,8 @@ COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similar
 EXTENDED = ("share_stalled", "share_moved", "mean_displacement_ulp", "norm_unexplained")
 """What is tabulated besides; the last only with the replay."""
 
-_SUMS = (
-    "predicted",
-    "observed",
-    "difference",
-    "product",
-    "n_beyond_rounding",
-    "n_not_finite",
-    "n_moved",
-    "n_stalled",
-    "displacement",
-)
+_OF_FORMULA = ("predicted", "observed", "difference", "product", "n_not_finite")
+_OF_MOVES = ("n_moved", "n_stalled", "displacement")
 _OF_REPLAY = {
     "n_different": np.add,
     "n_beyond": np.add,
@@ -64,7 +57,14 @@ def lazy_variable(ds: xr.Dataset) -> LazyArray:
     return ds.adam_residual.data
 
 
-def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None) -> xr.Dataset:
+def accounting(
+    ds: xr.Dataset,
+    *,
+    replay: bool = True,
+    extended: bool = False,
+    subsets: Mapping[str, np.ndarray] | None = None,
+    device: str | None = None,
+) -> xr.Dataset:
     """Compare, step by step, the recorded rows with AdamW's formula and with torch's own program.
 
     Parameters
@@ -73,15 +73,21 @@ def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None
         A dataset from `open_dataset`, whole or with any steps, tokens or dims selected. It must
         still be lazy: not loaded, and not changed by arithmetic.
     replay
-        Whether to take every step again with torch and compare bits.
+        Whether to take every step again with torch and compare bits. Without it a bound on rounding
+        judges the formula.
+    extended
+        Whether to add the columns `EXTENDED`.
+    subsets
+        By name, ids of tokens of `ds`. All subsets are compared in one pass over the store.
     device
-        Where to do that, as torch names it. Where the run was recorded, if None, or on the CPU
+        Where to replay, as torch names it. Where the run was recorded, if None, or on the CPU
         where there is no such device.
 
     Returns
     -------
     xarray.Dataset
-        In memory, dims `(step,)`, without the initial state, float64 but for the counts:
+        In memory, dims `(step,)`, or `(subset, step)` with subsets, without the initial state,
+        float64 but for the counts:
         ``norm_predicted``, ``norm_observed``, ``norm_difference``
             L2 norms over the selected elements of predicted and observed change and of their
             difference.
@@ -89,19 +95,23 @@ def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None
             Of predicted and observed change; NaN where one of them is zero.
         ``ratio``
             `norm_predicted / norm_observed`; infinite where nothing moved.
-        ``n_beyond_rounding``
-            Elements whose residual is larger than rounding can make it
-            (`optim.adamw.rounding_bound`), or is not finite. int64; 0 in a sound record.
         ``n_not_finite``
             Elements whose residual is NaN or infinite, because the run diverged or a value is
             missing. int64.
+
+        Extended:
         ``share_moved``, ``share_stalled``
             Share of elements that moved, and of those that did not although the formula moves them.
         ``mean_displacement_ulp``
             Mean distance an element moved, in units of the spacing of the dtype at the weight.
 
-        With the replay also ``norm_unexplained``, the norm of observed minus replayed weights, and,
-        dims `(step, recurrence)`, for `W`, `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq`):
+        Without the replay:
+        ``n_beyond_rounding``
+            Elements whose residual is larger than rounding can make it
+            (`optim.adamw.rounding_bound`), or is not finite. int64; 0 in a sound record.
+
+        With the replay ``norm_unexplained``, the norm of observed minus replayed weights, and, with
+        one more dim `recurrence`, for `W`, `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq`):
         ``n_different``
             Elements whose bits are not those of the replay. int64; 0 in a sound record.
         ``n_beyond``
@@ -112,8 +122,9 @@ def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None
         ``first_token``, ``first_dim``
             The first element that differs beyond that, or else at all; -1 where none does. int64.
 
-        The attribute `not_exact_because` says why the replay need not give the recorded bits, and
-        is empty where it must.
+        ``n_elements`` counts the elements of a step, dims `()` or `(subset,)`. The attribute
+        `not_exact_because` says why the replay need not give the recorded bits, and is empty where
+        it must.
 
     Raises
     ------
@@ -129,47 +140,85 @@ def accounting(ds: xr.Dataset, *, replay: bool = True, device: str | None = None
             "nothing is selected: an accounting needs at least one token and one step after the "
             f"initial state, and this selection has {dict(ds.adam_residual.sizes)}"
         )
-    source = variable.source
-    attrs = {"n_elements": variable.size // len(steps), "dtype": ds.attrs["dtype"]}
-    names: tuple[str, ...] = ()
+    source, attrs = variable.source, {"dtype": ds.attrs["dtype"]}
     if replay:
-        names = recurrences(source.reader.schema)
         attrs["device"] = replay_device(source)
         attrs["not_exact_because"] = not_exact_because(source)
-    tally = _Tally(names, exact=not attrs.get("not_exact_because"))
-    statistics = Statistics(tally, tally.combine)
-    numbers = variable.reduce_rows(statistics).compute().T
-    table = _columns(dict(zip(_SUMS, numbers, strict=False)), attrs["n_elements"])
-    if replay:
-        table["norm_unexplained"] = np.sqrt(numbers[len(_SUMS)])
-    result = xr.Dataset(
-        {name: ("step", values) for name, values in table.items()},
-        coords={"step": steps},
-        attrs=attrs,
+    tally = _Tally(
+        recurrences(source.reader.schema) if replay else (),
+        exact=not attrs.get("not_exact_because"),
+        extended=extended,
     )
-    if not replay:
-        return result
-    of_replay = numbers[len(_SUMS) + 1 :].reshape(len(names), len(_OF_REPLAY), len(steps))
-    return result.assign(_replay_columns(of_replay, source.reader.schema.n_dims)).assign_coords(
-        recurrence=list(names)
-    )
+    members, classes = _classes(np.atleast_1d(ds.token.values), subsets)
+    narrow = storage_dtype(source.reader.schema.dtypes["W"]).itemsize == 2
+    statistics = Statistics(tally, tally.combine, np.float32 if narrow else np.float64)
+    numbers = variable.reduce_rows(statistics, classes).compute()
+    n_dims = 1 if "dim" not in ds.dims else ds.sizes["dim"]
+    tables = [
+        _table(
+            tally,
+            statistics.merge(*(numbers[[index]] for index in np.flatnonzero(members_of)))[0],
+            n_elements=n_dims * int(np.isin(classes, np.flatnonzero(members_of)).sum()),
+            n_dims=source.reader.schema.n_dims,
+        )
+        for members_of in members
+    ]
+    coords = {"step": steps} | ({"recurrence": list(tally.recurrences)} if replay else {})
+    tables = [table.assign_coords(coords) for table in tables]
+    if subsets is None:
+        return tables[0].assign_attrs(attrs)
+    return xr.concat(tables, dim="subset").assign_coords(subset=list(subsets)).assign_attrs(attrs)
 
 
-def _columns(sums: dict[str, np.ndarray], n_elements: int) -> dict[str, np.ndarray]:
-    norm_predicted, norm_observed = np.sqrt(sums["predicted"]), np.sqrt(sums["observed"])
+def _classes(
+    tokens: np.ndarray, subsets: Mapping[str, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sort tokens by the subsets they are in, so that none is gone through twice.
+
+    Returns
+    -------
+    numpy.ndarray
+        Whether a subset has a class, bool, shape `(subset, class)`.
+    numpy.ndarray
+        The class of each token; no subset has the last one, of tokens that are in none.
+    """
+    if subsets is None:
+        return np.ones((1, 1), bool), np.zeros(len(tokens), np.int64)
+    for name, ids in subsets.items():
+        if len(unknown := np.setdiff1d(ids, tokens)):
+            raise SelectionError(f"subset {name} has tokens that are not selected: {unknown[0]}")
+        if len(ids) == 0:
+            raise SelectionError(f"subset {name} is empty")
+    of_token = np.stack([np.isin(tokens, ids) for ids in subsets.values()])
+    members, classes = np.unique(of_token, axis=1, return_inverse=True)
+    return members, classes.reshape(-1)
+
+
+def _table(tally: "_Tally", numbers: np.ndarray, *, n_elements: int, n_dims: int) -> xr.Dataset:
+    """Return the columns that follow from the numbers of a subset, shape `(number, step)`."""
+    by_name = dict(zip(tally.names, numbers, strict=False))
+    norm_predicted, norm_observed = np.sqrt(by_name["predicted"]), np.sqrt(by_name["observed"])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {
+        columns = {
             "norm_predicted": norm_predicted,
             "norm_observed": norm_observed,
-            "norm_difference": np.sqrt(sums["difference"]),
-            "cosine_similarity": sums["product"] / (norm_predicted * norm_observed),
+            "norm_difference": np.sqrt(by_name["difference"]),
+            "cosine_similarity": by_name["product"] / (norm_predicted * norm_observed),
             "ratio": norm_predicted / norm_observed,
-            "n_beyond_rounding": sums["n_beyond_rounding"].astype(np.int64),
-            "n_not_finite": sums["n_not_finite"].astype(np.int64),
-            "share_moved": sums["n_moved"] / n_elements,
-            "share_stalled": sums["n_stalled"] / n_elements,
-            "mean_displacement_ulp": sums["displacement"] / n_elements,
+            "n_not_finite": by_name["n_not_finite"].astype(np.int64),
         }
+    if tally.extended:
+        columns["share_moved"] = by_name["n_moved"] / n_elements
+        columns["share_stalled"] = by_name["n_stalled"] / n_elements
+        columns["mean_displacement_ulp"] = by_name["displacement"] / n_elements
+    table = xr.Dataset({name: ("step", values) for name, values in columns.items()})
+    table["n_elements"] = n_elements
+    if not tally.recurrences:
+        table["n_beyond_rounding"] = "step", by_name["n_beyond_rounding"].astype(np.int64)
+        return table
+    table["norm_unexplained"] = "step", np.sqrt(by_name["unexplained"])
+    of_replay = numbers[len(tally.names) :].reshape(len(tally.recurrences), len(_OF_REPLAY), -1)
+    return table.assign(_replay_columns(of_replay, n_dims))
 
 
 def _replay_columns(
@@ -191,56 +240,110 @@ def _replay_columns(
 
 @dataclass(frozen=True)
 class _Tally:
-    """Computes a window's numbers: those of the formula, then those of each replayed recurrence."""
+    """Computes the numbers of a part of a window.
+
+    They are those of `names`, then `_OF_REPLAY` for each recurrence.
+    """
 
     recurrences: tuple[str, ...]
     exact: bool
+    extended: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The numbers that are of the weights alone."""
+        judged = "unexplained" if self.recurrences else "n_beyond_rounding"
+        return *_OF_FORMULA, *(_OF_MOVES if self.extended else ()), judged
 
     @property
     def combine(self) -> tuple[np.ufunc, ...]:
-        of_replay = (np.add, *(tuple(_OF_REPLAY.values()) * len(self.recurrences)))
-        return (np.add,) * len(_SUMS) + (of_replay if self.recurrences else ())
+        of_replay = tuple(_OF_REPLAY.values()) * len(self.recurrences)
+        return (np.add,) * len(self.names) + of_replay
 
-    def __call__(self, window: Window) -> list[np.ndarray]:
-        numbers = list(_of_formula(window))
+    def __call__(self, part: Window) -> Iterator[np.ndarray]:
+        yield from self._of_formula(part)
         if self.recurrences:
-            numbers.extend(_of_replay(window, exact=self.exact))
-        return numbers
+            yield from _of_replay(part, exact=self.exact)
+
+    def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
+        previous, current = part.previous("W"), part.current("W")
+        update = adam_update(part)
+        predicted = update + adam_decay(part)
+        observed = current - previous
+        difference = observed - predicted
+        sums = np.stack(
+            [
+                _dot(predicted, predicted),
+                _dot(observed, observed),
+                _dot(difference, difference),
+                _dot(predicted, observed),
+            ]
+        )
+        changes = predicted, observed, difference
+        if part.dtype != np.float64 and any(map(_beyond_float32, sums, changes)):
+            yield from self._of_formula(part.in_float64())
+            return
+        yield from sums
+        yield _NONE if np.isfinite(sums[2]).all() else _count(~np.isfinite(difference))
+        if self.extended:
+            yield from _of_moves(part, observed, predicted)
+        if not self.recurrences:
+            explained = np.abs(difference) <= rounding_bound(part, update)  # NaN is not explained
+            yield _NONE if explained.all() else _count(~explained)
 
 
-def _of_formula(window: Window) -> Iterator[np.ndarray]:
-    previous, current = window.previous("W"), window.current("W")
-    update = adam_update(window)
-    predicted = update + adam_decay(window)
-    observed = current - previous
-    difference = observed - predicted
-    explained = np.abs(difference) <= rounding_bound(window, update)  # NaN is not explained
-    yield np.einsum("std,std->s", predicted, predicted)
-    yield np.einsum("std,std->s", observed, observed)
-    yield np.einsum("std,std->s", difference, difference)
-    yield np.einsum("std,std->s", predicted, observed)
-    yield np.count_nonzero(~explained, axis=(1, 2))
-    yield np.count_nonzero(~np.isfinite(difference), axis=(1, 2))
+_NONE = np.zeros(1)
+
+
+def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the sum of products of each step, float64 but for the products of one token."""
+    products: np.ndarray = np.vecdot(left, right).sum(axis=1, dtype=np.float64)
+    return products
+
+
+def _beyond_float32(squares: np.ndarray, values: np.ndarray) -> bool:
+    """Return whether squares of float32 values overflowed, or may have underflowed."""
+    suspect = ~((squares > _LEAST_SQUARE) & (squares < np.inf))
+    return bool(suspect.any()) and bool(values[suspect].any())
+
+
+_LEAST_SQUARE = 1e-25
+"""Sums of squares below are computed in float64: some squares may be no float32 number."""
+
+
+def _count(elements: np.ndarray) -> np.ndarray:
+    counts: np.ndarray = np.count_nonzero(elements, axis=(1, 2))
+    return counts
+
+
+def _of_moves(part: Window, observed: np.ndarray, predicted: np.ndarray) -> Iterator[np.ndarray]:
     moved = observed != 0
-    yield np.count_nonzero(moved, axis=(1, 2))
-    yield np.count_nonzero(~moved & (predicted != 0), axis=(1, 2))
-    yield np.abs(observed / ulp(window)).sum(axis=(1, 2))
+    yield _count(moved)
+    yield _count(~moved & (predicted != 0))
+    yield np.abs(observed / ulp(part)).sum(axis=(1, 2))
 
 
-def _of_replay(window: Window, *, exact: bool) -> Iterator[np.ndarray]:
-    after = replayed(window)
-    comparisons = compare(window, after, exact=exact)
+def _of_replay(part: Window, *, exact: bool) -> Iterator[np.ndarray]:
+    after = replayed(part)
+    comparisons = compare(part, after, exact=exact)
     differs = comparisons["W"].differs
-    unexplained = np.zeros(differs.shape)
-    if differs.any():
-        native = window.source.reader.schema.dtypes["W"]
+    if not differs.any():
+        yield _NONE
+    else:
+        native = part.source.reader.schema.dtypes["W"]
         replay = decode(after["W"], native, np.float64)
-        unexplained[differs] = (window.current("W") - replay)[differs]
-    yield np.einsum("std,std->s", unexplained, unexplained)
+        unexplained = np.where(differs, part.current("W") - replay, 0.0)
+        yield np.einsum("std,std->s", unexplained, unexplained)
     for comparison in comparisons.values():
-        yield np.count_nonzero(comparison.differs, axis=(1, 2))
-        yield np.count_nonzero(comparison.beyond, axis=(1, 2))
+        if not comparison.differs.any():
+            yield from (_NONE, _NONE, _NONE, _NOWHERE)
+            continue
+        yield _count(comparison.differs)
+        yield _count(comparison.beyond)
         yield comparison.distance.max(axis=(1, 2))
         beyond = comparison.beyond.any(axis=(1, 2), keepdims=True)
         wrong = np.where(beyond, comparison.beyond, comparison.differs)
-        yield np.where(wrong, window.positions, np.inf).min(axis=(1, 2))
+        yield np.where(wrong, part.positions, np.inf).min(axis=(1, 2))
+
+
+_NOWHERE = np.full(1, np.inf)

@@ -65,7 +65,7 @@ def dataset_of(reader: Reader) -> xr.Dataset:
     tokens = {"freeze_step": ("token", frozen, {"long_name": "last step at which a token moved"})}
     scalars = {
         name: ("step", values, {"long_name": SCALARS[name]})
-        for name, values in reader.read_scalars().items()
+        for name, values in source.recorded.items()
     }
     return xr.Dataset(
         {**variables, **tokens, **scalars}, coords=_coords(reader), attrs=_attrs(reader.schema)

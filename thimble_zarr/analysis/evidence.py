@@ -12,8 +12,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from thimble_zarr.analysis.recurrences import Replay, recurrences
-from thimble_zarr.analysis.windows import Indices, Source, iter_chunks
+from thimble_zarr.analysis.windows import Source
 from thimble_zarr.format.bits import decode, is_nan, patterns
+from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
 
 _SAMPLE_ELEMENTS = 2**19
@@ -100,14 +101,8 @@ class Evidence:
         return Replay(self.source, self.positions)
 
     def _read_row(self, name: str, row: int) -> np.ndarray:
-        read = self.source.reader.read
-        # The tokens are sorted, so the chunks come in their order.
-        return np.concatenate(
-            [
-                read(name, (row, row + 1), chunk)[0][take][:, self.dims]
-                for chunk, take, _ in iter_chunks(self.source, self.tokens)
-            ]
-        )
+        bits: np.ndarray = self.source.reader.read(name, (row, row + 1), self.tokens)
+        return bits[0][:, self.dims]
 
     def values(self, name: str, bits: np.ndarray) -> np.ndarray:
         """Return the numbers that bits of a variable stand for, float64."""

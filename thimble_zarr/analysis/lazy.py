@@ -2,13 +2,13 @@
 
 Dask cannot push a selection of tokens through a graph into the read. `LazyArray` can: it knows that
 it is a variable of a store at some selection, and `__getitem__` returns the same variable at the
-narrower selection, with a fresh graph of one task per block of steps. Each task reads only the
-chunks it needs. For everything else, and once pickled, it is an ordinary Dask array.
+narrower selection, with a fresh graph of one task for a block of steps or a few. Each task reads
+only the chunks it needs. For everything else it is an ordinary Dask array.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -16,34 +16,65 @@ import dask.array as da
 import numpy as np
 from dask._task_spec import Task, TaskRef
 from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph, Layer
 
 from thimble_zarr.analysis.variables import evaluate
-from thimble_zarr.analysis.windows import Indices, Source, Window, iter_windows
+from thimble_zarr.analysis.windows import (
+    Source,
+    Window,
+    iter_windows,
+    row_groups,
+    token_groups,
+)
+from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.schema import Schema
 
 Selection = tuple[Indices | int, Indices | int, Indices | int]
 """Rows, tokens and dims; an axis that was indexed by a number is a number and has no dimension."""
 
 
-_TASK_BLOCKS = 4
-"""Blocks a task of a reduction. Each decodes one block more, for the rows before its first step."""
+_CHUNK_BYTES = 96 * 2**20
+"""A chunk of a lazy variable is at most so large, if it is more than one block."""
+
+_TASK_STEPS = 256
+"""Steps a task, in whole blocks. Each reads the row before its first step, and so a block more."""
+
+_FAN_IN = 16
+"""Parts of a reduction that are combined at once."""
 
 _NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """A few numbers a step, and how those of two windows become those of both.
+    """A few numbers a step, and how those of two parts of a selection become those of both.
 
     Attributes
     ----------
     compute
-        From a window to one array a number, float64, shape `(step,)`. It must pickle.
+        From a part of a window to one array a number, float64, shape `(step,)`. It must pickle.
     combine
         For each number `np.add`, `np.maximum` or `np.minimum`.
+    dtype
+        Of the part's numbers.
     """
 
-    compute: Callable[[Window], Sequence[np.ndarray]]
+    compute: Callable[[Window], Iterable[np.ndarray]]
     combine: tuple[np.ufunc, ...]
+    dtype: type[np.floating] = np.float64
+
+    def neutral(self, n_classes: int, n_rows: int) -> np.ndarray:
+        """Return what combines with numbers to the same numbers."""
+        column = np.array([_NEUTRAL[ufunc] for ufunc in self.combine])[:, np.newaxis]
+        return np.tile(column, (n_classes, 1, n_rows))
+
+    def merge(self, *parts: np.ndarray) -> np.ndarray:
+        """Return the numbers of several parts together, in their order."""
+        merged = parts[0].copy()
+        for part in parts[1:]:
+            for index, ufunc in enumerate(self.combine):
+                ufunc(merged[:, index], part[:, index], out=merged[:, index])
+        return merged
 
 
 @dataclass(frozen=True)
@@ -53,7 +84,7 @@ class TokenNumbers:
     Attributes
     ----------
     compute
-        From a window to its tokens' numbers, int64, shape `(token,)`. It must pickle.
+        From a part of a window to its tokens' numbers, int64, shape `(token,)`. It must pickle.
     combine
         `np.add`, or `np.maximum` for numbers that are not negative.
     """
@@ -101,7 +132,7 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
         -------
         LazyArray
             float32, with one dimension for each axis of the selection that is not a number. Chunks
-            follow the blocks of the store along steps and are whole along tokens and dims.
+            are one or more blocks of the store along steps and whole along tokens and dims.
         """
         schema = source.reader.schema
         selection = selection or (
@@ -110,23 +141,21 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
             range(schema.n_dims),
         )
         rows, tokens, dims = selection
-        groups = _row_groups(rows, schema.layout.block_steps)
         shape = tuple(len(axis) for axis in selection if not isinstance(axis, int))
-        name = f"{variable}-{_token(source, selection)}"
-        zeros = (0,) * (len(shape) - (not isinstance(rows, int)))
-        graph = {}
-        for index, group in enumerate(groups):
-            key = (name, *zeros) if isinstance(rows, int) else (name, index, *zeros)
-            output_shape = shape if isinstance(rows, int) else (len(group), *shape[1:])
-            graph[key] = Task(
-                key, _compute_block, source, variable, group, tokens, dims, output_shape
-            )
+        row_bytes = 4 * len(_as_indices(tokens)) * len(_as_indices(dims))
+        length = _task_steps(schema, _CHUNK_BYTES // max(1, row_bytes))
+        groups = row_groups(_as_indices(rows), length)
         chunks: tuple[tuple[int, ...], ...] = tuple((length,) for length in shape)
         if not isinstance(rows, int):
-            chunks = (tuple(map(len, groups)), *chunks[1:])
-        array: Self = super().__new__(cls, graph, name, chunks, dtype=np.float32)
+            chunks = (tuple(map(len, groups)) or (0,), *chunks[1:])
+        name = f"{variable}-{_token(source, selection)}"
+        tasks = functools.partial(_block_tasks, name, source, variable, selection, groups)
+        array: Self = super().__new__(cls, _graph(name, tasks), name, chunks, dtype=np.float32)
         array._source, array._variable, array._selection = source, variable, selection
         return array
+
+    def __reduce__(self) -> tuple[Callable[..., da.Array], tuple[object, ...]]:
+        return type(self).of, (self._source, self._variable, self._selection)
 
     def __getitem__(self, key: Any) -> da.Array:
         keys = key if isinstance(key, tuple) else (key,)
@@ -156,29 +185,37 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
         selection: Selection = self._selection
         return selection
 
-    def reduce_rows(self, statistics: Statistics) -> da.Array:
+    def reduce_rows(self, statistics: Statistics, classes: np.ndarray | None = None) -> da.Array:
         """Reduce every row of the selection to a few numbers, in one pass, without an intermediate.
 
         Parameters
         ----------
         statistics
             The numbers.
+        classes
+            Which class each selected token is of, int, counted from zero; the numbers are of each
+            class alone. One class by default.
 
         Returns
         -------
         dask.array.Array
-            float64, shape `(step, column)`.
+            float64, shape `(class, number, step)`.
         """
-        rows, tokens, dims = self._selection
-        task_rows = _TASK_BLOCKS * self._source.reader.schema.layout.block_steps
-        groups = _row_groups(rows, task_rows)
-        token = _token(self._source, self._selection, task_rows, statistics)
-        name = f"statistics-{token}"
+        rows, tokens, dims = (_as_indices(axis) for axis in self._selection)
+        classes = np.zeros(len(tokens), np.int64) if classes is None else classes
+        n_classes = int(classes.max(initial=0)) + 1
+        groups = row_groups(rows, _task_steps(self._source.reader.schema, _TASK_STEPS))
+        name = f"statistics-{_token(self._source, self._selection, statistics, classes)}"
         graph = {}
         for index, group in enumerate(groups):
-            key = (name, index, 0)
-            graph[key] = Task(key, _reduce_block, self._source, statistics, group, tokens, dims)
-        chunks = tuple(map(len, groups)), (len(statistics.combine),)
+            parts = []
+            for part, (ids, where) in enumerate(token_groups(self._source, tokens)):
+                key = (f"{name}-part", index, part)
+                arguments = (self._source, statistics, group, ids, dims, classes[where], n_classes)
+                graph[key] = Task(key, _reduce_part, *arguments)
+                parts.append(key)
+            graph |= _merge_tasks((name, 0, 0, index), statistics.merge, parts)
+        chunks = (n_classes,), (len(statistics.combine),), tuple(map(len, groups))
         return da.Array(graph, name, chunks, dtype=np.float64)
 
 
@@ -196,16 +233,14 @@ class LazyTokens(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has
         schema = source.reader.schema
         tokens = range(schema.n_tokens) if tokens is None else tokens
         name = f"{numbers.compute.__name__}-{_token(source, tokens)}"
-        groups = _row_groups(range(source.reader.n_rows), _TASK_BLOCKS * schema.layout.block_steps)
-        parts = [(f"{name}-part", index) for index in range(len(groups))]
-        graph = {
-            key: Task(key, _reduce_tokens, source, numbers, rows, tokens)
-            for key, rows in zip(parts, groups, strict=True)
-        }
-        graph[name, 0] = Task((name, 0), _combine, numbers.combine, *map(TaskRef, parts))
-        array: Self = super().__new__(cls, graph, name, ((len(tokens),),), dtype=np.int64)
+        tasks = functools.partial(_token_tasks, name, source, numbers, tokens)
+        chunks = ((len(tokens),),)
+        array: Self = super().__new__(cls, _graph(name, tasks), name, chunks, dtype=np.int64)
         array._source, array._numbers, array._tokens = source, numbers, tokens
         return array
+
+    def __reduce__(self) -> tuple[Callable[..., da.Array], tuple[object, ...]]:
+        return type(self).of, (self._source, self._numbers, self._tokens)
 
     def __getitem__(self, key: Any) -> da.Array:
         (part,) = key if isinstance(key, tuple) and len(key) == 1 else (key,)
@@ -215,6 +250,88 @@ class LazyTokens(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has
         return LazyTokens.of(self._source, self._numbers, tokens)
 
 
+class _Tasks(Layer):  # type: ignore[misc]  # Dask has no types
+    """The tasks of an array, made when Dask asks for them: a dataset has many arrays.
+
+    Parameters
+    ----------
+    make
+        Returns the tasks. It must pickle.
+    """
+
+    def __init__(self, make: Callable[[], dict[Any, Task]]) -> None:
+        super().__init__()
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> dict[Any, Task]:
+        return self._make()
+
+    def is_materialized(self) -> bool:
+        return "_made" in self.__dict__
+
+    def get_output_keys(self) -> Set[Any]:
+        return self._made.keys()
+
+    def __getitem__(self, key: Any) -> Task:
+        return self._made[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Callable[[], dict[Any, Task]]]]:
+        return type(self), (self._make,)
+
+
+def _graph(name: str, make: Callable[[], dict[Any, Task]]) -> HighLevelGraph:
+    return HighLevelGraph({name: _Tasks(make)}, {name: set()})
+
+
+def _block_tasks(
+    name: str, source: Source, variable: str, selection: Selection, groups: Sequence[Indices]
+) -> dict[Any, Task]:
+    rows, tokens, dims = selection
+    rest = tuple(len(axis) for axis in (tokens, dims) if not isinstance(axis, int))
+    zeros = (0,) * len(rest)
+    tasks = {}
+    for index, group in enumerate(groups):
+        whole = isinstance(rows, int)
+        key = (name, *zeros) if whole else (name, index, *zeros)
+        shape = rest if whole else (len(group), *rest)
+        tasks[key] = Task(key, _compute_block, source, variable, group, tokens, dims, shape)
+    return tasks
+
+
+def _token_tasks(
+    name: str, source: Source, numbers: TokenNumbers, tokens: Indices
+) -> dict[Any, Task]:
+    rows = range(source.reader.n_rows)
+    tasks: dict[Any, Task] = {}
+    for index, group in enumerate(row_groups(rows, _task_steps(source.reader.schema, _TASK_STEPS))):
+        key = (f"{name}-part", index)
+        tasks[key] = Task(key, _reduce_tokens, source, numbers, group, tokens)
+    combine = functools.partial(_combine, numbers.combine)
+    return tasks | _merge_tasks((name, 0), combine, list(tasks))
+
+
+def _merge_tasks(
+    key: tuple[Any, ...], merge: Callable[..., np.ndarray], parts: list[Any]
+) -> dict[Any, Task]:
+    """Return tasks that combine parts, in their order, a few at a time."""
+    tasks = {}
+    for level in itertools.count():
+        if len(parts) <= _FAN_IN:
+            break
+        groups = [parts[start : start + _FAN_IN] for start in range(0, len(parts), _FAN_IN)]
+        parts = [(f"{key[0]}-merge", *key[1:], level, index) for index in range(len(groups))]
+        for part, group in zip(parts, groups, strict=True):
+            tasks[part] = Task(part, merge, *map(TaskRef, group))
+    return tasks | {key: Task(key, merge, *map(TaskRef, parts))}
+
+
 def _token(source: Source, *parts: object) -> str:
     """Return a name for a graph that is the same only for the same rows of the same store."""
     reader = source.reader
@@ -222,13 +339,10 @@ def _token(source: Source, *parts: object) -> str:
     return token
 
 
-def _row_groups(rows: Indices | int, length: int) -> list[Indices]:
-    """Cut rows, in their order, into runs that lie in one block of `length` rows."""
-    if isinstance(rows, int):
-        return [range(rows, rows + 1)]
-    ids = np.asarray(rows)
-    starts = [0, *(np.flatnonzero(np.diff(ids // length)) + 1).tolist(), len(ids)]
-    return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
+def _task_steps(schema: Schema, n_steps: int) -> int:
+    """Return at most so many steps, but at least one block of them, in whole blocks."""
+    block_steps = schema.layout.block_steps
+    return max(1, min(n_steps, _TASK_STEPS) // block_steps) * block_steps
 
 
 def _as_indices(axis: Indices | int) -> Indices:
@@ -246,27 +360,37 @@ def _compute_block(
     tokens, dims = _as_indices(tokens), _as_indices(dims)
     values = np.empty((len(rows), len(tokens), len(dims)), dtype=np.float32)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for where, window in iter_windows(source, rows, tokens, dims):
-            values[where] = evaluate(variable, window)
+        for (steps, where), window in iter_windows(source, rows, tokens, dims):
+            for (part_rows, part_tokens), part in window.parts():
+                numbers = evaluate(variable, part)
+                if isinstance(where, slice):
+                    values[steps, where][part_rows, part_tokens] = numbers
+                else:
+                    values[steps][part_rows, where[part_tokens]] = numbers
     return values.reshape(shape)
 
 
-def _reduce_block(
+def _reduce_part(
     source: Source,
     statistics: Statistics,
     rows: Indices,
-    tokens: Indices | int,
-    dims: Indices | int,
+    tokens: Indices,
+    dims: Indices,
+    classes: np.ndarray,
+    n_classes: int,
 ) -> np.ndarray:
-    initial = [_NEUTRAL[ufunc] for ufunc in statistics.combine]
-    numbers = np.tile(np.array(initial), (len(rows), 1))
+    """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
+    numbers = statistics.neutral(n_classes, len(rows))
+    if (np.diff(classes) < 0).any():
+        order = np.argsort(classes, kind="stable")
+        tokens, classes = np.asarray(tokens)[order], classes[order]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for (where, _), window in iter_windows(
-            source, rows, _as_indices(tokens), _as_indices(dims)
-        ):
-            for index, values in enumerate(statistics.compute(window)):
-                combine = statistics.combine[index]
-                numbers[where, index] = combine(numbers[where, index], values)
+        for (steps, _), window in iter_windows(source, rows, tokens, dims):
+            of_window = numbers[..., steps]
+            for (part_rows, part_tokens), part in window.parts(classes, statistics.dtype):
+                of_part = of_window[classes[part_tokens.start], :, part_rows]
+                for index, values in enumerate(statistics.compute(part)):
+                    statistics.combine[index](of_part[index], values, out=of_part[index])
     return numbers
 
 
@@ -277,7 +401,10 @@ def _reduce_tokens(
     dims = range(source.reader.schema.n_dims)
     with np.errstate(invalid="ignore"):
         for (_, where), window in iter_windows(source, rows, tokens, dims):
-            reduced[where] = numbers.combine(reduced[where], numbers.compute(window))
+            ids = np.arange(len(tokens))[where]
+            for (_, part_tokens), part in window.parts():
+                at = ids[part_tokens]
+                reduced[at] = numbers.combine(reduced[at], numbers.compute(part))
     return reduced
 
 

@@ -5,7 +5,7 @@ that it changes. Here torch takes the step again (`optim.replay`) and the outcom
 the record. torch is imported only when a window is replayed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,6 @@ class Replay:
             schema.optimizer, n_elements=schema.n_tokens * schema.n_dims, n_threads=schema.n_threads
         )
         self._source = source
-        self._shape = positions.shape
         self._pieces = lanes.split(positions.ravel())
         self._program = Program(schema.optimizer, schema.dtypes, replay_device(source))
 
@@ -84,8 +83,8 @@ class Replay:
         recorded = {name: float(values[row]) for name, values in self._source.recorded.items()}
         numbers = recorded | hyperparameters
         try:
-            after = self._program.step(
-                {name: bits.ravel() for name, bits in inputs.items()},
+            return self._program.step(
+                inputs,
                 self._pieces,
                 hyperparameters={name: numbers[name] for name in HYPERPARAMETERS},
                 optimizer_step=numbers["optimizer_step"],
@@ -95,11 +94,12 @@ class Replay:
             return {
                 name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()
             }
-        return {name: bits.reshape(self._shape) for name, bits in after.items()}
 
 
 def replayed(window: Window) -> dict[str, np.ndarray]:
     """Take the steps of a window again.
+
+    All steps of the whole window are taken when the first of its parts asks.
 
     Parameters
     ----------
@@ -110,19 +110,39 @@ def replayed(window: Window) -> dict[str, np.ndarray]:
     -------
     dict of str to numpy.ndarray
         For each recurrence the stored bits after the step, shape `(step, token, dim)`; missing at
-        row 0.
+        row 0. Do not write to them.
     """
+    return window.of_whole(_replayed)
+
+
+def _replayed(window: Window) -> dict[str, np.ndarray]:
     schema = window.source.reader.schema
     names = recurrences(schema)
-    inputs = {name: window.bits_before(name) for name in names} | {"grad": window.bits("grad")}
-    replay = Replay(window.source, window.positions)
-    after = {name: np.full_like(inputs[name], fill_value(schema.dtypes[name])) for name in names}
+    inputs: dict[str, Sequence[np.ndarray]] = {
+        **{name: window.bits_before(name) for name in names},
+        "grad": list(window.bits("grad")),
+    }
+    recorded = {name: window.bits(name) for name in names}
+    replay = window.of_tokens(_replay_of)
+    after = dict(recorded)  # what is replayed is as recorded, until it is not
     for index, row in enumerate(window.rows.tolist()):
         if row > 0:
-            step = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
-            for name, bits in step.items():
+            states = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
+        else:
+            states = {
+                name: np.full_like(bits[index], fill_value(schema.dtypes[name]))
+                for name, bits in recorded.items()
+            }
+        for name, bits in states.items():
+            if not np.array_equal(patterns(bits), patterns(recorded[name][index])):
+                if after[name] is recorded[name]:
+                    after[name] = recorded[name].copy(order="K")
                 after[name][index] = bits
     return after
+
+
+def _replay_of(window: Window) -> Replay:
+    return Replay(window.source, window.positions)
 
 
 def replay_device(source: Source) -> str:
@@ -227,10 +247,11 @@ def compare(
     for name, bits in after.items():
         recorded = window.bits(name)
         differs = patterns(bits) != patterns(recorded)
-        distance = np.zeros(differs.shape)
+        distance = np.broadcast_to(0.0, differs.shape)
         if differs.any():
             differs &= ~(is_nan(bits) & is_nan(recorded))
             differs[window.rows == 0] = False
+            distance = np.zeros(differs.shape)
             distance[differs] = ulp_distance(bits[differs], recorded[differs])
         beyond = differs
         if not exact:
@@ -238,7 +259,8 @@ def compare(
             apart = np.abs(window.current(name) - decode(bits, native, np.float64))
             beyond = differs & ~(apart <= allowed[name])
         if first.any() and name != "W":
-            not_zero = (patterns(window.bits_before(name)) != 0) & first[:, np.newaxis, np.newaxis]
+            before = np.stack(window.bits_before(name))
+            not_zero = (patterns(before) != 0) & first[:, np.newaxis, np.newaxis]
             differs, beyond = differs | not_zero, beyond | not_zero
         comparisons[name] = Comparison(differs, beyond, distance)
     return comparisons

@@ -126,6 +126,7 @@ def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
     """Return the largest residual that rounding can leave, given the formula's update."""
     schema = window.source.reader.schema
     native, float64 = schema.dtypes["W"], unit_roundoff("float64")
+    ours = unit_roundoff(np.dtype(window.dtype).name)
     least = least_positive(native)
     # These programs compute step size and bias corrections in float32, on the device.
     on_device = (
@@ -144,7 +145,7 @@ def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
         beta1=window.scalar("beta1"),
         beta2=window.scalar("beta2"),
         optimizer_step=window.scalar("optimizer_step"),
-        unit_roundoff=unit_roundoff(native) + float64,  # torch's rounding and ours
+        unit_roundoff=unit_roundoff(native) + ours,  # torch's rounding and ours
         scalar_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
         least=least,
     )

@@ -108,7 +108,7 @@ def _not_finite(table: xr.Dataset, others: str) -> Verdict:
 
 
 def _total(table: xr.Dataset) -> int:
-    total: int = table.attrs["n_elements"] * table.sizes["step"]
+    total: int = int(table.n_elements) * table.sizes["step"]
     return total
 
 

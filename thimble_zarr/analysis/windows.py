@@ -1,26 +1,32 @@
 """From stored bits to numbers: a selection of a store, cut into pieces that fit the cache.
 
-Everything that is computed from a store goes through here. `iter_windows` walks the chunks that a
-selection touches, reads each variable once per chunk when a formula first asks for it, and hands
-out windows: a few steps of a few tokens, in float64, with the weights before each step at hand. No
-array of the size of a run exists at any time.
+Everything that is computed from a store goes through here. `iter_windows` goes through a selection
+some tokens at a time, block after block of steps, and hands out windows: the steps of a block for
+those tokens. A window reads a variable when it is first asked for, each chunk once; the row before
+its first step it has from the window before. Formulas work on its `parts`, which are small enough
+for their temporaries to stay in the cache. No array of the size of a run exists at any time.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
 from thimble_zarr.format.bits import decode
+from thimble_zarr.format.indexing import Indices, as_slice, by_chunk
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Reader
 
-Indices = range | np.ndarray
-"""Positions along one axis of a store, in the order they were asked for."""
+T = TypeVar("T")
 
-_WINDOW_ELEMENTS = 2**17
-"""Elements a window: 1 MiB of float64, so that a formula's temporaries stay in the cache."""
+_WINDOW_ELEMENTS = 2**20
+"""Elements a window of several chunks: so many that reading and replay run at full speed."""
+
+_PART_BYTES = 2**18
+"""Size of an array of numbers of a part."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +76,72 @@ class Source:
 
 
 class _Piece:
-    """The selected tokens of one chunk, over a range of rows; reads a variable when asked."""
+    """The bits of some tokens at consecutive rows, read when asked for, each chunk once.
+
+    Parameters
+    ----------
+    source
+        The recording.
+    rows
+        `(start, stop)`.
+    tokens
+        In any order.
+    after
+        The piece of the same tokens that ends where this one begins. It must not be used any more.
+    """
 
     def __init__(
-        self, source: Source, rows: tuple[int, int], tokens: tuple[int, int], take: Indices | slice
+        self, source: Source, rows: tuple[int, int], tokens: Indices, after: "_Piece | None"
     ) -> None:
         self.source = source
-        self.first_row, self.end_row = rows
-        self._tokens = tokens
-        self._take = take
-        self.tokens = np.arange(*tokens)[take]
-        self._bits: dict[str, tuple[int, np.ndarray]] = {}
+        self.rows = rows
+        self.tokens = tokens
+        self.shared: dict[Any, Any] = {} if after is None else after.shared
+        self._buffers: dict[str, np.ndarray] = {} if after is None else after._buffers
+        self._bits: dict[str, np.ndarray] = {}
+        self._before: dict[str, np.ndarray] = {}
+        if after is not None and after.rows[1] == rows[0]:
+            self._before = {name: bits[-1:].copy() for name, bits in after._bits.items()}
 
-    def bits(self, name: str, first_row: int) -> tuple[int, np.ndarray]:
-        """Return the variable's bits from a row not after `first_row`, and which row that is."""
-        if name not in self._bits or self._bits[name][0] > first_row:
-            stored = self.source.reader.read(name, (first_row, self.end_row), self._tokens)
-            self._bits[name] = first_row, stored[:, self._take]
+    def bits(self, name: str) -> np.ndarray:
+        """Return a variable's bits, shape `(step, token, dim)`."""
+        if name not in self._bits:
+            self._bits[name] = self._read(name)
         return self._bits[name]
+
+    def before(self, name: str) -> np.ndarray:
+        """Return a variable's bits at the row before, shape `(1, token, dim)`.
+
+        Before row 0 that is row 0.
+        """
+        first = self.rows[0]
+        if name not in self._before and (first == 0 or self._has_row_before):
+            bits = self.bits(name)
+            self._before.setdefault(name, bits[:1])
+        if name not in self._before:
+            self._before[name] = self.source.reader.read(name, (first - 1, first), self.tokens)
+        return self._before[name]
+
+    @property
+    def _has_row_before(self) -> bool:
+        """Whether the row before is in the same block, and so comes with the others."""
+        return self.rows[0] % self.source.reader.schema.layout.block_steps > 0
+
+    def _read(self, name: str) -> np.ndarray:
+        """Read a variable, into the memory of the piece before: fresh memory is slow."""
+        first = self.rows[0] - self._has_row_before
+        rows = first, self.rows[1]
+        bits = self.source.reader.read(name, rows, self.tokens, self._buffers.get(name))
+        self._buffers[name] = bits
+        if self._has_row_before:
+            self._before[name] = bits[:1]
+        return bits[self._has_row_before :]
 
 
 class Window:
-    """A few rows of a few tokens, as float64 arrays of shape `(step, token, dim)`.
+    """A few rows of some tokens, as arrays of shape `(step, token, dim)`.
+
+    It can be used until the next window is asked for.
 
     Attributes
     ----------
@@ -99,22 +149,88 @@ class Window:
         The recording the window is of.
     rows
         Its rows.
+    dtype
+        Of its numbers, float64 unless less was asked for (`parts`).
     """
 
-    def __init__(self, piece: _Piece, rows: np.ndarray, dims: Indices) -> None:
+    def __init__(
+        self,
+        piece: _Piece,
+        rows: np.ndarray,
+        dims: Indices,
+        *,
+        part_of: "Window | None" = None,
+        at: tuple[slice, slice] = (slice(None), slice(None)),
+        dtype: type[np.floating] = np.float64,
+    ) -> None:
         self.source = piece.source
         self.rows = rows
+        self.dtype = dtype
         self._piece = piece
         self._dims = dims
+        self._part_of = part_of
+        self._at = at
         self._current: dict[str, np.ndarray] = {}
         self._previous: dict[str, np.ndarray] = {}
+        self._computed: dict[Callable[[Window], Mapping[str, np.ndarray]], Any] = {}
 
     @property
     def positions(self) -> np.ndarray:
         """Index of each element in the flattened parameter, int64, shape `(token, dim)`."""
-        starts = self._piece.tokens[:, np.newaxis] * self.source.reader.schema.n_dims
+        tokens = np.asarray(self._piece.tokens[self._at[1]])
+        starts = tokens[:, np.newaxis] * self.source.reader.schema.n_dims
         positions: np.ndarray = starts + np.asarray(self._dims)
         return positions
+
+    def parts(
+        self, classes: np.ndarray | None = None, dtype: type[np.floating] = np.float64
+    ) -> "Iterator[tuple[tuple[slice, slice], Window]]":
+        """Cut the window so that formulas run in the cache.
+
+        Parameters
+        ----------
+        classes
+            Which class each token is of, ascending. No part has tokens of two.
+        dtype
+            Of the parts' numbers.
+
+        Yields
+        ------
+        tuple
+            Where the part lies in the window, along rows and tokens, and the part, a window too.
+        """
+        n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
+        n_elements = _PART_BYTES // np.dtype(dtype).itemsize
+        part_rows = min(n_rows, max(1, n_elements // n_dims))
+        part_tokens = max(1, n_elements // (part_rows * n_dims))
+        ends = [] if classes is None else (np.flatnonzero(np.diff(classes)) + 1).tolist()
+        for of_class in itertools.pairwise([0, *ends, n_tokens]):
+            for tokens in _cut(*of_class, part_tokens):
+                for rows in _cut(0, n_rows, part_rows):
+                    yield (rows, tokens), self._part(self.rows[rows], (rows, tokens), dtype)
+
+    def in_float64(self) -> "Window":
+        """Return the same window with numbers of float64."""
+        return Window(
+            self._piece, self.rows, self._dims, part_of=self._part_of or self, at=self._at
+        )
+
+    def of_whole(
+        self, compute: "Callable[[Window], Mapping[str, np.ndarray]]"
+    ) -> dict[str, np.ndarray]:
+        """Return arrays that are computed once for the whole window, where this part has them."""
+        whole = self._part_of or self
+        if compute not in whole._computed:
+            whole._computed[compute] = compute(whole)
+        return {name: array[self._at] for name, array in whole._computed[compute].items()}
+
+    def of_tokens(self, make: "Callable[[Window], T]") -> T:
+        """Return what is made once for all windows of the same tokens, one after the other."""
+        shared = self._piece.shared
+        if make not in shared:
+            shared[make] = make(self)
+        made: T = shared[make]
+        return made
 
     def current(self, name: str) -> np.ndarray:
         """Return a variable at the window's rows; do not write to it."""
@@ -128,39 +244,61 @@ class Window:
         Ask for it before `current`, so that both come from one read.
         """
         if name not in self._previous:
-            values = self._decode(name, self.bits_before(name))
-            first = self.rows == 0
-            if first.any():
-                values = np.where(first[:, np.newaxis, np.newaxis], np.nan, values)
-            self._previous[name] = values
+            self._previous[name] = self._decode_previous(name)
         return self._previous[name]
 
     def scalar(self, name: str) -> np.ndarray:
-        """Return a per-step scalar, shape `(step, 1, 1)`."""
+        """Return a per-step scalar, float64, shape `(step, 1, 1)`."""
         return self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
 
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's stored bits at the window's rows; do not write to them."""
-        return self._select(name, self.rows, self._piece.first_row)
+        return self._select(self._piece.bits(name)[self._steps])
 
-    def bits_before(self, name: str) -> np.ndarray:
-        """Return the stored bits at the rows before, those of row 0 before row 0 too."""
-        return self._select(name, np.maximum(self.rows - 1, 0), max(self._piece.first_row - 1, 0))
+    def bits_before(self, name: str) -> list[np.ndarray]:
+        """Return the stored bits at each row before, those of row 0 before row 0 too."""
+        bits, before = self._piece.bits(name), self._piece.before(name)
+        steps = np.arange(len(bits))[self._steps].tolist()
+        return [self._select(bits[step - 1 : step] if step else before)[0] for step in steps]
 
-    def _select(self, name: str, rows: np.ndarray, first_row: int) -> np.ndarray:
-        first_row, bits = self._piece.bits(name, first_row)
-        selected: np.ndarray = bits[_as_slice(rows - first_row)]
+    @cached_property
+    def _steps(self) -> slice | np.ndarray:
+        return as_slice(self.rows - self._piece.rows[0])
+
+    def _part(
+        self, rows: np.ndarray, at: tuple[slice, slice], dtype: type[np.floating]
+    ) -> "Window":
+        return Window(self._piece, rows, self._dims, part_of=self, at=at, dtype=dtype)
+
+    def _decode_previous(self, name: str) -> np.ndarray:
+        current = self.bits(name)
+        if isinstance(self._steps, slice):
+            n_rows, *shape = current.shape
+            both = np.empty((n_rows + 1, *shape), self.dtype)
+            self._decode(name, current, both[1:])
+            self._decode(name, self.bits_before(name)[0], both[0])
+            self._current[name], previous = both[1:], both[:-1]
+        else:
+            previous = self._decode(name, np.stack(self.bits_before(name)))
+        first = self.rows == 0
+        if first.any():
+            previous = previous.copy()
+            previous[first] = np.nan
+        return previous
+
+    def _select(self, bits: np.ndarray) -> np.ndarray:
+        selected = bits[:, self._at[1]]
         if isinstance(self._dims, np.ndarray) or self._dims != range(bits.shape[-1]):
             selected = selected[..., np.asarray(self._dims)]
         return selected
 
-    def _decode(self, name: str, bits: np.ndarray) -> np.ndarray:
-        return decode(bits, self.source.reader.schema.dtypes[name], np.float64)
+    def _decode(self, name: str, bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return decode(bits, self.source.reader.schema.dtypes[name], self.dtype, out)
 
 
 def iter_windows(
     source: Source, rows: Indices, tokens: Indices, dims: Indices
-) -> Iterator[tuple[tuple[slice, Indices | slice], Window]]:
+) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
     """Cut a selection into windows, reading each touched chunk of rows once.
 
     Parameters
@@ -175,43 +313,59 @@ def iter_windows(
     tuple
         Where the window lies in the selection, along rows and tokens, and the window.
     """
-    rows = np.asarray(rows)
     if 0 in (len(rows), len(tokens), len(dims)):
         return
-    row_range = int(rows.min()), int(rows.max()) + 1
-    for chunk, take, where in iter_chunks(source, tokens):
-        piece = _Piece(source, row_range, chunk, take)
-        n_tokens = (
-            len(range(*where.indices(len(tokens)))) if isinstance(where, slice) else len(where)
-        )
-        n_rows = max(1, _WINDOW_ELEMENTS // (n_tokens * len(dims)))
-        for start, stop in split_range(0, len(rows), n_rows):
-            yield (slice(start, stop), where), Window(piece, rows[start:stop], dims)
+    for ids, where in token_groups(source, tokens):
+        start, piece = 0, None
+        for group in row_groups(rows, source.reader.schema.layout.block_steps):
+            steps = np.asarray(group)
+            piece = _Piece(source, (int(steps.min()), int(steps.max()) + 1), ids, piece)
+            yield (slice(start, start + len(steps)), where), Window(piece, steps, dims)
+            start += len(steps)
 
 
-def iter_chunks(
-    source: Source, tokens: Indices
-) -> Iterator[tuple[tuple[int, int], Indices | slice, Indices | slice]]:
-    """Yield the token range of each touched chunk, what to take of it, and where it goes."""
+def row_groups(rows: Indices, length: int) -> list[Indices]:
+    """Cut rows, in their order, into runs that lie in one block of `length` rows."""
+    if isinstance(rows, range) and rows.step == 1 and rows:
+        return [range(*part) for part in split_range(rows.start, rows.stop, length)]
+    ids = np.asarray(rows)
+    starts = [0, *(np.flatnonzero(np.diff(ids // length)) + 1).tolist(), len(ids)]
+    return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
+
+
+def token_groups(source: Source, tokens: Indices) -> list[tuple[Indices, slice | np.ndarray]]:
+    """Cut tokens into groups that make a window each.
+
+    A group ends where a chunk does, so that no chunk is decoded for two of them.
+
+    Returns
+    -------
+    list of tuple
+        The tokens of a group, and where they lie among `tokens`.
+    """
     schema = source.reader.schema
     length = schema.layout.chunk_tokens
+    most = max(length, _WINDOW_ELEMENTS // (schema.layout.block_steps * schema.n_dims))
     if isinstance(tokens, range) and tokens.step == 1:
-        for start, stop in split_range(tokens.start, tokens.stop, length):
-            yield (start, stop), slice(None), slice(start - tokens.start, stop - tokens.start)
-        return
+        return [
+            (range(start, stop), slice(start - tokens.start, stop - tokens.start))
+            for start, stop in split_range(tokens.start, tokens.stop, most // length * length)
+        ]
     ids = np.asarray(tokens)
-    for index in np.unique(ids // length).tolist():
-        start = index * length
-        where = np.flatnonzero(ids // length == index)
-        yield (
-            (start, min(start + length, schema.n_tokens)),
-            ids[where] - start,
-            _as_slice(where),
-        )
+    if len(ids) <= most:
+        return [(ids, slice(len(ids)))]
+    groups: list[list[np.ndarray]] = []
+    n_tokens = most
+    for _, _, where in by_chunk(ids, length):
+        positions = np.arange(len(ids))[where]
+        n_tokens += len(positions)
+        if n_tokens > most:
+            groups.append([])
+            n_tokens = len(positions)
+        groups[-1].append(positions)
+    joined = [np.concatenate(group) for group in groups]
+    return [(ids[where], as_slice(where)) for where in joined]
 
 
-def _as_slice(indices: np.ndarray) -> np.ndarray | slice:
-    """Return consecutive indices as a slice, which copies nothing."""
-    first, n = int(indices[0]), len(indices)
-    consecutive = int(indices[-1]) == first + n - 1 and bool((np.diff(indices) == 1).all())
-    return slice(first, first + n) if consecutive else indices
+def _cut(start: int, stop: int, length: int) -> list[slice]:
+    return [slice(first, min(first + length, stop)) for first in range(start, stop, length)]

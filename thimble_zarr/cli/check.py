@@ -108,7 +108,7 @@ def run_check(
     ds, subset = select_tokens(ds, tokens)
     ds = select_steps(ds, steps)
     with _progress(quiet=quiet):
-        table = accounting(ds, replay=replay, device=device)
+        table = accounting(ds, replay=replay, extended=extended, device=device)
     findings = find_causes(ds, table) if replay else []
     found = verdict(table, findings)
     rows = _rows(table, extended=extended)
@@ -164,7 +164,7 @@ def replay_table(table: "xr.Dataset") -> str:
 def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
     """Return for each recurrence how many elements are equal, and the first that is not."""
     found = {}
-    total = table.attrs["n_elements"] * table.sizes["step"]
+    total = int(table.n_elements) * table.sizes["step"]
     for name in table.recurrence.values.tolist():
         of = table.sel(recurrence=name)
         differing = of.isel(step=(of.n_different > 0).values)

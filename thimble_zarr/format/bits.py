@@ -53,7 +53,12 @@ def least_positive(native: str) -> float:
     return float(np.ldexp(2 * unit_roundoff(native), _LEAST_EXPONENT[native]))
 
 
-def decode(stored: np.ndarray, native: str, dtype: type[np.floating] = np.float32) -> np.ndarray:
+def decode(
+    stored: np.ndarray,
+    native: str,
+    dtype: type[np.floating] = np.float32,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Turn stored bits into numbers.
 
     Parameters
@@ -65,15 +70,23 @@ def decode(stored: np.ndarray, native: str, dtype: type[np.floating] = np.float3
     dtype
         The floating dtype to return. Exact for bfloat16, float16 and float32; float64 values are
         rounded when float32 is asked for.
+    out
+        Array of that shape and dtype to decode into.
 
     Returns
     -------
     numpy.ndarray
-        Same shape, dtype `dtype`; a new array unless `stored` already has that dtype.
+        Same shape, dtype `dtype`; a new array in C order unless `out` is given.
     """
-    if native == "bfloat16":
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(dtype, copy=False)
+    if out is None:
+        out = np.empty(stored.shape, dtype)
+    if native != "bfloat16":
+        out[...] = stored
+    elif out.dtype == np.float32:
+        np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        out[...] = np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+    return out
 
 
 def patterns(stored: np.ndarray) -> np.ndarray:

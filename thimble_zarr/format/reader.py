@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema, TokenLabels
 from thimble_zarr.format.shard import Checksums
 
@@ -47,12 +48,16 @@ class Reader(Protocol):
         """Rows that can be read: the initial state and one for each step."""
 
     def read(
-        self, name: str, rows: tuple[int, int], tokens: tuple[int, int] | None = None
+        self,
+        name: str,
+        rows: tuple[int, int],
+        tokens: Indices | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return stored bits of a variable, of a range of rows and of tokens.
+        """Return stored bits of a variable, of a range of rows and of tokens in any order.
 
         The dtype is `storage_dtype(schema.dtypes[name])`, the shape `(step, token, dim)`; the array
-        is the caller's.
+        is the caller's. `out`, which an earlier call returned, may be overwritten and returned.
         """
 
     def read_scalars(self) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedForma
 from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ATTRIBUTE = "thimble"
 """The group attribute that holds the schema."""
 

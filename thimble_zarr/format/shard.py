@@ -3,9 +3,13 @@
 Zarr's own encoder holds about five copies of a shard while it makes one, and a shard here is a
 whole block; its decoder waits for an event loop between any two chunks. These few lines hold one
 chunk and wait for the disk only. The bytes are what the array's metadata declare, so every reader
-of the `sharding_indexed` codec reads them: chunks one after the other, each blosc-compressed and
-followed by its crc32c, then the index of offsets and lengths and its crc32c. (Zarr specifications,
-`sharding_indexed` 1.0 and `crc32c` 1.0.)
+of the `sharding_indexed` codec reads them: chunks one after the other, each transposed, compressed
+by blosc and followed by its crc32c, then the index of offsets and lengths and its crc32c. (Zarr
+specifications, `sharding_indexed`, `transpose` and `crc32c` 1.0.)
+
+In a chunk the token comes first: what a token's weights were at one step and the next lie close
+together, so that the compressor sees how alike they are (a tenth less disk, and twice the speed of
+decoding), and the rows of a token are one piece of memory.
 """
 
 import os
@@ -18,6 +22,9 @@ import google_crc32c
 import numpy as np
 from numcodecs import Blosc, blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
+
+CHUNK_ORDER = (1, 0, 2)
+"""How the axes of a `(step, token, dim)` chunk are stored: token, step, dim. Its own inverse."""
 
 _LEVEL = 5
 _CHECKSUM_BYTES = 4
@@ -77,13 +84,13 @@ class ShardEncoder:
         compressor = Blosc(cname="lz4", clevel=_LEVEL, shuffle=Blosc.SHUFFLE)
         block_steps, n_tokens, n_dims = self.bits.shape
         little_endian = self.bits.dtype.newbyteorder("<")
-        chunk = np.empty((block_steps, self.chunk_tokens, n_dims), dtype=little_endian)
+        chunk = np.empty((self.chunk_tokens, block_steps, n_dims), dtype=little_endian)
         index: list[tuple[int, int]] = []
         offset = 0
         for start in range(0, n_tokens, self.chunk_tokens):
-            part = self.bits[:, start : start + self.chunk_tokens]
-            chunk[:, : part.shape[1]] = part
-            chunk[:, part.shape[1] :] = self.fill
+            part = self.bits[:, start : start + self.chunk_tokens].transpose(CHUNK_ORDER)
+            chunk[: len(part)] = part
+            chunk[len(part) :] = self.fill
             encoded = compressor.encode(chunk)
             checksums = Checksums(google_crc32c.value(encoded), values_checksum(chunk))
             self.checksums.append(checksums)
@@ -104,7 +111,7 @@ class ShardFile:
     n_chunks
         Chunks it has.
     shape, dtype
-        Of each chunk.
+        Of each chunk as it is stored, `(token, step, dim)`.
     fill
         The array's fill value.
 
@@ -125,6 +132,7 @@ class ShardFile:
     def __enter__(self) -> "ShardFile":
         self._descriptor = os.open(self._file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
+            self._n_bytes = os.fstat(self._descriptor).st_size
             self._index = self._read_index()
         except BaseException:
             os.close(self._descriptor)
@@ -134,46 +142,51 @@ class ShardFile:
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
 
-    def decode(self, chunk: int) -> np.ndarray:
-        """Return a chunk, in an array that the next call overwrites."""
-        offset, n_bytes = self._index[chunk]
-        if offset == n_bytes == _EMPTY:
-            self._chunk.fill(self._fill)
-            return self._chunk
-        encoded = self._read(offset, n_bytes, what=f"chunk {chunk}")
-        n_values, n_encoded = _blosc_sizes(encoded)
-        if (n_values, n_encoded) != (self._chunk.nbytes, len(encoded)):
-            raise ValueError(f"chunk {chunk} holds {n_values} bytes, not {self._chunk.nbytes}")
-        blosc.decompress(encoded, self._chunk)
-        return self._chunk
+    def fits(self, array: np.ndarray) -> bool:
+        """Return whether a whole chunk can be decoded into an array."""
+        chunk = self._chunk
+        same = array.shape == chunk.shape and array.dtype == chunk.dtype
+        return same and array.flags.c_contiguous
+
+    def decode(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
+        """Return a chunk, shape `(token, step, dim)`.
+
+        Parameters
+        ----------
+        chunk
+            Its number.
+        into
+            An array that it `fits`; else it is decoded into one that the next call overwrites.
+        """
+        values = self._chunk if into is None else into
+        offset, n_bytes = self._span(chunk)
+        if offset == _EMPTY:
+            values.fill(self._fill)
+            return values
+        what = f"chunk {chunk}"
+        _decompress(_checked(self._pread(offset, n_bytes), what), values, what)
+        return values
 
     def stored_checksum(self, chunk: int) -> int | None:
         """Return the checksum that follows a chunk, None where the chunk was left out."""
-        offset, n_bytes = self._index[chunk]
-        if offset == n_bytes == _EMPTY:
+        offset, n_bytes = self._span(chunk)
+        if offset == _EMPTY:
             return None
         checksum = self._pread(offset + n_bytes - _CHECKSUM_BYTES, _CHECKSUM_BYTES)
         return int.from_bytes(checksum, "little")
 
-    def _read_index(self) -> list[tuple[int, int]]:
-        n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
-        size = os.fstat(self._descriptor).st_size
-        content = self._read(max(0, size - n_bytes), n_bytes, what="the index")
-        numbers = np.frombuffer(content, "<u8").reshape(-1, 2).tolist()
-        index = [(int(offset), int(length)) for offset, length in numbers]
-        for offset, length in index:
-            empty = offset == length == _EMPTY
-            if not empty and not _CHECKSUM_BYTES < length <= size - offset:
-                raise ValueError(f"its index points to {length} bytes at {offset}, outside of it")
-        return index
+    def _span(self, chunk: int) -> tuple[int, int]:
+        """Return offset and length of a chunk, both `_EMPTY` where it was left out."""
+        offset, n_bytes = (int(number) for number in self._index[chunk])
+        inside = _CHECKSUM_BYTES < n_bytes <= self._n_bytes - offset
+        if not inside and not offset == n_bytes == _EMPTY:
+            raise ValueError(f"its index points to {n_bytes} bytes at {offset}, outside of it")
+        return offset, n_bytes
 
-    def _read(self, offset: int, n_bytes: int, *, what: str) -> np.ndarray:
-        """Return the bytes that lie before a checksum that is right, and no copy of them."""
-        content = np.frombuffer(self._pread(offset, n_bytes), np.uint8)
-        value, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-        if _as_bytes(google_crc32c.value(value)) != checksum.tobytes():
-            raise ValueError(f"the checksum of {what} does not match")
-        return value
+    def _read_index(self) -> np.ndarray:
+        n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
+        content = self._pread(max(0, self._n_bytes - n_bytes), n_bytes)
+        return _checked(content, "the index").view("<u8").reshape(-1, 2)
 
     def _pread(self, offset: int, n_bytes: int) -> bytes:
         content = os.pread(self._descriptor, n_bytes, offset)
@@ -190,12 +203,36 @@ def values_checksum(chunk: np.ndarray) -> int:
     return checksum
 
 
-def _blosc_sizes(encoded: np.ndarray) -> tuple[int, int]:
-    """Return decoded and encoded size, as the header of a Blosc 1 buffer has them."""
+def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:
+    """Return the values of a chunk that is a file of its own.
+
+    Raises
+    ------
+    ValueError
+        If it is not that many values, or its checksum does not match.
+    """
+    values = np.empty(length, dtype.newbyteorder("<"))
+    _decompress(_checked(content, "its chunk"), values, "its chunk")
+    return values.astype(dtype, copy=False)
+
+
+def _checked(content: bytes, what: str) -> np.ndarray:
+    """Return the bytes that lie before a checksum that is right, and no copy of them."""
+    stored = np.frombuffer(content, np.uint8)
+    value, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
+    if _as_bytes(google_crc32c.value(value)) != checksum.tobytes():
+        raise ValueError(f"the checksum of {what} does not match")
+    return value
+
+
+def _decompress(encoded: np.ndarray, values: np.ndarray, what: str) -> None:
     if len(encoded) < _BLOSC_HEADER.size:
-        raise ValueError("a chunk is shorter than its header")
-    *_, n_values, _, n_encoded = _BLOSC_HEADER.unpack(encoded[: _BLOSC_HEADER.size].tobytes())
-    return n_values, n_encoded
+        raise ValueError(f"{what} is shorter than its header")
+    # The header of a Blosc 1 buffer says how long it is, and how long what it holds.
+    *_, n_values, _, n_encoded = _BLOSC_HEADER.unpack_from(encoded.data)
+    if (n_values, n_encoded) != (values.nbytes, len(encoded)):
+        raise ValueError(f"{what} holds {n_values} bytes, not {values.nbytes}")
+    blosc.decompress(encoded, values)
 
 
 def locate_bit(values: bytes, checksum: int) -> int | None:

@@ -35,12 +35,13 @@ from typing import Self
 import filelock
 import numpy as np
 import zarr
+from zarr.codecs import TransposeCodec
 from zarr.core.buffer import Buffer
 from zarr.core.common import JSON
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from thimble_zarr.errors import (
     DamagedStoreError,
@@ -52,6 +53,7 @@ from thimble_zarr.errors import (
     UnsupportedFormatError,
 )
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.format.indexing import Indices, by_chunk
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import (
@@ -66,10 +68,12 @@ from thimble_zarr.format.schema import (
     TokenLabels,
 )
 from thimble_zarr.format.shard import (
+    CHUNK_ORDER,
     Checksums,
     ShardEncoder,
     ShardFile,
     chunk_codecs,
+    decode_vector,
     locate_bit,
     values_checksum,
 )
@@ -352,6 +356,7 @@ class StoreWriter:
             dtype=dtype,
             chunks=chunks,
             shards=shards,
+            filters=[TransposeCodec(order=CHUNK_ORDER)] if shards else None,
             compressors=chunk_codecs(dtype),
             fill_value=fill,
             dimension_names=dims,
@@ -493,42 +498,58 @@ class StoreReader:
         return self.commit.n_rows
 
     def read(
-        self, name: str, rows: tuple[int, int], tokens: tuple[int, int] | None = None
+        self,
+        name: str,
+        rows: tuple[int, int],
+        tokens: Indices | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Read stored bits of a variable.
+
+        Besides what it returns it takes the memory of one chunk.
 
         Parameters
         ----------
         name
             One of the variables of the schema.
-        rows, tokens
-            `(start, stop)`, within the committed rows and the tokens. All tokens by default.
+        rows
+            `(start, stop)`, within the committed rows.
+        tokens
+            In any order. All by default.
+        out
+            What an earlier call returned. Its memory is used again if the shape is the same.
 
         Returns
         -------
         numpy.ndarray
-            Shape `(stop - start, tokens, dim)`, dtype `storage_dtype` of the variable.
+            Shape `(step, token, dim)`, dtype `storage_dtype` of the variable. In memory the rows of
+            a token lie together, as they do on disk.
 
         Raises
         ------
         DamagedStoreError
             If a file is missing or empty, or a checksum does not match.
         """
-        self._array(name)
+        self._declared(name)
         schema, layout = self.schema, self.schema.layout
-        first_token, end_token = tokens or (0, schema.n_tokens)
-        shape = rows[1] - rows[0], end_token - first_token, schema.n_dims
-        values = np.empty(shape, storage_dtype(schema.dtypes[name]))
+        tokens = range(schema.n_tokens) if tokens is None else tokens
+        chunks = list(by_chunk(tokens, layout.chunk_tokens))
+        shape = len(tokens), rows[1] - rows[0], schema.n_dims
+        values = None if out is None else out.transpose(CHUNK_ORDER)
+        if values is None or values.shape != shape:
+            values = np.empty(shape, storage_dtype(schema.dtypes[name]))
         for start, stop in split_range(*rows, layout.block_steps):
             offset = start % layout.block_steps
             steps = slice(offset, offset + stop - start)
-            into = values[start - rows[0] : stop - rows[0]]
+            into = values[:, start - rows[0] : stop - rows[0]]
             with self._block(name, start - offset) as shard:
-                for first, end in split_range(first_token, end_token, layout.chunk_tokens):
-                    chunk, token = divmod(first, layout.chunk_tokens)
-                    part = shard.decode(chunk)[steps, token : token + end - first]
-                    into[:, first - first_token : end - first_token] = part
-        return values
+                for chunk, take, where in chunks:
+                    in_order = isinstance(take, slice) and isinstance(where, slice)
+                    if in_order and shard.fits(target := into[where]):
+                        shard.decode(chunk, target)
+                    else:
+                        into[where] = shard.decode(chunk)[take, steps]
+        return values.transpose(CHUNK_ORDER)
 
     def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
         """Find chunks, and files of scalars and labels, that are not those that were committed.
@@ -594,7 +615,7 @@ class StoreReader:
         if bit is None:
             return None
         index, bit = divmod(bit, 8 * values.itemsize)
-        row, token, dim = (int(part) for part in np.unravel_index(index, values.shape))
+        token, row, dim = (int(part) for part in np.unravel_index(index, values.shape))
         return altered.first_row + row, altered.first_token + token, dim, bit
 
     def _read_ledger(self) -> tuple[dict[int, dict[str, list[Checksums]]], dict[str, int]]:
@@ -629,7 +650,7 @@ class StoreReader:
             with ShardFile(
                 self.path / key,
                 n_chunks=layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens,
-                shape=(layout.block_steps, layout.chunk_tokens, schema.n_dims),
+                shape=(layout.chunk_tokens, layout.block_steps, schema.n_dims),
                 dtype=storage_dtype(native),
                 fill=fill_value(native),
             ) as shard:
@@ -637,7 +658,7 @@ class StoreReader:
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
-        return {name: self._read_vector(name)[: self.n_rows] for name in SCALARS}
+        return {name: self._read_vector(name) for name in SCALARS}
 
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
@@ -661,30 +682,35 @@ class StoreReader:
                 n_bytes += file.stat().st_size if file.is_file() else 0
         return n_bytes
 
-    def _array(self, name: str) -> _Array:
-        cache = self.__dict__.setdefault("_arrays", {})
-        if name not in cache:
-            store = LocalStore(self.path, read_only=True)
+    def _declared(self, name: str) -> "_Declared":
+        """Return what the metadata of an array say, once they fit what was committed."""
+        known = self.__dict__.setdefault("_arrays", {})
+        if name not in known:
             try:
-                cache[name] = zarr.open_array(store, path=name, mode="r")
-            except Exception as error:
+                array = _Declared.read(self.path / name / _METADATA)
+            except (OSError, ValueError, LookupError, TypeError) as error:
                 raise DamagedStoreError(
                     f"cannot open array {name} of {self.path}: {error}"
                 ) from error
-            self._check_shape(name, cache[name].shape)
-        array: _Array = cache[name]
-        return array
+            self._check_shape(name, array.shape)
+            known[name] = array
+        declared: _Declared = known[name]
+        return declared
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path, Schema, Commit]]:
         return type(self), (self.path, self.schema, self.commit)
 
     def _read_vector(self, name: str) -> np.ndarray:
-        array = self._array(name)
-        n_needed = self.n_rows if name in SCALARS else array.shape[0]
-        for index in range(-(-n_needed // array.chunks[0])):
-            self._check_file(f"{name}/c.{index}")
-        with self._decoding(name):
-            return np.asarray(array[:])
+        array = self._declared(name)
+        length = self.n_rows if name in SCALARS else array.shape[0]
+        parts = []
+        for index in range(-(-length // array.chunk_length)):
+            key = f"{name}/c.{index}"
+            self._check_file(key)
+            with self._decoding(name):
+                content = (self.path / key).read_bytes()
+                parts.append(decode_vector(content, array.chunk_length, array.dtype))
+        return np.concatenate([*parts, np.empty(0, array.dtype)])[:length]
 
     @contextmanager
     def _decoding(self, what: str) -> Iterator[None]:
@@ -720,6 +746,24 @@ class StoreReader:
             raise DamagedStoreError(
                 f"{self.path}: the committed file {key} is missing or empty; restore it from a copy"
             )
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What the metadata of an array say."""
+
+    shape: tuple[int, ...]
+    chunk_length: int
+    dtype: np.dtype
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        metadata = json.loads(file.read_bytes())
+        return cls(
+            tuple(map(int, metadata["shape"])),
+            int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0]),
+            np.dtype(metadata["data_type"]),
+        )
 
 
 def _read_attribute(path: Path) -> Json:

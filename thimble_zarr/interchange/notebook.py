@@ -29,6 +29,7 @@ from thimble_zarr.errors import (
     ThimbleError,
 )
 from thimble_zarr.format.bits import decode, fill_value, storage_dtype
+from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
 from thimble_zarr.format.reader import AlteredChunk, Reader
 from thimble_zarr.format.schema import SCALARS, OptimizerInfo, Schema, TokenLabels
@@ -121,22 +122,32 @@ class NotebookReader:
         return self.tensors["W"].shape[0]
 
     def read(
-        self, name: str, rows: tuple[int, int], tokens: tuple[int, int] | None = None
+        self,
+        name: str,
+        rows: tuple[int, int],
+        tokens: Indices | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Read the bits of a variable, as a store would hold them.
+
+        Besides what it returns it takes the memory of two rows.
 
         Parameters
         ----------
         name
             One of the variables of the schema.
-        rows, tokens
-            `(start, stop)`, within the rows and the tokens. All tokens by default.
+        rows
+            `(start, stop)`, within the rows.
+        tokens
+            In any order. All by default.
+        out
+            Of no use here.
 
         Returns
         -------
         numpy.ndarray
-            Shape `(stop - start, tokens, dim)`, dtype `storage_dtype` of the variable. The gradient
-            of row 0 is missing.
+            Shape `(step, token, dim)`, dtype `storage_dtype` of the variable. The gradient of row 0
+            is missing.
 
         Raises
         ------
@@ -147,11 +158,12 @@ class NotebookReader:
             If the file cannot be read.
         """
         native = self.schema.dtypes[name]
-        start, stop = tokens or (0, self.schema.n_tokens)
-        shape = (rows[1] - rows[0], stop - start, self.schema.n_dims)
+        tokens = range(self.schema.n_tokens) if tokens is None else tokens
+        shape = (rows[1] - rows[0], len(tokens), self.schema.n_dims)
         stored = np.empty(shape, storage_dtype(native).newbyteorder("<"))
         try:
-            self._fill(stored, name, first_row=rows[0], first_token=start)
+            if stored.size:
+                self._fill(stored, name, rows[0], np.asarray(tokens))
         except DamagedStoreError as error:
             raise DamagedStoreError(f"cannot read {self.path}: {error}") from error
         except OSError as error:
@@ -188,25 +200,28 @@ class NotebookReader:
         """Return the size of the file."""
         return self.path.stat().st_size
 
-    def _fill(self, stored: np.ndarray, name: str, *, first_row: int, first_token: int) -> None:
+    def _fill(self, stored: np.ndarray, name: str, first_row: int, tokens: np.ndarray) -> None:
         tensor = self.tensors[FILE_NAMES[name]]
-        narrow = NATIVE[tensor.dtype] != self.schema.dtypes[name]
-        halves = np.empty((*stored.shape[1:], 2), "<u2") if narrow else None
         row_bytes, token_bytes = _row_bytes(tensor), _row_bytes(tensor) // tensor.shape[1]
+        first, end = int(tokens.min()), int(tokens.max()) + 1
+        wanted = as_slice(tokens - first)
+        narrow = NATIVE[tensor.dtype] != self.schema.dtypes[name]
+        shape = (end - first, self.schema.n_dims, 2) if narrow else (end - first, *stored.shape[2:])
+        numbers = np.empty(shape, "<u2" if narrow else stored.dtype)
         with self.path.open("rb", buffering=0) as stream:
             for row, target in enumerate(stored, first_row):
-                stream.seek(tensor.offset + row * row_bytes + first_token * token_bytes)
-                if halves is None:
-                    read_into(stream, target)
+                stream.seek(tensor.offset + row * row_bytes + first * token_bytes)
+                read_into(stream, numbers)
+                if not narrow:
+                    target[...] = numbers[wanted]
                     continue
-                read_into(stream, halves)
-                if halves[..., 0].any():
+                if numbers[..., 0].any():
                     raise DamagedStoreError(
                         f"{FILE_NAMES[name]} has float32 numbers at step {row}, and bfloat16 "
                         "numbers only in the rows that were looked at first; `thimble-zarr import` "
                         "looks at all of them, and the store it makes can be read"
                     )
-                target[...] = halves[..., 1]
+                target[...] = numbers[wanted, :, 1]
 
     def _check_initial_gradient(self) -> None:
         grad = self.tensors[FILE_NAMES["grad"]]

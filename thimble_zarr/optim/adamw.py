@@ -50,7 +50,7 @@ def adam_update(
     """
     step_size = learning_rate / (1 - beta1**optimizer_step)
     denominator = adam_denominator(exp_avg_sq, beta2=beta2, eps=eps, optimizer_step=optimizer_step)
-    update: Array = -step_size * exp_avg / denominator
+    update: Array = _like(exp_avg, -step_size) * exp_avg / denominator
     return update
 
 
@@ -58,7 +58,8 @@ def adam_denominator(
     exp_avg_sq: Array, *, beta2: Array, eps: Array, optimizer_step: Array
 ) -> Array:
     """Return what the adaptive step divides by; parameters as those of `adam_update`."""
-    denominator: Array = exp_avg_sq**0.5 * (1 - beta2**optimizer_step) ** -0.5 + eps
+    correction = (1 - beta2**optimizer_step) ** -0.5
+    denominator: Array = exp_avg_sq**0.5 * _like(exp_avg_sq, correction) + _like(exp_avg_sq, eps)
     return denominator
 
 
@@ -77,8 +78,13 @@ def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) 
     array
         Shape of the weights.
     """
-    decay: Array = -learning_rate * weight_decay * W_previous
+    decay: Array = _like(W_previous, -learning_rate * weight_decay) * W_previous
     return decay
+
+
+def _like(array: Array, scalar: Array) -> Array:
+    """Return a scalar of a step in the array's precision, in which the arithmetic then is."""
+    return scalar.astype(array.dtype) if hasattr(scalar, "astype") else scalar
 
 
 def rounding_bound(
@@ -134,13 +140,12 @@ def rounding_bound(
     relative = gamma(10, unit_roundoff) + scalar_roundoff * cancellation
     underflow = 4 * least / denominator
     underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
-    decaying = (weight_decay != 0) * (gamma(2, unit_roundoff) + scalar_roundoff)
-    bound: Array = (
-        (relative + underflow) * abs(update)
-        + gamma(1, unit_roundoff) * abs(W)
-        + decaying * abs(W_previous)
-        + 4 * least
-    )
+    bound: Array = _like(update, relative + underflow) * abs(update)
+    bound = bound + (gamma(1, unit_roundoff) * abs(W) + 4 * least)
+    decaying = weight_decay != 0
+    if np.any(decaying):
+        share = decaying * (gamma(2, unit_roundoff) + scalar_roundoff)
+        bound = bound + _like(W_previous, share) * abs(W_previous)
     return bound
 
 

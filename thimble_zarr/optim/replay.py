@@ -107,12 +107,8 @@ class Lanes:
         in_vectors = offset < n_thread - rest
         pieces = []
         together = np.flatnonzero(in_vectors)
-        most = _GRAIN - _LANES
-        for start in range(0, len(together), most):
-            indices = together[start : start + most]
-            n = len(indices)
-            everything = len(together) == len(positions)
-            where = slice(start, start + n) if everything else indices
+        if n := len(together):
+            where = slice(n) if n == len(positions) else together
             pieces.append(Piece(where, slice(n), -(-n // _LANES) * _LANES))
         for number in np.unique(thread[~in_vectors]).tolist():
             indices = np.flatnonzero((thread == number) & ~in_vectors)
@@ -123,7 +119,7 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements that are replayed as one flat tensor, smaller than torch divides between threads.
+    """Elements that are replayed as one flat tensor.
 
     Attributes
     ----------
@@ -140,9 +136,11 @@ class Piece:
     length: int
 
     def place(self, bits: np.ndarray) -> np.ndarray:
-        """Return the elements in place, a new array."""
+        """Return the elements in place, a new flat array."""
+        if bits.size == self.length and isinstance(self.indices, slice):
+            return bits.flatten()
         placed = np.zeros(self.length, dtype=bits.dtype)
-        placed[self.offsets] = bits[self.indices]
+        placed[self.offsets] = bits.reshape(-1)[self.indices]
         return placed
 
 
@@ -182,7 +180,7 @@ class Program:
         Parameters
         ----------
         bits
-            Stored bits, flat: the states before the step and the gradient that it consumes.
+            Stored bits, any shape: the states before the step and the gradient that it consumes.
         pieces
             How to go through the elements (`Lanes.split`).
         hyperparameters
@@ -193,15 +191,17 @@ class Program:
         Returns
         -------
         dict of str to numpy.ndarray
-            Stored bits of the states after the step, flat.
+            Stored bits of the states after the step, new arrays of that shape.
         """
-        after = {name: np.empty_like(bits[name]) for name in self.states}
+        after = {name: np.empty(bits[name].shape, bits[name].dtype) for name in self.states}
         with one_thread():
             for piece in pieces:
                 tensors = {name: self._load(name, piece.place(bits[name])) for name in bits}
                 self._run(tensors, hyperparameters, optimizer_step)
                 for name in self.states:
-                    after[name][piece.indices] = self._bits(name, tensors[name])[piece.offsets]
+                    after[name].reshape(-1)[piece.indices] = self._bits(name, tensors[name])[
+                        piece.offsets
+                    ]
         return after
 
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
