@@ -101,8 +101,9 @@ class Evidence:
         return Replay(self.source, self.positions)
 
     def _read_row(self, name: str, row: int) -> np.ndarray:
-        bits: np.ndarray = self.source.reader.read(name, (row, row + 1), self.tokens)
-        return bits[0][:, self.dims]
+        bits: np.ndarray = self.source.reader.read(name, (row, row + 1), self.tokens)[0]
+        selected: np.ndarray = bits[:, self.dims]
+        return selected
 
     def values(self, name: str, bits: np.ndarray) -> np.ndarray:
         """Return the numbers that bits of a variable stand for, float64."""
