@@ -16,7 +16,8 @@ step of which any array is missing is never seen::
       token/ count/ ...     (token,), written once
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
         commit.json         the commit record, replaced atomically
-        blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit
+        blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
+                            and what it took to record since the commit before
         lock                held by the one writer
 """
 
@@ -30,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import filelock
 import numpy as np
@@ -53,6 +54,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
+from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
@@ -136,6 +138,7 @@ class StoreWriter:
         self._arrays: dict[str, _Array] = {}
         self._scalars: dict[str, np.ndarray] = {}
         self._declared: dict[str, dict[str, int]] = {}
+        self._stopwatch = Stopwatch()
 
     @classmethod
     def create(
@@ -207,6 +210,7 @@ class StoreWriter:
         n_rows: int,
         arrays: Mapping[str, np.ndarray],
         scalars: Mapping[str, np.ndarray],
+        overhead: Overhead | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -223,6 +227,8 @@ class StoreWriter:
             are overwritten with the fill value.
         scalars
             For each per-step scalar its values, float64, shape `(block_steps,)`.
+        overhead
+            What training spent on recording since the commit before, where that is measured.
 
         Raises
         ------
@@ -244,12 +250,17 @@ class StoreWriter:
             shard = ShardEncoder(bits, layout.chunk_tokens, fill)
             files[key] = self._write(key, shard)
             chunks[name] = [astuple(checksums) for checksums in shard.checksums]
-        self._encode_scalars(first_row, n_rows, scalars)
+        with self._stopwatch.time("encode_s"):
+            self._encode_scalars(first_row, n_rows, scalars)
         files |= self._write_chunks()
-        for directory in {(self.path / key).parent for key in files}:
-            _fsync_directory(directory)
+        with self._stopwatch.time("sync_s"):
+            for directory in {(self.path / key).parent for key in files}:
+                _fsync_directory(directory)
         end_row = first_row + n_rows
-        entry = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        if overhead is not None:
+            # What this commit has still to do is in the next lap.
+            entry["overhead"] = (overhead + self._stopwatch.lap()).to_json()
         self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
         self._declared = {}
 
@@ -332,6 +343,7 @@ class StoreWriter:
             _fsync_directory(directory)
         (self.path / _LEDGER).touch()
         self._replace_commit(self._commit)
+        self._stopwatch.lap()  # of the steps to come only
 
     def _create_array(
         self,
@@ -399,8 +411,9 @@ class StoreWriter:
     def _write_metadata(self) -> None:
         for key, content in self._encoded.items():
             if key.endswith(_METADATA):
-                _write_durably(self.path / key, [content.to_bytes()])
-                _fsync_directory((self.path / key).parent)
+                _write_durably(self.path / key, [content.to_bytes()], self._stopwatch)
+                with self._stopwatch.time("sync_s"):
+                    _fsync_directory((self.path / key).parent)
 
     def _write_chunks(self) -> "dict[str, dict[str, int]]":
         """Move encoded chunks from memory to disk; return size and checksum of each file."""
@@ -410,7 +423,7 @@ class StoreWriter:
         return files
 
     def _write(self, key: str, parts: Iterable[bytes]) -> dict[str, int]:
-        n_bytes, crc32 = _write_durably(self.path / key, parts)
+        n_bytes, crc32 = _write_durably(self.path / key, parts, self._stopwatch)
         self.bytes_written += n_bytes
         return {"bytes": n_bytes, "crc32": crc32}
 
@@ -421,7 +434,8 @@ class StoreWriter:
             ledger.write(line)
             ledger.truncate()
             ledger.flush()
-            os.fsync(ledger.fileno())
+            with self._stopwatch.time("sync_s"):
+                os.fsync(ledger.fileno())
         self._replace_commit(
             replace(
                 self._commit,
@@ -433,8 +447,10 @@ class StoreWriter:
 
     def _replace_commit(self, commit: Commit) -> None:
         record = {"format_version": FORMAT_VERSION} | asdict(commit)
-        _write_durably(self.path / _COMMIT, [json.dumps(record).encode()])
-        _fsync_directory(self.path / _BOOKKEEPING)
+        content = json.dumps(record).encode()
+        _write_durably(self.path / _COMMIT, [content], self._stopwatch)
+        with self._stopwatch.time("sync_s"):
+            _fsync_directory(self.path / _BOOKKEEPING)
         self._commit = commit
 
 
@@ -605,11 +621,7 @@ class StoreReader:
         blocks: dict[int, dict[str, list[Checksums]]] = {}
         files: dict[str, int] = {}
         with self._decoding("the ledger"):
-            with (self.path / _LEDGER).open("rb") as ledger:
-                content = ledger.read(self.commit.ledger_bytes)
-            if zlib.crc32(content) != self.commit.ledger_crc32:
-                raise ValueError("its checksum does not match")
-            for entry in map(json.loads, content.splitlines()):
+            for entry in self._ledger_entries():
                 blocks[entry["rows"][0]] = {
                     name: [Checksums(*checksums) for checksums in entry["chunks"][name]]
                     for name in self.schema.dtypes
@@ -617,6 +629,13 @@ class StoreReader:
                 files |= {key: file["crc32"] for key, file in entry["files"].items()}
         arrays = tuple(f"{name}/" for name in self.schema.dtypes)
         return blocks, {key: crc32 for key, crc32 in files.items() if not key.startswith(arrays)}
+
+    def _ledger_entries(self) -> Iterator[dict[str, Any]]:
+        with (self.path / _LEDGER).open("rb") as ledger:
+            content = ledger.read(self.commit.ledger_bytes)
+        if zlib.crc32(content) != self.commit.ledger_crc32:
+            raise ValueError("its checksum does not match")
+        return map(json.loads, content.splitlines())
 
     @contextmanager
     def _block(self, name: str, first_row: int) -> Iterator[ShardFile]:
@@ -652,6 +671,27 @@ class StoreReader:
             ends = [0, *known.pop("text_end").tolist()]
             text = [utf8[start:end].decode() for start, end in itertools.pairwise(ends)]
         return TokenLabels(text=text, **known)
+
+    def read_overhead(self) -> dict[int, Overhead]:
+        """Return what recording took, by the first row of each block.
+
+        A block that was committed more than once has what all of its commits took. Blocks that
+        nobody measured are left out: those of an imported run, for example.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the ledger is damaged.
+        """
+        blocks: dict[int, Overhead] = {}
+        with self._decoding("the ledger"):
+            for entry in self._ledger_entries():
+                if "overhead" in entry:
+                    n_bytes = sum(file["bytes"] for file in entry["files"].values())
+                    spent = Overhead.from_json(entry["overhead"]) + Overhead(n_bytes=n_bytes)
+                    first_row = entry["rows"][0]
+                    blocks[first_row] = blocks.get(first_row, Overhead()) + spent
+        return blocks
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store."""
@@ -810,7 +850,7 @@ def _acquire_lock(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def _write_durably(file: Path, parts: Iterable[bytes]) -> tuple[int, int]:
+def _write_durably(file: Path, parts: Iterable[bytes], stopwatch: Stopwatch) -> tuple[int, int]:
     """Replace `file` so that after a crash it is the old or the new one, whole.
 
     Returns its size and the CRC-32 of what was written.
@@ -819,12 +859,16 @@ def _write_durably(file: Path, parts: Iterable[bytes]) -> tuple[int, int]:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.partial")
     with temporary.open("wb") as stream:
-        for part in parts:
-            stream.write(part)
+        for part in stopwatch.time_each("encode_s", parts):
+            with stopwatch.time("write_s"):
+                stream.write(part)
             n_bytes += len(part)
-            crc32 = zlib.crc32(part, crc32)
-        stream.flush()
-        os.fsync(stream.fileno())
+            with stopwatch.time("encode_s"):
+                crc32 = zlib.crc32(part, crc32)
+        with stopwatch.time("write_s"):
+            stream.flush()
+        with stopwatch.time("sync_s"):
+            os.fsync(stream.fileno())
     temporary.replace(file)
     return n_bytes, crc32
 
