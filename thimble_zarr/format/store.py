@@ -1,8 +1,7 @@
 """A store on disk: create it, commit blocks to it, open it, read rows of it.
 
-Zarr declares the arrays and encodes the small ones into memory; `shard` encodes the big ones. This
-module alone puts bytes on the disk, always as a whole file that is written under a temporary name,
-fsynced and renamed. A block is committed in one order::
+Zarr declares the arrays and encodes the small ones into memory; `shard` encodes the big ones, and
+`disk` writes them all, each file whole or not at all. A block is committed in one order::
 
     array files -> directories -> ledger (sizes, checksums) -> commit record
 
@@ -53,6 +52,7 @@ from thimble_zarr.errors import (
     UnsupportedFormatError,
 )
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.format.disk import Disk
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.reader import AlteredChunk
@@ -139,6 +139,7 @@ class StoreWriter:
         self._scalars: dict[str, np.ndarray] = {}
         self._declared: dict[str, dict[str, int]] = {}
         self._stopwatch = Stopwatch()
+        self._disk = Disk(self._stopwatch)
 
     @classmethod
     def create(
@@ -188,6 +189,7 @@ class StoreWriter:
                 _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
                 writer = cls(path, schema, lock)
+                undo.callback(writer._disk.close)
                 writer._declare(labels, schema.layout.capacity(n_rows or 1))
             except ThimbleError:
                 raise
@@ -248,14 +250,13 @@ class StoreWriter:
             bits[n_rows:] = fill
             key = f"{name}/c.{first_row // layout.block_steps}.0.0"
             shard = ShardEncoder(bits, layout.chunk_tokens, fill)
-            files[key] = self._write(key, shard)
+            # Each chunk has its own checksums: one of the file would only take time.
+            files[key] = {"bytes": self._write(key, shard)}
             chunks[name] = [astuple(checksums) for checksums in shard.checksums]
         with self._stopwatch.time("encode_s"):
             self._encode_scalars(first_row, n_rows, scalars)
         files |= self._write_chunks()
-        with self._stopwatch.time("sync_s"):
-            for directory in {(self.path / key).parent for key in files}:
-                _fsync_directory(directory)
+        self._disk.sync((self.path / key).parent for key in files)
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         if overhead is not None:
@@ -283,11 +284,13 @@ class StoreWriter:
 
     def discard(self) -> None:
         """Remove the store, of which nothing is wanted, and release the lock."""
+        self._disk.close()
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
-        """Give up the lock without touching the disk."""
+        """Give up the lock; nothing more is committed."""
+        self._disk.close()
         self._lock.release()
 
     def _declare(self, labels: TokenLabels, capacity: int) -> None:
@@ -337,10 +340,8 @@ class StoreWriter:
             self._arrays[name][:] = values
         self._write_metadata()
         self._declared = self._write_chunks()  # the first commit has them in the ledger
-        for name in self._arrays:
-            _fsync_directory(self.path / name)
-        for directory in (self.path, self.path.parent):
-            _fsync_directory(directory)
+        directories = [self.path / name for name in self._arrays]
+        self._disk.sync([*directories, self.path, self.path.parent])
         (self.path / _LEDGER).touch()
         self._replace_commit(self._commit)
         self._stopwatch.lap()  # of the steps to come only
@@ -409,23 +410,23 @@ class StoreWriter:
             zarr.consolidate_metadata(self._root.store)
 
     def _write_metadata(self) -> None:
-        for key, content in self._encoded.items():
-            if key.endswith(_METADATA):
-                _write_durably(self.path / key, [content.to_bytes()], self._stopwatch)
-                with self._stopwatch.time("sync_s"):
-                    _fsync_directory((self.path / key).parent)
+        keys = [key for key in self._encoded if key.endswith(_METADATA)]
+        for key in keys:
+            self._disk.write(self.path / key, [self._encoded[key].to_bytes()])
+        self._disk.sync((self.path / key).parent for key in keys)
 
     def _write_chunks(self) -> "dict[str, dict[str, int]]":
         """Move encoded chunks from memory to disk; return size and checksum of each file."""
         files = {}
         for key in [key for key in self._encoded if not key.endswith(_METADATA)]:
-            files[key] = self._write(key, [self._encoded.pop(key).to_bytes()])
+            content = self._encoded.pop(key).to_bytes()
+            files[key] = {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}
         return files
 
-    def _write(self, key: str, parts: Iterable[bytes]) -> dict[str, int]:
-        n_bytes, crc32 = _write_durably(self.path / key, parts, self._stopwatch)
+    def _write(self, key: str, parts: Iterable[bytes]) -> int:
+        n_bytes = self._disk.write(self.path / key, parts)
         self.bytes_written += n_bytes
-        return {"bytes": n_bytes, "crc32": crc32}
+        return n_bytes
 
     def _append_commit(self, n_rows: int, line: bytes) -> None:
         """Append a block to the ledger, then make the commit record point behind it."""
@@ -447,10 +448,8 @@ class StoreWriter:
 
     def _replace_commit(self, commit: Commit) -> None:
         record = {"format_version": FORMAT_VERSION} | asdict(commit)
-        content = json.dumps(record).encode()
-        _write_durably(self.path / _COMMIT, [content], self._stopwatch)
-        with self._stopwatch.time("sync_s"):
-            _fsync_directory(self.path / _BOOKKEEPING)
+        self._disk.write(self.path / _COMMIT, [json.dumps(record).encode()])
+        self._disk.sync([self.path / _BOOKKEEPING])
         self._commit = commit
 
 
@@ -620,15 +619,19 @@ class StoreReader:
         """
         blocks: dict[int, dict[str, list[Checksums]]] = {}
         files: dict[str, int] = {}
+        arrays = tuple(f"{name}/" for name in self.schema.dtypes)
         with self._decoding("the ledger"):
             for entry in self._ledger_entries():
                 blocks[entry["rows"][0]] = {
                     name: [Checksums(*checksums) for checksums in entry["chunks"][name]]
                     for name in self.schema.dtypes
                 }
-                files |= {key: file["crc32"] for key, file in entry["files"].items()}
-        arrays = tuple(f"{name}/" for name in self.schema.dtypes)
-        return blocks, {key: crc32 for key, crc32 in files.items() if not key.startswith(arrays)}
+                files |= {
+                    key: file["crc32"]
+                    for key, file in entry["files"].items()
+                    if not key.startswith(arrays)
+                }
+        return blocks, files
 
     def _ledger_entries(self) -> Iterator[dict[str, Any]]:
         with (self.path / _LEDGER).open("rb") as ledger:
@@ -848,37 +851,3 @@ def _acquire_lock(path: Path) -> filelock.BaseFileLock:
             f"another process is recording into {path}; wait for it or choose another path"
         ) from error
     return lock
-
-
-def _write_durably(file: Path, parts: Iterable[bytes], stopwatch: Stopwatch) -> tuple[int, int]:
-    """Replace `file` so that after a crash it is the old or the new one, whole.
-
-    Returns its size and the CRC-32 of what was written.
-    """
-    n_bytes = crc32 = 0
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.partial")
-    with temporary.open("wb") as stream:
-        for part in stopwatch.time_each("encode_s", parts):
-            with stopwatch.time("write_s"):
-                stream.write(part)
-            n_bytes += len(part)
-            with stopwatch.time("encode_s"):
-                crc32 = zlib.crc32(part, crc32)
-        with stopwatch.time("write_s"):
-            stream.flush()
-        with stopwatch.time("sync_s"):
-            os.fsync(stream.fileno())
-    temporary.replace(file)
-    return n_bytes, crc32
-
-
-def _fsync_directory(directory: Path) -> None:
-    """Make renames in `directory` survive a power loss; Windows has no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
