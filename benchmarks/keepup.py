@@ -61,8 +61,10 @@ def run(training: Replay, *, n_steps: int, pause_s: float) -> list[float]:
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--steps", type=int, default=600, show_default=True)
 @click.option("--step-ms", type=float, default=15.0, show_default=True, help="Of a bare step.")
-def main(source: Path, store: Path, *, steps: int, step_ms: float) -> None:
+@click.option("--threads", type=int, default=1, show_default=True, help="Of torch.")
+def main(source: Path, store: Path, *, steps: int, step_ms: float, threads: int) -> None:
     """Replay the gradients of SOURCE, record them into STORE and print JSON."""
+    torch.set_num_threads(threads)
     warm_up = run(Replay(source), n_steps=WARM_UP_STEPS, pause_s=0.0)
     pause_s = max(0.0, step_ms / 1e3 - statistics.median(warm_up))
     bare_s = run(Replay(source), n_steps=steps, pause_s=pause_s)
