@@ -3,6 +3,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -616,6 +617,11 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     assert lines["Steps"].startswith("5 ")
     assert lines["Tokens"] == f"{live.sum()} live, {300 - live.sum()} dead"
     assert torch.__version__ in lines["Recorded"]
+    assert re.fullmatch(
+        r"[\d.]+% of training time; 0 of 5 steps waited for the writer, "
+        r"which was busy [\d.]+% of it, [\d.]+ MB/s",
+        lines["Overhead"],
+    )
     assert json.loads(lines["Config"])["seed"] == 42
     assert json.loads(lines["Corpus"])["name"] == str(corpus)
 
@@ -632,6 +638,8 @@ def test_info_as_json_holds_everything(trained: Path) -> None:
     assert content["raw_bytes"] == 6 * 4 * 300 * 8 * 2
     assert content["attrs"] == reader.schema.attrs
     assert content["optimizer"]["name"] == "AdamW"
+    assert content["overhead"]["n_steps"] == 5
+    assert 0 < content["overhead"]["training_share"] < 1
 
 
 def test_info_tells_a_store_that_was_not_closed(tmp_path: Path) -> None:
@@ -650,6 +658,7 @@ def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -
     with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
         assert "initial state" not in succeeds("info", tmp_path / "run.zarr").stdout
         assert info_of(tmp_path / "run.zarr")["n_rows"] == 0
+        assert info_of(tmp_path / "run.zarr")["overhead"] is None
         assert "no committed step" in fails(3, "check", tmp_path / "run.zarr")
 
 

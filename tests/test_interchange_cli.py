@@ -157,6 +157,8 @@ def test_info_of_a_file(file: Path, tmp_path: Path) -> None:
     imported = info_of(tmp_path / "run.zarr")
     for name in ("dtypes", "attrs", "optimizer", "created", "layout"):
         assert imported[name] == content[name]
+    assert imported["overhead"] is content["overhead"] is None
+    assert "Overhead" not in succeeds("info", tmp_path / "run.zarr").stdout
 
 
 def test_outputs_that_exist_are_kept(tmp_path: Path, file: Path, toy_copy: Path) -> None:

@@ -24,6 +24,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format import store as store_module
 from thimble_zarr.format.bits import decode
+from thimble_zarr.format.disk import Disk
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.format.store import StoreReader, StoreWriter
 
@@ -228,10 +229,9 @@ def test_the_ledger_knows_every_file(path: Path) -> None:
     assert [entry["rows"] for entry in entries] == [[0, 4], [4, 8], [8, 10]]
     files = {key: entry for line in entries for key, entry in line["files"].items()}
     on_disk = {
-        str(file.relative_to(path)): {
-            "bytes": file.stat().st_size,
-            "crc32": zlib.crc32(file.read_bytes()),
-        }
+        str(file.relative_to(path)): {"bytes": file.stat().st_size}
+        # Chunks of the big arrays have checksums of their own.
+        | ({} if file.parent.name in SCHEMA.dtypes else {"crc32": zlib.crc32(file.read_bytes())})
         for file in path.glob("*/c.*")
     }
     assert files == on_disk
@@ -294,7 +294,7 @@ def test_a_store_that_cannot_be_created_leaves_nothing(
     def no_space(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module, "_write_durably", no_space)
+    monkeypatch.setattr(Disk, "write", no_space)
     with pytest.raises(StoreError, match=r"cannot create a store at .*: No space left"):
         StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
     assert not list(tmp_path.iterdir())

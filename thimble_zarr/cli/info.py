@@ -1,12 +1,18 @@
 """`info`: what a store holds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from thimble_zarr.cli.options import STORE
 from thimble_zarr.format.layout import human_bytes
+
+if TYPE_CHECKING:
+    from thimble_zarr.format.overhead import Overhead
+    from thimble_zarr.format.reader import Reader
 
 
 @click.command()
@@ -20,7 +26,7 @@ from thimble_zarr.format.layout import human_bytes
     help="A summary for people, or everything for machines.",
 )
 def info(store: Path, *, format_: str) -> None:
-    """Show what was recorded in STORE: by what, how far, how large.
+    """Show what was recorded in STORE: by what, how far, how large, at what cost to training.
 
     STORE may be the safetensors file of the original notebook.
     """
@@ -31,6 +37,7 @@ def info(store: Path, *, format_: str) -> None:
     reader = open_recording(store)
     complete = not isinstance(reader, StoreReader) or reader.commit.complete
     schema, n_rows = reader.schema, reader.n_rows
+    overhead = _overhead(reader)
     disk_bytes, raw_bytes = reader.disk_bytes(), n_rows * schema.row_bytes
     if format_ == "json":
         content = schema.to_attribute() | {
@@ -39,6 +46,7 @@ def info(store: Path, *, format_: str) -> None:
             "complete": complete,
             "disk_bytes": disk_bytes,
             "raw_bytes": raw_bytes,
+            "overhead": overhead and asdict(overhead) | _shares(overhead),
         }
         click.echo(json.dumps(content, indent=1))
         return
@@ -62,6 +70,8 @@ def info(store: Path, *, format_: str) -> None:
         n_live = int(labels.live.sum())
         lines.append(("Tokens", f"{n_live:,} live, {schema.n_tokens - n_live:,} dead"))
     ratio = f", {disk_bytes / raw_bytes:.2f} of raw" if raw_bytes else ""
+    if overhead is not None:
+        lines.append(("Overhead", _summary(overhead)))
     lines += [
         ("Size", f"{human_bytes(disk_bytes)}{ratio}; blocks of {schema.layout.block_steps} steps"),
         ("Recorded", f"{schema.created}{f' with {versions}' if versions else ''}"),
@@ -72,3 +82,30 @@ def info(store: Path, *, format_: str) -> None:
         if name != NOTEBOOK_FILE  # for machines; `config` says the same
     ]
     click.echo("\n".join(f"{name:<10} {value}" for name, value in lines))
+
+
+def _overhead(reader: "Reader") -> "Overhead | None":
+    """Return what recording the run took, None where nobody measured a step."""
+    from thimble_zarr.format.overhead import Overhead
+    from thimble_zarr.format.store import StoreReader
+
+    if not isinstance(reader, StoreReader):
+        return None
+    overhead = sum(reader.read_overhead().values(), Overhead())
+    return overhead if overhead.n_steps else None
+
+
+def _shares(overhead: "Overhead") -> dict[str, float]:
+    return {
+        "training_share": overhead.training_share,
+        "writer_share": overhead.writer_share,
+        "bytes_per_s": overhead.bytes_per_s,
+    }
+
+
+def _summary(overhead: "Overhead") -> str:
+    return (
+        f"{overhead.training_share:.2%} of training time; "
+        f"{overhead.n_waits:,} of {overhead.n_steps:,} steps waited for the writer, "
+        f"which was busy {overhead.writer_share:.1%} of it, {overhead.bytes_per_s / 1e6:.1f} MB/s"
+    )

@@ -1,8 +1,7 @@
 """A store on disk: create it, commit blocks to it, open it, read rows of it.
 
-Zarr declares the arrays and encodes the small ones into memory; `shard` encodes the big ones. This
-module alone puts bytes on the disk, always as a whole file that is written under a temporary name,
-fsynced and renamed. A block is committed in one order::
+Zarr declares the arrays and encodes the small ones into memory; `shard` encodes the big ones, and
+`disk` writes them all, each file whole or not at all. A block is committed in one order::
 
     array files -> directories -> ledger (sizes, checksums) -> commit record
 
@@ -16,7 +15,8 @@ step of which any array is missing is never seen::
       token/ count/ ...     (token,), written once
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
         commit.json         the commit record, replaced atomically
-        blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit
+        blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
+                            and what it took to record since the commit before
         lock                held by the one writer
 """
 
@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import filelock
 import numpy as np
@@ -53,8 +53,10 @@ from thimble_zarr.errors import (
     UnsupportedFormatError,
 )
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.format.disk import Disk
 from thimble_zarr.format.indexing import Indices, by_chunk
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
+from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
@@ -140,6 +142,8 @@ class StoreWriter:
         self._arrays: dict[str, _Array] = {}
         self._scalars: dict[str, np.ndarray] = {}
         self._declared: dict[str, dict[str, int]] = {}
+        self._stopwatch = Stopwatch()
+        self._disk = Disk(self._stopwatch)
 
     @classmethod
     def create(
@@ -189,6 +193,7 @@ class StoreWriter:
                 _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
                 writer = cls(path, schema, lock)
+                undo.callback(writer._disk.close)
                 writer._declare(labels, schema.layout.capacity(n_rows or 1))
             except ThimbleError:
                 raise
@@ -211,6 +216,7 @@ class StoreWriter:
         n_rows: int,
         arrays: Mapping[str, np.ndarray],
         scalars: Mapping[str, np.ndarray],
+        overhead: Overhead | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -227,6 +233,8 @@ class StoreWriter:
             are overwritten with the fill value.
         scalars
             For each per-step scalar its values, float64, shape `(block_steps,)`.
+        overhead
+            What training spent on recording since the commit before, where that is measured.
 
         Raises
         ------
@@ -246,14 +254,18 @@ class StoreWriter:
             bits[n_rows:] = fill
             key = f"{name}/c.{first_row // layout.block_steps}.0.0"
             shard = ShardEncoder(bits, layout.chunk_tokens, fill)
-            files[key] = self._write(key, shard)
+            # Each chunk has its own checksums: one of the file would only take time.
+            files[key] = {"bytes": self._write(key, shard)}
             chunks[name] = [astuple(checksums) for checksums in shard.checksums]
-        self._encode_scalars(first_row, n_rows, scalars)
+        with self._stopwatch.time("encode_s"):
+            self._encode_scalars(first_row, n_rows, scalars)
         files |= self._write_chunks()
-        for directory in {(self.path / key).parent for key in files}:
-            _fsync_directory(directory)
+        self._disk.sync((self.path / key).parent for key in files)
         end_row = first_row + n_rows
-        entry = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        if overhead is not None:
+            # What this commit has still to do is in the next lap.
+            entry["overhead"] = (overhead + self._stopwatch.lap()).to_json()
         self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
         self._declared = {}
 
@@ -276,11 +288,13 @@ class StoreWriter:
 
     def discard(self) -> None:
         """Remove the store, of which nothing is wanted, and release the lock."""
+        self._disk.close()
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
-        """Give up the lock without touching the disk."""
+        """Give up the lock; nothing more is committed."""
+        self._disk.close()
         self._lock.release()
 
     def _declare(self, labels: TokenLabels, capacity: int) -> None:
@@ -330,12 +344,11 @@ class StoreWriter:
             self._arrays[name][:] = values
         self._write_metadata()
         self._declared = self._write_chunks()  # the first commit has them in the ledger
-        for name in self._arrays:
-            _fsync_directory(self.path / name)
-        for directory in (self.path, self.path.parent):
-            _fsync_directory(directory)
+        directories = [self.path / name for name in self._arrays]
+        self._disk.sync([*directories, self.path, self.path.parent])
         (self.path / _LEDGER).touch()
         self._replace_commit(self._commit)
+        self._stopwatch.lap()  # of the steps to come only
 
     def _create_array(
         self,
@@ -402,22 +415,23 @@ class StoreWriter:
             zarr.consolidate_metadata(self._root.store)
 
     def _write_metadata(self) -> None:
-        for key, content in self._encoded.items():
-            if key.endswith(_METADATA):
-                _write_durably(self.path / key, [content.to_bytes()])
-                _fsync_directory((self.path / key).parent)
+        keys = [key for key in self._encoded if key.endswith(_METADATA)]
+        for key in keys:
+            self._disk.write(self.path / key, [self._encoded[key].to_bytes()])
+        self._disk.sync((self.path / key).parent for key in keys)
 
     def _write_chunks(self) -> "dict[str, dict[str, int]]":
         """Move encoded chunks from memory to disk; return size and checksum of each file."""
         files = {}
         for key in [key for key in self._encoded if not key.endswith(_METADATA)]:
-            files[key] = self._write(key, [self._encoded.pop(key).to_bytes()])
+            content = self._encoded.pop(key).to_bytes()
+            files[key] = {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}
         return files
 
-    def _write(self, key: str, parts: Iterable[bytes]) -> dict[str, int]:
-        n_bytes, crc32 = _write_durably(self.path / key, parts)
+    def _write(self, key: str, parts: Iterable[bytes]) -> int:
+        n_bytes = self._disk.write(self.path / key, parts)
         self.bytes_written += n_bytes
-        return {"bytes": n_bytes, "crc32": crc32}
+        return n_bytes
 
     def _append_commit(self, n_rows: int, line: bytes) -> None:
         """Append a block to the ledger, then make the commit record point behind it."""
@@ -426,7 +440,8 @@ class StoreWriter:
             ledger.write(line)
             ledger.truncate()
             ledger.flush()
-            os.fsync(ledger.fileno())
+            with self._stopwatch.time("sync_s"):
+                os.fsync(ledger.fileno())
         self._replace_commit(
             replace(
                 self._commit,
@@ -438,8 +453,8 @@ class StoreWriter:
 
     def _replace_commit(self, commit: Commit) -> None:
         record = {"format_version": FORMAT_VERSION} | asdict(commit)
-        _write_durably(self.path / _COMMIT, [json.dumps(record).encode()])
-        _fsync_directory(self.path / _BOOKKEEPING)
+        self._disk.write(self.path / _COMMIT, [json.dumps(record).encode()])
+        self._disk.sync([self.path / _BOOKKEEPING])
         self._commit = commit
 
 
@@ -625,19 +640,26 @@ class StoreReader:
         """
         blocks: dict[int, dict[str, list[Checksums]]] = {}
         files: dict[str, int] = {}
+        arrays = tuple(f"{name}/" for name in self.schema.dtypes)
         with self._decoding("the ledger"):
-            with (self.path / _LEDGER).open("rb") as ledger:
-                content = ledger.read(self.commit.ledger_bytes)
-            if zlib.crc32(content) != self.commit.ledger_crc32:
-                raise ValueError("its checksum does not match")
-            for entry in map(json.loads, content.splitlines()):
+            for entry in self._ledger_entries():
                 blocks[entry["rows"][0]] = {
                     name: [Checksums(*checksums) for checksums in entry["chunks"][name]]
                     for name in self.schema.dtypes
                 }
-                files |= {key: file["crc32"] for key, file in entry["files"].items()}
-        arrays = tuple(f"{name}/" for name in self.schema.dtypes)
-        return blocks, {key: crc32 for key, crc32 in files.items() if not key.startswith(arrays)}
+                files |= {
+                    key: file["crc32"]
+                    for key, file in entry["files"].items()
+                    if not key.startswith(arrays)
+                }
+        return blocks, files
+
+    def _ledger_entries(self) -> Iterator[dict[str, Any]]:
+        with (self.path / _LEDGER).open("rb") as ledger:
+            content = ledger.read(self.commit.ledger_bytes)
+        if zlib.crc32(content) != self.commit.ledger_crc32:
+            raise ValueError("its checksum does not match")
+        return map(json.loads, content.splitlines())
 
     @contextmanager
     def _block(self, name: str, first_row: int) -> Iterator[ShardFile]:
@@ -673,6 +695,27 @@ class StoreReader:
             ends = [0, *known.pop("text_end").tolist()]
             text = [utf8[start:end].decode() for start, end in itertools.pairwise(ends)]
         return TokenLabels(text=text, **known)
+
+    def read_overhead(self) -> dict[int, Overhead]:
+        """Return what recording took, by the first row of each block.
+
+        A block that was committed more than once has what all of its commits took. Blocks that
+        nobody measured are left out: those of an imported run, for example.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the ledger is damaged.
+        """
+        blocks: dict[int, Overhead] = {}
+        with self._decoding("the ledger"):
+            for entry in self._ledger_entries():
+                if "overhead" in entry:
+                    n_bytes = sum(file["bytes"] for file in entry["files"].values())
+                    spent = Overhead.from_json(entry["overhead"]) + Overhead(n_bytes=n_bytes)
+                    first_row = entry["rows"][0]
+                    blocks[first_row] = blocks.get(first_row, Overhead()) + spent
+        return blocks
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store."""
@@ -852,33 +895,3 @@ def _acquire_lock(path: Path) -> filelock.BaseFileLock:
             f"another process is recording into {path}; wait for it or choose another path"
         ) from error
     return lock
-
-
-def _write_durably(file: Path, parts: Iterable[bytes]) -> tuple[int, int]:
-    """Replace `file` so that after a crash it is the old or the new one, whole.
-
-    Returns its size and the CRC-32 of what was written.
-    """
-    n_bytes = crc32 = 0
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.partial")
-    with temporary.open("wb") as stream:
-        for part in parts:
-            stream.write(part)
-            n_bytes += len(part)
-            crc32 = zlib.crc32(part, crc32)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    return n_bytes, crc32
-
-
-def _fsync_directory(directory: Path) -> None:
-    """Make renames in `directory` survive a power loss; Windows has no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -72,14 +72,29 @@ class Block:
                     f"{name} became {dtype_name(tensor)} {tuple(tensor.shape)} during the run, but "
                     f"{dtype_name(row)} {tuple(row.shape)} was declared; start a new recording"
                 )
-            row.copy_(tensor)
+            _copy(row, tensor)
         for name, value in scalars.items():
             self.scalars[name][self.n_rows] = value
         self.n_rows += 1
 
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
-        return {
-            name: (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
-            for name, rows in self._tensors.items()
-        }
+        return {name: _bits(rows) for name, rows in self._tensors.items()}
+
+
+def _copy(row: Tensor, tensor: Tensor) -> None:
+    """Copy a tensor from any device.
+
+    On the CPU in one thread: torch takes several, and they wait for each other whenever the writer
+    has one of their cores.
+    """
+    if tensor.is_cpu:
+        np.copyto(_bits(row), _bits(tensor))
+    else:
+        row.copy_(tensor)
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """Return a tensor on the CPU as an array; NumPy knows no bfloat16, so that is as its bits."""
+    stored = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    return stored.numpy(force=True)

@@ -10,6 +10,7 @@ import datetime
 import importlib.metadata
 import math
 import platform
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ import thimble_zarr
 from thimble_zarr.errors import OptimizerError, RecordingError
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
+from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import Json, Schema, TokenLabels, recorded_variables
 from thimble_zarr.format.store import StorePath, StoreWriter
 from thimble_zarr.record.capture import (
@@ -110,7 +112,9 @@ class Recorder:
             n_rows=None if n_steps is None else n_steps + 1,
             overwrite=overwrite,
         )
-        self._writer = BlockWriter(self._store)
+        self._stopwatch = Stopwatch()
+        self._row_end_s = 0.0
+        self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
         self._block.start(0)
         self._hyperparameters: dict[str, float] = {}
@@ -255,6 +259,7 @@ class Recorder:
         self._hyperparameters = hyperparameters(param_group(optimizer, self._parameter))
         if self._n_rows == 0:
             self._append_row(grad=None, scalars={})
+            self._row_end_s = time.perf_counter()
         self._make_room()
 
     @interrupts_held()
@@ -262,7 +267,15 @@ class Recorder:
         scalars = dict(self._hyperparameters)
         if self._loss is not None:
             scalars["loss"], self._loss = self._loss, None
-        self._append_row(grad=self._parameter.grad, scalars=scalars)
+        with self._stopwatch.time("copy_s"):
+            self._append_row(grad=self._parameter.grad, scalars=scalars)
+        self._count_step()
+
+    def _count_step(self) -> None:
+        """Measure a step from the end of the row before to the end of its own row."""
+        now_s = time.perf_counter()
+        self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
+        self._row_end_s = now_s
 
     def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float]) -> None:
         step = optimizer_step(self._optimizer, self._parameter)

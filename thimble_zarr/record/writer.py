@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from thimble_zarr.errors import RecordingError
 from thimble_zarr.format.layout import N_BUFFERS
+from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.store import StoreWriter
 from thimble_zarr.record.block import Block
 
@@ -23,10 +24,13 @@ class BlockWriter:
     ----------
     store
         The store to commit to. While blocks are pending it belongs to the thread.
+    stopwatch
+        Training's, which measures how long it waits. A lap ends whenever rows are passed on.
     """
 
-    def __init__(self, store: StoreWriter) -> None:
+    def __init__(self, store: StoreWriter, stopwatch: Stopwatch) -> None:
         self._store = store
+        self._stopwatch = stopwatch
         self._free = [Block(store.schema) for _ in range(N_BUFFERS)]
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: Exception | None = None
@@ -42,12 +46,16 @@ class BlockWriter:
         """
         self.check()
         if not self._free:
-            self._collect()
+            self._stopwatch.add(n_waits=1)
+            with self._stopwatch.time("wait_s"):
+                self._collect()
         return self._free.pop()
 
     def submit(self, block: Block) -> None:
         """Pass a block on to be committed; the caller no longer owns it."""
-        self._pending.append((self._thread.submit(self._commit, block), block))
+        self._stopwatch.add(n_queued=len(self._pending))
+        future = self._thread.submit(self._commit, block, self._stopwatch.lap())
+        self._pending.append((future, block))
 
     def commit(self, block: Block) -> None:
         """Commit all pending blocks and then the rows of `block`, which the caller keeps.
@@ -57,11 +65,13 @@ class BlockWriter:
         RecordingError
             If a block could not be committed.
         """
-        while self._pending:
-            self._collect()
-        self.check()
-        if block.n_rows:
-            self._wait(self._thread.submit(self._commit, block))
+        spent = self._stopwatch.lap()
+        with self._stopwatch.time("wait_s"):
+            while self._pending:
+                self._collect()
+            self.check()
+            if block.n_rows:
+                self._wait(self._thread.submit(self._commit, block, spent))
 
     def check(self) -> None:
         """Raise RecordingError if a block could not be committed."""
@@ -74,8 +84,8 @@ class BlockWriter:
         """Wait for pending blocks and end the thread."""
         self._thread.shutdown()
 
-    def _commit(self, block: Block) -> None:
-        self._store.commit_block(block.first_row, block.n_rows, block.bits(), block.scalars)
+    def _commit(self, block: Block, spent: Overhead) -> None:
+        self._store.commit_block(block.first_row, block.n_rows, block.bits(), block.scalars, spent)
 
     def _collect(self) -> None:
         future, block = self._pending[0]

@@ -1,0 +1,96 @@
+"""Files are there whole or not at all, and the caller waits for the disk once."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from thimble_zarr.format import disk as disk_module
+from thimble_zarr.format.disk import Disk
+from thimble_zarr.format.overhead import Stopwatch
+
+
+@pytest.fixture
+def stopwatch() -> Stopwatch:
+    return Stopwatch()
+
+
+@pytest.fixture
+def disk(stopwatch: Stopwatch) -> Iterator[Disk]:
+    disk = Disk(stopwatch)
+    yield disk
+    disk.close()
+
+
+def test_files_are_replaced_whole(disk: Disk, stopwatch: Stopwatch, tmp_path: Path) -> None:
+    file = tmp_path / "a/b/file"
+    assert disk.write(file, iter([b"one", b"", b"two"])) == 6
+    disk.sync([file.parent])
+    assert disk.write(file, [b"three"]) == 5
+    disk.sync([file.parent])
+    assert file.read_bytes() == b"three"
+    assert list(file.parent.iterdir()) == [file]
+    spent = stopwatch.lap()
+    assert min(spent.encode_s, spent.write_s, spent.sync_s) > 0
+
+
+def test_the_caller_goes_on_while_the_disk_is_slow(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        assert synced.wait(timeout=60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        disk.write(file, [b"content"])
+    assert not any(file.exists() for file in files)
+    synced.set()
+    disk.sync([tmp_path])
+    assert all(file.read_bytes() == b"content" for file in files)
+
+
+def test_directories_are_synced_after_every_rename(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def sync_directory(directory: Path) -> None:
+        seen.append(sorted(file.name for file in directory.iterdir()))
+
+    monkeypatch.setattr(disk_module, "_sync_directory", sync_directory)
+    for name in "abc":
+        disk.write(tmp_path / name, [b"content"])
+    disk.sync([tmp_path, tmp_path])
+    assert seen == [["a", "b", "c"]]
+
+
+def test_a_disk_that_fails_is_an_error_of_sync(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError("No space left")
+
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    disk.write(tmp_path / "file", [b"new"])
+    with pytest.raises(OSError, match="No space left"):
+        disk.sync([tmp_path])
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_what_cannot_be_encoded_replaces_nothing(disk: Disk, tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"new"
+        raise ValueError("cannot encode")
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(ValueError, match="cannot encode"):
+        disk.write(tmp_path / "file", parts())
+    disk.sync([tmp_path])
+    assert (tmp_path / "file").read_bytes() == b"old"
