@@ -176,7 +176,7 @@ def residual(rows: Rows, inputs: Inputs) -> Answer:
     """Return what the formula leaves, NaN in row 0."""
     scalars = {n: s[1:, np.newaxis, np.newaxis] for n, s in inputs.formula_scalars().items()}
     W, m, v = gather(rows, inputs, MOMENTS, inputs.random)
-    left = np.full_like(W, np.nan)
+    left: Answer = np.full_like(W, np.nan)
     np.subtract(W[1:], W[:-1], out=left[1:])
     left[1:] -= m[1:] / (np.sqrt(v[1:]) + scalars["eps"]) * scalars["scale"]
     left[1:] -= scalars["decay"] * W[:-1]

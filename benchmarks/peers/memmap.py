@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.peers.by_hand import MOMENTS, Rows, reading
-from benchmarks.peers.inputs import EXACT, SMALL, TABLES, VARIABLES, Inputs
+from benchmarks.peers.by_hand import Rows, reading
+from benchmarks.peers.inputs import VARIABLES, Inputs
+from benchmarks.peers.pages import touched_bytes
 
 PIECE_TOKENS = 1000
 """Found by trying."""
-
-PAGE_BYTES = 4096
 
 
 class MappedRows:
@@ -40,15 +39,7 @@ READING = reading(open_rows)
 
 def mapped_bytes(task: str, inputs: Inputs) -> int:
     """Return the bytes of the pages that a task touches."""
-    n_rows, n_tokens, n_dims = inputs.shape
-    row_bytes = n_tokens * n_dims * 2
-    ids = {TABLES[0]: inputs.dead, SMALL[0]: inputs.random[:1], SMALL[1]: inputs.random}.get(task)
-    n_variables = len(VARIABLES if task in (EXACT, SMALL[0], SMALL[2]) else MOMENTS)
-    if ids is None:
-        return n_variables * row_bytes * (1 if task == SMALL[2] else n_rows)
-    starts = ids * (n_dims * 2)
-    pages = sum(len(np.unique((row * row_bytes + starts) // PAGE_BYTES)) for row in range(n_rows))
-    return n_variables * pages * PAGE_BYTES
+    return touched_bytes(task, inputs, dict.fromkeys(VARIABLES, 2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The notebook's way: its one file, all of it in RAM, and torch."""
+"""The notebook's way: its one file, loaded whole, and torch."""
 
 import pandas as pd
 import torch
@@ -8,9 +8,12 @@ from torch import Tensor
 from benchmarks import notebook_2
 from benchmarks.peers.by_hand import Answer, Task
 from benchmarks.peers.inputs import EXACT, SMALL, TABLES, Inputs, columns
+from benchmarks.peers.pages import touched_bytes
 from benchmarks.peers.replay import Replay
 
 NAMES = ("W", "grad_W", "momentum_W", "variance_W")
+ITEMSIZES = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
+ONLY_W = {"W": 2, "grad": 0, "exp_avg": 0, "exp_avg_sq": 0}
 
 
 def formula_dead(inputs: Inputs) -> Answer:
@@ -87,8 +90,14 @@ READING: dict[str, Task] = {
 
 
 def mapped_bytes(task: str, inputs: Inputs) -> int:
-    """Return the size of the file: `load_file` maps it and copies all of it."""
-    return inputs.notebook_file.stat().st_size
+    """Return the bytes of the pages that a task touches: `load_file` maps the file.
+
+    The second notebook subtracts all weights before it looks at the dead ones.
+    """
+    n_bytes = touched_bytes(task, inputs, ITEMSIZES)
+    if task == TABLES[0]:
+        n_bytes += touched_bytes(TABLES[1], inputs, ONLY_W) - touched_bytes(task, inputs, ONLY_W)
+    return n_bytes
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Write the run into the files of each peer, block by block in bounded memory."""
 
+from typing import Any
+
 import h5py
 import numpy as np
 
@@ -10,7 +12,7 @@ from thimble_zarr.format.store import StoreReader
 from thimble_zarr.interchange.notebook import export_notebook
 
 BLOCK_STEPS = 32
-HDF5 = {"compression": "lzf", "shuffle": True}
+HDF5_OPTIONS = {"compression": "lzf", "shuffle": True}
 
 
 def chunk_shape(n_tokens: int, n_dims: int) -> tuple[int, int, int]:
@@ -33,14 +35,13 @@ def prepare(inputs: Inputs) -> None:
         for name in VARIABLES:
             _write(reader, name, inputs, file)
     vars(inputs).pop("known", None)
-    np.savez(
-        inputs.about_file,
-        **reader.read_scalars(),
-        dead=~labels.live,
-        shape=np.array([reader.n_rows, schema.n_tokens, schema.n_dims]),
-        implementation=np.array(schema.optimizer.implementation),
-        made=np.array(made),
-    )
+    known: dict[str, Any] = reader.read_scalars() | {
+        "dead": ~labels.live,
+        "shape": np.array([reader.n_rows, schema.n_tokens, schema.n_dims]),
+        "implementation": np.array(schema.optimizer.implementation),
+        "made": np.array(made),
+    }
+    np.savez(inputs.about_file, **known)
 
 
 def _write(reader: StoreReader, name: str, inputs: Inputs, file: h5py.File) -> None:
@@ -50,7 +51,7 @@ def _write(reader: StoreReader, name: str, inputs: Inputs, file: h5py.File) -> N
         (reader.n_rows, n_tokens, n_dims),
         np.uint16,
         chunks=(min(BLOCK_STEPS, reader.n_rows), *chunk_shape(n_tokens, n_dims)[1:]),
-        **HDF5,
+        **HDF5_OPTIONS,
     )
     with inputs.raw_file(name).open("wb") as raw:
         for start, stop in split_range(0, reader.n_rows, BLOCK_STEPS):

@@ -15,14 +15,17 @@ class TensorStoreRows:
     def __init__(self, inputs: Inputs) -> None:
         opening = {
             name: tensorstore.open(
-                {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{inputs.store}/{name}"}},
+                {
+                    "driver": "zarr3",
+                    "kvstore": {"driver": "file", "path": f"{inputs.store}/{name}"},
+                },
                 read=True,
             )
             for name in VARIABLES
         }
         self._arrays = {name: opened.result() for name, opened in opening.items()}
-        n_steps, n_tokens, _ = self._arrays["W"].chunk_layout.read_chunk.shape
-        self.piece = n_steps, n_tokens
+        n_steps, n_tokens, _ = np.array(self._arrays["W"].chunk_layout.read_chunk.shape).tolist()
+        self.piece: tuple[int, int] = n_steps, n_tokens
 
     def read(
         self, names: Sequence[str], rows: tuple[int, int], tokens: tuple[int, int]

@@ -19,7 +19,10 @@ def decode(bits: xr.DataArray) -> xr.DataArray:
     def numbers(block: np.ndarray) -> np.ndarray:
         return (block.astype("uint32") << 16).view("float32")
 
-    return xr.apply_ufunc(numbers, bits, dask="parallelized", output_dtypes=[np.float32])
+    values: xr.DataArray = xr.apply_ufunc(
+        numbers, bits, dask="parallelized", output_dtypes=[np.float32]
+    )
+    return values
 
 
 def changes(ds: xr.Dataset) -> Iterator[xr.DataArray]:
