@@ -59,8 +59,9 @@ def test_a_peer_gives_our_table(inputs: Inputs, peer: str, task: str) -> None:
     ds = open_dataset(inputs.store)
     ours = accounting(ds.sel(token=ds.dead) if task == TABLES[0] else ds, replay=False)
     expected = np.column_stack([ours[column].values for column in COLUMNS])
-    roundoff = 2**-8 if peer == "notebook" else 2**-20  # the notebook subtracts in bfloat16
-    np.testing.assert_allclose(PEERS[peer].READING[task](inputs), expected, rtol=roundoff)
+    # All but we have the formula in float32, and the notebook its betas and weights in less.
+    accuracy = {"rtol": 2**-8, "atol": 2**-14} if peer == "notebook" else {"rtol": 2**-14}
+    np.testing.assert_allclose(PEERS[peer].READING[task](inputs), expected, **accuracy)
 
 
 @pytest.mark.parametrize("peer", PEERS)
@@ -81,7 +82,7 @@ def test_a_peer_reads_what_we_read(inputs: Inputs, peer: str, task: str) -> None
     found = PEERS[peer].READING[task](inputs)
     if peer == "notebook" and task == "history":
         expected[1, 0] = 0  # it has no missing gradient
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2**-24 if task == "residual" else 0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2**-23 if task == "residual" else 0)
 
 
 def _read_h5py(path: Path, name: str) -> np.ndarray:
@@ -120,7 +121,7 @@ def test_peak_memory_is_not_the_parent_s() -> None:
 
 def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
     numbers = {"wall_s": 2.0, "peak_rss_bytes": 1e8, "bytes_read": 1e6}
-    numbers |= {"process_s": 1e-3, "process_bytes_read": 1e3}
+    numbers |= {"process_s": 1e-3, "process_bytes_read": 1e3, "difference": 0.0}
     peers = ("notebook", "memmap", "h5py", "zarr + dask", "tensorstore", "thimble-zarr")
     reading = {task: {peer: dict(numbers) for peer in peers} for task in TASKS}
     reading[EXACT]["memmap"]["wall_s"] = 0.5
