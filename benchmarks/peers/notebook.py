@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks import notebook_2
 from benchmarks.peers.by_hand import Answer, Task
-from benchmarks.peers.inputs import EXACT, SMALL, TABLES, Inputs, columns
+from benchmarks.peers.inputs import TABLES, TASKS, Inputs, columns
 from benchmarks.peers.pages import touched_bytes
 from benchmarks.peers.replay import Replay
 
@@ -79,14 +79,8 @@ def row(inputs: Inputs) -> Answer:
     return torch.stack([data[name][inputs.row].float() for name in NAMES]).numpy()
 
 
-READING: dict[str, Task] = {
-    TABLES[0]: formula_dead,
-    TABLES[1]: formula_all,
-    EXACT: exact,
-    SMALL[0]: history,
-    SMALL[1]: residual,
-    SMALL[2]: row,
-}
+SOLVED = (formula_dead, formula_all, exact, history, residual, row)
+READING: dict[str, Task] = dict(zip(TASKS, SOLVED, strict=True))
 
 
 def mapped_bytes(task: str, inputs: Inputs) -> int:

@@ -159,6 +159,7 @@ def plot(results: Results, file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
 
     reading = results["reading"]
     peers = list(next(iter(reading.values())))
@@ -177,7 +178,11 @@ def plot(results: Results, file: Path) -> None:
                 zorder=3 if peer == OURS else 2,
             )
     axes.set(xscale="log", yscale="log", xlabel="time (s)", ylabel="peak RSS (MB)")
-    axes.grid(visible=True, which="both", color="#eeeeee")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:,g}")
+    axes.grid(visible=True, color="#eeeeee")
     axes.spines[["top", "right"]].set_visible(False)
 
     def handle(label: str, marker: str, colour: str) -> Line2D:

@@ -18,7 +18,8 @@ CHECKS = {
 
 def check(task: str, inputs: Inputs) -> list[str]:
     """Return the command that checks."""
-    return [sys.executable, "-m", "thimble_zarr", "check", str(inputs.store), *CHECKS[task]]
+    command = (sys.executable, "-m", "thimble_zarr", "check", str(inputs.store), "--quiet")
+    return [*command, *CHECKS[task]]
 
 
 def counts(stdout: str) -> list[float]:

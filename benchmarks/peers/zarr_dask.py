@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from benchmarks.peers.by_hand import MOMENTS, Answer, Task
-from benchmarks.peers.inputs import EXACT, SMALL, TABLES, VARIABLES, Inputs, columns
+from benchmarks.peers.inputs import TASKS, VARIABLES, Inputs, columns
 
 ELEMENTS = ("token", "dim")
 
@@ -106,14 +106,8 @@ def row(inputs: Inputs) -> Answer:
     return decode(ds.to_dataarray()).values
 
 
-READING: dict[str, Task] = {
-    TABLES[0]: formula_dead,
-    TABLES[1]: formula_all,
-    EXACT: exact,
-    SMALL[0]: history,
-    SMALL[1]: residual,
-    SMALL[2]: row,
-}
+SOLVED = (formula_dead, formula_all, exact, history, residual, row)
+READING: dict[str, Task] = dict(zip(TASKS, SOLVED, strict=True))
 
 if __name__ == "__main__":
     from benchmarks.peers.child import main
