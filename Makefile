@@ -28,9 +28,11 @@ lint: $(STAMP)  ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Measure a real run, then plant faults in two (three quarters of an hour)
+bench: $(STAMP)  ## Measure a real run, plant faults in two, measure other tools (two hours)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.peers
 
 clean:  ## Remove the environment and recorded runs
 	rm -rf $(VENV) runs

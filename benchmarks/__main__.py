@@ -7,7 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,19 @@ def say(text: str) -> None:
 
 
 def measure_in_turn(
-    commands: Mapping[str, Sequence[str]], *, repeats: int
+    commands: Mapping[str, Sequence[str]],
+    *,
+    repeats: int,
+    before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[Measured]]:
-    """Run whole processes turn by turn, after one turn that warms the page cache."""
+    """Run whole processes turn by turn, after one turn that warms the page cache.
+
+    `before` is called before each with its name, outside of what is measured.
+    """
     found: dict[str, list[Measured]] = {name: [] for name in commands}
     for turn in range(repeats + 1):
         for name, command in commands.items():
+            before(name)
             measured = measure(command)
             say(f"  {name}: {measured.wall_s:.1f} s, {measured.peak_rss_bytes / 1e6:.0f} MB")
             if turn:

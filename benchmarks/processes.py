@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,15 @@ class Measured:
         Largest resident set, bytes.
     stdout
         What it printed.
+    bytes_read
+        What it read by calls, start-up of Python included; mapped files are not in it. Zero where
+        the system does not tell.
     """
 
     wall_s: float
     peak_rss_bytes: int
     stdout: str
+    bytes_read: int = 0
 
     @property
     def json(self) -> dict[str, float]:
@@ -38,19 +43,52 @@ class Measured:
 def measure(command: Sequence[str]) -> Measured:
     """Run a command to its end; stderr is passed through.
 
+    A small process starts it: where a process is forked, its peak memory begins with the parent's.
+
     Raises
     ------
     subprocess.CalledProcessError
         If it fails. Exit code 1, a check that found something, is a result and no failure.
     """
-    with tempfile.TemporaryFile("w+") as stdout:
-        start_s = time.perf_counter()
-        process = subprocess.Popen(command, stdout=stdout)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall_s = time.perf_counter() - start_s
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode not in (0, 1):
-            raise subprocess.CalledProcessError(process.returncode, command)
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.NamedTemporaryFile("r") as numbers:
+        starter = [sys.executable, "-I", "-S", __file__, numbers.name, *command]
+        code = subprocess.run(starter, stdout=stdout, check=False).returncode
+        if code not in (0, 1):
+            raise subprocess.CalledProcessError(code, command)
         stdout.seek(0)
-        kilo = 1 if sys.platform == "darwin" else 1024
-        return Measured(wall_s, usage.ru_maxrss * kilo, stdout.read())
+        return Measured(stdout=stdout.read(), **json.load(numbers))
+
+
+def start() -> int:
+    """Run the command of the command line, leave the numbers in a file, return the exit code."""
+    _, numbers, *command = sys.argv
+    start_s = time.perf_counter()
+    process = subprocess.Popen(command)
+    if sys.platform == "linux":  # elsewhere nobody says what was read
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    n_read = bytes_read(process.pid)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start_s
+    process.returncode = os.waitstatus_to_exitcode(status)
+    kilo = 1 if sys.platform == "darwin" else 1024
+    measured = {
+        "wall_s": wall_s,
+        "peak_rss_bytes": usage.ru_maxrss * kilo,
+        "bytes_read": n_read,
+    }
+    Path(numbers).write_text(json.dumps(measured), encoding="ascii")
+    return process.returncode
+
+
+def bytes_read(pid: int | str = "self") -> int:
+    """Return the bytes that a process, which may have just ended, has read by calls so far."""
+    try:
+        counters = Path(f"/proc/{pid}/io").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return int(counters.split()[1])
+
+
+if __name__ == "__main__":
+    code = start()
+    sys.exit(code if code >= 0 else 128 - code)

@@ -1,0 +1,60 @@
+"""Write the run into the files of each peer, block by block in bounded memory."""
+
+from typing import Any
+
+import h5py
+import numpy as np
+
+from benchmarks.peers.inputs import VARIABLES, Inputs
+from thimble_zarr.format.labels import write_mask
+from thimble_zarr.format.layout import split_range
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.interchange.notebook import export_notebook
+
+BLOCK_STEPS = 32
+HDF5_OPTIONS = {"compression": "lzf", "shuffle": True}
+
+
+def chunk_shape(n_tokens: int, n_dims: int) -> tuple[int, int, int]:
+    """Return what makes a good HDF5 chunk: 2 MB here."""
+    return BLOCK_STEPS, min(500, n_tokens), n_dims
+
+
+def prepare(inputs: Inputs) -> None:
+    """Write every peer's files, unless they are there and of this run."""
+    reader = StoreReader.open(inputs.store)
+    schema, labels = reader.schema, reader.read_labels()
+    made = f"{schema.created} {reader.n_rows}"
+    if inputs.about_file.exists() and str(inputs.known["made"]) == made:
+        return
+    inputs.directory.mkdir(parents=True, exist_ok=True)
+    assert labels.live is not None
+    export_notebook(reader, inputs.notebook_file, overwrite=True)
+    write_mask(inputs.mask_file, labels)
+    with h5py.File(inputs.hdf5_file, "w") as file:
+        for name in VARIABLES:
+            _write(reader, name, inputs, file)
+    vars(inputs).pop("known", None)
+    known: dict[str, Any] = reader.read_scalars() | {
+        "dead": ~labels.live,
+        "shape": np.array([reader.n_rows, schema.n_tokens, schema.n_dims]),
+        "implementation": np.array(schema.optimizer.implementation),
+        "made": np.array(made),
+    }
+    np.savez(inputs.about_file, **known)
+
+
+def _write(reader: StoreReader, name: str, inputs: Inputs, file: h5py.File) -> None:
+    n_tokens, n_dims = reader.schema.n_tokens, reader.schema.n_dims
+    dataset = file.create_dataset(
+        name,
+        (reader.n_rows, n_tokens, n_dims),
+        np.uint16,
+        chunks=(min(BLOCK_STEPS, reader.n_rows), *chunk_shape(n_tokens, n_dims)[1:]),
+        **HDF5_OPTIONS,
+    )
+    with inputs.raw_file(name).open("wb") as raw:
+        for start, stop in split_range(0, reader.n_rows, BLOCK_STEPS):
+            bits = reader.read(name, (start, stop))
+            raw.write(bits.tobytes())
+            dataset[start:stop] = bits

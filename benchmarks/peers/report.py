@@ -1,0 +1,205 @@
+"""The measured numbers as Markdown and as a plot: pure functions of `peers.json`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.inputs import SMALL
+
+OURS = "thimble-zarr"
+
+Results = dict[str, Any]
+
+MEASURES = {"wall_s": "time", "peak_rss_bytes": "peak RSS", "bytes_read": "bytes read"}
+
+WHAT_IS_COUNTED = """\
+## What is counted
+
+- Every process is measured whole, from `exec` to exit, start-up and imports included; the peers
+  take turns, and before each its files are brought into the page cache. One turn warms up; then
+  medians.
+- *time* is elapsed time. *Peak RSS* is the kernel's `ru_maxrss`; it has in it the pages of mapped
+  files (memmap; safetensors maps, too), which the kernel could take back.
+- *bytes read* is `rchar` of `/proc/PID/io` when the process has ended: all it read by calls, the
+  modules of Python too (up to 30 MB). No call reads a mapped file: for memmap and the notebook the
+  pages are added that the task must touch, computed from its indices.
+- memmap, h5py and tensorstore share one hand-written pass (`by_hand.py`): fused, float32, buffers
+  that fit the cache, a thread a core. memmap has raw files, so nothing is decompressed and nothing
+  has a checksum: the floor. zarr + dask and tensorstore read thimble-zarr's own store.
+- Every peer's answer is compared with thimble-zarr's: tables step by step (cosines absolute, norms
+  and ratios relative), counts, the rest by its sums (relative). The notebook subtracts in bfloat16;
+  the others' formula is float32, thimble-zarr's float64. Its checks do more than is asked: the
+  formula check bounds rounding element by element and counts what moved and stalled; the exact
+  check has the formula's table, and looks for values that were stored anew.
+- Recording: the first gradients of the real run in turn, AdamW on the embedding, then sleep until a
+  step has lasted 15 ms. *Busy* is the optimizer's step and the recording of it. Only thimble-zarr
+  flushes to the disk itself (`fsync`), keeps checksums of what it wrote, and leaves a store that is
+  whole after a crash at any moment.
+"""
+
+
+def seconds(value: float) -> str:
+    return (
+        f"{value * 1e3:.3g} ms"
+        if value < 1
+        else f"{value:.3g} s"
+        if value < 100
+        else f"{value:.0f} s"
+    )
+
+
+def size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"
+
+
+def show(key: str, value: float) -> str:
+    return seconds(value) if key.endswith("_s") else size(value)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def cells(by_peer: Mapping[str, Mapping[str, float]], keys: Iterable[str]) -> Iterator[str]:
+    """Yield a cell for each peer, the fastest one's time bold."""
+    first, *rest = keys
+    best = min(found[first] for found in by_peer.values())
+    for found in by_peer.values():
+        bold = "**" if found[first] == best else ""
+        yield ", ".join(
+            [f"{bold}{show(first, found[first])}{bold}"] + [show(k, found[k]) for k in rest]
+        )
+
+
+def not_first(reading: Results, tasks: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each measure: where thimble-zarr is not first, and who is."""
+    for key, name in MEASURES.items():
+        behind = []
+        for task, by_peer in reading.items():
+            best = min(by_peer, key=lambda peer: by_peer[peer][key])
+            if by_peer[best][key] < by_peer[OURS][key]:
+                factor = by_peer[OURS][key] / by_peer[best][key]
+                behind.append(f"{tasks[task]} ({best}, {factor:.1f} times)")
+        where = "; ".join(behind) if behind else "nothing"
+        yield f"- In {name} thimble-zarr is not first in: {where}."
+
+
+def agreement(reading: Results, tasks: Mapping[str, str]) -> str:
+    """Return how far the peers' answers are from ours."""
+    largest = []
+    for task, by_peer in reading.items():
+        peer = max(by_peer, key=lambda peer: by_peer[peer]["difference"])
+        differs = by_peer[peer]["difference"]
+        largest.append(f"{tasks[task]} {differs:.0e} ({peer})" if differs else f"{tasks[task]} 0")
+    return f"Largest difference from thimble-zarr's answers: {', '.join(largest)}."
+
+
+def markdown(results: Results) -> str:
+    """Return `RESULTS.md`."""
+    about, tasks, reading = results["about"], results["tasks"], results["reading"]
+    recording, host = results["recording"], results["about"]["machine"]
+    peers = list(next(iter(reading.values())))
+    kept = {"busy_median_s": "a step, busy, median", "busy_worst_s": "a step, busy, worst"}
+    kept |= {"total_s": "all steps, closing included", "peak_rss_bytes": "peak RSS"}
+    kept |= {"disk_bytes": "on disk"}
+    parts = [
+        "# Beside other tools",
+        f"The same recorded run, {about['steps']:,} steps of {about['n_tokens']:,} x "
+        f"{about['n_dims']} in bfloat16 ({about['n_dead']:,} dead tokens), read by other tools and "
+        f"by thimble-zarr; medians of {about['repeats']}. {host['platform']}, {host['cores']} "
+        f"cores, {size(host['memory_bytes'])} of memory, Python {host['python']}; {about['date']}, "
+        f"commit {about['commit']}. `python -m benchmarks.peers` wrote this file; raw numbers: "
+        "[peers.json](peers.json).",
+        "![Time against peak memory](RESULTS.png)",
+        "## Reading: whole processes",
+        "Time, peak RSS, bytes read; the shortest time is bold.",
+        table(
+            ["", *peers],
+            [[tasks[task], *cells(by_peer, MEASURES)] for task, by_peer in reading.items()]
+            + [["on disk, all four variables", *(size(results["disk"][peer]) for peer in peers)]],
+        ),
+        "\n".join(not_first(reading, tasks)),
+        agreement(reading, tasks),
+        "## Reading: opened and read, after imports",
+        "Time, bytes read.",
+        table(
+            ["", *peers],
+            [
+                [tasks[task], *cells(reading[task], ("process_s", "process_bytes_read"))]
+                for task in SMALL
+            ],
+        ),
+        f"## Recording: {about['recording_steps']} steps",
+        table(
+            ["", *recording],
+            [
+                [title, *(show(key, found[key]) for found in recording.values())]
+                for key, title in kept.items()
+            ],
+        ),
+        WHAT_IS_COUNTED.strip(),
+        "## How to measure again",
+        "`make bench` measures everything, this too; alone, with a recorded run in `runs/bench`:",
+        "```console\n$ .venv/bin/python -m benchmarks.peers --repeats 5\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+COLOURS = ("#999999", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#D55E00")  # Okabe and Ito
+MARKERS = ("o", "s", "D", "^", "v", "P")
+
+
+def plot(results: Results, file: Path) -> None:
+    """Draw time against peak memory: a colour a peer, a shape a task; down and left is good."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    reading = results["reading"]
+    peers = list(next(iter(reading.values())))
+    colours = dict(zip(peers, COLOURS, strict=True))
+    markers = dict(zip(reading, MARKERS, strict=True))
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    for task, by_peer in reading.items():
+        for peer, found in by_peer.items():
+            axes.plot(
+                found["wall_s"],
+                found["peak_rss_bytes"] / 1e6,
+                markers[task],
+                color=colours[peer],
+                markersize=9 if peer == OURS else 7,
+                markeredgecolor="black" if peer == OURS else "white",
+                zorder=3 if peer == OURS else 2,
+            )
+    axes.set(xscale="log", yscale="log", xlabel="time (s)", ylabel="peak RSS (MB)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:,g}")
+    axes.grid(visible=True, color="#eeeeee")
+    axes.spines[["top", "right"]].set_visible(False)
+
+    def handle(label: str, marker: str, colour: str) -> Line2D:
+        return Line2D([], [], linestyle="", marker=marker, color=colour, markersize=7, label=label)
+
+    of_peers = axes.legend(
+        handles=[handle(peer, "o", colour) for peer, colour in colours.items()],
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        frameon=False,
+    )
+    axes.add_artist(of_peers)
+    axes.legend(
+        handles=[handle(task, marker, "#444444") for task, marker in markers.items()],
+        loc="lower left",
+        bbox_to_anchor=(1.01, 0),
+        frameon=False,
+    )
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
