@@ -173,6 +173,8 @@ class Window:
         self._current: dict[str, np.ndarray] = {}
         self._previous: dict[str, np.ndarray] = {}
         self._computed: dict[Callable[[Window], Mapping[str, np.ndarray]], Any] = {}
+        same_rows = part_of is not None and len(rows) == len(part_of.rows)
+        self._scalars: dict[str, np.ndarray] = part_of._scalars if part_of and same_rows else {}
 
     @property
     def positions(self) -> np.ndarray:
@@ -249,7 +251,9 @@ class Window:
 
     def scalar(self, name: str) -> np.ndarray:
         """Return a per-step scalar, float64, shape `(step, 1, 1)`."""
-        return self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
+        if name not in self._scalars:
+            self._scalars[name] = self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
+        return self._scalars[name]
 
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's stored bits at the window's rows; do not write to them."""
@@ -259,7 +263,14 @@ class Window:
         """Return the stored bits at each row before, those of row 0 before row 0 too."""
         bits, before = self._piece.bits(name), self._piece.before(name)
         steps = np.arange(len(bits))[self._steps].tolist()
-        return [self._select(bits[step - 1 : step] if step else before)[0] for step in steps]
+        rows = [bits[step - 1] if step else before[0] for step in steps]
+        return [self._select(row) for row in rows]
+
+    def _first_before(self, name: str) -> np.ndarray:
+        """Return the stored bits at the row before the first."""
+        step = int(self.rows[0]) - self._piece.rows[0]
+        piece = self._piece
+        return self._select(piece.bits(name)[step - 1] if step else piece.before(name)[0])
 
     @cached_property
     def _steps(self) -> slice | np.ndarray:
@@ -276,7 +287,7 @@ class Window:
             n_rows, *shape = current.shape
             both = np.empty((n_rows + 1, *shape), self.dtype)
             self._decode(name, current, both[1:])
-            self._decode(name, self.bits_before(name)[0], both[0])
+            self._decode(name, self._first_before(name), both[0])
             self._current[name], previous = both[1:], both[:-1]
         else:
             previous = self._decode(name, np.stack(self.bits_before(name)))
@@ -287,7 +298,8 @@ class Window:
         return previous
 
     def _select(self, bits: np.ndarray) -> np.ndarray:
-        selected = bits[:, self._at[1]]
+        """Return this window's tokens and dims of bits of shape `(..., token, dim)`."""
+        selected = bits[..., self._at[1], :]
         if isinstance(self._dims, np.ndarray) or self._dims != range(bits.shape[-1]):
             selected = selected[..., np.asarray(self._dims)]
         return selected

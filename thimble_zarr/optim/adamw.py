@@ -50,7 +50,8 @@ def adam_update(
     """
     step_size = learning_rate / (1 - beta1**optimizer_step)
     denominator = adam_denominator(exp_avg_sq, beta2=beta2, eps=eps, optimizer_step=optimizer_step)
-    update: Array = _like(exp_avg, -step_size) * exp_avg / denominator
+    update: Array = _like(exp_avg, -step_size) * exp_avg
+    update /= denominator
     return update
 
 
@@ -59,7 +60,9 @@ def adam_denominator(
 ) -> Array:
     """Return what the adaptive step divides by; parameters as those of `adam_update`."""
     correction = (1 - beta2**optimizer_step) ** -0.5
-    denominator: Array = exp_avg_sq**0.5 * _like(exp_avg_sq, correction) + _like(exp_avg_sq, eps)
+    denominator: Array = exp_avg_sq**0.5
+    denominator *= _like(exp_avg_sq, correction)
+    denominator += _like(exp_avg_sq, eps)
     return denominator
 
 
@@ -140,12 +143,15 @@ def rounding_bound(
     relative = gamma(10, unit_roundoff) + scalar_roundoff * cancellation
     underflow = 4 * least / denominator
     underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
-    bound: Array = _like(update, relative + underflow) * abs(update)
-    bound = bound + (gamma(1, unit_roundoff) * abs(W) + 4 * least)
+    bound: Array = abs(update)
+    bound *= _like(update, relative + underflow)
+    of_sum = abs(W)
+    of_sum *= gamma(1, unit_roundoff)
+    bound += of_sum
     decaying = weight_decay != 0
     if np.any(decaying):
-        share = decaying * (gamma(2, unit_roundoff) + scalar_roundoff)
-        bound = bound + _like(W_previous, share) * abs(W_previous)
+        bound += _like(W, decaying * (gamma(2, unit_roundoff) + scalar_roundoff)) * abs(W_previous)
+    bound += 4 * least
     return bound
 
 
