@@ -205,7 +205,8 @@ class Comparison:
     Attributes
     ----------
     differs
-        Where the bits are not the same: bool, shape `(step, token, dim)`. NaN is NaN.
+        Where the bits are not the same: bool, shape `(step, token, dim)`, or what broadcasts to it
+        where all are the same. NaN is NaN.
     beyond
         Where they differ by more than they may: at all if the replay is exact, else by more than
         rounding allows two programs (`optim.adamw.recurrence_bounds`).
@@ -246,8 +247,10 @@ def compare(
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)
-        differs = patterns(bits) != patterns(recorded)
-        distance = np.broadcast_to(0.0, differs.shape)
+        differs = np.zeros((len(bits), 1, 1), bool)
+        if not np.may_share_memory(bits, recorded):  # else it is what `replayed` found equal
+            differs = patterns(bits) != patterns(recorded)
+        distance = np.zeros((len(bits), 1, 1))
         if differs.any():
             differs &= ~(is_nan(bits) & is_nan(recorded))
             differs[window.rows == 0] = False

@@ -142,30 +142,15 @@ class ShardFile:
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
 
-    def fits(self, array: np.ndarray) -> bool:
-        """Return whether a whole chunk can be decoded into an array."""
-        chunk = self._chunk
-        same = array.shape == chunk.shape and array.dtype == chunk.dtype
-        return same and array.flags.c_contiguous
-
-    def decode(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
-        """Return a chunk, shape `(token, step, dim)`.
-
-        Parameters
-        ----------
-        chunk
-            Its number.
-        into
-            An array that it `fits`; else it is decoded into one that the next call overwrites.
-        """
-        values = self._chunk if into is None else into
+    def decode(self, chunk: int) -> np.ndarray:
+        """Return a chunk, shape `(token, step, dim)`, in an array that the next call overwrites."""
         offset, n_bytes = self._span(chunk)
         if offset == _EMPTY:
-            values.fill(self._fill)
-            return values
-        what = f"chunk {chunk}"
-        _decompress(_checked(self._pread(offset, n_bytes), what), values, what)
-        return values
+            self._chunk.fill(self._fill)
+        else:
+            what = f"chunk {chunk}"
+            _decompress(_checked(self._pread(offset, n_bytes), what), self._chunk, what)
+        return self._chunk
 
     def stored_checksum(self, chunk: int) -> int | None:
         """Return the checksum that follows a chunk, None where the chunk was left out."""

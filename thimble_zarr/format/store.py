@@ -537,8 +537,7 @@ class StoreReader:
         Returns
         -------
         numpy.ndarray
-            Shape `(step, token, dim)`, dtype `storage_dtype` of the variable. In memory the rows of
-            a token lie together, as they do on disk.
+            Shape `(step, token, dim)`, dtype `storage_dtype` of the variable.
 
         Raises
         ------
@@ -549,22 +548,18 @@ class StoreReader:
         schema, layout = self.schema, self.schema.layout
         tokens = range(schema.n_tokens) if tokens is None else tokens
         chunks = list(by_chunk(tokens, layout.chunk_tokens))
-        shape = len(tokens), rows[1] - rows[0], schema.n_dims
-        values = None if out is None else out.transpose(CHUNK_ORDER)
-        if values is None or values.shape != shape:
-            values = np.empty(shape, storage_dtype(schema.dtypes[name]))
+        shape = rows[1] - rows[0], len(tokens), schema.n_dims
+        if out is None or out.shape != shape:
+            out = np.empty(shape, storage_dtype(schema.dtypes[name]))
         for start, stop in split_range(*rows, layout.block_steps):
             offset = start % layout.block_steps
             steps = slice(offset, offset + stop - start)
-            into = values[:, start - rows[0] : stop - rows[0]]
+            into = out[start - rows[0] : stop - rows[0]]
             with self._block(name, start - offset) as shard:
                 for chunk, take, where in chunks:
-                    in_order = isinstance(take, slice) and isinstance(where, slice)
-                    if in_order and shard.fits(target := into[where]):
-                        shard.decode(chunk, target)
-                    else:
-                        into[where] = shard.decode(chunk)[take, steps]
-        return values.transpose(CHUNK_ORDER)
+                    part = shard.decode(chunk)[take][:, steps]
+                    into[:, where] = part.transpose(CHUNK_ORDER)
+        return out
 
     def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
         """Find chunks, and files of scalars and labels, that are not those that were committed.
