@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from thimble_zarr.format.store import StoreReader, StoreWriter
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.writer import StoreWriter
 
 Arrays = dict[str, np.ndarray]
 

@@ -29,7 +29,8 @@ from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
-from thimble_zarr.format.store import StoreReader, StoreWriter
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.writer import StoreWriter
 
 TEXT = (
     "The step that the weights take is the step that the optimizer took.\n"

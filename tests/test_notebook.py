@@ -29,7 +29,8 @@ from thimble_zarr.errors import (
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.bits import decode
 from thimble_zarr.format.schema import SCALARS
-from thimble_zarr.format.store import StoreReader, StoreWriter
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.interchange.notebook import (
     NotebookReader,
     export_notebook,

@@ -13,7 +13,8 @@ from tests.runs import N_STEPS, TINY_MEMORY, Loop
 from thimble_zarr import Recorder
 from thimble_zarr.format import overhead as overhead_module
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.format.store import StoreReader, StoreWriter
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record import recorder as recorder_module
 from thimble_zarr.record.writer import BlockWriter
 

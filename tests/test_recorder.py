@@ -13,7 +13,8 @@ from tests.runs import N_STEPS, TINY_MEMORY, Loop, record, token_labels
 from thimble_zarr import Recorder
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreExistsError
 from thimble_zarr.format.bits import decode
-from thimble_zarr.format.store import StoreReader, StoreWriter
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record import block as block_module
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from zarr.codecs import TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from thimble_zarr.format.shard import CHUNK_ORDER, ShardEncoder, chunk_codecs
+from thimble_zarr.format.shard import CHUNK_ORDER, ShardEncoder
+from thimble_zarr.format.writer import chunk_codecs
 
 FILL = 7
 

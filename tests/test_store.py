@@ -22,11 +22,12 @@ from thimble_zarr.errors import (
     StoreLockedError,
     UnsupportedFormatError,
 )
-from thimble_zarr.format import store as store_module
+from thimble_zarr.format import writer as writer_module
 from thimble_zarr.format.bits import decode
 from thimble_zarr.format.disk import Disk
 from thimble_zarr.format.schema import SCALARS
-from thimble_zarr.format.store import StoreReader, StoreWriter
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.writer import StoreWriter
 
 BLOCK_STEPS = SCHEMA.layout.block_steps
 
@@ -175,7 +176,7 @@ def test_the_store_grows_beyond_what_was_declared(tmp_path: Path) -> None:
 
 
 def test_scalars_go_on_in_the_next_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "SCALAR_CHUNK_STEPS", 2 * BLOCK_STEPS)
+    monkeypatch.setattr(writer_module, "SCALAR_CHUNK_STEPS", 2 * BLOCK_STEPS)
     writer = StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
     write_blocks(writer, 5, last_rows=1)
     writer.close()
@@ -367,7 +368,7 @@ def test_the_loser_of_a_race_removes_nothing(
 ) -> None:
     """A second writer that saw the path vacant, before the first one took it."""
     write_blocks(writer, 1)
-    monkeypatch.setattr(store_module, "check_vacant", lambda path, overwrite: None)
+    monkeypatch.setattr(writer_module, "check_vacant", lambda path, overwrite: None)
     with pytest.raises(StoreLockedError):
         StoreWriter.create(writer.path, SCHEMA)
     assert StoreReader.open(writer.path).n_rows == BLOCK_STEPS
@@ -379,7 +380,7 @@ def test_the_loser_of_a_race_removes_nothing(
 
 def test_labels_are_kept_as_masks(tmp_path: Path) -> None:
     integers = np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1])
-    labels = store_module.TokenLabels(dead=integers)
+    labels = writer_module.TokenLabels(dead=integers)
     write_blocks(StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=labels), 1)
     dead = StoreReader.open(tmp_path / "run.zarr").read_labels().dead
     assert dead.dtype == bool

@@ -27,7 +27,7 @@ def import_(
     Nothing is lost, and `export` gives the file back. A failure leaves no store. To check the file
     once, `check` reads it as it is.
     """
-    from thimble_zarr.format.store import check_vacant
+    from thimble_zarr.format.writer import check_vacant
     from thimble_zarr.interchange.notebook import has_narrow_states, import_notebook
     from thimble_zarr.interchange.recording import open_notebook
 

@@ -125,7 +125,7 @@ def run_training(
 ) -> None:
     """Plan, train, validate and sum up."""
     from thimble_zarr.experiment.plan import plan_run
-    from thimble_zarr.format.store import check_vacant
+    from thimble_zarr.format.writer import check_vacant
 
     def say(text: str = "") -> None:
         if not quiet:

@@ -21,24 +21,15 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 from numcodecs import Blosc, blosc
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 CHUNK_ORDER = (1, 0, 2)
 """How the axes of a `(step, token, dim)` chunk are stored: token, step, dim. Its own inverse."""
 
-_LEVEL = 5
+BLOSC_LEVEL = 5
 _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = struct.Struct("<4B3I")
 _EMPTY = 2**64 - 1
 """Offset and length of a chunk that was left out, because it held nothing but the fill value."""
-
-
-def chunk_codecs(dtype: np.dtype) -> list[BloscCodec | Crc32cCodec]:
-    """Return how chunks are encoded, as Zarr declares it in the metadata of an array."""
-    return [
-        BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=_LEVEL, shuffle="shuffle"),
-        Crc32cCodec(),
-    ]
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class ShardEncoder:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the encoded chunks and last the index."""
-        compressor = Blosc(cname="lz4", clevel=_LEVEL, shuffle=Blosc.SHUFFLE)
+        compressor = Blosc(cname="lz4", clevel=BLOSC_LEVEL, shuffle=Blosc.SHUFFLE)
         block_steps, n_tokens, n_dims = self.bits.shape
         little_endian = self.bits.dtype.newbyteorder("<")
         chunk = np.empty((self.chunk_tokens, block_steps, n_dims), dtype=little_endian)

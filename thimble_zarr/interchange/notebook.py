@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
 from thimble_zarr.format.reader import AlteredChunk, Reader
 from thimble_zarr.format.schema import SCALARS, OptimizerInfo, Schema, TokenLabels
-from thimble_zarr.format.store import StorePath, StoreReader, StoreWriter, check_vacant
+from thimble_zarr.format.store import StorePath, StoreReader
 from thimble_zarr.interchange.contents import (
     CONFIG,
     FILE_NAMES,
@@ -47,6 +47,9 @@ from thimble_zarr.interchange.contents import (
     read_bits,
 )
 from thimble_zarr.interchange.header import DTYPES, Header, Tensor, read_header, read_into
+
+if TYPE_CHECKING:
+    from thimble_zarr.format.writer import StoreWriter
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes to do."""
@@ -291,6 +294,8 @@ def import_notebook(
     StoreExistsError, StoreError
         If the store cannot be created or written, or the file cannot be read.
     """
+    from thimble_zarr.format.writer import StoreWriter, check_vacant  # not where it only reads
+
     check_vacant(path, overwrite=overwrite)
     reader = NotebookReader.open(file, labels=labels)
     Contents.from_attribute(reader.schema.attrs[NOTEBOOK_FILE]).check_all_kept()
@@ -445,7 +450,7 @@ def _is_bfloat16(
 
 
 def _commit_rows(
-    writer: StoreWriter,
+    writer: "StoreWriter",
     reader: NotebookReader,
     rows: tuple[int, int],
     scalars: Mapping[str, np.ndarray],

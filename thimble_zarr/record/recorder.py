@@ -26,7 +26,8 @@ from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import Json, Schema, TokenLabels, recorded_variables
-from thimble_zarr.format.store import StorePath, StoreWriter
+from thimble_zarr.format.store import StorePath
+from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
     dtype_name,

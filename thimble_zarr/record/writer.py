@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from thimble_zarr.errors import RecordingError
 from thimble_zarr.format.layout import N_BUFFERS
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.format.store import StoreWriter
+from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.block import Block
 
 

@@ -1,0 +1,477 @@
+"""Write a store: declare it whole, then append blocks to it, each committed before the next.
+
+Zarr declares the arrays and encodes the small ones into memory; `shard` encodes the big ones, and
+`disk` writes them all, each file whole or not at all. A block is committed in one order::
+
+    array files -> directories -> ledger (sizes, checksums) -> commit record
+
+Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
+"""
+
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, astuple, replace
+from pathlib import Path
+from typing import Self
+
+import filelock
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.core.buffer import Buffer
+from zarr.core.common import JSON
+from zarr.core.metadata import ArrayV3Metadata
+from zarr.core.sync import sync
+from zarr.errors import ZarrUserWarning
+from zarr.storage import MemoryStore
+
+from thimble_zarr.errors import StoreError, StoreExistsError, StoreLockedError, ThimbleError
+from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.format.disk import Disk
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
+from thimble_zarr.format.overhead import Overhead, Stopwatch
+from thimble_zarr.format.schema import (
+    ATTRIBUTE,
+    DIMS,
+    FORMAT_VERSION,
+    LABELS,
+    SCALARS,
+    VARIABLES,
+    Json,
+    Schema,
+    TokenLabels,
+)
+from thimble_zarr.format.shard import BLOSC_LEVEL, CHUNK_ORDER, ShardEncoder
+from thimble_zarr.format.store import (
+    BOOKKEEPING,
+    COMMIT,
+    LEDGER,
+    LOCK,
+    METADATA,
+    Commit,
+    StorePath,
+    read_attribute,
+)
+
+_Array = zarr.Array[ArrayV3Metadata]
+
+_PER_STEP = {"step": "optimizer step, counted from 1; row 0 is the initial state", **SCALARS}
+
+
+class StoreWriter:
+    """The one writer of a store. Made by `create`; used by one thread at a time.
+
+    Attributes
+    ----------
+    path
+        Root directory of the store.
+    schema
+        What was declared.
+    bytes_written
+        Bytes put on disk so far.
+    """
+
+    def __init__(self, path: Path, schema: Schema, lock: filelock.BaseFileLock) -> None:
+        self.path = path
+        self.schema = schema
+        self.bytes_written = 0
+        self._lock = lock
+        self._commit = Commit()
+        self._encoded: dict[str, Buffer] = {}
+        self._root = zarr.create_group(
+            MemoryStore(self._encoded),
+            zarr_format=3,
+            attributes={ATTRIBUTE: schema.to_attribute()},
+        )
+        self._arrays: dict[str, _Array] = {}
+        self._scalars: dict[str, np.ndarray] = {}
+        self._declared: dict[str, dict[str, int]] = {}
+        self._stopwatch = Stopwatch()
+        self._disk = Disk(self._stopwatch)
+
+    @classmethod
+    def create(
+        cls,
+        path: StorePath,
+        schema: Schema,
+        *,
+        labels: TokenLabels | None = None,
+        n_rows: int | None = None,
+        overwrite: bool = False,
+    ) -> Self:
+        """Declare a whole store on disk and take its lock.
+
+        Parameters
+        ----------
+        path
+            Directory to create.
+        schema
+            What will be recorded.
+        labels
+            Coordinates of the token axis.
+        n_rows
+            Rows to declare, where known. The store grows beyond it when it must, and is trimmed
+            to what was committed when it is closed.
+        overwrite
+            Replace a store that lies at `path`. Anything else there is never replaced.
+
+        Raises
+        ------
+        StoreExistsError
+            If the path is taken.
+        StoreLockedError
+            If a store lies there that another process is recording into.
+        StoreError
+            If the directory cannot be created or written.
+        """
+        path = Path(path).absolute()  # the process may change its directory
+        labels = labels or TokenLabels()
+        labels.check_length(schema.n_tokens)
+        schema.check_json()
+        check_vacant(path, overwrite=overwrite)
+        with ExitStack() as undo:
+            try:
+                (path / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
+                lock = _acquire_lock(path)
+                undo.callback(lock.release)
+                _clear(path, overwrite=overwrite)
+                undo.callback(shutil.rmtree, path, ignore_errors=True)
+                writer = cls(path, schema, lock)
+                undo.callback(writer._disk.close)
+                writer._declare(labels, schema.layout.capacity(n_rows or 1))
+            except ThimbleError:
+                raise
+            except OSError as error:
+                raise StoreError(
+                    f"cannot create a store at {path}: {error.strerror or error}; "
+                    "choose a directory that can be written"
+                ) from error
+            undo.pop_all()
+        return writer
+
+    @property
+    def n_rows(self) -> int:
+        """Rows committed so far."""
+        return self._commit.n_rows
+
+    def commit_block(
+        self,
+        first_row: int,
+        n_rows: int,
+        arrays: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray],
+        overhead: Overhead | None = None,
+    ) -> None:
+        """Write one block and commit it. When this returns, its rows survive a power loss.
+
+        A block that was committed short (by a flush) may be committed again with more rows.
+
+        Parameters
+        ----------
+        first_row
+            First row of the block, a multiple of `block_steps`.
+        n_rows
+            Rows that count, from `first_row` on. The rest of the block is stored as missing.
+        arrays
+            For each variable its bits, shape `(block_steps, token, dim)`. Rows beyond `n_rows`
+            are overwritten with the fill value.
+        scalars
+            For each per-step scalar its values, float64, shape `(block_steps,)`.
+        overhead
+            What training spent on recording since the commit before, where that is measured.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written. Committed rows stay as they were.
+        """
+        layout = self.schema.layout
+        if first_row > self.n_rows:
+            raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
+        if first_row % layout.block_steps or first_row + n_rows < self.n_rows:
+            raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
+        files = dict(self._declared)
+        chunks: dict[str, list[tuple[int, int]]] = {}
+        self._grow(first_row + layout.block_steps)
+        for name, bits in arrays.items():
+            fill = fill_value(self.schema.dtypes[name])
+            bits[n_rows:] = fill
+            key = f"{name}/c.{first_row // layout.block_steps}.0.0"
+            shard = ShardEncoder(bits, layout.chunk_tokens, fill)
+            # Each chunk has its own checksums: one of the file would only take time.
+            files[key] = {"bytes": self._write(key, shard)}
+            chunks[name] = [astuple(checksums) for checksums in shard.checksums]
+        with self._stopwatch.time("encode_s"):
+            self._encode_scalars(first_row, n_rows, scalars)
+        files |= self._write_chunks()
+        self._disk.sync((self.path / key).parent for key in files)
+        end_row = first_row + n_rows
+        entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        if overhead is not None:
+            # What this commit has still to do is in the next lap.
+            entry["overhead"] = (overhead + self._stopwatch.lap()).to_json()
+        self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
+        self._declared = {}
+
+    def close(self) -> None:
+        """Trim the arrays to what was committed, mark the store complete, release the lock.
+
+        A store without a row is removed. Metadata are consolidated only now: a consolidated copy
+        would go stale while arrays grow.
+        """
+        try:
+            if self.n_rows == 0:
+                shutil.rmtree(self.path)
+                return
+            self._resize(self.n_rows)
+            self._consolidate()
+            self._write_metadata()
+            self._replace_commit(replace(self._commit, complete=True))
+        finally:
+            self.release()
+
+    def discard(self) -> None:
+        """Remove the store, of which nothing is wanted, and release the lock."""
+        self._disk.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Give up the lock; nothing more is committed."""
+        self._disk.close()
+        self._lock.release()
+
+    def _declare(self, labels: TokenLabels, capacity: int) -> None:
+        schema, layout = self.schema, self.schema.layout
+        self._root.create_group(
+            BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
+        )
+        for name, native in schema.dtypes.items():
+            attributes: dict[str, JSON] = {"long_name": VARIABLES[name], "dtype": native}
+            if native == "bfloat16":
+                attributes["encoding"] = BFLOAT16_RECIPE
+            self._create_array(
+                name,
+                dims=DIMS,
+                shape=(capacity, schema.n_tokens, schema.n_dims),
+                dtype=storage_dtype(native),
+                fill=fill_value(native),
+                chunks=(layout.block_steps, layout.chunk_tokens, schema.n_dims),
+                shards=(
+                    layout.block_steps,
+                    layout.shard_tokens(schema.n_tokens),
+                    schema.n_dims,
+                ),
+                attributes=attributes,
+            )
+        for name, long_name in _PER_STEP.items():
+            is_label = name == "step"
+            self._create_array(
+                name,
+                dims=("step",),
+                shape=(capacity,),
+                dtype=np.dtype(np.int64 if is_label else np.float64),
+                fill=-1 if is_label else float("nan"),
+                chunks=(SCALAR_CHUNK_STEPS,),
+                attributes={"long_name": long_name},
+            )
+        for name, dim, values in _label_arrays(labels, schema.n_tokens):
+            self._create_array(
+                name,
+                dims=(dim,),
+                shape=values.shape,
+                dtype=values.dtype,
+                fill=0,
+                chunks=(max(1, len(values)),),
+                attributes={"long_name": LABELS[name]},
+            )
+            self._arrays[name][:] = values
+        self._write_metadata()
+        self._declared = self._write_chunks()  # the first commit has them in the ledger
+        directories = [self.path / name for name in self._arrays]
+        self._disk.sync([*directories, self.path, self.path.parent])
+        (self.path / LEDGER).touch()
+        self._replace_commit(self._commit)
+        self._stopwatch.lap()  # of the steps to come only
+
+    def _create_array(
+        self,
+        name: str,
+        *,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        fill: float,
+        chunks: tuple[int, ...],
+        shards: tuple[int, ...] | None = None,
+        attributes: dict[str, JSON],
+    ) -> None:
+        # An array that is opened again forgets `write_empty_chunks`: keep the one that is created.
+        self._arrays[name] = self._root.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            filters=[TransposeCodec(order=CHUNK_ORDER)] if shards else None,
+            compressors=chunk_codecs(dtype),
+            fill_value=fill,
+            dimension_names=dims,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            attributes=attributes,
+            config={"write_empty_chunks": True},
+        )
+
+    def _encode_scalars(
+        self, first_row: int, n_rows: int, scalars: Mapping[str, np.ndarray]
+    ) -> None:
+        """Encode the chunk of per-step values that the block lies in, all rows so far."""
+        offset = first_row % SCALAR_CHUNK_STEPS
+        start = first_row - offset
+        rows = np.arange(first_row, first_row + n_rows)
+        for name, values in {"step": rows, **scalars}.items():
+            if offset == 0 or name not in self._scalars:
+                fill = -1 if name == "step" else np.nan
+                self._scalars[name] = np.full(SCALAR_CHUNK_STEPS, fill)
+            chunk = self._scalars[name]
+            chunk[offset : offset + n_rows] = values[:n_rows]
+            array = self._arrays[name]
+            stop = min(start + len(chunk), array.shape[0])
+            array[start:stop] = chunk[: stop - start]
+
+    def _grow(self, n_rows: int) -> None:
+        capacity = self._arrays["step"].shape[0]
+        if n_rows > capacity:
+            self._resize(self.schema.layout.capacity(max(n_rows, 2 * capacity)))
+            self._write_metadata()
+
+    def _resize(self, n_rows: int) -> None:
+        for name in (*self.schema.dtypes, *_PER_STEP):
+            array = self._arrays[name]
+            shape = (n_rows, *array.shape[1:])
+            # There is nothing to delete, and looking for it would take seconds in a long run.
+            sync(array.async_array.resize(shape, delete_outside_chunks=False))
+
+    def _consolidate(self) -> None:
+        with warnings.catch_warnings():
+            # The Zarr specification does not define it yet; xarray warns where it is missing.
+            warnings.simplefilter("ignore", ZarrUserWarning)
+            zarr.consolidate_metadata(self._root.store)
+
+    def _write_metadata(self) -> None:
+        keys = [key for key in self._encoded if key.endswith(METADATA)]
+        for key in keys:
+            self._disk.write(self.path / key, [self._encoded[key].to_bytes()])
+        self._disk.sync((self.path / key).parent for key in keys)
+
+    def _write_chunks(self) -> "dict[str, dict[str, int]]":
+        """Move encoded chunks from memory to disk; return size and checksum of each file."""
+        files = {}
+        for key in [key for key in self._encoded if not key.endswith(METADATA)]:
+            content = self._encoded.pop(key).to_bytes()
+            files[key] = {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}
+        return files
+
+    def _write(self, key: str, parts: Iterable[bytes]) -> int:
+        n_bytes = self._disk.write(self.path / key, parts)
+        self.bytes_written += n_bytes
+        return n_bytes
+
+    def _append_commit(self, n_rows: int, line: bytes) -> None:
+        """Append a block to the ledger, then make the commit record point behind it."""
+        with (self.path / LEDGER).open("r+b") as ledger:
+            ledger.seek(self._commit.ledger_bytes)
+            ledger.write(line)
+            ledger.truncate()
+            ledger.flush()
+            with self._stopwatch.time("sync_s"):
+                os.fsync(ledger.fileno())
+        self._replace_commit(
+            replace(
+                self._commit,
+                n_rows=n_rows,
+                ledger_bytes=self._commit.ledger_bytes + len(line),
+                ledger_crc32=zlib.crc32(line, self._commit.ledger_crc32),
+            )
+        )
+
+    def _replace_commit(self, commit: Commit) -> None:
+        record = {"format_version": FORMAT_VERSION} | asdict(commit)
+        self._disk.write(self.path / COMMIT, [json.dumps(record).encode()])
+        self._disk.sync([self.path / BOOKKEEPING])
+        self._commit = commit
+
+
+def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield name, dim and values of the token coordinates.
+
+    Text goes into two integer arrays, as Arrow does it: not every Zarr reader knows strings.
+    """
+    yield "token", "token", np.arange(n_tokens)
+    for name in ("count", "live", "dead"):
+        values = getattr(labels, name)
+        if values is not None:
+            yield name, "token", np.asarray(values)
+    if labels.text is not None:
+        utf8 = [text.encode() for text in labels.text]
+        yield "text_bytes", "text_byte", np.frombuffer(b"".join(utf8), np.uint8)
+        yield "text_end", "token", np.cumsum([len(text) for text in utf8], dtype=np.int64)
+
+
+def check_vacant(path: StorePath, *, overwrite: bool) -> None:
+    """Raise StoreExistsError unless a store may be created at `path`.
+
+    An empty directory is vacant; with `overwrite` so is a store. Nothing else ever is.
+    """
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if read_attribute(path) is None:
+        raise StoreExistsError(
+            f"{path} exists and is not a thimble-zarr store, so it is never overwritten; "
+            "choose another path"
+        )
+    if not overwrite:
+        raise StoreExistsError(
+            f"{path} already holds a recorded run; choose another path, or overwrite it "
+            "(--overwrite, or overwrite=True)"
+        )
+
+
+def _clear(path: Path, *, overwrite: bool) -> None:
+    """Remove an old store, whose lock is held, but for the lock."""
+    if not overwrite and read_attribute(path) is not None:
+        raise StoreExistsError(f"{path} was just recorded by another process; choose another path")
+    for entry in path.iterdir():
+        if entry.name == BOOKKEEPING:
+            for file in entry.iterdir():
+                if file != path / LOCK:
+                    file.unlink()
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _acquire_lock(path: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(path / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StoreLockedError(
+            f"another process is recording into {path}; wait for it or choose another path"
+        ) from error
+    return lock
+
+
+def chunk_codecs(dtype: np.dtype) -> list[BloscCodec | Crc32cCodec]:
+    """Return how chunks are encoded, as Zarr declares it in the metadata of an array."""
+    return [
+        BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=BLOSC_LEVEL, shuffle="shuffle"),
+        Crc32cCodec(),
+    ]
