@@ -14,6 +14,7 @@ decoding), and the rows of a token are one piece of memory.
 
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +118,7 @@ class ShardFile:
     ) -> None:
         self._file = file
         self._n_chunks = n_chunks
-        self._chunk = np.empty(shape, dtype.newbyteorder("<"))
+        self._chunk = _scratch.chunk(shape, dtype.newbyteorder("<"))
         self._fill = fill
 
     def __enter__(self) -> "ShardFile":
@@ -134,13 +135,16 @@ class ShardFile:
         os.close(self._descriptor)
 
     def decode(self, chunk: int) -> np.ndarray:
-        """Return a chunk, shape `(token, step, dim)`, in an array that the next call overwrites."""
+        """Return a chunk, shape `(token, step, dim)`.
+
+        The array is overwritten when this thread decodes another chunk, of this shard or any other.
+        """
         offset, n_bytes = self._span(chunk)
         if offset == _EMPTY:
             self._chunk.fill(self._fill)
         else:
             what = f"chunk {chunk}"
-            _decompress(_checked(self._pread(offset, n_bytes), what), self._chunk, what)
+            _decompress(_checked(self._read(offset, n_bytes), what), self._chunk, what)
         return self._chunk
 
     def stored_checksum(self, chunk: int) -> int | None:
@@ -148,7 +152,7 @@ class ShardFile:
         offset, n_bytes = self._span(chunk)
         if offset == _EMPTY:
             return None
-        checksum = self._pread(offset + n_bytes - _CHECKSUM_BYTES, _CHECKSUM_BYTES)
+        checksum = self._read(offset + n_bytes - _CHECKSUM_BYTES, _CHECKSUM_BYTES)
         return int.from_bytes(checksum, "little")
 
     def _span(self, chunk: int) -> tuple[int, int]:
@@ -161,14 +165,36 @@ class ShardFile:
 
     def _read_index(self) -> np.ndarray:
         n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
-        content = self._pread(max(0, self._n_bytes - n_bytes), n_bytes)
-        return _checked(content, "the index").view("<u8").reshape(-1, 2)
+        content = self._read(max(0, self._n_bytes - n_bytes), n_bytes)
+        return _checked(content, "the index").view("<u8").reshape(-1, 2).copy()
 
-    def _pread(self, offset: int, n_bytes: int) -> bytes:
-        content = os.pread(self._descriptor, n_bytes, offset)
-        if len(content) != n_bytes:
+    def _read(self, offset: int, n_bytes: int) -> memoryview:
+        """Return bytes of the file, in memory that the next call overwrites."""
+        content = _scratch.stored(n_bytes)
+        if os.preadv(self._descriptor, [content], offset) != n_bytes:
             raise ValueError(f"it ends before the {n_bytes} bytes at {offset}")
-        return content
+        return content.toreadonly()
+
+
+class _Scratch(threading.local):
+    """Memory in which a thread decodes: fresh memory takes longer than decoding into it."""
+
+    def __init__(self) -> None:
+        self._chunk = np.empty(0)
+        self._stored = bytearray()
+
+    def chunk(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        if self._chunk.shape != shape or self._chunk.dtype != dtype:
+            self._chunk = np.empty(shape, dtype)
+        return self._chunk
+
+    def stored(self, n_bytes: int) -> memoryview:
+        if len(self._stored) < n_bytes:
+            self._stored = bytearray(n_bytes)
+        return memoryview(self._stored)[:n_bytes]
+
+
+_scratch = _Scratch()
 
 
 def values_checksum(chunk: np.ndarray) -> int:
@@ -192,7 +218,7 @@ def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:
     return values.astype(dtype, copy=False)
 
 
-def _checked(content: bytes, what: str) -> np.ndarray:
+def _checked(content: bytes | memoryview, what: str) -> np.ndarray:
     """Return the bytes that lie before a checksum that is right, and no copy of them."""
     stored = np.frombuffer(content, np.uint8)
     value, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
