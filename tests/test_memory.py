@@ -63,6 +63,20 @@ print(json.dumps(found))
 """
 )
 
+HALF = (
+    PEAK
+    + """
+import thimble_zarr
+ds = thimble_zarr.open_dataset(sys.argv[1])
+ds.sel(step=[1, 2], token=[0]).adam_residual.compute()
+half = ds.isel(token=slice(None, None, 2)).adam_residual
+found = {"before": peak(), "bytes": half.nbytes, "n_chunks": len(half.chunks[0])}
+half.compute()
+found["after"] = peak()
+print(json.dumps(found))
+"""
+)
+
 
 def run(script: str, *arguments: object) -> dict[str, int]:
     shown = subprocess.run(
@@ -111,3 +125,11 @@ def test_a_selection_takes_its_own_size_and_a_constant(
     found = run(CHECK, path, 5)
     assert found["selection_bytes"] < MB
     assert found["selection"] - found["before"] <= 60 * MB
+
+
+def test_a_large_selection_is_not_held_twice(recorded: tuple[Path, dict[str, int]]) -> None:
+    path, _ = recorded
+    found = run(HALF, path)
+    assert found["bytes"] > 160 * MB
+    assert found["n_chunks"] > 1
+    assert found["after"] - found["before"] <= found["bytes"] + 40 * MB

@@ -8,6 +8,8 @@ only the chunks it needs. For everything else it is an ordinary Dask array.
 
 import functools
 import itertools
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -16,6 +18,7 @@ import dask.array as da
 import numpy as np
 from dask._task_spec import Task, TaskRef
 from dask.base import tokenize
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer
 
 from thimble_zarr.analysis.variables import evaluate
@@ -169,6 +172,13 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TypeError("a recorded variable is read-only; assign to a computed copy of it")
 
+    def __dask_postcompute__(self) -> tuple[Callable[..., np.ndarray], tuple[object, ...]]:
+        return _assemble, (self.shape,)
+
+    @staticmethod
+    def __dask_optimize__(graph: Any, keys: Any, **options: Any) -> dict[Any, Any]:
+        return _into_place(dict(da.Array.__dask_optimize__(graph, keys, **options)))
+
     def on_device(self, device: str | None) -> Self:
         """Return the same variable, with replays on `device`."""
         return type(self).of(replace(self._source, device=device), self._variable, self._selection)
@@ -297,12 +307,64 @@ def _block_tasks(
     rest = tuple(len(axis) for axis in (tokens, dims) if not isinstance(axis, int))
     zeros = (0,) * len(rest)
     tasks = {}
+    start = 0
     for index, group in enumerate(groups):
         whole = isinstance(rows, int)
         key = (name, *zeros) if whole else (name, index, *zeros)
         shape = rest if whole else (len(group), *rest)
-        tasks[key] = Task(key, _compute_block, source, variable, group, tokens, dims, shape)
+        arguments = (source, variable, group, tokens, dims, shape, start)
+        tasks[key] = Task(key, _compute_block, *arguments)
+        start += len(group)
     return tasks
+
+
+class _Memory:
+    """The memory of a whole array, which threads compute its blocks into.
+
+    Dask would put blocks together when all of them are there, and so hold the array twice.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._array: np.ndarray | None = None
+
+    def flat(self) -> np.ndarray:
+        with self._lock:
+            if self._array is None:
+                self._array = np.empty(self._size, np.float32)
+            return self._array
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _elsewhere, ()
+
+
+def _elsewhere() -> None:
+    """Return what the memory of another process is here."""
+
+
+def _into_place(graph: dict[Any, Any]) -> dict[Any, Any]:
+    """Let the blocks of an array that is put together be computed in their places."""
+    for task in list(graph.values()):
+        if not (isinstance(task, Task) and task.func is _assemble):
+            continue
+        memory = _Memory(math.prod(task.args[-1]))
+        for key in task.dependencies:
+            block = graph[key]
+            if isinstance(block, Task) and block.func is _compute_block:
+                graph[key] = Task(key, _compute_block, *block.args, into=memory)
+    return graph
+
+
+def _assemble(blocks: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array that blocks along its first dimension make up."""
+    pieces: list[np.ndarray] = list(flatten([blocks]))
+    whole: np.ndarray | None = pieces[0].base
+    if len(pieces) == 1:
+        return pieces[0]
+    if whole is not None and all(piece.base is whole for piece in pieces):
+        return whole.reshape(shape)
+    return np.concatenate(pieces)
 
 
 def _token_tasks(
@@ -356,9 +418,16 @@ def _compute_block(
     tokens: Indices | int,
     dims: Indices | int,
     shape: tuple[int, ...],
+    start: int,
+    into: "_Memory | None" = None,
 ) -> np.ndarray:
     tokens, dims = _as_indices(tokens), _as_indices(dims)
-    values = np.empty((len(rows), len(tokens), len(dims)), dtype=np.float32)
+    if into is None:
+        values = np.empty((len(rows), len(tokens), len(dims)), dtype=np.float32)
+    else:
+        n_elements = len(tokens) * len(dims)
+        values = into.flat()[start * n_elements : (start + len(rows)) * n_elements]
+        values = values.reshape(len(rows), len(tokens), len(dims))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for (steps, where), window in iter_windows(source, rows, tokens, dims):
             for (part_rows, part_tokens), part in window.parts():

@@ -17,7 +17,6 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -114,7 +113,7 @@ class ShardFile:
     """
 
     def __init__(
-        self, file: Path, *, n_chunks: int, shape: tuple[int, ...], dtype: np.dtype, fill: float
+        self, file: str, *, n_chunks: int, shape: tuple[int, ...], dtype: np.dtype, fill: float
     ) -> None:
         self._file = file
         self._n_chunks = n_chunks

@@ -286,7 +286,7 @@ class StoreReader:
         with self._decoding(f"{name} from step {first_row} on"):
             self._check_file(key)
             with ShardFile(
-                self.path / key,
+                f"{self.path}/{key}",
                 n_chunks=layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens,
                 shape=(layout.chunk_tokens, layout.block_steps, schema.n_dims),
                 dtype=storage_dtype(native),
@@ -398,7 +398,7 @@ class StoreReader:
     def _check_file(self, key: str) -> None:
         """Zarr reads a missing or empty file as fill values; in a committed block it is damage."""
         try:
-            intact = (self.path / key).stat().st_size > 0
+            intact = os.stat(f"{self.path}/{key}").st_size > 0  # noqa: PTH116  # of every block
         except FileNotFoundError:
             intact = False
         if not intact:
