@@ -1,26 +1,24 @@
 """`check`: does every recorded row follow from the one before?"""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from thimble_zarr.cli.options import QUIET, STORE, TOKEN_MASK
+from thimble_zarr.cli.options import QUIET, STORES, TOKEN_MASK
+from thimble_zarr.cli.overview import Checked, overview, rendered_runs
 from thimble_zarr.cli.report import Section, in_words, rendered
-from thimble_zarr.errors import StoreError
+from thimble_zarr.errors import StoreError, ThimbleError
 
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
-FOUND = 1
-"""Exit code when the check found something."""
-
 
 @click.command()
-@STORE
+@STORES
 @click.option(
     "--tokens",
     metavar="SUBSET",
@@ -58,44 +56,60 @@ FOUND = 1
 @TOKEN_MASK
 @QUIET
 @click.pass_context
-def check(ctx: click.Context, /, store: Path, **options: Any) -> None:
+def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> None:
     """Check whether every recorded row in STORE follows from the one before.
 
     Step by step it compares the observed change of the selected embeddings with what AdamW's
     formula predicts from the recorded states: both norms, the norm of the difference, cosine and
     ratio. Then torch takes every step again, and weights and moments are compared bit by bit; where
     they differ, the cause is looked for and named.
-    STORE may be the safetensors file of the original notebook; it is read in place.
-    Exit code 0 if the books balance, else 1.
+    STORE may be the safetensors file of the original notebook; it is read in place. Several, or a
+    quoted pattern such as "seed*/run.zarr", are checked one after the other and shown as a line
+    each; one that cannot be read does not stop the others.
+    Exit code 0 if the books balance, else 1; of several stores the worst.
     """
-    holds = run_check(store, **options)
-    ctx.exit(0 if holds else FOUND)
+    ctx.exit(run_check(stores, **options))
 
 
 def run_check(
-    store: Path,
+    stores: Sequence[Path],
     *,
     format_: str = "table",
     output: Path | None = None,
-    replay: bool = True,
-    device: str | None = None,
     quiet: bool = False,
     **options: Any,
-) -> bool:
-    """Compute, print and judge; return whether the books balance."""
-    if device is not None and not replay:
+) -> int:
+    """Compute, print and judge; return the exit code."""
+    from thimble_zarr.analysis.paths import stores_at
+
+    if options.get("device") is not None and not options["replay"]:
         raise click.UsageError("--device says where to replay, and --no-replay not to")
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
-    sections = _check_store(store, replay=replay, device=device, quiet=quiet, **options)
-    text = rendered(sections, format_)
+    paths = [Path(path) for path in stores_at(stores)]
+    if len(paths) == 1:
+        runs = [Checked(paths[0], _check_store(paths[0], quiet=quiet, **options))]
+        text, words = rendered(runs[0].sections, format_), in_words(runs[0].sections)
+    else:
+        runs = [_check_one_of_several(path, quiet=quiet, **options) for path in paths]
+        text, words = rendered_runs(runs, format_), overview(runs)
     if output is None:
         click.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
     if not quiet and (output is not None or format_ == "csv"):
-        click.echo(in_words(sections), err=True)
-    return all(section.found.holds for section in sections)
+        click.echo(words, err=True)
+    return max(run.exit_code for run in runs)
+
+
+def _check_one_of_several(store: Path, **options: Any) -> Checked:
+    """Check a run; if that is not possible, say so and let the others be checked."""
+    try:
+        return Checked(store, _check_store(store, **options))
+    except (ThimbleError, OSError) as error:
+        where = "" if str(store) in str(error) else f"{store}: "
+        click.echo(f"Error: {where}{error}", err=True)
+        return Checked(store, error=error)
 
 
 def _check_store(

@@ -57,20 +57,21 @@ class Section:
 def rendered(sections: Sequence[Section], format_: str) -> str:
     """Return the sections of a run in a format of `--format`."""
     if format_ == "csv":
-        return _as_csv(sections)
+        return every_step(sections).to_csv(index=False)
     if format_ == "json":
-        return json.dumps(_as_json(sections), indent=1, allow_nan=False) + "\n"
+        return json_text(as_json(sections))
     return "\n".join(map(_as_text, sections))
 
 
 def in_words(sections: Sequence[Section]) -> str:
     """Return verdicts and findings, of which subset where there are several."""
     if len(sections) == 1:
-        return _in_words(sections[0])
-    return "\n".join(f"{section.subset}: {_in_words(section)}" for section in sections)
+        return section_in_words(sections[0])
+    return "\n".join(f"{section.subset}: {section_in_words(section)}" for section in sections)
 
 
-def _in_words(section: Section) -> str:
+def section_in_words(section: Section) -> str:
+    """Return verdict and findings."""
     causes = (f"  {finding.code}: {finding.message}" for finding in section.findings)
     return "\n".join([section.found.text, *causes])
 
@@ -78,10 +79,10 @@ def _in_words(section: Section) -> str:
 def _as_text(section: Section) -> str:
     parts = [_title(section), _as_table(_rows(section))]
     parts += [replay_table(section.table)] if "recurrence" in section.table.dims else []
-    return "\n\n".join([*parts, _in_words(section)]) + "\n"
+    return "\n\n".join([*parts, section_in_words(section)]) + "\n"
 
 
-def _as_csv(sections: Sequence[Section]) -> str:
+def every_step(sections: Sequence[Section]) -> "pd.DataFrame":
     """Return every step, and first which subset where there are several."""
     import pandas as pd
 
@@ -89,11 +90,16 @@ def _as_csv(sections: Sequence[Section]) -> str:
     if len(sections) > 1:
         for section, table in zip(sections, tables, strict=True):
             table.insert(0, "subset", section.subset)
-    return pd.concat(tables).to_csv(index=False)
+    return pd.concat(tables)
 
 
-def _as_json(sections: Sequence[Section]) -> dict[str, Any]:
-    """Return a run as strict JSON has it: what is not a finite number is null."""
+def json_text(content: object) -> str:
+    """Return strict JSON."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def as_json(sections: Sequence[Section]) -> dict[str, Any]:
+    """Return the sections of a run as JSON has them: what is not a finite number is null."""
     if len(sections) == 1:
         return _section_as_json(sections[0])
     return {"store": str(sections[0].store), "subsets": [*map(_section_as_json, sections)]}
@@ -112,6 +118,11 @@ def _rows(section: Section) -> "pd.DataFrame":
     )
 
 
+def share_of(part: int, total: int) -> str:
+    """Return a share in percent, never 100 of what is not all."""
+    return f"{math.floor(1e6 * part / total) / 1e4:g} %"
+
+
 def replay_table(table: "xr.Dataset") -> str:
     """Return the replay for people, a line for each recurrence."""
     reason = table.attrs["not_exact_because"]
@@ -119,10 +130,9 @@ def replay_table(table: "xr.Dataset") -> str:
     lines = [("", "elements", "equal", "share", "first differing", "max ULP")]
     for name, found in _replay(table).items():
         total, equal, first = found["total"], found["equal"], found["first"]
-        share = math.floor(1e6 * equal / total) / 1e4  # never 100 % of what is not all
         where = "step {step}, token {token}, dim {dim}".format(**first) if first else "none"
         ulp = f"{found['max_ulp']:g}"
-        lines.append((name, f"{total:,}", f"{equal:,}", f"{share:g} %", where, ulp))
+        lines.append((name, f"{total:,}", f"{equal:,}", share_of(equal, total), where, ulp))
     return f"Replay on {table.attrs['device']}, {how}\n{aligned(lines)}"
 
 
