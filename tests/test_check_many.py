@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import zarr
 from click.testing import Result
 
 from tests.faults import flip_bit, rewrite
@@ -224,3 +225,10 @@ def test_a_pattern_of_one_store_is_that_store(stores: dict[str, Path]) -> None:
 def test_a_pattern_that_matches_nothing_is_an_error(stores: dict[str, Path]) -> None:
     pattern = stores["sound"].with_name("seed*")
     assert f"no path matches {pattern}" in fails(3, "check", stores["sound"], pattern)
+
+
+def test_a_store_that_was_altered_fails_from_where_it_was(stores: dict[str, Path]) -> None:
+    array = zarr.open_array(stores["sound"], path="grad", mode="r+")
+    array[0, 8] = 0  # of the initial state, which nothing consumes
+    result = check(stores["sound"], stores["short"], exit_code=1)
+    assert shown_lines(result.stdout)["sound"][-2:] == ["100 %", "FAILS from step 0"]

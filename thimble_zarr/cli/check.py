@@ -82,7 +82,7 @@ def run_check(
     """Compute, print and judge; return the exit code."""
     from thimble_zarr.analysis.paths import stores_at
 
-    if options.get("device") is not None and not options["replay"]:
+    if options.get("device") is not None and not options.get("replay", True):
         raise click.UsageError("--device says where to replay, and --no-replay not to")
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
