@@ -158,6 +158,7 @@ def test_a_planted_fault_fails_where_it_begins(
     assert not found.holds
     assert found.text.startswith("FAILS")
     assert f"first at step {first}." in found.text
+    assert found.step == first
     assert int(table.n_beyond_rounding.sel(step=slice(1, first - 1)).sum()) == 0
 
 
@@ -171,6 +172,7 @@ def test_the_replay_fails_where_a_planted_fault_begins(
     found = verdict(table)
     assert not found.holds
     assert found.text.startswith(f"FAILS: the books do not balance from step {first} on. ")
+    assert found.step == first
     assert int(table.n_different.sel(step=slice(1, first - 1)).sum()) == 0
     assert (table.n_different.sel(recurrence=["exp_avg", "exp_avg_sq"]) == 0).all()
     xr.testing.assert_equal(table.n_beyond, table.n_different.rename("n_beyond"))
@@ -245,6 +247,7 @@ def test_missing_values_are_not_explained(tmp_path: Path) -> None:
     found = verdict(table)
     assert not found.holds
     assert "are not finite, first at step 2: the run diverged" in found.text
+    assert found.step == 2
 
 
 @pytest.mark.parametrize("lr", [1e-20, 1e18])

@@ -79,6 +79,7 @@ def test_the_python_runs(directory: Path) -> None:
     residual = names["ds"].sel(token=names["ds"].dead).adam_residual
     assert residual.dtype == np.float32
     assert residual.sizes["token"] == int(names["ds"].dead.sum()) > 0
+    assert names["runs"].sizes["run"] == 2
 
 
 def recipe(target: str) -> list[str]:

@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from thimble_zarr.analysis.accounting import accounting
     from thimble_zarr.analysis.dataset import open_dataset
+    from thimble_zarr.analysis.runs import open_datasets
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
 
 __version__ = "0.1.0"
 
-__all__ = ["Recorder", "ThimbleError", "TokenLabels", "accounting", "open_dataset"]
+__all__ = [
+    "Recorder",
+    "ThimbleError",
+    "TokenLabels",
+    "accounting",
+    "open_dataset",
+    "open_datasets",
+]
 
 _HOMES = {
     "Recorder": "thimble_zarr.record.recorder",
@@ -30,6 +38,7 @@ _HOMES = {
     "TokenLabels": "thimble_zarr.format.schema",
     "accounting": "thimble_zarr.analysis.accounting",
     "open_dataset": "thimble_zarr.analysis.dataset",
+    "open_datasets": "thimble_zarr.analysis.runs",
 }
 
 

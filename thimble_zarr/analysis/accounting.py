@@ -6,6 +6,7 @@ in float32, which is finer than they by 13 bits or more, all others in float64. 
 float64, so cosines stay within [-1, 1].
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -47,8 +48,10 @@ def lazy_variable(ds: xr.Dataset) -> LazyArray:
     Raises
     ------
     SelectionError
-        If `ds` is no longer lazy.
+        If `ds` is no longer lazy, or is of several runs.
     """
+    if "run" in ds.dims:
+        raise SelectionError("this is of one run; select it with `ds.sel(run=...)`")
     if "adam_residual" not in ds or not isinstance(ds.adam_residual.data, LazyArray):
         raise SelectionError(
             "this needs the lazy variables of `open_dataset`; select steps and tokens with "
@@ -70,8 +73,8 @@ def accounting(
     Parameters
     ----------
     ds
-        A dataset from `open_dataset`, whole or with any steps, tokens or dims selected. It must
-        still be lazy: not loaded, and not changed by arithmetic.
+        A dataset from `open_dataset` or `open_datasets`, whole or with any runs, steps, tokens or
+        dims selected. It must still be lazy: not loaded, and not changed by arithmetic.
     replay
         Whether to take every step again with torch and compare bits. Without it a bound on rounding
         judges the formula.
@@ -126,21 +129,32 @@ def accounting(
         `not_exact_because` says why the replay need not give the recorded bits, and is empty where
         it must.
 
+        Runs are gone through one after the other and have a dim `run` before the others. Counts
+        are float64 with NaN where a run is shorter than another, and attributes that differ between
+        the runs are left out.
+
     Raises
     ------
     SelectionError
         If no token or no step is selected, `ds` is no longer lazy, or the device is not there.
     """
-    lazy_variable(ds)
+    if "run" in ds.dims and ds.sizes["run"]:
+        of_run = functools.partial(
+            accounting, replay=replay, extended=extended, subsets=subsets, device=device
+        )
+        tables = [of_run(ds.isel(run=run)) for run in range(ds.sizes["run"])]
+        return xr.concat(tables, ds.run, join="outer", combine_attrs="drop_conflicts")
+    n_rows = lazy_variable(ds).source.reader.n_rows
     if "step" in ds.dims:
-        ds = ds.sel(step=ds.step > 0)
+        ds = ds.sel(step=(ds.step > 0) & (ds.step < n_rows))
     variable, steps = lazy_variable(ds).on_device(device), np.atleast_1d(ds.step.values)
-    if variable.size == 0 or steps[0] == 0:
+    if variable.size == 0 or not 0 < steps[0] < n_rows:
         raise SelectionError(
             "nothing is selected: an accounting needs at least one token and one step after the "
             f"initial state, and this selection has {dict(ds.adam_residual.sizes)}"
         )
-    source, attrs = variable.source, {"dtype": ds.attrs["dtype"]}
+    source = variable.source
+    attrs = {"dtype": source.reader.schema.dtypes["W"]}
     if replay:
         attrs["device"] = replay_device(source)
         attrs["not_exact_because"] = not_exact_because(source)

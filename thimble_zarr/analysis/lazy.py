@@ -110,7 +110,34 @@ class _AsDask(type):
         return hash(da.Array)
 
 
-class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has no types
+class Lazy(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has no types
+    """A Dask array that knows what it is a selection of, and is read-only."""
+
+    __slots__ = ()
+
+    def narrowed(self, keys: tuple[Any, ...]) -> Any:
+        """Return the selection that an index, at most a part an axis, leaves of this one.
+
+        None where only Dask can answer it.
+        """
+        raise NotImplementedError
+
+    def at(self, selection: Any) -> da.Array:
+        """Return the same at another selection."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: Any) -> da.Array:
+        keys = _expanded(key if isinstance(key, tuple) else (key,), self.ndim)
+        if all(isinstance(part, slice) and part == slice(None) for part in keys):
+            return self
+        selection = self.narrowed(keys)
+        return super().__getitem__(key) if selection is None else self.at(selection)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("a recorded variable is read-only; assign to a computed copy of it")
+
+
+class LazyArray(Lazy):
     """One variable of a store, float32, at a selection.
 
     Make it with `LazyArray.of`; index it, compute it, or use it as any Dask array.
@@ -129,7 +156,7 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
         variable
             A stored or derived variable.
         selection
-            Rows, tokens and dims; everything committed by default.
+            Rows, tokens and dims; everything committed by default. Rows beyond that are NaN.
 
         Returns
         -------
@@ -153,24 +180,20 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
             chunks = (tuple(map(len, groups)) or (0,), *chunks[1:])
         name = f"{variable}-{_token(source, selection)}"
         tasks = functools.partial(_block_tasks, name, source, variable, selection, groups)
-        array: Self = super().__new__(cls, _graph(name, tasks), name, chunks, dtype=np.float32)
+        array: Self = super().__new__(cls, graph_of(name, tasks), name, chunks, dtype=np.float32)
         array._source, array._variable, array._selection = source, variable, selection
         return array
 
     def __reduce__(self) -> tuple[Callable[..., da.Array], tuple[object, ...]]:
         return type(self).of, (self._source, self._variable, self._selection)
 
-    def __getitem__(self, key: Any) -> da.Array:
-        keys = key if isinstance(key, tuple) else (key,)
-        if all(isinstance(part, slice) and part == slice(None) for part in keys):
-            return self
-        selection = _compose(self._selection, keys)
-        if selection is None:
-            return super().__getitem__(key)
-        return LazyArray.of(self._source, self._variable, selection)
+    def narrowed(self, keys: tuple[Any, ...]) -> Selection | None:
+        """Return what an index leaves of the selection."""
+        return _compose(self._selection, keys)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError("a recorded variable is read-only; assign to a computed copy of it")
+    def at(self, selection: Selection) -> Self:
+        """Return the same variable at another selection."""
+        return type(self).of(self._source, self._variable, selection)
 
     def __dask_postcompute__(self) -> tuple[Callable[..., np.ndarray], tuple[object, ...]]:
         return _assemble, (self.shape,)
@@ -229,7 +252,7 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
         return da.Array(graph, name, chunks, dtype=np.float64)
 
 
-class LazyTokens(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has no types
+class LazyTokens(Lazy):
     """One number a token, reduced over all steps and dims.
 
     Like that of `LazyArray` its indexing reaches the disk. Make it with `LazyTokens.of`.
@@ -245,19 +268,23 @@ class LazyTokens(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has
         name = f"{numbers.compute.__name__}-{_token(source, tokens)}"
         tasks = functools.partial(_token_tasks, name, source, numbers, tokens)
         chunks = ((len(tokens),),)
-        array: Self = super().__new__(cls, _graph(name, tasks), name, chunks, dtype=np.int64)
+        array: Self = super().__new__(cls, graph_of(name, tasks), name, chunks, dtype=np.int64)
         array._source, array._numbers, array._tokens = source, numbers, tokens
         return array
 
     def __reduce__(self) -> tuple[Callable[..., da.Array], tuple[object, ...]]:
         return type(self).of, (self._source, self._numbers, self._tokens)
 
-    def __getitem__(self, key: Any) -> da.Array:
-        (part,) = key if isinstance(key, tuple) and len(key) == 1 else (key,)
-        tokens = _index(self._tokens, part)
-        if tokens is None or isinstance(tokens, int):
-            return super().__getitem__(key)
-        return LazyTokens.of(self._source, self._numbers, tokens)
+    def narrowed(self, keys: tuple[Any, ...]) -> Indices | None:
+        """Return the tokens that an index leaves."""
+        if len(keys) > 1:
+            return None
+        tokens = index_axis(self._tokens, *keys) if keys else self._tokens
+        return None if isinstance(tokens, int) else tokens
+
+    def at(self, tokens: Indices) -> Self:
+        """Return the numbers of other tokens."""
+        return type(self).of(self._source, self._numbers, tokens)
 
 
 class _Tasks(Layer):  # type: ignore[misc]  # Dask has no types
@@ -296,8 +323,14 @@ class _Tasks(Layer):  # type: ignore[misc]  # Dask has no types
         return type(self), (self._make,)
 
 
-def _graph(name: str, make: Callable[[], dict[Any, Task]]) -> HighLevelGraph:
-    return HighLevelGraph({name: _Tasks(make)}, {name: set()})
+def graph_of(
+    name: str, make: Callable[[], dict[Any, Task]], depends: Sequence[da.Array] = ()
+) -> HighLevelGraph:
+    """Return the graph of an array whose tasks `make` returns, when Dask asks for them.
+
+    They may refer to those of the arrays it depends on.
+    """
+    return HighLevelGraph.from_collections(name, _Tasks(make), depends)
 
 
 def _block_tasks(
@@ -422,12 +455,32 @@ def _compute_block(
     into: "_Memory | None" = None,
 ) -> np.ndarray:
     tokens, dims = _as_indices(tokens), _as_indices(dims)
+    n_elements = len(tokens) * len(dims)
     if into is None:
-        values = np.empty((len(rows), len(tokens), len(dims)), dtype=np.float32)
+        flat = np.empty(len(rows) * n_elements, dtype=np.float32)
     else:
-        n_elements = len(tokens) * len(dims)
-        values = into.flat()[start * n_elements : (start + len(rows)) * n_elements]
-        values = values.reshape(len(rows), len(tokens), len(dims))
+        flat = into.flat()[start * n_elements : (start + len(rows)) * n_elements]
+    values = flat.reshape(len(rows), len(tokens), len(dims))
+    recorded = np.asarray(rows) < source.reader.n_rows
+    if recorded.all():
+        _compute_rows(values, source, variable, rows, tokens, dims)
+    else:
+        there = np.flatnonzero(recorded)
+        computed = np.empty((len(there), *values.shape[1:]), np.float32)
+        _compute_rows(computed, source, variable, np.asarray(rows)[there], tokens, dims)
+        values.fill(np.nan)
+        values[there] = computed
+    return values.reshape(shape)
+
+
+def _compute_rows(
+    values: np.ndarray,
+    source: Source,
+    variable: str,
+    rows: Indices,
+    tokens: Indices,
+    dims: Indices,
+) -> None:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for (steps, where), window in iter_windows(source, rows, tokens, dims):
             for (part_rows, part_tokens), part in window.parts():
@@ -436,7 +489,6 @@ def _compute_block(
                     values[steps, where][part_rows, part_tokens] = numbers
                 else:
                     values[steps][part_rows, where[part_tokens]] = numbers
-    return values.reshape(shape)
 
 
 def _reduce_part(
@@ -481,13 +533,22 @@ def _combine(combine: np.ufunc, *parts: np.ndarray) -> np.ndarray:
     return functools.reduce(combine, parts)
 
 
-def _compose(selection: Selection, key: tuple[Any, ...]) -> Selection | None:
+def _expanded(keys: tuple[Any, ...], n_axes: int) -> tuple[Any, ...]:
+    """Return an index with its ellipsis written out."""
+    for at, part in enumerate(keys):
+        if part is Ellipsis:
+            return *keys[:at], *[slice(None)] * (n_axes - len(keys) + 1), *keys[at + 1 :]
+    return keys
+
+
+def is_fancy(part: Any) -> bool:
+    """Return whether a part of an index is a list; of two, NumPy and Dask think differently."""
+    return not isinstance(part, slice | int | np.integer)
+
+
+def _compose(selection: Selection, keys: tuple[Any, ...]) -> Selection | None:
     """Apply an index to a selection; None where only Dask can answer it."""
-    keys = list(key)
     open_axes = [index for index, axis in enumerate(selection) if not isinstance(axis, int)]
-    if any(part is Ellipsis for part in keys):
-        at = next(index for index, part in enumerate(keys) if part is Ellipsis)
-        keys[at : at + 1] = [slice(None)] * (len(open_axes) - len(keys) + 1)
     if len(keys) > len(open_axes):
         return None
     composed: list[Indices | int] = list(selection)
@@ -495,18 +556,18 @@ def _compose(selection: Selection, key: tuple[Any, ...]) -> Selection | None:
     for index, part in zip(open_axes, keys, strict=False):
         axis = selection[index]
         assert not isinstance(axis, int)
-        narrowed = _index(axis, part)
+        narrowed = index_axis(axis, part)
         if narrowed is None:
             return None
-        n_fancy += not isinstance(part, slice | int | np.integer)
+        n_fancy += is_fancy(part)
         composed[index] = narrowed
     if n_fancy > 1:
-        return None  # NumPy and Dask disagree on what this means; Dask decides
+        return None  # Dask decides what this means
     return composed[0], composed[1], composed[2]
 
 
-def _index(axis: Indices, part: Any) -> Indices | int | None:
-    """Index one axis; None where the index is nothing this class knows."""
+def index_axis(axis: Indices, part: Any) -> Indices | int | None:
+    """Index one axis; None where only Dask knows what the index means."""
     if isinstance(part, slice):
         return axis[part]
     if isinstance(part, bool | np.bool_):

@@ -1,11 +1,60 @@
 """Selections as people write them: `dead`, `17,42`, `@ids.txt`, `text: the`, `100:200`."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from thimble_zarr.errors import SelectionError
+
+_WORDS = ("all", "live", "dead")
+
+
+def select_subsets(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
+    """Select the tokens of one subset or of several.
+
+    Parameters
+    ----------
+    ds
+        A dataset from `open_dataset`.
+    spec
+        As `select_tokens` takes it, or several subsets separated by commas: `all`, `live` or
+        `dead`, and besides them `@FILE`.
+
+    Returns
+    -------
+    xarray.Dataset
+        The tokens of all subsets, lazy.
+    dict of str to numpy.ndarray
+        By name, the ids of each subset.
+
+    Raises
+    ------
+    SelectionError
+        If a subset cannot be read, names a token that is not there, or is empty.
+    """
+    selected = [select_tokens(ds, part) for part in _subsets(spec)]
+    subsets = {name: of.token.values for of, name in selected}
+    if len(selected) == 1:
+        return selected[0][0], subsets
+    tokens = functools.reduce(np.union1d, subsets.values())
+    return (ds if len(tokens) == ds.sizes["token"] else ds.sel(token=tokens)), subsets
+
+
+def _subsets(spec: str | None) -> list[str | None]:
+    """Cut a list of subsets; it is one if a part of it is a word, for ids and texts have none."""
+    parts = [] if spec is None or spec.startswith("text:") else spec.split(",")
+    parts = [part.strip() for part in parts]
+    if len(parts) < 2 or not set(parts) & set(_WORDS):
+        return [spec]
+    for part in parts:
+        if part not in _WORDS and not part.startswith("@"):
+            raise SelectionError(
+                f"--tokens {spec}: {part!r} cannot be one of several subsets; expected all, live, "
+                "dead or @FILE"
+            )
+    return list(dict.fromkeys(parts))
 
 
 def select_tokens(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, str]:

@@ -19,10 +19,13 @@ class Verdict:
         Whether the books balance: every recorded row follows from the one before.
     text
         The same in words.
+    step
+        The first step that fails; None where the books balance.
     """
 
     holds: bool
     text: str
+    step: int | None = None
 
 
 def verdict(table: xr.Dataset, findings: Sequence[Finding] = ()) -> Verdict:
@@ -48,6 +51,7 @@ def verdict(table: xr.Dataset, findings: Sequence[Finding] = ()) -> Verdict:
             holds=False,
             text=f"FAILS: the rows follow from one another, but the store was altered after it "
             f"was recorded, first at step {findings[0].step}.",
+            step=findings[0].step,
         )
     return judged
 
@@ -57,11 +61,13 @@ def _of_formula(table: xr.Dataset) -> Verdict:
     if n_beyond and n_beyond == n_not_finite:
         return _not_finite(table, "are AdamW's formula")
     if n_beyond:
+        first = _first(table.n_beyond_rounding)
         return Verdict(
             holds=False,
             text=f"FAILS: {n_beyond:,} of {_total(table):,} weight changes differ from AdamW's "
             f"formula by more than {table.attrs['dtype']} rounding can explain, first at step "
-            f"{_first(table.n_beyond_rounding)}. The recorded states did not make these weights.",
+            f"{first}. The recorded states did not make these weights.",
+            step=first,
         )
     return Verdict(
         holds=True,
@@ -79,6 +85,7 @@ def _of_replay(table: xr.Dataset) -> Verdict:
             holds=False,
             text=f"FAILS: the books do not balance from step {first} on. Of {_total(table):,} "
             f"values of each array {counts} do not follow from the row before.",
+            step=first,
         )
     if table.n_not_finite.any():
         return _not_finite(table, "replay")
@@ -99,11 +106,13 @@ def _of_replay(table: xr.Dataset) -> Verdict:
 
 
 def _not_finite(table: xr.Dataset, others: str) -> Verdict:
+    first = _first(table.n_not_finite)
     return Verdict(
         holds=False,
         text=f"FAILS: {int(table.n_not_finite.sum()):,} of {_total(table):,} weight changes are "
-        f"not finite, first at step {_first(table.n_not_finite)}: the run diverged, or values are "
+        f"not finite, first at step {first}: the run diverged, or values are "
         f"missing. All others {others}.",
+        step=first,
     )
 
 

@@ -9,13 +9,12 @@ import click
 
 from thimble_zarr import __version__
 from thimble_zarr.cli.check import check
+from thimble_zarr.cli.exits import INTERRUPTED, UNREADABLE, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
 from thimble_zarr.errors import ThimbleError
-
-USAGE, UNREADABLE, INTERRUPTED = 2, 3, 130
 
 
 class _Group(click.Group):
@@ -34,12 +33,7 @@ class _Group(click.Group):
             ctx.exit(UNREADABLE)
         except (ThimbleError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
-            ctx.exit(_exit_code(error))
-
-
-def _exit_code(error: Exception) -> int:
-    about_usage = isinstance(error, ValueError | TypeError | FileExistsError)
-    return USAGE if about_usage else UNREADABLE
+            ctx.exit(exit_code(error))
 
 
 @click.group(

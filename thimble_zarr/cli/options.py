@@ -13,6 +13,9 @@ from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 STORE = click.argument("store", type=click.Path(path_type=Path))
+STORES = click.argument(
+    "stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and results.")
 OVERWRITE = click.option(
     "--overwrite", is_flag=True, help="Replace a store at that path. Nothing else is ever replaced."

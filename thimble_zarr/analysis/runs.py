@@ -1,0 +1,101 @@
+"""Open several runs as one `xarray.Dataset`, to be compared."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import xarray as xr
+
+from thimble_zarr.analysis.dataset import open_dataset
+from thimble_zarr.analysis.lazy import LazyArray
+from thimble_zarr.analysis.lazy_runs import LazyRuns
+from thimble_zarr.analysis.paths import stores_at
+from thimble_zarr.errors import ConfigError
+
+
+def open_datasets(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> xr.Dataset:
+    """Open recorded runs of the same shape. Nothing big is read before it is asked for.
+
+    Parameters
+    ----------
+    paths
+        Stores and glob patterns such as `seed*/run.zarr`, or a single one.
+
+    Returns
+    -------
+    xarray.Dataset
+        What `open_dataset` returns of each, for the variables that all have, with one more
+        dimension `run` before the others, whose coordinate is the paths, sorted. Steps are those
+        of the longest run; what another does not have of them is NaN. Coordinates of the tokens
+        that differ between runs have dims `(run, token)`, and those that some run lacks are left
+        out, as are attributes that differ. Selecting runs, too, narrows what is read from disk.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If a pattern matches nothing, or a store cannot be read.
+    StoreError
+        If a run has no committed row yet.
+    ConfigError
+        If no path was given, or tokens or dims of the runs are not equally many.
+    """
+    stores = stores_at(paths)
+    runs = [open_dataset(store) for store in stores]
+    _check_shapes(stores, runs)
+    n_rows = max(run.sizes["step"] for run in runs)
+    variables = {name: _stacked(of, n_rows) for name, of in _shared(runs, "data_vars").items()}
+    labels = {name: _merged(of) for name, of in _shared(runs, "coords").items() if name != "step"}
+    step = max(runs, key=lambda run: run.sizes["step"]).step
+    return xr.Dataset(
+        variables,
+        coords={"run": ("run", stores, {"long_name": "the run's store"}), "step": step} | labels,
+        attrs={
+            name: value
+            for name, value in runs[0].attrs.items()
+            if all(run.attrs.get(name) == value for run in runs)
+        },
+    )
+
+
+def _check_shapes(stores: list[str], runs: list[xr.Dataset]) -> None:
+    shapes = [(run.sizes["token"], run.sizes["dim"]) for run in runs]
+    for store, shape in zip(stores, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ConfigError(
+                f"runs of one dataset have equally many tokens and dims, and {stores[0]} has "
+                f"{shapes[0][0]:,} x {shapes[0][1]:,}, {store} {shape[0]:,} x {shape[1]:,}"
+            )
+
+
+def _shared(runs: list[xr.Dataset], kind: str) -> dict[str, list[xr.Variable]]:
+    """Return the variables or coordinates that all runs have, each of all runs."""
+    return {
+        name: [run[name].variable for run in runs]
+        for name in getattr(runs[0], kind)
+        if all(name in getattr(run, kind) for run in runs)
+    }
+
+
+def _stacked(runs: list[xr.Variable], n_rows: int) -> xr.Variable:
+    """Stack a variable of all runs, as if all had so many rows."""
+    first = runs[0]
+    if isinstance(first.data, np.ndarray):
+        data = np.full((len(runs), n_rows), np.nan)
+        for row, run in zip(data, runs, strict=True):
+            row[: run.size] = run.values
+        return xr.Variable(("run", *first.dims), data, first.attrs)
+    parts = [run.data for run in runs]
+    if isinstance(first.data, LazyArray):
+        selection = (range(n_rows), *first.data.selection[1:])
+        parts = [part.at(selection) for part in parts]
+    return xr.Variable(("run", *first.dims), LazyRuns.of(parts), first.attrs)
+
+
+def _merged(runs: list[xr.Variable]) -> xr.Variable:
+    """Return a coordinate of the tokens once, or of each run where they differ."""
+    first = runs[0]
+    if all(np.array_equal(run.values, first.values) for run in runs):
+        return first
+    return xr.Variable(("run", *first.dims), np.stack([run.values for run in runs]), first.attrs)

@@ -1,0 +1,104 @@
+"""What a check found of several runs, as people and machines read it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thimble_zarr.cli.exits import FOUND, exit_code
+from thimble_zarr.cli.options import aligned
+from thimble_zarr.cli.report import (
+    Section,
+    as_json,
+    every_step,
+    json_text,
+    section_in_words,
+    share_of,
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that was checked, or why it could not be.
+
+    Attributes
+    ----------
+    store
+        Where the run is.
+    sections
+        One a subset of its tokens.
+    error
+        Why there are none.
+    """
+
+    store: Path
+    sections: Sequence[Section] = ()
+    error: Exception | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the command says of this run."""
+        if self.error is not None:
+            return exit_code(self.error)
+        return 0 if all(section.found.holds for section in self.sections) else FOUND
+
+
+def rendered_runs(runs: Sequence[Checked], format_: str) -> str:
+    """Return the runs in a format of `--format`."""
+    if format_ == "csv":
+        return _as_csv(runs)
+    if format_ == "json":
+        return json_text([_as_json(run) for run in runs])
+    return overview(runs) + "\n"
+
+
+def overview(runs: Sequence[Checked]) -> str:
+    """Return a line a run and subset, and in words what fails."""
+    sections = [section for run in runs for section in run.sections]
+    replayed = any("recurrence" in section.table.dims for section in sections)
+    equal = "equal bits" if replayed else "within rounding"
+    title = ("store", "tokens", "steps", "first cosine", "last cosine", equal, "")
+    lines: list[tuple[str, ...]] = [title]
+    for run in runs:
+        unchecked = (str(run.store), *["-"] * 5, "not checked")
+        lines += map(_line, run.sections) if run.sections else [unchecked]
+    failing = [section for section in sections if not section.found.holds]
+    words = [f"{at.store}, {at.subset}: {section_in_words(at)}" for at in failing]
+    return "\n\n".join([aligned(lines), *words])
+
+
+def _line(section: Section) -> tuple[str, ...]:
+    table, found = section.table, section.found
+    cosines = table.cosine_similarity.values
+    return (
+        str(section.store),
+        f"{section.subset}: {section.ds.token.size:,} of {section.n_all:,}",
+        f"{int(table.step[0])} to {int(table.step[-1])}",
+        f"{cosines[0]:.4f}",
+        f"{cosines[-1]:.4f}",
+        _share(section),
+        "HOLDS" if found.holds else f"FAILS from step {found.step}",
+    )
+
+
+def _share(section: Section) -> str:
+    """Return the share of numbers that are the replayed ones, or else of changes in bounds."""
+    table = section.table
+    wrong = table.n_different if "recurrence" in table.dims else table.n_beyond_rounding
+    total = int(table.n_elements) * wrong.size
+    return share_of(total - int(wrong.sum()), total)
+
+
+def _as_csv(runs: Sequence[Checked]) -> str:
+    """Return every step of every run, and first which run."""
+    import pandas as pd
+
+    tables = [(run.store, every_step(run.sections)) for run in runs if run.sections]
+    for store, table in tables:
+        table.insert(0, "store", str(store))
+    return pd.concat([table for _, table in tables]).to_csv(index=False) if tables else ""
+
+
+def _as_json(run: Checked) -> dict[str, object]:
+    if run.error is not None:
+        return {"store": str(run.store), "error": str(run.error)}
+    return as_json(run.sections)

@@ -1,0 +1,212 @@
+"""What a check found, as people and machines read it."""
+
+import json
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thimble_zarr.cli.options import aligned
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from thimble_zarr.analysis.findings import Finding
+    from thimble_zarr.analysis.verdict import Verdict
+
+EDGE_ROWS = 20
+"""Rows shown from each end of a long table, as in the original notebook."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What a check found of a subset of a run's tokens.
+
+    Attributes
+    ----------
+    store
+        Where the run is.
+    subset
+        The subset's name.
+    ds
+        The dataset, with what was selected of it.
+    n_all
+        Tokens of the run.
+    table
+        What `accounting` returned.
+    extended
+        Whether to show the columns `EXTENDED`.
+    findings
+        What `find_causes` returned.
+    found
+        The verdict.
+    """
+
+    store: Path
+    subset: str
+    ds: "xr.Dataset"
+    n_all: int
+    table: "xr.Dataset"
+    extended: bool
+    findings: "Sequence[Finding]"
+    found: "Verdict"
+
+
+def rendered(sections: Sequence[Section], format_: str) -> str:
+    """Return the sections of a run in a format of `--format`."""
+    if format_ == "csv":
+        return every_step(sections).to_csv(index=False)
+    if format_ == "json":
+        return json_text(as_json(sections))
+    return "\n".join(map(_as_text, sections))
+
+
+def in_words(sections: Sequence[Section]) -> str:
+    """Return verdicts and findings, of which subset where there are several."""
+    if len(sections) == 1:
+        return section_in_words(sections[0])
+    return "\n".join(f"{section.subset}: {section_in_words(section)}" for section in sections)
+
+
+def section_in_words(section: Section) -> str:
+    """Return verdict and findings."""
+    causes = (f"  {finding.code}: {finding.message}" for finding in section.findings)
+    return "\n".join([section.found.text, *causes])
+
+
+def _as_text(section: Section) -> str:
+    parts = [_title(section), _as_table(_rows(section))]
+    parts += [replay_table(section.table)] if "recurrence" in section.table.dims else []
+    return "\n\n".join([*parts, section_in_words(section)]) + "\n"
+
+
+def every_step(sections: Sequence[Section]) -> "pd.DataFrame":
+    """Return every step, and first which subset where there are several."""
+    import pandas as pd
+
+    tables = [_rows(section) for section in sections]
+    if len(sections) > 1:
+        for section, table in zip(sections, tables, strict=True):
+            table.insert(0, "subset", section.subset)
+    return pd.concat(tables)
+
+
+def json_text(content: object) -> str:
+    """Return strict JSON."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def as_json(sections: Sequence[Section]) -> dict[str, Any]:
+    """Return the sections of a run as JSON has them: what is not a finite number is null."""
+    if len(sections) == 1:
+        return _section_as_json(sections[0])
+    return {"store": str(sections[0].store), "subsets": [*map(_section_as_json, sections)]}
+
+
+def _rows(section: Section) -> "pd.DataFrame":
+    from thimble_zarr.analysis.accounting import COLUMNS, EXTENDED
+
+    extended = (name for name in EXTENDED if section.extended and name in section.table)
+    return (
+        section.table[[*COLUMNS, *extended]]
+        .drop_dims("recurrence", errors="ignore")
+        .to_dataframe()
+        .rename_axis("t")
+        .reset_index()
+    )
+
+
+def share_of(part: int, total: int) -> str:
+    """Return a share in percent, never 100 of what is not all."""
+    return f"{math.floor(1e6 * part / total) / 1e4:g} %"
+
+
+def replay_table(table: "xr.Dataset") -> str:
+    """Return the replay for people, a line for each recurrence."""
+    reason = table.attrs["not_exact_because"]
+    how = f"not to the bit, because {reason}" if reason else "to the bit"
+    lines = [("", "elements", "equal", "share", "first differing", "max ULP")]
+    for name, found in _replay(table).items():
+        total, equal, first = found["total"], found["equal"], found["first"]
+        where = "step {step}, token {token}, dim {dim}".format(**first) if first else "none"
+        ulp = f"{found['max_ulp']:g}"
+        lines.append((name, f"{total:,}", f"{equal:,}", share_of(equal, total), where, ulp))
+    return f"Replay on {table.attrs['device']}, {how}\n{aligned(lines)}"
+
+
+def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
+    """Return for each recurrence how many elements are equal, and the first that is not."""
+    found = {}
+    total = int(table.n_elements) * table.sizes["step"]
+    for name in table.recurrence.values.tolist():
+        of = table.sel(recurrence=name)
+        differing = of.isel(step=(of.n_different > 0).values)
+        first = None
+        if differing.sizes["step"]:
+            at = differing.isel(step=0)
+            first = {
+                "step": int(at.step),
+                "token": int(at.first_token),
+                "dim": int(at.first_dim),
+            }
+        found[name] = {
+            "total": total,
+            "equal": total - int(of.n_different.sum()),
+            "max_ulp": float(of.max_ulp.max()),
+            "first": first,
+        }
+    return found
+
+
+def _title(section: Section) -> str:
+    ds = section.ds
+    return (
+        f"Store    {section.store}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
+        f"({ds.attrs['implementation']})\n"
+        f"Tokens   {section.subset}: {ds.token.size:,} of {section.n_all:,}\n"
+        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}"
+    )
+
+
+def _summary(rows: "pd.DataFrame") -> "pd.DataFrame":
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a ratio is infinite where nothing moved
+        return rows.drop(columns="t").describe()
+
+
+def _as_table(rows: "pd.DataFrame") -> str:
+    summary = _summary(rows).to_string()
+    if len(rows) <= 2 * EDGE_ROWS:
+        return f"{rows.to_string(index=False)}\n\nSummary\n{summary}"
+    return (
+        f"First {EDGE_ROWS} steps\n{rows.head(EDGE_ROWS).to_string(index=False)}\n\n"
+        f"Last {EDGE_ROWS} steps\n{rows.tail(EDGE_ROWS).to_string(index=False)}\n\n"
+        f"Summary\n{summary}"
+    )
+
+
+def _section_as_json(section: Section) -> dict[str, Any]:
+    rows, table = _rows(section), section.table
+    replay = _replay(table) if "recurrence" in table.dims else None
+    for of in (replay or {}).values():
+        of["max_ulp"] = of["max_ulp"] if math.isfinite(of["max_ulp"]) else None
+    return {
+        "store": str(section.store),
+        "tokens": {"subset": section.subset, "n": section.ds.token.size},
+        "steps": [int(rows.t.min()), int(rows.t.max())],
+        "rows": [_finite(row) for row in rows.to_dict("records")],
+        "summary": {name: _finite(column.to_dict()) for name, column in _summary(rows).items()},
+        "replay": replay,
+        "replay_device": table.attrs.get("device"),
+        "not_exact_because": table.attrs.get("not_exact_because"),
+        "findings": [finding.to_json() for finding in section.findings],
+        "holds": section.found.holds,
+        "verdict": section.found.text,
+    }
+
+
+def _finite(values: Mapping[Hashable, float]) -> dict[str, float | None]:
+    return {str(name): v if math.isfinite(v) else None for name, v in values.items()}
