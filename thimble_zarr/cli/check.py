@@ -1,15 +1,15 @@
 """`check`: does every recorded row follow from the one before?"""
 
-import contextlib
 import json
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from thimble_zarr.cli.options import QUIET, STORE, TOKEN_MASK, aligned
+from thimble_zarr.cli.scheduling import scheduled, scheduling_options
 from thimble_zarr.errors import StoreError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ EDGE_ROWS = 20
     metavar="DEVICE",
     help="Where to replay: cpu, cuda or mps.  [default: where it was recorded, if that is here]",
 )
+@scheduling_options
 @TOKEN_MASK
 @QUIET
 @click.pass_context
@@ -90,9 +91,11 @@ def run_check(
     device: str | None = None,
     token_mask: Path | None = None,
     quiet: bool = False,
+    **scheduling: Any,
 ) -> bool:
     """Compute, print and judge; return whether the books balance."""
-    from thimble_zarr.analysis.accounting import accounting
+    from thimble_zarr.analysis.accounting import accounting, lazy_variable
+    from thimble_zarr.analysis.budget import Needs
     from thimble_zarr.analysis.dataset import dataset_of
     from thimble_zarr.analysis.findings import find_causes
     from thimble_zarr.analysis.selection import select_steps, select_tokens
@@ -107,7 +110,8 @@ def run_check(
     n_all = ds.sizes["token"]
     ds, subset = select_tokens(ds, tokens)
     ds = select_steps(ds, steps)
-    with _progress(quiet=quiet):
+    needs = Needs.of(lazy_variable(ds), replay=replay)
+    with scheduled(needs, replay=replay, quiet=quiet, **scheduling):
         table = accounting(ds, replay=replay, extended=extended, device=device)
     findings = find_causes(ds, table) if replay else []
     found = verdict(table, findings)
@@ -240,11 +244,3 @@ def _as_json(
 
 def _finite(values: Mapping[Hashable, float]) -> dict[str, float | None]:
     return {str(name): v if math.isfinite(v) else None for name, v in values.items()}
-
-
-@contextlib.contextmanager
-def _progress(*, quiet: bool) -> Iterator[None]:
-    from tqdm.dask import TqdmCallback
-
-    with TqdmCallback(desc="checking", disable=True if quiet else None, leave=False):
-        yield
