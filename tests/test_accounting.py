@@ -50,7 +50,7 @@ def test_windows_and_tasks_may_be_cut_anywhere(
     for task_steps, window, part in ((1, 1, 4), (8, 60, 80), (256, 2**17, 2**18), (12, 111, 41)):
         monkeypatch.setattr("thimble_zarr.analysis.lazy._TASK_STEPS", task_steps)
         monkeypatch.setattr("thimble_zarr.analysis.windows._WINDOW_ELEMENTS", window)
-        monkeypatch.setattr("thimble_zarr.analysis.windows._PART_BYTES", part)
+        monkeypatch.setattr("thimble_zarr.analysis.windows.PART_BYTES", part)
         table = accounting(open_dataset(tmp_path / "run.zarr"))
         assert_same_table(table, expected)
 

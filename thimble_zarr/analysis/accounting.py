@@ -171,7 +171,7 @@ def accounting(
     tables = [
         _table(
             tally,
-            statistics.merge(*(numbers[[index]] for index in np.flatnonzero(members_of)))[0],
+            statistics.merge(*(numbers[i : i + 1] for i in np.flatnonzero(members_of)))[0],
             n_elements=n_dims * int(np.isin(classes, np.flatnonzero(members_of)).sum()),
             n_dims=source.reader.schema.n_dims,
         )
@@ -245,7 +245,7 @@ def _replay_columns(
     columns = {
         "n_different": by_name["n_different"].astype(np.int64),
         "n_beyond": by_name["n_beyond"].astype(np.int64),
-        "max_ulp": by_name["max_ulp"],
+        "max_ulp": by_name["max_ulp"].copy(),  # a view would hold all the numbers
         "first_token": np.where(np.isfinite(first), position // n_dims, -1),
         "first_dim": np.where(np.isfinite(first), position % n_dims, -1),
     }

@@ -42,7 +42,7 @@ _CHUNK_BYTES = 96 * 2**20
 _TASK_STEPS = 256
 """Steps a task, in whole blocks. Each reads the row before its first step, and so a block more."""
 
-_FAN_IN = 16
+FAN_IN = 16
 """Parts of a reduction that are combined at once."""
 
 _NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
@@ -73,6 +73,8 @@ class Statistics:
 
     def merge(self, *parts: np.ndarray) -> np.ndarray:
         """Return the numbers of several parts together, in their order."""
+        if len(parts) == 1:
+            return parts[0]
         merged = parts[0].copy()
         for part in parts[1:]:
             for index, ufunc in enumerate(self.combine):
@@ -235,16 +237,20 @@ class LazyArray(Lazy):
             float64, shape `(class, number, step)`.
         """
         rows, tokens, dims = (_as_indices(axis) for axis in self._selection)
-        classes = np.zeros(len(tokens), np.int64) if classes is None else classes
-        n_classes = int(classes.max(initial=0)) + 1
-        groups = row_groups(rows, _task_steps(self._source.reader.schema, _TASK_STEPS))
+        n_classes = 1 if classes is None else int(classes.max(initial=0)) + 1
+        groups = row_groups(rows, reduction_steps(self._source.reader.schema))
         name = f"statistics-{_token(self._source, self._selection, statistics, classes)}"
+        # What tasks have in common is one object for all of them, so that the graph pickles small.
+        pieces = [
+            (ids, None if n_classes == 1 or classes is None else _narrow(classes[where], n_classes))
+            for ids, where in token_groups(self._source, tokens)
+        ]
         graph = {}
         for index, group in enumerate(groups):
             parts = []
-            for part, (ids, where) in enumerate(token_groups(self._source, tokens)):
+            for part, (ids, classes_of) in enumerate(pieces):
                 key = (f"{name}-part", index, part)
-                arguments = (self._source, statistics, group, ids, dims, classes[where], n_classes)
+                arguments = (self._source, statistics, group, ids, dims, classes_of, n_classes)
                 graph[key] = Task(key, _reduce_part, *arguments)
                 parts.append(key)
             graph |= _merge_tasks((name, 0, 0, index), statistics.merge, parts)
@@ -418,9 +424,9 @@ def _merge_tasks(
     """Return tasks that combine parts, in their order, a few at a time."""
     tasks = {}
     for level in itertools.count():
-        if len(parts) <= _FAN_IN:
+        if len(parts) <= FAN_IN:
             break
-        groups = [parts[start : start + _FAN_IN] for start in range(0, len(parts), _FAN_IN)]
+        groups = [parts[start : start + FAN_IN] for start in range(0, len(parts), FAN_IN)]
         parts = [(f"{key[0]}-merge", *key[1:], level, index) for index in range(len(groups))]
         for part, group in zip(parts, groups, strict=True):
             tasks[part] = Task(part, merge, *map(TaskRef, group))
@@ -438,6 +444,16 @@ def _task_steps(schema: Schema, n_steps: int) -> int:
     """Return at most so many steps, but at least one block of them, in whole blocks."""
     block_steps = schema.layout.block_steps
     return max(1, min(n_steps, _TASK_STEPS) // block_steps) * block_steps
+
+
+def reduction_steps(schema: Schema) -> int:
+    """Return the steps that a task of `LazyArray.reduce_rows` goes through at most."""
+    return _task_steps(schema, _TASK_STEPS)
+
+
+def _narrow(classes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return classes in the smallest signed integers that hold them."""
+    return classes.astype(np.min_scalar_type(-n_classes))
 
 
 def _as_indices(axis: Indices | int) -> Indices:
@@ -497,11 +513,12 @@ def _reduce_part(
     rows: Indices,
     tokens: Indices,
     dims: Indices,
-    classes: np.ndarray,
+    classes: np.ndarray | None,
     n_classes: int,
 ) -> np.ndarray:
     """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
     numbers = statistics.neutral(n_classes, len(rows))
+    classes = np.zeros(len(tokens), np.int8) if classes is None else classes
     if (np.diff(classes) < 0).any():
         order = np.argsort(classes, kind="stable")
         tokens, classes = np.asarray(tokens)[order], classes[order]

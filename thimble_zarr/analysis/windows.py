@@ -8,9 +8,10 @@ for their temporaries to stay in the cache. No array of the size of a run exists
 """
 
 import itertools
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,13 +20,14 @@ from thimble_zarr.format.bits import decode
 from thimble_zarr.format.indexing import Indices, as_slice, by_chunk
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.schema import Schema
 
 T = TypeVar("T")
 
 _WINDOW_ELEMENTS = 2**20
 """Elements a window of several chunks: so many that reading and replay run at full speed."""
 
-_PART_BYTES = 2**18
+PART_BYTES = 2**18
 """Size of an array of numbers of a part."""
 
 
@@ -73,6 +75,16 @@ class Source:
     def second_moment(self) -> str:
         """The variable in the denominator."""
         return "max_exp_avg_sq" if self.reader.schema.optimizer.amsgrad else "exp_avg_sq"
+
+    def __reduce__(self) -> "tuple[Callable[[bytes], Source], tuple[bytes]]":
+        """Pickle without the scalars: whoever unpickles it reads them."""
+        return _unpickled, (pickle.dumps((self.reader, self.device)),)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(content: bytes) -> Source:
+    """Return one source for all tasks that a process is sent, so that it reads the scalars once."""
+    return Source(*pickle.loads(content))
 
 
 class _Piece:
@@ -202,7 +214,7 @@ class Window:
             Where the part lies in the window, along rows and tokens, and the part, a window too.
         """
         n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
-        n_elements = _PART_BYTES // np.dtype(dtype).itemsize
+        n_elements = PART_BYTES // np.dtype(dtype).itemsize
         part_rows = min(n_rows, max(1, n_elements // n_dims))
         part_tokens = max(1, n_elements // (part_rows * n_dims))
         ends = [] if classes is None else (np.flatnonzero(np.diff(classes)) + 1).tolist()
@@ -355,9 +367,8 @@ def token_groups(source: Source, tokens: Indices) -> list[tuple[Indices, slice |
     list of tuple
         The tokens of a group, and where they lie among `tokens`.
     """
-    schema = source.reader.schema
-    length = schema.layout.chunk_tokens
-    most = max(length, _WINDOW_ELEMENTS // (schema.layout.block_steps * schema.n_dims))
+    length = source.reader.schema.layout.chunk_tokens
+    most = window_tokens(source.reader.schema)
     if isinstance(tokens, range) and tokens.step == 1:
         return [
             (range(start, stop), slice(start - tokens.start, stop - tokens.start))
@@ -377,6 +388,12 @@ def token_groups(source: Source, tokens: Indices) -> list[tuple[Indices, slice |
         groups[-1].append(positions)
     joined = [np.concatenate(group) for group in groups]
     return [(ids[where], as_slice(where)) for where in joined]
+
+
+def window_tokens(schema: Schema) -> int:
+    """Return how many tokens a window has at most."""
+    layout = schema.layout
+    return max(layout.chunk_tokens, _WINDOW_ELEMENTS // (layout.block_steps * schema.n_dims))
 
 
 def _cut(start: int, stop: int, length: int) -> list[slice]:

@@ -1,7 +1,6 @@
 """`check`: does every recorded row follow from the one before?"""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 from thimble_zarr.cli.options import QUIET, STORES, TOKEN_MASK
 from thimble_zarr.cli.overview import Checked, overview, rendered_runs
 from thimble_zarr.cli.report import Section, in_words, rendered
+from thimble_zarr.cli.scheduling import scheduled, scheduling_options
 from thimble_zarr.errors import StoreError, ThimbleError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     metavar="DEVICE",
     help="Where to replay: cpu, cuda or mps.  [default: where it was recorded, if that is here]",
 )
+@scheduling_options
 @TOKEN_MASK
 @QUIET
 @click.pass_context
@@ -122,6 +123,7 @@ def _check_store(
     device: str | None = None,
     token_mask: Path | None = None,
     quiet: bool = False,
+    **scheduling: Any,
 ) -> list[Section]:
     """Check the subsets of a run that `--tokens` names, in one pass over the store."""
     from thimble_zarr.analysis.dataset import dataset_of
@@ -134,7 +136,8 @@ def _check_store(
     n_all = ds.sizes["token"]
     ds, subsets = select_subsets(ds, tokens)
     ds = select_steps(ds, steps)
-    tables = _account(ds, subsets, replay=replay, extended=extended, device=device, quiet=quiet)
+    how: dict[str, Any] = {"replay": replay, "extended": extended, "device": device}
+    tables = _account(ds, subsets, quiet=quiet, **how, **scheduling)
     sections = []
     for subset, table in tables.items():
         of_subset = ds.sel(token=subsets[subset]) if len(subsets) > 1 else ds
@@ -155,19 +158,20 @@ def _check_store(
 
 
 def _account(
-    ds: "xr.Dataset", subsets: "Mapping[str, np.ndarray]", *, quiet: bool, **options: Any
+    ds: "xr.Dataset",
+    subsets: "Mapping[str, np.ndarray]",
+    *,
+    replay: bool,
+    extended: bool,
+    device: str | None,
+    quiet: bool,
+    **scheduling: Any,
 ) -> "dict[str, xr.Dataset]":
     """Compare all subsets in one pass; return the table of each."""
-    from thimble_zarr.analysis.accounting import accounting
+    from thimble_zarr.analysis.accounting import accounting, lazy_variable
+    from thimble_zarr.analysis.budget import Needs
 
-    with _progress(quiet=quiet):
-        table = accounting(ds, subsets=subsets, **options)
+    needs = Needs.of(lazy_variable(ds), replay=replay, n_classes=2 ** len(subsets))
+    with scheduled(needs, replay=replay, quiet=quiet, **scheduling):
+        table = accounting(ds, subsets=subsets, replay=replay, extended=extended, device=device)
     return {subset: table.sel(subset=subset, drop=True) for subset in subsets}
-
-
-@contextlib.contextmanager
-def _progress(*, quiet: bool) -> Iterator[None]:
-    from tqdm.dask import TqdmCallback
-
-    with TqdmCallback(desc="checking", disable=True if quiet else None, leave=False):
-        yield

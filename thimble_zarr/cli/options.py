@@ -27,12 +27,12 @@ TOKEN_MASK = click.option(
 )
 
 
-class _Size(click.ParamType[int]):
+class Size(click.ParamType[int]):
     """A number of bytes, such as 256MiB."""
 
     name = "size"
 
-    def convert(
+    def convert(  # noqa: D102
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
         from dask.utils import parse_bytes
@@ -48,7 +48,7 @@ class _Size(click.ParamType[int]):
 
 MEMORY = click.option(
     "--memory",
-    type=_Size(),
+    type=Size(),
     default=DEFAULT_MEMORY_BYTES,
     help="Bound on all memory of the recorder, of one step at least; block sizes follow from it."
     "  [default: 256MiB]",

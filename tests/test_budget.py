@@ -1,0 +1,157 @@
+"""The memory of a check: worked out from shapes, and held to when it is measured."""
+
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from benchmarks.processes import Measured, measure
+from benchmarks.synthetic import synthetic_run
+from thimble_zarr import open_dataset
+from thimble_zarr.analysis.accounting import accounting
+from thimble_zarr.analysis.budget import Needs, task_bytes
+from thimble_zarr.analysis.lazy import LazyArray, Statistics
+from thimble_zarr.analysis.windows import Window
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.schema import SCALARS
+
+MB = 10**6
+BUDGET = 512 * MB
+
+LONG_STEPS = 20_000
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of 8 x 4, short and long, and a few steps of an embedding of GPT-2's size."""
+    directory = tmp_path_factory.mktemp("scale")
+    for n_steps in (100, LONG_STEPS):
+        synthetic_run(directory / f"{n_steps}.zarr", n_steps=n_steps, n_tokens=8, n_dims=4)
+    synthetic_run(directory / "gpt2.zarr", n_steps=3, n_tokens=50_257, n_dims=768)
+    return directory
+
+
+def check(store: Path, *options: str) -> Measured:
+    return measure([sys.executable, "-m", "thimble_zarr", "check", str(store), "-q", *options])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux")
+def test_a_check_keeps_within_its_budget_whatever_the_size(runs: Path) -> None:
+    names = ("100", str(LONG_STEPS), "gpt2")
+    found = {name: check(runs / f"{name}.zarr", f"--memory={BUDGET}") for name in names}
+    for run in found.values():
+        assert "HOLDS to the bit" in run.stdout
+        assert run.peak_rss_bytes <= BUDGET
+    few, many = found["100"].peak_rss_bytes, found[str(LONG_STEPS)].peak_rss_bytes
+    table = Needs.of(_weights(runs / f"{LONG_STEPS}.zarr"), replay=True).table_bytes
+    assert many - table <= 1.05 * few
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux")
+def test_a_budget_just_large_enough_is_kept(runs: Path) -> None:
+    refused = measure_refused(runs / "gpt2.zarr")
+    least = int(1.01 * refused)
+    assert check(runs / "gpt2.zarr", f"--memory={least}").peak_rss_bytes <= least
+
+
+def measure_refused(store: Path) -> float:
+    """Return what a check says that it needs at least."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "thimble_zarr", "check", store, "--memory", "1MB"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 2
+    found = re.fullmatch(
+        r"Error: 1.00 MB of memory are too little: at least ([\d.]+) MB are needed here, .*\n",
+        shown.stderr,
+    )
+    assert found is not None, shown.stderr
+    return float(found[1]) * MB
+
+
+def _weights(store: Path) -> LazyArray:
+    array: LazyArray = open_dataset(store).W.data
+    return array
+
+
+def test_needs_do_not_grow_with_steps_but_for_the_table(runs: Path) -> None:
+    variable = _weights(runs / f"{LONG_STEPS}.zarr")
+    few, many = (Needs.of(variable[:n_rows], replay=True) for n_rows in (1000, LONG_STEPS))
+    assert few.task_bytes == many.task_bytes
+    assert many.table_bytes == LONG_STEPS / 1000 * few.table_bytes
+
+
+def test_needs_do_not_grow_with_tokens_beyond_a_window(runs: Path) -> None:
+    schema = _weights(runs / "gpt2.zarr").source.reader.schema
+    sizes = [task_bytes(schema, n_rows=4, n_tokens=n_tokens) for n_tokens in (5, 5000, 50_257)]
+    assert sizes[0] < sizes[1] == sizes[2]
+    assert task_bytes(schema, n_rows=4, n_tokens=5000, replay=False) < sizes[1]
+
+
+def test_as_many_tasks_as_fit() -> None:
+    needs = Needs(task_bytes=30, table_bytes=10)
+    assert [needs.n_tasks(memory, 100, 4) for memory in (140, 169, 170, 10_000)] == [1, 1, 2, 4]
+    with pytest.raises(ConfigError, match="139 B of memory are too little: at least 140 B"):
+        needs.n_tasks(139, 100, 4)
+
+
+def _rows(part: Window) -> list[np.ndarray]:
+    return [np.ones(len(part.rows))]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    """1,000 steps of 10,000 tokens."""
+    path = tmp_path_factory.mktemp("wide") / "run.zarr"
+    synthetic_run(path, n_steps=1000, n_tokens=10_000, n_dims=8)
+    return open_dataset(path)
+
+
+def test_graphs_are_small_and_made_when_asked_for(wide: xr.Dataset) -> None:
+    variable = wide.adam_residual.data
+    layers = list(variable.dask.layers.values())
+    assert not any(layer.is_materialized() for layer in layers)
+    assert len(dict(variable.dask)) < 100
+    assert len(dict(variable.reduce_rows(Statistics(_rows, (np.add,))).dask)) < 1000
+
+
+@pytest.mark.parametrize("some", [slice(None), slice(1, None, 2), np.arange(0, 10_000, 3)])
+def test_the_graph_of_an_accounting_pickles_small(wide: xr.Dataset, some: object) -> None:
+    variable = wide.isel(token=some).adam_residual.data
+    assert len(variable.source.scalars) == len(SCALARS)  # caches are filled, and stay here
+    n_tokens = variable.shape[1]
+    for classes in (None, np.arange(n_tokens) % 5):
+        graph = dict(variable.reduce_rows(Statistics(_rows, (np.add,)), classes).dask)
+        assert len(pickle.dumps(graph)) < 150_000
+        assert max(len(pickle.dumps(task)) for task in graph.values()) < 30_000
+
+
+def test_a_process_has_one_source_for_all_its_tasks(wide: xr.Dataset) -> None:
+    content = pickle.dumps(wide.W.data.source)
+    assert pickle.loads(content) is pickle.loads(content)
+    assert len(content) < 5000
+
+
+def test_a_task_returns_no_more_numbers_a_step_than_planned(
+    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thimble_zarr.analysis import budget
+
+    shapes = []
+    real = LazyArray.reduce_rows
+
+    def reduce_rows(array: LazyArray, *arguments: object) -> object:
+        reduced = real(array, *arguments)
+        shapes.append(reduced.shape)
+        return reduced
+
+    monkeypatch.setattr(LazyArray, "reduce_rows", reduce_rows)
+    accounting(wide.isel(token=[3], step=slice(0, 3)), extended=True)
+    assert shapes[0][1] <= budget._STEP_NUMBERS

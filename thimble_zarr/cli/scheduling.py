@@ -1,0 +1,292 @@
+"""Where the tasks of a check run: threads here, worker processes here, or somebody's Dask cluster.
+
+Threads and worker processes are as many as the memory allows. The scheduling itself is Dask's.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from thimble_zarr.cli.options import Size
+from thimble_zarr.errors import ConfigError, ThimbleError
+
+if TYPE_CHECKING:
+    from thimble_zarr.analysis.budget import Needs
+
+_FREE_SHARE = 4, 5
+"""Of the free memory a check takes four fifths at most, unless it is told how much."""
+
+_FIRST_USE_BYTES = 32 * 10**6
+"""What libraries still take when they are first used, measured on Linux."""
+
+_WORKER_BYTES = 350 * 10**6
+"""A worker process with Dask and torch and nothing to do, measured on Linux."""
+
+_INTERVAL_S = 0.2
+
+
+@contextlib.contextmanager
+def scheduled(
+    needs: "Needs",
+    *,
+    memory_bytes: int | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    replay: bool = True,
+    quiet: bool = False,
+) -> Iterator[None]:
+    """Have Dask compute what is computed inside, with progress on stderr.
+
+    Parameters
+    ----------
+    needs
+        What the accounting takes.
+    memory_bytes
+        Bound on the memory of all processes together; by default a share of what is free. With a
+        scheduler the memory is its workers' own affair.
+    workers
+        Processes to start, of one thread each; by default threads of this process.
+    scheduler
+        Address of a Dask scheduler to use instead.
+    replay
+        Whether torch will be needed.
+    quiet
+        Show no progress.
+
+    Raises
+    ------
+    ConfigError
+        If these do not go together, not even one task fits into the memory, or `distributed` is not
+        installed.
+    ThimbleError
+        If the workers failed.
+    """
+    if scheduler is not None and (workers, memory_bytes) != (None, None):
+        raise ConfigError(
+            "--scheduler has workers with memory of their own: leave out --workers and --memory"
+        )
+    if workers is None and scheduler is None:
+        with _threads(needs, memory_bytes, replay=replay), _progress(quiet=quiet):
+            yield
+        return
+    distributed = _distributed()
+    with _without_logs(), contextlib.ExitStack() as stack:
+        if workers is not None:
+            _fits(needs, memory_bytes, workers, replay=replay)
+            scheduler = stack.enter_context(_cluster(distributed, workers))
+        client = stack.enter_context(_connected(distributed, scheduler))
+        stack.enter_context(_remote_progress(client, quiet=quiet))
+        try:
+            yield
+        except distributed.KilledWorker as error:
+            raise ThimbleError(
+                f"worker processes died again and again, for want of memory perhaps: {error}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _threads(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iterator[None]:
+    import dask
+    from dask.system import CPU_COUNT
+
+    most = dask.config.get("num_workers", None) or CPU_COUNT
+    n_threads = _n_tasks(needs, memory_bytes, most, replay=replay)
+    with dask.config.set(scheduler="threads", num_workers=n_threads):
+        yield
+
+
+def _fits(needs: "Needs", memory_bytes: int | None, workers: int, *, replay: bool) -> None:
+    """Raise ConfigError, or warn, unless so many worker processes fit into the memory."""
+    from thimble_zarr.analysis.budget import Needs
+
+    together = Needs(workers * (_WORKER_BYTES + needs.task_bytes), needs.table_bytes)
+    _n_tasks(together, memory_bytes, 1, replay=replay)
+
+
+def _n_tasks(needs: "Needs", memory_bytes: int | None, most: int, *, replay: bool) -> int:
+    """Return how many tasks fit. Memory that is only short just now is worth a warning."""
+    import psutil
+
+    if replay:
+        import torch  # noqa: F401  # what it takes counts
+    held_bytes = psutil.Process().memory_info().rss + _FIRST_USE_BYTES
+    if memory_bytes is not None:
+        return needs.n_tasks(memory_bytes, held_bytes, most)
+    share, whole = _FREE_SHARE
+    free_bytes = psutil.virtual_memory().available * share // whole
+    try:
+        return needs.n_tasks(held_bytes + free_bytes, held_bytes, most)
+    except ConfigError as error:
+        warnings.warn(f"memory is short: {error}", stacklevel=2)
+        return 1
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise ConfigError(
+            "--workers and --scheduler need Dask's distributed; "
+            "install it: pip install 'thimble-zarr[distributed]'"
+        ) from error
+    return distributed
+
+
+def _cluster(distributed: Any, workers: int) -> Any:
+    """Start worker processes that Ctrl-C does not reach, so that who started them ends them."""
+    with _quiet_resource_tracker(), _ctrl_c_later():
+        return distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            memory_limit=0,  # what a task takes is known beforehand
+            silence_logs=logging.CRITICAL,
+        )
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Let Ctrl-C wait until a cluster is whole, and keep it from the processes that it starts.
+
+    A terminal sends it to all of them. A signal that is blocked stays so in the threads that are
+    started here, and in the processes that those start, then and later.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    blocked = hasattr(signal, "pthread_sigmask")
+    if blocked:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _quiet_resource_tracker() -> Iterator[None]:
+    """Keep Python from warning of the semaphores of a worker that was ended while it computed.
+
+    Its resource tracker removes them all the same; its filters come from the environment. It is
+    started first, because its start lets blocked signals through.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    ignore = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{before},{ignore}" if before else ignore
+    try:
+        if os.name == "posix":
+            resource_tracker.ensure_running()
+        yield
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def _connected(distributed: Any, scheduler: Any) -> Any:
+    try:
+        return distributed.Client(scheduler)
+    except ValueError as error:
+        raise ConfigError(
+            f"{scheduler!r} is no address of a scheduler, such as tcp://10.0.0.1:8786: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keep to ourselves what Dask has to say of workers that come and go."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[None]:
+    from tqdm.dask import TqdmCallback
+
+    with TqdmCallback(desc="checking", disable=True if quiet else None, leave=False):
+        yield
+
+
+@contextlib.contextmanager
+def _remote_progress(client: Any, *, quiet: bool) -> Iterator[None]:
+    """Show progress by asking the scheduler: Dask's callbacks know of local threads only."""
+    from tqdm import tqdm
+
+    bar: tqdm[Any] = tqdm(desc="checking", disable=True if quiet else None, leave=False)
+    if bar.disable:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_INTERVAL_S):
+            try:
+                bar.n, bar.total = client.run_on_scheduler(_finished)
+            except OSError:  # it went away; whoever waits for its answer will say so
+                return
+            bar.refresh()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+        bar.close()
+
+
+def _finished(dask_scheduler: Any) -> tuple[int, int]:
+    """Return how many tasks of checks are finished, and how many there are."""
+    finished = total = 0
+    for name, group in dask_scheduler.task_groups.items():
+        if name.startswith("statistics-"):
+            total += sum(group.states.values())
+            finished += sum(group.states[state] for state in ("memory", "released", "forgotten"))
+    return finished, total
+
+
+def scheduling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--memory`, `--workers` and `--scheduler`."""
+    for option in reversed(
+        (
+            click.option(
+                "--memory",
+                "memory_bytes",
+                type=Size(),
+                help="Bound on the memory of all processes together.  [default: four fifths of "
+                "what is free]",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=1),
+                help="Compute in so many processes.  [default: threads, as many as there are CPUs]",
+            ),
+            click.option(
+                "--scheduler",
+                metavar="ADDRESS",
+                help="Compute on the Dask cluster of a scheduler, such as tcp://10.0.0.1:8786; its "
+                "workers must see STORE at the same path.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
