@@ -23,7 +23,17 @@ MAY_IMPORT = {
     "cli": {"analysis", "errors", "experiment", "format", "interchange", "record", "optim"},
 }
 
-HEAVY = ("torch", "transformers", "matplotlib", "xarray", "dask", "zarr", "pandas", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "matplotlib",
+    "xarray",
+    "dask",
+    "zarr",
+    "pandas",
+    "numpy",
+    "distributed",
+)
 
 
 def module_name(file: Path) -> str:

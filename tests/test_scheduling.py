@@ -1,5 +1,6 @@
 """More processes and machines than one: the same answer, and nothing left behind."""
 
+import gc
 import json
 import os
 import signal
@@ -158,3 +159,11 @@ def test_without_distributed_it_says_what_to_install(
     result = CliRunner().invoke(cli, ["check", str(store), "--workers", "2"])
     assert result.exit_code == 2
     assert "pip install 'thimble-zarr[distributed]'" in result.output
+
+
+def test_a_check_in_this_process_leaves_nothing_open(store: Path) -> None:
+    """Warnings are errors here, those of sockets that nobody closed too."""
+    result = CliRunner().invoke(cli, ["check", str(store), "--memory", "4GB", "--workers", "2"])
+    assert result.exit_code == 0, result.output
+    assert "HOLDS to the bit" in result.output
+    gc.collect()
