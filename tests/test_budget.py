@@ -97,9 +97,9 @@ def test_needs_do_not_grow_with_tokens_beyond_a_window(runs: Path) -> None:
 
 def test_as_many_tasks_as_fit() -> None:
     needs = Needs(task_bytes=30, table_bytes=10)
-    assert [needs.n_tasks(memory, 100, 4) for memory in (140, 169, 170, 10_000)] == [1, 1, 2, 4]
+    assert [needs.n_at_once(memory, 100, 4) for memory in (140, 169, 170, 10_000)] == [1, 1, 2, 4]
     with pytest.raises(ConfigError, match="139 B of memory are too little: at least 140 B"):
-        needs.n_tasks(139, 100, 4)
+        needs.n_at_once(139, 100, 4)
 
 
 def _rows(part: Window) -> list[np.ndarray]:

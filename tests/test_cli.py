@@ -29,6 +29,7 @@ from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
+from thimble_zarr.format.schema import FORMAT_VERSION
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.writer import StoreWriter
 
@@ -611,7 +612,7 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     reader = StoreReader.open(trained)
     live = reader.read_labels().live
     assert live is not None
-    assert lines["Store"] == f"{trained}, format 2, closed"
+    assert lines["Store"] == f"{trained}, format {FORMAT_VERSION}, closed"
     assert lines["Parameter"] == "transformer.wte.weight, 300 x 8, on cpu"
     assert lines["Variables"].startswith("W bfloat16, grad bfloat16")
     assert lines["Optimizer"] == "AdamW, single"
@@ -632,7 +633,7 @@ def test_info_as_json_holds_everything(trained: Path) -> None:
     reader = StoreReader.open(trained)
     files = [file for file in trained.rglob("*") if file.is_file()]
     assert content["store"] == str(trained)
-    assert content["format_version"] == 2
+    assert content["format_version"] == FORMAT_VERSION
     assert (content["n_tokens"], content["n_dims"], content["n_rows"]) == (300, 8, 6)
     assert content["complete"] is True
     assert content["disk_bytes"] == sum(file.stat().st_size for file in files)
@@ -913,7 +914,7 @@ def test_more_columns_follow_those_of_the_notebook(trained: Path) -> None:
     shown = succeeds("check", trained, "--extended", "--format", "csv").stdout
     assert shown.splitlines()[0] == ",".join([HEADER, *more])
     ds = open_dataset(trained)
-    table = accounting(ds.sel(token=ds.dead))
+    table = accounting(ds.sel(token=ds.dead), extended=True)
     rows = list(csv.DictReader(io.StringIO(shown)))
     for name in more:
         assert [float(row[name]) for row in rows] == table[name].values.tolist()

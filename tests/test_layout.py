@@ -47,7 +47,7 @@ def test_a_block_lies_in_one_chunk_of_scalars(shape: tuple[int, int], budget: in
 
 def test_thimble_1_as_measured() -> None:
     plan = plan_storage(1001, 10_000, 64, ITEMSIZES, n_scalars=8)
-    assert (plan.layout.block_steps, plan.layout.chunk_tokens) == (16, 129)
+    assert (plan.layout.block_steps, plan.layout.chunk_tokens) == (16, 65)
     assert plan.memory_bytes <= DEFAULT_MEMORY_BYTES
     assert plan.array_bytes["W"] == 1001 * 10_000 * 64 * 2
     assert 0 < plan.disk_bytes - 4 * plan.array_bytes["W"] < 4 * 10**6

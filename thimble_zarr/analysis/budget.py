@@ -37,10 +37,13 @@ class Needs:
         A task while it runs, and results that wait to be combined.
     table_bytes
         The table, with all it is made of.
+    n_tasks
+        Tasks there are.
     """
 
     task_bytes: int
     table_bytes: int
+    n_tasks: int = 1
 
     @classmethod
     def of(cls, variable: LazyArray, *, replay: bool, n_classes: int = 1) -> "Needs":
@@ -58,9 +61,10 @@ class Needs:
                 replay=replay,
             ),
             table_bytes=table_bytes(len(rows), n_classes),
+            n_tasks=variable.n_parts,
         )
 
-    def n_tasks(self, memory_bytes: int, held_bytes: int, most: int) -> int:
+    def n_at_once(self, memory_bytes: int, held_bytes: int, most: int) -> int:
         """Return how many tasks may run at once.
 
         Parameters

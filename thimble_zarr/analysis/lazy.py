@@ -11,6 +11,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -219,6 +220,13 @@ class LazyArray(Lazy):
         """Rows, tokens and dims."""
         selection: Selection = self._selection
         return selection
+
+    @property
+    def n_parts(self) -> int:
+        """Tasks that `reduce_rows` makes, besides those that combine what they return."""
+        rows, tokens, _ = (_as_indices(axis) for axis in self._selection)
+        n_groups = len(row_groups(rows, reduction_steps(self._source.reader.schema)))
+        return n_groups * len(token_groups(self._source, tokens))
 
     def reduce_rows(self, statistics: Statistics, classes: np.ndarray | None = None) -> da.Array:
         """Reduce every row of the selection to a few numbers, in one pass, without an intermediate.
@@ -477,16 +485,24 @@ def _compute_block(
     else:
         flat = into.flat()[start * n_elements : (start + len(rows)) * n_elements]
     values = flat.reshape(len(rows), len(tokens), len(dims))
-    recorded = np.asarray(rows) < source.reader.n_rows
-    if recorded.all():
-        _compute_rows(values, source, variable, rows, tokens, dims)
-    else:
-        there = np.flatnonzero(recorded)
-        computed = np.empty((len(there), *values.shape[1:]), np.float32)
-        _compute_rows(computed, source, variable, np.asarray(rows)[there], tokens, dims)
-        values.fill(np.nan)
-        values[there] = computed
+    with _one_at_a_time if values.nbytes < _SMALL_BYTES else nullcontext():
+        recorded = np.asarray(rows) < source.reader.n_rows
+        if recorded.all():
+            _compute_rows(values, source, variable, rows, tokens, dims)
+        else:
+            there = np.flatnonzero(recorded)
+            computed = np.empty((len(there), *values.shape[1:]), np.float32)
+            _compute_rows(computed, source, variable, np.asarray(rows)[there], tokens, dims)
+            values.fill(np.nan)
+            values[there] = computed
     return values.reshape(shape)
+
+
+_SMALL_BYTES = 2**20
+
+_one_at_a_time = threading.Lock()
+"""Held for small results. Reading a few tokens takes thousands of short calls, and threads would
+hand Python's lock to and fro between them, which takes longer than what they do."""
 
 
 def _compute_rows(

@@ -17,7 +17,7 @@ N_BUFFERS = 2
 MAX_BLOCK_STEPS = 128
 """Longest block. A crash costs at most one block, so blocks of tiny models are not made longer."""
 
-TARGET_CHUNK_BYTES = 2**18
+TARGET_CHUNK_BYTES = 2**17
 """A chunk of about this size decodes at full speed and still lets a few tokens be read alone."""
 
 SCALAR_CHUNK_STEPS = 4096
