@@ -19,7 +19,8 @@ WHAT_IS_COUNTED = """\
   take turns, and before each its files are brought into the page cache. One turn warms up; then
   medians.
 - *time* is elapsed time. *Peak RSS* is the kernel's `ru_maxrss`; it has in it the pages of mapped
-  files (memmap; safetensors maps, too), which the kernel could take back.
+  files (memmap; safetensors maps, too), which the kernel could take back. thimble-zarr's checks fork
+  a process a core: theirs is the sum of all, in which what they share counts in each.
 - *bytes read* is `rchar` of `/proc/PID/io` when the process has ended: all it read by calls, the
   modules of Python too (up to 30 MB). No call reads a mapped file: for memmap and the notebook the
   pages are added that the task must touch, computed from its indices.
@@ -28,9 +29,9 @@ WHAT_IS_COUNTED = """\
   has a checksum: the floor. zarr + dask and tensorstore read thimble-zarr's own store.
 - Every peer's answer is compared with thimble-zarr's: tables step by step (cosines absolute, norms
   and ratios relative), counts, the rest by its sums (relative). The notebook subtracts in bfloat16;
-  the others' formula is float32, thimble-zarr's float64. Its checks do more than is asked: the
-  formula check bounds rounding element by element and counts what moved and stalled; the exact
-  check has the formula's table, and looks for values that were stored anew.
+  the others compute in float32, and `adam_residual` of thimble-zarr in float64. Its checks do more
+  than is asked: the formula check bounds rounding element by element; the exact check has the
+  formula's table, and looks for values that were stored anew.
 - Recording: the first gradients of the real run in turn, AdamW on the embedding, then sleep until a
   step has lasted 15 ms. *Busy* is the optimizer's step and the recording of it. Only thimble-zarr
   flushes to the disk itself (`fsync`), keeps checksums of what it wrote, and leaves a store that is
