@@ -19,8 +19,8 @@ WHAT_IS_COUNTED = """\
   take turns, and before each its files are brought into the page cache. One turn warms up; then
   medians.
 - *time* is elapsed time. *Peak RSS* is the kernel's `ru_maxrss`; it has in it the pages of mapped
-  files (memmap; safetensors maps, too), which the kernel could take back. thimble-zarr's checks fork
-  a process a core: theirs is the sum of all, in which what they share counts in each.
+  files (memmap; safetensors maps, too), which the kernel could take back. thimble-zarr's checks
+  fork a process a core: theirs is the sum of all, in which what they share counts in each.
 - *bytes read* is `rchar` of `/proc/PID/io` when the process has ended: all it read by calls, the
   modules of Python too (up to 30 MB). No call reads a mapped file: for memmap and the notebook the
   pages are added that the task must touch, computed from its indices.
