@@ -28,7 +28,7 @@ from benchmarks.peers import (  # noqa: E402
 from benchmarks.peers.inputs import EXACT, SMALL, TABLES, TASKS, VARIABLES, Inputs  # noqa: E402
 from benchmarks.peers.prepare import prepare  # noqa: E402
 from benchmarks.peers.recording import RECORDING, run  # noqa: E402
-from benchmarks.peers.report import markdown, plot  # noqa: E402
+from benchmarks.peers.report import markdown, plot, summary  # noqa: E402
 from benchmarks.processes import measure  # noqa: E402
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -154,3 +154,4 @@ def test_the_results_are_the_measured_ones() -> None:
         pytest.skip("nothing was measured yet")
     results = json.loads(measured.read_text())
     assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == markdown(results)
+    assert summary(results) in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")

@@ -213,6 +213,30 @@ def test_a_selection_made_after_another_reads_no_more(
     assert reads.elements == 4 + 4 + 4
 
 
+def test_little_more_is_read_than_the_chunks_of_the_selected_tokens(
+    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [3, 5, 700, 1500, 1501]
+    n_wanted = 0
+    for name in ("W", "exp_avg", "exp_avg_sq"):
+        for block in (0, 1):
+            with wide.W.data.source.reader._block(name, 64 * block) as shard:
+                n_wanted += sum(
+                    shard._span(chunk)[1] for chunk in {token // 96 for token in tokens}
+                )
+    n_read = 0
+    real = ShardFile._read
+
+    def read(shard: ShardFile, offset: int, n_bytes: int) -> memoryview:
+        nonlocal n_read
+        n_read += n_bytes
+        return real(shard, offset, n_bytes)
+
+    monkeypatch.setattr(ShardFile, "_read", read)
+    wide.sel(token=tokens).adam_residual.compute()
+    assert n_wanted < n_read < 1.3 * n_wanted
+
+
 def test_tokens_of_several_chunks_in_any_order(wide: xr.Dataset) -> None:
     whole = wide.adam_residual.values
     tokens = np.random.default_rng(0).permutation(1999)[:200]

@@ -149,6 +149,19 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(results: Results) -> str:
+    """Return the table of the README: time and peak memory of whole processes."""
+    tasks, reading = results["tasks"], results["reading"]
+    peers = list(next(iter(reading.values())))
+    return table(
+        ["", *peers],
+        [
+            [tasks[task], *cells(by_peer, ("wall_s", "peak_rss_bytes"))]
+            for task, by_peer in reading.items()
+        ],
+    )
+
+
 COLOURS = ("#999999", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#D55E00")  # Okabe and Ito
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
