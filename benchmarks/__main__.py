@@ -36,19 +36,21 @@ def measure_in_turn(
     commands: Mapping[str, Sequence[str]],
     *,
     repeats: int,
-    before: Callable[[str], object] = lambda name: None,
+    before: Callable[[str], object] | None = None,
 ) -> dict[str, list[Measured]]:
-    """Run whole processes turn by turn, after one turn that warms the page cache.
+    """Run whole processes turn by turn.
 
-    `before` is called before each with its name, outside of what is measured.
+    `before` is called before each with its name, outside of what is measured; without it one turn
+    more warms the page cache.
     """
     found: dict[str, list[Measured]] = {name: [] for name in commands}
-    for turn in range(repeats + 1):
+    for turn in range(0 if before else -1, repeats):
         for name, command in commands.items():
-            before(name)
+            if before:
+                before(name)
             measured = measure(command)
             say(f"  {name}: {measured.wall_s:.1f} s, {measured.peak_rss_bytes / 1e6:.0f} MB")
-            if turn:
+            if turn >= 0:
                 found[name].append(measured)
     return found
 

@@ -24,7 +24,7 @@ class Measured:
         Elapsed time, seconds.
     peak_rss_bytes
         Largest resident set, bytes; of a process that forks, the largest sum of its own and its
-        children's, in which what they share counts in each.
+        children's, among which what they share is divided (PSS).
     stdout
         What it printed.
     bytes_read
@@ -88,14 +88,29 @@ def start() -> int:
 
 
 def tree_bytes(pid: int) -> int:
-    """Return the resident set of a process and of all that it started, as sizes of pages add up."""
+    """Return the memory of a process that has children, and theirs; what is shared counts once."""
+    pids = tree(pid)
+    return sum(map(proportional_bytes, pids)) if len(pids) > 1 else 0
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and all that it started."""
     try:
-        resident = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
         threads = [file.read_text("ascii") for file in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:  # it has just ended
+        return []
+    children = map(int, " ".join(threads).split())
+    return [pid, *(below for child in children for below in tree(child))]
+
+
+def proportional_bytes(pid: int) -> int:
+    """Return the resident set of a process, of what is shared its share."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
         return 0
-    children = " ".join(threads).split()
-    return resident * os.sysconf("SC_PAGE_SIZE") + sum(tree_bytes(int(child)) for child in children)
+    kilobytes = [line.split()[1] for line in lines if line.startswith("Pss:")]
+    return 1024 * sum(map(int, kilobytes))
 
 
 def bytes_read(pid: int | str = "self") -> int:

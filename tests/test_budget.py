@@ -23,7 +23,7 @@ from thimble_zarr.format.schema import SCALARS
 MB = 10**6
 BUDGET = 512 * MB
 
-LONG_STEPS = 20_000
+LONG_STEPS = 10_000
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,10 @@ WHAT_IS_COUNTED = """\
 ## What is counted
 
 - Every process is measured whole, from `exec` to exit, start-up and imports included; the peers
-  take turns, and before each its files are brought into the page cache. One turn warms up; then
-  medians.
+  take turns, and before each its files are brought into the page cache. Medians.
 - *time* is elapsed time. *Peak RSS* is the kernel's `ru_maxrss`; it has in it the pages of mapped
   files (memmap; safetensors maps, too), which the kernel could take back. thimble-zarr's checks
-  fork a process a core: theirs is the sum of all, in which what they share counts in each.
+  fork a process a core: theirs is the sum of all, among which what they share is divided (PSS).
 - *bytes read* is `rchar` of `/proc/PID/io` when the process has ended: all it read by calls, the
   modules of Python too (up to 30 MB). No call reads a mapped file: for memmap and the notebook the
   pages are added that the task must touch, computed from its indices.

@@ -188,7 +188,7 @@ def _cluster(distributed: Any, workers: int) -> Any:
         return distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=":0",  # any port that is free
             memory_limit=0,  # what a task takes is known beforehand
             silence_logs=logging.CRITICAL,
         )

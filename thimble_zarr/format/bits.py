@@ -76,8 +76,10 @@ def decode(
     Returns
     -------
     numpy.ndarray
-        Same shape, dtype `dtype`; a new array in C order unless `out` is given.
+        Same shape, dtype `dtype`; a new array unless `stored` already has that dtype.
     """
+    if out is None and native != "bfloat16":
+        return stored.astype(dtype, copy=False)
     if out is None:
         out = np.empty(stored.shape, dtype)
     if native != "bfloat16":
