@@ -21,7 +21,13 @@ from thimble_zarr.analysis.recurrences import (
     replay_device,
     replayed,
 )
-from thimble_zarr.analysis.variables import adam_decay, adam_update, rounding_bound, ulp
+from thimble_zarr.analysis.variables import (
+    adam_decay,
+    adam_update,
+    rounding_bound,
+    ulp,
+    weight_decay,
+)
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.bits import decode, storage_dtype
@@ -282,7 +288,7 @@ class _Tally:
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
         previous, current = part.previous("W"), part.current("W")
         update = adam_update(part)
-        predicted = update + adam_decay(part)
+        predicted = update + adam_decay(part) if weight_decay(part).any() else update
         observed = current - previous
         difference = observed - predicted
         sums = np.stack(
