@@ -50,8 +50,9 @@ Why not first:
   of any subset back on its way through torch's vector code.
 - What takes milliseconds is start-up in a whole process; the table below has it without.
 - Chunks of 128 KiB serve those who read a few tokens. Readers that wait for an event loop at every
-  chunk, as Zarr for Python does, are slow with them: where it says minutes, zarr + dask was left out
-  (`--quick`); it took 151 s for the dead tokens' formula and 362 s for all tokens' when it was not.
+  chunk, as Zarr for Python does, are slow with them. Where it says minutes, zarr + dask was left
+  out (`--quick`); when it was not, it took 151 s for the formula of the dead tokens and 362 s for
+  that of all.
 """
 
 
