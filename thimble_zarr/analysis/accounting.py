@@ -353,7 +353,7 @@ def _of_replay(part: Window, *, exact: bool) -> Iterator[np.ndarray]:
         native = part.source.reader.schema.dtypes["W"]
         replay = decode(after["W"], native, np.float64)
         unexplained = np.where(differs, part.current("W") - replay, 0.0)
-        yield np.einsum("std,std->s", unexplained, unexplained)
+        yield _dot(unexplained, unexplained)
     for comparison in comparisons.values():
         if not comparison.differs.any():
             yield from (_NONE, _NONE, _NONE, _NOWHERE)

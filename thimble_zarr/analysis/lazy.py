@@ -419,7 +419,7 @@ def _token_tasks(
 ) -> dict[Any, Task]:
     rows = range(source.reader.n_rows)
     tasks: dict[Any, Task] = {}
-    for index, group in enumerate(row_groups(rows, _task_steps(source.reader.schema, _TASK_STEPS))):
+    for index, group in enumerate(row_groups(rows, reduction_steps(source.reader.schema))):
         key = (f"{name}-part", index)
         tasks[key] = Task(key, _reduce_tokens, source, numbers, group, tokens)
     combine = functools.partial(_combine, numbers.combine)
