@@ -248,8 +248,8 @@ def test_tokens_of_several_chunks_in_any_order(wide: xr.Dataset) -> None:
 def test_a_task_is_a_block_or_a_few(wide: xr.Dataset, ds: xr.Dataset) -> None:
     for name in VARIABLES:
         assert len(wide[name].data.__dask_graph__()) == 1
-    monkeypatched = LazyArray.of(ds.W.data.source, "W")
-    assert monkeypatched.chunks == ds.W.chunks
+    again = LazyArray.of(ds.W.data.source, "W")
+    assert again.chunks == ds.W.chunks
 
 
 def test_threads_and_one_thread_agree(wide: xr.Dataset) -> None:

@@ -224,9 +224,14 @@ class LazyArray(Lazy):
     @property
     def n_parts(self) -> int:
         """Tasks that `reduce_rows` makes, besides those that combine what they return."""
+        of_rows, of_tokens = self._groups()
+        return len(of_rows) * len(of_tokens)
+
+    def _groups(self) -> tuple[list[Indices], list[tuple[Indices, slice | np.ndarray]]]:
+        """Return how `reduce_rows` cuts the selection: along rows, and along tokens."""
         rows, tokens, _ = (_as_indices(axis) for axis in self._selection)
-        n_groups = len(row_groups(rows, reduction_steps(self._source.reader.schema)))
-        return n_groups * len(token_groups(self._source, tokens))
+        steps = reduction_steps(self._source.reader.schema)
+        return row_groups(rows, steps), token_groups(self._source, tokens)
 
     def reduce_rows(self, statistics: Statistics, classes: np.ndarray | None = None) -> da.Array:
         """Reduce every row of the selection to a few numbers, in one pass, without an intermediate.
@@ -244,14 +249,14 @@ class LazyArray(Lazy):
         dask.array.Array
             float64, shape `(class, number, step)`.
         """
-        rows, tokens, dims = (_as_indices(axis) for axis in self._selection)
+        dims = _as_indices(self._selection[2])
         n_classes = 1 if classes is None else int(classes.max(initial=0)) + 1
-        groups = row_groups(rows, reduction_steps(self._source.reader.schema))
+        groups, of_tokens = self._groups()
         name = f"statistics-{_token(self._source, self._selection, statistics, classes)}"
         # What tasks have in common is one object for all of them, so that the graph pickles small.
         pieces = [
             (ids, None if n_classes == 1 or classes is None else _narrow(classes[where], n_classes))
-            for ids, where in token_groups(self._source, tokens)
+            for ids, where in of_tokens
         ]
         graph = {}
         for index, group in enumerate(groups):
