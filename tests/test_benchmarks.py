@@ -139,11 +139,12 @@ def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
         "tasks": TASKS,
         "disk": dict.fromkeys(peers, 1e9),
         "reading": reading,
+        "cold": {task: {peer: dict(numbers) for peer in peers} for task in TASKS},
         "recording": dict.fromkeys(RECORDING, taken),
     }
     text = markdown(results)
     assert "not first in: exact check of all tokens (memmap, 4.0 times)." in text
-    assert text.count("not first in: nothing.") == 2
+    assert text.count("not first in: nothing.") == 3
     plot(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
 

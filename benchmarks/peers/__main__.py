@@ -1,9 +1,12 @@
 """Measure the peers side by side on one recorded run, and write tables, numbers and a plot."""
 
 import datetime
+import functools
 import json
+import os
 import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,22 @@ def warm(inputs: Inputs, peer: str) -> None:
                 pass
 
 
+def cold(inputs: Inputs, peer: str) -> None:
+    """Drop what a peer reads from the page cache, as if the data were larger than memory.
+
+    Raises
+    ------
+    RuntimeError
+        If the system has no call for it.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        raise RuntimeError("this system cannot drop files from its page cache")
+    for path in inputs.files(peer):
+        with path.open("rb", buffering=0) as file:
+            os.fsync(file.fileno())  # what is not on disk yet is not dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def median(values: list[float]) -> float:
     return float(statistics.median(values))
 
@@ -93,11 +112,13 @@ SLOW = {"zarr + dask": ("formula, dead", "formula, all", "exact, all", "residual
 """What takes minutes each."""
 
 
-def measure_reading(inputs: Inputs, *, repeats: int, quick: bool) -> Results:
+def measure_reading(
+    inputs: Inputs, before: Callable[[Inputs, str], None], *, repeats: int, quick: bool
+) -> Results:
     """Solve every task with every peer, and compare the answers with ours."""
     reading: dict[str, dict[str, dict[str, float]]] = {}
     for task, title in TASKS.items():
-        say(f"{title} ...")
+        say(f"{title}, {before.__name__} ...")
         found = measure_in_turn(
             {
                 peer: command(peer, task, inputs)
@@ -105,7 +126,7 @@ def measure_reading(inputs: Inputs, *, repeats: int, quick: bool) -> Results:
                 if not (quick and task in SLOW.get(peer, ()))
             },
             repeats=repeats,
-            before=lambda peer: warm(inputs, peer),
+            before=functools.partial(before, inputs),
         )
         ours = answer(OURS, task, found[OURS][0])
         reading[task] = {}
@@ -181,7 +202,8 @@ def main(
         },
         "tasks": TASKS,
         "disk": stored_bytes(inputs),
-        "reading": measure_reading(inputs, repeats=repeats, quick=quick),
+        "reading": measure_reading(inputs, warm, repeats=repeats, quick=quick),
+        "cold": measure_reading(inputs, cold, repeats=repeats, quick=True),
         "recording": measure_recording(inputs, steps=steps, repeats=repeats),
     }
     output.with_name("peers.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")

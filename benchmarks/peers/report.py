@@ -16,7 +16,8 @@ WHAT_IS_COUNTED = """\
 ## What is counted
 
 - Every process is measured whole, from `exec` to exit, start-up and imports included; the peers
-  take turns, and before each its files are brought into the page cache. Medians.
+  take turns, and before each its files are brought into the page cache, or dropped from it
+  (`posix_fadvise`): what is larger than memory is read from the disk in every pass. Medians.
 - *time* is elapsed time. *Peak RSS* is the kernel's `ru_maxrss`; it has in it the pages of mapped
   files (memmap; safetensors maps, too), which the kernel could take back. thimble-zarr's checks
   fork a process a core: theirs is the sum of all, among which what they share is divided (PSS).
@@ -148,6 +149,16 @@ def markdown(results: Results) -> str:
         "\n".join(not_first(reading, tasks)),
         WHY.strip(),
         agreement(reading, tasks),
+        "## Reading from the disk: whole processes, nothing in the page cache",
+        "As when the data are larger than memory. Time, peak RSS; the shortest time is bold.",
+        table(
+            ["", *peers],
+            [
+                [tasks[task], *cells(peers, by_peer, ("wall_s", "peak_rss_bytes"))]
+                for task, by_peer in results["cold"].items()
+            ],
+        ),
+        next(not_first(results["cold"], tasks)),
         "## Reading: opened and read, after imports",
         "Time, bytes read.",
         table(

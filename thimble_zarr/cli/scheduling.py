@@ -102,21 +102,23 @@ def scheduled(
 
 @contextlib.contextmanager
 def _local(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iterator[None]:
-    import dask
+    # By their names Dask would look for a client first, and so import `distributed`.
+    import dask.multiprocessing
+    import dask.threaded
     from dask.system import CPU_COUNT
 
     most = min(dask.config.get("num_workers", None) or CPU_COUNT, needs.n_tasks)
     n_tasks = _n_at_once(needs, memory_bytes, most, replay=replay)
     if n_tasks == 1:
-        with dask.config.set(scheduler="synchronous"):
+        with dask.config.set(scheduler=dask.get):
             yield
     elif sys.platform != "linux":
-        with dask.config.set(scheduler="threads", num_workers=n_tasks):
+        with dask.config.set(scheduler=dask.threaded.get, num_workers=n_tasks):
             yield
     else:
         with (
             _forked(n_tasks) as pool,
-            dask.config.set(scheduler="processes", pool=pool, chunksize=1),
+            dask.config.set(scheduler=dask.multiprocessing.get, pool=pool, chunksize=1),
         ):
             yield
 
