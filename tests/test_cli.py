@@ -1101,10 +1101,10 @@ def test_tokens_of_a_corpus_that_is_not_there_is_refused(tmp_path: Path, tokeniz
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, Path, Result]:
-    """One step of the demo, with the real default corpus: its store, its cache, what it said."""
+    """One step of the demo, with the real default corpus: its store, our cache, what it said."""
     store = tmp_path_factory.mktemp("demo") / "demo.zarr"
     with FileLock(cache.with_suffix(".lock")):
-        return store, cache, run("demo", store, "--steps", 1)
+        return store, cache / "thimble-zarr", run("demo", store, "--steps", 1)
 
 
 def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> None:
