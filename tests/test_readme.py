@@ -120,6 +120,7 @@ def test_make_demo_ends_with_the_verdict(tmp_path: Path) -> None:
     shown = subprocess.run(
         [Path(sys.executable).parent / "thimble-zarr", *arguments, "--steps=41"],
         cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},  # it trains, and then forks to check
         capture_output=True,
         text=True,
         check=True,
