@@ -1,11 +1,20 @@
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# As many test processes as cores: torch's own threads would only wait for each other, and they
+# wait busily. Tests of several threads say how many they want. Read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from tests.runs import History, record
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.trainer import TrainingData, load_data
 
 # A slow machine is no failure.
 settings.register_profile(
@@ -15,13 +24,20 @@ settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+def cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
     """One cache of the default corpus for the session, not the user's; workers share it."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
-        yield
+        yield shared / "cache"
+
+
+@pytest.fixture(scope="session")
+def default_data(cache: Path) -> TrainingData:
+    """The default corpus, its tokenizer trained by the first worker that asks."""
+    with FileLock(cache.with_suffix(".lock")):
+        return load_data(TrainingConfig())
 
 
 @pytest.fixture(scope="session")

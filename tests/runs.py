@@ -1,6 +1,7 @@
 """Small training runs whose truth is kept by hand, as the original notebook keeps it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,17 @@ class History:
 def token_labels(n_tokens: int = N_TOKENS, n_live: int = N_LIVE) -> TokenLabels:
     count = np.where(np.arange(n_tokens) < n_live, 3, 0)
     return TokenLabels.from_counts(count, [f" t{token}" for token in range(n_tokens)])
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Give torch `n` threads; a test session gives it one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Loop:

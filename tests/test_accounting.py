@@ -1,5 +1,6 @@
 """The per-step table against independent arithmetic, and the verdict against planted faults."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,24 @@ TOY = {"lr": 1e-2, "weight_decay": 1e-2}
 SUBSETS = {"dead": slice(7, 11), "live": slice(0, 7), "all": slice(None), "ids": [9, 0, 4]}
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.fixture(
+    scope="module", params=product([torch.bfloat16, torch.float32, torch.float64], [0.0, 0.5])
+)
+def decaying(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, History, torch.dtype, float]:
+    """A run of a dtype and a weight decay, never to be written to, and what really happened."""
+    dtype, weight_decay = request.param
+    path = tmp_path_factory.mktemp("decaying") / "run.zarr"
+    return path, record(path, dtype=dtype, weight_decay=weight_decay), dtype, weight_decay
+
+
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_it_is_the_independent_computation(
-    tmp_path: Path, dtype: torch.dtype, weight_decay: float, subset: str
+    decaying: tuple[Path, History, torch.dtype, float], subset: str
 ) -> None:
-    history = record(tmp_path / "run.zarr", dtype=dtype, weight_decay=weight_decay)
-    ds = open_dataset(tmp_path / "run.zarr")
-    part = ds.isel(token=SUBSETS[subset])
+    path, history, dtype, weight_decay = decaying
+    part = open_dataset(path).isel(token=SUBSETS[subset])
     table = accounting(part)
     expected = oracles.in_float64(
         *(history[name][:, SUBSETS[subset]] for name in STATES),

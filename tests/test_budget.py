@@ -25,14 +25,17 @@ BUDGET = 512 * MB
 
 LONG_STEPS = 10_000
 
+N_TOKENS = 27_011
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of 8 x 4, short and long, and a few steps of an embedding of GPT-2's size."""
+    """Runs of 8 x 4, short and long, and one whose three steps do not fit into the budget."""
     directory = tmp_path_factory.mktemp("scale")
     for n_steps in (100, LONG_STEPS):
         synthetic_run(directory / f"{n_steps}.zarr", n_steps=n_steps, n_tokens=8, n_dims=4)
-    synthetic_run(directory / "gpt2.zarr", n_steps=3, n_tokens=50_257, n_dims=768)
+    synthetic_run(directory / "large.zarr", n_steps=3, n_tokens=N_TOKENS, n_dims=768)
+    assert 4 * _weights(directory / "large.zarr").source.reader.schema.row_bytes > BUDGET
     return directory
 
 
@@ -42,7 +45,7 @@ def check(store: Path, *options: str) -> Measured:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux")
 def test_a_check_keeps_within_its_budget_whatever_the_size(runs: Path) -> None:
-    names = ("100", str(LONG_STEPS), "gpt2")
+    names = ("100", str(LONG_STEPS), "large")
     found = {name: check(runs / f"{name}.zarr", f"--memory={BUDGET}") for name in names}
     for run in found.values():
         assert "HOLDS to the bit" in run.stdout
@@ -54,9 +57,9 @@ def test_a_check_keeps_within_its_budget_whatever_the_size(runs: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux")
 def test_a_budget_just_large_enough_is_kept(runs: Path) -> None:
-    refused = measure_refused(runs / "gpt2.zarr")
+    refused = measure_refused(runs / "large.zarr")
     least = int(1.01 * refused)
-    assert check(runs / "gpt2.zarr", f"--memory={least}").peak_rss_bytes <= least
+    assert check(runs / "large.zarr", f"--memory={least}").peak_rss_bytes <= least
 
 
 def measure_refused(store: Path) -> float:
@@ -89,8 +92,8 @@ def test_needs_do_not_grow_with_steps_but_for_the_table(runs: Path) -> None:
 
 
 def test_needs_do_not_grow_with_tokens_beyond_a_window(runs: Path) -> None:
-    schema = _weights(runs / "gpt2.zarr").source.reader.schema
-    sizes = [task_bytes(schema, n_rows=4, n_tokens=n_tokens) for n_tokens in (5, 5000, 50_257)]
+    schema = _weights(runs / "large.zarr").source.reader.schema
+    sizes = [task_bytes(schema, n_rows=4, n_tokens=n_tokens) for n_tokens in (5, 5000, N_TOKENS)]
     assert sizes[0] < sizes[1] == sizes[2]
     assert task_bytes(schema, n_rows=4, n_tokens=5000, replay=False) < sizes[1]
 

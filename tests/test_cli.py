@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ import safetensors.torch
 import torch
 import zarr
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from tokenizers import Tokenizer
 
 import thimble_zarr
@@ -1100,13 +1100,11 @@ def test_tokens_of_a_corpus_that_is_not_there_is_refused(tmp_path: Path, tokeniz
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, Result]]:
-    """One step of the demo, with the real default corpus: its store, its cache, what it said."""
-    place = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        result = run("demo", place / "demo.zarr", "--steps", 1)
-        yield place / "demo.zarr", place / "cache", result
+def demo(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, Path, Result]:
+    """One step of the demo, with the real default corpus: its store, our cache, what it said."""
+    store = tmp_path_factory.mktemp("demo") / "demo.zarr"
+    with FileLock(cache.with_suffix(".lock")):
+        return store, cache / "thimble-zarr", run("demo", store, "--steps", 1)
 
 
 def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> None:

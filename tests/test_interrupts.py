@@ -120,7 +120,7 @@ def test_ctrl_c_at_any_bytecode_loses_no_row(tmp_path: Path, passed: Counter[Pla
         except Exception as error:
             error.add_note(f"interrupted at {place}")
             raise
-    assert n_interrupted > 0.8 * len(tried)  # a run does not always wait at the same places
+    assert n_interrupted > 0.5 * len(tried)  # a run does not always wait at the same places
 
 
 def test_ctrl_c_at_the_first_bytecode_of_the_exit_loses_no_row(

@@ -5,7 +5,6 @@ Gradients are drawn, not trained: of all sizes, some rows of zeros and some of n
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.runs import Loop
+from tests.runs import Loop, threads
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.recurrences import compare, recurrences, replayed
 from thimble_zarr.analysis.verdict import verdict
@@ -111,10 +110,15 @@ DTYPES = {
 
 
 def cells() -> Iterator[object]:
-    """Every implementation, dtype, kind of decay and variant that torch allows on a CPU."""
-    for implementation, dtype, optimizer, variant in product(
-        IMPLEMENTATIONS, DTYPES, (ADAMW, ADAM), VARIANTS
-    ):
+    """Every three of implementation, dtype, kind of decay and variant that torch allows on a CPU.
+
+    That is half of all cells: those whose numbers have an even sum.
+    """
+    ways = (IMPLEMENTATIONS, DTYPES, (ADAMW, ADAM), VARIANTS)
+    for numbered in product(*map(enumerate, ways)):
+        numbers, (implementation, dtype, optimizer, variant) = zip(*numbered, strict=True)
+        if sum(numbers) % 2:
+            continue
         if implementation == "foreach" and variant.startswith("tensor"):
             continue  # torch refuses it without `capturable`
         options = dict(VARIANTS[variant])
@@ -254,16 +258,6 @@ def test_without_lanes_the_replay_would_be_wrong(
     assert wrong > 0
 
 
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 THREADED = Cell(BFLOAT16, ADAM, {"weight_decay": 0.1}, shape=(1201, 61), n_steps=5)
 """73,261 elements: three threads get 24,421 each, so that rests lie in the middle."""
 
@@ -306,7 +300,8 @@ def test_the_real_shape(
 ) -> None:
     options = {"weight_decay": 0.1, **IMPLEMENTATIONS[implementation]}
     cell = Cell(BFLOAT16, optimizer, options, shape=(10_000, 64), n_steps=2)
-    assert_exact(cell.record(tmp_path / "run.zarr"))
+    with threads(2):
+        assert_exact(cell.record(tmp_path / "run.zarr"))
 
 
 @pytest.mark.parametrize("n_elements", [1, 63, 64, 65, 2743, 32767, 32768, 73_261])
