@@ -5,11 +5,13 @@ look and where the rows go.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thimble_zarr.errors import OptimizerError
 from thimble_zarr.format.schema import OptimizerInfo
@@ -41,10 +43,73 @@ def param_group(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise OptimizerError unless this is torch's Adam or AdamW, or a subclass."""
-    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return
+    name = type(optimizer).__name__
+    if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         raise OptimizerError(
-            f"{type(optimizer).__name__} cannot be recorded: only torch.optim.Adam and "
-            "torch.optim.AdamW (and their subclasses) keep the states this format records"
+            f"{name} wraps torch's optimizer, whose steps are what is recorded; pass that one: "
+            "`optimizer.optimizer`"
+        )
+    raise OptimizerError(
+        f"{name} cannot be recorded: only torch.optim.Adam and torch.optim.AdamW (and their "
+        "subclasses) keep the states this format records"
+    )
+
+
+def check_parameter(parameter: Tensor) -> None:
+    """Raise OptimizerError unless the parameter is one whole tensor in memory that can train."""
+    name = type(parameter).__name__
+    if not isinstance(parameter, Tensor):
+        raise OptimizerError(
+            f"the parameter is a {name}; pass its tensor, for example `embedding.weight`"
+        )
+    if is_traceable_wrapper_subclass(parameter) or name == "FlatParameter":
+        raise OptimizerError(
+            f"the parameter is a {name}, of which this process holds a part or another form (FSDP, "
+            "tensor parallelism, quantization); only whole, plain tensors can be recorded, as in "
+            "DistributedDataParallel"
+        )
+    if parameter.is_meta or parameter.layout != torch.strided:
+        raise OptimizerError(
+            f"the parameter has no plain memory: its layout is {parameter.layout}, on "
+            f"{parameter.device}; make the recorder when the model has its weights"
+        )
+    if isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad:
+        raise OptimizerError(
+            "the parameter is frozen (requires_grad is False), so no step will change it; choose "
+            "one that trains, or unfreeze it before the recorder is made"
+        )
+
+
+def check_unchanged(
+    optimizer: torch.optim.Optimizer,
+    parameter: Tensor,
+    *,
+    recorded: OptimizerInfo,
+    native: str,
+    device: str,
+) -> None:
+    """Raise OptimizerError unless the coming step is of the kind the recording started with.
+
+    Parameters
+    ----------
+    optimizer, parameter
+        As they are now.
+    recorded
+        What `optimizer_info` returned when the recording started.
+    native, device
+        Dtype and device of the parameter then.
+    """
+    now = asdict(optimizer_info(optimizer, parameter))
+    now |= {"dtype": dtype_name(parameter), "device": str(parameter.device)}
+    then = asdict(recorded) | {"dtype": native, "device": device}
+    changed = [f"{name} {then[name]} -> {now[name]}" for name in now if now[name] != then[name]]
+    if changed:
+        raise OptimizerError(
+            f"optimizer or parameter changed during the run ({', '.join(changed)}); what was "
+            "recorded is kept: close this recording and start a new one (model.to(...) and a "
+            "checkpoint of other settings belong before the recorder is made)"
         )
 
 

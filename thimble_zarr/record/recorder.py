@@ -1,9 +1,10 @@
 """The recorder: installs torch's step hooks and turns every optimizer step into a row.
 
-Before a step it reads the hyper-parameters (schedules change them), after the step what the step
-consumed and produced. Rows are copied before the hook returns, because tensors alias. A full block
-goes to the writer thread only when the next step begins, so that a loss logged after a step still
-finds its row, and so that any waiting for the disk is done before the optimizer moves.
+After a step, before any other hook, it reads the numbers the step used (schedules and closures
+change them) and what it consumed and produced. Rows are copied before the hook returns, because
+tensors alias. A full block goes to the writer thread only when the next step begins, so that a loss
+logged after a step still finds its row, and so that any waiting for the disk is done before the
+optimizer moves.
 """
 
 import datetime
@@ -30,6 +31,8 @@ from thimble_zarr.format.store import StorePath
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
+    check_parameter,
+    check_unchanged,
     dtype_name,
     hyperparameters,
     optimizer_info,
@@ -118,18 +121,23 @@ class Recorder:
         self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
         self._block.start(0)
-        self._hyperparameters: dict[str, float] = {}
+        self._stepping = False
         self._optimizer_step = 0.0
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
         self._loss_step = 0
-        self._loss_warned = False
+        self._warned: set[str] = set()
         self._closed = False
         self._scope = ExitStack()
+        # Where somebody compiles the step, torch would compile what the hooks do, too.
+        self._begin_row = torch.compiler.disable(self._begin_row_uncompiled)
+        self._end_row = torch.compiler.disable(self._end_row_uncompiled)
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
+        # Other hooks may clear the gradient or change the learning rate.
+        optimizer._optimizer_step_post_hooks.move_to_end(self._hooks[1].id, last=False)
 
     @property
     def step(self) -> int:
@@ -170,12 +178,11 @@ class Recorder:
         if self._loss_follows_step is None:
             self._loss_follows_step = self._n_rows > 0
         step = self.step if self._loss_follows_step else self.step + 1
-        if not (math.isfinite(value) or self._loss_warned):
-            self._loss_warned = True
-            warnings.warn(
+        if not math.isfinite(value):
+            self._warn_once(
+                "loss",
                 f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
                 "further ones, without a warning",
-                stacklevel=3,  # past what holds Ctrl-C back
             )
         if not self._loss_follows_step:
             self._loss = value
@@ -254,23 +261,58 @@ class Recorder:
         except OSError as error:
             raise RecordingError(f"cannot close {self._store.path}: {error}") from error
 
-    @interrupts_held()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        # Only in a frame that torch compiles, as it does this one with the step, is this true.
+        self._begin_row(compiled=torch.compiler.is_compiling())
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        self._end_row()
+
+    @interrupts_held()
+    def _begin_row_uncompiled(self, *, compiled: bool) -> None:
         self._check()
-        self._hyperparameters = hyperparameters(param_group(optimizer, self._parameter))
+        if compiled:
+            raise OptimizerError(
+                "optimizer.step() is compiled, which rounds in ways that no replay repeats; "
+                "compile the model and call the step uncompiled"
+            )
+        check_unchanged(
+            self._optimizer,
+            self._parameter,
+            recorded=self.schema.optimizer,
+            native=self.schema.dtypes["W"],
+            device=self.schema.device,
+        )
         if self._n_rows == 0:
             self._append_row(grad=None, scalars={})
             self._row_end_s = time.perf_counter()
         self._make_room()
+        self._stepping = True
 
     @interrupts_held()
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        scalars = dict(self._hyperparameters)
+    def _end_row_uncompiled(self) -> None:
+        if not self._stepping:
+            return  # a subclass whose step calls that of its base class: hooks run for both
+        self._stepping = False
+        scalars = hyperparameters(param_group(self._optimizer, self._parameter))
         if self._loss is not None:
             scalars["loss"], self._loss = self._loss, None
         with self._stopwatch.time("copy_s"):
             self._append_row(grad=self._parameter.grad, scalars=scalars)
         self._count_step()
+        if self._parameter.grad is None:
+            self._warn_once(
+                "grad",
+                f"the parameter has no gradient at step {self.step}, which is recorded as one that "
+                "the optimizer skipped, and so are any further ones, without a warning: it is "
+                "frozen, unused, or no longer the model's (load_state_dict(assign=True) replaces "
+                "parameters)",
+            )
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(message, stacklevel=4)  # past what holds Ctrl-C back
 
     def _count_step(self) -> None:
         """Measure a step from the end of the row before to the end of its own row."""
@@ -284,6 +326,13 @@ class Recorder:
             raise RecordingError(
                 f"the optimizer counts {step:.0f} steps, and counted {self._optimizer_step:.0f} at "
                 "the last row: a step was not recorded, or a state was loaded; record anew"
+            )
+        if self._n_rows and step == self._optimizer_step:
+            grad = None  # a step that is skipped, as by a GradScaler, consumes none
+        elif self._n_rows and grad is None:
+            raise RecordingError(
+                f"the gradient of step {self._n_rows} was gone before it could be recorded: "
+                "something within the step cleared it; clear it after the step"
             )
         states = state_tensors(self._optimizer, self._parameter)
         zeros = torch.zeros((), dtype=self._parameter.dtype).expand(self._parameter.shape)
@@ -309,11 +358,7 @@ def _schema(
     memory_bytes: int,
 ) -> Schema:
     check_optimizer(optimizer)
-    if not isinstance(parameter, Tensor):
-        raise OptimizerError(
-            f"the parameter is a {type(parameter).__name__}; pass its tensor, for example "
-            "`embedding.weight`"
-        )
+    check_parameter(parameter)
     info = optimizer_info(optimizer, parameter)
     native = dtype_name(parameter)
     if parameter.ndim != 2 or parameter.numel() == 0 or native not in RECORDABLE:
