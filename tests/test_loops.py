@@ -4,6 +4,7 @@ Each loop is torch's own machinery. Its record must pass the exact check, in whi
 step again from the recorded gradient; a gradient that is not the consumed one fails there.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from tests.runs import TINY_MEMORY, Loop
 from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import OptimizerError, RecordingError
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.record.block import Block
@@ -391,6 +394,27 @@ def test_a_hook_that_runs_before_the_recorders_would_be_seen(
 
 
 # Steps that were skipped, and parameters that are no longer trained.
+
+
+def test_skipped_steps_are_counted_where_people_look(path: Path) -> None:
+    loop = make_loop("fused", dtype=torch.float32)
+    record(path, loop, Scaled(loop, infinite=(0, 6)))
+    run = partial(CliRunner().invoke, cli, catch_exceptions=False)
+    info, checked = run(["info", str(path)]), run(["check", str(path), "--tokens", "all"])
+    assert "11 and the initial state; 2 skipped by the optimizer\n" in info.output
+    assert "Steps    1 to 11; 2 skipped by the optimizer\n" in checked.output
+    assert json.loads(run(["info", str(path), "--format", "json"]).output)["n_skipped"] == 2
+    later = run(["check", str(path), "--tokens", "all", "--steps", "7:", "--format", "json"])
+    assert json.loads(later.output)["n_skipped"] == 1
+    assert accounting(open_dataset(path)).skipped.values.tolist() == [1, *[0] * 5, 1, *[0] * 4]
+
+
+def test_a_run_without_skipped_steps_does_not_speak_of_them(path: Path) -> None:
+    loop = make_loop()
+    record(path, loop, lambda step: loop.step())
+    for command in (["info", str(path)], ["check", str(path), "--tokens", "all"]):
+        output = CliRunner().invoke(cli, command, catch_exceptions=False).output
+        assert "skipped by the optimizer" not in output
 
 
 def test_a_parameter_that_is_frozen_in_the_middle_is_skipped_and_warned_of(path: Path) -> None:

@@ -43,18 +43,18 @@ def param_group(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise OptimizerError unless this is torch's Adam or AdamW, or a subclass."""
-    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        return
     name = type(optimizer).__name__
+    # Lightning's wrapper says that it is an instance of the class it wraps.
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         raise OptimizerError(
             f"{name} wraps torch's optimizer, whose steps are what is recorded; pass that one: "
             "`optimizer.optimizer`"
         )
-    raise OptimizerError(
-        f"{name} cannot be recorded: only torch.optim.Adam and torch.optim.AdamW (and their "
-        "subclasses) keep the states this format records"
-    )
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        raise OptimizerError(
+            f"{name} cannot be recorded: only torch.optim.Adam and torch.optim.AdamW (and their "
+            "subclasses) keep the states this format records"
+        )
 
 
 def check_parameter(parameter: Tensor) -> None:
