@@ -13,10 +13,11 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ from thimble_zarr.record.capture import (
     param_group,
     state_tensors,
 )
+from thimble_zarr.record.ending import close_at_exit
 from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.writer import BlockWriter
 
@@ -54,6 +56,7 @@ class Recorder:
     Recording starts when the recorder is made and ends with `close`, or with the `with` block. Rows
     of the last, unfinished block are on disk only after `flush` or `close`. Ctrl-C loses no row: it
     takes effect before or after the recorder's work on a step, and a `with` block always closes.
+    What was left open is closed when Python ends.
 
     Parameters
     ----------
@@ -130,14 +133,17 @@ class Recorder:
         self._closed = False
         self._scope = ExitStack()
         # Where somebody compiles the step, torch would compile what the hooks do, too.
-        self._begin_row = torch.compiler.disable(self._begin_row_uncompiled)
-        self._end_row = torch.compiler.disable(self._end_row_uncompiled)
+        uncompiled: Callable[..., Callable[..., None]] = torch.compiler.disable
+        self._begin_row = uncompiled(self._begin_row_uncompiled)
+        self._end_row = uncompiled(self._end_row_uncompiled)
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
         # Other hooks may clear the gradient or change the learning rate.
-        optimizer._optimizer_step_post_hooks.move_to_end(self._hooks[1].id, last=False)
+        hooks = cast("OrderedDict[int, object]", optimizer._optimizer_step_post_hooks)
+        hooks.move_to_end(self._hooks[1].id, last=False)
+        close_at_exit(self.close)
 
     @property
     def step(self) -> int:
