@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import thimble_zarr
-from thimble_zarr.errors import OptimizerError, RecordingError
+from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
 from thimble_zarr.format.overhead import Stopwatch
@@ -77,6 +77,10 @@ class Recorder:
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
         Bound on all memory of the recorder.
+    max_overhead
+        Share of training time that recording may take before it warns, once, with what would help;
+        None never warns. Judged after a block, from 50 steps and 10 seconds of training on. What is
+        recorded does not depend on it.
     overwrite
         Replace a store that lies at `path`.
 
@@ -85,6 +89,8 @@ class Recorder:
     OptimizerError
         If the optimizer is not of the Adam family, does not own the parameter, or the parameter
         cannot be recorded.
+    ConfigError
+        If `max_overhead` is not above 0, or labels do not fit.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -107,8 +113,14 @@ class Recorder:
         n_steps: int | None = None,
         attrs: Mapping[str, Json] | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        max_overhead: float | None = 0.03,
         overwrite: bool = False,
     ) -> None:
+        if max_overhead is not None and not max_overhead > 0:
+            raise ConfigError(
+                f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
+                "0.03, or None for no warning"
+            )
         schema = _schema(optimizer, parameter, name, attrs or {}, memory_bytes)
         self._optimizer = optimizer
         self._parameter = parameter
@@ -119,6 +131,7 @@ class Recorder:
             n_rows=None if n_steps is None else n_steps + 1,
             overwrite=overwrite,
         )
+        self._max_overhead = max_overhead
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
         self._writer = BlockWriter(self._store, self._stopwatch)
@@ -354,6 +367,16 @@ class Recorder:
             block = self._writer.acquire()
             block.start(next_row)
             self._block = block
+            self._check_overhead()
+
+    def _check_overhead(self) -> None:
+        spent, most = self._store.spent, self._max_overhead
+        if most is not None and spent.telling and spent.training_share > most:
+            self._warn_once(
+                "overhead",
+                f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
+                f"{most:.1%}: {spent.advice}. It goes on as before, without a further warning",
+            )
 
 
 def _schema(
