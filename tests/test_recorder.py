@@ -463,8 +463,8 @@ def test_there_are_never_more_than_two_blocks(path: Path, monkeypatch: pytest.Mo
     made = []
     real = writer_module.Block
 
-    def block(schema: object) -> object:
-        made.append(real(schema))
+    def block(*args: object) -> object:
+        made.append(real(*args))
         return made[-1]
 
     monkeypatch.setattr(writer_module, "Block", block)

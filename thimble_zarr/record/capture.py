@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from thimble_zarr.errors import OptimizerError
+from thimble_zarr.errors import OptimizerError, RecordingError
 from thimble_zarr.format.schema import OptimizerInfo
 
 
@@ -145,15 +145,18 @@ def _implementation(group: Mapping[str, Any]) -> str:
     return "fused" if fused else "foreach" if foreach else "single"
 
 
-def hyperparameters(group: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers the coming step will use, by the names of the store's scalars."""
+def hyperparameters(group: Mapping[str, Any]) -> dict[str, float | Tensor]:
+    """Return the numbers of the step, by the names of the store's scalars.
+
+    Those that lie on a CUDA device stay there: to read them would be to wait for it.
+    """
     beta1, beta2 = group["betas"]
     return {
-        "learning_rate": float(group["lr"]),
-        "beta1": float(beta1),
-        "beta2": float(beta2),
-        "eps": float(group["eps"]),
-        "weight_decay": float(group["weight_decay"]),
+        "learning_rate": _number(group["lr"]),
+        "beta1": _number(beta1),
+        "beta2": _number(beta2),
+        "eps": _number(group["eps"]),
+        "weight_decay": _number(group["weight_decay"]),
     }
 
 
@@ -168,6 +171,18 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[s
     return {"W": parameter.detach()} | {name: state[name] for name in moments if name in state}
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> float:
-    """Return the optimizer's own count of steps for `parameter`."""
-    return float(optimizer.state.get(parameter, {}).get("step", 0.0))
+def optimizer_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> float | Tensor:
+    """Return the optimizer's own count of steps for `parameter`, on its device if that is CUDA."""
+    return _number(optimizer.state.get(parameter, {}).get("step", 0.0))
+
+
+def missed_step(count: float, before: float) -> RecordingError:
+    """Return the error of a row whose count is not that of the row before or the next."""
+    return RecordingError(
+        f"the optimizer counts {count:.0f} steps, and counted {before:.0f} at the last row: a step "
+        "was not recorded, or a state was loaded; record anew"
+    )
+
+
+def _number(value: float | Tensor) -> float | Tensor:
+    return value if isinstance(value, Tensor) and value.is_cuda else float(value)

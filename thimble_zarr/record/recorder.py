@@ -36,6 +36,7 @@ from thimble_zarr.record.capture import (
     check_unchanged,
     dtype_name,
     hyperparameters,
+    missed_step,
     optimizer_info,
     optimizer_step,
     param_group,
@@ -138,7 +139,7 @@ class Recorder:
         self._block = self._writer.acquire()
         self._block.start(0)
         self._stepping = False
-        self._optimizer_step = 0.0
+        self._optimizer_step: float | Tensor = 0.0
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
         self._loss_step = 0
@@ -185,7 +186,7 @@ class Recorder:
         Parameters
         ----------
         loss
-            A number or a tensor of one element.
+            A number or a tensor of one element; on a GPU it is waited for.
 
         Raises
         ------
@@ -295,6 +296,11 @@ class Recorder:
                 "optimizer.step() is compiled, which rounds in ways that no replay repeats; "
                 "compile the model and call the step uncompiled"
             )
+        if self._parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise OptimizerError(
+                "optimizer.step() is being captured in a CUDA graph, of whose replays no recorder "
+                "hears; leave the step out of the graph"
+            )
         check_unchanged(
             self._optimizer,
             self._parameter,
@@ -339,22 +345,20 @@ class Recorder:
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
 
-    def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float]) -> None:
+    def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float | Tensor]) -> None:
         step = optimizer_step(self._optimizer, self._parameter)
-        if self._n_rows and step - self._optimizer_step not in (0, 1):
-            raise RecordingError(
-                f"the optimizer counts {step:.0f} steps, and counted {self._optimizer_step:.0f} at "
-                "the last row: a step was not recorded, or a state was loaded; record anew"
-            )
-        if self._n_rows and step == self._optimizer_step:
-            grad = None  # a step that is skipped, as by a GradScaler, consumes none
-        elif self._n_rows and grad is None:
-            raise RecordingError(
-                f"the gradient of step {self._n_rows} was gone before it could be recorded: "
-                "something within the step cleared it; clear it after the step"
-            )
+        before = self._optimizer_step
+        # Counts on a device are looked at when they have come from there.
+        if self._n_rows and not isinstance(step, Tensor) and not isinstance(before, Tensor):
+            if step - before not in (0, 1):
+                raise missed_step(step, before)
+            if grad is None and step != before:
+                raise RecordingError(
+                    f"the gradient of step {self._n_rows} was gone before it could be recorded: "
+                    "something within the step cleared it; clear it after the step"
+                )
         states = state_tensors(self._optimizer, self._parameter)
-        zeros = torch.zeros((), dtype=self._parameter.dtype).expand(self._parameter.shape)
+        zeros = self._parameter.detach().new_zeros(()).expand(self._parameter.shape)
         tensors = {name: states.get(name, zeros) for name in self.schema.dtypes} | {"grad": grad}
         self._block.append(tensors, {"optimizer_step": step, **scalars})
         self._optimizer_step = step
