@@ -101,11 +101,15 @@ def check_unchanged(
     native, device
         Dtype and device of the parameter then.
     """
-    now = asdict(optimizer_info(optimizer, parameter))
-    now |= {"dtype": dtype_name(parameter), "device": str(parameter.device)}
-    then = asdict(recorded) | {"dtype": native, "device": device}
-    changed = [f"{name} {then[name]} -> {now[name]}" for name in now if now[name] != then[name]]
-    if changed:
+    info, dtype, where = (
+        optimizer_info(optimizer, parameter),
+        dtype_name(parameter),
+        parameter.device,
+    )
+    if (info, dtype, str(where)) != (recorded, native, device):
+        now = asdict(info) | {"dtype": dtype, "device": str(where)}
+        then = asdict(recorded) | {"dtype": native, "device": device}
+        changed = [f"{name} {then[name]} -> {now[name]}" for name in now if now[name] != then[name]]
         raise OptimizerError(
             f"optimizer or parameter changed during the run ({', '.join(changed)}); what was "
             "recorded is kept: close this recording and start a new one (model.to(...) and a "
