@@ -166,7 +166,7 @@ def training_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "time", Clock)
 
 
-def record_within(path: Path, max_overhead: float | None, n_steps: int = 80) -> list[str]:
+def record_within(path: Path, max_overhead: float | None, n_steps: int = 66) -> list[str]:
     """Record a run and return what was warned of."""
     loop = Loop()
     with (
@@ -175,7 +175,7 @@ def record_within(path: Path, max_overhead: float | None, n_steps: int = 80) -> 
             path,
             loop.optimizer,
             parameter=loop.weight,
-            memory_bytes=TINY_MEMORY,
+            memory_bytes=4 * TINY_MEMORY,  # blocks of 16 steps
             max_overhead=max_overhead,
         ),
     ):
@@ -193,13 +193,13 @@ def test_too_much_overhead_is_warned_of_once_and_changes_nothing(path: Path) -> 
     quiet = path.with_name("quiet.zarr")
     assert record_within(quiet, None) == []
     one, other = StoreReader.open(path), StoreReader.open(quiet)
-    assert one.n_rows == other.n_rows == 81
+    assert one.n_rows == other.n_rows == 67
     for name in one.schema.dtypes:
-        assert (one.read(name, (0, 81)) == other.read(name, (0, 81))).all()
+        assert (one.read(name, (0, 67)) == other.read(name, (0, 67))).all()
 
 
 @pytest.mark.usefixtures("training_clock", "idle_writer")
-@pytest.mark.parametrize(("max_overhead", "n_steps"), [(0.34, 80), (0.03, 50)])
+@pytest.mark.parametrize(("max_overhead", "n_steps"), [(0.34, 66), (0.03, 50)])
 def test_little_overhead_and_short_runs_are_not_warned_of(
     path: Path, max_overhead: float, n_steps: int
 ) -> None:
