@@ -131,8 +131,14 @@ def differences(path: Path, history: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"fused": True}, {"lr": torch.tensor(1e-2)}])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.bfloat16, {}),
+        (torch.bfloat16, {"fused": True}),
+        (torch.float32, {"lr": torch.tensor(1e-2)}),
+    ],
+)
 def test_rows_are_those_of_their_steps(
     cuda: LateCuda, dtype: torch.dtype, options: dict, path: Path
 ) -> None:
