@@ -140,7 +140,11 @@ class Faulty:
             for step in range(1, N_STEPS + 1):
                 self.loop.backward()
                 if fault == "another learning rate than recorded" and step == 4:
-                    self.loop.optimizer.register_step_pre_hook(lambda *a: group.update(lr=3e-2))
+                    group["lr"] = 3e-2
+                    hook = self.loop.optimizer.register_step_post_hook(
+                        lambda *a: group.update(lr=1e-2)
+                    )
+                    self.loop.optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)
                 self.loop.optimizer.step()
                 if fault == "a second hand on the weights" and step == 4:
                     with torch.no_grad():

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "analysis": {"format", "optim", "errors"},
     "experiment": {"record", "format", "errors"},
     "interchange": {"format", "errors"},
+    "integrations": {"record", "format", "errors"},
     "__main__": {"cli"},
     "cli": {"analysis", "errors", "experiment", "format", "interchange", "record", "optim"},
 }

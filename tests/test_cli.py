@@ -858,11 +858,15 @@ def faulty(tmp_path: Path) -> Path:
         def meddle(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
             optimizer.param_groups[0]["lr"] = 3e-2 if recorder.step == 2 else 1e-2
 
+        def hide(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+            optimizer.param_groups[0]["lr"] = 1e-2
+
         loop.optimizer.register_step_pre_hook(meddle)
+        hook = loop.optimizer.register_step_post_hook(hide)
+        loop.optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)
         for _ in range(5):
             loop.step()
             loop.optimizer.zero_grad()
-            loop.optimizer.param_groups[0]["lr"] = 1e-2
     return path
 
 

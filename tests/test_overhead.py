@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.runs import N_STEPS, TINY_MEMORY, Loop
 from thimble_zarr import Recorder
+from thimble_zarr.errors import ConfigError
 from thimble_zarr.format import overhead as overhead_module
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.store import StoreReader
@@ -145,6 +147,92 @@ def test_times_are_those_of_the_clock(path: Path, monkeypatch: pytest.MonkeyPatc
     # A step's copying begins and ends, and then the step ends: three looks.
     assert (spent.n_steps, spent.copy_s, spent.wait_s, spent.elapsed_s) == (2, 2.0, 0.0, 6.0)
     assert spent.training_share == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def training_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which each look of the training thread takes a second, and others none.
+
+    A step has three looks, one of which is spent on copying: a third of the time.
+    """
+    main, ticks = threading.get_ident(), itertools.count()
+
+    class Clock:
+        @staticmethod
+        def perf_counter() -> float:
+            return float(next(ticks)) if threading.get_ident() == main else 0.0
+
+    for module in (overhead_module, recorder_module):
+        monkeypatch.setattr(module, "time", Clock)
+
+
+def record_within(path: Path, max_overhead: float | None, n_steps: int = 66) -> list[str]:
+    """Record a run and return what was warned of."""
+    loop = Loop()
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        Recorder(
+            path,
+            loop.optimizer,
+            parameter=loop.weight,
+            memory_bytes=4 * TINY_MEMORY,  # blocks of 16 steps
+            max_overhead=max_overhead,
+        ),
+    ):
+        warnings.simplefilter("always")
+        for _ in range(n_steps):
+            loop.step()
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.usefixtures("training_clock", "idle_writer")
+def test_too_much_overhead_is_warned_of_once_and_changes_nothing(path: Path) -> None:
+    (warned,) = record_within(path, 0.03)
+    assert "recording takes 33.3% of training time, and max_overhead is 3.0%" in warned
+    assert "copying a row takes 1e+03 ms of a step's 3e+03 ms: record fewer parameters" in warned
+    quiet = path.with_name("quiet.zarr")
+    assert record_within(quiet, None) == []
+    one, other = StoreReader.open(path), StoreReader.open(quiet)
+    assert one.n_rows == other.n_rows == 67
+    for name in one.schema.dtypes:
+        assert (one.read(name, (0, 67)) == other.read(name, (0, 67))).all()
+
+
+@pytest.mark.usefixtures("training_clock", "idle_writer")
+@pytest.mark.parametrize(("max_overhead", "n_steps"), [(0.34, 66), (0.03, 50)])
+def test_little_overhead_and_short_runs_are_not_warned_of(
+    path: Path, max_overhead: float, n_steps: int
+) -> None:
+    assert record_within(path, max_overhead, n_steps) == []
+
+
+def test_a_run_of_few_seconds_tells_nothing() -> None:
+    assert Overhead(n_steps=50, elapsed_s=10).telling
+    assert not Overhead(n_steps=49, elapsed_s=10).telling
+    assert not Overhead(n_steps=5000, elapsed_s=9.9).telling
+
+
+@pytest.mark.parametrize(
+    ("slowest", "words"),
+    [
+        ("encode_s", "mostly compressing: leave it a core"),
+        ("write_s", "mostly writing: choose a faster disk"),
+        ("sync_s", "mostly syncing: give more memory_bytes"),
+    ],
+)
+def test_waiting_is_advised_on_by_what_the_writer_does(slowest: str, words: str) -> None:
+    spent = Overhead(n_steps=100, n_waits=7, elapsed_s=50, copy_s=1, wait_s=2)
+    spent += Overhead(encode_s=1, write_s=1, sync_s=1) + Overhead(**{slowest: 22})
+    assert "7 of 100 steps waited for the writer thread, which was busy 50%" in spent.advice
+    assert words in spent.advice
+
+
+@pytest.mark.parametrize("share", [0, -0.1, float("nan")])
+def test_an_overhead_that_no_recording_keeps_is_refused(path: Path, share: float) -> None:
+    loop = Loop()
+    with pytest.raises(ConfigError, match=r"max_overhead is .* above 0"):
+        Recorder(path, loop.optimizer, parameter=loop.weight, max_overhead=share)
+    assert not path.exists()
 
 
 def test_ledgers_without_it_and_with_more_are_read(path: Path) -> None:

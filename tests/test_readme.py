@@ -70,6 +70,9 @@ def test_the_commands_ran_and_left_what_they_promise(directory: Path) -> None:
     assert len((directory / "table.csv").read_text().splitlines()) == 31
 
 
+# What the trainers do with what they stand on, and say of a machine without a GPU.
+@pytest.mark.filterwarnings("default:::pytorch_lightning", "default:.*LeafSpec")
+@pytest.mark.filterwarnings("default:.*(pin_memory|num_workers|checkpoint)")
 def test_the_python_runs(directory: Path) -> None:
     names: dict[str, object] = {}
     for block in blocks("python"):
@@ -77,6 +80,11 @@ def test_the_python_runs(directory: Path) -> None:
     recorded = thimble_zarr.open_dataset(directory / "mine.zarr")
     assert recorded.sizes["step"] == 51
     assert not np.isnan(recorded.loss[1:]).any()
+    for name, n_steps in (("trainer.zarr", 5), ("lightning.zarr", 8)):
+        ds = thimble_zarr.open_dataset(directory / name)
+        assert ds.sizes["step"] == n_steps + 1
+        assert int(thimble_zarr.accounting(ds).n_different.sum()) == 0
+        assert not np.isnan(ds.loss[1:]).any()
     residual = names["ds"].sel(token=names["ds"].dead).adam_residual
     assert residual.dtype == np.float32
     assert residual.sizes["token"] == int(names["ds"].dead.sum()) > 0

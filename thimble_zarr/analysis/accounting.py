@@ -107,6 +107,9 @@ def accounting(
         ``n_not_finite``
             Elements whose residual is NaN or infinite, because the run diverged or a value is
             missing. int64.
+        ``skipped``
+            1 where the optimizer skipped the step, as with a `GradScaler` that found an infinity,
+            or for want of a gradient; else 0. int64.
 
         Extended:
         ``share_moved``, ``share_stalled``
@@ -184,7 +187,8 @@ def accounting(
         for members_of in members
     ]
     coords = {"step": steps} | ({"recurrence": list(tally.recurrences)} if replay else {})
-    tables = [table.assign_coords(coords) for table in tables]
+    skipped = "step", source.skipped[steps].astype(np.int64)
+    tables = [table.assign_coords(coords).assign(skipped=skipped) for table in tables]
     if subsets is None:
         return tables[0].assign_attrs(attrs)
     return xr.concat(tables, dim="subset").assign_coords(subset=list(subsets)).assign_attrs(attrs)

@@ -30,6 +30,7 @@ def info(store: Path, *, format_: str) -> None:
 
     STORE may be the safetensors file of the original notebook.
     """
+    from thimble_zarr.analysis.windows import Source
     from thimble_zarr.format.store import StoreReader
     from thimble_zarr.interchange.contents import NOTEBOOK_FILE
     from thimble_zarr.interchange.recording import open_recording
@@ -37,12 +38,13 @@ def info(store: Path, *, format_: str) -> None:
     reader = open_recording(store)
     complete = not isinstance(reader, StoreReader) or reader.commit.complete
     schema, n_rows = reader.schema, reader.n_rows
-    overhead = _overhead(reader)
+    overhead, n_skipped = _overhead(reader), int(Source(reader).skipped.sum())
     disk_bytes, raw_bytes = reader.disk_bytes(), n_rows * schema.row_bytes
     if format_ == "json":
         content = schema.to_attribute() | {
             "store": str(store),
             "n_rows": n_rows,
+            "n_skipped": n_skipped,
             "complete": complete,
             "disk_bytes": disk_bytes,
             "raw_bytes": raw_bytes,
@@ -64,7 +66,7 @@ def info(store: Path, *, format_: str) -> None:
         ("Parameter", f"{schema.parameter or 'unnamed'}, {shape}, on {schema.device}"),
         ("Variables", ", ".join(f"{name} {native}" for name, native in schema.dtypes.items())),
         ("Optimizer", f"{optimizer.name}, {optimizer.implementation}"),
-        ("Steps", f"{n_rows - 1:,} and the initial state" if n_rows else "none yet"),
+        ("Steps", _steps(n_rows, n_skipped)),
     ]
     if labels.live is not None:
         n_live = int(labels.live.sum())
@@ -82,6 +84,13 @@ def info(store: Path, *, format_: str) -> None:
         if name != NOTEBOOK_FILE  # for machines; `config` says the same
     ]
     click.echo("\n".join(f"{name:<10} {value}" for name, value in lines))
+
+
+def _steps(n_rows: int, n_skipped: int) -> str:
+    if not n_rows:
+        return "none yet"
+    skipped = f"; {n_skipped:,} skipped by the optimizer" if n_skipped else ""
+    return f"{n_rows - 1:,} and the initial state{skipped}"
 
 
 def _overhead(reader: "Reader") -> "Overhead | None":

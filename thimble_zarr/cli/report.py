@@ -161,12 +161,13 @@ def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
 
 
 def _title(section: Section) -> str:
-    ds = section.ds
+    ds, n_skipped = section.ds, int(section.table.skipped.sum())
+    skipped = f"; {n_skipped:,} skipped by the optimizer" if n_skipped else ""
     return (
         f"Store    {section.store}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
         f"({ds.attrs['implementation']})\n"
         f"Tokens   {section.subset}: {ds.token.size:,} of {section.n_all:,}\n"
-        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}"
+        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}{skipped}"
     )
 
 
@@ -197,6 +198,7 @@ def _section_as_json(section: Section) -> dict[str, Any]:
         "store": str(section.store),
         "tokens": {"subset": section.subset, "n": section.ds.token.size},
         "steps": [int(rows.t.min()), int(rows.t.max())],
+        "n_skipped": int(table.skipped.sum()),
         "rows": [_finite(row) for row in rows.to_dict("records")],
         "summary": {name: _finite(column.to_dict()) for name, column in _summary(rows).items()},
         "replay": replay,

@@ -8,6 +8,9 @@ from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 
+ENOUGH_STEPS, ENOUGH_S = 50, 10.0
+"""Steps, and seconds of training, from which on a share of it is no accident."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
@@ -66,6 +69,32 @@ class Overhead:
     def bytes_per_s(self) -> float:
         """Bytes written a second of training. There must be a step."""
         return self.n_bytes / self.elapsed_s
+
+    @property
+    def telling(self) -> bool:
+        """Whether enough was measured to judge by."""
+        return self.n_steps >= ENOUGH_STEPS and self.elapsed_s >= ENOUGH_S
+
+    @property
+    def advice(self) -> str:
+        """What took most of training's time, and what would help. There must be a step."""
+        if self.copy_s >= self.wait_s:
+            row_ms, step_ms = (1e3 * s / self.n_steps for s in (self.copy_s, self.elapsed_s))
+            return (
+                f"copying a row takes {row_ms:.3g} ms of a step's {step_ms:.3g} ms: record fewer "
+                "parameters, or let a step do more (larger batches, accumulation)"
+            )
+        remedies = {
+            "compressing": (self.encode_s, "leave it a core (torch.set_num_threads)"),
+            "writing": (self.write_s, "choose a faster disk"),
+            "syncing": (self.sync_s, "give more memory_bytes, for fewer blocks, or a faster disk"),
+        }
+        slowest = max(remedies, key=lambda name: remedies[name][0])
+        return (
+            f"{self.n_waits:,} of {self.n_steps:,} steps waited for the writer thread, which was "
+            f"busy {self.writer_share:.0%} of the time, mostly {slowest}: {remedies[slowest][1]}, "
+            "or record fewer parameters"
+        )
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:

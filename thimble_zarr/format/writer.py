@@ -74,12 +74,15 @@ class StoreWriter:
         What was declared.
     bytes_written
         Bytes put on disk so far.
+    spent
+        What recording took so far, as far as it is committed.
     """
 
     def __init__(self, path: Path, schema: Schema, lock: filelock.BaseFileLock) -> None:
         self.path = path
         self.schema = schema
         self.bytes_written = 0
+        self.spent = Overhead()
         self._lock = lock
         self._commit = Commit()
         self._encoded: dict[str, Buffer] = {}
@@ -214,7 +217,9 @@ class StoreWriter:
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         if overhead is not None:
             # What this commit has still to do is in the next lap.
-            entry["overhead"] = (overhead + self._stopwatch.lap()).to_json()
+            spent = overhead + self._stopwatch.lap()
+            entry["overhead"] = spent.to_json()
+            self.spent += spent
         self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
         self._declared = {}
 

@@ -5,13 +5,15 @@ look and where the rows go.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from thimble_zarr.errors import OptimizerError
+from thimble_zarr.errors import OptimizerError, RecordingError
 from thimble_zarr.format.schema import OptimizerInfo
 
 
@@ -41,10 +43,77 @@ def param_group(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise OptimizerError unless this is torch's Adam or AdamW, or a subclass."""
+    name = type(optimizer).__name__
+    # Lightning's wrapper says that it is an instance of the class it wraps.
+    if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        raise OptimizerError(
+            f"{name} wraps torch's optimizer, whose steps are what is recorded; pass that one: "
+            "`optimizer.optimizer`"
+        )
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         raise OptimizerError(
-            f"{type(optimizer).__name__} cannot be recorded: only torch.optim.Adam and "
-            "torch.optim.AdamW (and their subclasses) keep the states this format records"
+            f"{name} cannot be recorded: only torch.optim.Adam and torch.optim.AdamW (and their "
+            "subclasses) keep the states this format records"
+        )
+
+
+def check_parameter(parameter: Tensor) -> None:
+    """Raise OptimizerError unless the parameter is one whole tensor in memory that can train."""
+    name = type(parameter).__name__
+    if not isinstance(parameter, Tensor):
+        raise OptimizerError(
+            f"the parameter is a {name}; pass its tensor, for example `embedding.weight`"
+        )
+    if is_traceable_wrapper_subclass(parameter) or name == "FlatParameter":
+        raise OptimizerError(
+            f"the parameter is a {name}, of which this process holds a part or another form (FSDP, "
+            "tensor parallelism, quantization); only whole, plain tensors can be recorded, as in "
+            "DistributedDataParallel"
+        )
+    if parameter.is_meta or parameter.layout != torch.strided:
+        raise OptimizerError(
+            f"the parameter has no plain memory: its layout is {parameter.layout}, on "
+            f"{parameter.device}; make the recorder when the model has its weights"
+        )
+    if isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad:
+        raise OptimizerError(
+            "the parameter is frozen (requires_grad is False), so no step will change it; choose "
+            "one that trains, or unfreeze it before the recorder is made"
+        )
+
+
+def check_unchanged(
+    optimizer: torch.optim.Optimizer,
+    parameter: Tensor,
+    *,
+    recorded: OptimizerInfo,
+    native: str,
+    device: str,
+) -> None:
+    """Raise OptimizerError unless the coming step is of the kind the recording started with.
+
+    Parameters
+    ----------
+    optimizer, parameter
+        As they are now.
+    recorded
+        What `optimizer_info` returned when the recording started.
+    native, device
+        Dtype and device of the parameter then.
+    """
+    info, dtype, where = (
+        optimizer_info(optimizer, parameter),
+        dtype_name(parameter),
+        parameter.device,
+    )
+    if (info, dtype, str(where)) != (recorded, native, device):
+        now = asdict(info) | {"dtype": dtype, "device": str(where)}
+        then = asdict(recorded) | {"dtype": native, "device": device}
+        changed = [f"{name} {then[name]} -> {now[name]}" for name in now if now[name] != then[name]]
+        raise OptimizerError(
+            f"optimizer or parameter changed during the run ({', '.join(changed)}); what was "
+            "recorded is kept: close this recording and start a new one (model.to(...) and a "
+            "checkpoint of other settings belong before the recorder is made)"
         )
 
 
@@ -80,15 +149,18 @@ def _implementation(group: Mapping[str, Any]) -> str:
     return "fused" if fused else "foreach" if foreach else "single"
 
 
-def hyperparameters(group: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers the coming step will use, by the names of the store's scalars."""
+def hyperparameters(group: Mapping[str, Any]) -> dict[str, float | Tensor]:
+    """Return the numbers of the step, by the names of the store's scalars.
+
+    Those that lie on a CUDA device stay there: to read them would be to wait for it.
+    """
     beta1, beta2 = group["betas"]
     return {
-        "learning_rate": float(group["lr"]),
-        "beta1": float(beta1),
-        "beta2": float(beta2),
-        "eps": float(group["eps"]),
-        "weight_decay": float(group["weight_decay"]),
+        "learning_rate": _number(group["lr"]),
+        "beta1": _number(beta1),
+        "beta2": _number(beta2),
+        "eps": _number(group["eps"]),
+        "weight_decay": _number(group["weight_decay"]),
     }
 
 
@@ -103,6 +175,18 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[s
     return {"W": parameter.detach()} | {name: state[name] for name in moments if name in state}
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> float:
-    """Return the optimizer's own count of steps for `parameter`."""
-    return float(optimizer.state.get(parameter, {}).get("step", 0.0))
+def optimizer_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> float | Tensor:
+    """Return the optimizer's own count of steps for `parameter`, on its device if that is CUDA."""
+    return _number(optimizer.state.get(parameter, {}).get("step", 0.0))
+
+
+def missed_step(count: float, before: float) -> RecordingError:
+    """Return the error of a row whose count is not that of the row before or the next."""
+    return RecordingError(
+        f"the optimizer counts {count:.0f} steps, and counted {before:.0f} at the last row: a step "
+        "was not recorded, or a state was loaded; record anew"
+    )
+
+
+def _number(value: float | Tensor) -> float | Tensor:
+    return value if isinstance(value, Tensor) and value.is_cuda else float(value)

@@ -1,9 +1,10 @@
 """The recorder: installs torch's step hooks and turns every optimizer step into a row.
 
-Before a step it reads the hyper-parameters (schedules change them), after the step what the step
-consumed and produced. Rows are copied before the hook returns, because tensors alias. A full block
-goes to the writer thread only when the next step begins, so that a loss logged after a step still
-finds its row, and so that any waiting for the disk is done before the optimizer moves.
+After a step, before any other hook, it reads the numbers the step used (schedules and closures
+change them) and what it consumed and produced. Rows are copied before the hook returns, because
+tensors alias. A full block goes to the writer thread only when the next step begins, so that a loss
+logged after a step still finds its row, and so that any waiting for the disk is done before the
+optimizer moves.
 """
 
 import datetime
@@ -12,16 +13,17 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 import thimble_zarr
-from thimble_zarr.errors import OptimizerError, RecordingError
+from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
 from thimble_zarr.format.overhead import Stopwatch
@@ -30,13 +32,17 @@ from thimble_zarr.format.store import StorePath
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
+    check_parameter,
+    check_unchanged,
     dtype_name,
     hyperparameters,
+    missed_step,
     optimizer_info,
     optimizer_step,
     param_group,
     state_tensors,
 )
+from thimble_zarr.record.ending import close_at_exit
 from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.writer import BlockWriter
 
@@ -51,6 +57,7 @@ class Recorder:
     Recording starts when the recorder is made and ends with `close`, or with the `with` block. Rows
     of the last, unfinished block are on disk only after `flush` or `close`. Ctrl-C loses no row: it
     takes effect before or after the recorder's work on a step, and a `with` block always closes.
+    What was left open is closed when Python ends.
 
     Parameters
     ----------
@@ -71,6 +78,10 @@ class Recorder:
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
         Bound on all memory of the recorder.
+    max_overhead
+        Share of training time that recording may take before it warns, once, with what would help;
+        None never warns. Judged after a block, from 50 steps and 10 seconds of training on. What is
+        recorded does not depend on it.
     overwrite
         Replace a store that lies at `path`.
 
@@ -79,6 +90,8 @@ class Recorder:
     OptimizerError
         If the optimizer is not of the Adam family, does not own the parameter, or the parameter
         cannot be recorded.
+    ConfigError
+        If `max_overhead` is not above 0, or labels do not fit.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -101,8 +114,14 @@ class Recorder:
         n_steps: int | None = None,
         attrs: Mapping[str, Json] | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        max_overhead: float | None = 0.03,
         overwrite: bool = False,
     ) -> None:
+        if max_overhead is not None and not max_overhead > 0:
+            raise ConfigError(
+                f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
+                "0.03, or None for no warning"
+            )
         schema = _schema(optimizer, parameter, name, attrs or {}, memory_bytes)
         self._optimizer = optimizer
         self._parameter = parameter
@@ -113,23 +132,32 @@ class Recorder:
             n_rows=None if n_steps is None else n_steps + 1,
             overwrite=overwrite,
         )
+        self._max_overhead = max_overhead
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
         self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
         self._block.start(0)
-        self._hyperparameters: dict[str, float] = {}
-        self._optimizer_step = 0.0
+        self._stepping = False
+        self._optimizer_step: float | Tensor = 0.0
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
         self._loss_step = 0
-        self._loss_warned = False
+        self._warned: set[str] = set()
         self._closed = False
         self._scope = ExitStack()
+        # Where somebody compiles the step, torch would compile what the hooks do, too.
+        uncompiled: Callable[..., Callable[..., None]] = torch.compiler.disable
+        self._begin_row = uncompiled(self._begin_row_uncompiled)
+        self._end_row = uncompiled(self._end_row_uncompiled)
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
+        # Other hooks may clear the gradient or change the learning rate.
+        hooks = cast("OrderedDict[int, object]", optimizer._optimizer_step_post_hooks)
+        hooks.move_to_end(self._hooks[1].id, last=False)
+        close_at_exit(self.close)
 
     @property
     def step(self) -> int:
@@ -158,7 +186,7 @@ class Recorder:
         Parameters
         ----------
         loss
-            A number or a tensor of one element.
+            A number or a tensor of one element; on a GPU it is waited for.
 
         Raises
         ------
@@ -170,12 +198,11 @@ class Recorder:
         if self._loss_follows_step is None:
             self._loss_follows_step = self._n_rows > 0
         step = self.step if self._loss_follows_step else self.step + 1
-        if not (math.isfinite(value) or self._loss_warned):
-            self._loss_warned = True
-            warnings.warn(
+        if not math.isfinite(value):
+            self._warn_once(
+                "loss",
                 f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
                 "further ones, without a warning",
-                stacklevel=3,  # past what holds Ctrl-C back
             )
         if not self._loss_follows_step:
             self._loss = value
@@ -254,23 +281,63 @@ class Recorder:
         except OSError as error:
             raise RecordingError(f"cannot close {self._store.path}: {error}") from error
 
-    @interrupts_held()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        # Only in a frame that torch compiles, as it does this one with the step, is this true.
+        self._begin_row(compiled=torch.compiler.is_compiling())
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        self._end_row()
+
+    @interrupts_held()
+    def _begin_row_uncompiled(self, *, compiled: bool) -> None:
         self._check()
-        self._hyperparameters = hyperparameters(param_group(optimizer, self._parameter))
+        if compiled:
+            raise OptimizerError(
+                "optimizer.step() is compiled, which rounds in ways that no replay repeats; "
+                "compile the model and call the step uncompiled"
+            )
+        if self._parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise OptimizerError(
+                "optimizer.step() is being captured in a CUDA graph, of whose replays no recorder "
+                "hears; leave the step out of the graph"
+            )
+        check_unchanged(
+            self._optimizer,
+            self._parameter,
+            recorded=self.schema.optimizer,
+            native=self.schema.dtypes["W"],
+            device=self.schema.device,
+        )
         if self._n_rows == 0:
             self._append_row(grad=None, scalars={})
             self._row_end_s = time.perf_counter()
         self._make_room()
+        self._stepping = True
 
     @interrupts_held()
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        scalars = dict(self._hyperparameters)
+    def _end_row_uncompiled(self) -> None:
+        if not self._stepping:
+            return  # a subclass whose step calls that of its base class: hooks run for both
+        self._stepping = False
+        scalars = hyperparameters(param_group(self._optimizer, self._parameter))
         if self._loss is not None:
             scalars["loss"], self._loss = self._loss, None
         with self._stopwatch.time("copy_s"):
             self._append_row(grad=self._parameter.grad, scalars=scalars)
         self._count_step()
+        if self._parameter.grad is None:
+            self._warn_once(
+                "grad",
+                f"the parameter has no gradient at step {self.step}, which is recorded as one that "
+                "the optimizer skipped, and so are any further ones, without a warning: it is "
+                "frozen, unused, or no longer the model's (load_state_dict(assign=True) replaces "
+                "parameters)",
+            )
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(message, stacklevel=4)  # past what holds Ctrl-C back
 
     def _count_step(self) -> None:
         """Measure a step from the end of the row before to the end of its own row."""
@@ -278,15 +345,20 @@ class Recorder:
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
 
-    def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float]) -> None:
+    def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float | Tensor]) -> None:
         step = optimizer_step(self._optimizer, self._parameter)
-        if self._n_rows and step - self._optimizer_step not in (0, 1):
-            raise RecordingError(
-                f"the optimizer counts {step:.0f} steps, and counted {self._optimizer_step:.0f} at "
-                "the last row: a step was not recorded, or a state was loaded; record anew"
-            )
+        before = self._optimizer_step
+        # Counts on a device are looked at when they have come from there.
+        if self._n_rows and not isinstance(step, Tensor) and not isinstance(before, Tensor):
+            if step - before not in (0, 1):
+                raise missed_step(step, before)
+            if grad is None and step != before:
+                raise RecordingError(
+                    f"the gradient of step {self._n_rows} was gone before it could be recorded: "
+                    "something within the step cleared it; clear it after the step"
+                )
         states = state_tensors(self._optimizer, self._parameter)
-        zeros = torch.zeros((), dtype=self._parameter.dtype).expand(self._parameter.shape)
+        zeros = self._parameter.detach().new_zeros(()).expand(self._parameter.shape)
         tensors = {name: states.get(name, zeros) for name in self.schema.dtypes} | {"grad": grad}
         self._block.append(tensors, {"optimizer_step": step, **scalars})
         self._optimizer_step = step
@@ -299,6 +371,16 @@ class Recorder:
             block = self._writer.acquire()
             block.start(next_row)
             self._block = block
+            self._check_overhead()
+
+    def _check_overhead(self) -> None:
+        spent, most = self._store.spent, self._max_overhead
+        if most is not None and spent.telling and spent.training_share > most:
+            self._warn_once(
+                "overhead",
+                f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
+                f"{most:.1%}: {spent.advice}. It goes on as before, without a further warning",
+            )
 
 
 def _schema(
@@ -309,11 +391,7 @@ def _schema(
     memory_bytes: int,
 ) -> Schema:
     check_optimizer(optimizer)
-    if not isinstance(parameter, Tensor):
-        raise OptimizerError(
-            f"the parameter is a {type(parameter).__name__}; pass its tensor, for example "
-            "`embedding.weight`"
-        )
+    check_parameter(parameter)
     info = optimizer_info(optimizer, parameter)
     native = dtype_name(parameter)
     if parameter.ndim != 2 or parameter.numel() == 0 or native not in RECORDABLE:

@@ -5,6 +5,7 @@ it out again. There are `N_BUFFERS` of them and no more, so memory is bounded an
 keep up slows training down. If a commit fails, the error reaches training at its next call.
 """
 
+import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -13,6 +14,8 @@ from thimble_zarr.format.layout import N_BUFFERS
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.block import Block
+from thimble_zarr.record.capture import missed_step
+from thimble_zarr.record.transfer import side_stream
 
 
 class BlockWriter:
@@ -31,7 +34,9 @@ class BlockWriter:
     def __init__(self, store: StoreWriter, stopwatch: Stopwatch) -> None:
         self._store = store
         self._stopwatch = stopwatch
-        self._free = [Block(store.schema) for _ in range(N_BUFFERS)]
+        copies = side_stream(store.schema.device)
+        self._free = [Block(store.schema, copies) for _ in range(N_BUFFERS)]
+        self._count_before = {0: math.nan}  # optimizer_step of the row before, by row
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: Exception | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
@@ -85,7 +90,15 @@ class BlockWriter:
         self._thread.shutdown()
 
     def _commit(self, block: Block, spent: Overhead) -> None:
-        self._store.commit_block(block.first_row, block.n_rows, block.bits(), block.scalars, spent)
+        first, counts = block.first_row, block.scalars["optimizer_step"]
+        before = self._count_before[first]
+        n_sound = block.settle(before)
+        last = counts[n_sound - 1] if n_sound else before
+        if n_sound:
+            self._store.commit_block(first, n_sound, block.bits(), block.scalars, spent)
+            self._count_before = {first: before, first + n_sound: last}
+        if n_sound < block.n_rows:
+            raise missed_step(counts[n_sound], last)
 
     def _collect(self) -> None:
         future, block = self._pending[0]

@@ -1,0 +1,275 @@
+"""Other people's trainers, with real steps of small models: each record passes the exact check."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from thimble_zarr import accounting, open_dataset
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.integrations.opening import open_recorder, unwrapped
+
+pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
+lightning = pytest.importorskip("pytorch_lightning")
+
+from thimble_zarr.integrations.lightning import ThimbleCallback as LightningCallback  # noqa: E402
+from thimble_zarr.integrations.transformers import ThimbleCallback  # noqa: E402
+
+# What Lightning's own code does with what it stands on.
+pytestmark = pytest.mark.filterwarnings("default:::pytorch_lightning", "default:.*LeafSpec")
+
+VOCABULARY, WINDOW, N_STEPS = 97, 16, 5
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.zarr"
+
+
+def assert_exact(path: Path, *, n_steps: int) -> None:
+    ds = open_dataset(path)
+    assert ds.sizes["step"] == n_steps + 1
+    assert int(accounting(ds, replay=True).n_different.sum()) == 0
+    assert StoreReader.open(path).commit.complete
+
+
+class Tokens(torch.utils.data.Dataset):
+    """Windows of random tokens; reading one may fail."""
+
+    def __init__(self, *, fails_at: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.windows = torch.randint(0, VOCABULARY, (40, WINDOW), generator=generator)
+        self.fails_at, self.n_read = fails_at, 0
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.n_read += 1
+        if self.n_read == self.fails_at:
+            raise OSError("the corpus is gone")
+        return {"input_ids": self.windows[index], "labels": self.windows[index]}
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=WINDOW,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+class Losses(transformers.TrainerCallback):
+    """What a Trainer logs."""
+
+    def __init__(self) -> None:
+        self.of_step: dict[int, float] = {}
+
+    def on_log(
+        self, args: object, state: object, control: object, *, logs: dict, **_: object
+    ) -> None:
+        if "loss" in logs:
+            self.of_step[state.global_step] = logs["loss"]
+
+
+def trainer(
+    callback: ThimbleCallback, directory: Path, *, data: Tokens | None = None, **options: object
+) -> tuple[transformers.Trainer, Losses]:
+    losses = Losses()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(directory / "output"),
+        max_steps=N_STEPS,
+        per_device_train_batch_size=2,
+        dataloader_pin_memory=False,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        **{"logging_steps": 1, **options},
+    )
+    return transformers.Trainer(
+        gpt2(), arguments, train_dataset=data or Tokens(), callbacks=[callback, losses]
+    ), losses
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_a_trainer_of_transformers(optim: str, path: Path) -> None:
+    callback = ThimbleCallback(path, parameters="*.wte.weight", attrs={"seed": 0})
+    training, losses = trainer(
+        callback,
+        path.parent,
+        optim=optim,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.1,  # always clipped
+        learning_rate=1e-2,
+    )
+    training.train()
+    assert_exact(path, n_steps=N_STEPS)
+    schema = StoreReader.open(path).schema
+    assert schema.parameter == "transformer.wte.weight"  # tied to lm_head.weight
+    assert schema.optimizer.implementation == ("fused" if "fused" in optim else "single")
+    assert schema.attrs == {"seed": 0}
+    ds = open_dataset(path)
+    assert ds.loss[1:].values.tolist() == [losses.of_step[step] for step in range(1, N_STEPS + 1)]
+    assert np.linalg.norm(ds.grad[1]) <= 0.1001
+    assert len(set(ds.learning_rate[1:].values)) == N_STEPS  # a linear schedule
+
+
+def test_a_mean_over_steps_is_no_loss(path: Path) -> None:
+    callback = ThimbleCallback(path, parameters="lm_head.weight")
+    training, losses = trainer(callback, path.parent, logging_steps=3, logging_first_step=True)
+    training.train()
+    loss = open_dataset(path).loss.values
+    assert np.isfinite(loss).nonzero()[0].tolist() == [1]
+    assert loss[1] == losses.of_step[1]
+
+
+def fail_in_step_four(callback: ThimbleCallback, directory: Path) -> None:
+    training, _ = trainer(callback, directory, data=Tokens(fails_at=7))
+    training.train()
+
+
+def test_training_that_fails_in_a_with_block_is_recorded_up_to_there(path: Path) -> None:
+    def run() -> None:
+        with ThimbleCallback(path, parameters="*.wte.weight") as callback:
+            fail_in_step_four(callback, path.parent)
+
+    with pytest.raises(OSError, match="the corpus is gone"):
+        run()
+    n_rows = StoreReader.open(path).n_rows
+    assert 2 < n_rows < N_STEPS + 1
+    assert_exact(path, n_steps=n_rows - 1)
+
+
+def test_training_that_fails_is_closed_by_the_next_one(path: Path) -> None:
+    callback = ThimbleCallback(path, parameters="*.wte.weight", overwrite=True)
+    with pytest.raises(OSError, match="the corpus is gone"):
+        fail_in_step_four(callback, path.parent)
+    assert not StoreReader.open(path).commit.complete
+    training, _ = trainer(callback, path.parent)
+    training.train()
+    assert_exact(path, n_steps=N_STEPS)
+
+
+def test_what_is_open_when_python_ends_is_closed(path: Path) -> None:
+    """A script that ends in an error, as a Trainer leaves it."""
+    script = f"""
+import sys
+import torch
+from tests.runs import Loop
+from thimble_zarr import Recorder
+
+loop = Loop()
+recorder = Recorder({str(path)!r}, loop.optimizer, parameter=loop.weight, memory_bytes=8000)
+for _ in range(6):
+    loop.step()
+raise SystemExit(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (7, "")
+    assert_exact(path, n_steps=6)
+
+
+class Module(lightning.LightningModule):
+    """An embedding and a linear layer."""
+
+    def __init__(self, *, fused: bool = False, fails_at: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(11, 5), nn.Linear(5, 11)
+        self.fused, self.fails_at = fused, fails_at
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        if index == self.fails_at:
+            raise OSError("the corpus is gone")
+        loss = nn.functional.cross_entropy(self.head(self.embedding(batch[0])), batch[0])
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2, fused=self.fused)
+
+
+def fit(module: Module, callback: LightningCallback, directory: Path, **options: object) -> None:
+    tokens = torch.randint(0, 11, (24,), generator=torch.Generator().manual_seed(7))
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(tokens), batch_size=4)
+    lightning.Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(directory),
+        **options,
+    ).fit(module, data)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_trainer_of_lightning(fused: bool, path: Path) -> None:
+    module = Module(fused=fused)
+    fit(
+        module,
+        LightningCallback(path, parameters="embedding.weight"),
+        path.parent,
+        accumulate_grad_batches=2,
+        # Lightning refuses to clip what a fused optimizer could be about to unscale.
+        **({} if fused else {"gradient_clip_val": 1e-3}),
+    )
+    assert_exact(path, n_steps=3)
+    expected = np.array(module.losses).reshape(3, 2).mean(axis=1)
+    np.testing.assert_allclose(open_dataset(path).loss[1:], expected, rtol=1e-6)
+
+
+def test_lightning_training_that_fails_is_recorded_up_to_there(path: Path) -> None:
+    callback = LightningCallback(path, parameters="embedding.weight")
+    with pytest.raises(OSError, match="the corpus is gone"):
+        fit(Module(fails_at=4), callback, path.parent)
+    assert_exact(path, n_steps=4)
+
+
+def test_an_optimizer_that_a_module_does_not_have(path: Path) -> None:
+    callback = LightningCallback(path, parameters="embedding.weight", optimizer=1)
+    with pytest.raises(ConfigError, match="optimizer=1, but the module configures 1"):
+        fit(Module(), callback, path.parent)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("pattern", ["*.wte", "*.weight"])
+def test_a_pattern_must_name_one_parameter(pattern: str, path: Path) -> None:
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ConfigError, match=r"of shape .* are: transformer.wte.weight, "):
+        open_recorder(path, optimizer, model=model, parameters=pattern)
+    assert not path.exists()
+
+
+@pytest.fixture
+def accelerator() -> Iterator[object]:
+    import accelerate
+
+    yield accelerate.Accelerator(cpu=True)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_wrappers_are_taken_off(accelerator: object) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(3, 2))])
+    wrap: Callable[[object], object] = lightning.core.optimizer.LightningOptimizer
+    assert unwrapped(accelerator.prepare(optimizer)) is optimizer
+    assert unwrapped(wrap(optimizer)) is optimizer
+    assert unwrapped(optimizer) is optimizer

@@ -1,0 +1,1 @@
+"""Callbacks that record what other people's trainers do. Each module needs its own library."""

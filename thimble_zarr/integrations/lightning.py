@@ -1,0 +1,96 @@
+"""Record what a Lightning `Trainer` does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thimble_zarr.errors import ConfigError, RecordingError
+from thimble_zarr.format.store import StorePath
+from thimble_zarr.integrations.opening import open_recorder
+from thimble_zarr.record.recorder import Recorder
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:  # the same under its older name
+    from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class ThimbleCallback(Callback):  # type: ignore[misc]
+    """Record every optimizer step of a Trainer, from the start of training to its end or error.
+
+    The loss of a step is the mean over the batches that it accumulates. Of several processes the
+    first records.
+
+    Parameters
+    ----------
+    path
+        Store to create.
+    parameters
+        Name of the parameter to record, or a pattern that only its name matches.
+    optimizer
+        Which optimizer to record, where the module configures several.
+    options
+        Anything else that `Recorder` takes: `labels`, `attrs`, `memory_bytes`, `overwrite`.
+    """
+
+    def __init__(
+        self, path: StorePath, *, parameters: str, optimizer: int = 0, **options: Any
+    ) -> None:
+        self._path = path
+        self._optimizer = optimizer
+        self._options: dict[str, Any] = {"parameters": parameters, **options}
+        self._recorder: Recorder | None = None
+        self._losses: list[Tensor] = []
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the store: by now the optimizers are there."""
+        self._close()
+        self._losses, self._step = [], 0
+        if trainer.is_global_zero:
+            if self._optimizer >= len(trainer.optimizers):
+                raise ConfigError(
+                    f"optimizer={self._optimizer}, but the module configures "
+                    f"{len(trainer.optimizers)}, counted from 0"
+                )
+            optimizer = trainer.optimizers[self._optimizer]
+            self._recorder = open_recorder(self._path, optimizer, model=pl_module, **self._options)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Note the loss when a step was taken."""
+        if self._recorder is None:
+            return
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if loss is not None:
+            self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
+        if self._recorder.step > self._step:
+            self._step, losses, self._losses = self._recorder.step, self._losses, []
+            if losses:
+                self._recorder.log(loss=torch.stack(losses).mean())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the store."""
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Close the store, with all steps before the error."""
+        try:
+            self._close()
+        except RecordingError as error:
+            exception.add_note(str(error))
+
+    def _close(self) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close()

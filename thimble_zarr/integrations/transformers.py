@@ -1,0 +1,96 @@
+"""Record what a `transformers.Trainer` does."""
+
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from thimble_zarr.format.store import StorePath
+from thimble_zarr.integrations.opening import open_recorder
+from thimble_zarr.record.recorder import Recorder
+
+
+class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
+    """Record every optimizer step of a Trainer, from the start of training to its end.
+
+    The loss of a step is recorded where the Trainer reports it: with `logging_steps=1` at each. A
+    mean over several steps is no step's loss and is left out. Of several processes the first
+    records.
+
+    The Trainer tells its callbacks nothing of an error. After one the recording is closed by
+    `close`, by the next training, when Python ends, or at once where it is a `with` block::
+
+        with ThimbleCallback("run.zarr", parameters="*.wte.weight") as recording:
+            Trainer(..., callbacks=[recording]).train()
+
+    Parameters
+    ----------
+    path
+        Store to create.
+    parameters
+        Name of the parameter to record, or a pattern that only its name matches.
+    options
+        Anything else that `Recorder` takes: `labels`, `attrs`, `memory_bytes`, `overwrite`.
+    """
+
+    def __init__(self, path: StorePath, *, parameters: str, **options: Any) -> None:
+        self._path = path
+        self._options: dict[str, Any] = {"parameters": parameters, **options}
+        self._recorder: Recorder | None = None
+        self._step_of_loss = 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        **others: object,
+    ) -> None:
+        """Open the store: by now the Trainer has made and wrapped its optimizer."""
+        self.close()
+        self._step_of_loss = state.global_step
+        if state.is_world_process_zero:
+            n_steps = state.max_steps - state.global_step
+            options = {"n_steps": n_steps, **self._options}
+            self._recorder = open_recorder(self._path, optimizer, model=model, **options)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: dict[str, float],
+        **others: object,
+    ) -> None:
+        """Note the loss, if it is of one step."""
+        if self._recorder is not None and "loss" in logs:
+            if state.global_step == self._step_of_loss + 1:
+                self._recorder.log(loss=logs["loss"])
+            self._step_of_loss = state.global_step
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: object,
+    ) -> None:
+        """Close the store."""
+        self.close()
+
+    def close(self) -> None:
+        """Commit what was recorded and close the store. Safe to call twice."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
