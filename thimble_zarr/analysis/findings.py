@@ -100,7 +100,7 @@ def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
         steps is the one that was committed.
     """
     variable = lazy_variable(ds).on_device(table.attrs["device"])
-    _, tokens, dims = (np.atleast_1d(np.asarray(axis)) for axis in variable.selection)
+    _, tokens, dims = map(np.asarray, variable.matrix)
     evidence = Evidence(variable.source, tokens, dims, list(_runs(table)))
     with np.errstate(all="ignore"):
         found = [_explain(evidence, run) for run in evidence.runs[:_MAX_RUNS]]

@@ -1,4 +1,7 @@
-"""A block in memory: preallocated rows of every variable, filled by training, written whole."""
+"""A block in memory: preallocated rows of everything recorded, filled by training, written whole.
+
+Variables and scalars are named by their paths in the store (`format.schema.array_path`).
+"""
 
 from collections.abc import Mapping
 
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thimble_zarr.errors import OptimizerError
-from thimble_zarr.format.schema import SCALARS, Schema
+from thimble_zarr.format.schema import SCALARS, Schema, array_path
 from thimble_zarr.record.capture import dtype_name
 
 
@@ -21,19 +24,32 @@ class Block:
     n_rows
         Complete rows.
     scalars
-        For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing.
+        For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing. The
+        loss of all parameters is one array.
+
+    Parameters
+    ----------
+    schemas
+        Of each parameter, by its group.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schemas: Mapping[str, Schema]) -> None:
         self.first_row = 0
         self.n_rows = 0
-        self.block_steps = schema.layout.block_steps
-        shape = (self.block_steps, schema.n_tokens, schema.n_dims)
+        (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
         self._tensors = {
-            name: torch.empty(shape, dtype=getattr(torch, native))
+            array_path(group, name): torch.empty(
+                (self.block_steps, *schema.shape), dtype=getattr(torch, native)
+            )
+            for group, schema in schemas.items()
             for name, native in schema.dtypes.items()
         }
-        self.scalars = {name: np.empty(self.block_steps) for name in SCALARS}
+        self._loss = np.empty(self.block_steps)
+        self.scalars = {
+            array_path(group, name): self._loss if name == "loss" else np.empty(self.block_steps)
+            for group in schemas
+            for name in SCALARS
+        }
 
     @property
     def full(self) -> bool:
@@ -53,7 +69,7 @@ class Block:
         Parameters
         ----------
         tensors
-            For each variable its values, shape `(token, dim)`, on any device; None is missing.
+            For each variable its values, of the parameter's shape, on any device; None is missing.
         scalars
             Per-step scalars; those not given are missing.
 
@@ -77,9 +93,19 @@ class Block:
             self.scalars[name][self.n_rows] = value
         self.n_rows += 1
 
+    def set_loss(self, row: int, loss: float) -> None:
+        """Note the loss of a row, counted from the first of the block."""
+        self._loss[row] = loss
+
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
-        return {name: _bits(rows) for name, rows in self._tensors.items()}
+        return {name: as_rows(_bits(rows)) for name, rows in self._tensors.items()}
+
+
+def as_rows(bits: np.ndarray) -> np.ndarray:
+    """Return rows of a parameter of any rank as `(step, token, dim)`, a view."""
+    n_steps, n_tokens = (*bits.shape, 1)[:2]
+    return bits.reshape(n_steps, n_tokens, -1)
 
 
 def _copy(row: Tensor, tensor: Tensor) -> None:

@@ -4,7 +4,7 @@ The functions read a live `torch.optim` optimizer and change nothing. The record
 look and where the rows go.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,21 @@ def param_group(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str
         f"the optimizer does not own the parameter of shape {tuple(parameter.shape)}; pass one of "
         "the parameters the optimizer was made with (after `model.to(...)`, not before)"
     )
+
+
+def hyperparameters_of(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> list[dict[str, float]]:
+    """Return the numbers that the coming step will use on each parameter, those of its group."""
+    owners = {id(owned): group for group in optimizer.param_groups for owned in group["params"]}
+    numbers: dict[int, dict[str, float]] = {}
+    found = []
+    for parameter in parameters:
+        group = owners.get(id(parameter)) or param_group(optimizer, parameter)
+        if id(group) not in numbers:  # a tensor on a GPU is waited for
+            numbers[id(group)] = hyperparameters(group)
+        found.append(numbers[id(group)])
+    return found
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -7,6 +7,7 @@ finds its row, and so that any waiting for the disk is done before the optimizer
 """
 
 import datetime
+import functools
 import importlib.metadata
 import math
 import platform
@@ -18,35 +19,43 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import thimble_zarr
-from thimble_zarr.errors import OptimizerError, RecordingError
-from thimble_zarr.format.bits import storage_dtype
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
+from thimble_zarr.errors import ConfigError, RecordingError
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layouts
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.format.schema import Json, Schema, TokenLabels, recorded_variables
+from thimble_zarr.format.schema import (
+    Json,
+    Schema,
+    TokenLabels,
+    array_path,
+    recorded_variables,
+    row_size,
+)
 from thimble_zarr.format.store import StorePath
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
     dtype_name,
-    hyperparameters,
+    hyperparameters_of,
     optimizer_info,
     optimizer_step,
-    param_group,
     state_tensors,
 )
 from thimble_zarr.record.interrupts import interrupts_held
+from thimble_zarr.record.parameters import (
+    Chosen,
+    Parameters,
+    check_recordable,
+    choose_parameter,
+    choose_parameters,
+)
 from thimble_zarr.record.writer import BlockWriter
-
-RECORDABLE = ("bfloat16", "float16", "float32", "float64")
-"""Dtypes of parameters. Where epsilon underflows, as 1e-8 does in float16, rounding may do anything
-to AdamW's formula; the replay is exact all the same."""
 
 
 class Recorder:
-    """Record every step of an optimizer on one embedding parameter.
+    """Record every step of an optimizer on one parameter or several.
 
     Recording starts when the recorder is made and ends with `close`, or with the `with` block. Rows
     of the last, unfinished block are on disk only after `flush` or `close`. Ctrl-C loses no row: it
@@ -59,26 +68,39 @@ class Recorder:
     optimizer
         A `torch.optim.Adam` or `AdamW`.
     parameter
-        The parameter to record, shape `(token, dim)`, owned by the optimizer.
+        The one parameter to record, owned by the optimizer, of any shape; two axes are taken for
+        `(token, dim)`. It lies at the root of the store.
+    parameters
+        Or several, each in a group of its own: patterns of names as `fnmatch` has them
+        (`"*.wte.weight"`), or a list of them; a module, for all of its trainable parameters;
+        tensors by name; or a list of tensors, which `model` names (or the optimizer, where it was
+        made with names). Tied weights are recorded once, by their first name.
+    model
+        What has the parameters: it names them, and what its `torch.nn.Embedding`s hold gets dims
+        `(token, dim)`, where any other matrix has `(row, col)`.
     name
-        The parameter's name in its model, kept as a label.
+        The one parameter's name in its model, kept as a label.
     labels
-        What is known of the tokens: counts in the corpus, live and dead, texts.
+        What is known of the tokens: counts in the corpus, live and dead, texts. Of several
+        parameters by name.
     n_steps
         Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
         was recorded.
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
-        Bound on all memory of the recorder.
+        Bound on all memory of the recorder, for all parameters together.
     overwrite
         Replace a store that lies at `path`.
 
     Raises
     ------
     OptimizerError
-        If the optimizer is not of the Adam family, does not own the parameter, or the parameter
-        cannot be recorded.
+        If the optimizer is not of the Adam family, does not own a parameter, or a parameter cannot
+        be recorded.
+    ConfigError
+        If it is not clear which parameters are meant, a pattern matches none, or labels or `attrs`
+        do not fit.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -95,21 +117,34 @@ class Recorder:
         path: StorePath,
         optimizer: torch.optim.Optimizer,
         *,
-        parameter: Tensor,
+        parameter: Tensor | None = None,
+        parameters: Parameters | None = None,
+        model: nn.Module | None = None,
         name: str | None = None,
-        labels: TokenLabels | None = None,
+        labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
         n_steps: int | None = None,
         attrs: Mapping[str, Json] | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         overwrite: bool = False,
     ) -> None:
-        schema = _schema(optimizer, parameter, name, attrs or {}, memory_bytes)
+        check_optimizer(optimizer)
+        if parameter is not None and parameters is None:
+            chosen = choose_parameter(parameter, name=name, model=model, labels=labels)
+        elif parameters is not None and parameter is None and name is None:
+            chosen = choose_parameters(optimizer, parameters, model=model, labels=labels)
+        else:
+            raise ConfigError(
+                "expected either `parameter=`, one tensor, perhaps with its `name=`, or "
+                "`parameters=`, which has its names in it; pass one of them"
+            )
+        check_recordable(optimizer, chosen.values())
         self._optimizer = optimizer
-        self._parameter = parameter
+        self._parameters = {group: of.tensor for group, of in chosen.items()}
+        schemas = _schemas(optimizer, chosen, attrs or {}, memory_bytes)
         self._store = StoreWriter.create(
             path,
-            schema,
-            labels=labels,
+            schemas.get("", schemas),
+            labels={group: of.labels for group, of in chosen.items() if of.labels is not None},
             n_rows=None if n_steps is None else n_steps + 1,
             overwrite=overwrite,
         )
@@ -119,7 +154,7 @@ class Recorder:
         self._block = self._writer.acquire()
         self._block.start(0)
         self._hyperparameters: dict[str, float] = {}
-        self._optimizer_step = 0.0
+        self._optimizer_steps: dict[str, float] = {}
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
         self._loss_step = 0
@@ -137,9 +172,9 @@ class Recorder:
         return max(0, self._n_rows - 1)
 
     @property
-    def schema(self) -> Schema:
-        """What the store holds."""
-        return self._store.schema
+    def schemas(self) -> Mapping[str, Schema]:
+        """What the store holds, by group; the group of a single `parameter` is empty."""
+        return self._store.schemas
 
     @property
     def bytes_written(self) -> int:
@@ -180,7 +215,7 @@ class Recorder:
         if not self._loss_follows_step:
             self._loss = value
         elif step != self._loss_step:
-            self._block.scalars["loss"][self._block.n_rows - 1] = value
+            self._block.set_loss(self._block.n_rows - 1, value)
             self._loss_step = step
 
     @interrupts_held()
@@ -257,19 +292,24 @@ class Recorder:
     @interrupts_held()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         self._check()
-        self._hyperparameters = hyperparameters(param_group(optimizer, self._parameter))
+        numbers = hyperparameters_of(optimizer, [*self._parameters.values()])
+        self._hyperparameters = {
+            array_path(group, name): number
+            for group, of_group in zip(self._parameters, numbers, strict=True)
+            for name, number in of_group.items()
+        }
         if self._n_rows == 0:
-            self._append_row(grad=None, scalars={})
+            self._append_row({}, with_grad=False)
             self._row_end_s = time.perf_counter()
         self._make_room()
 
     @interrupts_held()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        scalars = dict(self._hyperparameters)
-        if self._loss is not None:
-            scalars["loss"], self._loss = self._loss, None
         with self._stopwatch.time("copy_s"):
-            self._append_row(grad=self._parameter.grad, scalars=scalars)
+            self._append_row(self._hyperparameters, with_grad=True)
+        if self._loss is not None:
+            self._block.set_loss(self._block.n_rows - 1, self._loss)
+            self._loss = None
         self._count_step()
 
     def _count_step(self) -> None:
@@ -278,18 +318,30 @@ class Recorder:
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
 
-    def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float]) -> None:
-        step = optimizer_step(self._optimizer, self._parameter)
-        if self._n_rows and step - self._optimizer_step not in (0, 1):
+    def _append_row(self, hyperparameters: Mapping[str, float], *, with_grad: bool) -> None:
+        tensors: dict[str, Tensor | None] = {}
+        steps: dict[str, float] = {}
+        for group, parameter in self._parameters.items():
+            steps[group] = self._counted_step(group, parameter)
+            states = state_tensors(self._optimizer, parameter)
+            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            for name in self.schemas[group].dtypes:
+                tensors[array_path(group, name)] = states.get(name, zeros)
+            tensors[array_path(group, "grad")] = parameter.grad if with_grad else None
+        counts = {array_path(group, "optimizer_step"): step for group, step in steps.items()}
+        self._block.append(tensors, {**counts, **hyperparameters})
+        self._optimizer_steps = steps
+
+    def _counted_step(self, group: str, parameter: Tensor) -> float:
+        """Return the optimizer's count for a parameter, which is the last one's or the next."""
+        step, last = optimizer_step(self._optimizer, parameter), self._optimizer_steps.get(group)
+        if last is not None and step - last not in (0, 1):
+            of = f" for {group}" if group else ""
             raise RecordingError(
-                f"the optimizer counts {step:.0f} steps, and counted {self._optimizer_step:.0f} at "
-                "the last row: a step was not recorded, or a state was loaded; record anew"
+                f"the optimizer counts {step:.0f} steps{of}, and counted {last:.0f} at the last "
+                "row: a step was not recorded, or a state was loaded; record anew"
             )
-        states = state_tensors(self._optimizer, self._parameter)
-        zeros = torch.zeros((), dtype=self._parameter.dtype).expand(self._parameter.shape)
-        tensors = {name: states.get(name, zeros) for name in self.schema.dtypes} | {"grad": grad}
-        self._block.append(tensors, {"optimizer_step": step, **scalars})
-        self._optimizer_step = step
+        return step
 
     def _make_room(self) -> None:
         """Pass a full block on and go on in a free one, before the optimizer takes its step."""
@@ -301,46 +353,46 @@ class Recorder:
             self._block = block
 
 
-def _schema(
+def _schemas(
     optimizer: torch.optim.Optimizer,
-    parameter: Tensor,
-    name: str | None,
+    chosen: Mapping[str, Chosen],
     attrs: Mapping[str, Json],
     memory_bytes: int,
-) -> Schema:
-    check_optimizer(optimizer)
-    if not isinstance(parameter, Tensor):
-        raise OptimizerError(
-            f"the parameter is a {type(parameter).__name__}; pass its tensor, for example "
-            "`embedding.weight`"
+) -> dict[str, Schema]:
+    """Return what is known of each parameter, by its group."""
+    infos = {group: optimizer_info(optimizer, of.tensor) for group, of in chosen.items()}
+    dtypes = {
+        group: dict.fromkeys(recorded_variables(infos[group]), dtype_name(of.tensor))
+        for group, of in chosen.items()
+    }
+    rows = [row_size(of.tensor.shape, dtypes[group]) for group, of in chosen.items()]
+    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        group: Schema(
+            shape=tuple(of.tensor.shape),
+            dims=of.dims,
+            dtypes=dtypes[group],
+            layout=layout,
+            optimizer=infos[group],
+            parameter=of.name,
+            device=str(of.tensor.device),
+            n_threads=torch.get_num_threads(),
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
+            contiguous=of.tensor.is_contiguous(),
+            software=_software(),
+            created=created,
+            attrs=attrs,
         )
-    info = optimizer_info(optimizer, parameter)
-    native = dtype_name(parameter)
-    if parameter.ndim != 2 or parameter.numel() == 0 or native not in RECORDABLE:
-        raise OptimizerError(
-            f"the parameter is {native} of shape {tuple(parameter.shape)}; a recording needs an "
-            f"embedding of shape (token, dim) in one of {', '.join(RECORDABLE)}"
-        )
-    dtypes = dict.fromkeys(recorded_variables(info), native)
-    n_tokens, n_dims = parameter.shape
-    itemsizes = {variable: storage_dtype(native).itemsize for variable in dtypes}
-    return Schema(
-        n_tokens=n_tokens,
-        n_dims=n_dims,
-        dtypes=dtypes,
-        layout=plan_layout(n_tokens, n_dims, itemsizes, memory_bytes=memory_bytes),
-        optimizer=info,
-        parameter=name,
-        device=str(parameter.device),
-        n_threads=torch.get_num_threads(),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        contiguous=parameter.is_contiguous(),
-        software={
-            "thimble_zarr": thimble_zarr.__version__,
-            "torch": torch.__version__,
-            "zarr": importlib.metadata.version("zarr"),
-            "python": platform.python_version(),
-        },
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        attrs=attrs,
-    )
+        for (group, of), layout in zip(chosen.items(), layouts, strict=True)
+    }
+
+
+@functools.cache
+def _software() -> dict[str, str]:
+    return {
+        "thimble_zarr": thimble_zarr.__version__,
+        "torch": torch.__version__,
+        "zarr": importlib.metadata.version("zarr"),
+        "python": platform.python_version(),
+    }

@@ -31,7 +31,7 @@ class BlockWriter:
     def __init__(self, store: StoreWriter, stopwatch: Stopwatch) -> None:
         self._store = store
         self._stopwatch = stopwatch
-        self._free = [Block(store.schema) for _ in range(N_BUFFERS)]
+        self._free = [Block(store.schemas) for _ in range(N_BUFFERS)]
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: Exception | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
