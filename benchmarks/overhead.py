@@ -31,7 +31,7 @@ def main(store: Path, *, turns: int, batch_size: int) -> None:
     with Recorder(
         store, recorded.optimizer, parameter=recorded.embedding, overwrite=True
     ) as recorder:
-        turn_steps = 2 * recorder.schema.layout.block_steps
+        turn_steps = 2 * recorder.schemas[""].layout.block_steps
         for turn in range(2 * turns + 2):
             name = "recorded" if turn % 2 else "bare"
             training = recorded if turn % 2 else bare

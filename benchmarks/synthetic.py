@@ -8,7 +8,13 @@ import torch
 
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import plan_layout
-from thimble_zarr.format.schema import SCALARS, OptimizerInfo, Schema, recorded_variables
+from thimble_zarr.format.schema import (
+    SCALARS,
+    TOKEN_DIMS,
+    OptimizerInfo,
+    Schema,
+    recorded_variables,
+)
 from thimble_zarr.format.store import StorePath
 from thimble_zarr.format.writer import StoreWriter
 
@@ -36,8 +42,8 @@ def synthetic_run(path: StorePath, *, n_steps: int, n_tokens: int, n_dims: int) 
     dtypes = dict.fromkeys(recorded_variables(_OPTIMIZER), "bfloat16")
     itemsizes = {name: storage_dtype(native).itemsize for name, native in dtypes.items()}
     schema = Schema(
-        n_tokens=n_tokens,
-        n_dims=n_dims,
+        shape=(n_tokens, n_dims),
+        dims=TOKEN_DIMS,
         dtypes=dtypes,
         layout=plan_layout(n_tokens, n_dims, itemsizes),
         optimizer=_OPTIMIZER,

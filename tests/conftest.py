@@ -9,10 +9,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from tests.runs import History, record
+from tests.zoo import Recorded, record_zoo
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.trainer import TrainingData, load_data
 
@@ -45,6 +47,12 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
     """A recorded bfloat16 run of 13 steps, never to be written to, and what really happened."""
     path = tmp_path_factory.mktemp("toy") / "run.zarr"
     return path, record(path)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A recorded model of several parameters, never to be written to."""
+    return record_zoo(tmp_path_factory.mktemp("zoo") / "run.zarr", torch.optim.AdamW)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from thimble_zarr.format.schema import array_path
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.writer import StoreWriter
 
@@ -20,15 +21,24 @@ def rewrite(
     """Write a store anew, whole and with good checksums, after `change` had its way with it.
 
     `change` gets the stored bits of every variable, shape `(step, token, dim)`, and every per-step
-    scalar, shape `(step,)`, and writes into them.
+    scalar, shape `(step,)`, by their paths in the store, and writes into them.
     """
-    reader = StoreReader.open(source_path)
-    n_rows, length = reader.n_rows, reader.schema.layout.block_steps
-    bits = {name: reader.read(name, (0, n_rows)).copy() for name in reader.schema.dtypes}
-    scalars = {name: values.copy() for name, values in reader.read_scalars().items()}
+    readers = StoreReader.open_each(source_path)
+    n_rows, length = readers[0].n_rows, readers[0].schema.layout.block_steps
+    bits = {
+        array_path(reader.group, name): reader.read(name, (0, n_rows)).copy()
+        for reader in readers
+        for name in reader.schema.dtypes
+    }
+    scalars = {
+        array_path(reader.group, name): values.copy()
+        for reader in readers
+        for name, values in reader.read_scalars().items()
+    }
     change(bits, scalars)
-    labels = reader.read_labels()
-    writer = StoreWriter.create(target_path, reader.schema, labels=labels, n_rows=n_rows)
+    schemas = {reader.group: reader.schema for reader in readers}
+    labels = {reader.group: reader.read_labels() for reader in readers if reader.schema.has_tokens}
+    writer = StoreWriter.create(target_path, schemas.get("", schemas), labels=labels, n_rows=n_rows)
     for start in range(0, n_rows, length):
         writer.commit_block(
             start,

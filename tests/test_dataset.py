@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
-from tests.runs import N_LIVE, N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
+from tests.runs import N_DIMS, N_LIVE, N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.errors import NotAStoreError, StoreError
 
@@ -133,7 +133,7 @@ def test_attributes_are_what_any_file_format_can_keep(toy_path: Path) -> None:
     attrs = open_dataset(toy_path).attrs
     assert all(isinstance(value, str | int) for value in attrs.values())
     assert (attrs["dtype"], attrs["optimizer"], attrs["block_steps"]) == ("bfloat16", "AdamW", 4)
-    assert json.loads(attrs["thimble"])["n_tokens"] == N_TOKENS
+    assert json.loads(attrs["thimble"])["shape"] == [N_TOKENS, N_DIMS]
 
 
 def test_labels_select_as_in_the_readme(toy_path: Path, toy_history: History) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.store import StoreReader
-from thimble_zarr.integrations.opening import open_recorder, unwrapped
+from thimble_zarr.integrations.unwrapping import unwrapped
 
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
@@ -33,11 +33,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.zarr"
 
 
-def assert_exact(path: Path, *, n_steps: int) -> None:
-    ds = open_dataset(path)
+def assert_exact(path: Path, *, n_steps: int, parameter: str | None = None) -> None:
+    ds = open_dataset(path, parameter=parameter)
     assert ds.sizes["step"] == n_steps + 1
     assert int(accounting(ds, replay=True).n_different.sum()) == 0
-    assert StoreReader.open(path).commit.complete
+    assert StoreReader.open(path, parameter).commit.complete
 
 
 class Tokens(torch.utils.data.Dataset):
@@ -250,13 +250,12 @@ def test_an_optimizer_that_a_module_does_not_have(path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("pattern", ["*.wte", "*.weight"])
-def test_a_pattern_must_name_one_parameter(pattern: str, path: Path) -> None:
-    model = gpt2()
-    optimizer = torch.optim.AdamW(model.parameters())
-    with pytest.raises(ConfigError, match=r"of shape .* are: transformer.wte.weight, "):
-        open_recorder(path, optimizer, model=model, parameters=pattern)
-    assert not path.exists()
+def test_several_parameters_are_groups(path: Path) -> None:
+    callback = ThimbleCallback(path, parameters=["*.wte.weight", "*.ln_f.*"])
+    training, _ = trainer(callback, path.parent)
+    training.train()
+    for name in ("transformer.wte.weight", "transformer.ln_f.weight", "transformer.ln_f.bias"):
+        assert_exact(path, n_steps=N_STEPS, parameter=name)
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from thimble_zarr.format.layout import (
     MAX_BLOCK_STEPS,
     SCALAR_CHUNK_STEPS,
     TARGET_CHUNK_BYTES,
+    RowSize,
     plan_layout,
+    plan_layouts,
     plan_storage,
     recorder_memory_bytes,
     split_range,
@@ -24,8 +26,10 @@ def test_a_block_is_the_longest_that_fits(
 ) -> None:
     sizes = dict.fromkeys(ITEMSIZES, itemsize)
     block_steps = plan_layout(*shape, sizes, memory_bytes=budget).block_steps
-    assert block_steps == 1 or recorder_memory_bytes(*shape, sizes, block_steps) <= budget
-    longer_fits = recorder_memory_bytes(*shape, sizes, 2 * block_steps) <= budget
+    assert (
+        block_steps == 1 or recorder_memory_bytes([RowSize(*shape, sizes)], block_steps) <= budget
+    )
+    longer_fits = recorder_memory_bytes([RowSize(*shape, sizes)], 2 * block_steps) <= budget
     assert block_steps == MAX_BLOCK_STEPS or not longer_fits
 
 
@@ -43,6 +47,20 @@ def test_chunks_cover_the_tokens_and_keep_their_size(shape: tuple[int, int], bud
 @given(shapes, budgets)
 def test_a_block_lies_in_one_chunk_of_scalars(shape: tuple[int, int], budget: int) -> None:
     assert SCALAR_CHUNK_STEPS % plan_layout(*shape, ITEMSIZES, memory_bytes=budget).block_steps == 0
+
+
+@given(st.lists(st.tuples(shapes, st.sampled_from([2, 4, 8])), min_size=1, max_size=5), budgets)
+def test_several_parameters_share_a_block_and_the_bound(
+    sizes: list[tuple[tuple[int, int], int]], budget: int
+) -> None:
+    rows = [RowSize(*shape, dict.fromkeys(ITEMSIZES, itemsize)) for shape, itemsize in sizes]
+    layouts = plan_layouts(rows, memory_bytes=budget)
+    (block_steps,) = {layout.block_steps for layout in layouts}
+    assert block_steps == 1 or recorder_memory_bytes(rows, block_steps) <= budget
+    longer_fits = recorder_memory_bytes(rows, 2 * block_steps) <= budget
+    assert block_steps == MAX_BLOCK_STEPS or not longer_fits
+    buffers = sum(2 * block_steps * row.n_bytes for row in rows)
+    assert recorder_memory_bytes(rows, block_steps) >= buffers
 
 
 def test_thimble_1_as_measured() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from thimble_zarr.format.layout import recorder_memory_bytes
+from thimble_zarr.format.layout import RowSize, recorder_memory_bytes
 
 MB = 10**6
 
@@ -35,7 +35,7 @@ thimble_zarr.Recorder("{}.first".format(path), loop.optimizer, parameter=loop.we
                       memory_bytes=1).close()
 found = {"before": peak()}
 with thimble_zarr.Recorder(path, loop.optimizer, parameter=loop.weight, memory_bytes=memory) as r:
-    found["block_steps"] = r.schema.layout.block_steps
+    found["block_steps"] = r.schemas[""].layout.block_steps
     for step in range(1, late + 1):
         loop.step()
         loop.optimizer.zero_grad()
@@ -104,7 +104,7 @@ def checked(recorded: tuple[Path, dict[str, int]]) -> dict[str, int]:
 def test_the_recorder_keeps_within_its_bound(recorded: tuple[Path, dict[str, int]]) -> None:
     _, found = recorded
     sizes = dict.fromkeys(("W", "grad", "exp_avg", "exp_avg_sq"), 2)
-    planned = recorder_memory_bytes(N_TOKENS, 64, sizes, found["block_steps"])
+    planned = recorder_memory_bytes([RowSize(N_TOKENS, 64, sizes)], found["block_steps"])
     assert planned <= BUDGET
     assert found["late"] - found["before"] <= BUDGET + 16 * MB  # Python's own
 

@@ -529,8 +529,9 @@ def test_bad_arguments_are_refused_before_anything_is_written(path: Path) -> Non
         Recorder(path, Loop().optimizer, parameter=loop.weight)
     with pytest.raises(OptimizerError, match=r"a Embedding; pass its tensor"):
         Recorder(path, loop.optimizer, parameter=loop.embedding)
-    with pytest.raises(OptimizerError, match=r"shape \(11,\)"):
-        Recorder(path, loop.optimizer, parameter=loop.head.bias)
+    empty = torch.nn.Parameter(torch.zeros(0, 5))
+    with pytest.raises(OptimizerError, match=r"float32 of shape \(0, 5\)"):
+        Recorder(path, torch.optim.AdamW([empty]), parameter=empty)
     with pytest.raises(ConfigError, match="11 tokens, but 12 values"):
         Recorder(path, loop.optimizer, parameter=loop.weight, labels=token_labels(12))
     assert not path.exists()

@@ -17,8 +17,8 @@ from thimble_zarr.format.schema import (
 OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)
 
 SCHEMA = Schema(
-    n_tokens=11,
-    n_dims=5,
+    shape=(11, 5),
+    dims=("token", "dim"),
     dtypes={"W": "bfloat16", "grad": "float32"},
     layout=Layout(block_steps=4, chunk_tokens=3),
     optimizer=OPTIMIZER,
@@ -53,7 +53,13 @@ def test_a_missing_part_is_damage(key: str) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"n_tokens": "many"}, {"layout": 3}, {"optimizer": {"name": 1}}, {"dtypes": {"W": "int8"}}],
+    [
+        {"shape": "many"},
+        {"dims": ["x", "y"]},
+        {"layout": 3},
+        {"optimizer": {"name": 1}},
+        {"dtypes": {"W": "int8"}},
+    ],
 )
 def test_a_wrong_part_is_damage(changed: dict[str, object]) -> None:
     with pytest.raises(DamagedStoreError):

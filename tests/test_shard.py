@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from zarr.codecs import TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from thimble_zarr.format.shard import CHUNK_ORDER, ShardEncoder
+from thimble_zarr.format.shard import (
+    CHUNK_ORDER,
+    ShardEncoder,
+    chunk_order,
+    decode_vector,
+    encode_vector,
+)
 from thimble_zarr.format.writer import chunk_codecs
 
 FILL = 7
@@ -87,3 +93,43 @@ def chunks_of(shard: bytes) -> list[bytes]:
 def test_no_more_than_a_chunk_is_held() -> None:
     parts = ShardEncoder(values((4, 100, 5), "uint16"), 10, FILL)
     assert all(len(part) <= 4 * 10 * 5 * 2 + 16 + 4 + 200 for part in parts)
+
+
+@pytest.mark.parametrize("n_axes", [1, 2, 3, 4, 5])
+def test_the_bytes_are_those_of_an_array_of_any_rank(n_axes: int) -> None:
+    shape = (3, 7, 2, 5, 3)[:n_axes]
+    files: dict[str, zarr.core.buffer.Buffer] = {}
+    of_rows = (3, 4, *shape[2:])[:n_axes], (3, 8, *shape[2:])[:n_axes]
+    order = chunk_order(n_axes)
+    array = zarr.create_array(
+        MemoryStore(files),
+        shape=shape,
+        chunks=of_rows[0],
+        shards=of_rows[1],
+        dtype="uint16",
+        filters=[TransposeCodec(order=order)],
+        compressors=chunk_codecs(np.dtype("uint16")),
+        fill_value=FILL,
+    )
+    expected = values(shape, "uint16")
+    flat = expected.reshape(3, 7 if n_axes > 1 else 1, -1)
+    shard = b"".join(ShardEncoder(flat, 4 if n_axes > 1 else 1, FILL))
+    files["c" + "/0" * n_axes] = zarr.core.buffer.cpu.Buffer.from_bytes(shard)
+    np.testing.assert_array_equal(array[...], expected)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "bool", "uint8"])
+def test_zarr_reads_a_vector(dtype: str) -> None:
+    files: dict[str, zarr.core.buffer.Buffer] = {}
+    array = zarr.create_array(
+        MemoryStore(files),
+        shape=(17,),
+        chunks=(17,),
+        dtype=dtype,
+        compressors=chunk_codecs(np.dtype(dtype)),
+    )
+    expected = np.arange(17).astype(dtype)
+    content = encode_vector(expected)
+    files["c/0"] = zarr.core.buffer.cpu.Buffer.from_bytes(content)
+    np.testing.assert_array_equal(array[:], expected)
+    np.testing.assert_array_equal(decode_vector(content, 17, np.dtype(dtype)), expected)

@@ -261,7 +261,7 @@ def test_a_captured_step_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch)
     class OnCuda:
         is_cuda = True
 
-    recording._parameter = OnCuda()
+    recording._parameters = {"": OnCuda()}
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(OptimizerError, match="captured in a CUDA graph"):
         loop.step()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thimble_zarr.analysis.accounting import accounting
-    from thimble_zarr.analysis.dataset import open_dataset
+    from thimble_zarr.analysis.dataset import open_dataset, open_datatree
     from thimble_zarr.analysis.runs import open_datasets
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
@@ -30,6 +30,7 @@ __all__ = [
     "accounting",
     "open_dataset",
     "open_datasets",
+    "open_datatree",
 ]
 
 _HOMES = {
@@ -39,6 +40,7 @@ _HOMES = {
     "accounting": "thimble_zarr.analysis.accounting",
     "open_dataset": "thimble_zarr.analysis.dataset",
     "open_datasets": "thimble_zarr.analysis.runs",
+    "open_datatree": "thimble_zarr.analysis.dataset",
 }
 
 

@@ -13,7 +13,7 @@ catches it where it would expect to::
     ├── StoreExistsError (FileExistsError) the path is taken
     ├── ConfigError (ValueError)          a setting that cannot work
     ├── CorpusError (ValueError)          corpus, tokenizer or token mask do not fit
-    ├── SelectionError (ValueError)       tokens or steps that are not there
+    ├── SelectionError (ValueError)       tokens, steps or a parameter that are not there
     ├── OptimizerError (TypeError)        an optimizer or parameter that cannot be recorded
     └── RecordingError (RuntimeError)     the writer thread stopped; what is committed is safe
 
@@ -63,7 +63,7 @@ class CorpusError(ThimbleError, ValueError):
 
 
 class SelectionError(ThimbleError, ValueError):
-    """Tokens or steps were asked for that the store does not have."""
+    """Tokens, steps or a parameter were asked for that the store does not have."""
 
 
 class OptimizerError(ThimbleError, TypeError):

@@ -79,15 +79,16 @@ def accounting(
     Parameters
     ----------
     ds
-        A dataset from `open_dataset` or `open_datasets`, whole or with any runs, steps, tokens or
-        dims selected. It must still be lazy: not loaded, and not changed by arithmetic.
+        A dataset from `open_dataset` or `open_datasets`, of a parameter of any rank, whole or with
+        anything selected. It must still be lazy: not loaded, and not changed by arithmetic.
     replay
         Whether to take every step again with torch and compare bits. Without it a bound on rounding
         judges the formula.
     extended
         Whether to add the columns `EXTENDED`.
     subsets
-        By name, ids of tokens of `ds`. All subsets are compared in one pass over the store.
+        By name, ids of tokens of `ds`, which are positions along the first axis. All subsets are
+        compared in one pass over the store.
     device
         Where to replay, as torch names it. Where the run was recorded, if None, or on the CPU
         where there is no such device.
@@ -133,6 +134,8 @@ def accounting(
             The largest distance from the replay.
         ``first_token``, ``first_dim``
             The first element that differs beyond that, or else at all; -1 where none does. int64.
+            A token is a position along the first axis of the parameter, a dim one along all others,
+            flattened.
 
         ``n_elements`` counts the elements of a step, dims `()` or `(subset,)`. The attribute
         `not_exact_because` says why the replay need not give the recorded bits, and is empty where
@@ -172,16 +175,16 @@ def accounting(
         exact=not attrs.get("not_exact_because"),
         extended=extended,
     )
-    members, classes = _classes(np.atleast_1d(ds.token.values), subsets)
+    _, tokens, dims = variable.matrix
+    members, classes = _classes(np.asarray(tokens), subsets)
     narrow = storage_dtype(source.reader.schema.dtypes["W"]).itemsize == 2
     statistics = Statistics(tally, tally.combine, np.float32 if narrow else np.float64)
     numbers = variable.reduce_rows(statistics, classes).compute()
-    n_dims = 1 if "dim" not in ds.dims else ds.sizes["dim"]
     tables = [
         _table(
             tally,
             statistics.merge(*(numbers[i : i + 1] for i in np.flatnonzero(members_of)))[0],
-            n_elements=n_dims * int(np.isin(classes, np.flatnonzero(members_of)).sum()),
+            n_elements=len(dims) * int(np.isin(classes, np.flatnonzero(members_of)).sum()),
             n_dims=source.reader.schema.n_dims,
         )
         for members_of in members

@@ -36,13 +36,17 @@ class ThimbleBackend(BackendEntrypoint):
     """Opens stores of thimble-zarr with all their derived variables."""
 
     description = "Training runs recorded by thimble-zarr"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables")
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "parameter")
 
     def open_dataset(
-        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        parameter: str | None = None,
     ) -> xr.Dataset:
-        """Open a store; see `thimble_zarr.open_dataset`."""
-        ds = open_dataset(filename_or_obj)
+        """Open a parameter of a store; see `thimble_zarr.open_dataset`."""
+        ds = open_dataset(filename_or_obj, parameter)
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or []
         ds = ds.drop_vars(dropped, errors="ignore")
         return ds.assign(
@@ -58,7 +62,7 @@ class ThimbleBackend(BackendEntrypoint):
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         try:
-            StoreReader.open(filename_or_obj)
+            StoreReader.open_each(filename_or_obj)
         except ThimbleError:
             return False
         return True

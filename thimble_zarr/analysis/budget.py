@@ -48,9 +48,7 @@ class Needs:
     @classmethod
     def of(cls, variable: LazyArray, *, replay: bool, n_classes: int = 1) -> "Needs":
         """Return what the accounting of a selection takes."""
-        rows, tokens, _ = (
-            range(axis, axis + 1) if isinstance(axis, int) else axis for axis in variable.selection
-        )
+        rows, tokens, _ = variable.matrix
         schema = variable.source.reader.schema
         return cls(
             task_bytes=task_bytes(

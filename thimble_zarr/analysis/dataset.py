@@ -10,12 +10,12 @@ from thimble_zarr.analysis.variables import DERIVED, freeze_step, long_name
 from thimble_zarr.analysis.windows import Source
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.reader import Reader
-from thimble_zarr.format.schema import DIMS, LABELS, SCALARS, Schema
+from thimble_zarr.format.schema import LABELS, SCALARS, Schema
 from thimble_zarr.format.store import StorePath, StoreReader
 
 
-def open_dataset(path: StorePath) -> xr.Dataset:
-    """Open a recorded run. Nothing big is read before it is asked for.
+def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
+    """Open a recorded parameter. Nothing big is read before it is asked for.
 
     A store that is still being written opens too; the dataset has the steps that were committed at
     that moment.
@@ -24,21 +24,50 @@ def open_dataset(path: StorePath) -> xr.Dataset:
     ----------
     path
         The store.
+    parameter
+        Which of its parameters, by name. None where it has only one.
 
     Returns
     -------
     xarray.Dataset
-        Dask-backed float32 variables with dims `(step, token, dim)`: the stored `W`, `grad`,
-        `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq` with amsgrad) and the derived `delta_W`,
-        `adam_update`, `adam_decay`, `adam_residual` and its parts `rounding` and `unexplained`
-        (which replay the optimizer and need torch), `ulp`, `displacement_ulp`, `stalled`. Lazy
-        too, int64, dims `(token,)`: `freeze_step`, 0 for a token that never moved, and over the
-        whole run whatever steps are selected. Row t is optimizer step t; what a row does not
-        have (the gradient or change of the initial state) is NaN. Per-step scalars, float64, dims
-        `(step,)`. Coordinates `step` and `token`, and where known `count`, `live`, `dead` and
-        `text`. Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
-        Selecting steps or tokens, by label or position and in any order, narrows what is read from
-        disk.
+        Dask-backed float32 variables with dims `(step, token, dim)` of an embedding, `(step, row,
+        col)` of another matrix, `(step, dim)` of a vector, `(step,)` of a scalar and `(step, dim_0,
+        dim_1, ...)` of more axes: the stored `W`, `grad`, `exp_avg`, `exp_avg_sq` (and
+        `max_exp_avg_sq` with amsgrad) and the derived `delta_W`, `adam_update`, `adam_decay`,
+        `adam_residual` and its parts `rounding` and `unexplained` (which replay the optimizer and
+        need torch), `ulp`, `displacement_ulp`, `stalled`. Lazy too, int64, with the first of these
+        dims after `step`: `freeze_step`, 0 for a token or row that never moved, and over the whole
+        run whatever steps are selected. Row t is optimizer step t; what a row does not have (the
+        gradient or change of the initial state) is NaN. Per-step scalars, float64, dims `(step,)`.
+        Coordinates `step` and `token` or `row`, and where known `count`, `live`, `dead` and `text`.
+        Attributes say what was recorded and by what; `thimble` is all of it, as JSON. Selecting
+        steps or tokens, by label or position and in any order, narrows what is read from disk.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If the store cannot be read.
+    StoreError
+        If no row was committed yet.
+    SelectionError
+        If it holds several parameters and none was chosen, or not the one that was.
+    """
+    return dataset_of(StoreReader.open(path, parameter))
+
+
+def open_datatree(path: StorePath) -> xr.DataTree:
+    """Open all parameters of a recorded run, at the same steps.
+
+    Parameters
+    ----------
+    path
+        The store.
+
+    Returns
+    -------
+    xarray.DataTree
+        A child for each parameter, by name, of what `open_dataset` returns: `tree["wte.weight"]`.
+        A run of a single one, recorded with `parameter=`, has it at the root.
 
     Raises
     ------
@@ -47,7 +76,8 @@ def open_dataset(path: StorePath) -> xr.Dataset:
     StoreError
         If no row was committed yet.
     """
-    return dataset_of(StoreReader.open(path))
+    readers = StoreReader.open_each(path)
+    return xr.DataTree.from_dict({f"/{reader.group}": dataset_of(reader) for reader in readers})
 
 
 def dataset_of(reader: Reader) -> xr.Dataset:
@@ -58,11 +88,14 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         )
     source = Source(reader)
     names = (*reader.schema.dtypes, *DERIVED)
+    dims = reader.schema.dims
     variables = {
-        name: (DIMS, LazyArray.of(source, name), {"long_name": long_name(name)}) for name in names
+        name: (("step", *dims), LazyArray.of(source, name), {"long_name": long_name(name)})
+        for name in names
     }
     frozen = LazyTokens.of(source, TokenNumbers(freeze_step, np.maximum))
-    tokens = {"freeze_step": ("token", frozen, {"long_name": "last step at which a token moved"})}
+    moved = f"last step at which a {reader.schema.row_name} moved"
+    tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
     scalars = {
         name: ("step", values, {"long_name": SCALARS[name]})
         for name, values in source.recorded.items()
@@ -87,13 +120,16 @@ def _attrs(schema: Schema) -> dict[str, str | int]:
 
 
 def _coords(reader: Reader) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
+    coords = {"step": ("step", np.arange(reader.n_rows), {"long_name": "optimizer step"})}
+    first = reader.schema.dims[0] if len(reader.schema.dims) == 2 else None
+    if first is not None:
+        long_name = LABELS.get(first, "position along the first axis")
+        coords[first] = first, np.arange(reader.schema.n_tokens), {"long_name": long_name}
+    if not reader.schema.has_tokens:
+        return coords
     labels = reader.read_labels()
     text = None if labels.text is None else np.array(labels.text, dtype=object)
     known = {"count": labels.count, "live": labels.live, "dead": labels.dead, "text": text}
-    coords = {
-        "step": ("step", np.arange(reader.n_rows), {"long_name": "optimizer step"}),
-        "token": ("token", np.arange(reader.schema.n_tokens), {"long_name": LABELS["token"]}),
-    }
     for name, values in known.items():
         if values is not None:
             coords[name] = "token", values, {"long_name": LABELS.get(name, "the token as text")}

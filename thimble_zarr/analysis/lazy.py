@@ -30,11 +30,12 @@ from thimble_zarr.analysis.windows import (
     row_groups,
     token_groups,
 )
-from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.indexing import Indices, rows_and_dims
 from thimble_zarr.format.schema import Schema
 
-Selection = tuple[Indices | int, Indices | int, Indices | int]
-"""Rows, tokens and dims; an axis that was indexed by a number is a number and has no dimension."""
+Selection = tuple[Indices | int, ...]
+"""Along steps, and then along each axis of the parameter; an axis that was indexed by a number is a
+number and has no dimension."""
 
 
 _CHUNK_BYTES = 96 * 2**20
@@ -159,23 +160,20 @@ class LazyArray(Lazy):
         variable
             A stored or derived variable.
         selection
-            Rows, tokens and dims; everything committed by default. Rows beyond that are NaN.
+            Steps and axes of the parameter; everything committed by default. Rows beyond that are
+            NaN.
 
         Returns
         -------
         LazyArray
             float32, with one dimension for each axis of the selection that is not a number. Chunks
-            are one or more blocks of the store along steps and whole along tokens and dims.
+            are one or more blocks of the store along steps and whole along the others.
         """
         schema = source.reader.schema
-        selection = selection or (
-            range(source.reader.n_rows),
-            range(schema.n_tokens),
-            range(schema.n_dims),
-        )
-        rows, tokens, dims = selection
-        shape = tuple(len(axis) for axis in selection if not isinstance(axis, int))
-        row_bytes = 4 * len(_as_indices(tokens)) * len(_as_indices(dims))
+        selection = selection or (range(source.reader.n_rows), *map(range, schema.shape))
+        rows = selection[0]
+        shape = _shape(selection)
+        row_bytes = 4 * math.prod(_shape(selection[1:]))
         length = _task_steps(schema, _CHUNK_BYTES // max(1, row_bytes))
         groups = row_groups(_as_indices(rows), length)
         chunks: tuple[tuple[int, ...], ...] = tuple((length,) for length in shape)
@@ -217,9 +215,15 @@ class LazyArray(Lazy):
 
     @property
     def selection(self) -> Selection:
-        """Rows, tokens and dims."""
+        """Steps, and then along each axis of the parameter."""
         selection: Selection = self._selection
         return selection
+
+    @property
+    def matrix(self) -> tuple[Indices, Indices, Indices]:
+        """Steps, tokens and dims: the selection of a parameter of any rank as that of a matrix."""
+        rows, *axes = map(_as_indices, self._selection)
+        return rows, *rows_and_dims(axes, self._source.reader.schema.shape)
 
     @property
     def n_parts(self) -> int:
@@ -229,7 +233,7 @@ class LazyArray(Lazy):
 
     def _groups(self) -> tuple[list[Indices], list[tuple[Indices, slice | np.ndarray]]]:
         """Return how `reduce_rows` cuts the selection: along rows, and along tokens."""
-        rows, tokens, _ = (_as_indices(axis) for axis in self._selection)
+        rows, tokens, _ = self.matrix
         steps = reduction_steps(self._source.reader.schema)
         return row_groups(rows, steps), token_groups(self._source, tokens)
 
@@ -249,7 +253,7 @@ class LazyArray(Lazy):
         dask.array.Array
             float64, shape `(class, number, step)`.
         """
-        dims = _as_indices(self._selection[2])
+        dims = self.matrix[2]
         n_classes = 1 if classes is None else int(classes.max(initial=0)) + 1
         groups, of_tokens = self._groups()
         name = f"statistics-{_token(self._source, self._selection, statistics, classes)}"
@@ -272,7 +276,7 @@ class LazyArray(Lazy):
 
 
 class LazyTokens(Lazy):
-    """One number a token, reduced over all steps and dims.
+    """One number a token, reduced over all steps and dims; a single token has no dimension.
 
     Like that of `LazyArray` its indexing reaches the disk. Make it with `LazyTokens.of`.
     """
@@ -280,13 +284,14 @@ class LazyTokens(Lazy):
     __slots__ = ("_numbers", "_source", "_tokens")
 
     @classmethod
-    def of(cls, source: Source, numbers: TokenNumbers, tokens: Indices | None = None) -> Self:
+    def of(cls, source: Source, numbers: TokenNumbers, tokens: Indices | int | None = None) -> Self:
         """Return the numbers of some tokens, all by default, as a lazy int64 array."""
         schema = source.reader.schema
-        tokens = range(schema.n_tokens) if tokens is None else tokens
+        if tokens is None:
+            tokens = range(schema.n_tokens) if schema.shape else 0
         name = f"{numbers.compute.__name__}-{_token(source, tokens)}"
         tasks = functools.partial(_token_tasks, name, source, numbers, tokens)
-        chunks = ((len(tokens),),)
+        chunks = tuple((length,) for length in _shape((tokens,)))
         array: Self = super().__new__(cls, graph_of(name, tasks), name, chunks, dtype=np.int64)
         array._source, array._numbers, array._tokens = source, numbers, tokens
         return array
@@ -294,14 +299,12 @@ class LazyTokens(Lazy):
     def __reduce__(self) -> tuple[Callable[..., da.Array], tuple[object, ...]]:
         return type(self).of, (self._source, self._numbers, self._tokens)
 
-    def narrowed(self, keys: tuple[Any, ...]) -> Indices | None:
+    def narrowed(self, keys: tuple[Any, ...]) -> Indices | int | None:
         """Return the tokens that an index leaves."""
-        if len(keys) > 1:
-            return None
-        tokens = index_axis(self._tokens, *keys) if keys else self._tokens
-        return None if isinstance(tokens, int) else tokens
+        composed = _compose((self._tokens,), keys)
+        return None if composed is None else composed[0]
 
-    def at(self, tokens: Indices) -> Self:
+    def at(self, tokens: Indices | int) -> Self:
         """Return the numbers of other tokens."""
         return type(self).of(self._source, self._numbers, tokens)
 
@@ -355,8 +358,9 @@ def graph_of(
 def _block_tasks(
     name: str, source: Source, variable: str, selection: Selection, groups: Sequence[Indices]
 ) -> dict[Any, Task]:
-    rows, tokens, dims = selection
-    rest = tuple(len(axis) for axis in (tokens, dims) if not isinstance(axis, int))
+    rows, *axes = selection
+    rest = _shape(axes)
+    tokens, dims = rows_and_dims([*map(_as_indices, axes)], source.reader.schema.shape)
     zeros = (0,) * len(rest)
     tasks = {}
     start = 0
@@ -420,7 +424,7 @@ def _assemble(blocks: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _token_tasks(
-    name: str, source: Source, numbers: TokenNumbers, tokens: Indices
+    name: str, source: Source, numbers: TokenNumbers, tokens: Indices | int
 ) -> dict[Any, Task]:
     rows = range(source.reader.n_rows)
     tasks: dict[Any, Task] = {}
@@ -428,7 +432,8 @@ def _token_tasks(
         key = (f"{name}-part", index)
         tasks[key] = Task(key, _reduce_tokens, source, numbers, group, tokens)
     combine = functools.partial(_combine, numbers.combine)
-    return tasks | _merge_tasks((name, 0), combine, list(tasks))
+    whole = (name, *(0 for _ in _shape((tokens,))))
+    return tasks | _merge_tasks(whole, combine, list(tasks))
 
 
 def _merge_tasks(
@@ -449,7 +454,8 @@ def _merge_tasks(
 def _token(source: Source, *parts: object) -> str:
     """Return a name for a graph that is the same only for the same rows of the same store."""
     reader = source.reader
-    token: str = tokenize(str(reader.path), reader.schema.created, reader.n_rows, parts)
+    schema = reader.schema
+    token: str = tokenize(str(reader.path), schema.parameter, schema.created, reader.n_rows, parts)
     return token
 
 
@@ -469,6 +475,10 @@ def _narrow(classes: np.ndarray, n_classes: int) -> np.ndarray:
     return classes.astype(np.min_scalar_type(-n_classes))
 
 
+def _shape(axes: Sequence[Indices | int]) -> tuple[int, ...]:
+    return tuple(len(axis) for axis in axes if not isinstance(axis, int))
+
+
 def _as_indices(axis: Indices | int) -> Indices:
     return range(axis, axis + 1) if isinstance(axis, int) else axis
 
@@ -477,13 +487,12 @@ def _compute_block(
     source: Source,
     variable: str,
     rows: Indices,
-    tokens: Indices | int,
-    dims: Indices | int,
+    tokens: Indices,
+    dims: Indices,
     shape: tuple[int, ...],
     start: int,
     into: "_Memory | None" = None,
 ) -> np.ndarray:
-    tokens, dims = _as_indices(tokens), _as_indices(dims)
     n_elements = len(tokens) * len(dims)
     if into is None:
         flat = np.empty(len(rows) * n_elements, dtype=np.float32)
@@ -554,8 +563,9 @@ def _reduce_part(
 
 
 def _reduce_tokens(
-    source: Source, numbers: TokenNumbers, rows: Indices, tokens: Indices
+    source: Source, numbers: TokenNumbers, rows: Indices, tokens: Indices | int
 ) -> np.ndarray:
+    shape, tokens = _shape((tokens,)), _as_indices(tokens)
     reduced = np.zeros(len(tokens), dtype=np.int64)
     dims = range(source.reader.schema.n_dims)
     with np.errstate(invalid="ignore"):
@@ -564,7 +574,7 @@ def _reduce_tokens(
             for (_, part_tokens), part in window.parts():
                 at = ids[part_tokens]
                 reduced[at] = numbers.combine(reduced[at], numbers.compute(part))
-    return reduced
+    return reduced.reshape(shape)
 
 
 def _combine(combine: np.ufunc, *parts: np.ndarray) -> np.ndarray:
@@ -601,7 +611,7 @@ def _compose(selection: Selection, keys: tuple[Any, ...]) -> Selection | None:
         composed[index] = narrowed
     if n_fancy > 1:
         return None  # Dask decides what this means
-    return composed[0], composed[1], composed[2]
+    return tuple(composed)
 
 
 def index_axis(axis: Indices, part: Any) -> Indices | int | None:

@@ -15,13 +15,16 @@ from thimble_zarr.errors import ConfigError
 
 def open_datasets(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    parameter: str | None = None,
 ) -> xr.Dataset:
-    """Open recorded runs of the same shape. Nothing big is read before it is asked for.
+    """Open recorded runs of a parameter of one shape. Nothing big is read before it is asked for.
 
     Parameters
     ----------
     paths
         Stores and glob patterns such as `seed*/run.zarr`, or a single one.
+    parameter
+        Which of their parameters, by name. None where each has only one.
 
     Returns
     -------
@@ -39,10 +42,12 @@ def open_datasets(
     StoreError
         If a run has no committed row yet.
     ConfigError
-        If no path was given, or tokens or dims of the runs are not equally many.
+        If no path was given, or the parameter has another shape in one of the runs.
+    SelectionError
+        If a store holds several parameters and none was chosen, or not the one that was.
     """
     stores = stores_at(paths)
-    runs = [open_dataset(store) for store in stores]
+    runs = [open_dataset(store, parameter) for store in stores]
     _check_shapes(stores, runs)
     n_rows = max(run.sizes["step"] for run in runs)
     variables = {name: _stacked(of, n_rows) for name, of in _shared(runs, "data_vars").items()}
@@ -60,12 +65,12 @@ def open_datasets(
 
 
 def _check_shapes(stores: list[str], runs: list[xr.Dataset]) -> None:
-    shapes = [(run.sizes["token"], run.sizes["dim"]) for run in runs]
+    shapes = [dict(zip(run.W.dims[1:], run.W.shape[1:], strict=True)) for run in runs]
     for store, shape in zip(stores, shapes, strict=True):
         if shape != shapes[0]:
             raise ConfigError(
-                f"runs of one dataset have equally many tokens and dims, and {stores[0]} has "
-                f"{shapes[0][0]:,} x {shapes[0][1]:,}, {store} {shape[0]:,} x {shape[1]:,}"
+                "runs of one dataset are of parameters of one shape, and that of "
+                f"{stores[0]} is {shapes[0]}, of {store} {shape}"
             )
 
 

@@ -93,7 +93,7 @@ def plan_run(
     """
     free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
     if overwrite and Path(store).exists():
-        free_disk_bytes += StoreReader.open(store).disk_bytes()
+        free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     n_rows = config.steps + 1
     itemsize = storage_dtype(config.dtype).itemsize
     elements = n_rows * config.vocab_size * config.hidden_dim

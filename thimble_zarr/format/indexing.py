@@ -1,6 +1,7 @@
 """Positions along an axis of a store, and the chunks they lie in."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +12,36 @@ Indices = range | np.ndarray
 
 ChunkPart = tuple[int, slice | np.ndarray, slice | np.ndarray]
 """A chunk, which of its positions are asked for, and where these are among all."""
+
+
+def rows_and_dims(axes: Sequence[Indices], shape: Sequence[int]) -> tuple[Indices, Indices]:
+    """Return a selection of a parameter as that of a matrix: rows, and all other axes as dims.
+
+    Parameters
+    ----------
+    axes
+        What is selected along each axis.
+    shape
+        Shape of the parameter.
+
+    Returns
+    -------
+    tuple
+        Positions along the first axis, and along all others flattened, row by row; of an axis that
+        is not there the only one.
+    """
+    rows, rest = (axes[0], axes[1:]) if axes else (range(1), axes)
+    if len(rest) == 1:
+        return rows, rest[0]
+    whole = (
+        isinstance(axis, range) and axis == range(n)
+        for axis, n in zip(rest, shape[1:], strict=True)
+    )
+    if all(whole):
+        return rows, range(math.prod(shape[1:]))
+    grid = np.ix_(*(np.asarray(axis, dtype=np.int64) for axis in rest))
+    dims: np.ndarray = np.ravel_multi_index(grid, tuple(shape[1:])).ravel()
+    return rows, dims
 
 
 def by_chunk(tokens: Indices, chunk_tokens: int) -> Iterator[ChunkPart]:

@@ -5,7 +5,7 @@ A *chunk* is the part of a block that is compressed and read alone: all steps of
 `chunk_tokens` tokens. Everything here is a pure function of shapes; sizes are in bytes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 DEFAULT_MEMORY_BYTES = 256 * 2**20
@@ -30,7 +30,7 @@ _LABEL_BYTES = 64  # id, count, live, dead and text of a token
 
 @dataclass(frozen=True)
 class Layout:
-    """How the `(step, token, dim)` arrays of a store are cut.
+    """How the arrays of a parameter are cut.
 
     Attributes
     ----------
@@ -50,6 +50,32 @@ class Layout:
     def shard_tokens(self, n_tokens: int) -> int:
         """Return `n_tokens` rounded up to whole chunks: the token extent of a shard."""
         return -(-n_tokens // self.chunk_tokens) * self.chunk_tokens
+
+
+@dataclass(frozen=True)
+class RowSize:
+    """What decides how large a row of a recorded parameter is.
+
+    Attributes
+    ----------
+    n_tokens, n_dims
+        Rows of the parameter, and elements of each.
+    itemsizes
+        Bytes an element, by variable.
+    """
+
+    n_tokens: int
+    n_dims: int
+    itemsizes: Mapping[str, int]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a row of all variables."""
+        return self.n_tokens * self.n_dims * sum(self.itemsizes.values())
+
+    def token_bytes(self, block_steps: int) -> int:
+        """Return the bytes of a block for one token, of the largest variable."""
+        return block_steps * self.n_dims * max(self.itemsizes.values())
 
 
 @dataclass(frozen=True)
@@ -92,10 +118,6 @@ def plan_layout(
 ) -> Layout:
     """Choose block and chunk sizes for a parameter of shape `(n_tokens, n_dims)`.
 
-    The block is the longest power of two of steps, at most `MAX_BLOCK_STEPS`, whose
-    `recorder_memory_bytes` stays within `memory_bytes`. One step is the least there is, so a
-    parameter whose single row exceeds the bound gets blocks of one step.
-
     Parameters
     ----------
     n_tokens, n_dims
@@ -108,30 +130,64 @@ def plan_layout(
     Returns
     -------
     Layout
+        As `plan_layouts` chooses it.
+    """
+    (layout,) = plan_layouts([RowSize(n_tokens, n_dims, itemsizes)], memory_bytes=memory_bytes)
+    return layout
+
+
+def plan_layouts(
+    rows: Sequence[RowSize], *, memory_bytes: int = DEFAULT_MEMORY_BYTES
+) -> list[Layout]:
+    """Choose block and chunk sizes for parameters that are recorded together.
+
+    The block is the longest power of two of steps, at most `MAX_BLOCK_STEPS`, whose
+    `recorder_memory_bytes` stays within `memory_bytes`. It is the same for all, because they are
+    committed together. One step is the least there is, so parameters whose single row exceeds the
+    bound get blocks of one step.
+
+    Parameters
+    ----------
+    rows
+        A row of each parameter.
+    memory_bytes
+        Bound on the recorder's memory, for all of them together.
+
+    Returns
+    -------
+    list of Layout
+        One a parameter.
     """
     block_steps = 1
     while (
         block_steps < MAX_BLOCK_STEPS
-        and recorder_memory_bytes(n_tokens, n_dims, itemsizes, 2 * block_steps) <= memory_bytes
+        and recorder_memory_bytes(rows, 2 * block_steps) <= memory_bytes
     ):
         block_steps *= 2
-    chunk_row_bytes = block_steps * n_dims * max(itemsizes.values())
-    n_chunks = max(1, round(n_tokens * chunk_row_bytes / TARGET_CHUNK_BYTES))
-    return Layout(block_steps=block_steps, chunk_tokens=-(-n_tokens // min(n_chunks, n_tokens)))
+    return [Layout(block_steps, _chunk_tokens(row, block_steps)) for row in rows]
 
 
-def recorder_memory_bytes(
-    n_tokens: int, n_dims: int, itemsizes: Mapping[str, int], block_steps: int
-) -> int:
+def _chunk_tokens(row: RowSize, block_steps: int) -> int:
+    chunk_row_bytes = row.token_bytes(block_steps)
+    n_chunks = max(1, round(row.n_tokens * chunk_row_bytes / TARGET_CHUNK_BYTES))
+    return -(-row.n_tokens // min(n_chunks, row.n_tokens))
+
+
+def recorder_memory_bytes(rows: Sequence[RowSize], block_steps: int) -> int:
     """Return the memory of a recorder whose blocks have `block_steps` steps.
 
-    `N_BUFFERS` blocks of all variables, and the chunk that is being encoded: as it is, compressed,
-    and with its checksum. Python and its libraries take what they take, whatever the shape.
+    `N_BUFFERS` blocks of all variables of all parameters, and the chunk that is being encoded: as
+    it is, compressed, and with its checksum. Python and its libraries take what they take, whatever
+    the shapes.
     """
-    row_bytes = n_tokens * n_dims * sum(itemsizes.values())
-    one_token = block_steps * n_dims * max(itemsizes.values())
-    encoding = 3 * min(2 * max(TARGET_CHUNK_BYTES, one_token), n_tokens * one_token)
-    return N_BUFFERS * block_steps * row_bytes + encoding
+    return N_BUFFERS * block_steps * sum(row.n_bytes for row in rows) + max(
+        _encoding_bytes(row, block_steps) for row in rows
+    )
+
+
+def _encoding_bytes(row: RowSize, block_steps: int) -> int:
+    one_token = row.token_bytes(block_steps)
+    return 3 * min(2 * max(TARGET_CHUNK_BYTES, one_token), row.n_tokens * one_token)
 
 
 def plan_storage(
@@ -158,8 +214,9 @@ def plan_storage(
     -------
     StoragePlan
     """
-    layout = plan_layout(n_tokens, n_dims, itemsizes, memory_bytes=memory_bytes)
-    block_bytes = layout.block_steps * n_tokens * n_dims * sum(itemsizes.values())
+    row = RowSize(n_tokens, n_dims, itemsizes)
+    (layout,) = plan_layouts([row], memory_bytes=memory_bytes)
+    block_bytes = layout.block_steps * row.n_bytes
     return StoragePlan(
         layout=layout,
         array_bytes={
@@ -167,7 +224,7 @@ def plan_storage(
         },
         scalar_bytes=n_rows * n_scalars * 8,
         overhead_bytes=_METADATA_BYTES + _LABEL_BYTES * n_tokens + block_bytes // 64,
-        memory_bytes=recorder_memory_bytes(n_tokens, n_dims, itemsizes, layout.block_steps),
+        memory_bytes=recorder_memory_bytes([row], layout.block_steps),
     )
 
 

@@ -1,11 +1,17 @@
 """The contract: what is in a store, under which names, and what it means.
 
-The recorder writes to it, the analysis reads from it, and neither knows the other. A store is one
-Zarr v3 group. `Schema` is everything about it that is fixed when recording starts, kept as the
-group's `thimble` attribute; `TokenLabels` are the coordinates of the token axis.
+The recorder writes to it, the analysis reads from it, and neither knows the other. A recorded
+parameter is one Zarr v3 group: the root of the store, or one of its children where there are
+several. `Schema` is everything about it that is fixed when recording starts, kept as the group's
+`thimble` attribute; `TokenLabels` are the coordinates of the token axis.
+
+A parameter has any rank. Its first axis is called rows or tokens, and all others together dims:
+what reads and computes sees `(step, token, dim)`, and only the arrays on disk and the variables of
+a dataset have its own shape and dims.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -14,13 +20,14 @@ import numpy as np
 
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
-from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ATTRIBUTE = "thimble"
 """The group attribute that holds the schema."""
 
-DIMS = ("step", "token", "dim")
+TOKEN_DIMS = ("token", "dim")
+"""Dims of an embedding: its tokens may have labels."""
 
 VARIABLES: Mapping[str, str] = {
     "W": "weight after the step",
@@ -29,7 +36,7 @@ VARIABLES: Mapping[str, str] = {
     "exp_avg_sq": "second moment after the step",
     "max_exp_avg_sq": "running maximum of the second moment after the step (amsgrad)",
 }
-"""The `(step, token, dim)` arrays a store can hold; row t belongs to optimizer step t."""
+"""The arrays of a parameter's shape a store can hold; row t belongs to optimizer step t."""
 
 SCALARS: Mapping[str, str] = {
     "loss": "training loss of the step, nats",
@@ -51,6 +58,9 @@ LABELS: Mapping[str, str] = {
     "text_end": "where each token's text ends in text_bytes",
 }
 """The coordinates of the token axis. All but `token` are there only where they are known."""
+
+PARAMETERS = "parameters"
+"""In the root's `thimble` attribute the names of several parameters, each a child group."""
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
@@ -91,16 +101,60 @@ def recorded_variables(optimizer: OptimizerInfo) -> tuple[str, ...]:
     return tuple(name for name in VARIABLES if name != "max_exp_avg_sq" or optimizer.amsgrad)
 
 
+def dims_of(shape: Sequence[int], *, of_tokens: bool = False) -> tuple[str, ...]:
+    """Return how the axes of a parameter are called, `of_tokens` if it is an embedding."""
+    if len(shape) == 2:
+        return TOKEN_DIMS if of_tokens else ("row", "col")
+    return ("dim",) if len(shape) == 1 else tuple(f"dim_{axis}" for axis in range(len(shape)))
+
+
+def array_path(group: str, name: str) -> str:
+    """Return where in a store an array lies: the group is empty for a single parameter."""
+    return f"{group}/{name}" if group else name
+
+
+def check_group_name(name: str) -> None:
+    """Raise ConfigError unless a parameter's name can be that of its group.
+
+    It is refused and not replaced, so that a name found in a store is the one in the model.
+    """
+    sound = (
+        name.isprintable()
+        and not set(name) & set("/\\")
+        and not name.startswith((".", "__"))
+        and 0 < len(name.encode()) <= _MOST_NAME_BYTES
+        and name != "zarr.json"
+    )
+    if not sound:
+        raise ConfigError(
+            f"a parameter named {name!r} cannot be a Zarr group: names have no slashes, begin "
+            f"with neither . nor __ and have at most {_MOST_NAME_BYTES} bytes; give it another "
+            'one, parameters={"name": tensor}'
+        )
+
+
+_MOST_NAME_BYTES = 255
+"""What file systems take for a name."""
+
+
+def row_size(shape: Sequence[int], dtypes: Mapping[str, str]) -> RowSize:
+    """Return how large a row of a parameter is, from its shape and the dtypes of its variables."""
+    itemsizes = {name: storage_dtype(native).itemsize for name, native in dtypes.items()}
+    return RowSize(shape[0] if shape else 1, math.prod(shape[1:]), itemsizes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """Everything about a store that is fixed when recording starts.
+    """Everything about a recorded parameter that is fixed when recording starts.
 
     Attributes
     ----------
-    n_tokens, n_dims
-        Shape of the recorded parameter.
+    shape
+        Shape of the recorded parameter, of any rank.
+    dims
+        What its axes are called (`dims_of`).
     dtypes
-        Native dtype of each `(step, token, dim)` array, by variable, as torch names it.
+        Native dtype of each array of its shape, by variable, as torch names it.
     layout
         Block and chunk sizes.
     optimizer
@@ -126,8 +180,8 @@ class Schema:
         What the user said of the run: configuration, corpus, seeds.
     """
 
-    n_tokens: int
-    n_dims: int
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
     dtypes: Mapping[str, str]
     layout: Layout
     optimizer: OptimizerInfo
@@ -141,9 +195,11 @@ class Schema:
     attrs: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = (self.n_tokens, self.n_dims, self.layout.block_steps, self.layout.chunk_tokens)
+        sizes = (*self.shape, self.layout.block_steps, self.layout.chunk_tokens)
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ConfigError(f"shapes and block sizes must be positive numbers, not {sizes}")
+        if self.dims not in (dims_of(self.shape), dims_of(self.shape, of_tokens=True)):
+            raise ConfigError(f"no parameter of shape {self.shape} has the dims {self.dims}")
         if not (isinstance(self.n_threads, int) and self.n_threads > 0):
             raise ConfigError(
                 f"torch had {self.n_threads!r} threads, which is no number of threads"
@@ -165,14 +221,42 @@ class Schema:
                 raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
 
     @property
+    def n_tokens(self) -> int:
+        """Rows of the parameter: its first axis, 1 of a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def n_dims(self) -> int:
+        """Elements a row: all other axes together, 1 of a scalar or vector."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the rows are tokens, and may have labels."""
+        return self.dims == TOKEN_DIMS
+
+    @property
+    def row_name(self) -> str:
+        """What a row is called: `token`, `row`, or `element` where it is a single one."""
+        return "token" if self.has_tokens else "row" if len(self.shape) > 1 else "element"
+
+    def place(self, token: int, dim: int | None = None) -> str:
+        """Return where an element is, or all of a row, by the names of the parameter's axes."""
+        if not self.shape:
+            return "its only element"
+        index = [token]
+        if dim is not None and len(self.shape) > 1:
+            index += map(int, np.unravel_index(dim, self.shape[1:]))
+        return ", ".join(f"{name} {at}" for name, at in zip(self.dims, index, strict=False))
+
+    @property
     def row_bytes(self) -> int:
         """Uncompressed bytes of one row of all variables."""
-        itemsizes = (storage_dtype(native).itemsize for native in self.dtypes.values())
-        return self.n_tokens * self.n_dims * sum(itemsizes)
+        return row_size(self.shape, self.dtypes).n_bytes
 
     def to_attribute(self) -> dict[str, Json]:
         """Return the value of the group attribute `thimble`, ready for JSON."""
-        return {"format_version": FORMAT_VERSION} | asdict(self)
+        return versioned(asdict(self) | {"shape": [*self.shape], "dims": [*self.dims]})
 
     @classmethod
     def from_attribute(cls, value: Json) -> Self:
@@ -185,21 +269,41 @@ class Schema:
         DamagedStoreError
             If the version is right but the content is not what it promises.
         """
-        if not isinstance(value, Mapping) or not isinstance(value.get("format_version"), int):
-            raise DamagedStoreError("its `thimble` attribute has no format version")
-        content: dict[str, Any] = dict(value)
-        version = content.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise UnsupportedFormatError(
-                f"it has format version {version}, and this release reads version "
-                f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
-            )
+        content: dict[str, Any] = read_content(value)
         try:
+            content["shape"], content["dims"] = tuple(content["shape"]), tuple(content["dims"])
             content["layout"] = Layout(**content["layout"])
             content["optimizer"] = OptimizerInfo(**content["optimizer"])
             return cls(**content)
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
+
+
+def versioned(content: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a `thimble` attribute of the content."""
+    return {"format_version": FORMAT_VERSION} | dict(content)
+
+
+def read_content(attribute: Json) -> dict[str, Json]:
+    """Return the content of a `thimble` attribute.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        If the format version is not the one this release reads.
+    DamagedStoreError
+        If there is none.
+    """
+    if not isinstance(attribute, Mapping) or not isinstance(attribute.get("format_version"), int):
+        raise DamagedStoreError("its `thimble` attribute has no format version")
+    content = dict(attribute)
+    version = content.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"it has format version {version}, and this release reads version "
+            f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
+        )
+    return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +338,15 @@ class TokenLabels:
         """Label tokens by their occurrences: live where there is one, dead where there is none."""
         count = np.asarray(count, dtype=np.int64)
         return cls(count=count, live=count > 0, dead=count == 0, text=text)
+
+    def check_fit(self, schema: Schema) -> None:
+        """Raise ConfigError unless the parameter has tokens, and every label one of each."""
+        if not schema.has_tokens:
+            raise ConfigError(
+                "labels are of the tokens of an embedding of shape (token, dim), and the parameter "
+                f"{schema.parameter or 'given'} has shape {schema.shape}; leave its labels out"
+            )
+        self.check_length(schema.n_tokens)
 
     def check_length(self, n_tokens: int) -> None:
         """Raise ConfigError unless every label has `n_tokens` entries."""

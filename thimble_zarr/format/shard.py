@@ -25,6 +25,15 @@ from numcodecs import Blosc, blosc
 CHUNK_ORDER = (1, 0, 2)
 """How the axes of a `(step, token, dim)` chunk are stored: token, step, dim. Its own inverse."""
 
+
+def chunk_order(n_axes: int) -> tuple[int, ...]:
+    """Return how the axes of an array are stored, whose bytes are those of `CHUNK_ORDER`.
+
+    The axes after the token are one there, and there is no dim where the array has two axes.
+    """
+    return (1, 0, *range(2, n_axes)) if n_axes > 1 else (0,)
+
+
 BLOSC_LEVEL = 5
 _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = struct.Struct("<4B3I")
@@ -72,7 +81,7 @@ class ShardEncoder:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the encoded chunks and last the index."""
-        compressor = Blosc(cname="lz4", clevel=BLOSC_LEVEL, shuffle=Blosc.SHUFFLE)
+        compressor = _compressor()
         block_steps, n_tokens, n_dims = self.bits.shape
         little_endian = self.bits.dtype.newbyteorder("<")
         chunk = np.empty((self.chunk_tokens, block_steps, n_dims), dtype=little_endian)
@@ -202,6 +211,17 @@ def values_checksum(chunk: np.ndarray) -> int:
     values.flags.writeable = False  # the library takes no other
     checksum: int = google_crc32c.value(values)
     return checksum
+
+
+def encode_vector(values: np.ndarray) -> bytes:
+    """Return the bytes of a chunk of one axis that is a file of its own."""
+    little_endian = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    encoded: bytes = _compressor().encode(np.ascontiguousarray(little_endian))
+    return encoded + _as_bytes(google_crc32c.value(encoded))
+
+
+def _compressor() -> Blosc:
+    return Blosc(cname="lz4", clevel=BLOSC_LEVEL, shuffle=Blosc.SHUFFLE)
 
 
 def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:

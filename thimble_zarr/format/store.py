@@ -5,7 +5,8 @@ step of which any array is missing is never seen::
 
     run.zarr/
       zarr.json             group metadata; its `thimble` attribute is the Schema
-      W/ grad/ ...          (step, token, dim), one shard file a block: `c.<block>.0.0`
+      W/ grad/ ...          (step, *dims of the parameter), one shard file a block, `c.<block>.0.0`
+                            of a parameter of two dims
       loss/ step/ ...       (step,), small files rewritten at each commit until they are full
       token/ count/ ...     (token,), written once
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
@@ -13,13 +14,24 @@ step of which any array is missing is never seen::
         blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
                             and what it took to record since the commit before
         lock                held by the one writer
+
+Several parameters are a child group each, named as they are, with all that the root of a single one
+has: its arrays, its per-step scalars, its labels and its Schema. The root's `thimble` attribute is
+the list of their names. The bookkeeping is the root's alone: a step is committed for all parameters
+or for none, and file keys and the names of arrays in the ledger are paths from the root::
+
+    run.zarr/
+      zarr.json             `thimble` is {"format_version": 4, "parameters": ["wte.weight", ...]}
+      wte.weight/
+        zarr.json W/ grad/ ... loss/ step/ ... token/ ...
+      .thimble/
 """
 
 import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +40,10 @@ from typing import Any, Self
 import numpy as np
 
 from thimble_zarr.errors import (
+    ConfigError,
     DamagedStoreError,
     NotAStoreError,
+    SelectionError,
     StoreError,
     ThimbleError,
     UnsupportedFormatError,
@@ -39,7 +53,17 @@ from thimble_zarr.format.indexing import Indices, by_chunk
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.reader import AlteredChunk
-from thimble_zarr.format.schema import ATTRIBUTE, SCALARS, Json, Schema, TokenLabels
+from thimble_zarr.format.schema import (
+    ATTRIBUTE,
+    PARAMETERS,
+    SCALARS,
+    Json,
+    Schema,
+    TokenLabels,
+    array_path,
+    check_group_name,
+    read_content,
+)
 from thimble_zarr.format.shard import (
     CHUNK_ORDER,
     Checksums,
@@ -81,7 +105,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class StoreReader:
-    """The committed rows of a store. Made by `open`; small to pickle, safe to share by threads.
+    """The committed rows of a parameter. Made by `open`; small to pickle, safe to share by threads.
 
     What is committed when the reader is opened is what it will ever see.
 
@@ -93,15 +117,25 @@ class StoreReader:
         What was declared.
     commit
         The commit record as it was when the store was opened.
+    group
+        The parameter's group in the store; empty where it is the root itself.
     """
 
     path: Path
     schema: Schema
     commit: Commit
+    group: str = ""
 
     @classmethod
-    def open(cls, path: StorePath) -> Self:
+    def open(cls, path: StorePath, parameter: str | None = None) -> Self:
         """Open a store for reading, whether or not it is still being written.
+
+        Parameters
+        ----------
+        path
+            The store.
+        parameter
+            Which of its parameters. None where there is only one.
 
         Raises
         ------
@@ -111,22 +145,34 @@ class StoreReader:
             If the store is of another format version.
         DamagedStoreError
             If its metadata or commit record cannot be read.
+        SelectionError
+            If it holds several parameters and none was chosen, or not the one that was.
         """
-        path = Path(path).absolute()  # the process may change its directory
-        if not path.exists():
-            raise NotAStoreError(f"there is nothing at {path}; check the path")
-        attribute = read_attribute(path)
-        if attribute is None:
-            raise NotAStoreError(
-                f"{path} is not a thimble-zarr store; "
-                "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
-            )
-        try:
-            schema = Schema.from_attribute(attribute)
-            commit = _read_commit(path / COMMIT)
-        except (UnsupportedFormatError, DamagedStoreError) as error:
-            raise type(error)(f"cannot read {path}: {error}") from error
-        return cls(path, schema, commit)
+        content = _Content.read(path)
+        (chosen,) = cls._open_groups(content, (content.choose(parameter),))
+        return chosen
+
+    @classmethod
+    def open_each(cls, path: StorePath) -> tuple[Self, ...]:
+        """Open every parameter of a store, all at the same commit, in the order of the recording.
+
+        The one of a single parameter has no `group`. Errors are those of `open`.
+        """
+        content = _Content.read(path)
+        return cls._open_groups(content, content.names or ("",))
+
+    @classmethod
+    def _open_groups(cls, content: "_Content", groups: tuple[str, ...]) -> tuple[Self, ...]:
+        path = content.path
+        readers: list[Self] = []
+        for group in groups:
+            try:
+                commit = readers[0].commit if readers else _read_commit(path / COMMIT)
+                schema = Schema.from_attribute(read_attribute(path / group))
+            except (UnsupportedFormatError, DamagedStoreError) as error:
+                raise type(error)(f"cannot read {path / group}: {error}") from error
+            readers.append(cls(path, schema, commit, group))
+        return tuple(readers)
 
     @property
     def n_rows(self) -> int:
@@ -207,15 +253,18 @@ class StoreReader:
                 altered = self._altered_in(name, first_row, checksums)
                 if altered:
                     # A writer may have committed this block again, with more rows, since.
-                    newest, _ = type(self).open(self.path)._read_ledger()
+                    newest, _ = self._opened_anew()._read_ledger()
                     altered = self._altered_in(name, first_row, newest[first_row][name])
                 yield from altered
         for key, crc32 in files.items():
             if self._file_crc32(key) != crc32:
-                _, newest_files = type(self).open(self.path)._read_ledger()
+                _, newest_files = self._opened_anew()._read_ledger()
                 if self._file_crc32(key) != newest_files[key]:
-                    name, _, chunk = key.partition("/c.")
+                    name, _, chunk = key.removeprefix(array_path(self.group, "")).partition("/c.")
                     yield AlteredChunk(name, int(chunk) * SCALAR_CHUNK_STEPS, None, None)
+
+    def _opened_anew(self) -> Self:
+        return type(self).open(self.path, self.group or None)
 
     def _file_crc32(self, key: str) -> int:
         self._check_file(key)
@@ -256,17 +305,18 @@ class StoreReader:
         """
         blocks: dict[int, dict[str, list[Checksums]]] = {}
         files: dict[str, int] = {}
-        arrays = tuple(f"{name}/" for name in self.schema.dtypes)
+        ours = array_path(self.group, "")
         with self._decoding("the ledger"):
             for entry in self._ledger_entries():
+                chunks = entry["chunks"]
                 blocks[entry["rows"][0]] = {
-                    name: [Checksums(*checksums) for checksums in entry["chunks"][name]]
+                    name: [Checksums(*checksums) for checksums in chunks[self._key(name)]]
                     for name in self.schema.dtypes
                 }
                 files |= {
                     key: file["crc32"]
                     for key, file in entry["files"].items()
-                    if not key.startswith(arrays)
+                    if key.startswith(ours) and key.rpartition("/")[0] not in chunks
                 }
         return blocks, files
 
@@ -282,8 +332,8 @@ class StoreReader:
         """Open the shard of a block for decoding; whatever is wrong with it is damage."""
         schema, layout = self.schema, self.schema.layout
         native = schema.dtypes[name]
-        key = f"{name}/c.{first_row // layout.block_steps}.0.0"
-        with self._decoding(f"{name} from step {first_row} on"):
+        key = self._key(shard_name(name, first_row // layout.block_steps, schema.shape))
+        with self._decoding(f"{self._key(name)} from step {first_row} on"):
             self._check_file(key)
             with ShardFile(
                 f"{self.path}/{key}",
@@ -303,7 +353,7 @@ class StoreReader:
         known = {
             name: self._read_vector(name)
             for name in ("count", "live", "dead", "text_bytes", "text_end")
-            if (self.path / name).is_dir()
+            if (self.path / self._key(name)).is_dir()
         }
         text = None
         if "text_end" in known:
@@ -313,7 +363,7 @@ class StoreReader:
         return TokenLabels(text=text, **known)
 
     def read_overhead(self) -> dict[int, Overhead]:
-        """Return what recording took, by the first row of each block.
+        """Return what recording took, of all parameters together, by the first row of each block.
 
         A block that was committed more than once has what all of its commits took. Blocks that
         nobody measured are left out: those of an imported run, for example.
@@ -346,27 +396,31 @@ class StoreReader:
         known = self.__dict__.setdefault("_arrays", {})
         if name not in known:
             try:
-                array = _Declared.read(self.path / name / METADATA)
+                array = _Declared.read(self.path / self._key(name) / METADATA)
             except (OSError, ValueError, LookupError, TypeError) as error:
                 raise DamagedStoreError(
-                    f"cannot open array {name} of {self.path}: {error}"
+                    f"cannot open array {self._key(name)} of {self.path}: {error}"
                 ) from error
             self._check_shape(name, array.shape)
             known[name] = array
         declared: _Declared = known[name]
         return declared
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, Schema, Commit]]:
-        return type(self), (self.path, self.schema, self.commit)
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, Schema, Commit, str]]:
+        return type(self), (self.path, self.schema, self.commit, self.group)
+
+    def _key(self, name: str) -> str:
+        """Return the path of an array or file of the parameter from the root of the store."""
+        return array_path(self.group, name)
 
     def _read_vector(self, name: str) -> np.ndarray:
         array = self._declared(name)
         length = self.n_rows if name in SCALARS else array.shape[0]
         parts = []
         for index in range(-(-length // array.chunk_length)):
-            key = f"{name}/c.{index}"
+            key = self._key(f"{name}/c.{index}")
             self._check_file(key)
-            with self._decoding(name):
+            with self._decoding(self._key(name)):
                 content = (self.path / key).read_bytes()
                 parts.append(decode_vector(content, array.chunk_length, array.dtype))
         return np.concatenate([*parts, np.empty(0, array.dtype)])[:length]
@@ -385,14 +439,15 @@ class StoreReader:
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Zarr clips what is asked for to the array; in committed rows that is damage."""
-        declared = (self.n_rows, self.schema.n_tokens, self.schema.n_dims)
+        declared = (self.n_rows, *self.schema.shape)
         if name in self.schema.dtypes:
-            sound = len(shape) == 3 and shape[0] >= self.n_rows and shape[1:] == declared[1:]
+            sound = shape[:1] >= declared[:1] and shape[1:] == declared[1:]
         else:
             sound = name not in SCALARS or shape[0] >= self.n_rows
         if not sound:
             raise DamagedStoreError(
-                f"{self.path}: the array {name} has shape {shape}, and {declared} was committed"
+                f"{self.path}: the array {self._key(name)} has shape {shape}, "
+                f"and {declared} was committed"
             )
 
     def _check_file(self, key: str) -> None:
@@ -405,6 +460,56 @@ class StoreReader:
             raise DamagedStoreError(
                 f"{self.path}: the committed file {key} is missing or empty; restore it from a copy"
             )
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the root of a store says of it: the Schema of its one parameter, or several groups."""
+
+    path: Path
+    content: Mapping[str, Json]
+    names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: StorePath) -> Self:
+        path = Path(path).absolute()  # the process may change its directory
+        if not path.exists():
+            raise NotAStoreError(f"there is nothing at {path}; check the path")
+        attribute = read_attribute(path)
+        if attribute is None:
+            raise NotAStoreError(
+                f"{path} is not a thimble-zarr store; "
+                "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
+            )
+        try:
+            content = read_content(attribute)
+            names = content.get(PARAMETERS, ())
+            if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
+                raise DamagedStoreError(f"its parameters are {names!r}, which are no names")
+            for name in names:
+                check_group_name(str(name))
+        except ConfigError as error:
+            raise DamagedStoreError(f"cannot read {path}: {error}") from error
+        except (UnsupportedFormatError, DamagedStoreError) as error:
+            raise type(error)(f"cannot read {path}: {error}") from error
+        return cls(path, content, tuple(map(str, names)))
+
+    def choose(self, parameter: str | None) -> str:
+        """Return the group of a parameter, by default of the only one there is."""
+        if not self.names and parameter in (None, self.content.get("parameter")):
+            return ""
+        if parameter is None and len(self.names) == 1:
+            return self.names[0]
+        if parameter in self.names:
+            return parameter
+        if parameter is None:
+            raise SelectionError(
+                f"{self.path} holds {len(self.names)} parameters, and one must be chosen, by "
+                "`parameter=` in Python or --parameter on the command line: "
+                f"{_listed(self.names)}"
+            )
+        there = _listed(self.names) or self.content.get("parameter") or "one without a name"
+        raise SelectionError(f"{self.path} has no parameter {parameter}; there is {there}")
 
 
 @dataclass(frozen=True)
@@ -423,6 +528,20 @@ class _Declared:
             int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0]),
             np.dtype(metadata["data_type"]),
         )
+
+
+def shard_name(name: str, block: int, shape: Sequence[int]) -> str:
+    """Return the file of a block of a variable of a parameter of some shape, from its group."""
+    return f"{name}/c.{block}" + ".0" * len(shape)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _MOST_LISTED} more (`thimble-zarr info` lists them all)"
+    return ", ".join(names[:_MOST_LISTED]) + (rest if len(names) > _MOST_LISTED else "")
+
+
+_MOST_LISTED = 24
+"""Parameters that an error lists."""
 
 
 def read_attribute(path: Path) -> Json:

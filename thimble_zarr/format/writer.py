@@ -1,7 +1,7 @@
 """Write a store: declare it whole, then append blocks to it, each committed before the next.
 
-Zarr declares the arrays and encodes the small ones into memory; `shard` encodes the big ones, and
-`disk` writes them all, each file whole or not at all. A block is committed in one order::
+Zarr declares the arrays, `shard` encodes them, and `disk` writes them, each file whole or not at
+all. A block of all parameters is committed in one order::
 
     array files -> directories -> ledger (sizes, checksums) -> commit record
 
@@ -11,7 +11,6 @@ Reading (`store`) needs no Zarr, whose import takes as long as many an answer: h
 import json
 import os
 import shutil
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,30 +22,37 @@ import filelock
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, cpu
 from zarr.core.common import JSON
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
-from thimble_zarr.errors import StoreError, StoreExistsError, StoreLockedError, ThimbleError
+from thimble_zarr.errors import (
+    ConfigError,
+    StoreError,
+    StoreExistsError,
+    StoreLockedError,
+    ThimbleError,
+)
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.format.disk import Disk
-from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
-    DIMS,
-    FORMAT_VERSION,
     LABELS,
+    PARAMETERS,
     SCALARS,
     VARIABLES,
     Json,
     Schema,
     TokenLabels,
+    array_path,
+    check_group_name,
+    versioned,
 )
-from thimble_zarr.format.shard import BLOSC_LEVEL, CHUNK_ORDER, ShardEncoder
+from thimble_zarr.format.shard import BLOSC_LEVEL, ShardEncoder, chunk_order, encode_vector
 from thimble_zarr.format.store import (
     BOOKKEEPING,
     COMMIT,
@@ -56,6 +62,7 @@ from thimble_zarr.format.store import (
     Commit,
     StorePath,
     read_attribute,
+    shard_name,
 )
 
 _Array = zarr.Array[ArrayV3Metadata]
@@ -70,26 +77,28 @@ class StoreWriter:
     ----------
     path
         Root directory of the store.
-    schema
-        What was declared.
+    schemas
+        What was declared of each parameter, by its group: empty for the root, which has one only.
     bytes_written
         Bytes put on disk so far.
     spent
         What recording took so far, as far as it is committed.
     """
 
-    def __init__(self, path: Path, schema: Schema, lock: filelock.BaseFileLock) -> None:
+    def __init__(
+        self, path: Path, schemas: Mapping[str, Schema], lock: filelock.BaseFileLock
+    ) -> None:
         self.path = path
-        self.schema = schema
+        self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
         self._lock = lock
         self._commit = Commit()
         self._encoded: dict[str, Buffer] = {}
+        alone = schemas.get("")
+        attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
         self._root = zarr.create_group(
-            MemoryStore(self._encoded),
-            zarr_format=3,
-            attributes={ATTRIBUTE: schema.to_attribute()},
+            MemoryStore(self._encoded), zarr_format=3, attributes={ATTRIBUTE: attribute}
         )
         self._arrays: dict[str, _Array] = {}
         self._scalars: dict[str, np.ndarray] = {}
@@ -101,9 +110,9 @@ class StoreWriter:
     def create(
         cls,
         path: StorePath,
-        schema: Schema,
+        schema: Schema | Mapping[str, Schema],
         *,
-        labels: TokenLabels | None = None,
+        labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
         n_rows: int | None = None,
         overwrite: bool = False,
     ) -> Self:
@@ -114,9 +123,10 @@ class StoreWriter:
         path
             Directory to create.
         schema
-            What will be recorded.
+            What will be recorded: of a single parameter at the root of the store, or of several
+            by the names of their groups.
         labels
-            Coordinates of the token axis.
+            Coordinates of the token axis, of several parameters by name.
         n_rows
             Rows to declare, where known. The store grows beyond it when it must, and is trimmed
             to what was committed when it is closed.
@@ -125,6 +135,9 @@ class StoreWriter:
 
         Raises
         ------
+        ConfigError
+            If parameters are not cut into blocks of as many steps, a name cannot be that of a
+            group, or labels do not fit.
         StoreExistsError
             If the path is taken.
         StoreLockedError
@@ -133,9 +146,9 @@ class StoreWriter:
             If the directory cannot be created or written.
         """
         path = Path(path).absolute()  # the process may change its directory
-        labels = labels or TokenLabels()
-        labels.check_length(schema.n_tokens)
-        schema.check_json()
+        schemas = {"": schema} if isinstance(schema, Schema) else _named(schema)
+        labels = {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {})
+        _check_schemas(schemas, labels)
         check_vacant(path, overwrite=overwrite)
         with ExitStack() as undo:
             try:
@@ -144,9 +157,9 @@ class StoreWriter:
                 undo.callback(lock.release)
                 _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
-                writer = cls(path, schema, lock)
+                writer = cls(path, schemas, lock)
                 undo.callback(writer._disk.close)
-                writer._declare(labels, schema.layout.capacity(n_rows or 1))
+                writer._declare(labels, writer._layout.capacity(n_rows or 1))
             except ThimbleError:
                 raise
             except OSError as error:
@@ -181,10 +194,11 @@ class StoreWriter:
         n_rows
             Rows that count, from `first_row` on. The rest of the block is stored as missing.
         arrays
-            For each variable its bits, shape `(block_steps, token, dim)`. Rows beyond `n_rows`
-            are overwritten with the fill value.
+            For each variable of each parameter, by its path in the store (`array_path`), its bits,
+            shape `(block_steps, token, dim)`. Rows beyond `n_rows` are overwritten with the fill
+            value.
         scalars
-            For each per-step scalar its values, float64, shape `(block_steps,)`.
+            For each per-step scalar, by its path, its values, float64, shape `(block_steps,)`.
         overhead
             What training spent on recording since the commit before, where that is measured.
 
@@ -193,25 +207,25 @@ class StoreWriter:
         OSError
             If a file cannot be written. Committed rows stay as they were.
         """
-        layout = self.schema.layout
+        block, offset = divmod(first_row, self._layout.block_steps)
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
-        if first_row % layout.block_steps or first_row + n_rows < self.n_rows:
+        if offset or first_row + n_rows < self.n_rows:
             raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
         files = dict(self._declared)
         chunks: dict[str, list[tuple[int, int]]] = {}
-        self._grow(first_row + layout.block_steps)
-        for name, bits in arrays.items():
-            fill = fill_value(self.schema.dtypes[name])
-            bits[n_rows:] = fill
-            key = f"{name}/c.{first_row // layout.block_steps}.0.0"
-            shard = ShardEncoder(bits, layout.chunk_tokens, fill)
-            # Each chunk has its own checksums: one of the file would only take time.
-            files[key] = {"bytes": self._write(key, shard)}
-            chunks[name] = [astuple(checksums) for checksums in shard.checksums]
-        with self._stopwatch.time("encode_s"):
-            self._encode_scalars(first_row, n_rows, scalars)
-        files |= self._write_chunks()
+        self._grow(first_row + self._layout.block_steps)
+        for group, schema in self.schemas.items():
+            for name, native in schema.dtypes.items():
+                path, fill = array_path(group, name), fill_value(native)
+                bits = arrays[path]
+                bits[n_rows:] = fill
+                shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill)
+                # Each chunk has its own checksums: one of the file would only take time.
+                key = shard_name(path, block, schema.shape)
+                files[key] = {"bytes": self._write(key, shard)}
+                chunks[path] = [astuple(checksums) for checksums in shard.checksums]
+            files |= self._write_scalars(group, first_row, n_rows, scalars)
         self._disk.sync((self.path / key).parent for key in files)
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
@@ -251,33 +265,55 @@ class StoreWriter:
         self._disk.close()
         self._lock.release()
 
-    def _declare(self, labels: TokenLabels, capacity: int) -> None:
-        schema, layout = self.schema, self.schema.layout
+    @property
+    def _layout(self) -> Layout:
+        """How the first parameter is cut; blocks of all have as many steps."""
+        return next(iter(self.schemas.values())).layout
+
+    def _declare(self, labels: Mapping[str, TokenLabels], capacity: int) -> None:
         self._root.create_group(
             BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
         )
+        for group, schema in self.schemas.items():
+            if group:
+                (self.path / group).mkdir()  # fails where the disk takes two names for one
+                self._root.create_group(group, attributes={ATTRIBUTE: schema.to_attribute()})
+            self._declare_variables(group, schema, capacity)
+            self._declare_scalars(group, capacity)
+            # The first commit has what was declared in the ledger.
+            self._declared |= self._declare_labels(group, schema, labels.get(group))
+        self._write_metadata()
+        directories = [self.path / name for name in (*self._arrays, *self.schemas)]
+        self._disk.sync([*directories, self.path, self.path.parent])
+        (self.path / LEDGER).touch()
+        self._replace_commit(self._commit)
+        self._stopwatch.lap()  # of the steps to come only
+
+    def _declare_variables(self, group: str, schema: Schema, capacity: int) -> None:
+        steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
+        shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
         for name, native in schema.dtypes.items():
             attributes: dict[str, JSON] = {"long_name": VARIABLES[name], "dtype": native}
             if native == "bfloat16":
                 attributes["encoding"] = BFLOAT16_RECIPE
+            rest = schema.shape[1:]
+            of_tokens = bool(schema.shape)
             self._create_array(
-                name,
-                dims=DIMS,
-                shape=(capacity, schema.n_tokens, schema.n_dims),
+                array_path(group, name),
+                dims=("step", *schema.dims),
+                shape=(capacity, *schema.shape),
                 dtype=storage_dtype(native),
                 fill=fill_value(native),
-                chunks=(layout.block_steps, layout.chunk_tokens, schema.n_dims),
-                shards=(
-                    layout.block_steps,
-                    layout.shard_tokens(schema.n_tokens),
-                    schema.n_dims,
-                ),
+                chunks=(steps, tokens, *rest) if of_tokens else (steps,),
+                shards=(steps, shard_tokens, *rest) if of_tokens else (steps,),
                 attributes=attributes,
             )
+
+    def _declare_scalars(self, group: str, capacity: int) -> None:
         for name, long_name in _PER_STEP.items():
             is_label = name == "step"
             self._create_array(
-                name,
+                array_path(group, name),
                 dims=("step",),
                 shape=(capacity,),
                 dtype=np.dtype(np.int64 if is_label else np.float64),
@@ -285,9 +321,18 @@ class StoreWriter:
                 chunks=(SCALAR_CHUNK_STEPS,),
                 attributes={"long_name": long_name},
             )
-        for name, dim, values in _label_arrays(labels, schema.n_tokens):
+
+    def _declare_labels(
+        self, group: str, schema: Schema, labels: TokenLabels | None
+    ) -> "dict[str, dict[str, int]]":
+        """Declare and write the coordinates of the tokens; return size and checksum of each."""
+        files: dict[str, dict[str, int]] = {}
+        if not schema.has_tokens:
+            return files
+        for name, dim, values in _label_arrays(labels or TokenLabels(), schema.n_tokens):
+            path = array_path(group, name)
             self._create_array(
-                name,
+                path,
                 dims=(dim,),
                 shape=values.shape,
                 dtype=values.dtype,
@@ -295,18 +340,13 @@ class StoreWriter:
                 chunks=(max(1, len(values)),),
                 attributes={"long_name": LABELS[name]},
             )
-            self._arrays[name][:] = values
-        self._write_metadata()
-        self._declared = self._write_chunks()  # the first commit has them in the ledger
-        directories = [self.path / name for name in self._arrays]
-        self._disk.sync([*directories, self.path, self.path.parent])
-        (self.path / LEDGER).touch()
-        self._replace_commit(self._commit)
-        self._stopwatch.lap()  # of the steps to come only
+            if len(values):
+                files |= self._write_vector(f"{path}/c.0", values)
+        return files
 
     def _create_array(
         self,
-        name: str,
+        path: str,
         *,
         dims: tuple[str, ...],
         shape: tuple[int, ...],
@@ -316,71 +356,85 @@ class StoreWriter:
         shards: tuple[int, ...] | None = None,
         attributes: dict[str, JSON],
     ) -> None:
-        # An array that is opened again forgets `write_empty_chunks`: keep the one that is created.
-        self._arrays[name] = self._root.create_array(
-            name,
+        order = chunk_order(len(shape))
+        self._arrays[path] = self._root.create_array(
+            path,
             shape=shape,
             dtype=dtype,
             chunks=chunks,
             shards=shards,
-            filters=[TransposeCodec(order=CHUNK_ORDER)] if shards else None,
+            filters=[TransposeCodec(order=order)] if shards and len(order) > 1 else None,
             compressors=chunk_codecs(dtype),
             fill_value=fill,
             dimension_names=dims,
             chunk_key_encoding={"name": "default", "separator": "."},
             attributes=attributes,
-            config={"write_empty_chunks": True},
         )
 
-    def _encode_scalars(
-        self, first_row: int, n_rows: int, scalars: Mapping[str, np.ndarray]
-    ) -> None:
-        """Encode the chunk of per-step values that the block lies in, all rows so far."""
-        offset = first_row % SCALAR_CHUNK_STEPS
-        start = first_row - offset
-        rows = np.arange(first_row, first_row + n_rows)
-        for name, values in {"step": rows, **scalars}.items():
-            if offset == 0 or name not in self._scalars:
-                fill = -1 if name == "step" else np.nan
-                self._scalars[name] = np.full(SCALAR_CHUNK_STEPS, fill)
-            chunk = self._scalars[name]
-            chunk[offset : offset + n_rows] = values[:n_rows]
-            array = self._arrays[name]
-            stop = min(start + len(chunk), array.shape[0])
-            array[start:stop] = chunk[: stop - start]
+    def _write_scalars(
+        self, group: str, first_row: int, n_rows: int, scalars: Mapping[str, np.ndarray]
+    ) -> "dict[str, dict[str, int]]":
+        """Write the chunk of per-step values that the block lies in, all rows so far."""
+        chunk, offset = divmod(first_row, SCALAR_CHUNK_STEPS)
+        files: dict[str, dict[str, int]] = {}
+        for name in _PER_STEP:
+            path = array_path(group, name)
+            if offset == 0 or path not in self._scalars:
+                empty = np.int64(-1) if name == "step" else np.nan
+                self._scalars[path] = np.full(SCALAR_CHUNK_STEPS, empty)
+            rows = np.arange(first_row, first_row + n_rows) if name == "step" else scalars[path]
+            self._scalars[path][offset : offset + n_rows] = rows[:n_rows]
+            files |= self._write_vector(f"{path}/c.{chunk}", self._scalars[path])
+        return files
 
     def _grow(self, n_rows: int) -> None:
-        capacity = self._arrays["step"].shape[0]
+        capacity = next(iter(self._arrays.values())).shape[0]
         if n_rows > capacity:
-            self._resize(self.schema.layout.capacity(max(n_rows, 2 * capacity)))
+            self._resize(self._layout.capacity(max(n_rows, 2 * capacity)))
             self._write_metadata()
 
     def _resize(self, n_rows: int) -> None:
-        for name in (*self.schema.dtypes, *_PER_STEP):
-            array = self._arrays[name]
-            shape = (n_rows, *array.shape[1:])
-            # There is nothing to delete, and looking for it would take seconds in a long run.
-            sync(array.async_array.resize(shape, delete_outside_chunks=False))
+        for group, schema in self.schemas.items():
+            for name in (*schema.dtypes, *_PER_STEP):
+                array = self._arrays[array_path(group, name)]
+                shape = (n_rows, *array.shape[1:])
+                # There is nothing to delete, and looking for it would take seconds in a long run.
+                sync(array.async_array.resize(shape, delete_outside_chunks=False))
 
     def _consolidate(self) -> None:
-        with warnings.catch_warnings():
-            # The Zarr specification does not define it yet; xarray warns where it is missing.
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            zarr.consolidate_metadata(self._root.store)
+        """Copy all metadata below a group into its own, as zarr-python does.
+
+        It would list all keys anew for each group, and take seconds where there are many.
+        """
+        nodes = {
+            key.removesuffix(METADATA).rstrip("/"): json.loads(content.to_bytes())
+            for key, content in self._encoded.items()
+        }
+        below = {
+            path: node | _consolidated({}) if node["node_type"] == "group" else node
+            for path, node in nodes.items()
+            if path
+        }
+        for group in {*self.schemas, ""}:
+            root = array_path(group, "")
+            of_group = {
+                path.removeprefix(root): node
+                for path, node in below.items()
+                if path.startswith(root)
+            }
+            content = json.dumps(nodes[group] | _consolidated(of_group)).encode()
+            self._encoded[root + METADATA] = cpu.Buffer.from_bytes(content)
 
     def _write_metadata(self) -> None:
-        keys = [key for key in self._encoded if key.endswith(METADATA)]
-        for key in keys:
-            self._disk.write(self.path / key, [self._encoded[key].to_bytes()])
-        self._disk.sync((self.path / key).parent for key in keys)
+        for key, content in self._encoded.items():
+            self._disk.write(self.path / key, [content.to_bytes()])
+        self._disk.sync((self.path / key).parent for key in self._encoded)
 
-    def _write_chunks(self) -> "dict[str, dict[str, int]]":
-        """Move encoded chunks from memory to disk; return size and checksum of each file."""
-        files = {}
-        for key in [key for key in self._encoded if not key.endswith(METADATA)]:
-            content = self._encoded.pop(key).to_bytes()
-            files[key] = {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}
-        return files
+    def _write_vector(self, key: str, values: np.ndarray) -> "dict[str, dict[str, int]]":
+        """Write values that are a chunk of their own; return size and checksum of the file."""
+        with self._stopwatch.time("encode_s"):
+            content = encode_vector(values)
+        return {key: {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}}
 
     def _write(self, key: str, parts: Iterable[bytes]) -> int:
         n_bytes = self._disk.write(self.path / key, parts)
@@ -406,10 +460,17 @@ class StoreWriter:
         )
 
     def _replace_commit(self, commit: Commit) -> None:
-        record = {"format_version": FORMAT_VERSION} | asdict(commit)
+        record = versioned(asdict(commit))
         self._disk.write(self.path / COMMIT, [json.dumps(record).encode()])
         self._disk.sync([self.path / BOOKKEEPING])
         self._commit = commit
+
+
+def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:
+    """Return what zarr-python puts into a group; the Zarr specification does not have it yet."""
+    return {
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata}
+    }
 
 
 def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -426,6 +487,25 @@ def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str
         utf8 = [text.encode() for text in labels.text]
         yield "text_bytes", "text_byte", np.frombuffer(b"".join(utf8), np.uint8)
         yield "text_end", "token", np.cumsum([len(text) for text in utf8], dtype=np.int64)
+
+
+def _named(schemas: Mapping[str, Schema]) -> dict[str, Schema]:
+    return {group: replace(schema, parameter=group) for group, schema in schemas.items()}
+
+
+def _check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabels]) -> None:
+    """Raise ConfigError unless a store can hold all parameters with their labels."""
+    lengths = {schema.layout.block_steps for schema in schemas.values()}
+    if len(lengths) != 1:
+        raise ConfigError(
+            f"parameters of one store have blocks of equally many steps, not of {sorted(lengths)}"
+        )
+    for group, schema in schemas.items():
+        if group or len(schemas) > 1:
+            check_group_name(group)
+        schema.check_json()
+        if group in labels:
+            labels[group].check_fit(schema)
 
 
 def check_vacant(path: StorePath, *, overwrite: bool) -> None:

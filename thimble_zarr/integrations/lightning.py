@@ -8,7 +8,8 @@ from torch import Tensor
 
 from thimble_zarr.errors import ConfigError, RecordingError
 from thimble_zarr.format.store import StorePath
-from thimble_zarr.integrations.opening import open_recorder
+from thimble_zarr.integrations.unwrapping import unwrapped
+from thimble_zarr.record.parameters import Parameters
 from thimble_zarr.record.recorder import Recorder
 
 try:
@@ -28,7 +29,7 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
     path
         Store to create.
     parameters
-        Name of the parameter to record, or a pattern that only its name matches.
+        What to record, as `Recorder` takes it: names, patterns such as `"*.wte.weight"`, a module.
     optimizer
         Which optimizer to record, where the module configures several.
     options
@@ -36,7 +37,7 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, path: StorePath, *, parameters: str, optimizer: int = 0, **options: Any
+        self, path: StorePath, *, parameters: Parameters, optimizer: int = 0, **options: Any
     ) -> None:
         self._path = path
         self._optimizer = optimizer
@@ -55,8 +56,8 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
                     f"optimizer={self._optimizer}, but the module configures "
                     f"{len(trainer.optimizers)}, counted from 0"
                 )
-            optimizer = trainer.optimizers[self._optimizer]
-            self._recorder = open_recorder(self._path, optimizer, model=pl_module, **self._options)
+            optimizer = unwrapped(trainer.optimizers[self._optimizer])
+            self._recorder = Recorder(self._path, optimizer, model=pl_module, **self._options)
 
     def on_train_batch_end(
         self,

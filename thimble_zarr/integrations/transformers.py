@@ -7,7 +7,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from thimble_zarr.format.store import StorePath
-from thimble_zarr.integrations.opening import open_recorder
+from thimble_zarr.integrations.unwrapping import unwrapped
+from thimble_zarr.record.parameters import Parameters
 from thimble_zarr.record.recorder import Recorder
 
 
@@ -29,12 +30,12 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
     path
         Store to create.
     parameters
-        Name of the parameter to record, or a pattern that only its name matches.
+        What to record, as `Recorder` takes it: names, patterns such as `"*.wte.weight"`, a module.
     options
         Anything else that `Recorder` takes: `labels`, `attrs`, `memory_bytes`, `overwrite`.
     """
 
-    def __init__(self, path: StorePath, *, parameters: str, **options: Any) -> None:
+    def __init__(self, path: StorePath, *, parameters: Parameters, **options: Any) -> None:
         self._path = path
         self._options: dict[str, Any] = {"parameters": parameters, **options}
         self._recorder: Recorder | None = None
@@ -56,7 +57,8 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             n_steps = state.max_steps - state.global_step
             options = {"n_steps": n_steps, **self._options}
-            self._recorder = open_recorder(self._path, optimizer, model=model, **options)
+            recorded = unwrapped(optimizer)
+            self._recorder = Recorder(self._path, recorded, model=model, **options)
 
     def on_log(
         self,

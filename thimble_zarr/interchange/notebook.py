@@ -32,7 +32,7 @@ from thimble_zarr.format.bits import decode, fill_value, storage_dtype
 from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
 from thimble_zarr.format.reader import AlteredChunk, Reader
-from thimble_zarr.format.schema import SCALARS, OptimizerInfo, Schema, TokenLabels
+from thimble_zarr.format.schema import SCALARS, TOKEN_DIMS, OptimizerInfo, Schema, TokenLabels
 from thimble_zarr.format.store import StorePath, StoreReader
 from thimble_zarr.interchange.contents import (
     CONFIG,
@@ -414,8 +414,8 @@ def _schema(path: Path, contents: Contents) -> Schema:
     _, n_tokens, n_dims = contents.tensors["W"].shape
     saved = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
     return Schema(
-        n_tokens=n_tokens,
-        n_dims=n_dims,
+        shape=(n_tokens, n_dims),
+        dims=TOKEN_DIMS,
         dtypes=dtypes,
         layout=_plan(n_tokens, n_dims, dtypes),
         optimizer=OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True),
@@ -503,6 +503,11 @@ def _as_notebook(reader: Reader) -> Contents:
 def _check_fits(reader: Reader) -> None:
     """Raise ConfigError if the notebook's file has no place for something of the recording."""
     schema, scalars = reader.schema, reader.read_scalars()
+    if len(schema.shape) != 2:
+        raise ConfigError(
+            f"{reader.path} holds a parameter of shape {schema.shape}, and the notebook's file an "
+            "embedding of shape (token, dim) only"
+        )
     if set(schema.dtypes.values()) != {"bfloat16"}:
         raise ConfigError(
             f"{reader.path} holds {schema.dtypes['W']}, and the notebook's file bfloat16 "

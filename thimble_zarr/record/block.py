@@ -1,4 +1,7 @@
-"""A block in memory: preallocated rows of every variable, filled by training, written whole."""
+"""A block in memory: preallocated rows of everything recorded, filled by training, written whole.
+
+Variables and scalars are named by their paths in the store (`format.schema.array_path`).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thimble_zarr.errors import OptimizerError
-from thimble_zarr.format.schema import SCALARS, Schema
+from thimble_zarr.format.schema import SCALARS, Schema, array_path
 from thimble_zarr.record.capture import dtype_name
 from thimble_zarr.record.transfer import SideStream
 
@@ -22,30 +25,46 @@ class Block:
     n_rows
         Complete rows.
     scalars
-        For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing.
-        Those that are copied from a device are there when the block is settled.
+        For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing. The
+        loss of all parameters is one array. Those that are copied from a device are there when the
+        block is settled.
 
     Parameters
     ----------
-    schema
-        What a row holds.
+    schemas
+        Of each parameter, by its group.
     copies
-        What copies tensors from a device; without it they are copied when they are appended.
+        What copies tensors from a device, by the device; from all others they are copied when they
+        are appended.
     """
 
-    def __init__(self, schema: Schema, copies: SideStream | None = None) -> None:
+    def __init__(
+        self, schemas: Mapping[str, Schema], copies: Mapping[str, SideStream] | None = None
+    ) -> None:
         self.first_row = 0
         self.n_rows = 0
-        self.block_steps = schema.layout.block_steps
-        shape = (self.block_steps, schema.n_tokens, schema.n_dims)
-        self._copies = copies
-        self._arrived: Callable[[], None] | None = None
-        empty = copies.empty if copies is not None else _empty
-        self._tensors = {
-            name: empty(shape, getattr(torch, native)) for name, native in schema.dtypes.items()
-        }
-        self._scalars = {name: empty((self.block_steps,), torch.float64) for name in SCALARS}
-        self.scalars = {name: values.numpy() for name, values in self._scalars.items()}
+        (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
+        self._groups = tuple(schemas)
+        self._streams = copies or {}
+        self._arrived: list[Callable[[], None]] = []
+        self._copies: dict[str, SideStream] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._scalars: dict[str, Tensor] = {}
+        loss = torch.empty(self.block_steps, dtype=torch.float64)
+        for group, schema in schemas.items():
+            stream = self._streams.get(schema.device)
+            empty = _empty if stream is None else stream.empty
+            for name, native in schema.dtypes.items():
+                shape, dtype = (self.block_steps, *schema.shape), getattr(torch, native)
+                self._tensors[array_path(group, name)] = empty(shape, dtype)
+            for name in SCALARS:
+                values = loss if name == "loss" else empty((self.block_steps,), torch.float64)
+                self._scalars[array_path(group, name)] = values
+            if stream is not None:
+                paths = (array_path(group, name) for name in (*schema.dtypes, *SCALARS))
+                self._copies |= dict.fromkeys(paths, stream)
+        self._loss = loss.numpy()
+        self.scalars = {path: values.numpy() for path, values in self._scalars.items()}
 
     @property
     def full(self) -> bool:
@@ -67,7 +86,7 @@ class Block:
         Parameters
         ----------
         tensors
-            For each variable its values, shape `(token, dim)`, on any device; None is missing.
+            For each variable its values, of the parameter's shape, on any device; None is missing.
         scalars
             Per-step scalars; those not given are missing. Those on a device stay there till it has
             come to them.
@@ -77,8 +96,8 @@ class Block:
         OptimizerError
             If a tensor is not of the declared shape and dtype.
         """
-        if self._copies is not None:
-            self._copies.start()
+        for stream in self._streams.values():
+            stream.start()
         for name, rows in self._tensors.items():
             row, tensor = rows[self.n_rows], tensors[name]
             if tensor is None:
@@ -95,17 +114,20 @@ class Block:
                 self._take(name, self._scalars[name][self.n_rows], value)
             else:
                 self.scalars[name][self.n_rows] = value
-        if self._copies is not None:
-            self._arrived = self._copies.send()
+        self._arrived = [stream.send() for stream in self._streams.values()]
         self.n_rows += 1
 
-    def _take(self, name: str, row: Tensor, tensor: Tensor) -> None:
-        if self._copies is not None:
-            self._copies.stage(name, row, tensor)
+    def set_loss(self, row: int, loss: float) -> None:
+        """Note the loss of a row, counted from the first of the block."""
+        self._loss[row] = loss
+
+    def _take(self, path: str, row: Tensor, tensor: Tensor) -> None:
+        if path in self._copies:
+            self._copies[path].stage(path, row, tensor)
         else:
             _copy(row, tensor)
 
-    def settle(self, count_before: float) -> int:
+    def settle(self, counts_before: Mapping[str, float]) -> int:
         """Wait until all rows are there, and take back the gradients that no step consumed.
 
         Where the optimizer's count did not move it skipped the step, as it does when a GradScaler
@@ -113,25 +135,43 @@ class Block:
 
         Parameters
         ----------
-        count_before
-            `optimizer_step` of the row before the block; NaN before the first.
+        counts_before
+            `optimizer_step` of each parameter at the row before the block, by group; NaN before the
+            first.
 
         Returns
         -------
         int
-            Rows up to the first whose count is not that of the row before or the next.
+            Rows up to the first that has a count which is not that of the row before or the next.
         """
-        if self._arrived is not None:
-            self._arrived()
-        moved = np.diff(self.scalars["optimizer_step"][: self.n_rows], prepend=count_before)
-        for row in np.flatnonzero(moved == 0):
-            self._tensors["grad"][row].fill_(float("nan"))
-        wrong = (moved != 0) & (moved != 1) & ~np.isnan(moved)
-        return int(wrong.argmax()) if wrong.any() else self.n_rows
+        for arrived in self._arrived:
+            arrived()
+        n_sound = self.n_rows
+        for group, before in counts_before.items():
+            counts = self.scalars[array_path(group, "optimizer_step")][: self.n_rows]
+            moved = np.diff(counts, prepend=before)
+            for row in np.flatnonzero(moved == 0):
+                self._tensors[array_path(group, "grad")][row].fill_(float("nan"))
+            wrong = np.flatnonzero((moved != 0) & (moved != 1) & ~np.isnan(moved))
+            n_sound = min([n_sound, *wrong.tolist()])
+        return n_sound
+
+    def counts(self, row: int) -> dict[str, float]:
+        """Return `optimizer_step` of each parameter at a row, counted from the block's first."""
+        return {
+            group: float(self.scalars[array_path(group, "optimizer_step")][row])
+            for group in self._groups
+        }
 
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
-        return {name: _bits(rows) for name, rows in self._tensors.items()}
+        return {name: as_rows(_bits(rows)) for name, rows in self._tensors.items()}
+
+
+def as_rows(bits: np.ndarray) -> np.ndarray:
+    """Return rows of a parameter of any rank as `(step, token, dim)`, a view."""
+    n_steps, n_tokens = (*bits.shape, 1)[:2]
+    return bits.reshape(n_steps, n_tokens, -1)
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

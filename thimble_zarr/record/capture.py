@@ -4,7 +4,7 @@ The functions read a live `torch.optim` optimizer and change nothing. The record
 look and where the rows go.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thimble_zarr.errors import OptimizerError, RecordingError
-from thimble_zarr.format.schema import OptimizerInfo
+from thimble_zarr.format.schema import OptimizerInfo, Schema
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -39,6 +39,14 @@ def param_group(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str
         f"the optimizer does not own the parameter of shape {tuple(parameter.shape)}; pass one of "
         "the parameters the optimizer was made with (after `model.to(...)`, not before)"
     )
+
+
+def groups_of(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]
+) -> list[dict[str, Any]]:
+    """Return the parameter group of each parameter, as `param_group` does, of many at once."""
+    owners = {id(owned): group for group in optimizer.param_groups for owned in group["params"]}
+    return [owners.get(id(one)) or param_group(optimizer, one) for one in parameters]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -84,42 +92,49 @@ def check_parameter(parameter: Tensor) -> None:
 
 def check_unchanged(
     optimizer: torch.optim.Optimizer,
-    parameter: Tensor,
-    *,
-    recorded: OptimizerInfo,
-    native: str,
-    device: str,
+    parameters: Mapping[str, Tensor],
+    recorded: Mapping[str, Schema],
 ) -> None:
     """Raise OptimizerError unless the coming step is of the kind the recording started with.
 
     Parameters
     ----------
-    optimizer, parameter
-        As they are now.
+    optimizer
+        As it is now.
+    parameters
+        As they are now, by the store's groups.
     recorded
-        What `optimizer_info` returned when the recording started.
-    native, device
-        Dtype and device of the parameter then.
+        What was known of each when the recording started.
     """
-    info, dtype, where = (
-        optimizer_info(optimizer, parameter),
-        dtype_name(parameter),
-        parameter.device,
+    groups = groups_of(optimizer, parameters.values())
+    distinct = {id(group): group for group in groups}  # many parameters have few
+    infos = {key: _info(optimizer, group) for key, group in distinct.items()}
+    for (name, parameter), group in zip(parameters.items(), groups, strict=True):
+        schema, info = recorded[name], infos[id(group)]
+        native, device = dtype_name(parameter), str(parameter.device)
+        if (info, native, device) != (schema.optimizer, schema.dtypes["W"], schema.device):
+            raise _changed(name, info, native, device, schema)
+
+
+def _changed(
+    name: str, info: OptimizerInfo, native: str, device: str, schema: Schema
+) -> OptimizerError:
+    now = asdict(info) | {"dtype": native, "device": device}
+    then = asdict(schema.optimizer) | {"dtype": schema.dtypes["W"], "device": schema.device}
+    changed = [f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then[key]]
+    return OptimizerError(
+        f"optimizer or parameter{f' {name}' if name else ''} changed during the run "
+        f"({', '.join(changed)}); what was recorded is kept: close this recording and start a new "
+        "one (model.to(...) and a checkpoint of other settings belong before the recorder is made)"
     )
-    if (info, dtype, str(where)) != (recorded, native, device):
-        now = asdict(info) | {"dtype": dtype, "device": str(where)}
-        then = asdict(recorded) | {"dtype": native, "device": device}
-        changed = [f"{name} {then[name]} -> {now[name]}" for name in now if now[name] != then[name]]
-        raise OptimizerError(
-            f"optimizer or parameter changed during the run ({', '.join(changed)}); what was "
-            "recorded is kept: close this recording and start a new one (model.to(...) and a "
-            "checkpoint of other settings belong before the recorder is made)"
-        )
 
 
 def optimizer_info(optimizer: torch.optim.Optimizer, parameter: Tensor) -> OptimizerInfo:
     """Return what the optimizer's arithmetic on `parameter` depends on."""
-    group = param_group(optimizer, parameter)
+    return _info(optimizer, param_group(optimizer, parameter))
+
+
+def _info(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> OptimizerInfo:
     return OptimizerInfo(
         name=type(optimizer).__name__,
         implementation=_implementation(group),
@@ -180,11 +195,12 @@ def optimizer_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> float
     return _number(optimizer.state.get(parameter, {}).get("step", 0.0))
 
 
-def missed_step(count: float, before: float) -> RecordingError:
+def missed_step(count: float, before: float, name: str = "") -> RecordingError:
     """Return the error of a row whose count is not that of the row before or the next."""
+    of = f" for {name}" if name else ""
     return RecordingError(
-        f"the optimizer counts {count:.0f} steps, and counted {before:.0f} at the last row: a step "
-        "was not recorded, or a state was loaded; record anew"
+        f"the optimizer counts {count:.0f} steps{of}, and counted {before:.0f} at the last row: a "
+        "step was not recorded, or a state was loaded; record anew"
     )
 
 

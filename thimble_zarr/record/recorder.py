@@ -8,6 +8,7 @@ optimizer moves.
 """
 
 import datetime
+import functools
 import importlib.metadata
 import math
 import platform
@@ -20,39 +21,47 @@ from types import TracebackType
 from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import thimble_zarr
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
-from thimble_zarr.format.bits import storage_dtype
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layout
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layouts
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.format.schema import Json, Schema, TokenLabels, recorded_variables
+from thimble_zarr.format.schema import (
+    Json,
+    Schema,
+    TokenLabels,
+    array_path,
+    recorded_variables,
+    row_size,
+)
 from thimble_zarr.format.store import StorePath
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
-    check_parameter,
     check_unchanged,
     dtype_name,
+    groups_of,
     hyperparameters,
     missed_step,
     optimizer_info,
     optimizer_step,
-    param_group,
     state_tensors,
 )
 from thimble_zarr.record.ending import close_at_exit
 from thimble_zarr.record.interrupts import interrupts_held
+from thimble_zarr.record.parameters import (
+    Chosen,
+    Parameters,
+    check_recordable,
+    choose_parameter,
+    choose_parameters,
+)
 from thimble_zarr.record.writer import BlockWriter
-
-RECORDABLE = ("bfloat16", "float16", "float32", "float64")
-"""Dtypes of parameters. Where epsilon underflows, as 1e-8 does in float16, rounding may do anything
-to AdamW's formula; the replay is exact all the same."""
 
 
 class Recorder:
-    """Record every step of an optimizer on one embedding parameter.
+    """Record every step of an optimizer on one parameter or several.
 
     Recording starts when the recorder is made and ends with `close`, or with the `with` block. Rows
     of the last, unfinished block are on disk only after `flush` or `close`. Ctrl-C loses no row: it
@@ -66,18 +75,28 @@ class Recorder:
     optimizer
         A `torch.optim.Adam` or `AdamW`.
     parameter
-        The parameter to record, shape `(token, dim)`, owned by the optimizer.
+        The one parameter to record, owned by the optimizer, of any shape; two axes are taken for
+        `(token, dim)`. It lies at the root of the store.
+    parameters
+        Or several, each in a group of its own: patterns of names as `fnmatch` has them
+        (`"*.wte.weight"`), or a list of them; a module, for all of its trainable parameters;
+        tensors by name; or a list of tensors, which `model` names (or the optimizer, where it was
+        made with names). Tied weights are recorded once, by their first name.
+    model
+        What has the parameters: it names them, and what its `torch.nn.Embedding`s hold gets dims
+        `(token, dim)`, where any other matrix has `(row, col)`.
     name
-        The parameter's name in its model, kept as a label.
+        The one parameter's name in its model, kept as a label.
     labels
-        What is known of the tokens: counts in the corpus, live and dead, texts.
+        What is known of the tokens: counts in the corpus, live and dead, texts. Of several
+        parameters by name.
     n_steps
         Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
         was recorded.
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
-        Bound on all memory of the recorder.
+        Bound on all memory of the recorder, for all parameters together.
     max_overhead
         Share of training time that recording may take before it warns, once, with what would help;
         None never warns. Judged after a block, from 50 steps and 10 seconds of training on. What is
@@ -88,10 +107,11 @@ class Recorder:
     Raises
     ------
     OptimizerError
-        If the optimizer is not of the Adam family, does not own the parameter, or the parameter
-        cannot be recorded.
+        If the optimizer is not of the Adam family, does not own a parameter, or a parameter cannot
+        be recorded.
     ConfigError
-        If `max_overhead` is not above 0, or labels do not fit.
+        If it is not clear which parameters are meant, a pattern matches none, labels or `attrs` do
+        not fit, or `max_overhead` is not above 0.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -108,9 +128,11 @@ class Recorder:
         path: StorePath,
         optimizer: torch.optim.Optimizer,
         *,
-        parameter: Tensor,
+        parameter: Tensor | None = None,
+        parameters: Parameters | None = None,
+        model: nn.Module | None = None,
         name: str | None = None,
-        labels: TokenLabels | None = None,
+        labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
         n_steps: int | None = None,
         attrs: Mapping[str, Json] | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
@@ -122,13 +144,24 @@ class Recorder:
                 f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
                 "0.03, or None for no warning"
             )
-        schema = _schema(optimizer, parameter, name, attrs or {}, memory_bytes)
+        check_optimizer(optimizer)
+        if parameter is not None and parameters is None:
+            chosen = choose_parameter(parameter, name=name, model=model, labels=labels)
+        elif parameters is not None and parameter is None and name is None:
+            chosen = choose_parameters(optimizer, parameters, model=model, labels=labels)
+        else:
+            raise ConfigError(
+                "expected either `parameter=`, one tensor, perhaps with its `name=`, or "
+                "`parameters=`, which has its names in it; pass one of them"
+            )
+        check_recordable(optimizer, chosen.values())
         self._optimizer = optimizer
-        self._parameter = parameter
+        self._parameters = {group: of.tensor for group, of in chosen.items()}
+        schemas = _schemas(optimizer, chosen, attrs or {}, memory_bytes)
         self._store = StoreWriter.create(
             path,
-            schema,
-            labels=labels,
+            schemas.get("", schemas),
+            labels={group: of.labels for group, of in chosen.items() if of.labels is not None},
             n_rows=None if n_steps is None else n_steps + 1,
             overwrite=overwrite,
         )
@@ -139,7 +172,7 @@ class Recorder:
         self._block = self._writer.acquire()
         self._block.start(0)
         self._stepping = False
-        self._optimizer_step: float | Tensor = 0.0
+        self._optimizer_steps: dict[str, float | Tensor] = {}
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
         self._loss_step = 0
@@ -165,9 +198,9 @@ class Recorder:
         return max(0, self._n_rows - 1)
 
     @property
-    def schema(self) -> Schema:
-        """What the store holds."""
-        return self._store.schema
+    def schemas(self) -> Mapping[str, Schema]:
+        """What the store holds, by group; the group of a single `parameter` is empty."""
+        return self._store.schemas
 
     @property
     def bytes_written(self) -> int:
@@ -207,7 +240,7 @@ class Recorder:
         if not self._loss_follows_step:
             self._loss = value
         elif step != self._loss_step:
-            self._block.scalars["loss"][self._block.n_rows - 1] = value
+            self._block.set_loss(self._block.n_rows - 1, value)
             self._loss_step = step
 
     @interrupts_held()
@@ -296,20 +329,15 @@ class Recorder:
                 "optimizer.step() is compiled, which rounds in ways that no replay repeats; "
                 "compile the model and call the step uncompiled"
             )
-        if self._parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+        cuda = any(parameter.is_cuda for parameter in self._parameters.values())
+        if cuda and torch.cuda.is_current_stream_capturing():
             raise OptimizerError(
                 "optimizer.step() is being captured in a CUDA graph, of whose replays no recorder "
                 "hears; leave the step out of the graph"
             )
-        check_unchanged(
-            self._optimizer,
-            self._parameter,
-            recorded=self.schema.optimizer,
-            native=self.schema.dtypes["W"],
-            device=self.schema.device,
-        )
+        check_unchanged(self._optimizer, self._parameters, self.schemas)
         if self._n_rows == 0:
-            self._append_row(grad=None, scalars={})
+            self._append_row({}, with_grad=False)
             self._row_end_s = time.perf_counter()
         self._make_room()
         self._stepping = True
@@ -319,20 +347,32 @@ class Recorder:
         if not self._stepping:
             return  # a subclass whose step calls that of its base class: hooks run for both
         self._stepping = False
-        scalars = hyperparameters(param_group(self._optimizer, self._parameter))
-        if self._loss is not None:
-            scalars["loss"], self._loss = self._loss, None
         with self._stopwatch.time("copy_s"):
-            self._append_row(grad=self._parameter.grad, scalars=scalars)
+            self._append_row(self._scalars(), with_grad=True)
+        if self._loss is not None:
+            self._block.set_loss(self._block.n_rows - 1, self._loss)
+            self._loss = None
         self._count_step()
-        if self._parameter.grad is None:
+        missing = [name for name, one in self._parameters.items() if one.grad is None]
+        if missing:
+            which = ", ".join(filter(None, missing))
             self._warn_once(
                 "grad",
-                f"the parameter has no gradient at step {self.step}, which is recorded as one that "
-                "the optimizer skipped, and so are any further ones, without a warning: it is "
-                "frozen, unused, or no longer the model's (load_state_dict(assign=True) replaces "
-                "parameters)",
+                f"no gradient at step {self.step}{f' of {which}' if which else ''}: recorded as a "
+                "step that the optimizer skipped, and so are any further ones, without a warning. "
+                "A parameter has none that is frozen, unused, or no longer the model's "
+                "(load_state_dict(assign=True) replaces parameters)",
             )
+
+    def _scalars(self) -> dict[str, float | Tensor]:
+        """Return the numbers that the step used on each parameter, those of its group."""
+        groups = groups_of(self._optimizer, self._parameters.values())
+        numbers = {id(group): hyperparameters(group) for group in groups}
+        return {
+            array_path(name, scalar): number
+            for name, group in zip(self._parameters, groups, strict=True)
+            for scalar, number in numbers[id(group)].items()
+        }
 
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._warned:
@@ -345,23 +385,38 @@ class Recorder:
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
 
-    def _append_row(self, *, grad: Tensor | None, scalars: Mapping[str, float | Tensor]) -> None:
-        step = optimizer_step(self._optimizer, self._parameter)
-        before = self._optimizer_step
-        # Counts on a device are looked at when they have come from there.
-        if self._n_rows and not isinstance(step, Tensor) and not isinstance(before, Tensor):
-            if step - before not in (0, 1):
-                raise missed_step(step, before)
-            if grad is None and step != before:
-                raise RecordingError(
-                    f"the gradient of step {self._n_rows} was gone before it could be recorded: "
-                    "something within the step cleared it; clear it after the step"
-                )
-        states = state_tensors(self._optimizer, self._parameter)
-        zeros = self._parameter.detach().new_zeros(()).expand(self._parameter.shape)
-        tensors = {name: states.get(name, zeros) for name in self.schema.dtypes} | {"grad": grad}
-        self._block.append(tensors, {"optimizer_step": step, **scalars})
-        self._optimizer_step = step
+    def _append_row(self, scalars: Mapping[str, float | Tensor], *, with_grad: bool) -> None:
+        tensors: dict[str, Tensor | None] = {}
+        steps: dict[str, float | Tensor] = {}
+        for group, parameter in self._parameters.items():
+            grad = parameter.grad if with_grad else None
+            steps[group] = self._counted_step(group, parameter, grad)
+            states = state_tensors(self._optimizer, parameter)
+            zeros = parameter.detach().new_zeros(()).expand(parameter.shape)
+            for name in self.schemas[group].dtypes:
+                tensors[array_path(group, name)] = states.get(name, zeros)
+            tensors[array_path(group, "grad")] = grad
+        counts = {array_path(group, "optimizer_step"): step for group, step in steps.items()}
+        self._block.append(tensors, {**counts, **scalars})
+        self._optimizer_steps = steps
+
+    def _counted_step(self, group: str, parameter: Tensor, grad: Tensor | None) -> float | Tensor:
+        """Return the optimizer's count for a parameter, which is the last one's or the next.
+
+        Counts on a device are looked at when they have come from there (`Block.settle`).
+        """
+        step, before = optimizer_step(self._optimizer, parameter), self._optimizer_steps.get(group)
+        if before is None or isinstance(step, Tensor) or isinstance(before, Tensor):
+            return step
+        if step - before not in (0, 1):
+            raise missed_step(step, before, group)
+        if grad is None and step != before:
+            of = f" of {group}" if group else ""
+            raise RecordingError(
+                f"the gradient{of} of step {self._n_rows} was gone before it could be recorded: "
+                "something within the step cleared it; clear it after the step"
+            )
+        return step
 
     def _make_room(self) -> None:
         """Pass a full block on and go on in a free one, before the optimizer takes its step."""
@@ -383,42 +438,46 @@ class Recorder:
             )
 
 
-def _schema(
+def _schemas(
     optimizer: torch.optim.Optimizer,
-    parameter: Tensor,
-    name: str | None,
+    chosen: Mapping[str, Chosen],
     attrs: Mapping[str, Json],
     memory_bytes: int,
-) -> Schema:
-    check_optimizer(optimizer)
-    check_parameter(parameter)
-    info = optimizer_info(optimizer, parameter)
-    native = dtype_name(parameter)
-    if parameter.ndim != 2 or parameter.numel() == 0 or native not in RECORDABLE:
-        raise OptimizerError(
-            f"the parameter is {native} of shape {tuple(parameter.shape)}; a recording needs an "
-            f"embedding of shape (token, dim) in one of {', '.join(RECORDABLE)}"
+) -> dict[str, Schema]:
+    """Return what is known of each parameter, by its group."""
+    infos = {group: optimizer_info(optimizer, of.tensor) for group, of in chosen.items()}
+    dtypes = {
+        group: dict.fromkeys(recorded_variables(infos[group]), dtype_name(of.tensor))
+        for group, of in chosen.items()
+    }
+    rows = [row_size(of.tensor.shape, dtypes[group]) for group, of in chosen.items()]
+    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        group: Schema(
+            shape=tuple(of.tensor.shape),
+            dims=of.dims,
+            dtypes=dtypes[group],
+            layout=layout,
+            optimizer=infos[group],
+            parameter=of.name,
+            device=str(of.tensor.device),
+            n_threads=torch.get_num_threads(),
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
+            contiguous=of.tensor.is_contiguous(),
+            software=_software(),
+            created=created,
+            attrs=attrs,
         )
-    dtypes = dict.fromkeys(recorded_variables(info), native)
-    n_tokens, n_dims = parameter.shape
-    itemsizes = {variable: storage_dtype(native).itemsize for variable in dtypes}
-    return Schema(
-        n_tokens=n_tokens,
-        n_dims=n_dims,
-        dtypes=dtypes,
-        layout=plan_layout(n_tokens, n_dims, itemsizes, memory_bytes=memory_bytes),
-        optimizer=info,
-        parameter=name,
-        device=str(parameter.device),
-        n_threads=torch.get_num_threads(),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        contiguous=parameter.is_contiguous(),
-        software={
-            "thimble_zarr": thimble_zarr.__version__,
-            "torch": torch.__version__,
-            "zarr": importlib.metadata.version("zarr"),
-            "python": platform.python_version(),
-        },
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        attrs=attrs,
-    )
+        for (group, of), layout in zip(chosen.items(), layouts, strict=True)
+    }
+
+
+@functools.cache
+def _software() -> dict[str, str]:
+    return {
+        "thimble_zarr": thimble_zarr.__version__,
+        "torch": torch.__version__,
+        "zarr": importlib.metadata.version("zarr"),
+        "python": platform.python_version(),
+    }

@@ -34,9 +34,11 @@ class BlockWriter:
     def __init__(self, store: StoreWriter, stopwatch: Stopwatch) -> None:
         self._store = store
         self._stopwatch = stopwatch
-        copies = side_stream(store.schema.device)
-        self._free = [Block(store.schema, copies) for _ in range(N_BUFFERS)]
-        self._count_before = {0: math.nan}  # optimizer_step of the row before, by row
+        devices = {schema.device for schema in store.schemas.values()}
+        streams = {device: side_stream(device) for device in devices}
+        copies = {device: stream for device, stream in streams.items() if stream is not None}
+        self._free = [Block(store.schemas, copies) for _ in range(N_BUFFERS)]
+        self._counts_before = {0: dict.fromkeys(store.schemas, math.nan)}
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: Exception | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
@@ -90,15 +92,18 @@ class BlockWriter:
         self._thread.shutdown()
 
     def _commit(self, block: Block, spent: Overhead) -> None:
-        first, counts = block.first_row, block.scalars["optimizer_step"]
-        before = self._count_before[first]
+        first = block.first_row
+        before = self._counts_before[first]
         n_sound = block.settle(before)
-        last = counts[n_sound - 1] if n_sound else before
+        last = block.counts(n_sound - 1) if n_sound else before
         if n_sound:
             self._store.commit_block(first, n_sound, block.bits(), block.scalars, spent)
-            self._count_before = {first: before, first + n_sound: last}
+            # The block may be committed again, with more rows.
+            self._counts_before = {first: before, first + n_sound: last}
         if n_sound < block.n_rows:
-            raise missed_step(counts[n_sound], last)
+            found = block.counts(n_sound)
+            wrong = next(group for group in found if found[group] - last[group] not in (0, 1))
+            raise missed_step(found[wrong], last[wrong], wrong)
 
     def _collect(self) -> None:
         future, block = self._pending[0]
