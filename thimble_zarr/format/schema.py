@@ -20,6 +20,7 @@ import numpy as np
 
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
+from thimble_zarr.format.documents import MAX_DEPTH, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
 
 FORMAT_VERSION = 4
@@ -216,7 +217,7 @@ class Schema:
         """Raise ConfigError unless everything known of the run can be kept as strict JSON."""
         for name, value in self.attrs.items():
             try:
-                json.dumps(value, allow_nan=False)
+                parsed(json.dumps(value, allow_nan=False).encode(), MAX_DEPTH // 2)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
 

@@ -3,23 +3,23 @@
 Zarr declares the arrays, `shard` encodes them, and `disk` writes them, each file whole or not at
 all. A block of all parameters is committed in one order::
 
-    array files -> directories -> ledger (sizes, checksums) -> commit record
+    array files -> ledger (sizes, checksums) -> names of the files -> commit record
+
+So whatever a crash leaves, the ledger knows it: a file that a commit replaces (the last block's, if
+a flush committed it short, and the scalars') is what one line of the ledger says or the next.
 
 Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
 """
 
-import json
-import os
 import shutil
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Self
 
-import filelock
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
@@ -30,16 +30,13 @@ from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
-from thimble_zarr.errors import (
-    ConfigError,
-    StoreError,
-    StoreExistsError,
-    StoreLockedError,
-    ThimbleError,
-)
+from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
-from thimble_zarr.format.disk import Disk
+from thimble_zarr.format.disk import Disk, make_directory, remove_file
+from thimble_zarr.format.documents import parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
+from thimble_zarr.format.ledger import seal
+from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
@@ -58,8 +55,10 @@ from thimble_zarr.format.shard import BLOSC_LEVEL, ShardEncoder, chunk_order, en
 from thimble_zarr.format.store import (
     BOOKKEEPING,
     COMMIT,
+    HOLDER,
     LEDGER,
     LOCK,
+    METADATA,
     Commit,
     StorePath,
     read_attribute,
@@ -84,14 +83,14 @@ class StoreWriter:
         Bytes put on disk so far.
     """
 
-    def __init__(
-        self, path: Path, schemas: Mapping[str, Schema], lock: filelock.BaseFileLock
-    ) -> None:
+    def __init__(self, path: Path, schemas: Mapping[str, Schema], lock: WriterLock) -> None:
         self.path = path
         self.schemas = schemas
         self.bytes_written = 0
         self._lock = lock
         self._commit = Commit()
+        self._ledger_bytes = 0
+        self._ledger_crc32 = 0
         self._encoded: dict[str, Buffer] = {}
         alone = schemas.get("")
         attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
@@ -150,8 +149,8 @@ class StoreWriter:
         check_vacant(path, overwrite=overwrite)
         with ExitStack() as undo:
             try:
-                (path / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
-                lock = _acquire_lock(path)
+                make_directory(path / BOOKKEEPING)
+                lock = WriterLock(path)
                 undo.callback(lock.release)
                 _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
@@ -203,7 +202,7 @@ class StoreWriter:
         Raises
         ------
         OSError
-            If a file cannot be written. Committed rows stay as they were.
+            If a file cannot be written. Committed rows stay as they were, and can be read.
         """
         block, offset = divmod(first_row, self._layout.block_steps)
         if first_row > self.n_rows:
@@ -224,13 +223,24 @@ class StoreWriter:
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
             files |= self._write_scalars(group, first_row, n_rows, scalars)
-        self._disk.sync((self.path / key).parent for key in files)
+        self._disk.settle()
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        if not self._ledger_bytes:
+            entry["metadata"] = self._metadata()
         if overhead is not None:
             # What this commit has still to do is in the next lap.
             entry["overhead"] = (overhead + self._stopwatch.lap()).to_json()
-        self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
+        self._append(seal(entry) + b"\n")
+        self._disk.sync((self.path / key).parent for key in files)
+        self._replace_commit(
+            replace(
+                self._commit,
+                n_rows=end_row,
+                ledger_bytes=self._ledger_bytes,
+                ledger_crc32=self._ledger_crc32,
+            )
+        )
         self._declared = {}
 
     def close(self) -> None:
@@ -272,7 +282,9 @@ class StoreWriter:
         )
         for group, schema in self.schemas.items():
             if group:
-                (self.path / group).mkdir()  # fails where the disk takes two names for one
+                if (self.path / group).exists():
+                    raise StoreError(f"the disk takes {group} and another parameter for one name")
+                make_directory(self.path / group)
                 self._root.create_group(group, attributes={ATTRIBUTE: schema.to_attribute()})
             self._declare_variables(group, schema, capacity)
             self._declare_scalars(group, capacity)
@@ -281,7 +293,7 @@ class StoreWriter:
         self._write_metadata()
         directories = [self.path / name for name in (*self._arrays, *self.schemas)]
         self._disk.sync([*directories, self.path, self.path.parent])
-        (self.path / LEDGER).touch()
+        self._disk.append(self.path / LEDGER, 0, b"")
         self._replace_commit(self._commit)
         self._stopwatch.lap()  # of the steps to come only
 
@@ -404,6 +416,14 @@ class StoreWriter:
             for group in sorted({*self.schemas, ""}, reverse=True):  # the root last: it has all
                 zarr.consolidate_metadata(self._root.store, path=group)
 
+    def _metadata(self) -> dict[str, Json]:
+        """Return every metadata document by its key: the first line of the ledger has a copy."""
+        return {
+            key: parsed(content.to_bytes())
+            for key, content in self._encoded.items()
+            if key.endswith(METADATA)
+        }
+
     def _write_metadata(self) -> None:
         for key, content in self._encoded.items():
             self._disk.write(self.path / key, [content.to_bytes()])
@@ -420,27 +440,14 @@ class StoreWriter:
         self.bytes_written += n_bytes
         return n_bytes
 
-    def _append_commit(self, n_rows: int, line: bytes) -> None:
-        """Append a block to the ledger, then make the commit record point behind it."""
-        with (self.path / LEDGER).open("r+b") as ledger:
-            ledger.seek(self._commit.ledger_bytes)
-            ledger.write(line)
-            ledger.truncate()
-            ledger.flush()
-            with self._stopwatch.time("sync_s"):
-                os.fsync(ledger.fileno())
-        self._replace_commit(
-            replace(
-                self._commit,
-                n_rows=n_rows,
-                ledger_bytes=self._commit.ledger_bytes + len(line),
-                ledger_crc32=zlib.crc32(line, self._commit.ledger_crc32),
-            )
-        )
+    def _append(self, line: bytes) -> None:
+        """Append a line to the ledger. It stays there if the commit fails: files may fit it."""
+        self._disk.append(self.path / LEDGER, self._ledger_bytes, line)
+        self._ledger_bytes += len(line)
+        self._ledger_crc32 = zlib.crc32(line, self._ledger_crc32)
 
     def _replace_commit(self, commit: Commit) -> None:
-        record = versioned(asdict(commit))
-        self._disk.write(self.path / COMMIT, [json.dumps(record).encode()])
+        self._disk.write(self.path / COMMIT, [commit.to_bytes()])
         self._disk.sync([self.path / BOOKKEEPING])
         self._commit = commit
 
@@ -501,29 +508,23 @@ def check_vacant(path: StorePath, *, overwrite: bool) -> None:
 
 
 def _clear(path: Path, *, overwrite: bool) -> None:
-    """Remove an old store, whose lock is held, but for the lock."""
+    """Remove an old store, whose lock is held, but for the lock.
+
+    The commit record goes first: whatever a crash leaves, nobody takes it for the old store.
+    """
     if not overwrite and read_attribute(path) is not None:
         raise StoreExistsError(f"{path} was just recorded by another process; choose another path")
+    if (path / COMMIT).exists():
+        remove_file(path / COMMIT)
     for entry in path.iterdir():
         if entry.name == BOOKKEEPING:
             for file in entry.iterdir():
-                if file != path / LOCK:
+                if file not in (path / LOCK, path / HOLDER):
                     file.unlink()
         elif entry.is_dir():
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _acquire_lock(path: Path) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(path / LOCK, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise StoreLockedError(
-            f"another process is recording into {path}; wait for it or choose another path"
-        ) from error
-    return lock
 
 
 def chunk_codecs(dtype: np.dtype) -> list[BloscCodec | Crc32cCodec]:
