@@ -11,7 +11,7 @@ cut off.
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from thimble_zarr.format.overhead import Stopwatch
@@ -136,6 +136,17 @@ def remove_file(file: Path) -> None:
     """Remove a file for good, before anything that is done later."""
     os.unlink(file)  # noqa: PTH108
     sync_directory(file.parent)
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    """Remove files for good, before anything that is done later. They may be gone already."""
+    directories = set()
+    for file in files:
+        with suppress(FileNotFoundError):
+            os.unlink(file)  # noqa: PTH108
+            directories.add(file.parent)
+    for directory in directories:
+        sync_directory(directory)
 
 
 def sync_directory(directory: Path) -> None:

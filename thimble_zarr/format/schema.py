@@ -50,6 +50,12 @@ SCALARS: Mapping[str, str] = {
 }
 """The float64 `(step,)` arrays of a store. Missing is NaN."""
 
+PER_STEP: Mapping[str, str] = {
+    "step": "optimizer step, counted from 1; row 0 is the initial state",
+    **SCALARS,
+}
+"""All `(step,)` arrays of a store."""
+
 LABELS: Mapping[str, str] = {
     "token": "token id",
     "count": "occurrences in the corpus",

@@ -12,7 +12,8 @@ step of which any array is missing is never seen::
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
         commit.json         the commit record, replaced atomically
         blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
-                            and what it took to record since the commit before
+                            and what it took to record since the commit before; where a run was
+                            resumed, what was taken back
         lock                held by the one writer, who leaves its name in `writer.json` meanwhile
 
 Several parameters are a child group each, named as they are, with all that the root of a single one
@@ -336,6 +337,19 @@ class StoreReader:
                 and values_checksum(shard.decode(chunk)) != committed.values
             ]
 
+    def stored_checksums(self, name: str, first_row: int) -> list[int | None]:
+        """Return the checksum that follows each chunk of a block, None where one was left out.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the file cannot be decoded.
+        """
+        layout = self.schema.layout
+        n_chunks = layout.shard_tokens(self.schema.n_tokens) // layout.chunk_tokens
+        with self._block(name, first_row) as shard:
+            return [shard.stored_checksum(chunk) for chunk in range(n_chunks)]
+
     def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
         """Return row, token, dim and bit, if one flipped bit is all that altered a chunk.
 
@@ -363,6 +377,10 @@ class StoreReader:
         with self._decoding("the ledger"):
             for entry in self._ledger_entries():
                 chunks = entry["chunks"]
+                if "resumed" in entry:  # the run went on from there
+                    end_row = entry["rows"][1]
+                    blocks = {row: known for row, known in blocks.items() if row < end_row}
+                    files = {key: crc for key, crc in files.items() if key not in entry["removed"]}
                 blocks[entry["rows"][0]] = {
                     name: self._checksums(entry, name) for name in self.schema.dtypes
                 }
@@ -445,6 +463,19 @@ class StoreReader:
                     first_row = entry["rows"][0]
                     blocks[first_row] = blocks.get(first_row, Overhead()) + spent
         return blocks
+
+    def read_resumptions(self) -> list[int]:
+        """Return the steps after which the run was resumed, in the order in which that was done.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the ledger is damaged.
+        """
+        with self._decoding("the ledger"):
+            return [
+                int(entry["rows"][1]) - 1 for entry in self._ledger_entries() if "resumed" in entry
+            ]
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store."""
@@ -619,6 +650,20 @@ def read_attribute(path: Path) -> Json:
         return None
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def is_without_rows(path: Path) -> bool:
+    """Return whether a store lies at `path` into which nothing was ever committed.
+
+    It may not be declared wholly either, if its writer was killed as soon as it began.
+    """
+    if not (path / LOCK).is_file():
+        return False
+    try:
+        return Commit.read(path / COMMIT).n_rows == 0
+    except DamagedStoreError:
+        ledger = path / LEDGER
+        return not (path / COMMIT).exists() and not (ledger.exists() and ledger.stat().st_size)
 
 
 def array_of(key: str) -> str:

@@ -13,7 +13,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -33,7 +33,7 @@ from thimble_zarr.format.schema import (
     recorded_variables,
     row_size,
 )
-from thimble_zarr.format.store import StorePath
+from thimble_zarr.format.store import StorePath, StoreReader
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
@@ -51,6 +51,7 @@ from thimble_zarr.record.parameters import (
     choose_parameter,
     choose_parameters,
 )
+from thimble_zarr.record.resuming import Kept, check_state, is_begun, read_kept
 from thimble_zarr.record.writer import BlockWriter
 
 
@@ -92,6 +93,14 @@ class Recorder:
         Bound on all memory of the recorder, for all parameters together.
     overwrite
         Replace a store that lies at `path`.
+    resume
+        Go on with the store that lies at `path`, closed or cut off by a crash, after its last
+        committed step; begin one where there is none, so that a script can always ask for it. Model
+        and optimizer must be what they were after that step, bit by bit: restore them first.
+        Whatever was recorded when the run began stays as it is, `attrs` included.
+    after_step
+        With `resume`: the step that the loop's own checkpoint was taken after. Recorded steps after
+        it are dropped; the run takes them again.
 
     Raises
     ------
@@ -101,6 +110,9 @@ class Recorder:
     ConfigError
         If it is not clear which parameters are meant, a pattern matches none, or labels or `attrs`
         do not fit.
+    ResumeError
+        If the store recorded another run, or model and optimizer do not stand where it does. The
+        message names every difference; the store is as it was.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -126,7 +138,14 @@ class Recorder:
         attrs: Mapping[str, Json] | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         overwrite: bool = False,
+        resume: bool = False,
+        after_step: int | None = None,
     ) -> None:
+        if (resume and overwrite) or (after_step is not None and not resume):
+            raise ConfigError(
+                "`resume` goes on with a store and `overwrite` replaces it: choose one; "
+                "`after_step` is for `resume`"
+            )
         check_optimizer(optimizer)
         if parameter is not None and parameters is None:
             chosen = choose_parameter(parameter, name=name, model=model, labels=labels)
@@ -141,23 +160,36 @@ class Recorder:
         self._optimizer = optimizer
         self._parameters = {group: of.tensor for group, of in chosen.items()}
         schemas = _schemas(optimizer, chosen, attrs or {}, memory_bytes)
-        self._store = StoreWriter.create(
-            path,
-            schemas.get("", schemas),
-            labels={group: of.labels for group, of in chosen.items() if of.labels is not None},
-            n_rows=None if n_steps is None else n_steps + 1,
-            overwrite=overwrite,
-        )
+        self._kept: Kept | None = None
+        labels = {group: of.labels for group, of in chosen.items() if of.labels is not None}
+        n_rows = None if n_steps is None else n_steps + 1
+        if resume and is_begun(path, after_step):
+            self._store = StoreWriter.resume(
+                path,
+                schemas.get("", schemas),
+                labels=labels,
+                n_rows=n_rows,
+                kept_rows=None if after_step is None else after_step + 1,
+                approve=self._approve,
+            )
+        else:
+            self._store = StoreWriter.create(
+                path,
+                schemas.get("", schemas),
+                labels=labels,
+                n_rows=n_rows,
+                overwrite=overwrite or resume,
+            )
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
         self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
-        self._block.start(0)
         self._hyperparameters: dict[str, float] = {}
-        self._optimizer_steps: dict[str, float] = {}
+        self._optimizer_steps = {} if self._kept is None else dict(self._kept.optimizer_steps)
+        self._start_block()
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
-        self._loss_step = 0
+        self._loss_step = self._start_step = self.step
         self._loss_warned = False
         self._closed = False
         self._scope = ExitStack()
@@ -170,6 +202,19 @@ class Recorder:
     def step(self) -> int:
         """Steps recorded so far."""
         return max(0, self._n_rows - 1)
+
+    @property
+    def next_step(self) -> int:
+        """The step that the loop takes next, counted from 1: after a resumption, where it goes on.
+
+        A step that the optimizer skips counts.
+        """
+        return self.step + 1
+
+    @property
+    def committed_step(self) -> int:
+        """The last step that survives a crash, 0 before there is one. It never goes back."""
+        return max(0, self._store.n_rows - 1)
 
     @property
     def schemas(self) -> Mapping[str, Schema]:
@@ -203,7 +248,7 @@ class Recorder:
         self._check()
         value = float(torch.as_tensor(loss).item())
         if self._loss_follows_step is None:
-            self._loss_follows_step = self._n_rows > 0
+            self._loss_follows_step = self.step > self._start_step
         step = self.step if self._loss_follows_step else self.step + 1
         if not (math.isfinite(value) or self._loss_warned):
             self._loss_warned = True
@@ -278,6 +323,17 @@ class Recorder:
     def _n_rows(self) -> int:
         return self._block.first_row + self._block.n_rows
 
+    def _approve(self, readers: Sequence[StoreReader], n_rows: int) -> None:
+        check_state(self._optimizer, self._parameters, readers, n_rows)
+        self._kept = read_kept(readers, n_rows)
+
+    def _start_block(self) -> None:
+        """Begin behind the committed rows; those of an unfinished block are committed with it."""
+        n_rows = self._store.n_rows
+        self._block.start(n_rows - n_rows % self._block.block_steps)
+        if self._kept is not None and self._kept.bits:
+            self._block.load(self._kept.bits, self._kept.scalars)
+
     def _check(self) -> None:
         if self._closed:
             raise RecordingError(f"the recording into {self._store.path} is closed")
@@ -300,7 +356,7 @@ class Recorder:
         }
         if self._n_rows == 0:
             self._append_row({}, with_grad=False)
-            self._row_end_s = time.perf_counter()
+        self._row_end_s = self._row_end_s or time.perf_counter()
         self._make_room()
 
     @interrupts_held()
