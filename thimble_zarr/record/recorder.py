@@ -185,7 +185,7 @@ class Recorder:
         self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
         self._hyperparameters: dict[str, float] = {}
-        self._optimizer_steps = {} if self._kept is None else dict(self._kept.optimizer_steps)
+        self._optimizer_steps: dict[str, float] = {}
         self._start_block()
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
@@ -331,7 +331,10 @@ class Recorder:
         """Begin behind the committed rows; those of an unfinished block are committed with it."""
         n_rows = self._store.n_rows
         self._block.start(n_rows - n_rows % self._block.block_steps)
-        if self._kept is not None and self._kept.bits:
+        if self._kept is None:
+            return
+        self._optimizer_steps = dict(self._kept.optimizer_steps)
+        if self._kept.bits:
             self._block.load(self._kept.bits, self._kept.scalars)
 
     def _check(self) -> None:

@@ -19,7 +19,7 @@ from thimble_zarr.record.block import row_bits
 from thimble_zarr.record.capture import optimizer_step, state_tensors
 
 
-def is_begun(path: StorePath, after_step: int | None) -> bool:
+def is_begun(path: StorePath, after_step: int | None = None) -> bool:
     """Return whether there is a recording to go on with: one of which a row was committed.
 
     Raises
