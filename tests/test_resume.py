@@ -241,9 +241,7 @@ def test_it_begins_where_nothing_lies(tmp_path: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["declared", "locked only", "first block not committed"])
-def test_it_begins_where_nothing_was_committed(
-    tmp_path: Path, reference: Path, left: str
-) -> None:
+def test_it_begins_where_nothing_was_committed(tmp_path: Path, reference: Path, left: str) -> None:
     path = tmp_path / "run.zarr"
     kill(Run().recorder(path))
     if left == "locked only":
@@ -433,9 +431,7 @@ def assert_refused(path: Path, message: str, make: Callable[[], Recorder]) -> No
     ],
     ids=["dtype", "shape", "amsgrad", "implementation", "optimizer"],
 )
-def test_another_run_is_refused(
-    tmp_path: Path, options: dict[str, object], message: str
-) -> None:
+def test_another_run_is_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
     path = killed(tmp_path / "run.zarr", 6, flushed=5, foreach=False)
     run = Run(**{"foreach": False} | options).go_to(5)
     n_tokens = len(run.loop.weight)
@@ -504,7 +500,9 @@ def test_an_optimizer_without_states_is_not_the_recorded_one(tmp_path: Path) -> 
     run = Run().go_to(5)
     run.loop.optimizer.state.clear()
     assert_refused(
-        path, r"optimizer_step is 0, not 5; exp_avg differs", lambda: run.recorder(path, resume=True)
+        path,
+        r"optimizer_step is 0, not 5; exp_avg differs",
+        lambda: run.recorder(path, resume=True),
     )
 
 

@@ -16,6 +16,7 @@ from thimble_zarr.analysis.accounting import lazy_variable
 from thimble_zarr.analysis.causes import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.evidence import Evidence, Run
 from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.schema import Schema
 
 _MAX_RUNS = 16
 """Runs that are looked into; more of them are rarely of different causes."""
@@ -37,7 +38,8 @@ class Finding:
     variable
         The array that is wrong, where that is known.
     step, token, dim
-        Where it begins. None where a whole step or every token is concerned.
+        Where it begins. None where a whole step or every token is concerned. A token is a position
+        along the first axis of the parameter, a dim one along all others, flattened.
     n_steps
         Steps that fail because of it.
     """
@@ -56,7 +58,7 @@ class Finding:
 
 
 class FlippedBit(Named):
-    """One bit of {variable} is flipped: bit {bit} at step {step}, token {token}, dim {dim}.
+    """One bit of {variable} is flipped: bit {bit} at step {step}, {place}.
 
     With it flipped back, its chunk has the checksum it was committed with.
     """
@@ -107,7 +109,7 @@ def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
     rest = evidence.runs[_MAX_RUNS:]
     if rest:
         where = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": _n_steps(rest)}
-        found.append(_finding(MoreFailures, where))
+        found.append(_finding(MoreFailures, where, evidence.schema))
     rows = int(table.step.min()) - 1, int(table.step.max()) + 1
     found += _altered(variable.source.reader, rows, tokens)
     return sorted(_merged(found), key=lambda f: (f.code == AlteredChunk.code, f.step))
@@ -141,10 +143,10 @@ def _altered(reader: Reader, rows: tuple[int, int], tokens: np.ndarray) -> list[
         place = reader.flipped_bit(chunk) if index < _MAX_LOCATED else None
         if place is None:
             where |= {"step": chunk.first_row, "token": chunk.first_token}
-            findings.append(_finding(AlteredChunk, where))
+            findings.append(_finding(AlteredChunk, where, reader.schema))
         elif rows[0] <= place[0] < rows[1] and place[1] in tokens:
             where |= dict(zip(("step", "token", "dim", "bit"), place, strict=True))
-            findings.append(_finding(FlippedBit, where))
+            findings.append(_finding(FlippedBit, where, reader.schema))
     return findings
 
 
@@ -181,17 +183,23 @@ def _explain(evidence: Evidence, run: Run) -> Finding:
             break
     step, token, dim, variable = run.start
     where = {"step": step, "token": token, "dim": dim, "variable": variable}
-    return _finding(type(cause), where | {"n_steps": len(run.steps)} | dict(facts or {}))
+    where |= {"n_steps": len(run.steps)} | dict(facts or {})
+    return _finding(type(cause), where, evidence.schema)
 
 
-def _finding(cause: type[Named], where: Facts) -> Finding:
+def _finding(cause: type[Named], where: Facts, schema: Schema) -> Finding:
+    token, dim = (_as_int(where.get(axis)) for axis in ("token", "dim"))
+    words = {
+        "place": "" if token is None else schema.place(token, dim),
+        "row": schema.row_name,
+    }
     return Finding(
         code=cause.code,
-        message=" ".join((inspect.getdoc(cause) or "").split()).format(**where),
+        message=" ".join((inspect.getdoc(cause) or "").split()).format(**where, **words),
         variable=_as_str(where.get("variable")),
         step=_as_int(where["step"]) or 0,
-        token=_as_int(where.get("token")),
-        dim=_as_int(where.get("dim")),
+        token=token,
+        dim=dim,
         n_steps=_as_int(where["n_steps"]) or 0,
     )
 

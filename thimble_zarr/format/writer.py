@@ -11,8 +11,8 @@ a flush committed it short, and the scalars') is what one line of the ledger say
 Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
 """
 
+import json
 import shutil
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,11 +23,10 @@ from typing import Self
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, cpu
 from zarr.core.common import JSON
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
@@ -515,11 +514,28 @@ class StoreWriter:
                 sync(array.async_array.resize(shape, delete_outside_chunks=False))
 
     def _consolidate(self) -> None:
-        with warnings.catch_warnings():
-            # The Zarr specification does not define it yet; xarray warns where it is missing.
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            for group in sorted({*self.schemas, ""}, reverse=True):  # the root last: it has all
-                zarr.consolidate_metadata(self._root.store, path=group)
+        """Copy all metadata below a group into its own, as zarr-python does.
+
+        It would list all keys anew for each group, and take seconds where there are many.
+        """
+        nodes = {
+            key.removesuffix(METADATA).rstrip("/"): json.loads(content.to_bytes())
+            for key, content in self._encoded.items()
+        }
+        below = {
+            path: node | _consolidated({}) if node["node_type"] == "group" else node
+            for path, node in nodes.items()
+            if path
+        }
+        for group in {*self.schemas, ""}:
+            root = array_path(group, "")
+            of_group = {
+                path.removeprefix(root): node
+                for path, node in below.items()
+                if path.startswith(root)
+            }
+            content = json.dumps(nodes[group] | _consolidated(of_group)).encode()
+            self._encoded[root + METADATA] = cpu.Buffer.from_bytes(content)
 
     def _metadata(self) -> dict[str, Json]:
         """Return every metadata document by its key: the first line of the ledger has a copy."""
@@ -560,6 +576,13 @@ class StoreWriter:
 def _missing_values(name: str) -> np.ndarray:
     """Return a chunk of per-step values of which none is there."""
     return np.full(SCALAR_CHUNK_STEPS, np.int64(-1) if name == "step" else np.nan)
+
+
+def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:
+    """Return what zarr-python puts into a group; the Zarr specification does not have it yet."""
+    return {
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata}
+    }
 
 
 def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str, np.ndarray]]:

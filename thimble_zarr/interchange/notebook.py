@@ -503,6 +503,11 @@ def _as_notebook(reader: Reader) -> Contents:
 def _check_fits(reader: Reader) -> None:
     """Raise ConfigError if the notebook's file has no place for something of the recording."""
     schema, scalars = reader.schema, reader.read_scalars()
+    if len(schema.shape) != 2:
+        raise ConfigError(
+            f"{reader.path} holds a parameter of shape {schema.shape}, and the notebook's file an "
+            "embedding of shape (token, dim) only"
+        )
     if set(schema.dtypes.values()) != {"bfloat16"}:
         raise ConfigError(
             f"{reader.path} holds {schema.dtypes['W']}, and the notebook's file bfloat16 "
