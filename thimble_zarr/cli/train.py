@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from thimble_zarr.cli.check import run_check
+from thimble_zarr.cli.exits import terminated_cleanly
 from thimble_zarr.cli.options import (
     MEMORY,
     OVERWRITE,
@@ -55,8 +56,8 @@ def train(
 
     A small GPT-2 with tied embeddings learns a text; the recorder streams its embedding, gradient
     and AdamW states to disk with bounded memory. Without --corpus and --tokenizer it trains on the
-    documentation in the Python standard library. Ctrl-C ends it cleanly; what was recorded can be
-    checked.
+    documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly; what was
+    recorded can be checked.
     """
     run_training(
         config_from(config, settings),
@@ -152,9 +153,10 @@ def run_training(
     )
     bar = _ProgressBar(config.steps, quiet=quiet)
     try:
-        train_model(
-            config, data, store, memory_bytes=memory_bytes, overwrite=overwrite, on_step=bar
-        )
+        with terminated_cleanly():
+            train_model(
+                config, data, store, memory_bytes=memory_bytes, overwrite=overwrite, on_step=bar
+            )
     except KeyboardInterrupt:
         bar.close()
         say(bar.summary(store))

@@ -155,7 +155,7 @@ class StoreReader:
         path = Path(path).absolute()  # the process may change its directory
         if not path.exists():
             raise NotAStoreError(f"there is nothing at {path}; check the path")
-        attribute = read_attribute(path)
+        attribute = None if leads_out(path / BOOKKEEPING, path) else read_attribute(path)
         if attribute is None:
             raise NotAStoreError(
                 f"{path} is not a thimble-zarr store; "
