@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from thimble_zarr.cli.check import run_check
+from thimble_zarr.cli.exits import terminated_cleanly
 from thimble_zarr.cli.options import (
     MEMORY,
     OVERWRITE,
@@ -68,8 +69,8 @@ def train(
 
     A small GPT-2 with tied embeddings learns a text; the recorder streams its embedding, gradient
     and AdamW states to disk with bounded memory. Without --corpus and --tokenizer it trains on the
-    documentation in the Python standard library. Ctrl-C ends it cleanly; what was recorded can be
-    checked. However it ended, `thimble-zarr train --resume STORE` goes on.
+    documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly; what was
+    recorded can be checked. However it ended, `thimble-zarr train --resume STORE` goes on.
     """
     run = None
     if resume:
@@ -181,15 +182,16 @@ def run_training(
     )
     bar = _ProgressBar(config.steps, quiet=quiet)
     try:
-        train_model(
-            config,
-            data,
-            store,
-            memory_bytes=memory_bytes,
-            overwrite=overwrite,
-            resume=resume,
-            on_step=bar,
-        )
+        with terminated_cleanly():
+            train_model(
+                config,
+                data,
+                store,
+                memory_bytes=memory_bytes,
+                overwrite=overwrite,
+                resume=resume,
+                on_step=bar,
+            )
     except KeyboardInterrupt:
         bar.close()
         say(bar.summary(store))

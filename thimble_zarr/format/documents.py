@@ -62,10 +62,10 @@ def read_document(file: Path) -> Any:
         If it cannot be read.
     """
     with open_regular(file) as stream:
-        content = stream.read(MAX_DOCUMENT_BYTES + 1)
-    if len(content) > MAX_DOCUMENT_BYTES:
-        raise ValueError(f"it is larger than {MAX_DOCUMENT_BYTES:,} bytes")
-    return parsed(content)
+        n_bytes = os.fstat(stream.fileno()).st_size
+        if n_bytes > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"it is larger than {MAX_DOCUMENT_BYTES:,} bytes")
+        return parsed(stream.read(n_bytes))  # which takes that much at once
 
 
 def parsed(content: bytes, max_depth: int = MAX_DEPTH) -> Any:

@@ -34,7 +34,7 @@ class Line:
     content
         Its bytes, the last of which ends it.
     entry
-        What it says, None where its checksum does not match.
+        What it says, None where its checksum does not match or it is no line of a ledger.
     """
 
     start: int
@@ -99,6 +99,22 @@ def read_lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[
 
 def _entry(content: bytes) -> dict[str, Any] | None:
     try:
-        return unseal(content) if content.endswith(b"\n") else None
+        entry = unseal(content) if content.endswith(b"\n") else None
+        return entry if entry is not None and _is_whole(entry) else None
     except ValueError:
         return None
+
+
+def _is_whole(entry: Mapping[str, Any]) -> bool:
+    """Whether a line has what every line has."""
+    rows, files, chunks = (entry.get(name) for name in ("rows", "files", "chunks"))
+    return (
+        isinstance(rows, list)
+        and len(rows) == 2
+        and all(type(row) is int and row >= 0 for row in rows)
+        and isinstance(files, dict)
+        and all(
+            isinstance(file, dict) and type(file.get("bytes")) is int for file in files.values()
+        )
+        and isinstance(chunks, dict)
+    )

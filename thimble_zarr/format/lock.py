@@ -16,7 +16,7 @@ import filelock
 import psutil
 
 from thimble_zarr.errors import StoreError, StoreLockedError
-from thimble_zarr.format.documents import read_document
+from thimble_zarr.format.documents import leads_out, read_document
 from thimble_zarr.format.store import HOLDER, LOCK
 
 
@@ -70,7 +70,7 @@ class WriterLock:
     """
 
     def __init__(self, store: Path) -> None:
-        if (store / LOCK).is_symlink():
+        if (store / LOCK).is_symlink() or leads_out(store / LOCK, store):
             raise StoreError(f"{store / LOCK} is a link, and no writer makes one; remove it")
         self._holder = store / HOLDER
         self._lock = filelock.FileLock(store / LOCK, thread_local=False)

@@ -203,6 +203,8 @@ class StoreReader:
         for group in groups:
             try:
                 commit = readers[0].commit if readers else Commit.read(path / COMMIT)
+                if leads_out(path / group, path):
+                    raise DamagedStoreError("it is a link that leads out of the store")
                 schema = Schema.from_attribute(read_attribute(path / group))
                 reader = cls(path, schema, commit, group)
                 reader._check_bounds()
@@ -590,7 +592,7 @@ class _Content:
         path = Path(path).absolute()  # the process may change its directory
         if not path.exists():
             raise NotAStoreError(f"there is nothing at {path}; check the path")
-        attribute = read_attribute(path)
+        attribute = None if leads_out(path / BOOKKEEPING, path) else read_attribute(path)
         if attribute is None:
             raise NotAStoreError(
                 f"{path} is not a thimble-zarr store; "

@@ -33,7 +33,7 @@ class BlockWriter:
         self._stopwatch = stopwatch
         self._free = [Block(store.schemas) for _ in range(N_BUFFERS)]
         self._pending: deque[tuple[Future[None], Block]] = deque()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
 
     def acquire(self) -> Block:
@@ -94,12 +94,11 @@ class BlockWriter:
         self._free.append(block)
 
     def _wait(self, future: Future[None]) -> None:
-        try:
-            future.result()
-        except Exception as error:
+        error = future.exception()  # SystemExit, too: the thread's end is not training's
+        if error is not None:
             self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._error = error
         n_rows = self._store.n_rows
         safe = (
