@@ -116,9 +116,13 @@ def _content(store: Path, name: str) -> object:
     content = (store / name).read_bytes()
     if not name.endswith(METADATA):
         return content
-    document = json.loads(content)
-    document["attributes"].get("thimble", {}).pop("created", None)
-    return document
+    return _without_dates(json.loads(content))
+
+
+def _without_dates(document: Any) -> Any:
+    if not isinstance(document, dict):
+        return document
+    return {name: _without_dates(value) for name, value in document.items() if name != "created"}
 
 
 def _ledger(store: Path) -> dict[str, object]:
