@@ -9,8 +9,7 @@ from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.schema import Json
-from thimble_zarr.format.store import StorePath, StoreReader
-from thimble_zarr.record.resuming import is_begun
+from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,6 +187,7 @@ def train(
     if run is not None:
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
         if run.is_finished:
+            checkpoints.clear()  # it may have been killed before it did
             return
         checkpoint = run.newest_of(checkpoints)
     training = Training(config, data, checkpoint)

@@ -654,6 +654,14 @@ def read_attribute(path: Path) -> Json:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
 
+def is_begun(path: StorePath) -> bool:
+    """Return whether there is anything at `path` but a store without a row: perhaps a recording."""
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    return not is_without_rows(path)
+
+
 def is_without_rows(path: Path) -> bool:
     """Return whether a store lies at `path` into which nothing was ever committed.
 

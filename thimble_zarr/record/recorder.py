@@ -33,7 +33,7 @@ from thimble_zarr.format.schema import (
     recorded_variables,
     row_size,
 )
-from thimble_zarr.format.store import StorePath, StoreReader
+from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
@@ -51,7 +51,7 @@ from thimble_zarr.record.parameters import (
     choose_parameter,
     choose_parameters,
 )
-from thimble_zarr.record.resuming import Kept, check_state, is_begun, read_kept
+from thimble_zarr.record.resuming import Kept, check_beginning, check_state, read_kept
 from thimble_zarr.record.writer import BlockWriter
 
 
@@ -163,7 +163,7 @@ class Recorder:
         self._kept: Kept | None = None
         labels = {group: of.labels for group, of in chosen.items() if of.labels is not None}
         n_rows = None if n_steps is None else n_steps + 1
-        if resume and is_begun(path, after_step):
+        if resume and is_begun(path):
             self._store = StoreWriter.resume(
                 path,
                 schemas.get("", schemas),
@@ -173,6 +173,7 @@ class Recorder:
                 approve=self._approve,
             )
         else:
+            check_beginning(path, after_step)
             self._store = StoreWriter.create(
                 path,
                 schemas.get("", schemas),

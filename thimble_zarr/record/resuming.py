@@ -1,4 +1,4 @@
-"""Go on with a recording: is there one, and do model and optimizer stand where it ended?
+"""Go on with a recording: do model and optimizer stand where it ended?
 
 The wrong checkpoint is the likeliest mistake, and its rows would fit no optimizer's arithmetic. So
 the live tensors must be the recorded ones, bit by bit, before anything is changed on disk.
@@ -6,7 +6,6 @@ the live tensors must be the recorded ones, bit by bit, before anything is chang
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,29 +13,18 @@ from torch import Tensor
 
 from thimble_zarr.errors import ResumeError
 from thimble_zarr.format.schema import array_path
-from thimble_zarr.format.store import StorePath, StoreReader, is_without_rows
+from thimble_zarr.format.store import StorePath, StoreReader
 from thimble_zarr.record.block import row_bits
 from thimble_zarr.record.capture import optimizer_step, state_tensors
 
 
-def is_begun(path: StorePath, after_step: int | None = None) -> bool:
-    """Return whether there is a recording to go on with: one of which a row was committed.
-
-    Raises
-    ------
-    ResumeError
-        If there is none, and the loop has taken steps.
-    """
-    path = Path(path)
-    is_vacant = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not (is_vacant or is_without_rows(path)):
-        return True
+def check_beginning(path: StorePath, after_step: int | None) -> None:
+    """Raise ResumeError if a loop that has taken steps goes on where nothing is recorded."""
     if after_step:
         raise ResumeError(
             f"cannot go on after step {after_step}: nothing is recorded at {path}; check the path, "
             "or leave `after_step` out to record from here on"
         )
-    return False
 
 
 @dataclass(frozen=True)
