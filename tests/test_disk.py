@@ -63,7 +63,7 @@ def test_directories_are_synced_after_every_rename(
     def sync_directory(directory: Path) -> None:
         seen.append(sorted(file.name for file in directory.iterdir()))
 
-    monkeypatch.setattr(disk_module, "_sync_directory", sync_directory)
+    monkeypatch.setattr(disk_module, "sync_directory", sync_directory)
     for name in "abc":
         disk.write(tmp_path / name, [b"content"])
     disk.sync([tmp_path, tmp_path])

@@ -21,6 +21,7 @@ from thimble_zarr.experiment.trainer import (
     train,
 )
 from thimble_zarr.experiment.vocabulary import train_tokenizer
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.store import StoreReader
 
 TINY = TrainingConfig(
@@ -179,7 +180,11 @@ def test_a_model_learns() -> None:
 def test_the_store_says_what_was_trained_and_on_what(tmp_path: Path) -> None:
     train(TINY, DATA, tmp_path / "run.zarr")
     reader = StoreReader.open(tmp_path / "run.zarr")
-    assert reader.schema.attrs == {"config": TINY.to_json(), "corpus": {"name": "random"}}
+    assert reader.schema.attrs == {
+        "config": TINY.to_json(),
+        "memory_bytes": DEFAULT_MEMORY_BYTES,
+        "corpus": {"name": "random"},
+    }
     assert reader.schema.parameter == PARAMETER
     assert dict(Training(TINY, DATA).model.named_parameters())[PARAMETER].shape == (29, 6)
     labels = reader.read_labels()

@@ -15,6 +15,7 @@ catches it where it would expect to::
     ├── CorpusError (ValueError)          corpus, tokenizer or token mask do not fit
     ├── SelectionError (ValueError)       tokens, steps or a parameter that are not there
     ├── OptimizerError (TypeError)        an optimizer or parameter that cannot be recorded
+    ├── ResumeError (ValueError)          a run that is not the recorded one, or stands elsewhere
     └── RecordingError (RuntimeError)     the writer thread stopped; what is committed is safe
 
 A message says what is wrong, what was expected and found, and what to do next. The module imports
@@ -68,6 +69,10 @@ class SelectionError(ThimbleError, ValueError):
 
 class OptimizerError(ThimbleError, TypeError):
     """An optimizer or parameter that cannot be recorded."""
+
+
+class ResumeError(ThimbleError, ValueError):
+    """A run cannot go on into a store: it is not the one recorded there, or stands elsewhere."""
 
 
 class RecordingError(ThimbleError, RuntimeError):

@@ -63,6 +63,7 @@ def _as_json(store: Path, readers: "Sequence[Reader]") -> dict[str, object]:
         "complete": _is_complete(readers[0]),
         "disk_bytes": readers[0].disk_bytes(),
         "raw_bytes": _raw_bytes(readers),
+        "resumed_after": _resumed_after(readers[0]),
         "overhead": overhead and asdict(overhead) | _shares(overhead),
     }
 
@@ -145,6 +146,9 @@ def _of_run(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
     from thimble_zarr.interchange.contents import NOTEBOOK_FILE
 
     lines, schema, overhead = [], readers[0].schema, _overhead(readers[0])
+    if resumed_after := _resumed_after(readers[0]):
+        steps = ", ".join(f"{step:,}" for step in resumed_after)
+        lines.append(("Resumed", f"after step {steps}"))
     if overhead is not None:
         lines.append(("Overhead", _summary(overhead)))
     versions = ", ".join(f"{name} {version}" for name, version in schema.software.items())
@@ -185,6 +189,12 @@ def _shares(overhead: "Overhead") -> dict[str, float]:
         "writer_share": overhead.writer_share,
         "bytes_per_s": overhead.bytes_per_s,
     }
+
+
+def _resumed_after(reader: "Reader") -> list[int]:
+    from thimble_zarr.format.store import StoreReader
+
+    return reader.read_resumptions() if isinstance(reader, StoreReader) else []
 
 
 def _summary(overhead: "Overhead") -> str:

@@ -9,11 +9,12 @@ import click
 
 from thimble_zarr import __version__
 from thimble_zarr.cli.check import check
-from thimble_zarr.cli.exits import INTERRUPTED, UNREADABLE, exit_code
+from thimble_zarr.cli.exits import INTERRUPTED, TERMINATED, UNREADABLE, Terminated, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
+from thimble_zarr.cli.verify import repair, verify
 from thimble_zarr.errors import ThimbleError
 
 
@@ -25,8 +26,9 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             notes = getattr(interrupt, "__notes__", [])
-            click.echo("\n".join(["Interrupted.", *notes]), err=True)
-            ctx.exit(INTERRUPTED)
+            what = "Terminated." if isinstance(interrupt, Terminated) else "Interrupted."
+            click.echo("\n".join([what, *notes]), err=True)
+            ctx.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
         except BrokenPipeError:
             # Whoever read stdout went away: nobody to tell, and nothing the check found.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,7 +42,7 @@ class _Group(click.Group):
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 all holds, 1 the check found something, 2 usage, "
-    "3 unreadable store or I/O, 130 interrupted.",
+    "3 unreadable store or I/O, 130 interrupted, 143 terminated.",
 )
 @click.version_option(__version__)
 def cli() -> None:
@@ -51,7 +53,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, train, plan, check, info, tokens, import_, export):
+for _command in (demo, train, plan, check, info, verify, repair, tokens, import_, export):
     cli.add_command(_command)
 
 

@@ -92,13 +92,17 @@ def _config_option(name: str, default: object) -> Decorator:
     return click.option(flag, type=kind, default=None, help=help_)
 
 
-def config_from(config: Path | None, flags: dict[str, object]) -> TrainingConfig:
-    """Return the settings of a file, overridden by the flags that were given."""
+def config_from(
+    config: Path | None, flags: dict[str, object], recorded: TrainingConfig | None = None
+) -> TrainingConfig:
+    """Return settings: those recorded, else defaults; overridden by a file, and that by flags."""
     from thimble_zarr.experiment.config import read_toml
 
     settings = {} if config is None else read_toml(config)
     given = {name: value for name, value in flags.items() if value is not None}
-    return TrainingConfig.from_settings(settings | given)
+    if recorded is None:
+        return TrainingConfig.from_settings(settings | given)
+    return TrainingConfig.from_json(recorded.to_json() | settings | given)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

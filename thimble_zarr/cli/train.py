@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from thimble_zarr.cli.check import run_check
+from thimble_zarr.cli.exits import terminated_cleanly
 from thimble_zarr.cli.options import (
     MEMORY,
     OVERWRITE,
@@ -24,6 +26,7 @@ from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
 
 if TYPE_CHECKING:
     from thimble_zarr.experiment.plan import RunPlan
+    from thimble_zarr.experiment.recorded import RecordedRun
     from thimble_zarr.experiment.trainer import Progress
 
 VALIDATION_STEPS = (1, 10, 50, 100, 200, 500, 800)
@@ -31,6 +34,12 @@ VALIDATION_STEPS = (1, 10, 50, 100, 200, 500, 800)
 
 DEMO = TrainingConfig(steps=150, batch_size=16)
 
+RESUME = click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in STORE, with its settings, from its last checkpoint. Where there is "
+    "none, begin it.",
+)
 FORCE = click.option("--force", is_flag=True, help="Start even if the disk may not hold the run.")
 
 
@@ -40,14 +49,19 @@ FORCE = click.option("--force", is_flag=True, help="Start even if the disk may n
 @MEMORY
 @FORCE
 @OVERWRITE
+@RESUME
 @QUIET
+@click.pass_context
 def train(
+    ctx: click.Context,
+    /,
     store: Path,
     *,
     config: Path | None,
     memory: int,
     force: bool,
     overwrite: bool,
+    resume: bool,
     quiet: bool,
     **settings: object,
 ) -> None:
@@ -55,17 +69,31 @@ def train(
 
     A small GPT-2 with tied embeddings learns a text; the recorder streams its embedding, gradient
     and AdamW states to disk with bounded memory. Without --corpus and --tokenizer it trains on the
-    documentation in the Python standard library. Ctrl-C ends it cleanly; what was recorded can be
-    checked.
+    documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly; what was
+    recorded can be checked. However it ended, `thimble-zarr train --resume STORE` goes on.
     """
+    run = None
+    if resume:
+        if overwrite:
+            raise click.UsageError("--resume goes on with a store, --overwrite replaces it")
+        run = _recorded_run(store)
+    if run is not None and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT:
+        memory = run.memory_bytes
     run_training(
-        config_from(config, settings),
+        config_from(config, settings, recorded=None if run is None else run.config),
         store,
         memory_bytes=memory,
         force=force,
         overwrite=overwrite,
+        resume=resume,
         quiet=quiet,
     )
+
+
+def _recorded_run(store: Path) -> "RecordedRun | None":
+    from thimble_zarr.experiment.recorded import RecordedRun
+
+    return RecordedRun.read(store)
 
 
 @click.command()
@@ -86,6 +114,7 @@ def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet:
         memory_bytes=DEFAULT_MEMORY_BYTES,
         force=False,
         overwrite=overwrite,
+        resume=False,
         quiet=quiet,
     )
     click.echo()
@@ -121,6 +150,7 @@ def run_training(
     memory_bytes: int,
     force: bool,
     overwrite: bool,
+    resume: bool,
     quiet: bool,
 ) -> None:
     """Plan, train, validate and sum up."""
@@ -131,8 +161,8 @@ def run_training(
         if not quiet:
             click.echo(text)
 
-    check_vacant(store, overwrite=overwrite)
-    found = plan_run(config, store, memory_bytes=memory_bytes, overwrite=overwrite)
+    check_vacant(store, overwrite=overwrite or resume)
+    found = plan_run(config, store, memory_bytes=memory_bytes, overwrite=overwrite or resume)
     say(render_plan(found, config))
     warn_of_memory(found)
     if not force:
@@ -152,17 +182,27 @@ def run_training(
     )
     bar = _ProgressBar(config.steps, quiet=quiet)
     try:
-        train_model(
-            config, data, store, memory_bytes=memory_bytes, overwrite=overwrite, on_step=bar
-        )
+        with terminated_cleanly():
+            train_model(
+                config,
+                data,
+                store,
+                memory_bytes=memory_bytes,
+                overwrite=overwrite,
+                resume=resume,
+                on_step=bar,
+            )
     except KeyboardInterrupt:
         bar.close()
         say(bar.summary(store))
+        if bar.last is not None:
+            say(f"Go on    thimble-zarr train --resume {shlex.quote(str(store))}")
         raise
     bar.close()
     if not quiet:
         say(render_validation(store))
-    say(bar.summary(store))
+    is_finished = resume and bar.last is None
+    say(f"All {config.steps:,} steps are recorded." if is_finished else bar.summary(store))
 
 
 class _ProgressBar:
@@ -177,7 +217,9 @@ class _ProgressBar:
         self._start_s = time.perf_counter()
 
     def __call__(self, progress: "Progress") -> None:
-        self.first = self.first or progress
+        if self.first is None:
+            self.first = progress
+            self._bar.update(progress.step - 1)  # a run that goes on has taken them before
         self.last = progress
         written = human_bytes(progress.bytes_written)
         self._bar.set_postfix_str(f"loss {progress.loss:.3f}, {written} written", refresh=False)
@@ -191,9 +233,10 @@ class _ProgressBar:
         if self.first is None or self.last is None:
             return "Nothing was recorded."
         elapsed_s = time.perf_counter() - self._start_s
+        n_steps = self.last.step - self.first.step + 1
         return (
-            f"Recorded {self.last.step:,} steps in {elapsed_s:.0f} s "
-            f"({self.last.step / elapsed_s:.1f} steps/s); "
+            f"Recorded {n_steps:,} steps in {elapsed_s:.0f} s "
+            f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
             f"Store    {store}\n"
             f"Next     thimble-zarr check {shlex.quote(str(store))}"

@@ -10,7 +10,7 @@ from thimble_zarr.errors import CorpusError
 
 
 def sliding_batches(
-    ids: np.ndarray, *, seq_len: int, batch_size: int, seed: int
+    ids: np.ndarray, *, seq_len: int, batch_size: int, seed: int, n_skipped: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of inputs and next tokens, for ever.
 
@@ -28,6 +28,8 @@ def sliding_batches(
         Windows a batch; the last batch of an epoch may be smaller.
     seed
         Seed of the order.
+    n_skipped
+        Batches to leave out, as many as were taken before. None of them is read.
 
     Yields
     ------
@@ -45,15 +47,19 @@ def sliding_batches(
             f"the corpus has {len(ids)} tokens, and one window takes {seq_len + 1}; "
             "use a longer text or a smaller --seq-len"
         )
-    return _epochs(torch.from_numpy(ids).unfold(0, seq_len + 1, 1), batch_size, seed)
+    return _epochs(torch.from_numpy(ids).unfold(0, seq_len + 1, 1), batch_size, seed, n_skipped)
 
 
-def _epochs(windows: Tensor, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _epochs(
+    windows: Tensor, batch_size: int, seed: int, n_skipped: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         torch.empty((), dtype=torch.int64).random_(generator=generator)  # DataLoader's worker seed
         order = torch.randperm(len(windows), generator=generator)
-        for indices in torch.split(order, batch_size):
+        batches = torch.split(order, batch_size)
+        for indices in batches[n_skipped:]:
             chunk = windows[indices]
             yield chunk[:, :-1], chunk[:, 1:]
+        n_skipped = max(0, n_skipped - len(batches))
         torch.randperm(len(windows), generator=generator)  # drawn by RandomSampler as it ends

@@ -121,6 +121,19 @@ class TrainingConfig:
         }
         return cls(**converted)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, object]) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If it is not that.
+        """
+        return cls.from_settings(
+            {name: value for name, value in content.items() if value is not None}
+        )
+
     def to_json(self) -> dict[str, int | float | str | bool | None]:
         """Return the settings as the store keeps them."""
         values = {known.name: getattr(self, known.name) for known in fields(self)}

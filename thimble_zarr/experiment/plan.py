@@ -12,7 +12,7 @@ from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
 from thimble_zarr.format.schema import SCALARS
-from thimble_zarr.format.store import StorePath, StoreReader
+from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 
 NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
 """Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""
@@ -92,7 +92,7 @@ def plan_run(
     RunPlan
     """
     free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
-    if overwrite and Path(store).exists():
+    if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     n_rows = config.steps + 1
     itemsize = storage_dtype(config.dtype).itemsize

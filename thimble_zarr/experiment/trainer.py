@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from thimble_zarr.experiment.batches import sliding_batches
+from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.model import (
@@ -17,6 +18,7 @@ from thimble_zarr.experiment.model import (
     find_device,
     language_loss,
 )
+from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.vocabulary import encode, label_tokens, read_tokenizer
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.schema import Json, TokenLabels
@@ -99,25 +101,37 @@ class Training:
         The settings; the global random seed is set from them.
     data
         What to train on.
+    checkpoint
+        Where to go on from; None for the beginning.
 
     Raises
     ------
     ConfigError
         If the device is not there.
+    ResumeError
+        If the checkpoint is of another model.
     CorpusError
         If the corpus is shorter than one window.
     """
 
-    def __init__(self, config: TrainingConfig, data: TrainingData) -> None:
+    def __init__(
+        self, config: TrainingConfig, data: TrainingData, checkpoint: Checkpoint | None = None
+    ) -> None:
         self._config = config
         self._device = find_device(config.device)
         self._batches = sliding_batches(
-            data.ids, seq_len=config.seq_len, batch_size=config.batch_size, seed=config.seed
+            data.ids,
+            seq_len=config.seq_len,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            n_skipped=0 if checkpoint is None else checkpoint.step,
         )
         torch.manual_seed(config.seed)
         self.model = build_model(config, self._device)
         self.optimizer = build_optimizer(self.model, config)
         self.embedding = embedding(self.model)
+        if checkpoint is not None:
+            checkpoint.restore(self.model, self.optimizer)
 
     def step(self) -> float:
         """Take one optimizer step and return its loss."""
@@ -136,12 +150,13 @@ def train(
     *,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     overwrite: bool = False,
+    resume: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Train as the config says and record every step.
 
     However it ends, by itself, by an error or by Ctrl-C, what was recorded is on disk and the store
-    is closed.
+    is closed. Until all steps are taken there are checkpoints beside the store to resume it from.
 
     Parameters
     ----------
@@ -155,10 +170,28 @@ def train(
         Bound on the recorder's memory.
     overwrite
         Replace a store that lies at `store`.
+    resume
+        Go on with the store that lies at `store`, from its last checkpoint: the store will be the
+        same as if nothing had happened. Begin one where there is none.
     on_step
         Called after each step.
+
+    Raises
+    ------
+    ResumeError
+        If the store is not one of this config and these data, or its checkpoints do not fit it.
     """
-    training = Training(config, data)
+    checkpoints = Checkpoints(store)
+    checkpoint = None
+    run = RecordedRun.read(store) if resume else None
+    if run is not None:
+        run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
+        if run.is_finished:
+            checkpoints.clear()  # it may have been killed before it did
+            return
+        checkpoint = run.newest_of(checkpoints)
+    training = Training(config, data, checkpoint)
+    start = 0 if checkpoint is None else checkpoint.step
     with Recorder(
         store,
         training.optimizer,
@@ -166,11 +199,19 @@ def train(
         name=PARAMETER,
         labels=data.labels,
         n_steps=config.steps,
-        attrs={"config": config.to_json(), **data.attrs},
+        attrs={"config": config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
         memory_bytes=memory_bytes,
         overwrite=overwrite,
+        resume=resume,
+        after_step=start if resume else None,
     ) as recorder:
-        for step in range(1, config.steps + 1):
+        checkpoints.clear(after_step=start)  # of a run that was overwritten, or went on
+        block_steps = recorder.schemas[""].layout.block_steps
+        for step in range(recorder.next_step, config.steps + 1):
             loss = training.step()
             recorder.log(loss=loss)
+            if (step + 1) % block_steps == 0 and checkpoints.is_due:
+                checkpoints.save(Checkpoint.take(step, training.model, training.optimizer))
+                checkpoints.prune(recorder.committed_step)
             on_step(Progress(step, loss, recorder.bytes_written))
+    checkpoints.clear()

@@ -1,18 +1,23 @@
 """Files that are on disk whole or not at all, also after a power loss.
 
-A file is written under a temporary name, fsynced and renamed, and then its directory is fsynced.
-Waiting for the disk takes no processor, and waiting for many files takes little longer than for
-one: so a few threads wait while the next file is encoded and written.
+A file is written under a temporary name and fsynced; then it is renamed, and then its directory is
+fsynced. Waiting for the disk takes no processor, and waiting for many files takes little longer
+than for one: so a few threads wait while the next file is encoded and written.
+
+Nothing else in the package writes into a store: what `os` is asked for here is all that a crash can
+cut off.
 """
 
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from thimble_zarr.format.overhead import Stopwatch
+
+PARTIAL = ".partial"
+"""What the name of a file that is being written ends with."""
 
 _N_THREADS = 8
 
@@ -30,29 +35,49 @@ class Disk:
         self._stopwatch = stopwatch
         self._threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="thimble-zarr-disk")
         self._unsynced: list[Future[None]] = []
+        self._unnamed: list[Path] = []
 
     def write(self, file: Path, parts: Iterable[bytes]) -> int:
-        """Replace `file`, by the next `sync` at the latest, and return its size.
+        """Replace `file`, when `sync` is called, and return its size.
 
-        After a crash it is the old or the new one, whole.
+        After a crash it is the old or the new one, whole. If it cannot be written, neither it nor
+        what was written since the last `sync` gets its name.
         """
         n_bytes = 0
         with self._stopwatch.time("write_s"):
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(file.parent)
         with ExitStack() as undo:
-            stream = undo.enter_context(file.with_name(f"{file.name}.partial").open("wb"))
+            undo.callback(self._unnamed.clear)
+            descriptor = os.open(_partial(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY)
+            undo.callback(os.close, descriptor)
             for part in self._stopwatch.time_each("encode_s", parts):
                 with self._stopwatch.time("write_s"):
-                    stream.write(part)
+                    _write_all(descriptor, part)
                 n_bytes += len(part)
-            with self._stopwatch.time("write_s"):
-                stream.flush()
             undo.pop_all()
-        self._unsynced.append(self._threads.submit(_replace, file, stream))
+        self._unsynced.append(self._threads.submit(_sync, descriptor))
+        self._unnamed.append(file)
         return n_bytes
 
+    def settle(self) -> None:
+        """Wait until what was written survives a power loss, though not yet under its name.
+
+        Raises
+        ------
+        OSError
+            If any of it could not be written. Then none of it gets its name.
+        """
+        with self._stopwatch.time("sync_s"):
+            unsynced, self._unsynced = self._unsynced, []
+            try:
+                for future in unsynced:
+                    future.result()
+            except OSError:
+                self._unnamed.clear()
+                raise
+
     def sync(self, directories: Iterable[Path]) -> None:
-        """Wait until all that was written survives a power loss, under its name.
+        """Give every file that was written its name, for good.
 
         Parameters
         ----------
@@ -62,28 +87,69 @@ class Disk:
         Raises
         ------
         OSError
-            If any of them could not be written.
+            If a file could not be written or renamed. The others may have their names.
         """
+        self.settle()
         with self._stopwatch.time("sync_s"):
-            unsynced, self._unsynced = self._unsynced, []
-            for future in unsynced:
-                future.result()
-            for _ in self._threads.map(_sync_directory, set(directories)):
+            unnamed, self._unnamed = self._unnamed, []
+            for file in unnamed:
+                os.replace(_partial(file), file)  # noqa: PTH105  # one module asks the system
+            for _ in self._threads.map(sync_directory, set(directories)):
                 pass
+
+    def append(self, file: Path, offset: int, content: bytes) -> None:
+        """Make `content` what a file ends with from `offset` on. It survives a power loss.
+
+        The file stays as it is up to `offset`, whatever happens.
+        """
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | _BINARY)
+        try:
+            os.ftruncate(descriptor, offset)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            _write_all(descriptor, content)
+            with self._stopwatch.time("sync_s"):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown()
 
 
-def _replace(file: Path, stream: BinaryIO) -> None:
-    """Give a temporary file its name once its content is on disk."""
-    with stream:
-        os.fsync(stream.fileno())
-    Path(stream.name).replace(file)
+def make_directory(directory: Path) -> None:
+    """Create a directory and those above it, so that a power loss leaves them there."""
+    missing = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory)  # noqa: PTH102
+        except FileExistsError:
+            if not directory.is_dir():
+                raise
+        sync_directory(directory.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def remove_file(file: Path) -> None:
+    """Remove a file for good, before anything that is done later."""
+    os.unlink(file)  # noqa: PTH108
+    sync_directory(file.parent)
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    """Remove files for good, before anything that is done later. They may be gone already."""
+    directories = set()
+    for file in files:
+        with suppress(FileNotFoundError):
+            os.unlink(file)  # noqa: PTH108
+            directories.add(file.parent)
+    for directory in directories:
+        sync_directory(directory)
+
+
+def sync_directory(directory: Path) -> None:
     """Make renames in `directory` survive a power loss; Windows has no such call."""
     if os.name == "nt":
         return
@@ -92,3 +158,24 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}{PARTIAL}")
+
+
+def _sync(descriptor: int) -> None:
+    """Wait until a file's content is on disk, and close it."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while len(rest):
+        rest = rest[os.write(descriptor, rest) :]

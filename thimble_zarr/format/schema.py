@@ -20,6 +20,7 @@ import numpy as np
 
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
+from thimble_zarr.format.documents import MAX_DEPTH, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
 
 FORMAT_VERSION = 4
@@ -48,6 +49,12 @@ SCALARS: Mapping[str, str] = {
     "optimizer_step": "the optimizer's own step count for this parameter, after the step",
 }
 """The float64 `(step,)` arrays of a store. Missing is NaN."""
+
+PER_STEP: Mapping[str, str] = {
+    "step": "optimizer step, counted from 1; row 0 is the initial state",
+    **SCALARS,
+}
+"""All `(step,)` arrays of a store."""
 
 LABELS: Mapping[str, str] = {
     "token": "token id",
@@ -207,6 +214,8 @@ class Schema:
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
             raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():
+            if name not in VARIABLES:
+                raise ConfigError(f"{name!r} is no variable: a store has {', '.join(VARIABLES)}")
             if native not in NATIVE_DTYPES:
                 raise ConfigError(
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"
@@ -216,7 +225,7 @@ class Schema:
         """Raise ConfigError unless everything known of the run can be kept as strict JSON."""
         for name, value in self.attrs.items():
             try:
-                json.dumps(value, allow_nan=False)
+                parsed(json.dumps(value, allow_nan=False).encode(), MAX_DEPTH // 2)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
 
@@ -273,8 +282,8 @@ class Schema:
         try:
             content["shape"], content["dims"] = tuple(content["shape"]), tuple(content["dims"])
             content["layout"] = Layout(**content["layout"])
-            content["optimizer"] = OptimizerInfo(**content["optimizer"])
-            return cls(**content)
+            content["optimizer"] = OptimizerInfo(**_typed(content["optimizer"], _OPTIMIZER_TYPES))
+            return cls(**_typed(content, _TYPES))
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
 
@@ -303,6 +312,41 @@ def read_content(attribute: Json) -> dict[str, Json]:
             f"it has format version {version}, and this release reads version "
             f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
         )
+    return content
+
+
+_TEXT_OR_NONE = (str, type(None))
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "dtypes": dict,
+    "parameter": _TEXT_OR_NONE,
+    "device": str,
+    "cpu_capability": _TEXT_OR_NONE,
+    "contiguous": bool,
+    "software": dict,
+    "created": str,
+    "attrs": dict,
+}
+"""Types of the fields of a Schema as JSON has them, where nothing else looks at them."""
+
+_OPTIMIZER_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "name": str,
+    "implementation": str,
+    **dict.fromkeys(
+        ("decoupled_weight_decay", "amsgrad", "maximize", "capturable", "differentiable"), bool
+    ),
+    "lr_dtype": _TEXT_OR_NONE,
+    "betas_dtype": _TEXT_OR_NONE,
+}
+
+
+def _typed(
+    content: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]
+) -> Mapping[str, Any]:
+    """Return the content, or raise TypeError if a field is of another type."""
+    for name, kinds in types.items():
+        if name in content and not isinstance(content[name], kinds):
+            raise TypeError(f"{name} is {content[name]!r}")
     return content
 
 

@@ -12,6 +12,7 @@ together, so that the compressor sees how alike they are (a tenth less disk, and
 decoding), and the rows of a token are one piece of memory.
 """
 
+import math
 import os
 import struct
 import threading
@@ -35,6 +36,13 @@ def chunk_order(n_axes: int) -> tuple[int, ...]:
 
 
 BLOSC_LEVEL = 5
+
+MAX_COMPRESSION = 256
+"""LZ4 stores at most 255 bytes in one."""
+
+MAX_CHUNK_BYTES = 2**31 - 17
+"""Blosc compresses no more at once."""
+
 _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = struct.Struct("<4B3I")
 _EMPTY = 2**64 - 1
@@ -126,7 +134,7 @@ class ShardFile:
     ) -> None:
         self._file = file
         self._n_chunks = n_chunks
-        self._chunk = _scratch.chunk(shape, dtype.newbyteorder("<"))
+        self._shape, self._dtype = shape, dtype.newbyteorder("<")
         self._fill = fill
 
     def __enter__(self) -> "ShardFile":
@@ -149,11 +157,27 @@ class ShardFile:
         """
         offset, n_bytes = self._span(chunk)
         if offset == _EMPTY:
-            self._chunk.fill(self._fill)
-        else:
-            what = f"chunk {chunk}"
-            _decompress(_checked(self._read(offset, n_bytes), what), self._chunk, what)
-        return self._chunk
+            values = _scratch.chunk(self._shape, self._dtype)
+            values.fill(self._fill)
+            return values
+        what = f"chunk {chunk}"
+        encoded = _checked(self._read(offset, n_bytes), what)
+        _check_header(encoded, math.prod(self._shape) * self._dtype.itemsize, what)
+        values = _scratch.chunk(self._shape, self._dtype)
+        blosc.decompress(encoded, values)
+        return values
+
+    def computed_checksum(self, chunk: int) -> int | None:
+        """Return the checksum of a chunk as it is stored, None where the chunk was left out.
+
+        Nothing is decoded: this takes no longer than reading.
+        """
+        offset, n_bytes = self._span(chunk)
+        if offset == _EMPTY:
+            return None
+        stored = self._read(offset, n_bytes)
+        _checked(stored, f"chunk {chunk}")
+        return int.from_bytes(stored[-_CHECKSUM_BYTES:], "little")
 
     def stored_checksum(self, chunk: int) -> int | None:
         """Return the checksum that follows a chunk, None where the chunk was left out."""
@@ -173,6 +197,8 @@ class ShardFile:
 
     def _read_index(self) -> np.ndarray:
         n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
+        if n_bytes > self._n_bytes:
+            raise ValueError(f"it has no room for the index of {self._n_chunks:,} chunks")
         content = self._read(max(0, self._n_bytes - n_bytes), n_bytes)
         return _checked(content, "the index").view("<u8").reshape(-1, 2).copy()
 
@@ -232,8 +258,10 @@ def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:
     ValueError
         If it is not that many values, or its checksum does not match.
     """
+    encoded = _checked(content, "its chunk")
+    _check_header(encoded, length * dtype.itemsize, "its chunk")
     values = np.empty(length, dtype.newbyteorder("<"))
-    _decompress(_checked(content, "its chunk"), values, "its chunk")
+    blosc.decompress(encoded, values)
     return values.astype(dtype, copy=False)
 
 
@@ -246,14 +274,20 @@ def _checked(content: bytes | memoryview, what: str) -> np.ndarray:
     return value
 
 
-def _decompress(encoded: np.ndarray, values: np.ndarray, what: str) -> None:
+def _check_header(encoded: np.ndarray, n_bytes: int, what: str) -> None:
+    """Raise ValueError unless a chunk holds `n_bytes` of values, before memory is taken for them.
+
+    The header of a Blosc 1 buffer says how long it is, and how long what it holds. What that is was
+    declared elsewhere, so whoever made it up can make it fit; but no compressor gains more than so
+    much.
+    """
     if len(encoded) < _BLOSC_HEADER.size:
         raise ValueError(f"{what} is shorter than its header")
-    # The header of a Blosc 1 buffer says how long it is, and how long what it holds.
     *_, n_values, _, n_encoded = _BLOSC_HEADER.unpack_from(encoded.data)
-    if (n_values, n_encoded) != (values.nbytes, len(encoded)):
-        raise ValueError(f"{what} holds {n_values} bytes, not {values.nbytes}")
-    blosc.decompress(encoded, values)
+    if (n_values, n_encoded) != (n_bytes, len(encoded)):
+        raise ValueError(f"{what} holds {n_values} bytes, not {n_bytes}")
+    if n_bytes > MAX_COMPRESSION * n_encoded:
+        raise ValueError(f"{what} cannot hold {n_bytes} bytes in {n_encoded}")
 
 
 def locate_bit(values: bytes, checksum: int) -> int | None:

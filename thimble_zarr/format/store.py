@@ -12,8 +12,9 @@ step of which any array is missing is never seen::
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
         commit.json         the commit record, replaced atomically
         blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
-                            and what it took to record since the commit before
-        lock                held by the one writer
+                            and what it took to record since the commit before; where a run was
+                            resumed, what was taken back
+        lock                held by the one writer, who leaves its name in `writer.json` meanwhile
 
 Several parameters are a child group each, named as they are, with all that the root of a single one
 has: its arrays, its per-step scalars, its labels and its Schema. The root's `thimble` attribute is
@@ -28,12 +29,12 @@ or for none, and file keys and the names of arrays in the ledger are paths from 
 """
 
 import itertools
-import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,16 +46,19 @@ from thimble_zarr.errors import (
     NotAStoreError,
     SelectionError,
     StoreError,
-    ThimbleError,
     UnsupportedFormatError,
 )
 from thimble_zarr.format.bits import fill_value, storage_dtype
+from thimble_zarr.format.declared import Declared, check_bounds
+from thimble_zarr.format.documents import is_chunk_key, leads_out, open_regular, read_document
 from thimble_zarr.format.indexing import Indices, by_chunk
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
+from thimble_zarr.format.ledger import read_lines, seal, unseal
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
+    FORMAT_VERSION,
     PARAMETERS,
     SCALARS,
     Json,
@@ -79,7 +83,10 @@ BOOKKEEPING = ".thimble"
 COMMIT = f"{BOOKKEEPING}/commit.json"
 LEDGER = f"{BOOKKEEPING}/blocks.jsonl"
 LOCK = f"{BOOKKEEPING}/lock"
+HOLDER = f"{BOOKKEEPING}/writer.json"
 METADATA = "zarr.json"
+
+_MAX_COMMIT_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +108,34 @@ class Commit:
     complete: bool = False
     ledger_bytes: int = 0
     ledger_crc32: int = 0
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        DamagedStoreError
+            If there is none or it is malformed.
+        """
+        try:
+            with open_regular(file) as stream:
+                record = unseal(stream.read(_MAX_COMMIT_BYTES))
+            if record.pop("format_version", None) != FORMAT_VERSION:
+                raise ValueError("it is of another format version")
+            commit = cls(**record)
+            numbers = (commit.n_rows, commit.ledger_bytes, commit.ledger_crc32)
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise ValueError(f"it counts {numbers}")
+        except FileNotFoundError as error:
+            raise DamagedStoreError("it has no commit record") from error
+        except (ValueError, TypeError) as error:
+            raise DamagedStoreError(f"its commit record is malformed: {error}") from error
+        return commit
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file."""
+        return seal({"format_version": FORMAT_VERSION} | asdict(self))
 
 
 @dataclass(frozen=True)
@@ -167,11 +202,15 @@ class StoreReader:
         readers: list[Self] = []
         for group in groups:
             try:
-                commit = readers[0].commit if readers else _read_commit(path / COMMIT)
+                commit = readers[0].commit if readers else Commit.read(path / COMMIT)
+                if leads_out(path / group, path):
+                    raise DamagedStoreError("it is a link that leads out of the store")
                 schema = Schema.from_attribute(read_attribute(path / group))
+                reader = cls(path, schema, commit, group)
+                reader._check_bounds()
             except (UnsupportedFormatError, DamagedStoreError) as error:
                 raise type(error)(f"cannot read {path / group}: {error}") from error
-            readers.append(cls(path, schema, commit, group))
+            readers.append(reader)
         return tuple(readers)
 
     @property
@@ -251,22 +290,40 @@ class StoreReader:
                 continue
             for name, checksums in chunks.items():
                 altered = self._altered_in(name, first_row, checksums)
-                if altered:
-                    # A writer may have committed this block again, with more rows, since.
-                    newest, _ = self._opened_anew()._read_ledger()
-                    altered = self._altered_in(name, first_row, newest[first_row][name])
+                if altered and self._was_stored_since(name, first_row):
+                    altered = []
                 yield from altered
         for key, crc32 in files.items():
             if self._file_crc32(key) != crc32:
-                _, newest_files = self._opened_anew()._read_ledger()
-                if self._file_crc32(key) != newest_files[key]:
+                since = [entry["files"].get(key, {}).get("crc32") for entry in self._since()]
+                if self._file_crc32(key) not in since:
                     name, _, chunk = key.removeprefix(array_path(self.group, "")).partition("/c.")
                     yield AlteredChunk(name, int(chunk) * SCALAR_CHUNK_STEPS, None, None)
 
-    def _opened_anew(self) -> Self:
-        return type(self).open(self.path, self.group or None)
+    def _since(self) -> list[dict[str, Any]]:
+        """Return what the ledger says beyond what this reader sees.
+
+        A writer may have stored files again, with more rows, or was killed when it had.
+        """
+        with self._decoding("the ledger"):
+            lines = read_lines(self.path / LEDGER, start=self.commit.ledger_bytes)
+            return [dict(line.entry) for line in lines if line.entry is not None]
+
+    def _was_stored_since(self, name: str, first_row: int) -> bool:
+        """Return whether a block is, in this variable, what the ledger says of it since."""
+        return any(
+            not self._altered_in(name, first_row, self._checksums(entry, name))
+            for entry in self._since()
+            if entry["rows"][0] == first_row
+        )
+
+    def _checksums(self, entry: Mapping[str, Any], name: str) -> list[Checksums]:
+        """Return what a line of the ledger says of the chunks of a variable."""
+        return [Checksums(*checksums) for checksums in entry["chunks"][self._key(name)]]
 
     def _file_crc32(self, key: str) -> int:
+        if not is_chunk_key(key):
+            raise DamagedStoreError(f"{self.path}: its ledger has a file {key!r}, which cannot be")
         self._check_file(key)
         with self._decoding(key):
             return zlib.crc32((self.path / key).read_bytes())
@@ -281,6 +338,19 @@ class StoreReader:
                 if shard.stored_checksum(chunk) != committed.stored
                 and values_checksum(shard.decode(chunk)) != committed.values
             ]
+
+    def stored_checksums(self, name: str, first_row: int) -> list[int | None]:
+        """Return the checksum that follows each chunk of a block, None where one was left out.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the file cannot be decoded.
+        """
+        layout = self.schema.layout
+        n_chunks = layout.shard_tokens(self.schema.n_tokens) // layout.chunk_tokens
+        with self._block(name, first_row) as shard:
+            return [shard.stored_checksum(chunk) for chunk in range(n_chunks)]
 
     def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
         """Return row, token, dim and bit, if one flipped bit is all that altered a chunk.
@@ -309,23 +379,31 @@ class StoreReader:
         with self._decoding("the ledger"):
             for entry in self._ledger_entries():
                 chunks = entry["chunks"]
+                if "resumed" in entry:  # the run went on from there
+                    end_row = entry["rows"][1]
+                    blocks = {row: known for row, known in blocks.items() if row < end_row}
+                    files = {key: crc for key, crc in files.items() if key not in entry["removed"]}
                 blocks[entry["rows"][0]] = {
-                    name: [Checksums(*checksums) for checksums in chunks[self._key(name)]]
-                    for name in self.schema.dtypes
+                    name: self._checksums(entry, name) for name in self.schema.dtypes
                 }
                 files |= {
                     key: file["crc32"]
                     for key, file in entry["files"].items()
-                    if key.startswith(ours) and key.rpartition("/")[0] not in chunks
+                    if key.startswith(ours) and array_of(key) not in chunks
                 }
+                for key in [key for key in files if array_of(key) in entry.get("dropped", ())]:
+                    del files[key]  # a label that a repair left out
         return blocks, files
 
     def _ledger_entries(self) -> Iterator[dict[str, Any]]:
-        with (self.path / LEDGER).open("rb") as ledger:
-            content = ledger.read(self.commit.ledger_bytes)
-        if zlib.crc32(content) != self.commit.ledger_crc32:
-            raise ValueError("its checksum does not match")
-        return map(json.loads, content.splitlines())
+        n_bytes, crc32 = 0, 0
+        for line in read_lines(self.path / LEDGER, stop=self.commit.ledger_bytes):
+            if line.entry is None:
+                raise ValueError(f"the checksum of its line at byte {line.start} does not match")
+            n_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
+            yield dict(line.entry)
+        if (n_bytes, crc32) != (self.commit.ledger_bytes, self.commit.ledger_crc32):
+            raise ValueError("it is not the one that was committed")
 
     @contextmanager
     def _block(self, name: str, first_row: int) -> Iterator[ShardFile]:
@@ -356,11 +434,16 @@ class StoreReader:
             if (self.path / self._key(name)).is_dir()
         }
         text = None
-        if "text_end" in known:
-            utf8 = known.pop("text_bytes").tobytes()
-            ends = [0, *known.pop("text_end").tolist()]
-            text = [utf8[start:end].decode() for start, end in itertools.pairwise(ends)]
-        return TokenLabels(text=text, **known)
+        with self._decoding("the labels"):
+            if {"text_bytes", "text_end"} & set(known):
+                utf8 = known.pop("text_bytes").tobytes()
+                ends = [0, *known.pop("text_end").tolist()]
+                if sorted(ends) != ends or ends[-1] != len(utf8):
+                    raise ValueError("the texts of the tokens do not follow one another")
+                text = [utf8[start:end].decode() for start, end in itertools.pairwise(ends)]
+            labels = TokenLabels(text=text, **known)
+            labels.check_length(self.schema.n_tokens)
+        return labels
 
     def read_overhead(self) -> dict[int, Overhead]:
         """Return what recording took, of all parameters together, by the first row of each block.
@@ -383,6 +466,19 @@ class StoreReader:
                     blocks[first_row] = blocks.get(first_row, Overhead()) + spent
         return blocks
 
+    def read_resumptions(self) -> list[int]:
+        """Return the steps after which the run was resumed, in the order in which that was done.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the ledger is damaged.
+        """
+        with self._decoding("the ledger"):
+            return [
+                int(entry["rows"][1]) - 1 for entry in self._ledger_entries() if "resumed" in entry
+            ]
+
     def disk_bytes(self) -> int:
         """Return the size of all files of the store."""
         n_bytes = 0
@@ -391,19 +487,34 @@ class StoreReader:
                 n_bytes += file.stat().st_size if file.is_file() else 0
         return n_bytes
 
-    def _declared(self, name: str) -> "_Declared":
+    def _check_bounds(self) -> None:
+        """Raise DamagedStoreError if the store claims to hold more than its files can."""
+        last = max(0, self.n_rows - 1) // self.schema.layout.block_steps
+        shards = [
+            self.path / self._key(shard_name(name, block, self.schema.shape))
+            for name in self.schema.dtypes
+            for block in (0, last)
+        ]
+        check_bounds(self.schema, self.n_rows, self.path / LEDGER, shards)
+
+    def _declared(self, name: str) -> Declared:
         """Return what the metadata of an array say, once they fit what was committed."""
         known = self.__dict__.setdefault("_arrays", {})
         if name not in known:
+            if leads_out(self.path / self._key(name), self.path):
+                raise DamagedStoreError(
+                    f"{self.path}: {self._key(name)} is a link that leads out of it, and is not "
+                    "followed"
+                )
             try:
-                array = _Declared.read(self.path / self._key(name) / METADATA)
-            except (OSError, ValueError, LookupError, TypeError) as error:
+                array = Declared.read(self.path / self._key(name) / METADATA)
+            except (OSError, ValueError) as error:
                 raise DamagedStoreError(
                     f"cannot open array {self._key(name)} of {self.path}: {error}"
                 ) from error
             self._check_shape(name, array.shape)
             known[name] = array
-        declared: _Declared = known[name]
+        declared: Declared = known[name]
         return declared
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path, Schema, Commit, str]]:
@@ -415,14 +526,16 @@ class StoreReader:
 
     def _read_vector(self, name: str) -> np.ndarray:
         array = self._declared(name)
+        if len(array.shape) != 1:
+            raise DamagedStoreError(f"{self.path}: the array {name} has shape {array.shape}")
         length = self.n_rows if name in SCALARS else array.shape[0]
         parts = []
-        for index in range(-(-length // array.chunk_length)):
+        for index in range(-(-length // array.chunk_shape[0])):
             key = self._key(f"{name}/c.{index}")
             self._check_file(key)
             with self._decoding(self._key(name)):
                 content = (self.path / key).read_bytes()
-                parts.append(decode_vector(content, array.chunk_length, array.dtype))
+                parts.append(decode_vector(content, array.chunk_shape[0], array.dtype))
         return np.concatenate([*parts, np.empty(0, array.dtype)])[:length]
 
     @contextmanager
@@ -430,7 +543,7 @@ class StoreReader:
         """Tell damage, whatever Zarr and its codecs raise for it, from a disk that cannot read."""
         try:
             yield
-        except (MemoryError, ThimbleError):
+        except (MemoryError, StoreError):
             raise
         except OSError as error:
             raise StoreError(f"cannot read {what} of {self.path}: {error}") from error
@@ -453,10 +566,14 @@ class StoreReader:
     def _check_file(self, key: str) -> None:
         """Zarr reads a missing or empty file as fill values; in a committed block it is damage."""
         try:
-            intact = os.stat(f"{self.path}/{key}").st_size > 0  # noqa: PTH116  # of every block
+            found = os.lstat(f"{self.path}/{key}")  # of every block
         except FileNotFoundError:
-            intact = False
-        if not intact:
+            found = None
+        if found and not stat.S_ISREG(found.st_mode):
+            raise DamagedStoreError(
+                f"{self.path}: {key} is not a plain file, and is not opened; restore it from a copy"
+            )
+        if not (found and found.st_size):
             raise DamagedStoreError(
                 f"{self.path}: the committed file {key} is missing or empty; restore it from a copy"
             )
@@ -475,7 +592,7 @@ class _Content:
         path = Path(path).absolute()  # the process may change its directory
         if not path.exists():
             raise NotAStoreError(f"there is nothing at {path}; check the path")
-        attribute = read_attribute(path)
+        attribute = None if leads_out(path / BOOKKEEPING, path) else read_attribute(path)
         if attribute is None:
             raise NotAStoreError(
                 f"{path} is not a thimble-zarr store; "
@@ -512,24 +629,6 @@ class _Content:
         raise SelectionError(f"{self.path} has no parameter {parameter}; there is {there}")
 
 
-@dataclass(frozen=True)
-class _Declared:
-    """What the metadata of an array say."""
-
-    shape: tuple[int, ...]
-    chunk_length: int
-    dtype: np.dtype
-
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        metadata = json.loads(file.read_bytes())
-        return cls(
-            tuple(map(int, metadata["shape"])),
-            int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0]),
-            np.dtype(metadata["data_type"]),
-        )
-
-
 def shard_name(name: str, block: int, shape: Sequence[int]) -> str:
     """Return the file of a block of a variable of a parameter of some shape, from its group."""
     return f"{name}/c.{block}" + ".0" * len(shape)
@@ -547,8 +646,7 @@ _MOST_LISTED = 24
 def read_attribute(path: Path) -> Json:
     """Return the `thimble` attribute of the group at `path`, None where there is none."""
     try:
-        metadata = json.loads((path / METADATA).read_bytes())
-        attribute: Json = metadata["attributes"][ATTRIBUTE]
+        attribute: Json = read_document(path / METADATA)["attributes"][ATTRIBUTE]
         return attribute
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
@@ -556,15 +654,28 @@ def read_attribute(path: Path) -> Json:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_commit(file: Path) -> Commit:
+def is_begun(path: StorePath) -> bool:
+    """Return whether there is anything at `path` but a store without a row: perhaps a recording."""
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    return not is_without_rows(path)
+
+
+def is_without_rows(path: Path) -> bool:
+    """Return whether a store lies at `path` into which nothing was ever committed.
+
+    It may not be declared wholly either, if its writer was killed as soon as it began.
+    """
+    if not (path / LOCK).is_file():
+        return False
     try:
-        record = json.loads(file.read_bytes())
-        del record["format_version"]
-        commit = Commit(**record)
-        if not isinstance(commit.n_rows, int) or commit.n_rows < 0:
-            raise ValueError(f"n_rows is {commit.n_rows!r}")
-    except FileNotFoundError as error:
-        raise DamagedStoreError("it has no commit record") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedStoreError(f"its commit record is malformed: {error}") from error
-    return commit
+        return Commit.read(path / COMMIT).n_rows == 0
+    except DamagedStoreError:
+        ledger = path / LEDGER
+        return not (path / COMMIT).exists() and not (ledger.exists() and ledger.stat().st_size)
+
+
+def array_of(key: str) -> str:
+    """Return the path of the array that a chunk file belongs to."""
+    return key.rpartition("/")[0]

@@ -3,22 +3,23 @@
 Zarr declares the arrays, `shard` encodes them, and `disk` writes them, each file whole or not at
 all. A block of all parameters is committed in one order::
 
-    array files -> directories -> ledger (sizes, checksums) -> commit record
+    array files -> ledger (sizes, checksums) -> names of the files -> commit record
+
+So whatever a crash leaves, the ledger knows it: a file that a commit replaces (the last block's, if
+a flush committed it short, and the scalars') is what one line of the ledger says or the next.
 
 Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
 """
 
 import json
-import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Self
 
-import filelock
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
@@ -28,22 +29,20 @@ from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from thimble_zarr.errors import (
-    ConfigError,
-    StoreError,
-    StoreExistsError,
-    StoreLockedError,
-    ThimbleError,
-)
+from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
-from thimble_zarr.format.disk import Disk
+from thimble_zarr.format.disk import Disk, make_directory, remove_file, remove_files
+from thimble_zarr.format.documents import parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
+from thimble_zarr.format.ledger import seal
+from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.overhead import Overhead, Stopwatch
+from thimble_zarr.format.resumption import Cut, check_resumable, leftovers, plan_cut
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
     LABELS,
     PARAMETERS,
-    SCALARS,
+    PER_STEP,
     VARIABLES,
     Json,
     Schema,
@@ -56,18 +55,19 @@ from thimble_zarr.format.shard import BLOSC_LEVEL, ShardEncoder, chunk_order, en
 from thimble_zarr.format.store import (
     BOOKKEEPING,
     COMMIT,
+    HOLDER,
     LEDGER,
     LOCK,
     METADATA,
     Commit,
     StorePath,
+    StoreReader,
+    is_without_rows,
     read_attribute,
     shard_name,
 )
 
 _Array = zarr.Array[ArrayV3Metadata]
-
-_PER_STEP = {"step": "optimizer step, counted from 1; row 0 is the initial state", **SCALARS}
 
 
 class StoreWriter:
@@ -85,15 +85,15 @@ class StoreWriter:
         What recording took so far, as far as it is committed.
     """
 
-    def __init__(
-        self, path: Path, schemas: Mapping[str, Schema], lock: filelock.BaseFileLock
-    ) -> None:
+    def __init__(self, path: Path, schemas: Mapping[str, Schema], lock: WriterLock) -> None:
         self.path = path
         self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
         self._lock = lock
         self._commit = Commit()
+        self._ledger_bytes = 0
+        self._ledger_crc32 = 0
         self._encoded: dict[str, Buffer] = {}
         alone = schemas.get("")
         attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
@@ -152,20 +152,90 @@ class StoreWriter:
         check_vacant(path, overwrite=overwrite)
         with ExitStack() as undo:
             try:
-                (path / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
-                lock = _acquire_lock(path)
+                make_directory(path / BOOKKEEPING)
+                lock = WriterLock(path)
                 undo.callback(lock.release)
                 _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
                 writer = cls(path, schemas, lock)
                 undo.callback(writer._disk.close)
-                writer._declare(labels, writer._layout.capacity(n_rows or 1))
+                writer._begin(labels, writer._layout.capacity(n_rows or 1))
             except ThimbleError:
                 raise
             except OSError as error:
                 raise StoreError(
                     f"cannot create a store at {path}: {error.strerror or error}; "
                     "choose a directory that can be written"
+                ) from error
+            undo.pop_all()
+        return writer
+
+    @classmethod
+    def resume(
+        cls,
+        path: StorePath,
+        schema: Schema | Mapping[str, Schema],
+        *,
+        labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
+        n_rows: int | None = None,
+        kept_rows: int | None = None,
+        approve: Callable[[Sequence[StoreReader], int], None] = lambda readers, kept_rows: None,
+    ) -> Self:
+        """Go on with a store, whether it was closed or its writer was killed.
+
+        Whatever the commit record does not know is removed. The next block begins with the first
+        row that is not kept, or with the one that has it: rows of that one which are kept must be
+        committed again with it.
+
+        Parameters
+        ----------
+        path
+            The store.
+        schema
+            What would be recorded now, as in `create`. Software other than torch, when recording
+            started and what the user said of the run stay as they are in the store.
+        labels
+            Coordinates of the token axis, where they are to be compared with those in the store.
+        n_rows
+            Rows to declare, where known.
+        kept_rows
+            Committed rows to keep. All by default.
+        approve
+            Called with a reader of each parameter and the rows that are kept, before anything is
+            changed. What it raises is raised, and the store is as it was.
+
+        Raises
+        ------
+        NotAStoreError, UnsupportedFormatError, DamagedStoreError
+            If there is no store at `path` that can be read.
+        ResumeError
+            If not the same would be recorded, or fewer rows are committed than should be kept.
+        StoreLockedError
+            If another process is recording into it.
+        StoreError
+            If the disk cannot be written. Then as many rows are there as before, or those kept.
+        """
+        path = Path(path).absolute()
+        schemas = {"": schema} if isinstance(schema, Schema) else _named(schema)
+        labels = {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {})
+        StoreReader.open_each(path)  # what is no store is not locked
+        with ExitStack() as undo:
+            try:
+                lock = WriterLock(path)
+                undo.callback(lock.release)
+                readers = StoreReader.open_each(path)
+                kept_rows = check_resumable(readers, schemas, labels, kept_rows)
+                approve(readers, kept_rows)
+                cut = plan_cut(readers, kept_rows)
+                writer = cls(path, {reader.group: reader.schema for reader in readers}, lock)
+                undo.callback(writer._disk.close)
+                writer._go_on(readers, cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
+            except ThimbleError:
+                raise
+            except OSError as error:
+                raise StoreError(
+                    f"cannot go on with {path}: {error.strerror or error}; make room or choose a "
+                    "disk that can be written"
                 ) from error
             undo.pop_all()
         return writer
@@ -205,7 +275,7 @@ class StoreWriter:
         Raises
         ------
         OSError
-            If a file cannot be written. Committed rows stay as they were.
+            If a file cannot be written. Committed rows stay as they were, and can be read.
         """
         block, offset = divmod(first_row, self._layout.block_steps)
         if first_row > self.n_rows:
@@ -226,15 +296,26 @@ class StoreWriter:
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
             files |= self._write_scalars(group, first_row, n_rows, scalars)
-        self._disk.sync((self.path / key).parent for key in files)
+        self._disk.settle()
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        if not self._ledger_bytes:
+            entry["metadata"] = self._metadata()
         if overhead is not None:
             # What this commit has still to do is in the next lap.
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()
             self.spent += spent
-        self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
+        self._append(seal(entry) + b"\n")
+        self._disk.sync((self.path / key).parent for key in files)
+        self._replace_commit(
+            replace(
+                self._commit,
+                n_rows=end_row,
+                ledger_bytes=self._ledger_bytes,
+                ledger_crc32=self._ledger_crc32,
+            )
+        )
         self._declared = {}
 
     def close(self) -> None:
@@ -270,24 +351,52 @@ class StoreWriter:
         """How the first parameter is cut; blocks of all have as many steps."""
         return next(iter(self.schemas.values())).layout
 
-    def _declare(self, labels: Mapping[str, TokenLabels], capacity: int) -> None:
+    def _begin(self, labels: Mapping[str, TokenLabels], capacity: int) -> None:
+        """Declare an empty store on disk."""
+        values = self._declare(labels, capacity)
+        for group in self.schemas:
+            if group:
+                if (self.path / group).exists():
+                    raise StoreError(f"the disk takes {group} and another parameter for one name")
+                make_directory(self.path / group)
+        for key, content in values.items():
+            # The first commit has what was declared in the ledger.
+            self._declared |= self._write_vector(key, content)
+        self._write_metadata()
+        directories = [self.path / name for name in (*self._arrays, *self.schemas)]
+        self._disk.sync([*directories, self.path, self.path.parent])
+        self._disk.append(self.path / LEDGER, 0, b"")
+        self._replace_commit(self._commit)
+        self._stopwatch.lap()  # of the steps to come only
+
+    def _go_on(self, readers: Sequence[StoreReader], cut: Cut, capacity: int) -> None:
+        """Cut a store off and grow its arrays again. Wherever a crash ends this, it can be read."""
+        self._declare({reader.group: reader.read_labels() for reader in readers}, capacity)
+        self._load_scalars(readers, cut.n_rows)
+        self._ledger_bytes, self._ledger_crc32 = cut.ledger_bytes, cut.ledger_crc32
+        self._append(cut.line)
+        self._replace_commit(
+            Commit(
+                n_rows=cut.n_rows, ledger_bytes=self._ledger_bytes, ledger_crc32=self._ledger_crc32
+            )
+        )
+        remove_files(leftovers(readers, cut.n_rows))
+        self._write_metadata()
+        self._stopwatch.lap()
+
+    def _declare(self, labels: Mapping[str, TokenLabels], capacity: int) -> dict[str, np.ndarray]:
+        """Declare everything in memory; return the values of all labels, by their files."""
+        values: dict[str, np.ndarray] = {}
         self._root.create_group(
             BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
         )
         for group, schema in self.schemas.items():
             if group:
-                (self.path / group).mkdir()  # fails where the disk takes two names for one
                 self._root.create_group(group, attributes={ATTRIBUTE: schema.to_attribute()})
             self._declare_variables(group, schema, capacity)
             self._declare_scalars(group, capacity)
-            # The first commit has what was declared in the ledger.
-            self._declared |= self._declare_labels(group, schema, labels.get(group))
-        self._write_metadata()
-        directories = [self.path / name for name in (*self._arrays, *self.schemas)]
-        self._disk.sync([*directories, self.path, self.path.parent])
-        (self.path / LEDGER).touch()
-        self._replace_commit(self._commit)
-        self._stopwatch.lap()  # of the steps to come only
+            values |= self._declare_labels(group, schema, labels.get(group))
+        return values
 
     def _declare_variables(self, group: str, schema: Schema, capacity: int) -> None:
         steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
@@ -310,7 +419,7 @@ class StoreWriter:
             )
 
     def _declare_scalars(self, group: str, capacity: int) -> None:
-        for name, long_name in _PER_STEP.items():
+        for name, long_name in PER_STEP.items():
             is_label = name == "step"
             self._create_array(
                 array_path(group, name),
@@ -324,9 +433,9 @@ class StoreWriter:
 
     def _declare_labels(
         self, group: str, schema: Schema, labels: TokenLabels | None
-    ) -> "dict[str, dict[str, int]]":
-        """Declare and write the coordinates of the tokens; return size and checksum of each."""
-        files: dict[str, dict[str, int]] = {}
+    ) -> dict[str, np.ndarray]:
+        """Declare the coordinates of the tokens; return the values of each, by its file."""
+        files: dict[str, np.ndarray] = {}
         if not schema.has_tokens:
             return files
         for name, dim, values in _label_arrays(labels or TokenLabels(), schema.n_tokens):
@@ -341,7 +450,7 @@ class StoreWriter:
                 attributes={"long_name": LABELS[name]},
             )
             if len(values):
-                files |= self._write_vector(f"{path}/c.0", values)
+                files[f"{path}/c.0"] = values
         return files
 
     def _create_array(
@@ -377,15 +486,23 @@ class StoreWriter:
         """Write the chunk of per-step values that the block lies in, all rows so far."""
         chunk, offset = divmod(first_row, SCALAR_CHUNK_STEPS)
         files: dict[str, dict[str, int]] = {}
-        for name in _PER_STEP:
+        for name in PER_STEP:
             path = array_path(group, name)
             if offset == 0 or path not in self._scalars:
-                empty = np.int64(-1) if name == "step" else np.nan
-                self._scalars[path] = np.full(SCALAR_CHUNK_STEPS, empty)
+                self._scalars[path] = _missing_values(name)
             rows = np.arange(first_row, first_row + n_rows) if name == "step" else scalars[path]
             self._scalars[path][offset : offset + n_rows] = rows[:n_rows]
             files |= self._write_vector(f"{path}/c.{chunk}", self._scalars[path])
         return files
+
+    def _load_scalars(self, readers: Sequence[StoreReader], n_rows: int) -> None:
+        """Take up the chunk of per-step values that the next block lies in."""
+        start = n_rows // SCALAR_CHUNK_STEPS * SCALAR_CHUNK_STEPS
+        for reader in readers:
+            for name, values in (reader.read_scalars() | {"step": np.arange(n_rows)}).items():
+                chunk = _missing_values(name)
+                chunk[: n_rows - start] = values[start:n_rows]
+                self._scalars[array_path(reader.group, name)] = chunk
 
     def _grow(self, n_rows: int) -> None:
         capacity = next(iter(self._arrays.values())).shape[0]
@@ -395,7 +512,7 @@ class StoreWriter:
 
     def _resize(self, n_rows: int) -> None:
         for group, schema in self.schemas.items():
-            for name in (*schema.dtypes, *_PER_STEP):
+            for name in (*schema.dtypes, *PER_STEP):
                 array = self._arrays[array_path(group, name)]
                 shape = (n_rows, *array.shape[1:])
                 # There is nothing to delete, and looking for it would take seconds in a long run.
@@ -425,6 +542,14 @@ class StoreWriter:
             content = json.dumps(nodes[group] | _consolidated(of_group)).encode()
             self._encoded[root + METADATA] = cpu.Buffer.from_bytes(content)
 
+    def _metadata(self) -> dict[str, Json]:
+        """Return every metadata document by its key: the first line of the ledger has a copy."""
+        return {
+            key: parsed(content.to_bytes())
+            for key, content in self._encoded.items()
+            if key.endswith(METADATA)
+        }
+
     def _write_metadata(self) -> None:
         for key, content in self._encoded.items():
             self._disk.write(self.path / key, [content.to_bytes()])
@@ -441,29 +566,21 @@ class StoreWriter:
         self.bytes_written += n_bytes
         return n_bytes
 
-    def _append_commit(self, n_rows: int, line: bytes) -> None:
-        """Append a block to the ledger, then make the commit record point behind it."""
-        with (self.path / LEDGER).open("r+b") as ledger:
-            ledger.seek(self._commit.ledger_bytes)
-            ledger.write(line)
-            ledger.truncate()
-            ledger.flush()
-            with self._stopwatch.time("sync_s"):
-                os.fsync(ledger.fileno())
-        self._replace_commit(
-            replace(
-                self._commit,
-                n_rows=n_rows,
-                ledger_bytes=self._commit.ledger_bytes + len(line),
-                ledger_crc32=zlib.crc32(line, self._commit.ledger_crc32),
-            )
-        )
+    def _append(self, line: bytes) -> None:
+        """Append a line to the ledger. It stays there if the commit fails: files may fit it."""
+        self._disk.append(self.path / LEDGER, self._ledger_bytes, line)
+        self._ledger_bytes += len(line)
+        self._ledger_crc32 = zlib.crc32(line, self._ledger_crc32)
 
     def _replace_commit(self, commit: Commit) -> None:
-        record = versioned(asdict(commit))
-        self._disk.write(self.path / COMMIT, [json.dumps(record).encode()])
+        self._disk.write(self.path / COMMIT, [commit.to_bytes()])
         self._disk.sync([self.path / BOOKKEEPING])
         self._commit = commit
+
+
+def _missing_values(name: str) -> np.ndarray:
+    """Return a chunk of per-step values of which none is there."""
+    return np.full(SCALAR_CHUNK_STEPS, np.int64(-1) if name == "step" else np.nan)
 
 
 def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:
@@ -511,12 +628,13 @@ def _check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabe
 def check_vacant(path: StorePath, *, overwrite: bool) -> None:
     """Raise StoreExistsError unless a store may be created at `path`.
 
-    An empty directory is vacant; with `overwrite` so is a store. Nothing else ever is.
+    An empty directory is vacant; with `overwrite` so is a store, also one whose writer was killed
+    before it was wholly declared. Nothing else ever is.
     """
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if read_attribute(path) is None:
+    if read_attribute(path) is None and not is_without_rows(path):
         raise StoreExistsError(
             f"{path} exists and is not a thimble-zarr store, so it is never overwritten; "
             "choose another path"
@@ -529,29 +647,23 @@ def check_vacant(path: StorePath, *, overwrite: bool) -> None:
 
 
 def _clear(path: Path, *, overwrite: bool) -> None:
-    """Remove an old store, whose lock is held, but for the lock."""
+    """Remove an old store, whose lock is held, but for the lock.
+
+    The commit record goes first: whatever a crash leaves, nobody takes it for the old store.
+    """
     if not overwrite and read_attribute(path) is not None:
         raise StoreExistsError(f"{path} was just recorded by another process; choose another path")
+    if (path / COMMIT).exists():
+        remove_file(path / COMMIT)
     for entry in path.iterdir():
         if entry.name == BOOKKEEPING:
             for file in entry.iterdir():
-                if file != path / LOCK:
+                if file not in (path / LOCK, path / HOLDER):
                     file.unlink()
         elif entry.is_dir():
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _acquire_lock(path: Path) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(path / LOCK, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise StoreLockedError(
-            f"another process is recording into {path}; wait for it or choose another path"
-        ) from error
-    return lock
 
 
 def chunk_codecs(dtype: np.dtype) -> list[BloscCodec | Crc32cCodec]:

@@ -78,6 +78,22 @@ class Block:
         for values in self.scalars.values():
             values.fill(np.nan)
 
+    def load(self, bits: Mapping[str, np.ndarray], scalars: Mapping[str, np.ndarray]) -> None:
+        """Take rows that are stored already as the first of the block.
+
+        Parameters
+        ----------
+        bits
+            For each variable its stored bits, shape `(step, token, dim)`.
+        scalars
+            For each per-step scalar its values, shape `(step,)`.
+        """
+        for name, rows in self.bits().items():
+            rows[: len(bits[name])] = bits[name]
+            self.n_rows = len(bits[name])
+        for name, values in scalars.items():
+            self.scalars[name][: self.n_rows] = values
+
     def append(
         self, tensors: Mapping[str, Tensor | None], scalars: Mapping[str, float | Tensor]
     ) -> None:
@@ -166,6 +182,11 @@ class Block:
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
         return {name: as_rows(_bits(rows)) for name, rows in self._tensors.items()}
+
+
+def row_bits(tensor: Tensor) -> np.ndarray:
+    """Return a tensor on any device as a row of its bits, shape `(1, token, dim)`."""
+    return as_rows(_bits(tensor.detach().unsqueeze(0)))
 
 
 def as_rows(bits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Ctrl-C takes effect around the work of the recorder, never within it.
+"""Ctrl-C takes effect around the work of the recorder, never within it; SIGTERM likewise.
 
 Python raises KeyboardInterrupt between any two bytecodes: also after an executor has taken a block
 and before its caller has noted so, or after a condition of the standard library took its lock and
@@ -13,40 +13,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
 
+HELD = (signal.SIGINT, signal.SIGTERM)
+"""Signals that people and schedulers end a run with."""
+
 
 @contextmanager
 def interrupts_held(within: CodeType | None = None) -> Iterator[None]:
-    """Hold SIGINT back; if it came, raise it again at the end. Blocks may be nested.
+    """Hold SIGINT and SIGTERM back; if one came, raise it again at the end. Blocks may be nested.
 
-    Does nothing outside the main thread, where Python handles no signal, and where SIGINT has no
-    handler in Python. However often it comes, it is held: the recorder only ever waits for a block
-    that is being written.
+    Does nothing outside the main thread, where Python handles no signal, and to a signal that has
+    no handler in Python: by default SIGTERM has none, and kills. However often they come, they are
+    held: the recorder only ever waits for a block that is being written.
 
     Parameters
     ----------
     within
-        Hold it only while this function runs, and let the handler before have it otherwise. That
-        holds it from the function's first bytecode on, which no statement in the function can.
+        Hold them only while this function runs, and let the handler before have them otherwise.
+        That holds them from the function's first bytecode on, which no statement in it can.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    handled = {signum: signal.getsignal(signum) for signum in HELD}
+    before = {signum: handler for signum, handler in handled.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread() or not before:
         yield
         return
-    came = False
+    came: set[int] = set()
 
     def hold(signum: int, frame: FrameType | None) -> None:
-        nonlocal came
         running = (caller.f_code for caller, _ in traceback.walk_stack(frame))
         if within is None or within in running:
-            came = True
+            came.add(signum)
         else:
-            before(signum, frame)
+            before[signal.Signals(signum)](signum, frame)
 
-    signal.signal(signal.SIGINT, hold)
+    for signum in before:
+        signal.signal(signum, hold)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is hold:  # and not one that was set in the block
-            signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
+        for held, handler in before.items():
+            if signal.getsignal(held) is hold:  # and not one that was set in the block
+                signal.signal(held, handler)
+        for number in sorted(came, reverse=True):  # a handler of SIGTERM may only take a note
+            signal.raise_signal(number)

@@ -15,7 +15,7 @@ import platform
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, cast
@@ -35,7 +35,7 @@ from thimble_zarr.format.schema import (
     recorded_variables,
     row_size,
 )
-from thimble_zarr.format.store import StorePath
+from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
@@ -57,6 +57,7 @@ from thimble_zarr.record.parameters import (
     choose_parameter,
     choose_parameters,
 )
+from thimble_zarr.record.resuming import Kept, check_beginning, check_state, read_kept
 from thimble_zarr.record.writer import BlockWriter
 
 
@@ -103,6 +104,14 @@ class Recorder:
         recorded does not depend on it.
     overwrite
         Replace a store that lies at `path`.
+    resume
+        Go on with the store that lies at `path`, closed or cut off by a crash, after its last
+        committed step; begin one where there is none, so that a script can always ask for it. Model
+        and optimizer must be what they were after that step, bit by bit: restore them first.
+        Whatever was recorded when the run began stays as it is, `attrs` included.
+    after_step
+        With `resume`: the step that the loop's own checkpoint was taken after. Recorded steps after
+        it are dropped; the run takes them again.
 
     Raises
     ------
@@ -112,6 +121,9 @@ class Recorder:
     ConfigError
         If it is not clear which parameters are meant, a pattern matches none, labels or `attrs` do
         not fit, or `max_overhead` is not above 0.
+    ResumeError
+        If the store recorded another run, or model and optimizer do not stand where it does. The
+        message names every difference; the store is as it was.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -138,11 +150,18 @@ class Recorder:
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         max_overhead: float | None = 0.03,
         overwrite: bool = False,
+        resume: bool = False,
+        after_step: int | None = None,
     ) -> None:
         if max_overhead is not None and not max_overhead > 0:
             raise ConfigError(
                 f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
                 "0.03, or None for no warning"
+            )
+        if (resume and overwrite) or (after_step is not None and not resume):
+            raise ConfigError(
+                "`resume` goes on with a store and `overwrite` replaces it: choose one; "
+                "`after_step` is for `resume`"
             )
         check_optimizer(optimizer)
         if parameter is not None and parameters is None:
@@ -158,24 +177,38 @@ class Recorder:
         self._optimizer = optimizer
         self._parameters = {group: of.tensor for group, of in chosen.items()}
         schemas = _schemas(optimizer, chosen, attrs or {}, memory_bytes)
-        self._store = StoreWriter.create(
-            path,
-            schemas.get("", schemas),
-            labels={group: of.labels for group, of in chosen.items() if of.labels is not None},
-            n_rows=None if n_steps is None else n_steps + 1,
-            overwrite=overwrite,
-        )
         self._max_overhead = max_overhead
+        self._kept: Kept | None = None
+        labels = {group: of.labels for group, of in chosen.items() if of.labels is not None}
+        n_rows = None if n_steps is None else n_steps + 1
+        if resume and is_begun(path):
+            self._store = StoreWriter.resume(
+                path,
+                schemas.get("", schemas),
+                labels=labels,
+                n_rows=n_rows,
+                kept_rows=None if after_step is None else after_step + 1,
+                approve=self._approve,
+            )
+        else:
+            check_beginning(path, after_step)
+            self._store = StoreWriter.create(
+                path,
+                schemas.get("", schemas),
+                labels=labels,
+                n_rows=n_rows,
+                overwrite=overwrite or resume,
+            )
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
         self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
-        self._block.start(0)
         self._stepping = False
         self._optimizer_steps: dict[str, float | Tensor] = {}
+        self._start_block()
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
-        self._loss_step = 0
+        self._loss_step = self._start_step = self.step
         self._warned: set[str] = set()
         self._closed = False
         self._scope = ExitStack()
@@ -196,6 +229,19 @@ class Recorder:
     def step(self) -> int:
         """Steps recorded so far."""
         return max(0, self._n_rows - 1)
+
+    @property
+    def next_step(self) -> int:
+        """The step that the loop takes next, counted from 1: after a resumption, where it goes on.
+
+        A step that the optimizer skips counts.
+        """
+        return self.step + 1
+
+    @property
+    def committed_step(self) -> int:
+        """The last step that survives a crash, 0 before there is one. It never goes back."""
+        return max(0, self._store.n_rows - 1)
 
     @property
     def schemas(self) -> Mapping[str, Schema]:
@@ -229,7 +275,7 @@ class Recorder:
         self._check()
         value = float(torch.as_tensor(loss).item())
         if self._loss_follows_step is None:
-            self._loss_follows_step = self._n_rows > 0
+            self._loss_follows_step = self.step > self._start_step
         step = self.step if self._loss_follows_step else self.step + 1
         if not math.isfinite(value):
             self._warn_once(
@@ -303,6 +349,21 @@ class Recorder:
     def _n_rows(self) -> int:
         return self._block.first_row + self._block.n_rows
 
+    def _approve(self, readers: Sequence[StoreReader], n_rows: int) -> None:
+        check_state(self._optimizer, self._parameters, readers, n_rows)
+        self._kept = read_kept(readers, n_rows)
+
+    def _start_block(self) -> None:
+        """Begin behind the committed rows; those of an unfinished block are committed with it."""
+        n_rows = self._store.n_rows
+        self._block.start(n_rows - n_rows % self._block.block_steps)
+        if self._kept is None:
+            return
+        self._optimizer_steps = dict(self._kept.optimizer_steps)
+        self._writer.go_on(self._block.first_row, self._kept.steps_before)
+        if self._kept.bits:
+            self._block.load(self._kept.bits, self._kept.scalars)
+
     def _check(self) -> None:
         if self._closed:
             raise RecordingError(f"the recording into {self._store.path} is closed")
@@ -338,7 +399,7 @@ class Recorder:
         check_unchanged(self._optimizer, self._parameters, self.schemas)
         if self._n_rows == 0:
             self._append_row({}, with_grad=False)
-            self._row_end_s = time.perf_counter()
+        self._row_end_s = self._row_end_s or time.perf_counter()
         self._make_room()
         self._stepping = True
 

@@ -7,6 +7,7 @@ keep up slows training down. If a commit fails, the error reaches training at it
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from thimble_zarr.errors import RecordingError
@@ -40,8 +41,12 @@ class BlockWriter:
         self._free = [Block(store.schemas, copies) for _ in range(N_BUFFERS)]
         self._counts_before = {0: dict.fromkeys(store.schemas, math.nan)}
         self._pending: deque[tuple[Future[None], Block]] = deque()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
+
+    def go_on(self, first_row: int, steps_before: Mapping[str, float]) -> None:
+        """Begin with the block at `first_row`, given the optimizer's counts at the row before."""
+        self._counts_before = {first_row: dict(steps_before)}
 
     def acquire(self) -> Block:
         """Return a free block, waiting until the thread has committed one.
@@ -112,12 +117,11 @@ class BlockWriter:
         self._free.append(block)
 
     def _wait(self, future: Future[None]) -> None:
-        try:
-            future.result()
-        except Exception as error:
+        error = future.exception()  # SystemExit, too: the thread's end is not training's
+        if error is not None:
             self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._error = error
         n_rows = self._store.n_rows
         safe = (

@@ -1,0 +1,509 @@
+"""A change to any byte of a store is found, or changes nothing that is read; and is repaired."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from click.testing import CliRunner
+
+from tests import stores
+from tests.runs import token_labels
+from thimble_zarr.cli.main import cli
+from thimble_zarr.errors import NotAStoreError, StoreError, StoreLockedError, ThimbleError
+from thimble_zarr.format.ledger import seal
+from thimble_zarr.format.repair import plan_repair, repair
+from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.verify import Verified, verify
+from thimble_zarr.format.writer import StoreWriter
+
+PLACES = 2
+"""Bytes of each file that are changed here. `benchmarks.soak` changes every one."""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "run.zarr"
+    stores.write_run(path)
+    return path
+
+
+@pytest.fixture
+def store(sound: Path, tmp_path: Path) -> Path:
+    """A copy of a sound store, to be damaged."""
+    return Path(shutil.copytree(sound, tmp_path / "run.zarr"))
+
+
+def everything(path: Path) -> list[Any]:
+    """Return all that can be read of a store."""
+    reader = StoreReader.open(path)
+    rows = (0, reader.n_rows)
+    labels = reader.read_labels()
+    arrays = [reader.read(name, rows) for name in reader.schema.dtypes]
+    arrays += [*reader.read_scalars().values(), labels.count, labels.live, labels.dead]
+    content = [None if array is None else array.tobytes() for array in arrays]
+    return [reader.schema, reader.commit.complete, labels.text, *content]
+
+
+def files(path: Path) -> list[str]:
+    """Return the files of a store that hold anything."""
+    return sorted(
+        str(file.relative_to(path))
+        for file in path.rglob("*")
+        if file.is_file() and file.stat().st_size
+    )
+
+
+def changes(content: bytes, n_places: int) -> Iterator[tuple[str, bytes]]:
+    """Yield what may become of a file: bytes flipped, left out, zeroed, and the file cut off."""
+    rng = np.random.default_rng(len(content))
+    every = n_places >= len(content)
+    places = range(len(content)) if every else sorted(rng.choice(len(content), n_places))
+    for place in places:
+        flipped = content[place] ^ (1 << int(rng.integers(8)))
+        yield f"flip {place}", content[:place] + bytes([flipped]) + content[place + 1 :]
+        if not every or place % 7 == 0:
+            yield f"cut at {place}", content[:place]
+            yield f"leave out {place}", content[:place] + content[place + 1 :]
+            yield f"zero {place}", content[:place] + b"\0" + content[place + 1 :]
+    yield "zeros", bytes(len(content))
+    yield "twice", content + content
+
+
+def is_found(path: Path) -> bool:
+    try:
+        return bool(verify(path).findings)
+    except ThimbleError:
+        return True
+
+
+def sweep(path: Path, n_places: int) -> dict[str, int]:
+    """Change every file of a store in many ways; return how many were found, and how many not.
+
+    What is not found changes nothing that is read.
+    """
+    truth = everything(path)
+    counts = {"found": 0, "harmless": 0}
+    for key in files(path):
+        file = path / key
+        content = file.read_bytes()
+        for what, changed in changes(content, n_places):
+            if changed == content:
+                continue
+            file.write_bytes(changed)
+            if is_found(path):
+                counts["found"] += 1
+            else:
+                counts["harmless"] += 1
+                assert json.loads(changed) == json.loads(content), f"{what} in {key}"
+                assert everything(path) == truth, f"{what} in {key}"
+        file.unlink()
+        assert is_found(path), f"{key} is gone"
+        file.write_bytes(content)
+    assert everything(path) == truth
+    return counts
+
+
+def test_every_change_is_found_or_changes_nothing(store: Path) -> None:
+    counts = sweep(store, PLACES)
+    assert counts["found"] > 300
+    assert counts["harmless"] < 0.1 * counts["found"]  # white space that was left out of JSON
+
+
+def test_a_sound_store_is_sound(sound: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    verified = verify(sound, lambda done, total: seen.append((done, total)))
+    assert verified.findings == []
+    assert verified.n_rows == stores.N_ROWS
+    assert seen[-1][0] == seen[-1][1] == verified.n_bytes
+    chunks = list(sound.rglob("c.*"))
+    assert (verified.n_files, verified.n_bytes) == (
+        len(chunks),
+        sum(file.stat().st_size for file in chunks),
+    )
+
+
+def test_a_store_that_is_recorded_is_sound(tmp_path: Path) -> None:
+    writer = stores.create(tmp_path / "run.zarr")
+    for n_rows in stores.COMMITS:
+        assert verify(writer.path).is_sound
+        stores.commit(writer, n_rows)
+    assert verify(writer.path).findings == []
+    writer.release()
+    assert verify(writer.path).findings == []
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def flip(file: Path, place: float = 0.5) -> None:
+    content = bytearray(file.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 0x10
+    file.write_bytes(content)
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON document."""
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def link(file: Path) -> None:
+    """Replace a file by a link to it, out of the store."""
+    target = file.parents[2] / "elsewhere"
+    file.rename(target)
+    file.symlink_to(target)
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def swap(file: Path, other: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def last_line_gone(file: Path) -> None:
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str, int]] = {
+    "flipped": (lambda path: flip(path / "W/c.1.0.0"), "damaged-block", 4),
+    "flipped index": (lambda path: flip(path / "grad/c.2.0.0", 1), "damaged-block", 8),
+    "missing block": (lambda path: (path / "W/c.2.0.0").unlink(), "damaged-block", 8),
+    "empty": (lambda path: (path / "grad/c.1.0.0").write_bytes(b""), "damaged-block", 4),
+    "swapped": (lambda path: swap(path / "W/c.1.0.0", path / "W/c.2.0.0"), "damaged-block", 4),
+    "linked": (lambda path: link(path / "W/c.2.0.0"), "damaged-block", 8),
+    "a pipe": (lambda path: fifo(path / "W/c.2.0.0"), "damaged-block", 8),
+    "loss": (lambda path: flip(path / "loss/c.0"), "damaged-values", 10),
+    "steps": (lambda path: (path / "step/c.0").unlink(), "damaged-values", 10),
+    "tokens": (lambda path: flip(path / "token/c.0"), "damaged-values", 10),
+    "counts": (lambda path: flip(path / "count/c.0"), "damaged-values", 10),
+    "texts": (lambda path: flip(path / "text_end/c.0"), "damaged-values", 10),
+    "commit": (lambda path: flip(path / ".thimble/commit.json"), "commit-record", 10),
+    "no commit": (lambda path: (path / ".thimble/commit.json").unlink(), "commit-record", 10),
+    "first line": (lambda path: flip(path / ".thimble/blocks.jsonl", 0.01), "ledger", 10),
+    "last line": (lambda path: flip(path / ".thimble/blocks.jsonl", 0.99), "ledger", 10),
+    "line gone": (lambda path: last_line_gone(path / ".thimble/blocks.jsonl"), "ledger", 10),
+    "no ledger": (lambda path: (path / ".thimble/blocks.jsonl").unlink(), "ledger", 10),
+    "schema": (lambda path: flip(path / "zarr.json", 0.001), "metadata", 10),
+    "no schema": (lambda path: (path / "zarr.json").unlink(), "metadata", 10),
+    "no metadata": (lambda path: (path / "W/zarr.json").unlink(), "metadata", 10),
+    "shape": (
+        lambda path: edit(path / "W/zarr.json", lambda array: array["shape"].__setitem__(0, 9)),
+        "metadata",
+        10,
+    ),
+    "fill": (
+        lambda path: edit(path / "loss/zarr.json", lambda array: array.update(fill_value=0.0)),
+        "metadata",
+        10,
+    ),
+    "dims": (
+        lambda path: edit(path / "W/zarr.json", lambda array: array["dimension_names"].reverse()),
+        "metadata",
+        10,
+    ),
+    "attrs": (
+        lambda path: edit(
+            path / "zarr.json",
+            lambda group: group["attributes"]["thimble"]["optimizer"].update(amsgrad=True),
+        ),
+        "metadata",
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_is_called_by_its_name_and_repaired(store: Path, what: str) -> None:
+    damage, kind, n_rows = DAMAGE[what]
+    damage(store)
+    verified = verify(store)
+    assert not verified.is_sound
+    assert kind in {finding.kind for finding in verified.findings if finding.is_damage}
+    before = {file: (store / file).read_bytes() for file in chunk_files(store)}
+    plan = plan_repair(store)
+    assert {file: (store / file).read_bytes() for file in before} == before
+    assert plan.n_rows == n_rows
+    assert repair(store).steps == plan.steps
+    assert_sound(store, n_rows)
+    assert plan_repair(store).steps == []
+    # What was sound and stays was not written to.
+    touched = {*plan.written, *plan.removed}
+    for file in before.keys() - touched:
+        assert (store / file).read_bytes() == before[file]
+
+
+def chunk_files(path: Path) -> list[str]:
+    return [file for file in files(path) if "/c." in file and (path / file).is_file()]
+
+
+def assert_sound(path: Path, n_rows: int) -> None:
+    """Check that a repaired store is right for all who read it, and missing values are missing."""
+    verified = verify(path)
+    assert (verified.findings, verified.n_rows) == ([], n_rows)
+    reader = StoreReader.open(path)
+    assert list(reader.altered_chunks((0, n_rows))) == []
+    truth = [stores.block(index) for index in range(3)]
+    for name in reader.schema.dtypes:
+        rows = np.concatenate([block[name] for block in truth])[:n_rows]
+        np.testing.assert_array_equal(reader.read(name, (0, n_rows)), rows)
+    for values in reader.read_scalars().values():
+        assert np.isnan(values).all() or (values == np.arange(n_rows)).all()
+    labels, expected = reader.read_labels(), token_labels()
+    for name in ("count", "live", "dead", "text"):
+        label = getattr(labels, name)
+        assert label is None or list(label) == list(getattr(expected, name))
+    ds = xr.open_zarr(path)
+    assert ds.sizes["step"] == n_rows
+    assert ds.step.values.tolist() == list(range(n_rows))
+    assert ds.token.values.tolist() == list(range(11))
+    np.testing.assert_array_equal(ds.grad, reader.read("grad", (0, n_rows)))
+
+
+def test_a_block_that_is_damaged_twice_over_is_cut_off_once(store: Path) -> None:
+    flip(store / "W/c.2.0.0")
+    flip(store / ".thimble/blocks.jsonl", 0.99)
+    (store / ".thimble/commit.json").unlink()
+    flip(store / "grad/zarr.json")
+    assert repair(store).n_rows == 8
+    assert_sound(store, 8)
+
+
+def test_a_store_whose_first_block_is_damaged_is_left_alone(store: Path) -> None:
+    flip(store / "W/c.0.0.0")
+    before = {file: (store / file).read_bytes() for file in files(store)}
+    assert "no row would be left" in plan_repair(store).hopeless[0]
+    with pytest.raises(StoreError, match=r"cannot repair .*no row would be left"):
+        repair(store)
+    assert {file: (store / file).read_bytes() for file in files(store)} == before
+
+
+def test_without_commit_record_and_ledger_nothing_tells_what_was_committed(store: Path) -> None:
+    (store / ".thimble/commit.json").unlink()
+    (store / ".thimble/blocks.jsonl").unlink()
+    for call in (verify, plan_repair, repair):
+        with pytest.raises(StoreError, match="nothing else tells what was committed"):
+            call(store)
+
+
+def test_values_stored_anew_are_no_damage_where_they_are_the_same(store: Path) -> None:
+    array = zarr.open_array(store, path="W", mode="r+")
+    array[...] = array[...]
+    assert verify(store).is_sound
+    array[5, 3, 2] = ~array[5, 3, 2]
+    (finding,) = (finding for finding in verify(store).findings if finding.is_damage)
+    assert "the values of chunk 1 are not those that were committed" in finding.what
+    assert finding.first_row == 4
+
+
+def test_consolidated_metadata_out_of_date_are_told_and_made_anew(store: Path) -> None:
+    edit(
+        store / "zarr.json",
+        lambda group: group["consolidated_metadata"]["metadata"]["W"].update(shape=[7, 11, 5]),
+    )
+    (finding,) = verify(store).findings
+    assert (finding.kind, finding.is_damage) == ("consolidated-metadata", False)
+    repair(store)
+    assert_sound(store, 10)
+
+
+# --- leftovers -----------------------------------------------------------------------------------
+
+
+def test_what_a_crash_left_is_no_damage_and_is_removed(store: Path) -> None:
+    (store / "W/c.3.0.0.partial").write_bytes(b"half")
+    (store / "W/c.7.0.0").write_bytes(b"orphan")
+    with (store / ".thimble/blocks.jsonl").open("ab") as ledger:
+        ledger.write(b'{"rows": [10, 12], "fi')
+    (store / ".thimble/writer.json").write_text(
+        '{"pid": 99999999, "host": "elsewhere", "since": "2026"}'
+    )
+    (store / "notes.txt").write_text("mine")
+    verified = verify(store)
+    assert verified.is_sound
+    assert {finding.kind for finding in verified.findings} == {
+        "leftover",
+        "stray",
+        "uncommitted-line",
+    }
+    repair(store)
+    assert [finding.where for finding in verify(store).findings] == ["notes.txt"]
+    assert (store / "notes.txt").read_text() == "mine"
+    assert stores.check_rows(store) == 10
+
+
+@pytest.mark.parametrize("n_files", range(0, 21, 4))
+def test_a_commit_that_was_cut_off_between_any_two_files_is_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_files: int
+) -> None:
+    """Files of the last block and of scalars are those of one line of the ledger, or the next."""
+    writer = stores.create(tmp_path / "run.zarr")
+    stores.commit(writer, 3)
+    real, calls = os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) > n_files:
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        if n_files < 11:
+            with pytest.raises(OSError, match="Input/output"):
+                stores.commit(writer, 4)
+        else:
+            stores.commit(writer, 4)
+    writer.release()
+    n_rows = stores.check_rows(writer.path)
+    assert n_rows == (3 if n_files < 11 else 4)
+    assert verify(writer.path).is_sound
+    repair(writer.path)
+    assert verify(writer.path).findings == []
+    assert stores.check_rows(writer.path) == n_rows
+
+
+def test_a_store_that_is_recorded_is_not_repaired(tmp_path: Path) -> None:
+    writer = stores.create(tmp_path / "run.zarr")
+    stores.commit(writer, 4)
+    with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} on .* is recording"):
+        repair(writer.path)
+    writer.close()
+    assert repair(writer.path).steps == []
+
+
+def test_a_repair_that_was_cut_off_is_begun_again(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(store / "W/c.2.0.0")
+    flip(store / "loss/c.0")
+    flip(store / ".thimble/blocks.jsonl", 0.01)
+    real = os.replace
+    for n_calls in range(0, 60, 3):
+        copy = Path(shutil.copytree(store, tmp_path / str(n_calls)))
+        calls: list[Path] = []
+
+        def replace(
+            source: Path, target: Path, calls: list[Path] = calls, n_calls: int = n_calls
+        ) -> None:
+            calls.append(target)
+            if len(calls) > n_calls:
+                raise OSError(5, "Input/output error")
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            try:
+                repair(copy)
+            except OSError:
+                is_done = False
+            else:
+                is_done = True
+        repair(copy)
+        assert_sound(copy, 8)
+        if is_done:
+            return
+    raise AssertionError("it never ended")
+
+
+# --- on the command line -------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_says_what_is_damaged_and_repairs_it(store: Path) -> None:
+    code, stdout, stderr = run("verify", store)
+    assert (code, stderr) == (0, "")
+    assert "10 rows committed" in stdout
+    assert stdout.splitlines()[-1].startswith("SOUND: ")
+    flip(store / "W/c.2.0.0")
+    code, stdout, _ = run("verify", store)
+    assert code == 1
+    assert "DAMAGE  W/c.2.0.0: the checksum of chunk" in stdout
+    assert f"DAMAGED in 1 place; what can be done: thimble-zarr repair {store}" in stdout
+    code, stdout, _ = run("verify", store, "--format", "json", "--quiet")
+    content = json.loads(stdout)
+    assert code == 1
+    assert content["sound"] is False
+    assert content["findings"][0]["first_row"] == 8
+    code, stdout, _ = run("repair", store)
+    assert code == 1
+    assert "end the store before row 8: of 10 committed rows 8 stay, 2 go" in stdout
+    assert "remove grad/c.2.0.0" in stdout
+    assert f"Nothing is done yet: thimble-zarr repair {store} --apply" in stdout
+    assert StoreReader.open(store).n_rows == 10
+    code, stdout, _ = run("repair", store, "--apply")
+    assert code == 0
+    assert stdout.splitlines()[-1].startswith("SOUND: ")
+    assert run("repair", store)[:2] == (0, "There is nothing to repair.\n")
+    assert_sound(store, 8)
+
+
+def test_what_cannot_be_verified_is_unreadable(tmp_path: Path, store: Path) -> None:
+    for command in ("verify", "repair"):
+        code, _, stderr = run(command, tmp_path / "absent")
+        assert (code, stderr.count("\n")) == (3, 1)
+    with pytest.raises(NotAStoreError):
+        verify(tmp_path)
+    edit(store / "zarr.json", lambda group: group["attributes"]["thimble"].update(format_version=9))
+    code, _, stderr = run("verify", store)
+    assert code == 3
+    assert "format version 9" in stderr
+
+
+def test_damage_beyond_repair_is_told(store: Path) -> None:
+    flip(store / "W/c.0.0.0")
+    code, stdout, _ = run("repair", store)
+    assert code == 1
+    assert "cannot be repaired: its first block is damaged" in stdout
+    code, _, stderr = run("repair", store, "--apply")
+    assert code == 3
+    assert "no row would be left" in stderr
+
+
+def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
+    """What is kept is a record a file; no line and no file is held."""
+    import tracemalloc
+
+    def peak(n_blocks: int) -> int:
+        path = tmp_path / f"{n_blocks}.zarr"
+        writer = StoreWriter.create(path, stores.SCHEMA)
+        for index in range(n_blocks):
+            stores.commit(writer, (index + 1) * stores.BLOCK_STEPS)
+        writer.close()
+        tracemalloc.start()
+        assert verify(path).findings == []
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(1)  # what is imported and compiled once
+    n_more = 40
+    assert peak(2 + n_more) - peak(2) < n_more * 2 * 1500
+
+
+def test_a_ledger_that_lies_is_damage(store: Path) -> None:
+    """Its checksums are right: whoever wrote it meant it."""
+    ledger = store / ".thimble/blocks.jsonl"
+    for key in ("../../outside/c.0", "/etc/c.0", "W/../c.0", "W/c.0.0.0/../../x", "c.0"):
+        line = seal({"rows": [0, 4], "files": {key: {"bytes": 1, "crc32": 0}}, "chunks": {}})
+        ledger.write_bytes(line + b"\n")
+        verified: Verified = verify(store)
+        assert not verified.is_sound
+        assert any("which cannot be" in finding.what for finding in verified.findings)

@@ -1,0 +1,113 @@
+"""A run that `train` recorded: with which settings, how far, and where it can go on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from thimble_zarr.errors import ConfigError, ResumeError
+from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.format.schema import Json
+from thimble_zarr.format.store import StorePath, StoreReader, is_begun
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """What the store of a run says of it.
+
+    Attributes
+    ----------
+    path
+        The store.
+    config
+        The settings.
+    memory_bytes
+        Bound on the recorder's memory.
+    attrs
+        All that was kept with it, the two above among it.
+    committed_step
+        The last step that is recorded for good.
+    block_steps
+        Steps a block.
+    is_finished
+        Whether all steps were taken and the store is closed.
+    """
+
+    path: Path
+    config: TrainingConfig
+    memory_bytes: int
+    attrs: Mapping[str, Json]
+    committed_step: int
+    block_steps: int
+    is_finished: bool
+
+    @classmethod
+    def read(cls, store: StorePath) -> Self | None:
+        """Return what a store says, None where none was begun.
+
+        Raises
+        ------
+        ResumeError
+            If something else than `train` recorded it.
+        StoreError
+            If it cannot be read.
+        """
+        if not is_begun(store):
+            return None
+        reader = StoreReader.open_each(store)[0]
+        attrs = reader.schema.attrs
+        try:
+            settings, memory_bytes = attrs["config"], attrs["memory_bytes"]
+            if not isinstance(settings, Mapping) or type(memory_bytes) is not int:
+                raise ConfigError(f"its settings are {settings!r}, {memory_bytes!r}")
+            config = TrainingConfig.from_json(settings)
+        except (KeyError, ConfigError) as error:
+            raise ResumeError(
+                f"cannot go on with {store}: `thimble-zarr train` of this version did not record "
+                f"it ({error}); a loop of your own goes on with Recorder(..., resume=True)"
+            ) from error
+        step = reader.n_rows - 1
+        return cls(
+            path=Path(store),
+            config=config,
+            memory_bytes=memory_bytes,
+            attrs=attrs,
+            committed_step=step,
+            block_steps=reader.schema.layout.block_steps,
+            is_finished=reader.commit.complete and step >= config.steps,
+        )
+
+    def check_same(self, config: TrainingConfig, attrs: Mapping[str, Json]) -> None:
+        """Raise ResumeError, which names every difference, unless a run would be this one."""
+        differences = [*_unequal(self.config.to_json(), config.to_json())]
+        differences += _unequal(self.attrs, {**self.attrs, **attrs})
+        if differences:
+            raise ResumeError(
+                f"cannot go on with {self.path}: {'; '.join(differences)}; leave these options "
+                "out, which takes them from the store, or record another run"
+            )
+
+    def newest_of(self, checkpoints: Checkpoints) -> Checkpoint | None:
+        """Return the newest checkpoint of a recorded step, None to begin with the first step.
+
+        Raises
+        ------
+        ResumeError
+            If there must have been one, and it is gone.
+        """
+        checkpoint = checkpoints.newest(self.committed_step)
+        # One is taken as soon as a block is full, and that is before the block is committed.
+        if checkpoint is None and self.committed_step >= self.block_steps:
+            raise ResumeError(
+                f"cannot go on with {self.path}: it has {self.committed_step} steps and no "
+                f"checkpoint of any lies in {checkpoints.path}; put them back, or record anew with "
+                "--overwrite"
+            )
+        return checkpoint
+
+
+def _unequal(recorded: Mapping[str, Json], now: Mapping[str, Json]) -> Iterator[str]:
+    for name, value in now.items():
+        if value != recorded.get(name):
+            yield f"{name} {recorded.get(name)} recorded, {value} now"

@@ -1,0 +1,96 @@
+"""One writer a store: a lock of the operating system, and beside it who holds it.
+
+The system gives the lock up when its holder dies, however it dies. The name that the holder leaves
+beside it is for people: what it says of a dead one is out of date, and nothing depends on it.
+"""
+
+import datetime
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import filelock
+import psutil
+
+from thimble_zarr.errors import StoreError, StoreLockedError
+from thimble_zarr.format.documents import leads_out, read_document
+from thimble_zarr.format.store import HOLDER, LOCK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who records into a store.
+
+    Attributes
+    ----------
+    pid, host
+        The process, and the machine it runs on.
+    since
+        When it began, ISO 8601, UTC.
+    """
+
+    pid: int
+    host: str
+    since: str
+
+    @classmethod
+    def read(cls, store: Path) -> Self | None:
+        """Return who left its name in a store, None where there is none that can be read."""
+        try:
+            holder = cls(**read_document(store / HOLDER))
+        except (OSError, ValueError, TypeError):
+            return None
+        known = isinstance(holder.pid, int) and isinstance(holder.host, str)
+        return holder if known and isinstance(holder.since, str) else None
+
+    @property
+    def is_this_process(self) -> bool:
+        """Whether it is the process that asks."""
+        return self.host == platform.node() and self.pid == os.getpid()
+
+    @property
+    def may_run(self) -> bool:
+        """Whether it may still be there: of another machine nobody here knows."""
+        return self.host != platform.node() or psutil.pid_exists(self.pid)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since},"
+
+
+class WriterLock:
+    """The lock of a store's one writer, held until `release`.
+
+    Raises
+    ------
+    StoreLockedError
+        If another writer holds it.
+    """
+
+    def __init__(self, store: Path) -> None:
+        if (store / LOCK).is_symlink() or leads_out(store / LOCK, store):
+            raise StoreError(f"{store / LOCK} is a link, and no writer makes one; remove it")
+        self._holder = store / HOLDER
+        self._lock = filelock.FileLock(store / LOCK, thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise StoreLockedError(
+                f"{Holder.read(store) or 'another process'} is recording into {store}; wait for it "
+                "or choose another path"
+            ) from error
+        holder = Holder(
+            pid=os.getpid(),
+            host=platform.node(),
+            since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        self._holder.unlink(missing_ok=True)  # it might be a link
+        self._holder.write_text(json.dumps(asdict(holder)), encoding="utf-8")
+
+    def release(self) -> None:
+        """Give the lock up. Safe to call twice."""
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
+        self._lock.release()

@@ -1,0 +1,488 @@
+"""Cut a store down to what is sound, and take away what a crash left beside it.
+
+Nothing that was committed and is sound is written to. The rows before the first damaged block stay,
+and what lies behind them goes; per-step values that are lost become missing, labels are left out;
+metadata are written anew as they were declared; lines of the ledger that are lost are made from the
+files, whose own checksums tell that they are sound. What was done is one line more in the ledger.
+
+It is done in an order that can be cut off anywhere and begun again::
+
+    values and metadata -> ledger -> commit record -> removal
+"""
+
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thimble_zarr.errors import StoreError
+from thimble_zarr.format.declared import Declared
+from thimble_zarr.format.disk import Disk, remove_file
+from thimble_zarr.format.documents import is_chunk_key, leads_out
+from thimble_zarr.format.ledger import read_lines, seal
+from thimble_zarr.format.lock import WriterLock
+from thimble_zarr.format.overhead import Stopwatch
+from thimble_zarr.format.schema import Json
+from thimble_zarr.format.shard import encode_vector
+from thimble_zarr.format.store import (
+    COMMIT,
+    LEDGER,
+    METADATA,
+    Commit,
+    StorePath,
+    array_of,
+)
+from thimble_zarr.format.verify import (
+    Contents,
+    Document,
+    Record,
+    check_metadata,
+    consolidated_copies,
+    files_of,
+    find_leftovers,
+    is_at_work,
+    is_per_step,
+    is_sound_by_itself,
+    matching_record,
+    own_checksums,
+    read_contents,
+    read_found,
+)
+
+FileRecord = dict[str, int]
+
+_COUNTED = ("step", "token")
+"""Arrays whose values are their own positions."""
+
+_TEXT = ("text_bytes", "text_end")
+"""Labels that are of no use without each other."""
+
+
+@dataclass
+class Plan:
+    """What a repair does.
+
+    Attributes
+    ----------
+    contents
+        What there should be.
+    n_rows
+        Rows that stay.
+    steps
+        What is done, in words, in order.
+    hopeless
+        What cannot be repaired.
+    written
+        Contents of the files that are written anew.
+    lines
+        Lines that are added to the ledger.
+    dropped
+        Arrays that are left out from now on.
+    removed
+        Files that go.
+    """
+
+    contents: Contents
+    n_rows: int
+    steps: list[str] = field(default_factory=list)
+    hopeless: list[str] = field(default_factory=list)
+    written: dict[str, bytes] = field(default_factory=dict)
+    lines: list[bytes] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    changes_ledger: bool = False
+    changes_commit: bool = False
+
+
+def plan_repair(path: StorePath) -> Plan:
+    """Find out what a repair would do. Every byte of the store is read, and nothing is written.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If there is no store at `path`, or too little of one.
+    StoreError
+        If it cannot be read.
+    """
+    path = Path(path).absolute()
+    try:
+        contents = read_contents(path)
+        return _Planner(contents).plan()
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"cannot read {path}: {error}") from error
+
+
+def repair(path: StorePath) -> Plan:
+    """Repair a store, and return what was done.
+
+    Raises
+    ------
+    StoreLockedError
+        If it is being recorded.
+    StoreError
+        If nothing of it can be kept, or it cannot be written. Then it is as it was, or repairing it
+        again goes on where this one stopped.
+    """
+    path = Path(path).absolute()
+    read_contents(path)  # what is no store is not locked
+    lock = WriterLock(path)
+    try:
+        plan = plan_repair(path)
+        if plan.hopeless:
+            raise StoreError(f"cannot repair {path}: {'; '.join(plan.hopeless)}")
+        _apply(plan)
+    finally:
+        lock.release()
+    return plan
+
+
+# --- what is to be done --------------------------------------------------------------------------
+
+
+class _Planner:
+    """Goes through a store once."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._path = contents.path
+        self._plan = Plan(contents, contents.n_rows)
+        self._documents = self._metadata()
+        self._files: dict[str, FileRecord] = {}
+        self._rebuilt: dict[int, Mapping[str, Any]] = {}
+        self._settled: dict[str, Record] = {}
+        self._unknown = dict(contents.missing_rows())
+
+    def plan(self) -> Plan:
+        plan, contents = self._plan, self._contents
+        plan.hopeless += [
+            f"{array} is a link that leads out of the store, and is not followed"
+            for array, _ in self._arrays()
+            if leads_out(self._path / array, self._path)
+        ]
+        if plan.hopeless:
+            return plan
+        if contents.n_rows:
+            self._check_blocks()
+            self._rebuild_lines()
+            if plan.n_rows == 0:
+                plan.hopeless.append("its first block is damaged, and no row would be left")
+                return plan
+            self._cut_off()
+            self._mend_values()
+        self._mend_metadata()
+        self._mend_bookkeeping()
+        self._find_removed()
+        return plan
+
+    def _metadata(self) -> dict[str, Document]:
+        """Return every document: as declared, or where that is lost as it is on disk."""
+        if self._contents.metadata:
+            return dict(self._contents.metadata)
+        keys = (
+            file.relative_to(self._path).as_posix() for file in sorted(self._path.rglob(METADATA))
+        )
+        return {key: read_found(self._path / key)[0] for key in keys}
+
+    def _arrays(self) -> Iterator[tuple[str, Declared]]:
+        for key, document in self._documents.items():
+            if document.get("node_type") == "array":
+                with suppress(ValueError):
+                    yield array_of(key), Declared.of(document)
+
+    def _check_blocks(self) -> None:
+        """Keep the rows before the first damaged block."""
+        contents, plan = self._contents, self._plan
+        for key, (committed, *_) in contents.records.items():
+            if committed.line >= contents.end or committed.crc32 is not None:
+                continue
+            record = matching_record(contents, key)
+            if record is None and not contents.has_whole_ledger:
+                self._unknown[committed.first_row] = committed.end_row
+            elif record is None:
+                plan.n_rows = min(plan.n_rows, committed.first_row)
+            elif record is not committed:
+                # It was stored again, and the commit was cut off: what is there is one line more.
+                self._settled[key] = record
+
+    def _rebuild_lines(self) -> None:
+        """Make lines that are lost from the files of their blocks."""
+        plan = self._plan
+        sharded = [(array, found) for array, found in self._arrays() if found.is_sharded]
+        for start, stop in sorted(self._unknown.items()):
+            steps = sharded[0][1].file_shape[0] if sharded else 1
+            for first_row in range(start - start % steps, min(stop, plan.n_rows), steps):
+                end_row = min(stop, first_row + steps)
+                line = self._rebuilt_line(first_row, end_row, sharded)
+                if line is None:
+                    plan.n_rows = min(plan.n_rows, first_row)
+                    return
+                self._rebuilt[first_row] = line
+
+    def _rebuilt_line(
+        self, first_row: int, end_row: int, sharded: list[tuple[str, Declared]]
+    ) -> dict[str, Json] | None:
+        files: dict[str, Json] = {}
+        chunks: dict[str, Json] = {}
+        for array, declared in sharded:
+            block = first_row // declared.file_shape[0]
+            key = f"{array}/c.{block}{'.0' * (len(declared.shape) - 1)}"
+            try:
+                checksums = own_checksums(self._contents, key)
+            except (OSError, ValueError, RuntimeError):
+                return None
+            files[key] = {"bytes": (self._path / key).stat().st_size}
+            chunks[array] = [astuple(pair) for pair in checksums]
+        return {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+
+    def _cut_off(self) -> None:
+        """End the store before the first row that is lost."""
+        plan, contents = self._plan, self._contents
+        lost = contents.n_rows - plan.n_rows
+        if not lost:
+            return
+        plan.steps.append(
+            f"end the store before row {plan.n_rows}: of {contents.n_rows} committed rows "
+            f"{plan.n_rows} stay, {lost} go"
+        )
+
+    def _find_removed(self) -> None:
+        """Remove what lies behind the rows that stay, and what else a crash left."""
+        plan, contents = self._plan, self._contents
+        if contents.n_rows and not is_at_work(contents):
+            lengths = {
+                array: declared.file_shape[0]
+                for array, declared in self._arrays()
+                if is_per_step(self._documents[f"{array}/{METADATA}"])
+            }
+            plan.removed += [
+                key
+                for key in files_of(self._path)
+                if is_chunk_key(key)
+                and array_of(key) in lengths
+                and _index(key) * lengths[array_of(key)] >= plan.n_rows
+            ]
+        leftovers = [one.where for one in find_leftovers(contents) if one.kind == "leftover"]
+        plan.removed += [key for key in leftovers if key not in plan.removed]
+        plan.steps += [f"remove {key}" for key in plan.removed]
+
+    def _mend_values(self) -> None:
+        """Keep files of values that are sound; write or leave out those that are not."""
+        for array, declared in list(self._arrays()):
+            if declared.is_sharded or array in self._plan.dropped:
+                continue
+            per_step = is_per_step(self._documents[f"{array}/{METADATA}"])
+            length = self._plan.n_rows if per_step else declared.shape[0]
+            for index in range(math.ceil(length / declared.file_shape[0])):
+                self._mend_file(f"{array}/c.{index}", declared, per_step=per_step)
+
+    def _mend_file(self, key: str, declared: Declared, *, per_step: bool) -> None:
+        contents, plan = self._contents, self._plan
+        array = array_of(key)
+        if key in contents.records:
+            record = matching_record(contents, key)
+            if record is not None and record.crc32 is not None:
+                self._files[key] = {"bytes": record.n_bytes, "crc32": record.crc32}
+                if record.line >= contents.end:
+                    plan.changes_ledger = True
+                return
+        plan.changes_ledger = True
+        if not contents.has_whole_ledger and is_sound_by_itself(contents, key):
+            self._files[key] = _file_record((self._path / key).read_bytes())
+            return
+        name = array.rpartition("/")[2]
+        if not (per_step or name in _COUNTED):
+            together = _TEXT if name in _TEXT else (name,)
+            self._drop([array.removesuffix(name) + other for other in together])
+            return
+        values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
+        what = "set its values to missing"
+        if name in _COUNTED:
+            start = _index(key) * len(values)
+            stop = min(start + len(values), plan.n_rows if per_step else declared.shape[0])
+            values[: stop - start] = np.arange(start, stop)
+            what = "count its values anew"
+        plan.steps.append(f"write {key} anew: {what}")
+        content = plan.written[key] = encode_vector(values)
+        self._files[key] = _file_record(content)
+
+    def _drop(self, arrays: list[str]) -> None:
+        plan = self._plan
+        for array in arrays:
+            plan.dropped.append(array)
+            plan.steps.append(f"leave {array} out: the label is lost")
+            self._documents.pop(f"{array}/{METADATA}", None)
+            for file in sorted((self._path / array).glob("*")):
+                plan.removed.append(file.relative_to(self._path).as_posix())
+            for key in [key for key in self._files if array_of(key) == array]:
+                del self._files[key]
+
+    def _mend_metadata(self) -> None:
+        """Write metadata anew that are damaged, too long, or out of date."""
+        plan, contents = self._plan, self._contents
+        findings = {finding.where: finding for finding in check_metadata(contents)}
+        if not contents.metadata:
+            plan.hopeless += [f"{where}: {one.what}" for where, one in findings.items()]
+        found = {key: read_found(self._path / key)[0] for key in self._documents}
+        is_cut = plan.n_rows < contents.n_rows
+        rows = [
+            document["shape"][0]
+            for key, document in found.items()
+            if is_per_step(document) and key not in findings
+        ]
+        is_closed = contents.is_complete or (contents.commit is None and _was_closed(contents))
+        length = plan.n_rows if is_cut or is_closed else max([plan.n_rows, *rows])
+        final: dict[str, Document] = {}
+        for key, document in self._documents.items():
+            damaged = key in findings and findings[key].is_damage
+            final[key] = document = dict(document if damaged else found[key])
+            if is_per_step(document) and (is_cut or is_closed or damaged):
+                document["shape"] = [length, *document["shape"][1:]]
+        for key, document in final.items():
+            self._consolidate(key, document, final, found)
+            if document != found[key]:
+                plan.written[key] = json.dumps(document, indent=2).encode()
+                plan.steps.append(f"write {key} anew")
+        self._documents = final
+
+    def _consolidate(
+        self,
+        key: str,
+        document: Document,
+        final: dict[str, Document],
+        found: dict[str, Document],
+    ) -> None:
+        """Give a group copies of the metadata below it, where it had some or should have."""
+        has_some = found[key].get("consolidated_metadata") is not None
+        if has_some or (self._contents.is_complete and key == METADATA):
+            document["consolidated_metadata"] = consolidated_copies(array_of(key), final)
+
+    def _mend_bookkeeping(self) -> None:
+        """Add lines to the ledger that say what is there, and make the commit record fit it."""
+        plan, contents = self._plan, self._contents
+        is_cut = plan.n_rows < contents.n_rows
+        damaged = not contents.has_whole_ledger
+        if is_cut or damaged or self._rebuilt or self._settled or plan.dropped:
+            plan.changes_ledger = True
+        if plan.changes_ledger and contents.n_rows:
+            for entry in self._rebuilt.values():
+                plan.lines.append(seal({**entry, "repaired": "rebuilt"}) + b"\n")
+            plan.lines.append(seal(self._last_entry()) + b"\n")
+            plan.steps.append(f"write {LEDGER} anew: what is sound, and what was repaired")
+        elif any(finding.kind == "uncommitted-line" for finding in contents.findings):
+            plan.changes_ledger = True
+            plan.steps.append(f"cut off what was not committed from {LEDGER}")
+        if contents.commit is None or plan.lines:
+            plan.changes_commit = True
+            plan.steps.append(f"write {COMMIT} anew: {plan.n_rows} rows")
+
+    def _last_entry(self) -> dict[str, Json]:
+        """Return a line for the last block as it is, and for all values as they are."""
+        plan, contents = self._plan, self._contents
+        first_row = max(row for row in (*contents.lines, *self._rebuilt) if row < plan.n_rows)
+        block = self._rebuilt.get(first_row) or contents.entry(contents.lines[first_row][0])
+        chunks: dict[str, Json] = dict(block["chunks"])
+        files: dict[str, Json] = {
+            key: file for key, file in block["files"].items() if array_of(key) in chunks
+        }
+        for key, record in self._settled.items():
+            if key in files:
+                files[key] = {"bytes": record.n_bytes}
+                chunks[array_of(key)] = contents.entry(record.line)["chunks"][array_of(key)]
+        return {
+            "rows": (first_row, plan.n_rows),
+            "files": {**files, **self._files},
+            "chunks": chunks,
+            "metadata": {
+                key: {name: value for name, value in document.items() if name != _CONSOLIDATED}
+                for key, document in self._documents.items()
+            },
+            "dropped": plan.dropped,
+            "repaired": plan.steps.copy(),
+        }
+
+
+_CONSOLIDATED = "consolidated_metadata"
+
+
+def _file_record(content: bytes) -> FileRecord:
+    return {"bytes": len(content), "crc32": zlib.crc32(content)}
+
+
+def _index(key: str) -> int:
+    """Return the number of a chunk file along the first axis."""
+    found = re.search(r"/c\.(\d+)", key)
+    assert found is not None
+    return int(found[1])
+
+
+# --- doing it ------------------------------------------------------------------------------------
+
+
+def _apply(plan: Plan) -> None:
+    path, contents = plan.contents.path, plan.contents
+    disk = Disk(Stopwatch())
+    try:
+        for key, content in plan.written.items():
+            disk.write(path / key, [content])
+        disk.sync((path / key).parent for key in plan.written)
+        commit = contents.commit or Commit(n_rows=plan.n_rows, complete=_was_closed(contents))
+        if plan.changes_ledger:
+            ledger = _Ledger(plan)
+            disk.write(path / LEDGER, ledger)
+            disk.sync([(path / LEDGER).parent])
+            commit = replace(
+                commit, n_rows=plan.n_rows, ledger_bytes=ledger.n_bytes, ledger_crc32=ledger.crc32
+            )
+        if plan.changes_commit:
+            if not plan.changes_ledger:
+                ledger = _Ledger(plan)
+                for _ in ledger:
+                    pass
+                commit = replace(commit, ledger_bytes=ledger.n_bytes, ledger_crc32=ledger.crc32)
+            disk.write(path / COMMIT, [commit.to_bytes()])
+            disk.sync([(path / COMMIT).parent])
+    finally:
+        disk.close()
+    for key in plan.removed:
+        with suppress(FileNotFoundError):
+            remove_file(path / key)
+    for array in plan.dropped:
+        with suppress(OSError):
+            os.rmdir(path / array)  # noqa: PTH106
+
+
+def _was_closed(contents: Contents) -> bool:
+    """Whether a store was closed, where its commit record cannot tell."""
+    return _CONSOLIDATED in read_found(contents.path / METADATA)[0]
+
+
+class _Ledger:
+    """The new ledger: the sound lines of rows that stay, and those that are added."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.n_bytes = 0
+        self.crc32 = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        contents = self._plan.contents
+        for line in read_lines(contents.path / LEDGER, stop=contents.end) if contents.end else ():
+            if line.entry is not None and line.entry["rows"][0] < self._plan.n_rows:
+                yield self._count(line.content)
+        for content in self._plan.lines:
+            yield self._count(content)
+
+    def _count(self, content: bytes) -> bytes:
+        self.n_bytes += len(content)
+        self.crc32 = zlib.crc32(content, self.crc32)
+        return content
