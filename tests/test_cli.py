@@ -1201,6 +1201,29 @@ def test_ctrl_c_ends_a_run_cleanly_and_keeps_what_was_recorded(
     assert found["holds"] is True
 
 
+def test_sigterm_ends_a_run_cleanly_and_keeps_what_was_recorded(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: the signal comes between two bytecodes of the third step."""
+    store, log = tmp_path / "run.zarr", Recorder.log
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminated(recorder: Recorder, **loss: float) -> None:
+        log(recorder, **loss)
+        if recorder.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "log", terminated)
+    result = run("train", store, *tiny)
+    assert result.exit_code == 143
+    assert result.stderr.splitlines() == ["Terminated."]
+    assert "thimble-zarr check" in result.stdout
+    content = info_of(store)
+    assert (content["complete"], content["n_rows"]) == (True, 4)
+    assert checked(store, "--tokens", "all")["holds"] is True
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_quiet_piped_run_prints_a_warning_as_one_line_and_nothing_else(
     tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
