@@ -40,7 +40,8 @@ def power_losses(directory: Path, every: int) -> str:
     n_states = test_power_loss.sweep(path, system.log, directory, every)
     return (
         f"power lost after {len(system.log) // every} calls of the system, in "
-        f"{len(power.POLICIES)} ways: {n_states} different disks; 0 lost a flushed step or gave a wrong number"
+        f"{len(power.POLICIES)} ways: {n_states} different disks; 0 lost a flushed step or gave a "
+        "wrong number"
     )
 
 
