@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test soak lint bench clean
 
 help:  ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## Train, record and check a short run
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+soak: $(STAMP)  ## Crash recordings in every way, many times (half an hour)
+	$(BIN)/python -m benchmarks.soak
 
 lint: $(STAMP)  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -165,6 +165,23 @@ def test_ctrl_c_is_held_within_a_function_only() -> None:
     assert done == ["function", "block"]
 
 
+def test_sigterm_is_held_where_it_has_a_handler() -> None:
+    done = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        done.append("handler")
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("work")
+        assert signal.getsignal(signal.SIGTERM) is note
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done == ["work", "handler"]
+
+
 def test_a_handler_that_was_set_in_the_block_stays() -> None:
     came = []
     with interrupts_held():
