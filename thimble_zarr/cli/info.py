@@ -52,6 +52,8 @@ def info(store: Path, *, format_: str) -> None:
         return
     optimizer = schema.optimizer
     shape = f"{schema.n_tokens:,} x {schema.n_dims}"
+    if schema.whole_tokens is not None:
+        shape += f" of {schema.whole_tokens:,} x {schema.n_dims}"
     labels = reader.read_labels()
     versions = ", ".join(f"{name} {version}" for name, version in schema.software.items())
     if isinstance(reader, StoreReader):
@@ -64,7 +66,7 @@ def info(store: Path, *, format_: str) -> None:
         ("Parameter", f"{schema.parameter or 'unnamed'}, {shape}, on {schema.device}"),
         ("Variables", ", ".join(f"{name} {native}" for name, native in schema.dtypes.items())),
         ("Optimizer", f"{optimizer.name}, {optimizer.implementation}"),
-        ("Steps", f"{n_rows - 1:,} and the initial state" if n_rows else "none yet"),
+        ("Steps", _steps(reader)),
     ]
     if labels.live is not None:
         n_live = int(labels.live.sum())
@@ -82,6 +84,14 @@ def info(store: Path, *, format_: str) -> None:
         if name != NOTEBOOK_FILE  # for machines; `config` says the same
     ]
     click.echo("\n".join(f"{name:<10} {value}" for name, value in lines))
+
+
+def _steps(reader: "Reader") -> str:
+    n_rows, schedule = reader.n_rows, reader.schema.schedule
+    if not n_rows or schedule is None:
+        return f"{n_rows - 1:,} and the initial state" if n_rows else "none yet"
+    steps = reader.read_steps()
+    return f"{n_rows:,} rows of steps {steps[0]:,} to {steps[-1]:,}, by schedule {schedule}"
 
 
 def _overhead(reader: "Reader") -> "Overhead | None":

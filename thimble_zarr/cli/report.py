@@ -53,6 +53,21 @@ class Section:
     findings: "Sequence[Finding]"
     found: "Verdict"
 
+    @property
+    def n_recorded(self) -> int:
+        """Selected steps that were recorded. Those whose row before was not are not checked."""
+        return int((self.ds.step > 0).sum())
+
+    @property
+    def not_replayed(self) -> str:
+        """What was not recorded that the replay needs; empty where it can be made."""
+        from thimble_zarr.analysis.accounting import lazy_variable
+        from thimble_zarr.analysis.variables import how_to_record, missing_inputs
+
+        schema = lazy_variable(self.ds).source.reader.schema
+        missing = missing_inputs("unexplained", schema)
+        return how_to_record(missing, schema) if missing else ""
+
 
 def rendered(sections: Sequence[Section], format_: str) -> str:
     """Return the sections of a run in a format of `--format`."""
@@ -161,12 +176,18 @@ def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
 
 
 def _title(section: Section) -> str:
-    ds = section.ds
+    ds, n_checked, n_recorded = section.ds, section.table.sizes["step"], section.n_recorded
+    alone = (
+        f"{n_checked:,} of {n_recorded:,} recorded steps are checked, the others have no row before"
+    )
+    lines = [f", {alone}" if n_checked < n_recorded else ""]
+    if section.not_replayed:
+        lines.append(f"Checked  AdamW's formula and no replay: {section.not_replayed}")
     return (
         f"Store    {section.store}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
         f"({ds.attrs['implementation']})\n"
         f"Tokens   {section.subset}: {ds.token.size:,} of {section.n_all:,}\n"
-        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}"
+        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}" + "\n".join(lines)
     )
 
 
@@ -197,6 +218,7 @@ def _section_as_json(section: Section) -> dict[str, Any]:
         "store": str(section.store),
         "tokens": {"subset": section.subset, "n": section.ds.token.size},
         "steps": [int(rows.t.min()), int(rows.t.max())],
+        "n_steps": {"checked": len(rows), "recorded": section.n_recorded},
         "rows": [_finite(row) for row in rows.to_dict("records")],
         "summary": {name: _finite(column.to_dict()) for name, column in _summary(rows).items()},
         "replay": replay,

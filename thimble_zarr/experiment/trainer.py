@@ -138,7 +138,7 @@ def train(
     overwrite: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train as the config says and record every step.
+    """Train as the config says and record what it says, every step by default.
 
     However it ends, by itself, by an error or by Ctrl-C, what was recorded is on disk and the store
     is closed.
@@ -165,6 +165,11 @@ def train(
         parameter=training.embedding,
         name=PARAMETER,
         labels=data.labels,
+        variables=config.recorded_variables,
+        tokens={"all": None, "live": data.labels.live, "dead": data.labels.dead}[
+            config.record_tokens
+        ],
+        schedule=config.schedule,
         n_steps=config.steps,
         attrs={"config": config.to_json(), **data.attrs},
         memory_bytes=memory_bytes,

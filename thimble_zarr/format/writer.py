@@ -45,6 +45,7 @@ from thimble_zarr.format.schema import (
     ATTRIBUTE,
     LABELS,
     PARAMETERS,
+    ROW_LABEL,
     SCALARS,
     VARIABLES,
     Json,
@@ -82,6 +83,8 @@ class StoreWriter:
         What was declared of each parameter, by its group: empty for the root, which has one only.
     bytes_written
         Bytes put on disk so far.
+    last_step
+        The last committed step, -1 before there is one.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class StoreWriter:
         self.path = path
         self.schemas = schemas
         self.bytes_written = 0
+        self.last_step = -1
         self._lock = lock
         self._commit = Commit()
         self._encoded: dict[str, Buffer] = {}
@@ -111,6 +115,7 @@ class StoreWriter:
         schema: Schema | Mapping[str, Schema],
         *,
         labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
+        token_ids: Mapping[str, np.ndarray] | None = None,
         n_rows: int | None = None,
         overwrite: bool = False,
     ) -> Self:
@@ -125,6 +130,9 @@ class StoreWriter:
             by the names of their groups.
         labels
             Coordinates of the token axis, of several parameters by name.
+        token_ids
+            By group, which rows of a parameter are recorded where not all are (`whole_tokens` of
+            its schema): ascending, int64, shape `(token,)`.
         n_rows
             Rows to declare, where known. The store grows beyond it when it must, and is trimmed
             to what was committed when it is closed.
@@ -157,7 +165,7 @@ class StoreWriter:
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
                 writer = cls(path, schemas, lock)
                 undo.callback(writer._disk.close)
-                writer._declare(labels, writer._layout.capacity(n_rows or 1))
+                writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
             except ThimbleError:
                 raise
             except OSError as error:
@@ -180,6 +188,7 @@ class StoreWriter:
         arrays: Mapping[str, np.ndarray],
         scalars: Mapping[str, np.ndarray],
         overhead: Overhead | None = None,
+        steps: np.ndarray | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -199,6 +208,9 @@ class StoreWriter:
             For each per-step scalar, by its path, its values, float64, shape `(block_steps,)`.
         overhead
             What training spent on recording since the commit before, where that is measured.
+        steps
+            The step of each row, ascending, int64, shape `(block_steps,)` or shorter. Row t is of
+            step t by default.
 
         Raises
         ------
@@ -210,6 +222,8 @@ class StoreWriter:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
         if offset or first_row + n_rows < self.n_rows:
             raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
+        if steps is None:
+            steps = np.arange(first_row, first_row + n_rows)
         files = dict(self._declared)
         chunks: dict[str, list[tuple[int, int]]] = {}
         self._grow(first_row + self._layout.block_steps)
@@ -223,7 +237,7 @@ class StoreWriter:
                 key = shard_name(path, block, schema.shape)
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
-            files |= self._write_scalars(group, first_row, n_rows, scalars)
+            files |= self._write_scalars(group, first_row, steps[:n_rows], scalars)
         self._disk.sync((self.path / key).parent for key in files)
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
@@ -232,6 +246,7 @@ class StoreWriter:
             entry["overhead"] = (overhead + self._stopwatch.lap()).to_json()
         self._append_commit(end_row, json.dumps(entry).encode() + b"\n")
         self._declared = {}
+        self.last_step = int(steps[n_rows - 1])
 
     def close(self) -> None:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
@@ -266,7 +281,12 @@ class StoreWriter:
         """How the first parameter is cut; blocks of all have as many steps."""
         return next(iter(self.schemas.values())).layout
 
-    def _declare(self, labels: Mapping[str, TokenLabels], capacity: int) -> None:
+    def _declare(
+        self,
+        labels: Mapping[str, TokenLabels],
+        token_ids: Mapping[str, np.ndarray],
+        capacity: int,
+    ) -> None:
         self._root.create_group(
             BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
         )
@@ -277,7 +297,9 @@ class StoreWriter:
             self._declare_variables(group, schema, capacity)
             self._declare_scalars(group, capacity)
             # The first commit has what was declared in the ledger.
-            self._declared |= self._declare_labels(group, schema, labels.get(group))
+            self._declared |= self._declare_labels(
+                group, schema, labels.get(group), token_ids.get(group)
+            )
         self._write_metadata()
         directories = [self.path / name for name in (*self._arrays, *self.schemas)]
         self._disk.sync([*directories, self.path, self.path.parent])
@@ -319,13 +341,15 @@ class StoreWriter:
             )
 
     def _declare_labels(
-        self, group: str, schema: Schema, labels: TokenLabels | None
+        self,
+        group: str,
+        schema: Schema,
+        labels: TokenLabels | None,
+        token_ids: np.ndarray | None,
     ) -> "dict[str, dict[str, int]]":
-        """Declare and write the coordinates of the tokens; return size and checksum of each."""
+        """Declare and write the coordinates of the rows; return size and checksum of each."""
         files: dict[str, dict[str, int]] = {}
-        if not schema.has_tokens:
-            return files
-        for name, dim, values in _label_arrays(labels or TokenLabels(), schema.n_tokens):
+        for name, dim, values in _label_arrays(schema, labels or TokenLabels(), token_ids):
             path = array_path(group, name)
             self._create_array(
                 path,
@@ -334,7 +358,7 @@ class StoreWriter:
                 dtype=values.dtype,
                 fill=0,
                 chunks=(max(1, len(values)),),
-                attributes={"long_name": LABELS[name]},
+                attributes={"long_name": LABELS.get(name, ROW_LABEL)},
             )
             if len(values):
                 files |= self._write_vector(f"{path}/c.0", values)
@@ -368,7 +392,7 @@ class StoreWriter:
         )
 
     def _write_scalars(
-        self, group: str, first_row: int, n_rows: int, scalars: Mapping[str, np.ndarray]
+        self, group: str, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
     ) -> "dict[str, dict[str, int]]":
         """Write the chunk of per-step values that the block lies in, all rows so far."""
         chunk, offset = divmod(first_row, SCALAR_CHUNK_STEPS)
@@ -378,8 +402,8 @@ class StoreWriter:
             if offset == 0 or path not in self._scalars:
                 empty = np.int64(-1) if name == "step" else np.nan
                 self._scalars[path] = np.full(SCALAR_CHUNK_STEPS, empty)
-            rows = np.arange(first_row, first_row + n_rows) if name == "step" else scalars[path]
-            self._scalars[path][offset : offset + n_rows] = rows[:n_rows]
+            rows = steps if name == "step" else scalars[path]
+            self._scalars[path][offset : offset + len(steps)] = rows[: len(steps)]
             files |= self._write_vector(f"{path}/c.{chunk}", self._scalars[path])
         return files
 
@@ -445,12 +469,16 @@ class StoreWriter:
         self._commit = commit
 
 
-def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, dim and values of the token coordinates.
+def _label_arrays(
+    schema: Schema, labels: TokenLabels, token_ids: np.ndarray | None
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield name, dim and values of the coordinates of the first axis.
 
     Text goes into two integer arrays, as Arrow does it: not every Zarr reader knows strings.
     """
-    yield "token", "token", np.arange(n_tokens)
+    if schema.has_tokens or token_ids is not None:
+        ids = np.arange(schema.n_tokens) if token_ids is None else token_ids
+        yield schema.dims[0], schema.dims[0], ids
     for name in ("count", "live", "dead"):
         values = getattr(labels, name)
         if values is not None:

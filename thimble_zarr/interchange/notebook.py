@@ -187,6 +187,14 @@ class NotebookReader:
         }
         return {name: known[name] for name in SCALARS}
 
+    def read_steps(self) -> np.ndarray:
+        """Return the step of each row: int64, shape `(n_rows,)`."""
+        return np.arange(self.n_rows)
+
+    def read_token_ids(self) -> np.ndarray:
+        """Return which row of the parameter each token is: int64, shape `(token,)`."""
+        return np.arange(self.schema.n_tokens)
+
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
         return self.labels
@@ -503,6 +511,17 @@ def _as_notebook(reader: Reader) -> Contents:
 def _check_fits(reader: Reader) -> None:
     """Raise ConfigError if the notebook's file has no place for something of the recording."""
     schema, scalars = reader.schema, reader.read_scalars()
+    missing = [name for name in FILE_NAMES if name not in schema.dtypes]
+    choices = {
+        f"without {', '.join(missing)}": missing,
+        "some of its tokens": schema.whole_tokens is not None,
+        "some of its steps": schema.schedule is not None,
+    }
+    if chosen := [words for words, there in choices.items() if there]:
+        raise ConfigError(
+            f"{reader.path} holds its run {' and '.join(chosen)}, and the notebook's file "
+            "needs all of it; export a run that was recorded whole"
+        )
     if set(schema.dtypes.values()) != {"bfloat16"}:
         raise ConfigError(
             f"{reader.path} holds {schema.dtypes['W']}, and the notebook's file bfloat16 "

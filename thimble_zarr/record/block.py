@@ -23,6 +23,8 @@ class Block:
         The run's row that lies at index 0.
     n_rows
         Complete rows.
+    steps
+        The step of each row, int64, shape `(block_steps,)`.
     scalars
         For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing. The
         loss of all parameters is one array.
@@ -44,6 +46,7 @@ class Block:
             for group, schema in schemas.items()
             for name, native in schema.dtypes.items()
         }
+        self.steps = np.empty(self.block_steps, np.int64)
         self._loss = np.empty(self.block_steps)
         self.scalars = {
             array_path(group, name): self._loss if name == "loss" else np.empty(self.block_steps)
@@ -63,7 +66,9 @@ class Block:
         for values in self.scalars.values():
             values.fill(np.nan)
 
-    def append(self, tensors: Mapping[str, Tensor | None], scalars: Mapping[str, float]) -> None:
+    def append(
+        self, tensors: Mapping[str, Tensor | None], scalars: Mapping[str, float], *, step: int
+    ) -> None:
         """Copy one row in. The row counts only when all of it is there.
 
         Parameters
@@ -72,6 +77,8 @@ class Block:
             For each variable its values, of the parameter's shape, on any device; None is missing.
         scalars
             Per-step scalars; those not given are missing.
+        step
+            The step it is the row of.
 
         Raises
         ------
@@ -91,6 +98,7 @@ class Block:
             _copy(row, tensor)
         for name, value in scalars.items():
             self.scalars[name][self.n_rows] = value
+        self.steps[self.n_rows] = step
         self.n_rows += 1
 
     def set_loss(self, row: int, loss: float) -> None:

@@ -13,7 +13,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -30,7 +30,7 @@ from thimble_zarr.format.schema import (
     Schema,
     TokenLabels,
     array_path,
-    recorded_variables,
+    chosen_variables,
     row_size,
 )
 from thimble_zarr.format.store import StorePath
@@ -41,16 +41,20 @@ from thimble_zarr.record.capture import (
     hyperparameters_of,
     optimizer_info,
     optimizer_step,
+    rows_of,
     state_tensors,
 )
 from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.parameters import (
     Chosen,
     Parameters,
+    Rows,
     check_recordable,
     choose_parameter,
     choose_parameters,
+    choose_rows,
 )
+from thimble_zarr.record.schedule import RowChoice, as_schedule, count_rows
 from thimble_zarr.record.writer import BlockWriter
 
 
@@ -83,6 +87,17 @@ class Recorder:
     labels
         What is known of the tokens: counts in the corpus, live and dead, texts. Of several
         parameters by name.
+    variables
+        Which of `W`, `grad`, `exp_avg`, `exp_avg_sq` and `max_exp_avg_sq` to record, of every
+        parameter; `W` always. All by default. The formula needs `W` and the moments, the replay
+        `grad` too.
+    tokens
+        Which rows of the parameter to record: ids in any order, or a mask. Of several parameters by
+        name. All by default. Labels are still those of all rows.
+    schedule
+        Which steps to record: `every(10)`, `windows((0, 100), (1000, 1100))`, `log_spaced()`, two
+        of them joined by `|`, or any function that says of a step, counted from 1, whether to. All
+        by default. The row before each of them is recorded too, for a step is checked against it.
     n_steps
         Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
         was recorded.
@@ -99,8 +114,8 @@ class Recorder:
         If the optimizer is not of the Adam family, does not own a parameter, or a parameter cannot
         be recorded.
     ConfigError
-        If it is not clear which parameters are meant, a pattern matches none, or labels or `attrs`
-        do not fit.
+        If it is not clear which parameters are meant, a pattern matches none, labels or `attrs` do
+        not fit, or variables, tokens or steps are none that can be recorded.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -122,6 +137,9 @@ class Recorder:
         model: nn.Module | None = None,
         name: str | None = None,
         labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
+        variables: Sequence[str] | None = None,
+        tokens: Rows | Mapping[str, Rows] | None = None,
+        schedule: Callable[[int], bool] | None = None,
         n_steps: int | None = None,
         attrs: Mapping[str, Json] | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
@@ -138,14 +156,34 @@ class Recorder:
                 "`parameters=`, which has its names in it; pass one of them"
             )
         check_recordable(optimizer, chosen.values())
+        chosen, steps = choose_rows(chosen, tokens), as_schedule(schedule)
         self._optimizer = optimizer
         self._parameters = {group: of.tensor for group, of in chosen.items()}
-        schemas = _schemas(optimizer, chosen, attrs or {}, memory_bytes)
+        self._rows = {
+            group: torch.from_numpy(of.rows).to(of.tensor.device)
+            for group, of in chosen.items()
+            if of.rows is not None
+        }
+        self._schedule = steps
+        self._is_recorded = RowChoice(steps)
+        self._step = 0
+        self._last_row = -1
+        self._begun = False
+        schemas = _schemas(
+            optimizer,
+            chosen,
+            variables=variables,
+            schedule=None if steps is None else str(steps),
+            attrs=attrs or {},
+            memory_bytes=memory_bytes,
+        )
         self._store = StoreWriter.create(
             path,
             schemas.get("", schemas),
             labels={group: of.labels for group, of in chosen.items() if of.labels is not None},
-            n_rows=None if n_steps is None else n_steps + 1,
+            token_ids={group: of.rows for group, of in chosen.items() if of.rows is not None},
+            # A function of the user's may remember what it was asked: it is asked once a step.
+            n_rows=None if n_steps is None or steps is not schedule else count_rows(steps, n_steps),
             overwrite=overwrite,
         )
         self._stopwatch = Stopwatch()
@@ -168,8 +206,8 @@ class Recorder:
 
     @property
     def step(self) -> int:
-        """Steps recorded so far."""
-        return max(0, self._n_rows - 1)
+        """Steps that the optimizer took so far, recorded or not."""
+        return self._step
 
     @property
     def schemas(self) -> Mapping[str, Schema]:
@@ -188,7 +226,8 @@ class Recorder:
         Call it once a step, always on the same side of `optimizer.step()`: logged before, it
         belongs to the step to come; logged after, to the step just taken. The first call tells
         which. A loss logged after a step that the optimizer skipped belongs to no row and is
-        dropped. A loss that is not finite is recorded, with a warning the first time.
+        dropped, and so is that of a step that the schedule leaves out. A loss that is not finite is
+        recorded, with a warning the first time.
 
         Parameters
         ----------
@@ -201,10 +240,12 @@ class Recorder:
             If the recording is closed, or a block could not be written.
         """
         self._check()
-        value = float(torch.as_tensor(loss).item())
         if self._loss_follows_step is None:
-            self._loss_follows_step = self._n_rows > 0
+            self._loss_follows_step = self._begun
         step = self.step if self._loss_follows_step else self.step + 1
+        if not self._is_recorded(step):
+            return
+        value = float(torch.as_tensor(loss).item())
         if not (math.isfinite(value) or self._loss_warned):
             self._loss_warned = True
             warnings.warn(
@@ -234,7 +275,8 @@ class Recorder:
     def close(self) -> None:
         """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
 
-        A recording without a step leaves no store.
+        A recording without a step leaves no store, nor does one whose schedule includes none of its
+        steps, with a warning.
 
         Raises
         ------
@@ -254,6 +296,12 @@ class Recorder:
                 self._close_store()
             else:
                 self._store.release()
+        if self._step and not self._n_rows:
+            warnings.warn(
+                f"none of {self._step:,} steps was recorded, and there is no store at "
+                f"{self._store.path}: the schedule {self._schedule} includes none of them",
+                stacklevel=3,  # past what holds Ctrl-C back
+            )
 
     def __enter__(self) -> Self:
         # A Ctrl-C at the first bytecode of `__exit__` would leave the store open.
@@ -292,25 +340,38 @@ class Recorder:
     @interrupts_held()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         self._check()
-        numbers = hyperparameters_of(optimizer, [*self._parameters.values()])
+        if not self._begun:
+            self._begun = True
+            if self._is_recorded(0):
+                self._append_row({}, step=0)
+            self._row_end_s = time.perf_counter()
+        self._make_room()
+        if self._is_recorded(self._step + 1):
+            self._look_ahead()
+
+    @interrupts_held()
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        step = self._step + 1
+        if self._is_recorded(step):
+            with self._stopwatch.time("copy_s"):
+                self._append_row(self._hyperparameters, step=step)
+            if self._loss is not None:
+                self._block.set_loss(self._block.n_rows - 1, self._loss)
+                self._loss = None
+        self._step = step
+        self._count_step()
+
+    def _look_ahead(self) -> None:
+        """Note what a step that is recorded finds: its numbers, and the count of steps before."""
+        numbers = hyperparameters_of(self._optimizer, [*self._parameters.values()])
         self._hyperparameters = {
             array_path(group, name): number
             for group, of_group in zip(self._parameters, numbers, strict=True)
             for name, number in of_group.items()
         }
-        if self._n_rows == 0:
-            self._append_row({}, with_grad=False)
-            self._row_end_s = time.perf_counter()
-        self._make_room()
-
-    @interrupts_held()
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        with self._stopwatch.time("copy_s"):
-            self._append_row(self._hyperparameters, with_grad=True)
-        if self._loss is not None:
-            self._block.set_loss(self._block.n_rows - 1, self._loss)
-            self._loss = None
-        self._count_step()
+        n_unrecorded = self._step - self._last_row
+        if n_unrecorded:
+            self._optimizer_steps = self._counted_steps(most=n_unrecorded)
 
     def _count_step(self) -> None:
         """Measure a step from the end of the row before to the end of its own row."""
@@ -318,24 +379,32 @@ class Recorder:
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
 
-    def _append_row(self, hyperparameters: Mapping[str, float], *, with_grad: bool) -> None:
+    def _append_row(self, hyperparameters: Mapping[str, float], *, step: int) -> None:
+        """Copy the row after a step, of every parameter; that of step 0 has no gradient."""
         tensors: dict[str, Tensor | None] = {}
-        steps: dict[str, float] = {}
+        counted = self._counted_steps(most=1)
         for group, parameter in self._parameters.items():
-            steps[group] = self._counted_step(group, parameter)
             states = state_tensors(self._optimizer, parameter)
-            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            zeros = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
+            grad = parameter.grad if step else None
             for name in self.schemas[group].dtypes:
-                tensors[array_path(group, name)] = states.get(name, zeros)
-            tensors[array_path(group, "grad")] = parameter.grad if with_grad else None
-        counts = {array_path(group, "optimizer_step"): step for group, step in steps.items()}
-        self._block.append(tensors, {**counts, **hyperparameters})
-        self._optimizer_steps = steps
+                tensor = grad if name == "grad" else states.get(name, zeros.expand(parameter.shape))
+                tensors[array_path(group, name)] = rows_of(tensor, self._rows.get(group))
+        counts = {array_path(group, "optimizer_step"): count for group, count in counted.items()}
+        self._block.append(tensors, {**counts, **hyperparameters}, step=step)
+        self._optimizer_steps = counted
+        self._last_row = step
 
-    def _counted_step(self, group: str, parameter: Tensor) -> float:
-        """Return the optimizer's count for a parameter, which is the last one's or the next."""
+    def _counted_steps(self, *, most: int) -> dict[str, float]:
+        """Return the optimizer's counts, which grew by so many steps at most."""
+        return {
+            group: self._counted_step(group, parameter, most=most)
+            for group, parameter in self._parameters.items()
+        }
+
+    def _counted_step(self, group: str, parameter: Tensor, *, most: int) -> float:
         step, last = optimizer_step(self._optimizer, parameter), self._optimizer_steps.get(group)
-        if last is not None and step - last not in (0, 1):
+        if last is not None and not 0 <= step - last <= most:
             of = f" for {group}" if group else ""
             raise RecordingError(
                 f"the optimizer counts {step:.0f} steps{of}, and counted {last:.0f} at the last "
@@ -356,21 +425,24 @@ class Recorder:
 def _schemas(
     optimizer: torch.optim.Optimizer,
     chosen: Mapping[str, Chosen],
+    *,
+    variables: Sequence[str] | None,
+    schedule: str | None,
     attrs: Mapping[str, Json],
     memory_bytes: int,
 ) -> dict[str, Schema]:
     """Return what is known of each parameter, by its group."""
     infos = {group: optimizer_info(optimizer, of.tensor) for group, of in chosen.items()}
     dtypes = {
-        group: dict.fromkeys(recorded_variables(infos[group]), dtype_name(of.tensor))
+        group: dict.fromkeys(chosen_variables(infos[group], variables), dtype_name(of.tensor))
         for group, of in chosen.items()
     }
-    rows = [row_size(of.tensor.shape, dtypes[group]) for group, of in chosen.items()]
+    rows = [row_size(of.shape, dtypes[group]) for group, of in chosen.items()]
     layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         group: Schema(
-            shape=tuple(of.tensor.shape),
+            shape=of.shape,
             dims=of.dims,
             dtypes=dtypes[group],
             layout=layout,
@@ -380,6 +452,8 @@ def _schemas(
             n_threads=torch.get_num_threads(),
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             contiguous=of.tensor.is_contiguous(),
+            whole_tokens=None if of.rows is None else len(of.tensor),
+            schedule=schedule,
             software=_software(),
             created=created,
             attrs=attrs,

@@ -85,7 +85,9 @@ class BlockWriter:
         self._thread.shutdown()
 
     def _commit(self, block: Block, spent: Overhead) -> None:
-        self._store.commit_block(block.first_row, block.n_rows, block.bits(), block.scalars, spent)
+        self._store.commit_block(
+            block.first_row, block.n_rows, block.bits(), block.scalars, spent, block.steps
+        )
 
     def _collect(self) -> None:
         future, block = self._pending[0]
@@ -101,10 +103,9 @@ class BlockWriter:
 
     def _fail(self, error: Exception) -> None:
         self._error = error
-        n_rows = self._store.n_rows
-        safe = (
-            f"steps 0 to {n_rows - 1} are committed and safe" if n_rows else "nothing is committed"
-        )
+        n_rows, last = self._store.n_rows, self._store.last_step
+        steps = f"steps 0 to {last}" if n_rows == last + 1 else f"the recorded steps up to {last}"
+        safe = f"{steps} are committed and safe" if n_rows else "nothing is committed"
         raise RecordingError(
             f"recording into {self._store.path} stopped: {error}; {safe}"
         ) from error
