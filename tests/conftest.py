@@ -3,9 +3,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from tests.runs import History, record
+from tests.zoo import Recorded, record_zoo
 
 # A slow machine is no failure.
 settings.register_profile(
@@ -29,6 +31,12 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
     """A recorded bfloat16 run of 13 steps, never to be written to, and what really happened."""
     path = tmp_path_factory.mktemp("toy") / "run.zarr"
     return path, record(path)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A recorded model of several parameters, never to be written to."""
+    return record_zoo(tmp_path_factory.mktemp("zoo") / "run.zarr", torch.optim.AdamW)
 
 
 @pytest.fixture

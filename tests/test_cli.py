@@ -634,7 +634,7 @@ def test_info_as_json_holds_everything(trained: Path) -> None:
     files = [file for file in trained.rglob("*") if file.is_file()]
     assert content["store"] == str(trained)
     assert content["format_version"] == FORMAT_VERSION
-    assert (content["n_tokens"], content["n_dims"], content["n_rows"]) == (300, 8, 6)
+    assert (content["shape"], content["n_rows"]) == ([300, 8], 6)
     assert content["complete"] is True
     assert content["disk_bytes"] == sum(file.stat().st_size for file in files)
     assert content["raw_bytes"] == 6 * 4 * 300 * 8 * 2
@@ -1121,7 +1121,7 @@ def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> 
     ):
         assert part in result.stdout, part
     content = info_of(store)
-    assert (content["n_rows"], content["n_tokens"], content["n_dims"]) == (2, 10_000, 64)
+    assert (content["n_rows"], content["shape"]) == (2, [10_000, 64])
     assert content["attrs"]["config"]["batch_size"] == 16
     assert content["attrs"]["corpus"]["n_tokens"] > 100_000
     code = result.stdout.partition("Look next, in Python:\n")[2]

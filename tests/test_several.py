@@ -1,7 +1,7 @@
 """Several parameters in one store, of any rank and dtype, against what a loop saw."""
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,20 @@ import tensorstore
 import torch
 import xarray as xr
 import zarr
-from torch import nn
 
 from tests.faults import Arrays, rewrite
-from tests.runs import History, token_labels
+from tests.runs import N_STEPS
+from tests.zoo import (
+    DIMS,
+    DTYPES,
+    IN_SECOND_GROUP,
+    MEMORY,
+    NO_GRADIENT,
+    SHAPES,
+    Recorded,
+    Zoo,
+    record_zoo,
+)
 from thimble_zarr import Recorder, accounting, open_dataset, open_datasets, open_datatree
 from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
@@ -22,101 +32,6 @@ from thimble_zarr.format.layout import plan_layouts, recorder_memory_bytes
 from thimble_zarr.format.schema import row_size
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.writer import StoreWriter
-
-N_STEPS = 13
-MEMORY = 120_000
-"""Makes blocks of a few steps."""
-
-NO_GRADIENT = 7
-"""The step at which `norm` has no gradient."""
-
-SHAPES = {
-    "scale": (),
-    "norm": (131,),
-    "wte.weight": (11, 5),
-    "query": (11, 5),
-    "up": (3, 67),
-    "filter": (5, 3, 2),
-    "image": (3, 2, 5, 7),
-}
-DTYPES = {"norm": torch.float32, "scale": torch.float64, "image": torch.float32}
-DIMS = {
-    "scale": (),
-    "norm": ("dim",),
-    "wte.weight": ("token", "dim"),
-    "query": ("row", "col"),
-    "up": ("row", "col"),
-    "filter": ("dim_0", "dim_1", "dim_2"),
-    "image": ("dim_0", "dim_1", "dim_2", "dim_3"),
-}
-IN_SECOND_GROUP = ("norm", "scale", "query")
-
-
-class Zoo(nn.Module):
-    """Parameters of rank 0 to 4 in four dtypes; another hyper-parameter group for some."""
-
-    def __init__(self, optimizer: type[torch.optim.Optimizer], **options: object) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.wte = nn.Embedding(*SHAPES["wte.weight"], dtype=torch.bfloat16)
-        for name in SHAPES.keys() - {"wte.weight"}:
-            dtype = DTYPES.get(name, torch.bfloat16)
-            setattr(self, name, nn.Parameter(torch.randn(SHAPES[name]).to(dtype)))
-        known = dict(self.named_parameters())
-        second = [known.pop(name) for name in IN_SECOND_GROUP]
-        groups = [
-            {"params": [*known.values()], "lr": 1e-2, "weight_decay": 0.1},
-            {"params": second, "lr": 3e-3, "betas": (0.8, 0.99), "amsgrad": True},
-        ]
-        self.optimizer = optimizer(groups, **options)
-
-    def step(self, step: int) -> None:
-        for parameter in self.parameters():
-            parameter.grad = torch.randn(parameter.shape).to(parameter.dtype)
-        if step == NO_GRADIENT:
-            self.norm.grad = None
-        for index, group in enumerate(self.optimizer.param_groups):
-            group["lr"] *= 0.9 - 0.1 * index
-        self.optimizer.step()
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A recorded zoo, and what really happened to each of its parameters."""
-
-    path: Path
-    histories: dict[str, History]
-
-
-def record_zoo(path: Path, optimizer: type[torch.optim.Optimizer], **options: object) -> Recorded:
-    zoo, histories = Zoo(optimizer, **options), {name: History() for name in SHAPES}
-    known = dict(zoo.named_parameters())
-    for name, history in histories.items():
-        zeros = torch.zeros_like(known[name])
-        history.append(W=known[name], grad=zeros + torch.nan, exp_avg=zeros, exp_avg_sq=zeros)
-    labels = {"wte.weight": token_labels()}
-    with Recorder(
-        path, zoo.optimizer, parameters="*", model=zoo, labels=labels, memory_bytes=MEMORY
-    ) as recorder:
-        for step in range(1, N_STEPS + 1):
-            zoo.step(step)
-            recorder.log(loss=step)
-            for name, history in histories.items():
-                parameter = known[name]
-                state = zoo.optimizer.state[parameter]
-                missing = torch.full_like(parameter, torch.nan)
-                grad = missing if parameter.grad is None else parameter.grad
-                moments = {of: state[of] for of in ("exp_avg", "exp_avg_sq")}
-                history.append(W=parameter, grad=grad, **moments)
-                group = zoo.optimizer.param_groups[name in IN_SECOND_GROUP]
-                history.learning_rates.append(group["lr"])
-    return Recorded(path, histories)
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """A zoo in blocks of several steps, never to be written to."""
-    return record_zoo(tmp_path_factory.mktemp("zoo") / "run.zarr", torch.optim.AdamW)
 
 
 def native_of(name: str) -> str:
@@ -322,11 +237,9 @@ def test_the_xarray_engine_takes_a_parameter(zoo: Recorded) -> None:
 
 
 @pytest.mark.parametrize("name", ["scale", "norm", "image"])
-def test_runs_of_any_rank_open_together(zoo: Recorded, name: str) -> None:
-    import shutil
-
-    shutil.copytree(zoo.path, zoo.path.with_name("again.zarr"), dirs_exist_ok=True)
-    runs = open_datasets(zoo.path.parent / "*.zarr", name)
+def test_runs_of_any_rank_open_together(zoo: Recorded, tmp_path: Path, name: str) -> None:
+    shutil.copytree(zoo.path, tmp_path / "again.zarr")
+    runs = open_datasets([zoo.path, tmp_path / "again.zarr"], name)
     assert runs.W.dims == ("run", "step", *DIMS[name])
     one = open_dataset(zoo.path, name)
     for variable in ("W", "adam_residual", "freeze_step"):

@@ -42,7 +42,7 @@ class Cause(Named, ABC):
 
 
 class BitFlip(Cause):
-    """One bit of {variable} is flipped: bit {bit} at step {step}, token {token}, dim {dim}.
+    """One bit of {variable} is flipped: bit {bit} at step {step}, {place}.
 
     With it flipped back, every row follows from the one before.
     """
@@ -249,9 +249,9 @@ def _is_row_of(evidence: Evidence, step: int, other: int) -> bool:
 
 
 class PermutedTokens(Cause):
-    """The tokens of {variable} are permuted at step {step}.
+    """The {row}s of {variable} are permuted at step {step}.
 
-    The values of token {token} are those of token {other}, and so on.
+    The values of {place} are those of {other}, and so on.
     """
 
     code = "permuted-tokens"
@@ -281,7 +281,9 @@ def _permuted(evidence: Evidence, name: str, places: np.ndarray) -> Facts:
     return {
         "variable": name,
         "token": int(evidence.tokens[first]),
-        "other": int(evidence.source.token_ids[evidence.tokens[places[first]]]),
+        "other": evidence.schema.place(
+            int(evidence.source.token_ids[evidence.tokens[places[first]]])
+        ),
         "dim": None,
     }
 
@@ -600,7 +602,7 @@ class WrongGradient(Cause):
 class Unbalanced(Cause):
     """Rows from step {step} on do not follow from the rows before.
 
-    It begins in {variable} at token {token}, dim {dim}. No cause that is known here explains it.
+    It begins in {variable} at {place}. No cause that is known here explains it.
     """
 
     code = "unbalanced"

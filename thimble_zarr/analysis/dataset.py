@@ -99,7 +99,7 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         for name in names
     }
     frozen = LazyTokens.of(source, TokenNumbers(freeze_step, np.maximum))
-    moved = f"last step at which a {dims[0] if dims else 'parameter'} moved"
+    moved = f"last step at which a {reader.schema.row_name} moved"
     tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
     scalars = {
         name: ("step", values, {"long_name": SCALARS[name]})

@@ -37,7 +37,8 @@ class Finding:
     variable
         The array that is wrong, where that is known.
     step, token, dim
-        Where it begins. None where a whole step or every token is concerned.
+        Where it begins. None where a whole step or every token is concerned. A token is a position
+        along the first axis of the parameter, a dim one along all others, flattened.
     n_steps
         Steps that fail because of it.
     """
@@ -56,7 +57,7 @@ class Finding:
 
 
 class FlippedBit(Named):
-    """One bit of {variable} is flipped: bit {bit} at step {step}, token {token}, dim {dim}.
+    """One bit of {variable} is flipped: bit {bit} at step {step}, {place}.
 
     With it flipped back, its chunk has the checksum it was committed with.
     """
@@ -222,16 +223,22 @@ def _explain(evidence: Evidence, run: Run) -> Finding:
 
 def _finding(cause: type[Named], where: Facts, source: Source) -> Finding:
     """Return a finding, of which `where` has row and position instead of step and token id."""
+    schema = source.reader.schema
     for name, labels in {"step": source.steps, "token": source.token_ids}.items():
         if (at := where.get(name)) is not None:
             where = {**where, name: int(labels[at])}
+    token, dim = (_as_int(where.get(axis)) for axis in ("token", "dim"))
+    words = {
+        "place": "" if token is None else schema.place(token, dim),
+        "row": schema.row_name,
+    }
     return Finding(
         code=cause.code,
-        message=" ".join((inspect.getdoc(cause) or "").split()).format(**where),
+        message=" ".join((inspect.getdoc(cause) or "").split()).format(**where, **words),
         variable=_as_str(where.get("variable")),
         step=_as_int(where["step"]) or 0,
-        token=_as_int(where.get("token")),
-        dim=_as_int(where.get("dim")),
+        token=token,
+        dim=dim,
         n_steps=_as_int(where["n_steps"]) or 0,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from thimble_zarr.analysis.accounting import lazy_variable
 from thimble_zarr.errors import SelectionError
 
 _WORDS = ("all", "live", "dead")
@@ -32,8 +33,18 @@ def select_subsets(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, dict[s
     Raises
     ------
     SelectionError
-        If a subset cannot be read, names a token that is not there, or is empty.
+        If a subset cannot be read, names a token that is not there, or is empty, or the parameter
+        has no tokens: then there is only `all`, whose ids are those of its rows.
     """
+    if "token" not in ds.dims:
+        schema = lazy_variable(ds).source.reader.schema
+        if spec not in (None, "all"):
+            raise SelectionError(
+                f"--tokens {spec}: the parameter {schema.parameter or 'of this run'} has no "
+                f"tokens, but dims ({', '.join(schema.dims)}); choose others with --parameter, or "
+                "leave --tokens out"
+            )
+        return ds, {"all": lazy_variable(ds).source.token_ids}
     selected = [select_tokens(ds, part) for part in _subsets(spec)]
     subsets = {name: of.token.values for of, name in selected}
     if len(selected) == 1:

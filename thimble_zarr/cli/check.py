@@ -1,12 +1,12 @@
 """`check`: does every recorded row follow from the one before?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from thimble_zarr.cli.options import QUIET, STORES, TOKEN_MASK
+from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK
 from thimble_zarr.cli.overview import Checked, overview, rendered_runs
 from thimble_zarr.cli.report import Section, in_words, rendered
 from thimble_zarr.cli.scheduling import scheduled, scheduling_options
@@ -15,6 +15,9 @@ from thimble_zarr.errors import StoreError, ThimbleError
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
+
+    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.interchange.notebook import NotebookReader
 
 
 @click.command()
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     "TEXT; or several subsets such as dead,live,all, in one pass.  "
     "[default: dead where known, else all]",
 )
+@PARAMETERS
 @click.option("--steps", metavar="A:B", help="First and last step.  [default: every step]")
 @click.option(
     "--format",
@@ -66,7 +70,7 @@ def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> No
     they differ, the cause is looked for and named.
     STORE may be the safetensors file of the original notebook; it is read in place. Several, or a
     quoted pattern such as "seed*/run.zarr", are checked one after the other and shown as a line
-    each; one that cannot be read does not stop the others.
+    each; one that cannot be read does not stop the others. So are several parameters of a STORE.
     Exit code 0 if the books balance, else 1; of several stores the worst.
     """
     ctx.exit(run_check(stores, **options))
@@ -75,6 +79,8 @@ def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> No
 def run_check(
     stores: Sequence[Path],
     *,
+    parameters: Sequence[str] = (),
+    token_mask: Path | None = None,
     format_: str = "table",
     output: Path | None = None,
     quiet: bool = False,
@@ -82,17 +88,20 @@ def run_check(
 ) -> int:
     """Compute, print and judge; return the exit code."""
     from thimble_zarr.analysis.paths import stores_at
+    from thimble_zarr.interchange.recording import open_recording
 
     if options.get("device") is not None and not options.get("replay", True):
         raise click.UsageError("--device says where to replay, and --no-replay not to")
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
     paths = [Path(path) for path in stores_at(stores)]
-    if len(paths) == 1:
-        runs = [Checked(paths[0], _check_store(paths[0], quiet=quiet, **options))]
+    opening: dict[str, Any] = {"parameters": parameters, "token_mask": token_mask}
+    readers = open_recording(paths[0], **opening) if len(paths) == 1 else ()
+    if len(readers) == 1:
+        runs = [Checked(paths[0], sections=_check(paths[0], readers[0], quiet=quiet, **options))]
         text, words = rendered(runs[0].sections, format_), in_words(runs[0].sections)
     else:
-        runs = [_check_one_of_several(path, quiet=quiet, **options) for path in paths]
+        runs = [run for path in paths for run in _check_each(path, opening, quiet=quiet, **options)]
         text, words = rendered_runs(runs, format_), overview(runs)
     if output is None:
         click.echo(text, nl=False)
@@ -103,40 +112,58 @@ def run_check(
     return max(run.exit_code for run in runs)
 
 
-def _check_one_of_several(store: Path, **options: Any) -> Checked:
-    """Check a run; if that is not possible, say so and let the others be checked."""
+def _check_each(store: Path, opening: Mapping[str, Any], **options: Any) -> Iterator[Checked]:
+    """Check the parameters of a run; if one cannot be, say so and let the others be checked."""
+    from thimble_zarr.interchange.recording import open_recording
+
     try:
-        return Checked(store, _check_store(store, **options))
+        readers = open_recording(store, **opening)
     except (ThimbleError, OSError) as error:
-        where = "" if str(store) in str(error) else f"{store}: "
-        click.echo(f"Error: {where}{error}", err=True)
-        return Checked(store, error=error)
+        yield _unchecked(store, None, error)
+        return
+    for reader in readers:
+        name = _name(reader)
+        try:
+            sections = _check(store, reader, **options)
+        except (ThimbleError, OSError) as error:
+            yield _unchecked(store, name, error)
+        else:
+            yield Checked(store, name, sections)
 
 
-def _check_store(
+def _unchecked(store: Path, parameter: str | None, error: Exception) -> Checked:
+    of = f"{store}, {parameter}" if parameter else f"{store}"
+    where = "" if str(store) in str(error) else f"{of}: "
+    click.echo(f"Error: {where}{error}", err=True)
+    return Checked(store, parameter, error=error)
+
+
+def _name(reader: "StoreReader | NotebookReader") -> str | None:
+    """Return the name of a parameter where it is one of several."""
+    return getattr(reader, "group", None) or None
+
+
+def _check(
     store: Path,
+    reader: "StoreReader | NotebookReader",
     *,
     tokens: str | None = None,
     steps: str | None = None,
     extended: bool = False,
     replay: bool = True,
     device: str | None = None,
-    token_mask: Path | None = None,
     quiet: bool = False,
     **scheduling: Any,
 ) -> list[Section]:
-    """Check the subsets of a run that `--tokens` names, in one pass over the store."""
+    """Check the subsets of a parameter that `--tokens` names, in one pass over the store."""
     from thimble_zarr.analysis.accounting import check_inputs, lazy_variable
     from thimble_zarr.analysis.dataset import dataset_of
     from thimble_zarr.analysis.findings import find_causes
     from thimble_zarr.analysis.selection import select_steps, select_subsets
     from thimble_zarr.analysis.variables import missing_inputs
     from thimble_zarr.analysis.verdict import verdict
-    from thimble_zarr.interchange.recording import open_recording
 
-    ds = dataset_of(open_recording(store, token_mask=token_mask))
-    n_all = ds.sizes["token"]
-    ds, subsets = select_subsets(ds, tokens)
+    ds, subsets = select_subsets(dataset_of(reader), tokens)
     ds = select_steps(ds, steps)
     schema = lazy_variable(ds).source.reader.schema
     check_inputs(schema, replay=False)
@@ -150,9 +177,11 @@ def _check_store(
         sections.append(
             Section(
                 store=store,
+                parameter=_name(reader),
                 subset=subset,
                 ds=of_subset,
-                n_all=n_all,
+                n_selected=len(subsets[subset]),
+                n_all=reader.schema.n_tokens,
                 table=table,
                 extended=extended,
                 findings=findings,

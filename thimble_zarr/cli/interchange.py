@@ -54,9 +54,10 @@ def import_(
 @click.command(name="export")
 @STORE
 @FILE
+@click.option("--parameter", metavar="NAME", help="Which, where STORE holds several.")
 @click.option("--overwrite", is_flag=True, help="Replace a safetensors file of that name.")
 @QUIET
-def export(store: Path, file: Path, *, overwrite: bool, quiet: bool) -> None:
+def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, quiet: bool) -> None:
     """Write STORE to FILE as the original notebook would have saved it.
 
     An imported STORE becomes the file it came from, bit for bit. A failure leaves no file.
@@ -64,7 +65,7 @@ def export(store: Path, file: Path, *, overwrite: bool, quiet: bool) -> None:
     from thimble_zarr.format.store import StoreReader
     from thimble_zarr.interchange.notebook import export_notebook
 
-    reader = StoreReader.open(store)
+    reader = StoreReader.open(store, parameter)
     with _progress("exporting", quiet=quiet) as on_progress:
         export_notebook(reader, file, overwrite=overwrite, on_progress=on_progress)
     if not quiet:

@@ -27,6 +27,16 @@ TOKEN_MASK = click.option(
 )
 
 
+PARAMETERS = click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME",
+    help='Of several parameters only this one, or those of a pattern such as "*.weight"; may be '
+    "given again.  [default: all]",
+)
+
+
 class Size(click.ParamType[int]):
     """A number of bytes, such as 256MiB."""
 

@@ -1,4 +1,4 @@
-"""What a check found of several runs, as people and machines read it."""
+"""What a check found of several runs or parameters, as people and machines read it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,14 @@ from thimble_zarr.cli.report import (
 
 @dataclass(frozen=True)
 class Checked:
-    """A run that was checked, or why it could not be.
+    """A parameter of a run that was checked, or why it could not be.
 
     Attributes
     ----------
     store
         Where the run is.
+    parameter
+        The parameter's name, where the store holds several.
     sections
         One a subset of its tokens.
     error
@@ -31,12 +33,13 @@ class Checked:
     """
 
     store: Path
+    parameter: str | None = None
     sections: Sequence[Section] = ()
     error: Exception | None = None
 
     @property
     def exit_code(self) -> int:
-        """What the command says of this run."""
+        """What the command says of it."""
         if self.error is not None:
             return exit_code(self.error)
         return 0 if all(section.found.holds for section in self.sections) else FOUND
@@ -52,26 +55,31 @@ def rendered_runs(runs: Sequence[Checked], format_: str) -> str:
 
 
 def overview(runs: Sequence[Checked]) -> str:
-    """Return a line a run and subset, and in words what fails."""
+    """Return a line a run, parameter and subset, and in words what fails."""
     sections = [section for run in runs for section in run.sections]
     replayed = any("recurrence" in section.table.dims for section in sections)
     equal = "equal bits" if replayed else "within rounding"
-    title = ("store", "tokens", "steps", "first cosine", "last cosine", equal, "")
-    lines: list[tuple[str, ...]] = [title]
+    lines: list[tuple[str, ...]] = [
+        ("store", "parameter", "tokens", "steps", "first cosine", "last cosine", equal, "")
+    ]
     for run in runs:
-        unchecked = (str(run.store), *["-"] * 5, "not checked")
+        unchecked = (str(run.store), run.parameter or "-", *["-"] * 5, "not checked")
         lines += map(_line, run.sections) if run.sections else [unchecked]
+    if not any(run.parameter for run in runs):
+        lines = [(line[0], *line[2:]) for line in lines]
     failing = [section for section in sections if not section.found.holds]
-    words = [f"{at.store}, {at.subset}: {section_in_words(at)}" for at in failing]
+    words = [f"{at.of}, {at.subset}: {section_in_words(at)}" for at in failing]
     return "\n\n".join([aligned(lines), *words])
 
 
 def _line(section: Section) -> tuple[str, ...]:
     table, found = section.table, section.found
     cosines = table.cosine_similarity.values
+    rows = "" if section.schema.has_tokens else f" {section.schema.row_name}s"
     return (
         str(section.store),
-        f"{section.subset}: {section.ds.token.size:,} of {section.n_all:,}",
+        section.parameter or "-",
+        f"{section.subset}: {section.n_selected:,} of {section.n_all:,}{rows}",
         f"{int(table.step[0])} to {int(table.step[-1])}{_some(section)}",
         f"{cosines[0]:.4f}",
         f"{cosines[-1]:.4f}",
@@ -95,16 +103,20 @@ def _share(section: Section) -> str:
 
 
 def _as_csv(runs: Sequence[Checked]) -> str:
-    """Return every step of every run, and first which run."""
+    """Return every step of every run, and first which run and which of its parameters."""
     import pandas as pd
 
-    tables = [(run.store, every_step(run.sections)) for run in runs if run.sections]
-    for store, table in tables:
-        table.insert(0, "store", str(store))
+    tables = [(run, every_step(run.sections)) for run in runs if run.sections]
+    several = any(run.parameter for run, _ in tables)
+    for run, table in tables:
+        if several:
+            table.insert(0, "parameter", run.parameter)
+        table.insert(0, "store", str(run.store))
     return pd.concat([table for _, table in tables]).to_csv(index=False) if tables else ""
 
 
 def _as_json(run: Checked) -> dict[str, object]:
     if run.error is not None:
-        return {"store": str(run.store), "error": str(run.error)}
+        parameter = {"parameter": run.parameter} if run.parameter else {}
+        return {"store": str(run.store), **parameter, "error": str(run.error)}
     return as_json(run.sections)

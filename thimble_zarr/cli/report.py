@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from thimble_zarr.analysis.findings import Finding
     from thimble_zarr.analysis.verdict import Verdict
+    from thimble_zarr.format.schema import Schema
 
 EDGE_ROWS = 20
 """Rows shown from each end of a long table, as in the original notebook."""
@@ -30,10 +31,12 @@ class Section:
         Where the run is.
     subset
         The subset's name.
+    parameter
+        The parameter's name, where the store holds several.
     ds
         The dataset, with what was selected of it.
-    n_all
-        Tokens of the run.
+    n_selected, n_all
+        Tokens that were selected, and all of the parameter; rows where it has none.
     table
         What `accounting` returned.
     extended
@@ -45,8 +48,10 @@ class Section:
     """
 
     store: Path
+    parameter: str | None
     subset: str
     ds: "xr.Dataset"
+    n_selected: int
     n_all: int
     table: "xr.Dataset"
     extended: bool
@@ -61,12 +66,22 @@ class Section:
     @property
     def not_replayed(self) -> str:
         """What was not recorded that the replay needs; empty where it can be made."""
-        from thimble_zarr.analysis.accounting import lazy_variable
         from thimble_zarr.analysis.variables import how_to_record, missing_inputs
 
-        schema = lazy_variable(self.ds).source.reader.schema
-        missing = missing_inputs("unexplained", schema)
-        return how_to_record(missing, schema) if missing else ""
+        missing = missing_inputs("unexplained", self.schema)
+        return how_to_record(missing, self.schema) if missing else ""
+
+    @property
+    def of(self) -> str:
+        """The run, and which of its parameters if it has several."""
+        return f"{self.store}, {self.parameter}" if self.parameter else f"{self.store}"
+
+    @property
+    def schema(self) -> "Schema":
+        """What was recorded."""
+        from thimble_zarr.analysis.accounting import lazy_variable
+
+        return lazy_variable(self.ds).source.reader.schema
 
 
 def rendered(sections: Sequence[Section], format_: str) -> str:
@@ -93,7 +108,7 @@ def section_in_words(section: Section) -> str:
 
 def _as_text(section: Section) -> str:
     parts = [_title(section), _as_table(_rows(section))]
-    parts += [replay_table(section.table)] if "recurrence" in section.table.dims else []
+    parts += [replay_table(section)] if "recurrence" in section.table.dims else []
     return "\n\n".join([*parts, section_in_words(section)]) + "\n"
 
 
@@ -117,7 +132,12 @@ def as_json(sections: Sequence[Section]) -> dict[str, Any]:
     """Return the sections of a run as JSON has them: what is not a finite number is null."""
     if len(sections) == 1:
         return _section_as_json(sections[0])
-    return {"store": str(sections[0].store), "subsets": [*map(_section_as_json, sections)]}
+    parameter = {"parameter": sections[0].parameter} if sections[0].parameter else {}
+    return {
+        "store": str(sections[0].store),
+        **parameter,
+        "subsets": [*map(_section_as_json, sections)],
+    }
 
 
 def _rows(section: Section) -> "pd.DataFrame":
@@ -138,14 +158,18 @@ def share_of(part: int, total: int) -> str:
     return f"{math.floor(1e6 * part / total) / 1e4:g} %"
 
 
-def replay_table(table: "xr.Dataset") -> str:
+def replay_table(section: Section) -> str:
     """Return the replay for people, a line for each recurrence."""
+    table = section.table
     reason = table.attrs["not_exact_because"]
     how = f"not to the bit, because {reason}" if reason else "to the bit"
     lines = [("", "elements", "equal", "share", "first differing", "max ULP")]
     for name, found in _replay(table).items():
         total, equal, first = found["total"], found["equal"], found["first"]
-        where = "step {step}, token {token}, dim {dim}".format(**first) if first else "none"
+        where = "none"
+        if first:
+            place = section.schema.place(first["token"], first["dim"])
+            where = f"step {first['step']}, {place}"
         ulp = f"{found['max_ulp']:g}"
         lines.append((name, f"{total:,}", f"{equal:,}", share_of(equal, total), where, ulp))
     return f"Replay on {table.attrs['device']}, {how}\n{aligned(lines)}"
@@ -176,19 +200,27 @@ def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
 
 
 def _title(section: Section) -> str:
-    ds, n_checked, n_recorded = section.ds, section.table.sizes["step"], section.n_recorded
-    alone = (
-        f"{n_checked:,} of {n_recorded:,} recorded steps are checked, the others have no row before"
-    )
-    lines = [f", {alone}" if n_checked < n_recorded else ""]
-    if section.not_replayed:
-        lines.append(f"Checked  AdamW's formula and no replay: {section.not_replayed}")
+    ds = section.ds
     return (
-        f"Store    {section.store}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
+        f"Store    {section.of}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
         f"({ds.attrs['implementation']})\n"
-        f"Tokens   {section.subset}: {ds.token.size:,} of {section.n_all:,}\n"
-        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}" + "\n".join(lines)
+        f"{f'{section.schema.row_name.capitalize()}s':<8} "
+        f"{section.subset}: {section.n_selected:,} of {section.n_all:,}\n"
+        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}{_left_out(section)}"
     )
+
+
+def _left_out(section: Section) -> str:
+    """Return which recorded steps are not checked and what is not, where that is so."""
+    words, n_checked = "", section.table.sizes["step"]
+    if n_checked < section.n_recorded:
+        words += (
+            f": {n_checked:,} of {section.n_recorded:,} recorded steps are checked, the row before "
+            "the others was not recorded"
+        )
+    if section.not_replayed:
+        words += f"\nChecked  AdamW's formula, without a replay: {section.not_replayed}"
+    return words
 
 
 def _summary(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -216,7 +248,8 @@ def _section_as_json(section: Section) -> dict[str, Any]:
         of["max_ulp"] = of["max_ulp"] if math.isfinite(of["max_ulp"]) else None
     return {
         "store": str(section.store),
-        "tokens": {"subset": section.subset, "n": section.ds.token.size},
+        **({"parameter": section.parameter} if section.parameter else {}),
+        "tokens": {"subset": section.subset, "n": section.n_selected},
         "steps": [int(rows.t.min()), int(rows.t.max())],
         "n_steps": {"checked": len(rows), "recorded": section.n_recorded},
         "rows": [_finite(row) for row in rows.to_dict("records")],

@@ -280,6 +280,20 @@ class Schema:
         return self.dims == TOKEN_DIMS
 
     @property
+    def row_name(self) -> str:
+        """What a row is called: `token`, `row`, or `element` where it is a single one."""
+        return "token" if self.has_tokens else "row" if len(self.shape) > 1 else "element"
+
+    def place(self, token: int, dim: int | None = None) -> str:
+        """Return where an element is, or all of a row, by the names of the parameter's axes."""
+        if not self.shape:
+            return "its only element"
+        index = [token]
+        if dim is not None and len(self.shape) > 1:
+            index += map(int, np.unravel_index(dim, self.shape[1:]))
+        return ", ".join(f"{name} {at}" for name, at in zip(self.dims, index, strict=False))
+
+    @property
     def row_bytes(self) -> int:
         """Uncompressed bytes of one row of all variables."""
         return row_size(self.shape, self.dtypes).n_bytes

@@ -511,16 +511,21 @@ def _as_notebook(reader: Reader) -> Contents:
 def _check_fits(reader: Reader) -> None:
     """Raise ConfigError if the notebook's file has no place for something of the recording."""
     schema, scalars = reader.schema, reader.read_scalars()
+    if len(schema.shape) != 2:
+        raise ConfigError(
+            f"{reader.path} holds a parameter of shape {schema.shape}, and the notebook's file an "
+            "embedding of shape (token, dim) only"
+        )
     missing = [name for name in FILE_NAMES if name not in schema.dtypes]
     choices = {
-        f"without {', '.join(missing)}": missing,
-        "some of its tokens": schema.whole_tokens is not None,
-        "some of its steps": schema.schedule is not None,
+        f"no {', '.join(missing)}": bool(missing),
+        "only some of its tokens": schema.whole_tokens is not None,
+        "only some of its steps": schema.schedule is not None,
     }
-    if chosen := [words for words, there in choices.items() if there]:
+    if chosen := [words for words, made in choices.items() if made]:
         raise ConfigError(
-            f"{reader.path} holds its run {' and '.join(chosen)}, and the notebook's file "
-            "needs all of it; export a run that was recorded whole"
+            f"{reader.path} has {' and '.join(chosen)}, and the notebook's file needs all of a "
+            "run; export one that was recorded whole"
         )
     if set(schema.dtypes.values()) != {"bfloat16"}:
         raise ConfigError(

@@ -1,26 +1,38 @@
 """Open a recording wherever it lies: a store, or a file of the original notebook."""
 
+import fnmatch
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from thimble_zarr.errors import ConfigError, NotAStoreError
+from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError
 from thimble_zarr.format.labels import read_mask
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.format.store import StorePath, StoreReader
 from thimble_zarr.interchange.notebook import NotebookReader
 
+R = TypeVar("R", StoreReader, NotebookReader)
+
 
 def open_recording(
-    path: StorePath, *, token_mask: Path | None = None
-) -> StoreReader | NotebookReader:
-    """Open a store, or a notebook's file in place.
+    path: StorePath, *, parameters: Sequence[str] = (), token_mask: Path | None = None
+) -> Sequence[StoreReader] | Sequence[NotebookReader]:
+    """Open the parameters of a store, or of a notebook's file in place.
 
     Parameters
     ----------
     path
         A store's directory or a safetensors file.
+    parameters
+        Names or patterns (`fnmatch`) of the parameters to open, all by default.
     token_mask
         The token mask of a notebook's file. A store has its labels.
+
+    Returns
+    -------
+    sequence of StoreReader or NotebookReader
+        One a parameter, in the order of the recording.
 
     Raises
     ------
@@ -28,6 +40,8 @@ def open_recording(
         If it is neither, of another format version, or damaged.
     ConfigError
         If a mask was given for a store.
+    SelectionError
+        If one of `parameters` matches nothing.
     CorpusError
         If the mask cannot be read or is of another vocabulary.
     StoreError
@@ -36,7 +50,7 @@ def open_recording(
     path = Path(path)
     if path.is_file():
         try:
-            return open_notebook(path, token_mask=token_mask)
+            return _chosen([open_notebook(path, token_mask=token_mask)], parameters)
         except NotAStoreError as error:
             raise NotAStoreError(f"{path} is not a thimble-zarr store; {error}") from error
     if token_mask is not None:
@@ -44,7 +58,22 @@ def open_recording(
             f"{path} is no safetensors file, and a token mask is for those only; a store has the "
             "labels it was recorded or imported with"
         )
-    return StoreReader.open(path)
+    return _chosen(StoreReader.open_each(path), parameters)
+
+
+def _chosen(readers: Sequence[R], patterns: Sequence[str]) -> Sequence[R]:
+    """Return the readers whose parameters match one of some patterns; all of no pattern."""
+    names = [reader.schema.parameter or "" for reader in readers]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            there = ", ".join(filter(None, names)) or "one without a name"
+            raise SelectionError(f"{readers[0].path} has no parameter {pattern}; there is {there}")
+    matching = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    return [
+        reader
+        for reader, name in zip(readers, names, strict=True)
+        if not patterns or name in matching
+    ]
 
 
 def open_notebook(file: StorePath, *, token_mask: Path | None = None) -> NotebookReader:
