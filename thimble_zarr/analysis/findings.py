@@ -225,7 +225,7 @@ def _finding(cause: type[Named], where: Facts, source: Source) -> Finding:
     """Return a finding, of which `where` has row and position instead of step and token id."""
     schema = source.reader.schema
     for name, labels in {"step": source.steps, "token": source.token_ids}.items():
-        if (at := where.get(name)) is not None:
+        if (at := _as_int(where.get(name))) is not None:
             where = {**where, name: int(labels[at])}
     token, dim = (_as_int(where.get(axis)) for axis in ("token", "dim"))
     words = {

@@ -9,7 +9,7 @@ from thimble_zarr.analysis.variables import DERIVED, how_to_record, missing_inpu
 from thimble_zarr.format.schema import VARIABLES, Schema
 
 
-class PartialDataset(xr.Dataset):
+class PartialDataset(xr.Dataset):  # type: ignore[no-untyped-call]  # of its __init_subclass__
     """An ordinary dataset, but for the error on a variable that could not be computed."""
 
     __slots__ = ()

@@ -67,7 +67,12 @@ class Block:
             values.fill(np.nan)
 
     def append(
-        self, tensors: Mapping[str, Tensor | None], scalars: Mapping[str, float], *, step: int
+        self,
+        tensors: Mapping[str, Tensor | None],
+        scalars: Mapping[str, float],
+        *,
+        step: int,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Copy one row in. The row counts only when all of it is there.
 
@@ -79,23 +84,27 @@ class Block:
             Per-step scalars; those not given are missing.
         step
             The step it is the row of.
+        rows
+            For variables of which only some rows are recorded, the indices of those, on the device
+            of the variable.
 
         Raises
         ------
         OptimizerError
             If a tensor is not of the declared shape and dtype.
         """
-        for name, rows in self._tensors.items():
-            row, tensor = rows[self.n_rows], tensors[name]
+        for name, of_name in self._tensors.items():
+            row, tensor, chosen = of_name[self.n_rows], tensors[name], (rows or {}).get(name)
             if tensor is None:
                 row.fill_(float("nan"))
                 continue
-            if tensor.shape != row.shape or tensor.dtype != row.dtype:
+            shape = tensor.shape if chosen is None else (len(chosen), *tensor.shape[1:])
+            if shape != row.shape or tensor.dtype != row.dtype:
                 raise OptimizerError(
                     f"{name} became {dtype_name(tensor)} {tuple(tensor.shape)} during the run, but "
                     f"{dtype_name(row)} {tuple(row.shape)} was declared; start a new recording"
                 )
-            _copy(row, tensor)
+            _copy(row, tensor, chosen)
         for name, value in scalars.items():
             self.scalars[name][self.n_rows] = value
         self.steps[self.n_rows] = step
@@ -116,13 +125,18 @@ def as_rows(bits: np.ndarray) -> np.ndarray:
     return bits.reshape(n_steps, n_tokens, -1)
 
 
-def _copy(row: Tensor, tensor: Tensor) -> None:
-    """Copy a tensor from any device.
+def _copy(row: Tensor, tensor: Tensor, chosen: Tensor | None) -> None:
+    """Copy a tensor, or the chosen rows of it, from any device.
 
     On the CPU in one thread: torch takes several, and they wait for each other whenever the writer
     has one of their cores.
     """
-    if tensor.is_cpu:
+    if chosen is not None and tensor.is_cpu:
+        # Clipped, which nothing is, so that NumPy writes into the row itself.
+        np.take(_bits(tensor), chosen.numpy(), axis=0, out=_bits(row), mode="clip")
+    elif chosen is not None:
+        row.copy_(tensor.index_select(0, chosen))
+    elif tensor.is_cpu:
         np.copyto(_bits(row), _bits(tensor))
     else:
         row.copy_(tensor)

@@ -118,11 +118,6 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[s
     return {"W": parameter.detach()} | {name: state[name] for name in moments if name in state}
 
 
-def rows_of(tensor: Tensor | None, rows: Tensor | None) -> Tensor | None:
-    """Return some rows of a tensor, a copy of them, or the tensor itself where all are meant."""
-    return tensor if tensor is None or rows is None else tensor.index_select(0, rows)
-
-
 def optimizer_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> float:
     """Return the optimizer's own count of steps for `parameter`."""
     return float(optimizer.state.get(parameter, {}).get("step", 0.0))

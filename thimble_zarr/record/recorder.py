@@ -26,6 +26,7 @@ from thimble_zarr.errors import ConfigError, RecordingError
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layouts
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import (
+    VARIABLES,
     Json,
     Schema,
     TokenLabels,
@@ -41,7 +42,6 @@ from thimble_zarr.record.capture import (
     hyperparameters_of,
     optimizer_info,
     optimizer_step,
-    rows_of,
     state_tensors,
 )
 from thimble_zarr.record.interrupts import interrupts_held
@@ -160,8 +160,9 @@ class Recorder:
         self._optimizer = optimizer
         self._parameters = {group: of.tensor for group, of in chosen.items()}
         self._rows = {
-            group: torch.from_numpy(of.rows).to(of.tensor.device)
+            array_path(group, name): torch.from_numpy(of.rows).to(of.tensor.device)
             for group, of in chosen.items()
+            for name in VARIABLES
             if of.rows is not None
         }
         self._schedule = steps
@@ -337,8 +338,32 @@ class Recorder:
         except OSError as error:
             raise RecordingError(f"cannot close {self._store.path}: {error}") from error
 
-    @interrupts_held()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        if self._is_idle:
+            return  # before interrupts are held back, which takes most of the time of a hook
+        self._begin_step()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        if self._is_recorded(self._step + 1):
+            self._record_step()
+        else:
+            # A Ctrl-C in here may lose a step: then the optimizer has counted one more at the next
+            # row than there can be, which is refused.
+            self._step += 1
+            self._count_step()
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do before a step: it is not recorded, and all is written."""
+        return (
+            self._begun
+            and not self._is_recorded(self._step + 1)
+            and not self._block.full
+            and self._writer.settled
+        )
+
+    @interrupts_held()
+    def _begin_step(self) -> None:
         self._check()
         if not self._begun:
             self._begun = True
@@ -350,14 +375,13 @@ class Recorder:
             self._look_ahead()
 
     @interrupts_held()
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    def _record_step(self) -> None:
         step = self._step + 1
-        if self._is_recorded(step):
-            with self._stopwatch.time("copy_s"):
-                self._append_row(self._hyperparameters, step=step)
-            if self._loss is not None:
-                self._block.set_loss(self._block.n_rows - 1, self._loss)
-                self._loss = None
+        with self._stopwatch.time("copy_s"):
+            self._append_row(self._hyperparameters, step=step)
+        if self._loss is not None:
+            self._block.set_loss(self._block.n_rows - 1, self._loss)
+            self._loss = None
         self._step = step
         self._count_step()
 
@@ -389,9 +413,9 @@ class Recorder:
             grad = parameter.grad if step else None
             for name in self.schemas[group].dtypes:
                 tensor = grad if name == "grad" else states.get(name, zeros.expand(parameter.shape))
-                tensors[array_path(group, name)] = rows_of(tensor, self._rows.get(group))
+                tensors[array_path(group, name)] = tensor
         counts = {array_path(group, "optimizer_step"): count for group, count in counted.items()}
-        self._block.append(tensors, {**counts, **hyperparameters}, step=step)
+        self._block.append(tensors, {**counts, **hyperparameters}, step=step, rows=self._rows)
         self._optimizer_steps = counted
         self._last_row = step
 

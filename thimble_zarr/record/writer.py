@@ -80,6 +80,11 @@ class BlockWriter:
         if self._error is not None:
             self._fail(self._error)
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is pending and nothing failed, so that `check` has nothing to do."""
+        return not self._pending and self._error is None
+
     def stop(self) -> None:
         """Wait for pending blocks and end the thread."""
         self._thread.shutdown()
