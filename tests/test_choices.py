@@ -456,3 +456,12 @@ def test_check_and_info_say_what_was_chosen(tmp_path: Path) -> None:
     assert "6 rows of steps 4 to 13, by schedule windows((5, 7)) | every(13)" in shown
     nothing = run("check", tmp_path / "run.zarr", "--steps", "12")
     assert nothing.exit_code == 2
+
+
+def test_the_plan_of_less_is_less(tmp_path: Path) -> None:
+    lines = run(
+        "plan", tmp_path / "run.zarr", "--every", "10", "--windows", "1:2", "--variables", "W,grad"
+    ).stdout.splitlines()
+    planned = {line.split()[0]: " ".join(line.split()[1:3]) for line in lines if line[:2] == "  "}
+    rows = 3 + 2 * 100  # rows 0 to 2, and two for each multiple of ten
+    assert planned == dict.fromkeys(("W", "grad"), f"{rows * 10_000 * 64 * 2 / 1e6:.2f} MB")
