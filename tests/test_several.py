@@ -1,6 +1,8 @@
 """Several parameters in one store, of any rank and dtype, against what a loop saw."""
 
+import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import tensorstore
 import torch
 import xarray as xr
 import zarr
+from zarr.errors import ZarrUserWarning
 
 from tests.faults import Arrays, rewrite
 from tests.runs import N_STEPS
@@ -69,6 +72,22 @@ def test_plain_xarray_opens_all(zoo: Recorded) -> None:
     tree = xr.open_datatree(zoo.path, engine="zarr")
     assert set(SHAPES) <= set(tree.children)
     assert tree["wte.weight"].dims["token"] == 11
+
+
+@pytest.mark.parametrize("group", ["", "up"])
+def test_metadata_are_consolidated_as_zarr_does_it(
+    zoo: Recorded, tmp_path: Path, group: str
+) -> None:
+    path = Path(shutil.copytree(zoo.path, tmp_path / "again.zarr"))
+    for file in (path / name / "zarr.json" for name in (*SHAPES, "")):
+        metadata = json.loads(file.read_text())
+        del metadata["consolidated_metadata"]
+        file.write_text(json.dumps(metadata))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)  # no specification has it
+        zarr.consolidate_metadata(path, path=group)
+    theirs, ours = (json.loads((at / group / "zarr.json").read_text()) for at in (path, zoo.path))
+    assert ours == theirs
 
 
 def test_a_reader_sees_rows_of_a_matrix(zoo: Recorded) -> None:

@@ -11,7 +11,6 @@ Reading (`store`) needs no Zarr, whose import takes as long as many an answer: h
 import json
 import os
 import shutil
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,11 +22,10 @@ import filelock
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, cpu
 from zarr.core.common import JSON
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
 from thimble_zarr.errors import (
@@ -61,6 +59,7 @@ from thimble_zarr.format.store import (
     COMMIT,
     LEDGER,
     LOCK,
+    METADATA,
     Commit,
     StorePath,
     read_attribute,
@@ -422,11 +421,28 @@ class StoreWriter:
                 sync(array.async_array.resize(shape, delete_outside_chunks=False))
 
     def _consolidate(self) -> None:
-        with warnings.catch_warnings():
-            # The Zarr specification does not define it yet; xarray warns where it is missing.
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            for group in sorted({*self.schemas, ""}, reverse=True):  # the root last: it has all
-                zarr.consolidate_metadata(self._root.store, path=group)
+        """Copy all metadata below a group into its own, as zarr-python does.
+
+        It would list all keys anew for each group, and take seconds where there are many.
+        """
+        nodes = {
+            key.removesuffix(METADATA).rstrip("/"): json.loads(content.to_bytes())
+            for key, content in self._encoded.items()
+        }
+        below = {
+            path: node | _consolidated({}) if node["node_type"] == "group" else node
+            for path, node in nodes.items()
+            if path
+        }
+        for group in {*self.schemas, ""}:
+            root = array_path(group, "")
+            of_group = {
+                path.removeprefix(root): node
+                for path, node in below.items()
+                if path.startswith(root)
+            }
+            content = json.dumps(nodes[group] | _consolidated(of_group)).encode()
+            self._encoded[root + METADATA] = cpu.Buffer.from_bytes(content)
 
     def _write_metadata(self) -> None:
         for key, content in self._encoded.items():
@@ -467,6 +483,13 @@ class StoreWriter:
         self._disk.write(self.path / COMMIT, [json.dumps(record).encode()])
         self._disk.sync([self.path / BOOKKEEPING])
         self._commit = commit
+
+
+def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:
+    """Return what zarr-python puts into a group; the Zarr specification does not have it yet."""
+    return {
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata}
+    }
 
 
 def _label_arrays(
