@@ -104,7 +104,10 @@ class Block:
                     f"{name} became {dtype_name(tensor)} {tuple(tensor.shape)} during the run, but "
                     f"{dtype_name(row)} {tuple(row.shape)} was declared; start a new recording"
                 )
-            _copy(row, tensor, chosen)
+            if chosen is None:
+                _copy(row, tensor)
+            else:
+                _take(row, tensor, chosen)
         for name, value in scalars.items():
             self.scalars[name][self.n_rows] = value
         self.steps[self.n_rows] = step
@@ -125,21 +128,25 @@ def as_rows(bits: np.ndarray) -> np.ndarray:
     return bits.reshape(n_steps, n_tokens, -1)
 
 
-def _copy(row: Tensor, tensor: Tensor, chosen: Tensor | None) -> None:
-    """Copy a tensor, or the chosen rows of it, from any device.
+def _copy(row: Tensor, tensor: Tensor) -> None:
+    """Copy a tensor from any device.
 
     On the CPU in one thread: torch takes several, and they wait for each other whenever the writer
     has one of their cores.
     """
-    if chosen is not None and tensor.is_cpu:
-        # Clipped, which nothing is, so that NumPy writes into the row itself.
-        np.take(_bits(tensor), chosen.numpy(), axis=0, out=_bits(row), mode="clip")
-    elif chosen is not None:
-        row.copy_(tensor.index_select(0, chosen))
-    elif tensor.is_cpu:
+    if tensor.is_cpu:
         np.copyto(_bits(row), _bits(tensor))
     else:
         row.copy_(tensor)
+
+
+def _take(row: Tensor, tensor: Tensor, chosen: Tensor) -> None:
+    """Copy some rows of a tensor from any device, as `_copy` copies all."""
+    if tensor.is_cpu:
+        # Clipped, which nothing is, so that NumPy writes into the row itself.
+        np.take(_bits(tensor), chosen.numpy(), axis=0, out=_bits(row), mode="clip")
+    else:
+        row.copy_(tensor.index_select(0, chosen))
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

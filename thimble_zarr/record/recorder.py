@@ -54,7 +54,7 @@ from thimble_zarr.record.parameters import (
     choose_parameters,
     choose_rows,
 )
-from thimble_zarr.record.schedule import RowChoice, as_schedule, count_rows
+from thimble_zarr.record.schedule import RowChoice, as_schedule
 from thimble_zarr.record.writer import BlockWriter
 
 
@@ -100,7 +100,7 @@ class Recorder:
         by default. The row before each of them is recorded too, for a step is checked against it.
     n_steps
         Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
-        was recorded.
+        was recorded. With a schedule it is not needed.
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
@@ -183,8 +183,7 @@ class Recorder:
             schemas.get("", schemas),
             labels={group: of.labels for group, of in chosen.items() if of.labels is not None},
             token_ids={group: of.rows for group, of in chosen.items() if of.rows is not None},
-            # A function of the user's may remember what it was asked: it is asked once a step.
-            n_rows=None if n_steps is None or steps is not schedule else count_rows(steps, n_steps),
+            n_rows=None if n_steps is None or steps is not None else n_steps + 1,
             overwrite=overwrite,
         )
         self._stopwatch = Stopwatch()
