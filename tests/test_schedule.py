@@ -35,6 +35,7 @@ from thimble_zarr.format.bits import decode
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.record import recorder as recorder_module
+from thimble_zarr.record.block import Block
 from thimble_zarr.record.schedule import as_schedule, count_rows
 
 N_STEPS = 31
@@ -188,6 +189,27 @@ def test_a_loss_belongs_to_its_own_step_or_is_dropped(tmp_path: Path, before: bo
     ds = open_dataset(tmp_path / "run.zarr")
     np.testing.assert_array_equal(ds.loss, ds.step)
     assert ds.step.values.tolist() == [3, 4, 7, 8, 11, 12]
+
+
+@pytest.mark.parametrize("schedule", [None, every(1)])
+def test_a_first_row_that_failed_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Callable[[int], bool] | None
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    loop = Loop()
+    options = {"parameter": loop.weight, "schedule": schedule}
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, **options):
+        with monkeypatch.context() as failing:
+            failing.setattr(Block, "append", fail)
+            with pytest.raises(MemoryError):
+                loop.step()
+        for _ in range(3):
+            loop.step()
+    ds = open_dataset(tmp_path / "run.zarr")
+    assert ds.step.values.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(ds.optimizer_step, ds.step)
 
 
 def test_a_schedule_without_any_step_leaves_no_store_and_says_so(tmp_path: Path) -> None:

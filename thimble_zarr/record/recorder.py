@@ -365,9 +365,9 @@ class Recorder:
     def _begin_step(self) -> None:
         self._check()
         if not self._begun:
-            self._begun = True
             if self._is_recorded(0):
                 self._append_row({}, step=0)
+            self._begun = True
             self._row_end_s = time.perf_counter()
         self._make_room()
         if self._is_recorded(self._step + 1):
