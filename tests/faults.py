@@ -21,7 +21,8 @@ def rewrite(
     """Write a store anew, whole and with good checksums, after `change` had its way with it.
 
     `change` gets the stored bits of every variable, shape `(step, token, dim)`, and every per-step
-    scalar, shape `(step,)`, by their paths in the store, and writes into them.
+    scalar, shape `(step,)`, by their paths in the store, and writes into them. Among the scalars is
+    the label of each row, `step`, which is that of all parameters.
     """
     readers = StoreReader.open_each(source_path)
     n_rows, length = readers[0].n_rows, readers[0].schema.layout.block_steps
@@ -35,16 +36,26 @@ def rewrite(
         for reader in readers
         for name, values in reader.read_scalars().items()
     }
+    scalars["step"] = readers[0].read_steps().copy()
     change(bits, scalars)
+    steps = scalars.pop("step")
     schemas = {reader.group: reader.schema for reader in readers}
     labels = {reader.group: reader.read_labels() for reader in readers if reader.schema.has_tokens}
-    writer = StoreWriter.create(target_path, schemas.get("", schemas), labels=labels, n_rows=n_rows)
+    chosen = [reader for reader in readers if reader.schema.whole_tokens is not None]
+    writer = StoreWriter.create(
+        target_path,
+        schemas.get("", schemas),
+        labels=labels,
+        token_ids={reader.group: reader.read_token_ids() for reader in chosen},
+        n_rows=n_rows,
+    )
     for start in range(0, n_rows, length):
         writer.commit_block(
             start,
             min(length, n_rows - start),
             {name: _rows(values, start, length) for name, values in bits.items()},
             {name: _rows(values, start, length) for name, values in scalars.items()},
+            steps=steps[start : start + length],
         )
     writer.close()
 

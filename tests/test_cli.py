@@ -269,6 +269,10 @@ def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokeni
         "corpus": str(corpus),
         "tokenizer": str(tokenizer),
         "token_mask": str(mask),
+        "every": 2,
+        "windows": "1:1",
+        "variables": "W,grad",
+        "record_tokens": "live",
     }
     assert list(settings) == [setting.name for setting in fields(TrainingConfig)]
     flags = [
@@ -713,7 +717,7 @@ def test_csv_is_every_step_with_a_fixed_header(tmp_path: Path) -> None:
 def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> None:
     content = checked(trained)
     ds = open_dataset(trained)
-    about = ["store", "tokens", "steps", "n_skipped", "rows", "summary"]
+    about = ["store", "tokens", "steps", "n_skipped", "n_steps", "rows", "summary"]
     replay = ["replay", "replay_device", "not_exact_because", "findings"]
     assert list(content) == [*about, *replay, "holds", "verdict"]
     total = 5 * 8 * int(ds.dead.sum())

@@ -31,6 +31,10 @@ NONE_IS_DEFAULT = TrainingConfig(
     corpus=Path("corpus.txt"),
     tokenizer=Path("tokenizer.json"),
     token_mask=Path("mask.safetensors"),
+    every=2,
+    windows="1:1",
+    variables="W",
+    record_tokens="dead",
 )
 """A setting lost on the way shows: every one differs from its default."""
 

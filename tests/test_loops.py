@@ -313,9 +313,9 @@ class Mistake:
     def plant(self, monkeypatch: pytest.MonkeyPatch) -> None:
         append = Block.append
 
-        def append_noted(block: Block, tensors: dict, scalars: dict) -> None:
+        def append_noted(block: Block, tensors: dict, scalars: dict, **row: object) -> None:
             grad = tensors["grad"] if tensors["grad"] is None else self.noted
-            append(block, {**tensors, "grad": grad}, scalars)
+            append(block, {**tensors, "grad": grad}, scalars, **row)
 
         monkeypatch.setattr(Block, "append", append_noted)
 
@@ -362,15 +362,15 @@ def test_an_alias_would_be_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     loop = make_loop(dtype=torch.float32)
     append, kept = Block.append, []
 
-    def append_late(block: Block, tensors: dict, scalars: dict) -> None:
+    def append_late(block: Block, tensors: dict, scalars: dict, **row: object) -> None:
         if kept:
-            late_block, late_row, late = kept.pop()
+            late_block, late_row, late, late_labels = kept.pop()
             if late_block is block and late_row < block.n_rows:
                 n_rows, block.n_rows = block.n_rows, late_row
-                append(block, late, {})
+                append(block, late, {}, **late_labels)
                 block.n_rows = n_rows
-        kept.append((block, block.n_rows, tensors))
-        append(block, tensors, scalars)
+        kept.append((block, block.n_rows, tensors, row))
+        append(block, tensors, scalars, **row)
 
     monkeypatch.setattr(Block, "append", append_late)
     assert record(path, loop, lambda step: loop.step()) > 0

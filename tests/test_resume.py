@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.resume import differing_files
 from tests.faults import flip_in_place
 from tests.runs import N_STEPS, TINY_MEMORY, Loop, token_labels
-from thimble_zarr import Recorder, TokenLabels, accounting, open_dataset
+from thimble_zarr import Recorder, TokenLabels, accounting, every, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import (
     ConfigError,
@@ -185,6 +185,74 @@ def test_it_goes_on_again_and_again(tmp_path: Path, reference: Path) -> None:
     assert differing_files(reference, path) == []
     assert StoreReader.open(path).read_resumptions() == [1, 3, 6, 7, 5]
     assert_sound(path)
+
+
+CHOICES = {"variables": ("W", "exp_avg", "exp_avg_sq"), "tokens": [10, 2, 7]}
+
+
+def record_chosen(path: Path, step: int, **options: object) -> Path:
+    """Record some rows and variables up to a step, of which the last is not committed."""
+    run = Run()
+    recorder = run.recorder(path, **{**CHOICES, **options})
+    run.go_to(step - 1, recorder)
+    recorder.flush()
+    run.go_to(step, recorder)
+    kill(recorder)
+    return path
+
+
+def test_chosen_variables_and_tokens_go_on(tmp_path: Path) -> None:
+    run = Run()
+    with run.recorder(tmp_path / "whole.zarr", **CHOICES) as recorder:
+        run.go_to(N_STEPS, recorder)
+    path = record_chosen(tmp_path / "run.zarr", 7)
+    run = Run().go_to(6)
+    with run.recorder(path, resume=True, **CHOICES) as recorder:
+        assert (recorder.step, recorder.next_step, recorder.committed_step) == (6, 7, 6)
+        run.go_to(N_STEPS, recorder)
+    assert differing_files(tmp_path / "whole.zarr", path) == []
+    assert verify(path).findings == []
+    assert open_dataset(path).token.values.tolist() == [2, 7, 10]
+    assert int(accounting(open_dataset(path), replay=False).n_beyond_rounding.sum()) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": [2, 7, 9]}, r"tokens 10 recorded, 9 now"),
+        ({"tokens": None}, r"shape \(3, 5\) recorded, .*whole_tokens 11 recorded, None now"),
+        ({"variables": None}, r"dtypes.grad None recorded, bfloat16 now"),
+        ({"schedule": every(2)}, r"schedule None recorded, every\(2\) now"),
+    ],
+)
+def test_other_choices_are_refused(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    path = record_chosen(tmp_path / "run.zarr", 7)
+    before = unchanged(path)
+    with pytest.raises(ResumeError, match=message):
+        Run().go_to(6).recorder(path, resume=True, **{**CHOICES, **options})
+    assert unchanged(path) == before
+
+
+def test_a_chosen_row_with_another_bit_is_refused(tmp_path: Path) -> None:
+    path = record_chosen(tmp_path / "run.zarr", 7)
+    run = Run().go_to(6)
+    run.loop.weight.data[7, 3] += 1
+    with pytest.raises(ResumeError, match=r"\(W differs in 1 of 15 elements\)"):
+        run.recorder(path, resume=True, **CHOICES)
+
+
+def test_a_recording_with_a_schedule_does_not_go_on(tmp_path: Path) -> None:
+    path = record_chosen(tmp_path / "run.zarr", 8, schedule=every(3))
+    before = unchanged(path)
+    for after_step in (None, 6):
+        run = Run().go_to(6)
+        with pytest.raises(ResumeError, match=r"steps of the schedule every\(3\) only"):
+            run.recorder(path, resume=True, after_step=after_step, schedule=every(3), **CHOICES)
+    assert unchanged(path) == before
+    with run.recorder(tmp_path / "new.zarr", resume=True, schedule=every(3)) as recorder:
+        assert recorder.next_step == 1  # nothing lies there yet
 
 
 def test_losses_that_are_logged_before_the_step_stay_with_it(tmp_path: Path) -> None:

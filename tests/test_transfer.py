@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.runs import N_STEPS, TINY_MEMORY, Loop, record
-from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr import Recorder, accounting, every, open_dataset, windows
 from thimble_zarr.errors import OptimizerError, RecordingError
 from thimble_zarr.format.bits import decode
 from thimble_zarr.format.store import StoreReader
@@ -195,8 +195,8 @@ def test_tensors_that_are_not_staged_would_be_seen(
 ) -> None:
     """Copied from the tensors themselves, rows would be those of a later step."""
 
-    def stage(copies: SideStream, name: str, row: torch.Tensor, tensor: torch.Tensor) -> None:
-        copies._sending.append((row, tensor))
+    def stage(copies: SideStream, name: str, row: torch.Tensor, *tensor: torch.Tensor) -> None:
+        copies._sending.append((row, tensor[0]))
 
     monkeypatch.setattr(SideStream, "stage", stage)
     monkeypatch.setattr(LateStream, "wait_event", lambda stream, event: None)
@@ -241,6 +241,75 @@ def test_a_missed_step_whose_count_is_on_the_device_ends_the_record(
     assert StoreReader.open(path).n_rows == missed
 
 
+CHOSEN = [2, 7, 10]
+
+
+def record_chosen(path: Path, *, skipped: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+    """Record some rows at some steps; return the true weights and gradients of all."""
+    loop = Loop(dtype=torch.float32, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    weights, grads = [loop.weight.detach().clone()], [torch.full_like(loop.weight, torch.nan)]
+    options = {"tokens": CHOSEN, "schedule": every(5), "memory_bytes": TINY_MEMORY}
+    with Recorder(path, loop.optimizer, parameter=loop.weight, **options):
+        for step in range(1, N_STEPS + 1):
+            loss = loop.weight.pow(2).sum() * (torch.inf if step in skipped else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(loop.optimizer)
+            scaler.update()
+            weights.append(loop.weight.detach().clone())
+            grads.append(loop.weight.grad.clone() if step not in skipped else grads[0])
+            loop.optimizer.zero_grad()
+    return {"W": torch.stack(weights).double().numpy(), "grad": torch.stack(grads).double().numpy()}
+
+
+def chosen_differences(path: Path, truth: dict[str, np.ndarray]) -> list[str]:
+    rows = [4, 5, 9, 10]
+    assert open_dataset(path).step.values.tolist() == rows
+    return [
+        name
+        for name, values in truth.items()
+        if not np.array_equal(recorded(path, name), values[rows][:, CHOSEN], equal_nan=True)
+    ]
+
+
+@pytest.mark.parametrize("skipped", [(), (5,), (2, 3, 10)])
+def test_chosen_rows_of_chosen_steps(cuda: LateCuda, skipped: tuple[int, ...], path: Path) -> None:
+    assert chosen_differences(path, record_chosen(path, skipped=skipped)) == []
+    ds = open_dataset(path)
+    assert int(accounting(ds, replay=True).n_different.sum()) == 0
+    counts = [step - sum(one <= step for one in skipped) for step in (4, 5, 9, 10)]
+    assert ds.optimizer_step.values.tolist() == counts
+    staged = writer_module.side_stream("cpu")._staged
+    assert staged["W"].shape == (len(CHOSEN), 5)
+
+
+@pytest.mark.usefixtures("numbers_at_hand")
+def test_other_rows_than_the_chosen_ones_would_be_seen(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = SideStream.stage
+
+    def stage_first(copies: SideStream, name: str, row: torch.Tensor, *of: torch.Tensor) -> None:
+        stage(copies, name, row, of[0], torch.arange(len(CHOSEN)))
+
+    monkeypatch.setattr(SideStream, "stage", stage_first)
+    assert chosen_differences(path, record_chosen(path)) != []
+
+
+@pytest.mark.usefixtures("cuda")
+def test_steps_missed_between_rows_end_the_record_when_their_count_arrives(path: Path) -> None:
+    loop = Loop()
+    options = {"parameter": loop.weight, "schedule": every(6)}
+    recording = Recorder(path, loop.optimizer, **options)
+    for step in range(1, 12):
+        if step == 8:
+            loop.optimizer.state[loop.weight]["step"] += 1
+        loop.step()
+    with pytest.raises(RecordingError, match="counts 12 steps, and counted 6 at the last row"):
+        recording.close()
+    assert open_dataset(path).step.values.tolist() == [5, 6]
+
+
 def test_flushes_and_blocks_count_on(cuda: LateCuda, path: Path) -> None:
     loop = Loop()
     with Recorder(
@@ -258,15 +327,26 @@ def test_a_captured_step_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch)
     recording = Recorder(path, loop.optimizer, parameter=loop.weight)
     monkeypatch.setattr(recorder, "check_unchanged", lambda *args, **kwargs: None)
 
-    class OnCuda:
-        is_cuda = True
-
-    recording._parameters = {"": OnCuda()}
+    recording._on_cuda = True
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(OptimizerError, match="captured in a CUDA graph"):
         loop.step()
     recording.close()
     assert not path.exists()
+
+
+def test_a_captured_step_is_refused_also_where_it_is_not_recorded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop()
+    with Recorder(path, loop.optimizer, parameter=loop.weight, schedule=windows((0, 2))) as running:
+        for _ in range(4):
+            loop.step()
+        running._on_cuda = True
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(OptimizerError, match="captured in a CUDA graph"):
+            loop.step()
+    assert open_dataset(path).step.values.tolist() == [0, 1, 2]
 
 
 def test_only_cuda_has_a_stream_of_its_own() -> None:

@@ -14,7 +14,8 @@ import zarr
 from click.testing import CliRunner
 
 from tests import stores
-from tests.runs import token_labels
+from tests.runs import record, token_labels
+from thimble_zarr import every
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import NotAStoreError, StoreError, StoreLockedError, ThimbleError
 from thimble_zarr.format.ledger import seal
@@ -475,6 +476,19 @@ def test_damage_beyond_repair_is_told(store: Path) -> None:
     code, _, stderr = run("repair", store, "--apply")
     assert code == 3
     assert "no row would be left" in stderr
+
+
+@pytest.mark.parametrize(("name", "key"), [("step", "step/c.0"), ("token", "token/c.0")])
+def test_labels_of_what_was_chosen_are_never_counted_anew(
+    tmp_path: Path, name: str, key: str
+) -> None:
+    path = tmp_path / "run.zarr"
+    record(path, recorder_options={"schedule": every(5), "tokens": [2, 7, 10]})
+    assert verify(path).findings == []
+    flip(path / key)
+    assert [finding.where for finding in verify(path).findings] == [key]
+    with pytest.raises(StoreError, match=f"{key} is lost, and nothing else tells which {name}s"):
+        repair(path)
 
 
 def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:

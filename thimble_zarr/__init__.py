@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
+    from thimble_zarr.record.schedule import every, log_spaced, windows
 
 __version__ = "0.1.0"
 
@@ -28,9 +29,12 @@ __all__ = [
     "ThimbleError",
     "TokenLabels",
     "accounting",
+    "every",
+    "log_spaced",
     "open_dataset",
     "open_datasets",
     "open_datatree",
+    "windows",
 ]
 
 _HOMES = {
@@ -38,9 +42,12 @@ _HOMES = {
     "ThimbleError": "thimble_zarr.errors",
     "TokenLabels": "thimble_zarr.format.schema",
     "accounting": "thimble_zarr.analysis.accounting",
+    "every": "thimble_zarr.record.schedule",
+    "log_spaced": "thimble_zarr.record.schedule",
     "open_dataset": "thimble_zarr.analysis.dataset",
     "open_datasets": "thimble_zarr.analysis.runs",
     "open_datatree": "thimble_zarr.analysis.dataset",
+    "windows": "thimble_zarr.record.schedule",
 }
 
 

@@ -24,6 +24,8 @@ from thimble_zarr.analysis.recurrences import (
 from thimble_zarr.analysis.variables import (
     adam_decay,
     adam_update,
+    how_to_record,
+    missing_inputs,
     rounding_bound,
     ulp,
     weight_decay,
@@ -31,6 +33,7 @@ from thimble_zarr.analysis.variables import (
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.bits import decode, storage_dtype
+from thimble_zarr.format.schema import Schema
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 """What the original notebook tabulates."""
@@ -58,12 +61,47 @@ def lazy_variable(ds: xr.Dataset) -> LazyArray:
     """
     if "run" in ds.dims:
         raise SelectionError("this is of one run; select it with `ds.sel(run=...)`")
-    if "adam_residual" not in ds or not isinstance(ds.adam_residual.data, LazyArray):
+    if "W" not in ds or not isinstance(ds.W.data, LazyArray):
         raise SelectionError(
             "this needs the lazy variables of `open_dataset`; select steps and tokens with "
             "`ds.sel`, and do not load or compute the dataset first"
         )
-    return ds.adam_residual.data
+    return ds.W.data
+
+
+def is_checkable(ds: xr.Dataset) -> np.ndarray:
+    """Return which of the selected rows follow a recorded one, and so can be checked.
+
+    Parameters
+    ----------
+    ds
+        A dataset from `open_dataset`, still lazy.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, shape `(step,)`.
+    """
+    variable = lazy_variable(ds)
+    rows, n_rows = np.asarray(variable.matrix[0]), variable.source.reader.n_rows
+    follows: np.ndarray = variable.source.follows[np.minimum(rows, n_rows - 1)] & (rows < n_rows)
+    return follows
+
+
+def check_inputs(schema: Schema, *, replay: bool) -> None:
+    """Raise SelectionError unless what the formula, or the replay, needs was recorded."""
+    missing = missing_inputs("adam_residual", schema)
+    if missing:
+        raise SelectionError(
+            "neither AdamW's formula nor the replay can be checked: "
+            f"{how_to_record(missing, schema)}"
+        )
+    missing = missing_inputs("unexplained", schema)
+    if replay and missing:
+        raise SelectionError(
+            f"the steps cannot be replayed: {how_to_record(missing, schema)}. The formula alone "
+            "can be checked, with replay=False (--no-replay)"
+        )
 
 
 def accounting(
@@ -96,8 +134,8 @@ def accounting(
     Returns
     -------
     xarray.Dataset
-        In memory, dims `(step,)`, or `(subset, step)` with subsets, without the initial state,
-        float64 but for the counts:
+        In memory, dims `(step,)`, or `(subset, step)` with subsets, without the initial state and
+        steps whose row before was not recorded, float64 but for the counts:
         ``norm_predicted``, ``norm_observed``, ``norm_difference``
             L2 norms over the selected elements of predicted and observed change and of their
             difference.
@@ -148,7 +186,8 @@ def accounting(
     Raises
     ------
     SelectionError
-        If no token or no step is selected, `ds` is no longer lazy, or the device is not there.
+        If no token or no step is selected that can be checked, a variable that is needed was not
+        recorded, `ds` is no longer lazy, or the device is not there.
     """
     if "run" in ds.dims and ds.sizes["run"]:
         of_run = functools.partial(
@@ -156,14 +195,16 @@ def accounting(
         )
         tables = [of_run(ds.isel(run=run)) for run in range(ds.sizes["run"])]
         return xr.concat(tables, ds.run, join="outer", combine_attrs="drop_conflicts")
-    n_rows = lazy_variable(ds).source.reader.n_rows
-    if "step" in ds.dims:
-        ds = ds.sel(step=(ds.step > 0) & (ds.step < n_rows))
+    check_inputs(lazy_variable(ds).source.reader.schema, replay=replay)
+    checkable = is_checkable(ds)
+    if "step" in ds.dims and not checkable.all():
+        ds = ds.isel(step=checkable)
     variable, steps = lazy_variable(ds).on_device(device), np.atleast_1d(ds.step.values)
-    if variable.size == 0 or not 0 < steps[0] < n_rows:
+    if variable.size == 0 or not checkable.any():
         raise SelectionError(
-            "nothing is selected: an accounting needs at least one token and one step after the "
-            f"initial state, and this selection has {dict(ds.adam_residual.sizes)}"
+            "nothing is selected that can be checked: an accounting needs at least one token and "
+            "one step whose row before was recorded, and this selection has "
+            f"{dict(ds.W.sizes)}"
         )
     source = variable.source
     attrs = {"dtype": source.reader.schema.dtypes["W"]}
@@ -175,8 +216,8 @@ def accounting(
         exact=not attrs.get("not_exact_because"),
         extended=extended,
     )
-    _, tokens, dims = variable.matrix
-    members, classes = _classes(np.asarray(tokens), subsets)
+    rows, tokens, dims = variable.matrix
+    members, classes = _classes(source.token_ids[np.asarray(tokens)], subsets)
     narrow = storage_dtype(source.reader.schema.dtypes["W"]).itemsize == 2
     statistics = Statistics(tally, tally.combine, np.float32 if narrow else np.float64)
     numbers = variable.reduce_rows(statistics, classes).compute()
@@ -190,7 +231,7 @@ def accounting(
         for members_of in members
     ]
     coords = {"step": steps} | ({"recurrence": list(tally.recurrences)} if replay else {})
-    skipped = "step", source.skipped[steps].astype(np.int64)
+    skipped = "step", source.skipped[np.asarray(rows)].astype(np.int64)
     tables = [table.assign_coords(coords).assign(skipped=skipped) for table in tables]
     if subsets is None:
         return tables[0].assign_attrs(attrs)

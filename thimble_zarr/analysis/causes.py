@@ -24,7 +24,7 @@ _MAX_CANDIDATES = 64
 
 Facts = Mapping[str, object]
 """What a cause found out: the blanks of its message, and `step`, `token`, `dim`, `variable` where
-they are other than those of the first wrong element."""
+they are other than those of the first wrong element. Step and token are given as to `Evidence`."""
 
 
 class Named:
@@ -78,7 +78,7 @@ def _mending_bit(element: Evidence, name: str, row: int) -> int | None:
     """Return the bit of one element that, flipped, makes the rows around it follow."""
     recorded = element.row(name, row)
     unsigned = np.dtype(f"u{recorded.dtype.itemsize}")
-    zero_state = row == 0 and name not in ("W", "grad")
+    zero_state = element.source.steps[row] == 0 and name not in ("W", "grad")
     for bit in range(8 * unsigned.itemsize):
         mended = (recorded.view(unsigned) ^ unsigned.type(1 << bit)).view(recorded.dtype)
         if zero_state and mended.view(unsigned).any():
@@ -92,11 +92,11 @@ def _follows(evidence: Evidence, name: str, row: int, mended: np.ndarray) -> boo
     """Return whether the steps to and from a row hold with other bits of a variable in it."""
     if name == "grad":
         return evidence.mends(row, {"grad": mended})
-    if row > 0:
+    if evidence.follows(row):
         replayed = evidence.replay(row)
         if not equal(replayed, evidence.after(row) | {name: mended}).all():
             return False
-    return row + 1 >= evidence.n_rows or evidence.mends(row + 1, {name: mended})
+    return not evidence.follows(row + 1) or evidence.mends(row + 1, {name: mended})
 
 
 class MissingRow(Cause):
@@ -112,7 +112,7 @@ class MissingRow(Cause):
             lost = {
                 name: _lost(evidence, name, row)
                 for name in ("grad", *evidence.names)
-                if row >= (1 if name == "grad" else 0)
+                if name != "grad" or evidence.source.steps[row] > 0
             }
             missing = {name: where for name, where in lost.items() if where.any()}
             if missing:
@@ -131,7 +131,7 @@ class MissingRow(Cause):
 def _lost(evidence: Evidence, name: str, row: int) -> np.ndarray:
     """Return where a variable is NaN at a row and was not at the row before."""
     lost = is_nan(evidence.row(name, row))
-    if row > 1:
+    if evidence.follows(row) and evidence.source.steps[row] > 1:
         lost &= ~is_nan(evidence.row(name, row - 1))
     return lost
 
@@ -165,11 +165,15 @@ class ShiftedRows(Cause):
         if len(run.steps) < 3:
             return None
         states = tuple(name for name in evidence.names if name != "W")
-        last = evidence.n_rows - 1
         for group in (("grad",), ("W",), states, *((name,) for name in states)):
             for by in (-1, 1):
+                late, early = max(by, 0), min(by, 0)
                 steps = [
-                    step for step in run.sampled if step - max(by, 0) > 1 and step - by <= last
+                    step
+                    for step in run.sampled
+                    if evidence.follows(step - late)
+                    and evidence.follows(step - early)
+                    and evidence.source.steps[step] - late > 1
                 ]
                 if steps and all(_shift_mends(evidence, step, group, by) for step in steps):
                     return {"variable": _joined(group), "by": by, "token": None, "dim": None}
@@ -194,11 +198,15 @@ class ShiftedHyperparameters(Cause):
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
         if len(run.steps) < 3:
             return None
-        recorded = evidence.source.recorded
-        last = evidence.n_rows - 1
+        recorded, labels = evidence.source.recorded, evidence.source.steps
         for names in (HYPERPARAMETERS, ("optimizer_step",), (*HYPERPARAMETERS, "optimizer_step")):
             for by in (-1, 1):
-                steps = [step for step in run.sampled if 1 <= step - by <= last]
+                late, early = max(by, 0), min(by, 0)
+                steps = [
+                    step
+                    for step in run.sampled
+                    if labels[step] - late >= 1 and evidence.follows(step - early)
+                ]
                 if steps and all(
                     evidence.mends(
                         step, {}, **{name: float(recorded[name][step - by]) for name in names}
@@ -225,8 +233,8 @@ class PermutedRows(Cause):
                 continue
             if _is_row_of(evidence, step, other):
                 return {
-                    "before": step - 1,
-                    "other": other,
+                    "before": evidence.source.steps[step - 1],
+                    "other": evidence.source.steps[other],
                     "variable": None,
                     "token": None,
                     "dim": None,
@@ -273,7 +281,9 @@ def _permuted(evidence: Evidence, name: str, places: np.ndarray) -> Facts:
     return {
         "variable": name,
         "token": int(evidence.tokens[first]),
-        "other": evidence.schema.place(int(evidence.tokens[places[first]])),
+        "other": evidence.schema.place(
+            int(evidence.source.token_ids[evidence.tokens[places[first]]])
+        ),
         "dim": None,
     }
 

@@ -6,11 +6,12 @@ import numpy as np
 import xarray as xr
 
 from thimble_zarr.analysis.lazy import LazyArray, LazyTokens, TokenNumbers
-from thimble_zarr.analysis.variables import DERIVED, freeze_step, long_name
+from thimble_zarr.analysis.partial import PartialDataset
+from thimble_zarr.analysis.variables import DERIVED, freeze_step, long_name, missing_inputs
 from thimble_zarr.analysis.windows import Source
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.reader import Reader
-from thimble_zarr.format.schema import LABELS, SCALARS, Schema
+from thimble_zarr.format.schema import LABELS, ROW_LABEL, SCALARS, Schema
 from thimble_zarr.format.store import StorePath, StoreReader
 
 
@@ -37,11 +38,14 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
         `adam_residual` and its parts `rounding` and `unexplained` (which replay the optimizer and
         need torch), `ulp`, `displacement_ulp`, `stalled`. Lazy too, int64, with the first of these
         dims after `step`: `freeze_step`, 0 for a token or row that never moved, and over the whole
-        run whatever steps are selected. Row t is optimizer step t; what a row does not have (the
-        gradient or change of the initial state) is NaN. Per-step scalars, float64, dims `(step,)`.
-        Coordinates `step` and `token` or `row`, and where known `count`, `live`, `dead` and `text`.
-        Attributes say what was recorded and by what; `thimble` is all of it, as JSON. Selecting
-        steps or tokens, by label or position and in any order, narrows what is read from disk.
+        run whatever steps are selected. `step` labels rows by optimizer step; what a row does not
+        have (the gradient or change of the initial state, the change at a step whose row before was
+        not recorded) is NaN. What would need a variable that was not recorded is left out.
+        Per-step scalars, float64, dims `(step,)`. Coordinates `step` and `token` or `row`, which
+        are ids where not all rows were recorded, and where known `count`, `live`, `dead` and
+        `text`. Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
+        Selecting steps or tokens, by label or position and in any order, narrows what is read from
+        disk.
 
     Raises
     ------
@@ -87,7 +91,8 @@ def dataset_of(reader: Reader) -> xr.Dataset:
             f"{reader.path} has no committed step yet; try again once recording has begun"
         )
     source = Source(reader)
-    names = (*reader.schema.dtypes, *DERIVED)
+    derived = [name for name in DERIVED if not missing_inputs(name, reader.schema)]
+    names = (*reader.schema.dtypes, *derived)
     dims = reader.schema.dims
     variables = {
         name: (("step", *dims), LazyArray.of(source, name), {"long_name": long_name(name)})
@@ -100,8 +105,9 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         name: ("step", values, {"long_name": SCALARS[name]})
         for name, values in source.recorded.items()
     }
-    return xr.Dataset(
-        {**variables, **tokens, **scalars}, coords=_coords(reader), attrs=_attrs(reader.schema)
+    kind = xr.Dataset if set(derived) == set(DERIVED) else PartialDataset
+    return kind(
+        {**variables, **tokens, **scalars}, coords=_coords(source), attrs=_attrs(reader.schema)
     )
 
 
@@ -119,12 +125,12 @@ def _attrs(schema: Schema) -> dict[str, str | int]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _coords(reader: Reader) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
-    coords = {"step": ("step", np.arange(reader.n_rows), {"long_name": "optimizer step"})}
-    first = reader.schema.dims[0] if len(reader.schema.dims) == 2 else None
-    if first is not None:
-        long_name = LABELS.get(first, "position along the first axis")
-        coords[first] = first, np.arange(reader.schema.n_tokens), {"long_name": long_name}
+def _coords(source: Source) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
+    reader = source.reader
+    coords = {"step": ("step", source.steps, {"long_name": "optimizer step"})}
+    if len(reader.schema.dims) == 2 or reader.schema.whole_tokens is not None:
+        first = reader.schema.dims[0]
+        coords[first] = first, source.token_ids, {"long_name": LABELS.get(first, ROW_LABEL)}
     if not reader.schema.has_tokens:
         return coords
     labels = reader.read_labels()

@@ -32,11 +32,12 @@ class Run:
     Attributes
     ----------
     steps
-        The steps.
+        Their rows.
     counts
         For each recurrence how many elements are wrong, by step.
     first
-        For each recurrence the token and dim of the first of them, by step; -1 where none is.
+        For each recurrence the token and dim of the first of them, by step; -1 where none is. The
+        token is a position among those recorded.
     """
 
     steps: range
@@ -70,6 +71,8 @@ class Run:
 class Evidence:
     """A sample of a record's elements, row by row.
 
+    Steps are given by their rows, and tokens by their positions among those recorded.
+
     Parameters
     ----------
     source
@@ -92,8 +95,9 @@ class Evidence:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """Index of each element in the flattened parameter, shape `(token, dim)`."""
-        positions: np.ndarray = self.tokens[:, np.newaxis] * self.schema.n_dims + self.dims
+        """Index of each element in the whole parameter, flattened, shape `(token, dim)`."""
+        ids = self.source.token_ids[self.tokens]
+        positions: np.ndarray = ids[:, np.newaxis] * self.schema.n_dims + self.dims
         return positions
 
     @cached_property
@@ -104,6 +108,10 @@ class Evidence:
         bits: np.ndarray = self.source.reader.read(name, (row, row + 1), self.tokens)[0]
         selected: np.ndarray = bits[:, self.dims]
         return selected
+
+    def follows(self, row: int) -> bool:
+        """Return whether there is such a row, and it is that of the step after the row before."""
+        return 0 < row < self.n_rows and bool(self.source.follows[row])
 
     def values(self, name: str, bits: np.ndarray) -> np.ndarray:
         """Return the numbers that bits of a variable stand for, float64."""

@@ -15,8 +15,7 @@ import xarray as xr
 from thimble_zarr.analysis.accounting import lazy_variable
 from thimble_zarr.analysis.causes import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.evidence import Evidence, Run
-from thimble_zarr.format.reader import Reader
-from thimble_zarr.format.schema import Schema
+from thimble_zarr.analysis.windows import Source
 
 _MAX_RUNS = 16
 """Runs that are looked into; more of them are rarely of different causes."""
@@ -66,6 +65,15 @@ class FlippedBit(Named):
     code = "bit-flip"
 
 
+class MislabelledRow(Named):
+    """The row of step {step} is not of that step, or a row before it is not of its own.
+
+    The optimizer counts {n_counted} steps since the row before, and the labels {n_labelled}.
+    """
+
+    code = "mislabelled-row"
+
+
 class AlteredChunk(Named):
     """Values of {variable} were stored anew after they were recorded.
 
@@ -103,15 +111,17 @@ def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
     """
     variable = lazy_variable(ds).on_device(table.attrs["device"])
     _, tokens, dims = map(np.asarray, variable.matrix)
-    evidence = Evidence(variable.source, tokens, dims, list(_runs(table)))
+    source = variable.source
+    evidence = Evidence(source, tokens, dims, list(_runs(source, table)))
     with np.errstate(all="ignore"):
         found = [_explain(evidence, run) for run in evidence.runs[:_MAX_RUNS]]
     rest = evidence.runs[_MAX_RUNS:]
     if rest:
         where = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": _n_steps(rest)}
-        found.append(_finding(MoreFailures, where, evidence.schema))
-    rows = int(table.step.min()) - 1, int(table.step.max()) + 1
-    found += _altered(variable.source.reader, rows, tokens)
+        found.append(_finding(MoreFailures, where, source))
+    checked = np.searchsorted(source.steps, table.step.values)
+    rows = int(checked.min()) - 1, int(checked.max()) + 1
+    found += _mislabelled(source) + _altered(source, rows, tokens)
     return sorted(_merged(found), key=lambda f: (f.code == AlteredChunk.code, f.step))
 
 
@@ -131,9 +141,26 @@ def _merged(findings: list[Finding]) -> list[Finding]:
     return list(merged.values())
 
 
-def _altered(reader: Reader, rows: tuple[int, int], tokens: np.ndarray) -> list[Finding]:
+def _mislabelled(source: Source) -> list[Finding]:
+    """Look for rows whose label cannot be: between two rows the optimizer takes a step at most."""
+    counts = source.recorded["optimizer_step"]
+    wrong = np.diff(counts) > np.diff(source.steps)
+    if source.reader.schema.schedule is None or not wrong.any():
+        return []
+    row = int(np.argmax(wrong)) + 1
+    where: dict[str, object] = {
+        "step": row,
+        "variable": "step",
+        "n_counted": f"{counts[row] - counts[row - 1]:.0f}",
+        "n_labelled": int(source.steps[row] - source.steps[row - 1]),
+        "n_steps": int(wrong.sum()),
+    }
+    return [_finding(MislabelledRow, where, source)]
+
+
+def _altered(source: Source, rows: tuple[int, int], tokens: np.ndarray) -> list[Finding]:
     """Look for what was stored anew, as far as the rows and tokens depend on it."""
-    findings = []
+    findings, reader = [], source.reader
     length = reader.schema.layout.chunk_tokens
     chunks = {int(chunk) * length for chunk in np.unique(tokens // length)}
     for index, chunk in enumerate(reader.altered_chunks(rows)):
@@ -143,14 +170,14 @@ def _altered(reader: Reader, rows: tuple[int, int], tokens: np.ndarray) -> list[
         place = reader.flipped_bit(chunk) if index < _MAX_LOCATED else None
         if place is None:
             where |= {"step": chunk.first_row, "token": chunk.first_token}
-            findings.append(_finding(AlteredChunk, where, reader.schema))
+            findings.append(_finding(AlteredChunk, where, source))
         elif rows[0] <= place[0] < rows[1] and place[1] in tokens:
             where |= dict(zip(("step", "token", "dim", "bit"), place, strict=True))
-            findings.append(_finding(FlippedBit, where, reader.schema))
+            findings.append(_finding(FlippedBit, where, source))
     return findings
 
 
-def _runs(table: xr.Dataset) -> Iterator[Run]:
+def _runs(source: Source, table: xr.Dataset) -> Iterator[Run]:
     names = table.recurrence.values.tolist()
     failing = np.flatnonzero(table.n_beyond.sum("recurrence").values)
     steps = table.step.values
@@ -160,13 +187,14 @@ def _runs(table: xr.Dataset) -> Iterator[Run]:
         if len(indices) == 0:
             continue
         part = table.isel(step=indices)
+        first_row = int(np.searchsorted(source.steps, steps[indices[0]]))
         yield Run(
-            steps=range(int(steps[indices[0]]), int(steps[indices[-1]]) + 1),
+            steps=range(first_row, first_row + len(indices)),
             counts={name: part.n_beyond.sel(recurrence=name).values for name in names},
             first={
                 name: np.stack(
                     [
-                        part.first_token.sel(recurrence=name).values,
+                        _tokens_of(source, part.first_token.sel(recurrence=name).values),
                         part.first_dim.sel(recurrence=name).values,
                     ],
                     axis=1,
@@ -174,6 +202,12 @@ def _runs(table: xr.Dataset) -> Iterator[Run]:
                 for name in names
             },
         )
+
+
+def _tokens_of(source: Source, ids: np.ndarray) -> np.ndarray:
+    """Return ids as positions among the recorded tokens; -1 stays."""
+    tokens: np.ndarray = np.where(ids < 0, -1, np.searchsorted(source.token_ids, ids))
+    return tokens
 
 
 def _explain(evidence: Evidence, run: Run) -> Finding:
@@ -184,10 +218,15 @@ def _explain(evidence: Evidence, run: Run) -> Finding:
     step, token, dim, variable = run.start
     where = {"step": step, "token": token, "dim": dim, "variable": variable}
     where |= {"n_steps": len(run.steps)} | dict(facts or {})
-    return _finding(type(cause), where, evidence.schema)
+    return _finding(type(cause), where, evidence.source)
 
 
-def _finding(cause: type[Named], where: Facts, schema: Schema) -> Finding:
+def _finding(cause: type[Named], where: Facts, source: Source) -> Finding:
+    """Return a finding, of which `where` has row and position instead of step and token id."""
+    schema = source.reader.schema
+    for name, labels in {"step": source.steps, "token": source.token_ids}.items():
+        if (at := _as_int(where.get(name))) is not None:
+            where = {**where, name: int(labels[at])}
     token, dim = (_as_int(where.get(axis)) for axis in ("token", "dim"))
     words = {
         "place": "" if token is None else schema.place(token, dim),

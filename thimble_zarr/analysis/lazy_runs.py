@@ -18,7 +18,7 @@ from thimble_zarr.format.indexing import Indices
 
 
 class LazyRuns(Lazy):
-    """One variable of several runs, all at the same selection.
+    """One variable of several runs, at selections of one shape.
 
     Make it with `LazyRuns.of`. A single run of it is that run's own lazy array.
     """
@@ -27,7 +27,7 @@ class LazyRuns(Lazy):
 
     @classmethod
     def of(cls, runs: Sequence[LazyArray | LazyTokens]) -> Self:
-        """Stack the variable of each run, one at least, all at the same selection.
+        """Stack the variable of each run, one at least, all of the same shape.
 
         Chunks are those of the first run.
         """
@@ -46,22 +46,24 @@ class LazyRuns(Lazy):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).of, (self._runs,)
 
-    def narrowed(self, keys: tuple[Any, ...]) -> tuple[Indices | int, Any] | None:
-        """Return the runs that an index leaves, and the selection it leaves of each."""
+    def narrowed(self, keys: tuple[Any, ...]) -> tuple[Indices | int, list[Any]] | None:
+        """Return the runs that an index leaves, and the selection it leaves of each of them."""
         if sum(map(is_fancy, keys)) > 1:
             return None  # Dask decides what this means
         runs = index_axis(range(len(self._runs)), keys[0])
         if runs is None or (not isinstance(runs, int) and len(runs) == 0):
             return None
-        selection = self._runs[0].narrowed(keys[1:])
-        return None if selection is None else (runs, selection)
+        chosen = [runs] if isinstance(runs, int) else runs
+        selections = [self._runs[run].narrowed(keys[1:]) for run in chosen]
+        return None if any(of is None for of in selections) else (runs, selections)
 
-    def at(self, selection: tuple[Indices | int, Any]) -> da.Array:
-        """Return some of the runs at another selection, or a single one as its own array."""
-        runs, of_each = selection
+    def at(self, selection: tuple[Indices | int, list[Any]]) -> da.Array:
+        """Return some of the runs at other selections, or a single one as its own array."""
+        runs, selections = selection
         if isinstance(runs, int):
-            return self._runs[runs].at(of_each)
-        return type(self).of([self._runs[run].at(of_each) for run in runs])
+            return self._runs[runs].at(selections[0])
+        pairs = zip(runs, selections, strict=True)
+        return type(self).of([self._runs[run].at(of_run) for run, of_run in pairs])
 
 
 def _run_tasks(name: str, runs: Sequence[str], n_blocks: tuple[int, ...]) -> dict[Any, Task]:

@@ -50,9 +50,7 @@ class Replay:
         from thimble_zarr.optim.replay import Lanes, Program
 
         schema = source.reader.schema
-        lanes = Lanes.of(
-            schema.optimizer, n_elements=schema.n_tokens * schema.n_dims, n_threads=schema.n_threads
-        )
+        lanes = Lanes.of(schema.optimizer, n_elements=schema.n_elements, n_threads=schema.n_threads)
         self._source = source
         self._pieces = lanes.split(positions.ravel())
         self._program = Program(schema.optimizer, schema.dtypes, replay_device(source))
@@ -65,7 +63,7 @@ class Replay:
         Parameters
         ----------
         row
-            The row, not 0.
+            The row, which follows the one before.
         inputs
             Stored bits: the states of the row before and `grad`.
         **hyperparameters
@@ -110,7 +108,7 @@ def replayed(window: Window) -> dict[str, np.ndarray]:
     -------
     dict of str to numpy.ndarray
         For each recurrence the stored bits after the step, shape `(step, token, dim)`; missing at
-        row 0. Do not write to them.
+        rows that follow none. Do not write to them.
     """
     return window.of_whole(_replayed)
 
@@ -125,8 +123,8 @@ def _replayed(window: Window) -> dict[str, np.ndarray]:
     recorded = {name: window.bits(name) for name in names}
     replay = window.of_tokens(_replay_of)
     after = dict(recorded)  # what is replayed is as recorded, until it is not
-    for index, row in enumerate(window.rows.tolist()):
-        if row > 0:
+    for index, (row, follows) in enumerate(zip(window.rows.tolist(), window.follows, strict=True)):
+        if follows:
             states = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
         else:
             states = {
@@ -239,11 +237,11 @@ def compare(
     Returns
     -------
     dict of str to Comparison
-        By recurrence; nothing differs at row 0.
+        By recurrence; nothing differs at rows that follow none.
     """
     source = window.source
     allowed = {} if exact else _allowed(window)
-    first = (window.rows == 1) & (source.recorded["optimizer_step"][0] == 0)
+    first = (window.rows == 1) & window.follows & (source.recorded["optimizer_step"][0] == 0)
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)
@@ -253,7 +251,7 @@ def compare(
         distance = np.zeros((len(bits), 1, 1))
         if differs.any():
             differs &= ~(is_nan(bits) & is_nan(recorded))
-            differs[window.rows == 0] = False
+            differs[~window.follows] = False
             distance = np.zeros(differs.shape)
             distance[differs] = ulp_distance(bits[differs], recorded[differs])
         beyond = differs

@@ -1,5 +1,6 @@
 """Open several runs as one `xarray.Dataset`, to be compared."""
 
+import functools
 import os
 from collections.abc import Iterable
 
@@ -11,6 +12,7 @@ from thimble_zarr.analysis.lazy import LazyArray
 from thimble_zarr.analysis.lazy_runs import LazyRuns
 from thimble_zarr.analysis.paths import stores_at
 from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.indexing import Indices
 
 
 def open_datasets(
@@ -31,7 +33,7 @@ def open_datasets(
     xarray.Dataset
         What `open_dataset` returns of each, for the variables that all have, with one more
         dimension `run` before the others, whose coordinate is the paths, sorted. Steps are those
-        of the longest run; what another does not have of them is NaN. Coordinates of the tokens
+        that any run has; what another does not have of them is NaN. Coordinates of the tokens
         that differ between runs have dims `(run, token)`, and those that some run lacks are left
         out, as are attributes that differ. Selecting runs, too, narrows what is read from disk.
 
@@ -42,17 +44,19 @@ def open_datasets(
     StoreError
         If a run has no committed row yet.
     ConfigError
-        If no path was given, or the parameter has another shape in one of the runs.
+        If no path was given, or the parameter has another shape, or other rows of it were recorded,
+        in one of the runs.
     SelectionError
         If a store holds several parameters and none was chosen, or not the one that was.
     """
     stores = stores_at(paths)
     runs = [open_dataset(store, parameter) for store in stores]
     _check_shapes(stores, runs)
-    n_rows = max(run.sizes["step"] for run in runs)
-    variables = {name: _stacked(of, n_rows) for name, of in _shared(runs, "data_vars").items()}
+    steps = functools.reduce(np.union1d, (run.step.values for run in runs))
+    step = xr.Variable(("step",), steps, runs[0].step.attrs)
+    rows = [_rows(run.step.values, steps) for run in runs]
+    variables = {name: _stacked(of, rows) for name, of in _shared(runs, "data_vars").items()}
     labels = {name: _merged(of) for name, of in _shared(runs, "coords").items() if name != "step"}
-    step = max(runs, key=lambda run: run.sizes["step"]).step
     return xr.Dataset(
         variables,
         coords={"run": ("run", stores, {"long_name": "the run's store"}), "step": step} | labels,
@@ -72,6 +76,22 @@ def _check_shapes(stores: list[str], runs: list[xr.Dataset]) -> None:
                 "runs of one dataset are of parameters of one shape, and that of "
                 f"{stores[0]} is {shapes[0]}, of {store} {shape}"
             )
+    for name in runs[0].indexes:
+        for store, run in zip(stores, runs, strict=True):
+            if name != "step" and not run.indexes[name].equals(runs[0].indexes[name]):
+                raise ConfigError(
+                    f"runs of one dataset have the same {name}s, and {stores[0]} and {store} were "
+                    f"recorded with others (`tokens=`); open them one by one"
+                )
+
+
+def _rows(own: np.ndarray, steps: np.ndarray) -> Indices:
+    """Return the row that a run has of each step, or one beyond its last where it has none."""
+    if np.array_equal(own, steps[: len(own)]):
+        return range(len(steps))
+    rows = np.searchsorted(own, steps)
+    there = own[np.minimum(rows, len(own) - 1)] == steps
+    return np.where(there, rows, len(own))
 
 
 def _shared(runs: list[xr.Dataset], kind: str) -> dict[str, list[xr.Variable]]:
@@ -83,18 +103,19 @@ def _shared(runs: list[xr.Dataset], kind: str) -> dict[str, list[xr.Variable]]:
     }
 
 
-def _stacked(runs: list[xr.Variable], n_rows: int) -> xr.Variable:
-    """Stack a variable of all runs, as if all had so many rows."""
+def _stacked(runs: list[xr.Variable], rows: list[Indices]) -> xr.Variable:
+    """Stack a variable of all runs, at these rows of each."""
     first = runs[0]
     if isinstance(first.data, np.ndarray):
-        data = np.full((len(runs), n_rows), np.nan)
-        for row, run in zip(data, runs, strict=True):
-            row[: run.size] = run.values
+        data = np.full((len(runs), len(rows[0])), np.nan)
+        for values, run, of_run in zip(data, runs, map(np.asarray, rows), strict=True):
+            there = of_run < run.size
+            values[there] = run.values[of_run[there]]
         return xr.Variable(("run", *first.dims), data, first.attrs)
     parts = [run.data for run in runs]
     if isinstance(first.data, LazyArray):
-        selection = (range(n_rows), *first.data.selection[1:])
-        parts = [part.at(selection) for part in parts]
+        rest = first.data.selection[1:]
+        parts = [part.at((of_run, *rest)) for part, of_run in zip(parts, rows, strict=True)]
     return xr.Variable(("run", *first.dims), LazyRuns.of(parts), first.attrs)
 
 

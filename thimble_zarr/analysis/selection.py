@@ -44,7 +44,7 @@ def select_subsets(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, dict[s
                 f"tokens, but dims ({', '.join(schema.dims)}); choose others with --parameter, or "
                 "leave --tokens out"
             )
-        return ds, {"all": np.arange(schema.n_tokens)}
+        return ds, {"all": lazy_variable(ds).source.token_ids}
     selected = [select_tokens(ds, part) for part in _subsets(spec)]
     subsets = {name: of.token.values for of, name in selected}
     if len(selected) == 1:
@@ -145,10 +145,15 @@ def _ids(ds: xr.Dataset, spec: str) -> np.ndarray:
     known = np.isin(ids, ds.token.values)
     if not known.all():
         raise SelectionError(
-            f"token {ids[~known][0]} is not in this run, which has tokens "
-            f"{ds.token.values[0]} to {ds.token.values[-1]}"
+            f"token {ids[~known][0]} is not in this run, which has {_of_tokens(ds)}"
         )
     return np.unique(ids)
+
+
+def _of_tokens(ds: xr.Dataset) -> str:
+    first, last = int(ds.token[0]), int(ds.token[-1])
+    some = ds.token.size < last - first + 1
+    return f"{f'{ds.token.size:,} of the ' if some else ''}tokens {first} to {last}"
 
 
 def select_steps(ds: xr.Dataset, spec: str | None) -> xr.Dataset:
@@ -183,4 +188,12 @@ def select_steps(ds: xr.Dataset, spec: str | None) -> xr.Dataset:
         raise SelectionError(f"--steps {spec}: expected A:B, for example 100:200") from error
     if not 1 <= first_step <= last_step <= last:
         raise SelectionError(f"--steps {spec} is not within the recorded steps 1:{last}")
-    return ds.sel(step=slice(first_step, last_step))
+    selected = ds.sel(step=slice(first_step, last_step))
+    if selected.sizes["step"] == 0:
+        after = int(np.searchsorted(ds.step.values, first_step))
+        near = ds.step.values[max(0, after - 1) : after + 1]
+        raise SelectionError(
+            f"--steps {spec}: none of them was recorded; near them are "
+            f"{' and '.join(map(str, near))}"
+        )
+    return selected

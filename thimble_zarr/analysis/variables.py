@@ -4,7 +4,7 @@ A derived variable is a formula with a name. It is evaluated in float64 on the w
 for and rounded once, to float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from thimble_zarr.analysis.recurrences import replayed
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.format.bits import decode, least_positive, spacing, unit_roundoff
-from thimble_zarr.format.schema import VARIABLES
+from thimble_zarr.format.schema import VARIABLES, Schema, recorded_variables
 from thimble_zarr.optim import adamw
 
 
@@ -24,11 +24,14 @@ class Derived:
     ----------
     long_name
         What it is, in words.
+    inputs
+        The stored variables that it needs, given the schema.
     compute
         The formula: from a window to its values, float64, shape `(step, token, dim)`.
     """
 
     long_name: str
+    inputs: Callable[[Schema], tuple[str, ...]]
     compute: Callable[[Window], np.ndarray]
 
 
@@ -153,9 +156,27 @@ def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
 
 def freeze_step(window: Window) -> np.ndarray:
     """Return the last step of the window at which any of a token's elements moved, or 0."""
-    moved = (delta_W(window) != 0).any(axis=2) & (window.rows > 0)[:, np.newaxis]
-    last: np.ndarray = (moved * window.rows[:, np.newaxis]).max(axis=0)
+    moved = (delta_W(window) != 0).any(axis=2) & window.follows[:, np.newaxis]
+    last: np.ndarray = (moved * window.source.steps[window.rows, np.newaxis]).max(axis=0)
     return last
+
+
+def _weights(schema: Schema) -> tuple[str, ...]:
+    return ("W",)
+
+
+def _moments(schema: Schema) -> tuple[str, ...]:
+    return "exp_avg", "max_exp_avg_sq" if schema.optimizer.amsgrad else "exp_avg_sq"
+
+
+def formula_inputs(schema: Schema) -> tuple[str, ...]:
+    """Return the stored variables that AdamW's formula and the change it predicts need."""
+    return *_weights(schema), *_moments(schema)
+
+
+def replay_inputs(schema: Schema) -> tuple[str, ...]:
+    """Return the stored variables that the exact replay needs."""
+    return recorded_variables(schema.optimizer)
 
 
 def _denominator(window: Window, least: float) -> np.ndarray:
@@ -172,23 +193,46 @@ def _denominator(window: Window, least: float) -> np.ndarray:
 
 
 DERIVED: Mapping[str, Derived] = {
-    "delta_W": Derived("observed change of the weight, W[t] - W[t-1]", delta_W),
-    "adam_update": Derived("change predicted by the adaptive step", adam_update),
-    "adam_decay": Derived("change predicted by decoupled weight decay", adam_decay),
-    "adam_residual": Derived("observed change minus update and decay", adam_residual),
-    "rounding": Derived("part of the residual that torch's rounding makes", rounding),
-    "unexplained": Derived("part of the residual that the exact replay leaves", unexplained),
-    "ulp": Derived("spacing of the dtype at the weight", ulp),
-    "displacement_ulp": Derived(
-        "observed change in steps of the dtype's lattice", displacement_ulp
+    "delta_W": Derived("observed change of the weight, W[t] - W[t-1]", _weights, delta_W),
+    "adam_update": Derived("change predicted by the adaptive step", _moments, adam_update),
+    "adam_decay": Derived("change predicted by decoupled weight decay", _weights, adam_decay),
+    "adam_residual": Derived(
+        "observed change minus update and decay", formula_inputs, adam_residual
     ),
-    "stalled": Derived("1 where the formula moves the weight and it stays, else 0", stalled),
+    "rounding": Derived(
+        "part of the residual that torch's rounding makes", replay_inputs, rounding
+    ),
+    "unexplained": Derived(
+        "part of the residual that the exact replay leaves", replay_inputs, unexplained
+    ),
+    "ulp": Derived("spacing of the dtype at the weight", _weights, ulp),
+    "displacement_ulp": Derived(
+        "observed change in steps of the dtype's lattice", _weights, displacement_ulp
+    ),
+    "stalled": Derived(
+        "1 where the formula moves the weight and it stays, else 0", formula_inputs, stalled
+    ),
 }
 
 
 def long_name(name: str) -> str:
     """Return what a variable is, in words."""
     return DERIVED[name].long_name if name in DERIVED else VARIABLES[name]
+
+
+def missing_inputs(name: str, schema: Schema) -> tuple[str, ...]:
+    """Return the variables that were not recorded and without which there is not this one."""
+    inputs = DERIVED[name].inputs(schema) if name in DERIVED else (name,)
+    return tuple(needed for needed in inputs if needed not in schema.dtypes)
+
+
+def how_to_record(missing: Sequence[str], schema: Schema) -> str:
+    """Return what was not recorded, and how it would be."""
+    others = (name for name in recorded_variables(schema.optimizer) if name in schema.dtypes)
+    variables = ", ".join(f'"{name}"' for name in (*others, *missing))
+    names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+    were = "were" if len(missing) > 1 else "was"
+    return f"{names} {were} not recorded; record with variables=({variables}), or with all of them"
 
 
 def evaluate(name: str, window: Window) -> np.ndarray:

@@ -53,9 +53,32 @@ class Source:
         return self.reader.read_scalars()
 
     @cached_property
+    def steps(self) -> np.ndarray:
+        """The step of each row, int64, shape `(n_rows,)`: the row itself where all are recorded."""
+        return self.reader.read_steps()
+
+    @cached_property
+    def follows(self) -> np.ndarray:
+        """Whether the row before is that of the step before, bool, shape `(n_rows,)`.
+
+        It is not at the first row, and where a schedule left out the steps before.
+        """
+        follows: np.ndarray = np.diff(self.steps, prepend=-2) == 1
+        return follows
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """Which row of the whole parameter each recorded one is, int64, shape `(token,)`."""
+        return self.reader.read_token_ids()
+
+    @cached_property
     def skipped(self) -> np.ndarray:
-        """Steps that the optimizer skipped: its count did not move, and nothing was updated."""
-        skipped: np.ndarray = np.diff(self.recorded["optimizer_step"], prepend=-1.0) == 0
+        """Rows whose step the optimizer skipped: its count did not move, nothing was updated.
+
+        Of a row that follows none this is not known.
+        """
+        counts = self.recorded["optimizer_step"]
+        skipped: np.ndarray = (np.diff(counts, prepend=-1.0) == 0) & self.follows
         return skipped
 
     @cached_property
@@ -189,9 +212,15 @@ class Window:
         self._scalars: dict[str, np.ndarray] = part_of._scalars if part_of and same_rows else {}
 
     @property
+    def follows(self) -> np.ndarray:
+        """Whether each row follows the one before it, bool, shape `(step,)`."""
+        follows: np.ndarray = self.source.follows[self.rows]
+        return follows
+
+    @property
     def positions(self) -> np.ndarray:
-        """Index of each element in the flattened parameter, int64, shape `(token, dim)`."""
-        tokens = np.asarray(self._piece.tokens[self._at[1]])
+        """Index of each element in the whole parameter, flattened: int64, shape `(token, dim)`."""
+        tokens = self.source.token_ids[np.asarray(self._piece.tokens[self._at[1]])]
         starts = tokens[:, np.newaxis] * self.source.reader.schema.n_dims
         positions: np.ndarray = starts + np.asarray(self._dims)
         return positions
@@ -253,7 +282,7 @@ class Window:
         return self._current[name]
 
     def previous(self, name: str) -> np.ndarray:
-        """Return a variable at the rows before, NaN before the initial state; do not write to it.
+        """Return a variable at the rows before, NaN where a row follows none; do not write to it.
 
         Ask for it before `current`, so that both come from one read.
         """
@@ -303,10 +332,10 @@ class Window:
             self._current[name], previous = both[1:], both[:-1]
         else:
             previous = self._decode(name, np.stack(self.bits_before(name)))
-        first = self.rows == 0
-        if first.any():
+        alone = ~self.follows
+        if alone.any():
             previous = previous.copy()
-            previous[first] = np.nan
+            previous[alone] = np.nan
         return previous
 
     def _select(self, bits: np.ndarray) -> np.ndarray:

@@ -156,13 +156,18 @@ def _check(
     **scheduling: Any,
 ) -> list[Section]:
     """Check the subsets of a parameter that `--tokens` names, in one pass over the store."""
+    from thimble_zarr.analysis.accounting import check_inputs, lazy_variable
     from thimble_zarr.analysis.dataset import dataset_of
     from thimble_zarr.analysis.findings import find_causes
     from thimble_zarr.analysis.selection import select_steps, select_subsets
+    from thimble_zarr.analysis.variables import missing_inputs
     from thimble_zarr.analysis.verdict import verdict
 
     ds, subsets = select_subsets(dataset_of(reader), tokens)
     ds = select_steps(ds, steps)
+    schema = lazy_variable(ds).source.reader.schema
+    check_inputs(schema, replay=False)
+    replay = replay and not missing_inputs("unexplained", schema)
     how: dict[str, Any] = {"replay": replay, "extended": extended, "device": device}
     tables = _account(ds, subsets, quiet=quiet, **how, **scheduling)
     sections = []

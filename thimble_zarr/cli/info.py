@@ -113,23 +113,17 @@ def _columns(schema: "Schema") -> tuple[str, ...]:
 
 
 def _shape(schema: "Schema") -> str:
-    return " x ".join(f"{length:,}" for length in schema.shape) or "scalar"
+    shape = " x ".join(f"{length:,}" for length in schema.shape) or "scalar"
+    some = schema.whole_tokens is not None
+    return f"{shape} of {schema.whole_tokens:,} {schema.row_name}s" if some else shape
 
 
 def _optimizer(schema: "Schema") -> str:
     return f"{schema.optimizer.name}, {schema.optimizer.implementation}"
 
 
-def _steps(readers: "Sequence[Reader]") -> str:
-    n_rows, n_skipped = readers[0].n_rows, _n_skipped(readers)
-    if not n_rows:
-        return "none yet"
-    skipped = f"; {n_skipped:,} skipped by the optimizer" if n_skipped else ""
-    return f"{n_rows - 1:,} and the initial state{skipped}"
-
-
 def _n_skipped(readers: "Sequence[Reader]") -> int:
-    """Return how many steps changed none of the parameters."""
+    """Return how many recorded steps changed none of the parameters."""
     import numpy as np
 
     from thimble_zarr.analysis.windows import Source
@@ -170,6 +164,19 @@ def _size(readers: "Sequence[Reader]") -> str:
     disk_bytes, raw_bytes = readers[0].disk_bytes(), _raw_bytes(readers)
     ratio = f", {disk_bytes / raw_bytes:.2f} of raw" if raw_bytes else ""
     return human_bytes(disk_bytes) + ratio
+
+
+def _steps(readers: "Sequence[Reader]") -> str:
+    n_rows, schedule = readers[0].n_rows, readers[0].schema.schedule
+    if not n_rows:
+        return "none yet"
+    n_skipped = _n_skipped(readers)
+    skipped = f"; {n_skipped:,} skipped by the optimizer" if n_skipped else ""
+    if schedule is None:
+        return f"{n_rows - 1:,} and the initial state{skipped}"
+    steps = readers[0].read_steps()
+    rows = f"{n_rows:,} rows of steps {steps[0]:,} to {steps[-1]:,}"
+    return f"{rows}, by schedule {schedule}{skipped}"
 
 
 def _overhead(reader: "Reader") -> "Overhead | None":

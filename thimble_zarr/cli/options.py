@@ -86,8 +86,10 @@ def _config_option(name: str, default: object) -> Decorator:
         kind = click.Choice(CHOICES[name])
     elif default is not None:
         kind = type(default)
-    elif name == "device":
+    elif name in ("device", "windows", "variables"):
         kind = str
+    elif name == "every":
+        kind = int
     help_ = HELP[name] if default is None else f"{HELP[name]}  [default: {default}]"
     return click.option(flag, type=kind, default=None, help=help_)
 

@@ -80,12 +80,18 @@ def _line(section: Section) -> tuple[str, ...]:
         str(section.store),
         section.parameter or "-",
         f"{section.subset}: {section.n_selected:,} of {section.n_all:,}{rows}",
-        f"{int(table.step[0])} to {int(table.step[-1])}",
+        f"{int(table.step[0])} to {int(table.step[-1])}{_some(section)}",
         f"{cosines[0]:.4f}",
         f"{cosines[-1]:.4f}",
         _share(section),
         "HOLDS" if found.holds else f"FAILS from step {found.step}",
     )
+
+
+def _some(section: Section) -> str:
+    """Return how many steps are checked where it is not every one that was recorded."""
+    n_checked, n_recorded = section.table.sizes["step"], section.n_recorded
+    return f", {n_checked:,} of {n_recorded:,}" if n_checked < n_recorded else ""
 
 
 def _share(section: Section) -> str:

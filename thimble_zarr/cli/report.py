@@ -59,6 +59,19 @@ class Section:
     found: "Verdict"
 
     @property
+    def n_recorded(self) -> int:
+        """Selected steps that were recorded. Those whose row before was not are not checked."""
+        return int((self.ds.step > 0).sum())
+
+    @property
+    def not_replayed(self) -> str:
+        """What was not recorded that the replay needs; empty where it can be made."""
+        from thimble_zarr.analysis.variables import how_to_record, missing_inputs
+
+        missing = missing_inputs("unexplained", self.schema)
+        return how_to_record(missing, self.schema) if missing else ""
+
+    @property
     def of(self) -> str:
         """The run, and which of its parameters if it has several."""
         return f"{self.store}, {self.parameter}" if self.parameter else f"{self.store}"
@@ -187,15 +200,29 @@ def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
 
 
 def _title(section: Section) -> str:
-    ds, n_skipped = section.ds, int(section.table.skipped.sum())
-    skipped = f"; {n_skipped:,} skipped by the optimizer" if n_skipped else ""
+    ds = section.ds
     return (
         f"Store    {section.of}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
         f"({ds.attrs['implementation']})\n"
         f"{f'{section.schema.row_name.capitalize()}s':<8} "
         f"{section.subset}: {section.n_selected:,} of {section.n_all:,}\n"
-        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}{skipped}"
+        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}{_left_out(section)}"
     )
+
+
+def _left_out(section: Section) -> str:
+    """Return which steps are not checked or were not taken, and what is not checked, if any."""
+    words, n_checked = "", section.table.sizes["step"]
+    if n_checked < section.n_recorded:
+        words += (
+            f": {n_checked:,} of {section.n_recorded:,} recorded steps are checked, the row before "
+            "the others was not recorded"
+        )
+    if n_skipped := int(section.table.skipped.sum()):
+        words += f"; {n_skipped:,} skipped by the optimizer"
+    if section.not_replayed:
+        words += f"\nChecked  AdamW's formula, without a replay: {section.not_replayed}"
+    return words
 
 
 def _summary(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -227,6 +254,7 @@ def _section_as_json(section: Section) -> dict[str, Any]:
         "tokens": {"subset": section.subset, "n": section.n_selected},
         "steps": [int(rows.t.min()), int(rows.t.max())],
         "n_skipped": int(table.skipped.sum()),
+        "n_steps": {"checked": len(rows), "recorded": section.n_recorded},
         "rows": [_finite(row) for row in rows.to_dict("records")],
         "summary": {name: _finite(column.to_dict()) for name, column in _summary(rows).items()},
         "replay": replay,

@@ -65,12 +65,13 @@ def train(
     quiet: bool,
     **settings: object,
 ) -> None:
-    """Train the Thimble 1 model and record every step into STORE.
+    """Train the Thimble 1 model and record every step into STORE, or what is chosen.
 
     A small GPT-2 with tied embeddings learns a text; the recorder streams its embedding, gradient
     and AdamW states to disk with bounded memory. Without --corpus and --tokenizer it trains on the
     documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly; what was
-    recorded can be checked. However it ended, `thimble-zarr train --resume STORE` goes on.
+    recorded can be checked. However it ended, `thimble-zarr train --resume STORE` goes on, unless
+    --every or --windows left out steps.
     """
     run = None
     if resume:
@@ -180,7 +181,7 @@ def run_training(
         f"\nCorpus   {data.corpus_name}: {len(data.ids):,} tokens\n"
         f"Tokens   {config.vocab_size:,}: {n_live:,} live, {config.vocab_size - n_live:,} dead\n"
     )
-    bar = _ProgressBar(config.steps, quiet=quiet)
+    bar = _ProgressBar(config, quiet=quiet)
     try:
         with terminated_cleanly():
             train_model(
@@ -195,7 +196,7 @@ def run_training(
     except KeyboardInterrupt:
         bar.close()
         say(bar.summary(store))
-        if bar.last is not None:
+        if bar.last is not None and config.schedule is None:
             say(f"Go on    thimble-zarr train --resume {shlex.quote(str(store))}")
         raise
     bar.close()
@@ -208,12 +209,13 @@ def run_training(
 class _ProgressBar:
     """Shows loss, steps a second and bytes written on stderr, where that is a terminal."""
 
-    def __init__(self, n_steps: int, *, quiet: bool) -> None:
+    def __init__(self, config: TrainingConfig, *, quiet: bool) -> None:
         from tqdm import tqdm
 
         self.first: Progress | None = None
         self.last: Progress | None = None
-        self._bar = tqdm(total=n_steps, unit="step", disable=True if quiet else None)
+        self._chosen = "" if config.schedule is None else f"{config.schedule} of "
+        self._bar = tqdm(total=config.steps, unit="step", disable=True if quiet else None)
         self._start_s = time.perf_counter()
 
     def __call__(self, progress: "Progress") -> None:
@@ -235,7 +237,7 @@ class _ProgressBar:
         elapsed_s = time.perf_counter() - self._start_s
         n_steps = self.last.step - self.first.step + 1
         return (
-            f"Recorded {n_steps:,} steps in {elapsed_s:.0f} s "
+            f"Recorded {self._chosen}{n_steps:,} steps in {elapsed_s:.0f} s "
             f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
             f"Store    {store}\n"
@@ -245,13 +247,15 @@ class _ProgressBar:
 
 def render_validation(store: Path) -> str:
     """Return the original notebook's quick validation: ratio and cosine over all tokens."""
-    from thimble_zarr.analysis.accounting import accounting
+    from thimble_zarr.analysis.accounting import accounting, is_checkable
     from thimble_zarr.analysis.dataset import open_dataset
 
     ds = open_dataset(store)
-    last = int(ds.step[-1])
-    steps = sorted({step for step in VALIDATION_STEPS if step <= last} | {last})
-    table = accounting(ds.sel(step=steps))
+    checkable = ds.step.values[is_checkable(ds)].tolist()
+    if "adam_residual" not in ds or not checkable:
+        return "Of what was recorded no step can be checked.\n"
+    steps = sorted({*VALIDATION_STEPS} & {*checkable} | {checkable[-1]})
+    table = accounting(ds.sel(step=steps), replay=False)
     lines = [
         f"  t={int(row.step):4d}: ratio={float(row.ratio):.3f}, "
         f"cosine={float(row.cosine_similarity):+.3f}"

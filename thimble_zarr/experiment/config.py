@@ -1,6 +1,8 @@
 """The settings of a Thimble 1 run: one frozen record, read from a TOML file and from flags."""
 
+import functools
 import math
+import operator
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,10 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from thimble_zarr.errors import ConfigError
+from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
+
+RECORDED = ("W", "grad", "exp_avg", "exp_avg_sq")
+"""The variables of a run: its AdamW has no others."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "optimizer_impl": ("single", "foreach", "fused"),
+    "record_tokens": ("all", "live", "dead"),
 }
 """The settings that take one of a few words."""
 
@@ -37,6 +44,10 @@ HELP: Mapping[str, str] = {
     "corpus": "Text file to train on (UTF-8).  [default: the Python standard library's docs]",
     "tokenizer": "Tokenizer (tokenizers JSON).  [default: a BPE of the standard library]",
     "token_mask": "Safetensors with live_mask or dead_mask.  [default: from the corpus]",
+    "every": "Record every so many steps only, and the row before each.",
+    "windows": "Record spans of steps only, first and last: 1:100,900:1000. With --every: both.",
+    "variables": "Record only some of W, grad, exp_avg, exp_avg_sq.  [default: all]",
+    "record_tokens": "Record only tokens that occur in the corpus, or only those that do not.",
 }
 """What each setting means, for the command line and the reader."""
 
@@ -75,6 +86,10 @@ class TrainingConfig:
     corpus: Path | None = None
     tokenizer: Path | None = None
     token_mask: Path | None = None
+    every: int | None = None
+    windows: str | None = None
+    variables: str | None = None
+    record_tokens: str = "all"
 
     def __post_init__(self) -> None:
         for name in (
@@ -98,6 +113,37 @@ class TrainingConfig:
         self._require(
             "hidden_dim", self.hidden_dim % self.heads == 0, f"a multiple of heads ({self.heads})"
         )
+        chosen = self.recorded_variables or ()
+        self._require("variables", set(chosen) <= set(RECORDED), f"some of {', '.join(RECORDED)}")
+        if self.schedule is not None and not count_rows(self.schedule, self.steps):
+            raise ConfigError(
+                f"none of {self.steps} steps would be recorded: the schedule {self.schedule} "
+                "includes none of them"
+            )
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Which steps are recorded: those of `every` and those of `windows`; None is all."""
+        chosen = [] if self.every is None else [every(self.every)]
+        if self.windows is not None:
+            chosen.append(windows(*map(self._span, self.windows.split(","))))
+        return functools.reduce(operator.or_, chosen) if chosen else None
+
+    def _span(self, text: str) -> tuple[int, int]:
+        try:
+            first, last = map(int, text.split(":"))
+        except ValueError:
+            raise ConfigError(
+                f"windows is {self.windows!r}, but must be spans such as 1:100,900:1000"
+            ) from None
+        return first, last
+
+    @property
+    def recorded_variables(self) -> tuple[str, ...] | None:
+        """Which variables are recorded; None is all."""
+        if self.variables is None:
+            return None
+        return tuple(name.strip() for name in self.variables.split(","))
 
     def _require(self, name: str, holds: bool, expected: str) -> None:  # noqa: FBT001
         if not holds:
@@ -167,6 +213,7 @@ def _convert(name: str, kind: object, value: object) -> object:
         and (kind is bool or not isinstance(value, bool))
     )
     if not matches:
-        expected = kind.__name__ if isinstance(kind, type) else "a string"
+        plain = int if kind == int | None else kind
+        expected = plain.__name__ if isinstance(plain, type) else "a string"
         raise ConfigError(f"{name} is {value!r}, but must be {expected}")
     return value

@@ -13,6 +13,7 @@ from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.format.store import StorePath, StoreReader, is_begun
+from thimble_zarr.record.schedule import count_rows
 
 NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
 """Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""
@@ -94,15 +95,14 @@ def plan_run(
     free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
     if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
-    n_rows = config.steps + 1
     itemsize = storage_dtype(config.dtype).itemsize
-    elements = n_rows * config.vocab_size * config.hidden_dim
+    elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
     return RunPlan(
         storage=plan_storage(
-            n_rows,
-            config.vocab_size,
+            count_rows(config.schedule, config.steps),
+            config.vocab_size,  # how many of them are live is known when the corpus is read
             config.hidden_dim,
-            dict.fromkeys(NOTEBOOK_ITEMSIZES, itemsize),
+            dict.fromkeys(config.recorded_variables or NOTEBOOK_ITEMSIZES, itemsize),
             n_scalars=len(SCALARS) + 1,
             memory_bytes=memory_bytes,
         ),

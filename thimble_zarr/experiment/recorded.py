@@ -8,6 +8,7 @@ from typing import Self
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.format.resumption import check_has_every_step
 from thimble_zarr.format.schema import Json
 from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 
@@ -49,13 +50,14 @@ class RecordedRun:
         Raises
         ------
         ResumeError
-            If something else than `train` recorded it.
+            If something else than `train` recorded it, or a schedule left out steps.
         StoreError
             If it cannot be read.
         """
         if not is_begun(store):
             return None
         reader = StoreReader.open_each(store)[0]
+        check_has_every_step(reader)
         attrs = reader.schema.attrs
         try:
             settings, memory_bytes = attrs["config"], attrs["memory_bytes"]

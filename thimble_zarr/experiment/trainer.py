@@ -153,10 +153,11 @@ def train(
     resume: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train as the config says and record every step.
+    """Train as the config says and record what it says, every step by default.
 
     However it ends, by itself, by an error or by Ctrl-C, what was recorded is on disk and the store
-    is closed. Until all steps are taken there are checkpoints beside the store to resume it from.
+    is closed. Until all steps are taken there are checkpoints beside the store to resume it from,
+    unless a schedule leaves out steps.
 
     Parameters
     ----------
@@ -198,6 +199,11 @@ def train(
         parameter=training.embedding,
         name=PARAMETER,
         labels=data.labels,
+        variables=config.recorded_variables,
+        tokens={"all": None, "live": data.labels.live, "dead": data.labels.dead}[
+            config.record_tokens
+        ],
+        schedule=config.schedule,
         n_steps=config.steps,
         attrs={"config": config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
         memory_bytes=memory_bytes,
@@ -210,7 +216,8 @@ def train(
         for step in range(recorder.next_step, config.steps + 1):
             loss = training.step()
             recorder.log(loss=loss)
-            if (step + 1) % block_steps == 0 and checkpoints.is_due:
+            is_resumable = config.schedule is None
+            if is_resumable and (step + 1) % block_steps == 0 and checkpoints.is_due:
                 checkpoints.save(Checkpoint.take(step, training.model, training.optimizer))
                 checkpoints.prune(recorder.committed_step)
             on_step(Progress(step, loss, recorder.bytes_written))

@@ -45,7 +45,7 @@ class Reader(Protocol):
 
     @property
     def n_rows(self) -> int:
-        """Rows that can be read: the initial state and one for each step."""
+        """Rows that can be read: the initial state and each step, as far as they are recorded."""
 
     def read(
         self,
@@ -62,6 +62,12 @@ class Reader(Protocol):
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
+
+    def read_steps(self) -> np.ndarray:
+        """Return the step of each row, ascending: int64, shape `(n_rows,)`."""
+
+    def read_token_ids(self) -> np.ndarray:
+        """Return which row of the parameter each token is, ascending: int64, shape `(token,)`."""
 
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""

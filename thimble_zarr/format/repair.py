@@ -30,7 +30,7 @@ from thimble_zarr.format.documents import is_chunk_key, leads_out
 from thimble_zarr.format.ledger import read_lines, seal
 from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.format.schema import Json
+from thimble_zarr.format.schema import ATTRIBUTE, Json
 from thimble_zarr.format.shard import encode_vector
 from thimble_zarr.format.store import (
     COMMIT,
@@ -60,7 +60,7 @@ from thimble_zarr.format.verify import (
 FileRecord = dict[str, int]
 
 _COUNTED = ("step", "token")
-"""Arrays whose values are their own positions."""
+"""Arrays whose values are their own positions, where all of them are recorded."""
 
 _TEXT = ("text_bytes", "text_end")
 """Labels that are of no use without each other."""
@@ -300,6 +300,12 @@ class _Planner:
             self._files[key] = _file_record((self._path / key).read_bytes())
             return
         name = array.rpartition("/")[2]
+        if self._is_chosen(array):
+            plan.hopeless.append(
+                f"{key} is lost, and nothing else tells which {name}s were recorded; restore it "
+                "from a copy"
+            )
+            return
         if not (per_step or name in _COUNTED):
             together = _TEXT if name in _TEXT else (name,)
             self._drop([array.removesuffix(name) + other for other in together])
@@ -314,6 +320,15 @@ class _Planner:
         plan.steps.append(f"write {key} anew: {what}")
         content = plan.written[key] = encode_vector(values)
         self._files[key] = _file_record(content)
+
+    def _is_chosen(self, array: str) -> bool:
+        """Whether an array labels what was recorded by choice, so that nobody can count it anew."""
+        group, _, name = array.rpartition("/")
+        attributes = self._documents.get(f"{group}/{METADATA}".lstrip("/"), {}).get("attributes")
+        schema = (attributes or {}).get(ATTRIBUTE, {})
+        if name == "step":
+            return schema.get("schedule") is not None
+        return schema.get("whole_tokens") is not None and name == schema["dims"][0]
 
     def _drop(self, arrays: list[str]) -> None:
         plan = self._plan

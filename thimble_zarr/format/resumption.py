@@ -35,6 +35,8 @@ def check_resumable(
     readers: Sequence[StoreReader],
     schemas: Mapping[str, Schema],
     labels: Mapping[str, TokenLabels],
+    token_ids: Mapping[str, np.ndarray],
+    *,
     kept_rows: int | None,
 ) -> int:
     """Return how many rows are kept, once it is clear that the run is the one recorded.
@@ -43,7 +45,7 @@ def check_resumable(
     ----------
     readers
         Of each parameter of the store.
-    schemas, labels
+    schemas, labels, token_ids
         What would be recorded now, by group.
     kept_rows
         Rows to keep, all by default.
@@ -51,15 +53,17 @@ def check_resumable(
     Raises
     ------
     ResumeError
-        If something differs, which it names, or fewer rows are committed.
+        If something differs, which it names, fewer rows are committed, or not every step was
+        recorded.
     """
     path, n_rows = readers[0].path, readers[0].n_rows
-    differences = list(_differences(readers, schemas, labels))
+    differences = list(_differences(readers, schemas, labels, token_ids))
     if differences:
         raise ResumeError(
             f"cannot go on with {path}, which recorded another run: {'; '.join(differences)}; "
             "make them as they were, or record into another store"
         )
+    check_has_every_step(readers[0])
     kept_rows = n_rows if kept_rows is None else kept_rows
     if n_rows == 0:
         raise ResumeError(f"cannot go on with {path}: nothing was committed; record it anew")
@@ -71,15 +75,40 @@ def check_resumable(
     return kept_rows
 
 
+def check_has_every_step(reader: StoreReader) -> None:
+    """Raise ResumeError if a schedule left out steps.
+
+    Nothing tells then which of them the optimizer took after the last row, and whether a checkpoint
+    of one of them is of this run.
+    """
+    if reader.schema.schedule is not None:
+        raise ResumeError(
+            f"cannot go on with {reader.path}: it has the steps of the schedule "
+            f"{reader.schema.schedule} only, and no row of the others that a checkpoint could be "
+            "compared with; record it anew, or the steps to come into another store"
+        )
+
+
+def chosen_ids(readers: Sequence[StoreReader]) -> dict[str, np.ndarray]:
+    """Return which rows of a parameter were recorded, by group, where not all were."""
+    return {
+        reader.group: reader.read_token_ids()
+        for reader in readers
+        if reader.schema.whole_tokens is not None
+    }
+
+
 def _differences(
     readers: Sequence[StoreReader],
     schemas: Mapping[str, Schema],
     labels: Mapping[str, TokenLabels],
+    token_ids: Mapping[str, np.ndarray],
 ) -> Iterator[str]:
     recorded = {reader.group: reader.schema for reader in readers}
     if [*recorded] != [*schemas]:
         yield _told("the parameters", _names(recorded), _names(schemas))
         return
+    recorded_ids = chosen_ids(readers)
     for reader in readers:
         of = f"{reader.group}: " if reader.group else ""
         now = schemas[reader.group]
@@ -88,10 +117,24 @@ def _differences(
         if reader.group in labels:
             for name in _unlike_labels(reader.read_labels(), labels[reader.group]):
                 yield f"{of}other {name} of the tokens"
+        if reader.schema.shape == now.shape and reader.group in recorded_ids.keys() & token_ids:
+            was_ids, ids = recorded_ids[reader.group], token_ids[reader.group]
+            if gone := np.setdiff1d(was_ids, ids).tolist():
+                new = np.setdiff1d(ids, was_ids).tolist()
+                yield of + _told(f"{now.row_name}s", _listed(gone), _listed(new))
 
 
 def _names(schemas: Mapping[str, Schema]) -> str:
     return ", ".join(name or "one at the root" for name in schemas)
+
+
+def _listed(ids: Sequence[int]) -> str:
+    more = f" and {len(ids) - _MOST_LISTED:,} more" if len(ids) > _MOST_LISTED else ""
+    return ", ".join(map(str, ids[:_MOST_LISTED])) + more
+
+
+_MOST_LISTED = 8
+"""Ids that an error lists."""
 
 
 def _told(name: str, recorded: object, now: object) -> str:

@@ -66,6 +66,10 @@ LABELS: Mapping[str, str] = {
 }
 """The coordinates of the token axis. All but `token` are there only where they are known."""
 
+ROW_LABEL = "position along the first axis"
+"""What the coordinate of the first axis is where that has no tokens. It is stored only where not
+all rows are recorded."""
+
 PARAMETERS = "parameters"
 """In the root's `thimble` attribute the names of several parameters, each a child group."""
 
@@ -106,6 +110,26 @@ class OptimizerInfo:
 def recorded_variables(optimizer: OptimizerInfo) -> tuple[str, ...]:
     """Return the variables a run of `optimizer` has: the maximum only with amsgrad."""
     return tuple(name for name in VARIABLES if name != "max_exp_avg_sq" or optimizer.amsgrad)
+
+
+def chosen_variables(optimizer: OptimizerInfo, variables: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the variables of a run that are to be recorded: all by default, and always `W`.
+
+    Raises
+    ------
+    ConfigError
+        If one of them is not a variable.
+    """
+    if variables is None:
+        return recorded_variables(optimizer)
+    chosen = {variables} if isinstance(variables, str) else set(variables)
+    recorded = recorded_variables(optimizer)
+    if unknown := sorted(map(str, chosen - set(recorded))):
+        raise ConfigError(
+            f"there is no variable {', '.join(unknown)} to record; choose among "
+            f"{', '.join(recorded)}"
+        )
+    return tuple(name for name in recorded if name in chosen | {"W"})
 
 
 def dims_of(shape: Sequence[int], *, of_tokens: bool = False) -> tuple[str, ...]:
@@ -157,7 +181,7 @@ class Schema:
     Attributes
     ----------
     shape
-        Shape of the recorded parameter, of any rank.
+        Shape of what is recorded of the parameter, of any rank.
     dims
         What its axes are called (`dims_of`).
     dtypes
@@ -179,6 +203,11 @@ class Schema:
     contiguous
         Whether the parameter lay in memory row by row. Programs that go through memory see other
         elements together where it did not.
+    whole_tokens
+        Rows of the whole parameter where only some are recorded, whose ids are then the coordinate
+        of the first axis. None where all are.
+    schedule
+        Which steps are recorded, in words. None where all are.
     software
         Versions of what recorded the run, by package.
     created
@@ -197,6 +226,8 @@ class Schema:
     n_threads: int = 1
     cpu_capability: str | None = None
     contiguous: bool = True
+    whole_tokens: int | None = None
+    schedule: str | None = None
     software: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     attrs: Mapping[str, Json] = field(default_factory=dict)
@@ -211,6 +242,14 @@ class Schema:
             raise ConfigError(
                 f"torch had {self.n_threads!r} threads, which is no number of threads"
             )
+        if self.whole_tokens is not None and not (
+            self.shape and type(self.whole_tokens) is int and self.whole_tokens >= self.shape[0]
+        ):
+            raise ConfigError(
+                f"{self.shape} cannot be a part of a parameter of {self.whole_tokens!r} rows"
+            )
+        if not isinstance(self.schedule, str | None):
+            raise ConfigError(f"the schedule is {self.schedule!r}, which is no text")
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
             raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():
@@ -231,13 +270,18 @@ class Schema:
 
     @property
     def n_tokens(self) -> int:
-        """Rows of the parameter: its first axis, 1 of a scalar."""
+        """Recorded rows of the parameter: its first axis, 1 of a scalar."""
         return self.shape[0] if self.shape else 1
 
     @property
     def n_dims(self) -> int:
         """Elements a row: all other axes together, 1 of a scalar or vector."""
         return math.prod(self.shape[1:])
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of the whole parameter, recorded or not."""
+        return (self.whole_tokens or self.n_tokens) * self.n_dims
 
     @property
     def has_tokens(self) -> bool:
@@ -382,6 +426,16 @@ class TokenLabels:
         """Label tokens by their occurrences: live where there is one, dead where there is none."""
         count = np.asarray(count, dtype=np.int64)
         return cls(count=count, live=count > 0, dead=count == 0, text=text)
+
+    def of(self, token_ids: np.ndarray) -> Self:
+        """Return the labels of some tokens."""
+        known = {
+            name: values[token_ids]
+            for name in ("count", "live", "dead")
+            if (values := getattr(self, name)) is not None
+        }
+        text = None if self.text is None else [self.text[token] for token in token_ids.tolist()]
+        return type(self)(text=text, **known)
 
     def check_fit(self, schema: Schema) -> None:
         """Raise ConfigError unless the parameter has tokens, and every label one of each."""

@@ -60,6 +60,7 @@ from thimble_zarr.format.schema import (
     ATTRIBUTE,
     FORMAT_VERSION,
     PARAMETERS,
+    PER_STEP,
     SCALARS,
     Json,
     Schema,
@@ -215,7 +216,7 @@ class StoreReader:
 
     @property
     def n_rows(self) -> int:
-        """Committed rows: the initial state and one for each committed step."""
+        """Committed rows: the initial state and committed steps, as far as they are recorded."""
         return self.commit.n_rows
 
     def read(
@@ -411,7 +412,8 @@ class StoreReader:
         schema, layout = self.schema, self.schema.layout
         native = schema.dtypes[name]
         key = self._key(shard_name(name, first_row // layout.block_steps, schema.shape))
-        with self._decoding(f"{self._key(name)} from step {first_row} on"):
+        of = "step" if schema.schedule is None else "row"
+        with self._decoding(f"{self._key(name)} from {of} {first_row} on"):
             self._check_file(key)
             with ShardFile(
                 f"{self.path}/{key}",
@@ -425,6 +427,34 @@ class StoreReader:
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
         return {name: self._read_vector(name) for name in SCALARS}
+
+    def read_steps(self) -> np.ndarray:
+        """Return the step of each row, ascending: int64, shape `(n_rows,)`."""
+        if self.schema.schedule is None:
+            return np.arange(self.n_rows)
+        steps = self._read_vector("step")
+        self._check_ascending("step", steps)
+        return steps
+
+    def read_token_ids(self) -> np.ndarray:
+        """Return which row of the parameter each token is, ascending: int64, shape `(token,)`."""
+        whole_tokens = self.schema.whole_tokens
+        if whole_tokens is None:
+            return np.arange(self.schema.n_tokens)
+        name = self.schema.dims[0]
+        ids = self._read_vector(name)
+        self._check_ascending(name, ids)
+        if len(ids) != self.schema.n_tokens or ids[-1] >= whole_tokens:
+            raise DamagedStoreError(
+                f"{self.path}: {self._key(name)} has {len(ids)} ids, and {self.schema.n_tokens} "
+                f"below {whole_tokens} were declared"
+            )
+        return ids
+
+    def _check_ascending(self, name: str, labels: np.ndarray) -> None:
+        ascend = labels.dtype == np.int64 and (labels[1:] > labels[:-1]).all()
+        if not (ascend and (labels[:1] >= 0).all()):
+            raise DamagedStoreError(f"{self.path}: the labels {self._key(name)} do not ascend")
 
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
@@ -528,7 +558,7 @@ class StoreReader:
         array = self._declared(name)
         if len(array.shape) != 1:
             raise DamagedStoreError(f"{self.path}: the array {name} has shape {array.shape}")
-        length = self.n_rows if name in SCALARS else array.shape[0]
+        length = self.n_rows if name in PER_STEP else array.shape[0]
         parts = []
         for index in range(-(-length // array.chunk_shape[0])):
             key = self._key(f"{name}/c.{index}")
@@ -556,7 +586,7 @@ class StoreReader:
         if name in self.schema.dtypes:
             sound = shape[:1] >= declared[:1] and shape[1:] == declared[1:]
         else:
-            sound = name not in SCALARS or shape[0] >= self.n_rows
+            sound = name not in PER_STEP or shape[:1] >= declared[:1]
         if not sound:
             raise DamagedStoreError(
                 f"{self.path}: the array {self._key(name)} has shape {shape}, "

@@ -427,8 +427,8 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
             kind="damaged-values",
             where=key,
             what=problem,
-            repair="steps and tokens: count them anew; other values: set them to missing; other "
-            "labels: leave them out",
+            repair="steps and tokens: count them anew, if all are recorded; other values: set them "
+            "to missing; other labels: leave them out",
         )
 
 

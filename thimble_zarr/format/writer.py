@@ -37,12 +37,19 @@ from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 from thimble_zarr.format.ledger import seal
 from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.format.resumption import Cut, check_resumable, leftovers, plan_cut
+from thimble_zarr.format.resumption import (
+    Cut,
+    check_resumable,
+    chosen_ids,
+    leftovers,
+    plan_cut,
+)
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
     LABELS,
     PARAMETERS,
     PER_STEP,
+    ROW_LABEL,
     VARIABLES,
     Json,
     Schema,
@@ -83,6 +90,8 @@ class StoreWriter:
         Bytes put on disk so far.
     spent
         What recording took so far, as far as it is committed.
+    last_step
+        The last committed step, -1 before there is one.
     """
 
     def __init__(self, path: Path, schemas: Mapping[str, Schema], lock: WriterLock) -> None:
@@ -90,6 +99,7 @@ class StoreWriter:
         self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
+        self.last_step = -1
         self._lock = lock
         self._commit = Commit()
         self._ledger_bytes = 0
@@ -113,6 +123,7 @@ class StoreWriter:
         schema: Schema | Mapping[str, Schema],
         *,
         labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
+        token_ids: Mapping[str, np.ndarray] | None = None,
         n_rows: int | None = None,
         overwrite: bool = False,
     ) -> Self:
@@ -127,6 +138,9 @@ class StoreWriter:
             by the names of their groups.
         labels
             Coordinates of the token axis, of several parameters by name.
+        token_ids
+            By group, which rows of a parameter are recorded where not all are (`whole_tokens` of
+            its schema): ascending, int64, shape `(token,)`.
         n_rows
             Rows to declare, where known. The store grows beyond it when it must, and is trimmed
             to what was committed when it is closed.
@@ -159,7 +173,7 @@ class StoreWriter:
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
                 writer = cls(path, schemas, lock)
                 undo.callback(writer._disk.close)
-                writer._begin(labels, writer._layout.capacity(n_rows or 1))
+                writer._begin(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
             except ThimbleError:
                 raise
             except OSError as error:
@@ -177,6 +191,7 @@ class StoreWriter:
         schema: Schema | Mapping[str, Schema],
         *,
         labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
+        token_ids: Mapping[str, np.ndarray] | None = None,
         n_rows: int | None = None,
         kept_rows: int | None = None,
         approve: Callable[[Sequence[StoreReader], int], None] = lambda readers, kept_rows: None,
@@ -196,6 +211,8 @@ class StoreWriter:
             started and what the user said of the run stay as they are in the store.
         labels
             Coordinates of the token axis, where they are to be compared with those in the store.
+        token_ids
+            As in `create`.
         n_rows
             Rows to declare, where known.
         kept_rows
@@ -209,7 +226,8 @@ class StoreWriter:
         NotAStoreError, UnsupportedFormatError, DamagedStoreError
             If there is no store at `path` that can be read.
         ResumeError
-            If not the same would be recorded, or fewer rows are committed than should be kept.
+            If not the same would be recorded, fewer rows are committed than should be kept, or
+            not every step was recorded.
         StoreLockedError
             If another process is recording into it.
         StoreError
@@ -224,7 +242,9 @@ class StoreWriter:
                 lock = WriterLock(path)
                 undo.callback(lock.release)
                 readers = StoreReader.open_each(path)
-                kept_rows = check_resumable(readers, schemas, labels, kept_rows)
+                kept_rows = check_resumable(
+                    readers, schemas, labels, token_ids or {}, kept_rows=kept_rows
+                )
                 approve(readers, kept_rows)
                 cut = plan_cut(readers, kept_rows)
                 writer = cls(path, {reader.group: reader.schema for reader in readers}, lock)
@@ -252,6 +272,7 @@ class StoreWriter:
         arrays: Mapping[str, np.ndarray],
         scalars: Mapping[str, np.ndarray],
         overhead: Overhead | None = None,
+        steps: np.ndarray | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -271,6 +292,9 @@ class StoreWriter:
             For each per-step scalar, by its path, its values, float64, shape `(block_steps,)`.
         overhead
             What training spent on recording since the commit before, where that is measured.
+        steps
+            The step of each row, ascending, int64, shape `(block_steps,)` or shorter. Row t is of
+            step t by default.
 
         Raises
         ------
@@ -282,6 +306,8 @@ class StoreWriter:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
         if offset or first_row + n_rows < self.n_rows:
             raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
+        if steps is None:
+            steps = np.arange(first_row, first_row + n_rows)
         files = dict(self._declared)
         chunks: dict[str, list[tuple[int, int]]] = {}
         self._grow(first_row + self._layout.block_steps)
@@ -295,7 +321,7 @@ class StoreWriter:
                 key = shard_name(path, block, schema.shape)
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
-            files |= self._write_scalars(group, first_row, n_rows, scalars)
+            files |= self._write_scalars(group, first_row, steps[:n_rows], scalars)
         self._disk.settle()
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
@@ -317,6 +343,7 @@ class StoreWriter:
             )
         )
         self._declared = {}
+        self.last_step = int(steps[n_rows - 1])
 
     def close(self) -> None:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
@@ -351,9 +378,14 @@ class StoreWriter:
         """How the first parameter is cut; blocks of all have as many steps."""
         return next(iter(self.schemas.values())).layout
 
-    def _begin(self, labels: Mapping[str, TokenLabels], capacity: int) -> None:
+    def _begin(
+        self,
+        labels: Mapping[str, TokenLabels],
+        token_ids: Mapping[str, np.ndarray],
+        capacity: int,
+    ) -> None:
         """Declare an empty store on disk."""
-        values = self._declare(labels, capacity)
+        values = self._declare(labels, token_ids, capacity)
         for group in self.schemas:
             if group:
                 if (self.path / group).exists():
@@ -371,7 +403,8 @@ class StoreWriter:
 
     def _go_on(self, readers: Sequence[StoreReader], cut: Cut, capacity: int) -> None:
         """Cut a store off and grow its arrays again. Wherever a crash ends this, it can be read."""
-        self._declare({reader.group: reader.read_labels() for reader in readers}, capacity)
+        labels = {reader.group: reader.read_labels() for reader in readers}
+        self._declare(labels, chosen_ids(readers), capacity)
         self._load_scalars(readers, cut.n_rows)
         self._ledger_bytes, self._ledger_crc32 = cut.ledger_bytes, cut.ledger_crc32
         self._append(cut.line)
@@ -380,11 +413,17 @@ class StoreWriter:
                 n_rows=cut.n_rows, ledger_bytes=self._ledger_bytes, ledger_crc32=self._ledger_crc32
             )
         )
+        self.last_step = int(readers[0].read_steps()[cut.n_rows - 1])
         remove_files(leftovers(readers, cut.n_rows))
         self._write_metadata()
         self._stopwatch.lap()
 
-    def _declare(self, labels: Mapping[str, TokenLabels], capacity: int) -> dict[str, np.ndarray]:
+    def _declare(
+        self,
+        labels: Mapping[str, TokenLabels],
+        token_ids: Mapping[str, np.ndarray],
+        capacity: int,
+    ) -> dict[str, np.ndarray]:
         """Declare everything in memory; return the values of all labels, by their files."""
         values: dict[str, np.ndarray] = {}
         self._root.create_group(
@@ -395,7 +434,7 @@ class StoreWriter:
                 self._root.create_group(group, attributes={ATTRIBUTE: schema.to_attribute()})
             self._declare_variables(group, schema, capacity)
             self._declare_scalars(group, capacity)
-            values |= self._declare_labels(group, schema, labels.get(group))
+            values |= self._declare_labels(group, schema, labels.get(group), token_ids.get(group))
         return values
 
     def _declare_variables(self, group: str, schema: Schema, capacity: int) -> None:
@@ -432,13 +471,15 @@ class StoreWriter:
             )
 
     def _declare_labels(
-        self, group: str, schema: Schema, labels: TokenLabels | None
+        self,
+        group: str,
+        schema: Schema,
+        labels: TokenLabels | None,
+        token_ids: np.ndarray | None,
     ) -> dict[str, np.ndarray]:
-        """Declare the coordinates of the tokens; return the values of each, by its file."""
+        """Declare the coordinates of the rows; return the values of each, by its file."""
         files: dict[str, np.ndarray] = {}
-        if not schema.has_tokens:
-            return files
-        for name, dim, values in _label_arrays(labels or TokenLabels(), schema.n_tokens):
+        for name, dim, values in _label_arrays(schema, labels or TokenLabels(), token_ids):
             path = array_path(group, name)
             self._create_array(
                 path,
@@ -447,7 +488,7 @@ class StoreWriter:
                 dtype=values.dtype,
                 fill=0,
                 chunks=(max(1, len(values)),),
-                attributes={"long_name": LABELS[name]},
+                attributes={"long_name": LABELS.get(name, ROW_LABEL)},
             )
             if len(values):
                 files[f"{path}/c.0"] = values
@@ -481,7 +522,7 @@ class StoreWriter:
         )
 
     def _write_scalars(
-        self, group: str, first_row: int, n_rows: int, scalars: Mapping[str, np.ndarray]
+        self, group: str, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
     ) -> "dict[str, dict[str, int]]":
         """Write the chunk of per-step values that the block lies in, all rows so far."""
         chunk, offset = divmod(first_row, SCALAR_CHUNK_STEPS)
@@ -490,8 +531,8 @@ class StoreWriter:
             path = array_path(group, name)
             if offset == 0 or path not in self._scalars:
                 self._scalars[path] = _missing_values(name)
-            rows = np.arange(first_row, first_row + n_rows) if name == "step" else scalars[path]
-            self._scalars[path][offset : offset + n_rows] = rows[:n_rows]
+            rows = steps if name == "step" else scalars[path]
+            self._scalars[path][offset : offset + len(steps)] = rows[: len(steps)]
             files |= self._write_vector(f"{path}/c.{chunk}", self._scalars[path])
         return files
 
@@ -499,7 +540,7 @@ class StoreWriter:
         """Take up the chunk of per-step values that the next block lies in."""
         start = n_rows // SCALAR_CHUNK_STEPS * SCALAR_CHUNK_STEPS
         for reader in readers:
-            for name, values in (reader.read_scalars() | {"step": np.arange(n_rows)}).items():
+            for name, values in (reader.read_scalars() | {"step": reader.read_steps()}).items():
                 chunk = _missing_values(name)
                 chunk[: n_rows - start] = values[start:n_rows]
                 self._scalars[array_path(reader.group, name)] = chunk
@@ -590,12 +631,16 @@ def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:
     }
 
 
-def _label_arrays(labels: TokenLabels, n_tokens: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, dim and values of the token coordinates.
+def _label_arrays(
+    schema: Schema, labels: TokenLabels, token_ids: np.ndarray | None
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield name, dim and values of the coordinates of the first axis.
 
     Text goes into two integer arrays, as Arrow does it: not every Zarr reader knows strings.
     """
-    yield "token", "token", np.arange(n_tokens)
+    if schema.has_tokens or token_ids is not None:
+        ids = np.arange(schema.n_tokens) if token_ids is None else token_ids
+        yield schema.dims[0], schema.dims[0], ids
     for name in ("count", "live", "dead"):
         values = getattr(labels, name)
         if values is not None:

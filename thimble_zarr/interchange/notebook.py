@@ -187,6 +187,14 @@ class NotebookReader:
         }
         return {name: known[name] for name in SCALARS}
 
+    def read_steps(self) -> np.ndarray:
+        """Return the step of each row: int64, shape `(n_rows,)`."""
+        return np.arange(self.n_rows)
+
+    def read_token_ids(self) -> np.ndarray:
+        """Return which row of the parameter each token is: int64, shape `(token,)`."""
+        return np.arange(self.schema.n_tokens)
+
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
         return self.labels
@@ -507,6 +515,17 @@ def _check_fits(reader: Reader) -> None:
         raise ConfigError(
             f"{reader.path} holds a parameter of shape {schema.shape}, and the notebook's file an "
             "embedding of shape (token, dim) only"
+        )
+    missing = [name for name in FILE_NAMES if name not in schema.dtypes]
+    choices = {
+        f"no {', '.join(missing)}": bool(missing),
+        "only some of its tokens": schema.whole_tokens is not None,
+        "only some of its steps": schema.schedule is not None,
+    }
+    if chosen := [words for words, made in choices.items() if made]:
+        raise ConfigError(
+            f"{reader.path} has {' and '.join(chosen)}, and the notebook's file needs all of a "
+            "run; export one that was recorded whole"
         )
     if set(schema.dtypes.values()) != {"bfloat16"}:
         raise ConfigError(

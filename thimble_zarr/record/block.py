@@ -4,6 +4,7 @@ Variables and scalars are named by their paths in the store (`format.schema.arra
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,22 @@ from thimble_zarr.record.capture import dtype_name
 from thimble_zarr.record.transfer import SideStream
 
 
+@dataclass(frozen=True)
+class Counted:
+    """How far the optimizer had counted at a row.
+
+    Attributes
+    ----------
+    step
+        The step of the row.
+    counts
+        `optimizer_step` of each parameter, by group; NaN where there is no row yet.
+    """
+
+    step: int
+    counts: Mapping[str, float]
+
+
 class Block:
     """Rows `first_row` to `first_row + n_rows - 1` of a run, in the dtypes torch holds.
 
@@ -24,6 +41,8 @@ class Block:
         The run's row that lies at index 0.
     n_rows
         Complete rows.
+    steps
+        The step of each row, int64, shape `(block_steps,)`.
     scalars
         For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing. The
         loss of all parameters is one array. Those that are copied from a device are there when the
@@ -45,6 +64,7 @@ class Block:
         self.n_rows = 0
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
         self._groups = tuple(schemas)
+        self.steps = np.empty(self.block_steps, np.int64)
         self._streams = copies or {}
         self._arrived: list[Callable[[], None]] = []
         self._copies: dict[str, SideStream] = {}
@@ -78,7 +98,12 @@ class Block:
         for values in self.scalars.values():
             values.fill(np.nan)
 
-    def load(self, bits: Mapping[str, np.ndarray], scalars: Mapping[str, np.ndarray]) -> None:
+    def load(
+        self,
+        bits: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray],
+        steps: np.ndarray,
+    ) -> None:
         """Take rows that are stored already as the first of the block.
 
         Parameters
@@ -87,15 +112,23 @@ class Block:
             For each variable its stored bits, shape `(step, token, dim)`.
         scalars
             For each per-step scalar its values, shape `(step,)`.
+        steps
+            The step of each row, shape `(step,)`.
         """
+        self.n_rows = len(steps)
+        self.steps[: self.n_rows] = steps
         for name, rows in self.bits().items():
-            rows[: len(bits[name])] = bits[name]
-            self.n_rows = len(bits[name])
+            rows[: self.n_rows] = bits[name]
         for name, values in scalars.items():
             self.scalars[name][: self.n_rows] = values
 
     def append(
-        self, tensors: Mapping[str, Tensor | None], scalars: Mapping[str, float | Tensor]
+        self,
+        tensors: Mapping[str, Tensor | None],
+        scalars: Mapping[str, float | Tensor],
+        *,
+        step: int,
+        chosen: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Copy one row in. The row counts only when all of it is there.
 
@@ -106,6 +139,11 @@ class Block:
         scalars
             Per-step scalars; those not given are missing. Those on a device stay there till it has
             come to them.
+        step
+            The step it is the row of.
+        chosen
+            For variables of which only some rows are recorded, the indices of those, on the device
+            of the variable.
 
         Raises
         ------
@@ -115,69 +153,77 @@ class Block:
         for stream in self._streams.values():
             stream.start()
         for name, rows in self._tensors.items():
-            row, tensor = rows[self.n_rows], tensors[name]
+            row, tensor, indices = rows[self.n_rows], tensors[name], (chosen or {}).get(name)
             if tensor is None:
                 row.fill_(float("nan"))
                 continue
-            if tensor.shape != row.shape or tensor.dtype != row.dtype:
+            shape = tensor.shape if indices is None else (len(indices), *tensor.shape[1:])
+            if shape != row.shape or tensor.dtype != row.dtype:
                 raise OptimizerError(
                     f"{name} became {dtype_name(tensor)} {tuple(tensor.shape)} during the run, but "
                     f"{dtype_name(row)} {tuple(row.shape)} was declared; start a new recording"
                 )
-            self._take(name, row, tensor)
+            self._take(name, row, tensor, indices)
         for name, value in scalars.items():
             if isinstance(value, Tensor):
                 self._take(name, self._scalars[name][self.n_rows], value)
             else:
                 self.scalars[name][self.n_rows] = value
         self._arrived = [stream.send() for stream in self._streams.values()]
+        self.steps[self.n_rows] = step
         self.n_rows += 1
 
     def set_loss(self, row: int, loss: float) -> None:
         """Note the loss of a row, counted from the first of the block."""
         self._loss[row] = loss
 
-    def _take(self, path: str, row: Tensor, tensor: Tensor) -> None:
+    def _take(self, path: str, row: Tensor, tensor: Tensor, indices: Tensor | None = None) -> None:
         if path in self._copies:
-            self._copies[path].stage(path, row, tensor)
-        else:
+            self._copies[path].stage(path, row, tensor, indices)
+        elif indices is None:
             _copy(row, tensor)
+        else:
+            _copy_some(row, tensor, indices)
 
-    def settle(self, counts_before: Mapping[str, float]) -> int:
+    def settle(self, before: Counted) -> int:
         """Wait until all rows are there, and take back the gradients that no step consumed.
 
         Where the optimizer's count did not move it skipped the step, as it does when a GradScaler
-        found an infinity, and its gradient is none.
+        found an infinity, and its gradient is none. Where it did, some steps after the row before,
+        nobody knows on which of them.
 
         Parameters
         ----------
-        counts_before
-            `optimizer_step` of each parameter at the row before the block, by group; NaN before the
-            first.
+        before
+            The row before the block.
 
         Returns
         -------
         int
-            Rows up to the first that has a count which is not that of the row before or the next.
+            Rows up to the first at which the optimizer counts steps that cannot be: more than were
+            taken since the row before, or fewer than there.
         """
         for arrived in self._arrived:
             arrived()
         n_sound = self.n_rows
-        for group, before in counts_before.items():
+        taken = np.diff(self.steps[: self.n_rows], prepend=before.step)
+        for group, count_before in before.counts.items():
             counts = self.scalars[array_path(group, "optimizer_step")][: self.n_rows]
-            moved = np.diff(counts, prepend=before)
-            for row in np.flatnonzero(moved == 0):
-                self._tensors[array_path(group, "grad")][row].fill_(float("nan"))
-            wrong = np.flatnonzero((moved != 0) & (moved != 1) & ~np.isnan(moved))
+            moved = np.diff(counts, prepend=count_before)
+            if (grad := array_path(group, "grad")) in self._tensors:
+                for row in np.flatnonzero(moved == 0):
+                    self._tensors[grad][row].fill_(float("nan"))
+            wrong = np.flatnonzero((moved < 0) | (moved > taken))
             n_sound = min([n_sound, *wrong.tolist()])
         return n_sound
 
-    def counts(self, row: int) -> dict[str, float]:
-        """Return `optimizer_step` of each parameter at a row, counted from the block's first."""
-        return {
+    def counted(self, row: int) -> Counted:
+        """Return how far the optimizer had counted at a row, counted from the block's first."""
+        counts = {
             group: float(self.scalars[array_path(group, "optimizer_step")][row])
             for group in self._groups
         }
+        return Counted(int(self.steps[row]), counts)
 
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
@@ -209,6 +255,15 @@ def _copy(row: Tensor, tensor: Tensor) -> None:
         np.copyto(_bits(row), _bits(tensor))
     else:
         row.copy_(tensor)
+
+
+def _copy_some(row: Tensor, tensor: Tensor, indices: Tensor) -> None:
+    """Copy some rows of a tensor from any device, as `_copy` copies all."""
+    if tensor.is_cpu:
+        # Clipped, which nothing is, so that NumPy writes into the row itself.
+        np.take(_bits(tensor), indices.numpy(), axis=0, out=_bits(row), mode="clip")
+    else:
+        row.copy_(tensor.index_select(0, indices))
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ to AdamW's formula; the replay is exact all the same."""
 
 Parameters = str | nn.Module | Mapping[str, Tensor] | Iterable[str | Tensor]
 """Patterns of names (`fnmatch`), a module, tensors by name, or tensors that a model names."""
+
+Rows = Sequence[int] | Sequence[bool] | np.ndarray | Tensor
+"""Ids of rows of a parameter, or whether each row is meant."""
 
 _MOST_NAMED = 8
 """Names that an error lists."""
@@ -37,12 +41,21 @@ class Chosen:
         Its name; None where nobody said.
     labels
         What is known of its tokens.
+    rows
+        Which rows are recorded, ascending, int64. None where all are.
     """
 
     tensor: Tensor
     dims: tuple[str, ...]
     name: str | None = None
     labels: TokenLabels | None = None
+    rows: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is recorded."""
+        shape = tuple(self.tensor.shape)
+        return shape if self.rows is None else (len(self.rows), *shape[1:])
 
 
 def choose_parameter(
@@ -138,6 +151,75 @@ def choose_parameters(
         )
         for name, tensor in named.items()
     }
+
+
+def choose_rows(
+    chosen: Mapping[str, Chosen], tokens: Rows | Mapping[str, Rows] | None
+) -> dict[str, Chosen]:
+    """Return parameters of which only some rows are recorded, with the labels of those.
+
+    Parameters
+    ----------
+    chosen
+        Parameters, by group.
+    tokens
+        Ids of rows, or a mask of all rows: of a single parameter, or by name of several.
+
+    Raises
+    ------
+    ConfigError
+        If they are not rows of a parameter that is recorded.
+    """
+    if tokens is None:
+        return dict(chosen)
+    if isinstance(tokens, Mapping) == ("" in chosen):
+        raise ConfigError(
+            "tokens of the one `parameter=` are given as ids or a mask, those of several "
+            '`parameters=` by name: tokens={"wte.weight": ids}'
+        )
+    of = tokens if isinstance(tokens, Mapping) else {"": tokens}
+    if unknown := [name for name in of if name not in chosen]:
+        raise ConfigError(
+            f"there are tokens of {unknown[0]}, which is not recorded; recorded are "
+            f"{_listed(chosen)}"
+        )
+    return {
+        group: _with_rows(parameter, of[group]) if group in of else parameter
+        for group, parameter in chosen.items()
+    }
+
+
+def _with_rows(chosen: Chosen, tokens: Rows) -> Chosen:
+    rows = _row_ids(tokens, chosen.tensor.shape, chosen.name or "the parameter")
+    if len(rows) == len(chosen.tensor):
+        return chosen
+    labels = chosen.labels
+    if labels is not None:
+        labels.check_length(len(chosen.tensor))
+        labels = labels.of(rows)
+    return replace(chosen, rows=rows, labels=labels)
+
+
+def _row_ids(tokens: Rows, shape: torch.Size, name: str) -> np.ndarray:
+    """Return rows as ids, ascending, each once."""
+    given = tokens.numpy(force=True) if isinstance(tokens, Tensor) else np.asarray(tokens)
+    if not shape:
+        raise ConfigError(f"{name} is a single number and has no rows to choose among")
+    if given.dtype == bool and given.shape != (shape[0],):
+        raise ConfigError(
+            f"{name} has {shape[0]} rows, and the mask of its tokens has shape {given.shape}; "
+            "give one value for each row"
+        )
+    ids = np.flatnonzero(given) if given.dtype == bool else np.unique(given)
+    if not (given.ndim == 1 and len(ids) and np.issubdtype(ids.dtype, np.integer)):
+        raise ConfigError(
+            f"the tokens of {name} are {given.size} values of {given.dtype}; expected ids, one at "
+            "least, or a mask of all rows"
+        )
+    if not (ids[0] >= 0 and ids[-1] < shape[0]):
+        wrong = ids[0] if ids[0] < 0 else ids[-1]
+        raise ConfigError(f"{name} has rows 0 to {shape[0] - 1}, and {wrong} was chosen")
+    return ids.astype(np.int64)
 
 
 def check_recordable(optimizer: torch.optim.Optimizer, chosen: Iterable[Chosen]) -> None:

@@ -28,11 +28,12 @@ from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layouts
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import (
+    VARIABLES,
     Json,
     Schema,
     TokenLabels,
     array_path,
-    recorded_variables,
+    chosen_variables,
     row_size,
 )
 from thimble_zarr.format.store import StorePath, StoreReader, is_begun
@@ -53,11 +54,14 @@ from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.parameters import (
     Chosen,
     Parameters,
+    Rows,
     check_recordable,
     choose_parameter,
     choose_parameters,
+    choose_rows,
 )
 from thimble_zarr.record.resuming import Kept, check_beginning, check_state, read_kept
+from thimble_zarr.record.schedule import RowChoice, as_schedule
 from thimble_zarr.record.writer import BlockWriter
 
 
@@ -91,9 +95,20 @@ class Recorder:
     labels
         What is known of the tokens: counts in the corpus, live and dead, texts. Of several
         parameters by name.
+    variables
+        Which of `W`, `grad`, `exp_avg`, `exp_avg_sq` and `max_exp_avg_sq` to record, of every
+        parameter; `W` always. All by default. The formula needs `W` and the moments, the replay
+        `grad` too.
+    tokens
+        Which rows of the parameter to record: ids in any order, or a mask. Of several parameters by
+        name. All by default. Labels are still those of all rows.
+    schedule
+        Which steps to record: `every(10)`, `windows((0, 100), (1000, 1100))`, `log_spaced()`, two
+        of them joined by `|`, or any function that says of a step, counted from 1, whether to. All
+        by default. The row before each of them is recorded too, for a step is checked against it.
     n_steps
         Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
-        was recorded.
+        was recorded. With a schedule it is not needed.
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
@@ -120,10 +135,11 @@ class Recorder:
         be recorded.
     ConfigError
         If it is not clear which parameters are meant, a pattern matches none, labels or `attrs` do
-        not fit, or `max_overhead` is not above 0.
+        not fit, `max_overhead` is not above 0, or variables, tokens or steps are none that can be
+        recorded.
     ResumeError
-        If the store recorded another run, or model and optimizer do not stand where it does. The
-        message names every difference; the store is as it was.
+        If the store recorded another run or not every step, or model and optimizer do not stand
+        where it does. The message names every difference; the store is as it was.
     StoreError, StoreExistsError
         If the store cannot be created.
 
@@ -145,6 +161,9 @@ class Recorder:
         model: nn.Module | None = None,
         name: str | None = None,
         labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
+        variables: Sequence[str] | None = None,
+        tokens: Rows | Mapping[str, Rows] | None = None,
+        schedule: Callable[[int], bool] | None = None,
         n_steps: int | None = None,
         attrs: Mapping[str, Json] | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
@@ -174,18 +193,37 @@ class Recorder:
                 "`parameters=`, which has its names in it; pass one of them"
             )
         check_recordable(optimizer, chosen.values())
+        chosen, steps = choose_rows(chosen, tokens), as_schedule(schedule)
         self._optimizer = optimizer
         self._parameters = {group: of.tensor for group, of in chosen.items()}
-        schemas = _schemas(optimizer, chosen, attrs or {}, memory_bytes)
+        self._rows = {
+            array_path(group, name): torch.from_numpy(of.rows).to(of.tensor.device)
+            for group, of in chosen.items()
+            for name in VARIABLES
+            if of.rows is not None
+        }
+        self._on_cuda = any(parameter.is_cuda for parameter in self._parameters.values())
+        self._schedule = steps
+        self._is_recorded = RowChoice(steps)
+        schemas = _schemas(
+            optimizer,
+            chosen,
+            variables=variables,
+            schedule=None if steps is None else str(steps),
+            attrs=attrs or {},
+            memory_bytes=memory_bytes,
+        )
         self._max_overhead = max_overhead
         self._kept: Kept | None = None
         labels = {group: of.labels for group, of in chosen.items() if of.labels is not None}
-        n_rows = None if n_steps is None else n_steps + 1
+        token_ids = {group: of.rows for group, of in chosen.items() if of.rows is not None}
+        n_rows = None if n_steps is None or steps is not None else n_steps + 1
         if resume and is_begun(path):
             self._store = StoreWriter.resume(
                 path,
                 schemas.get("", schemas),
                 labels=labels,
+                token_ids=token_ids,
                 n_rows=n_rows,
                 kept_rows=None if after_step is None else after_step + 1,
                 approve=self._approve,
@@ -196,6 +234,7 @@ class Recorder:
                 path,
                 schemas.get("", schemas),
                 labels=labels,
+                token_ids=token_ids,
                 n_rows=n_rows,
                 overwrite=overwrite or resume,
             )
@@ -204,6 +243,9 @@ class Recorder:
         self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
         self._stepping = False
+        self._begun = False
+        self._step = 0
+        self._last_row = -1
         self._optimizer_steps: dict[str, float | Tensor] = {}
         self._start_block()
         self._loss: float | None = None
@@ -227,8 +269,8 @@ class Recorder:
 
     @property
     def step(self) -> int:
-        """Steps recorded so far."""
-        return max(0, self._n_rows - 1)
+        """Steps that the optimizer took so far, recorded or not."""
+        return self._step
 
     @property
     def next_step(self) -> int:
@@ -241,7 +283,7 @@ class Recorder:
     @property
     def committed_step(self) -> int:
         """The last step that survives a crash, 0 before there is one. It never goes back."""
-        return max(0, self._store.n_rows - 1)
+        return max(0, self._store.last_step)
 
     @property
     def schemas(self) -> Mapping[str, Schema]:
@@ -260,7 +302,8 @@ class Recorder:
         Call it once a step, always on the same side of `optimizer.step()`: logged before, it
         belongs to the step to come; logged after, to the step just taken. The first call tells
         which. A loss logged after a step that the optimizer skipped belongs to no row and is
-        dropped. A loss that is not finite is recorded, with a warning the first time.
+        dropped, and so is that of a step that the schedule leaves out. A loss that is not finite is
+        recorded, with a warning the first time.
 
         Parameters
         ----------
@@ -273,10 +316,12 @@ class Recorder:
             If the recording is closed, or a block could not be written.
         """
         self._check()
-        value = float(torch.as_tensor(loss).item())
         if self._loss_follows_step is None:
             self._loss_follows_step = self.step > self._start_step
         step = self.step if self._loss_follows_step else self.step + 1
+        if not self._is_recorded(step):
+            return
+        value = float(torch.as_tensor(loss).item())
         if not math.isfinite(value):
             self._warn_once(
                 "loss",
@@ -305,7 +350,8 @@ class Recorder:
     def close(self) -> None:
         """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
 
-        A recording without a step leaves no store.
+        A recording without a step leaves no store, nor does one whose schedule includes none of its
+        steps, with a warning.
 
         Raises
         ------
@@ -325,6 +371,12 @@ class Recorder:
                 self._close_store()
             else:
                 self._store.release()
+        if self._step and not self._n_rows:
+            self._warn_once(
+                "schedule",
+                f"none of {self._step:,} steps was recorded, and there is no store at "
+                f"{self._store.path}: the schedule {self._schedule} includes none of them",
+            )
 
     def __enter__(self) -> Self:
         # A Ctrl-C at the first bytecode of `__exit__` would leave the store open.
@@ -359,10 +411,12 @@ class Recorder:
         self._block.start(n_rows - n_rows % self._block.block_steps)
         if self._kept is None:
             return
-        self._optimizer_steps = dict(self._kept.optimizer_steps)
-        self._writer.go_on(self._block.first_row, self._kept.steps_before)
+        self._begun = True
+        self._step = self._last_row = self._kept.last.step
+        self._optimizer_steps = dict(self._kept.last.counts)
+        self._writer.go_on(self._block.first_row, self._kept.before)
         if self._kept.bits:
-            self._block.load(self._kept.bits, self._kept.scalars)
+            self._block.load(self._kept.bits, self._kept.scalars, self._kept.steps)
 
     def _check(self) -> None:
         if self._closed:
@@ -377,10 +431,34 @@ class Recorder:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         # Only in a frame that torch compiles, as it does this one with the step, is this true.
-        self._begin_row(compiled=torch.compiler.is_compiling())
+        compiled = torch.compiler.is_compiling()
+        if not compiled and self._is_idle:
+            self._stepping = True
+            return  # before interrupts are held back, which takes most of the time of a hook
+        self._begin_row(compiled=compiled)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        self._end_row()
+        if not self._stepping:
+            return  # a subclass whose step calls that of its base class: hooks run for both
+        if self._is_recorded(self._step + 1):
+            self._end_row()
+        else:
+            # A Ctrl-C in here may lose a step: then the optimizer has counted one more at the next
+            # row than there can be, which is refused.
+            self._stepping = False
+            self._step += 1
+            self._count_step()
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do before a step: it is not recorded, and all is written."""
+        return (
+            self._begun
+            and not self._is_recorded(self._step + 1)
+            and not self._block.full
+            and self._writer.settled
+            and not (self._on_cuda and torch.cuda.is_current_stream_capturing())
+        )
 
     @interrupts_held()
     def _begin_row_uncompiled(self, *, compiled: bool) -> None:
@@ -390,31 +468,41 @@ class Recorder:
                 "optimizer.step() is compiled, which rounds in ways that no replay repeats; "
                 "compile the model and call the step uncompiled"
             )
-        cuda = any(parameter.is_cuda for parameter in self._parameters.values())
-        if cuda and torch.cuda.is_current_stream_capturing():
+        if self._on_cuda and torch.cuda.is_current_stream_capturing():
             raise OptimizerError(
                 "optimizer.step() is being captured in a CUDA graph, of whose replays no recorder "
                 "hears; leave the step out of the graph"
             )
-        check_unchanged(self._optimizer, self._parameters, self.schemas)
-        if self._n_rows == 0:
-            self._append_row({}, with_grad=False)
+        is_recorded = self._is_recorded(self._step + 1)
+        if is_recorded or not self._begun:
+            check_unchanged(self._optimizer, self._parameters, self.schemas)
+        if not self._begun and self._is_recorded(0):
+            self._append_row({}, step=0)
+        self._begun = True
         self._row_end_s = self._row_end_s or time.perf_counter()
         self._make_room()
+        if is_recorded:
+            self._look_ahead()
         self._stepping = True
+
+    def _look_ahead(self) -> None:
+        """Note the counts that a recorded step finds, where steps before it are not recorded."""
+        n_unrecorded = self._step - self._last_row
+        if n_unrecorded:
+            self._optimizer_steps = self._counted_steps(most=n_unrecorded)
 
     @interrupts_held()
     def _end_row_uncompiled(self) -> None:
-        if not self._stepping:
-            return  # a subclass whose step calls that of its base class: hooks run for both
         self._stepping = False
+        step = self._step + 1
         with self._stopwatch.time("copy_s"):
-            self._append_row(self._scalars(), with_grad=True)
+            self._append_row(self._scalars(), step=step)
         if self._loss is not None:
             self._block.set_loss(self._block.n_rows - 1, self._loss)
             self._loss = None
+        self._step = step
         self._count_step()
-        missing = [name for name, one in self._parameters.items() if one.grad is None]
+        missing = [name for name, grad in self._gradients().items() if grad is None]
         if missing:
             which = ", ".join(filter(None, missing))
             self._warn_once(
@@ -424,6 +512,14 @@ class Recorder:
                 "A parameter has none that is frozen, unused, or no longer the model's "
                 "(load_state_dict(assign=True) replaces parameters)",
             )
+
+    def _gradients(self) -> dict[str, Tensor | None]:
+        """Return the gradient of each parameter of which it is recorded."""
+        return {
+            group: parameter.grad
+            for group, parameter in self._parameters.items()
+            if "grad" in self.schemas[group].dtypes
+        }
 
     def _scalars(self) -> dict[str, float | Tensor]:
         """Return the numbers that the step used on each parameter, those of its group."""
@@ -446,38 +542,54 @@ class Recorder:
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
 
-    def _append_row(self, scalars: Mapping[str, float | Tensor], *, with_grad: bool) -> None:
+    def _append_row(self, scalars: Mapping[str, float | Tensor], *, step: int) -> None:
+        """Copy the row after a step, of every parameter; that of step 0 has no gradient."""
         tensors: dict[str, Tensor | None] = {}
-        steps: dict[str, float | Tensor] = {}
+        counted = self._counted_steps(most=1)
         for group, parameter in self._parameters.items():
-            grad = parameter.grad if with_grad else None
-            steps[group] = self._counted_step(group, parameter, grad)
             states = state_tensors(self._optimizer, parameter)
             zeros = parameter.detach().new_zeros(()).expand(parameter.shape)
             for name in self.schemas[group].dtypes:
                 tensors[array_path(group, name)] = states.get(name, zeros)
-            tensors[array_path(group, "grad")] = grad
-        counts = {array_path(group, "optimizer_step"): step for group, step in steps.items()}
-        self._block.append(tensors, {**counts, **scalars})
-        self._optimizer_steps = steps
+        gradients = self._gradients() if step else dict.fromkeys(self._parameters)
+        for group, grad in gradients.items():
+            consumed = self._consumed(group, grad, counted[group], step=step)
+            tensors[array_path(group, "grad")] = consumed
+        counts = {array_path(group, "optimizer_step"): count for group, count in counted.items()}
+        self._block.append(tensors, {**counts, **scalars}, step=step, chosen=self._rows)
+        self._optimizer_steps = counted
+        self._last_row = step
 
-    def _counted_step(self, group: str, parameter: Tensor, grad: Tensor | None) -> float | Tensor:
-        """Return the optimizer's count for a parameter, which is the last one's or the next.
+    def _counted_steps(self, *, most: int) -> dict[str, float | Tensor]:
+        """Return the optimizer's counts, which grew by so many steps at most.
 
         Counts on a device are looked at when they have come from there (`Block.settle`).
         """
-        step, before = optimizer_step(self._optimizer, parameter), self._optimizer_steps.get(group)
-        if before is None or isinstance(step, Tensor) or isinstance(before, Tensor):
-            return step
-        if step - before not in (0, 1):
-            raise missed_step(step, before, group)
-        if grad is None and step != before:
+        counts: dict[str, float | Tensor] = {}
+        for group, parameter in self._parameters.items():
+            count = optimizer_step(self._optimizer, parameter)
+            before = self._optimizer_steps.get(group, count)
+            counts[group] = count
+            if isinstance(count, Tensor) or isinstance(before, Tensor):
+                continue
+            if not 0 <= count - before <= most:
+                raise missed_step(count, before, group)
+        return counts
+
+    def _consumed(
+        self, group: str, grad: Tensor | None, count: float | Tensor, *, step: int
+    ) -> Tensor | None:
+        """Return the gradient that a step consumed: none where it is known to have been skipped."""
+        before = self._optimizer_steps.get(group, count)
+        if isinstance(count, Tensor) or isinstance(before, Tensor):
+            return grad
+        if grad is None and count != before:
             of = f" of {group}" if group else ""
             raise RecordingError(
-                f"the gradient{of} of step {self._n_rows} was gone before it could be recorded: "
+                f"the gradient{of} of step {step} was gone before it could be recorded: "
                 "something within the step cleared it; clear it after the step"
             )
-        return step
+        return None if count == before else grad
 
     def _make_room(self) -> None:
         """Pass a full block on and go on in a free one, before the optimizer takes its step."""
@@ -502,21 +614,24 @@ class Recorder:
 def _schemas(
     optimizer: torch.optim.Optimizer,
     chosen: Mapping[str, Chosen],
+    *,
+    variables: Sequence[str] | None,
+    schedule: str | None,
     attrs: Mapping[str, Json],
     memory_bytes: int,
 ) -> dict[str, Schema]:
     """Return what is known of each parameter, by its group."""
     infos = {group: optimizer_info(optimizer, of.tensor) for group, of in chosen.items()}
     dtypes = {
-        group: dict.fromkeys(recorded_variables(infos[group]), dtype_name(of.tensor))
+        group: dict.fromkeys(chosen_variables(infos[group], variables), dtype_name(of.tensor))
         for group, of in chosen.items()
     }
-    rows = [row_size(of.tensor.shape, dtypes[group]) for group, of in chosen.items()]
+    rows = [row_size(of.shape, dtypes[group]) for group, of in chosen.items()]
     layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         group: Schema(
-            shape=tuple(of.tensor.shape),
+            shape=of.shape,
             dims=of.dims,
             dtypes=dtypes[group],
             layout=layout,
@@ -526,6 +641,8 @@ def _schemas(
             n_threads=torch.get_num_threads(),
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             contiguous=of.tensor.is_contiguous(),
+            whole_tokens=None if of.rows is None else len(of.tensor),
+            schedule=schedule,
             software=_software(),
             created=created,
             attrs=attrs,

@@ -15,7 +15,7 @@ from torch import Tensor
 from thimble_zarr.errors import ResumeError
 from thimble_zarr.format.schema import array_path
 from thimble_zarr.format.store import StorePath, StoreReader
-from thimble_zarr.record.block import row_bits
+from thimble_zarr.record.block import Counted, row_bits
 from thimble_zarr.record.capture import optimizer_step, state_tensors
 
 
@@ -34,17 +34,19 @@ class Kept:
 
     Attributes
     ----------
-    bits, scalars
-        Rows of the unfinished block, by paths in the store; empty where the last block is full.
-    optimizer_steps, steps_before
-        The optimizer's counts at the last row, and at the row before the unfinished block (NaN
-        before the first), by group.
+    bits, scalars, steps
+        Rows of the unfinished block, by paths in the store, and their steps; empty where the last
+        block is full.
+    last, before
+        How far the optimizer had counted at the last row, and at the row before the unfinished
+        block.
     """
 
     bits: Mapping[str, np.ndarray]
     scalars: Mapping[str, np.ndarray]
-    optimizer_steps: Mapping[str, float]
-    steps_before: Mapping[str, float]
+    steps: np.ndarray
+    last: Counted
+    before: Counted
 
 
 def read_kept(readers: Sequence[StoreReader], n_rows: int) -> Kept:
@@ -52,20 +54,27 @@ def read_kept(readers: Sequence[StoreReader], n_rows: int) -> Kept:
     first_row = n_rows - n_rows % readers[0].schema.layout.block_steps
     bits: dict[str, np.ndarray] = {}
     scalars: dict[str, np.ndarray] = {}
-    optimizer_steps: dict[str, float] = {}
-    steps_before: dict[str, float] = {}
+    last: dict[str, float] = {}
+    before: dict[str, float] = {}
     for reader in readers:
         values = reader.read_scalars()
-        steps = values["optimizer_step"].tolist()
-        optimizer_steps[reader.group] = steps[n_rows - 1]
-        steps_before[reader.group] = steps[first_row - 1] if first_row else math.nan
+        counts = values["optimizer_step"].tolist()
+        last[reader.group] = counts[n_rows - 1]
+        before[reader.group] = counts[first_row - 1] if first_row else math.nan
         if first_row == n_rows:
             continue
         for name in reader.schema.dtypes:
             bits[array_path(reader.group, name)] = reader.read(name, (first_row, n_rows))
         for name in values:
             scalars[array_path(reader.group, name)] = values[name][first_row:n_rows]
-    return Kept(bits, scalars, optimizer_steps, steps_before)
+    steps = readers[0].read_steps()
+    return Kept(
+        bits,
+        scalars,
+        steps[first_row:n_rows],
+        last=Counted(int(steps[n_rows - 1]), last),
+        before=Counted(int(steps[first_row - 1]) if first_row else -1, before),
+    )
 
 
 def check_state(
@@ -75,6 +84,8 @@ def check_state(
     n_rows: int,
 ) -> None:
     """Raise ResumeError unless parameters and moments are those of the last row, bit by bit.
+
+    As far as they are recorded: of other rows and variables nothing is known.
 
     Parameters
     ----------
@@ -111,12 +122,13 @@ def _unequal(
 ) -> Iterator[str]:
     zeros = torch.zeros_like(parameter)
     states = state_tensors(optimizer, parameter)
+    is_whole, ids = reader.schema.whole_tokens is None, reader.read_token_ids()
     for name in reader.schema.dtypes:
         if name == "grad":
             continue
         recorded = reader.read(name, (n_rows - 1, n_rows))
         tensor = states.get(name, zeros)
-        now = row_bits(tensor)
+        now = row_bits(tensor if is_whole else tensor[torch.from_numpy(ids).to(tensor.device)])
         path = array_path(reader.group, name)
         if now.dtype != recorded.dtype:
             yield f"{path} is {tensor.dtype}"

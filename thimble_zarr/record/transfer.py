@@ -83,11 +83,17 @@ class SideStream:
         if self._sent is not None:
             self._cuda.current_stream(self._device).wait_event(self._sent)
 
-    def stage(self, name: str, row: Tensor, tensor: Tensor) -> None:
-        """Take a tensor, always the same by name, that is to be copied to `row`."""
+    def stage(self, name: str, row: Tensor, tensor: Tensor, chosen: Tensor | None = None) -> None:
+        """Take a tensor, always the same by name, that is to be copied to `row`.
+
+        Where only some of its rows are chosen, by their indices on the device, it takes no others.
+        """
         if name not in self._staged:
             self._staged[name] = torch.empty_like(row, device=self._device, pin_memory=False)
-        self._staged[name].copy_(tensor)
+        if chosen is None:
+            self._staged[name].copy_(tensor)
+        else:
+            torch.index_select(tensor.detach(), 0, chosen, out=self._staged[name])
         self._sending.append((row, self._staged[name]))
 
     def send(self) -> Callable[[], None]:

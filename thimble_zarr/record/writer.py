@@ -7,14 +7,13 @@ keep up slows training down. If a commit fails, the error reaches training at it
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from thimble_zarr.errors import RecordingError
 from thimble_zarr.format.layout import N_BUFFERS
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.writer import StoreWriter
-from thimble_zarr.record.block import Block
+from thimble_zarr.record.block import Block, Counted
 from thimble_zarr.record.capture import missed_step
 from thimble_zarr.record.transfer import side_stream
 
@@ -39,14 +38,14 @@ class BlockWriter:
         streams = {device: side_stream(device) for device in devices}
         copies = {device: stream for device, stream in streams.items() if stream is not None}
         self._free = [Block(store.schemas, copies) for _ in range(N_BUFFERS)]
-        self._counts_before = {0: dict.fromkeys(store.schemas, math.nan)}
+        self._rows_before = {0: Counted(-1, dict.fromkeys(store.schemas, math.nan))}
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
 
-    def go_on(self, first_row: int, steps_before: Mapping[str, float]) -> None:
-        """Begin with the block at `first_row`, given the optimizer's counts at the row before."""
-        self._counts_before = {first_row: dict(steps_before)}
+    def go_on(self, first_row: int, before: Counted) -> None:
+        """Begin with the block at `first_row`, given the row before."""
+        self._rows_before = {first_row: before}
 
     def acquire(self) -> Block:
         """Return a free block, waiting until the thread has committed one.
@@ -92,23 +91,34 @@ class BlockWriter:
         if self._error is not None:
             self._fail(self._error)
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is pending and nothing failed, so that `check` has nothing to do."""
+        return not self._pending and self._error is None
+
     def stop(self) -> None:
         """Wait for pending blocks and end the thread."""
         self._thread.shutdown()
 
     def _commit(self, block: Block, spent: Overhead) -> None:
         first = block.first_row
-        before = self._counts_before[first]
+        before = self._rows_before[first]
         n_sound = block.settle(before)
-        last = block.counts(n_sound - 1) if n_sound else before
+        last = block.counted(n_sound - 1) if n_sound else before
         if n_sound:
-            self._store.commit_block(first, n_sound, block.bits(), block.scalars, spent)
+            self._store.commit_block(
+                first, n_sound, block.bits(), block.scalars, spent, block.steps
+            )
             # The block may be committed again, with more rows.
-            self._counts_before = {first: before, first + n_sound: last}
+            self._rows_before = {first: before, first + n_sound: last}
         if n_sound < block.n_rows:
-            found = block.counts(n_sound)
-            wrong = next(group for group in found if found[group] - last[group] not in (0, 1))
-            raise missed_step(found[wrong], last[wrong], wrong)
+            found = block.counted(n_sound)
+            wrong = next(
+                group
+                for group, count in found.counts.items()
+                if not 0 <= count - last.counts[group] <= found.step - last.step
+            )
+            raise missed_step(found.counts[wrong], last.counts[wrong], wrong)
 
     def _collect(self) -> None:
         future, block = self._pending[0]
@@ -123,10 +133,9 @@ class BlockWriter:
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
-        n_rows = self._store.n_rows
-        safe = (
-            f"steps 0 to {n_rows - 1} are committed and safe" if n_rows else "nothing is committed"
-        )
+        n_rows, last = self._store.n_rows, self._store.last_step
+        steps = f"steps 0 to {last}" if n_rows == last + 1 else f"the recorded steps up to {last}"
+        safe = f"{steps} are committed and safe" if n_rows else "nothing is committed"
         raise RecordingError(
             f"recording into {self._store.path} stopped: {error}; {safe}"
         ) from error

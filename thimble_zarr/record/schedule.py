@@ -1,0 +1,154 @@
+"""Choose which steps are recorded, so that each of them can be checked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log10
+
+from thimble_zarr.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps to record, as a function that says of any step whether it is one of them.
+
+    Two of them are joined by `|`.
+
+    Attributes
+    ----------
+    text
+        The schedule in words, kept with the run.
+    includes
+        Whether a step, counted from 1, is to be recorded.
+    """
+
+    text: str
+    includes: Callable[[int], bool]
+
+    def __call__(self, step: int) -> bool:
+        """Return whether a step is to be recorded."""
+        return self.includes(step)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __or__(self, other: "Callable[[int], bool]") -> "Schedule":
+        joined = _named(other)
+        return Schedule(f"{self} | {joined}", lambda step: self(step) or joined(step))
+
+
+def every(n_steps: int) -> Schedule:
+    """Record the multiples of `n_steps`.
+
+    Raises
+    ------
+    ConfigError
+        If it is not a whole number from 1 up.
+    """
+    _require(_is_count(n_steps, least=1), f"every({n_steps!r})", "a whole number from 1 up")
+    return Schedule(f"every({n_steps})", lambda step: step % n_steps == 0)
+
+
+def windows(*spans: tuple[int, int]) -> Schedule:
+    """Record spans of steps, from the first to the last of each.
+
+    Raises
+    ------
+    ConfigError
+        If one is not a first and a last step.
+    """
+    text = f"windows({', '.join(str(tuple(span)) for span in spans)})"
+    sound = (
+        len(span) == 2 and all(_is_count(step, least=0) for step in span) and span[0] <= span[1]
+        for span in spans
+    )
+    _require(bool(spans) and all(sound), text, "pairs of a first and a last step, both recorded")
+    return Schedule(text, lambda step: any(first <= step <= last for first, last in spans))
+
+
+def log_spaced(per_decade: int = 10) -> Schedule:
+    """Record steps that grow by a constant factor: 1 to 10, then every tenth part of a decade.
+
+    Parameters
+    ----------
+    per_decade
+        Steps between a power of ten and the next. (The first decades have fewer.)
+
+    Raises
+    ------
+    ConfigError
+        If it is not a whole number from 1 up.
+    """
+    text = f"log_spaced({per_decade!r})"
+    _require(_is_count(per_decade, least=1), text, "a whole number from 1 up")
+
+    def includes(step: int) -> bool:
+        nearest = round(per_decade * log10(step))
+        return any(
+            round(10 ** (n / per_decade)) == step for n in (nearest - 1, nearest, nearest + 1)
+        )
+
+    return Schedule(text, includes)
+
+
+def as_schedule(schedule: Callable[[int], bool] | None) -> Schedule | None:
+    """Return a schedule with its text. None is every step.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be called.
+    """
+    return None if schedule is None else _named(schedule)
+
+
+def _named(schedule: Callable[[int], bool]) -> Schedule:
+    if isinstance(schedule, Schedule):
+        return schedule
+    if not callable(schedule):
+        raise ConfigError(
+            f"the schedule is {schedule!r}; expected every(10), windows((0, 100), (1000, 1100)), "
+            "log_spaced(), or any function of a step that says whether to record it"
+        )
+    name = getattr(schedule, "__qualname__", None)
+    return Schedule(f"{schedule.__module__}.{name}" if name else repr(schedule), schedule)
+
+
+class RowChoice:
+    """Which rows are recorded: those of the scheduled steps, and the row before each.
+
+    The schedule is asked of each step once, in order, as long as rows are.
+
+    Parameters
+    ----------
+    schedule
+        None is every step.
+    """
+
+    def __init__(self, schedule: Schedule | None) -> None:
+        self._asked = None if schedule is None else lru_cache(_STEPS_REMEMBERED)(schedule)
+
+    def __call__(self, row: int) -> bool:
+        """Return whether the row after so many steps is recorded."""
+        if self._asked is None:
+            return True
+        return bool((row > 0 and self._asked(row)) or self._asked(row + 1))
+
+
+_STEPS_REMEMBERED = 4
+"""A step is asked about for its own row and for the row before it."""
+
+
+def count_rows(schedule: Schedule | None, n_steps: int) -> int:
+    """Return how many rows a run of so many steps records."""
+    chosen = RowChoice(schedule)
+    return sum(chosen(row) for row in range(n_steps + 1))
+
+
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(holds: bool, text: str, expected: str) -> None:  # noqa: FBT001
+    if not holds:
+        raise ConfigError(f"the schedule {text} cannot work; expected {expected}")
