@@ -29,7 +29,7 @@ MEMORY = 18_000
 """Makes blocks of two steps."""
 
 
-def train_until(store: Path, step: int, **options: object) -> None:
+def train_until(store: Path, step: int, config: TrainingConfig = CONFIG, **options: object) -> None:
     """End a run with an error once a step was taken, from the callback, as Ctrl-C might."""
 
     def stop(progress: Progress) -> None:
@@ -37,7 +37,7 @@ def train_until(store: Path, step: int, **options: object) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, DATA, store, memory_bytes=MEMORY, on_step=stop, **options)
+        train(config, DATA, store, memory_bytes=MEMORY, on_step=stop, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,23 @@ def test_what_is_kept_is_enough_for_whatever_was_committed(tmp_path: Path) -> No
 def test_a_resumed_run_begins_where_nothing_lies(tmp_path: Path, reference: Path) -> None:
     train(CONFIG, DATA, tmp_path / "run.zarr", memory_bytes=MEMORY, resume=True)
     assert differing_files(reference, tmp_path / "run.zarr") == []
+
+
+def test_a_run_of_chosen_variables_and_tokens_goes_on(tmp_path: Path) -> None:
+    config = replace(CONFIG, variables="W,exp_avg", record_tokens="dead")
+    train(config, DATA, tmp_path / "whole.zarr", memory_bytes=MEMORY)
+    train_until(tmp_path / "run.zarr", 7, config)
+    train(config, DATA, tmp_path / "run.zarr", memory_bytes=MEMORY, resume=True)
+    assert differing_files(tmp_path / "whole.zarr", tmp_path / "run.zarr") == []
+
+
+def test_a_run_with_a_schedule_keeps_no_checkpoint_and_does_not_go_on(tmp_path: Path) -> None:
+    store, config = tmp_path / "run.zarr", replace(CONFIG, every=4)
+    train_until(store, 9, config)
+    assert not Checkpoints(store).path.exists()
+    with pytest.raises(ResumeError, match=r"steps of the schedule every\(4\) only"):
+        train(config, DATA, store, memory_bytes=MEMORY, resume=True)
+    assert StoreReader.open(store).read_steps().tolist() == [3, 4, 7, 8]
 
 
 def test_a_finished_run_takes_no_step(tmp_path: Path) -> None:

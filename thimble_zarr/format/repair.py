@@ -325,10 +325,14 @@ class _Planner:
         """Whether an array labels what was recorded by choice, so that nobody can count it anew."""
         group, _, name = array.rpartition("/")
         attributes = self._documents.get(f"{group}/{METADATA}".lstrip("/"), {}).get("attributes")
-        schema = (attributes or {}).get(ATTRIBUTE, {})
+        schema = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
+        if not isinstance(schema, dict):
+            return False
         if name == "step":
             return schema.get("schedule") is not None
-        return schema.get("whole_tokens") is not None and name == schema["dims"][0]
+        dims = schema.get("dims")
+        first = dims[:1] if isinstance(dims, list) else []
+        return schema.get("whole_tokens") is not None and first == [name]
 
     def _drop(self, arrays: list[str]) -> None:
         plan = self._plan
