@@ -211,7 +211,7 @@ def train(
             loss = training.step()
             recorder.log(loss=loss)
             if (step + 1) % block_steps == 0 and checkpoints.is_due:
-                checkpoints.save(Checkpoint.take(step, training.model, training.optimizer))
+                checkpoints.take(step, training.model, training.optimizer)
                 checkpoints.prune(recorder.committed_step)
             on_step(Progress(step, loss, recorder.bytes_written))
     checkpoints.clear()
