@@ -134,9 +134,9 @@ def test_a_variable_of_another_name_is_refused(store: Path) -> None:
 @pytest.mark.parametrize(
     "claim",
     [
-        {"n_tokens": 10**9},
-        {"n_dims": 10**9},
-        {"n_tokens": 10**15},
+        {"shape": [10**9, 5]},
+        {"shape": [11, 10**9]},
+        {"shape": [10**15, 5]},
         {"layout": {"block_steps": 4096, "chunk_tokens": 10**6}},
         {"layout": {"block_steps": 4, "chunk_tokens": 10**8}},
         {"layout": {"block_steps": 10**12, "chunk_tokens": 1}},

@@ -42,7 +42,7 @@ def run(
             history["W"].append(weight.detach().clone())
             for name in ("exp_avg", "exp_avg_sq"):
                 history[name].append(state[name].clone())
-    assert 2 < (N_STEPS + 1) / recorder.schema.layout.block_steps <= 3
+    assert 2 < (N_STEPS + 1) / recorder.schemas[""].layout.block_steps <= 3
     return open_dataset(path), history, path
 
 

@@ -117,6 +117,19 @@ class Checkpoints:
         """Return the steps of those that there are, in order."""
         return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._names()) if found)
 
+    def take(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take a checkpoint after a step and save it, and note when the next is due.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written.
+        """
+        start_s = time.perf_counter()
+        self.save(Checkpoint.take(step, model, optimizer))
+        now_s = time.perf_counter()
+        self._next_s = now_s + (now_s - start_s) / MAX_SHARE
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, whole or not at all. When this returns it survives a power loss.
 
@@ -125,7 +138,6 @@ class Checkpoints:
         StoreError
             If it cannot be written.
         """
-        start_s = time.perf_counter()
         file = self._file(checkpoint.step)
         disk = Disk(Stopwatch())
         try:
@@ -135,8 +147,6 @@ class Checkpoints:
             raise StoreError(f"cannot write the checkpoint {file}: {error}") from error
         finally:
             disk.close()
-        now_s = time.perf_counter()
-        self._next_s = now_s + (now_s - start_s) / MAX_SHARE
 
     def newest(self, step: int) -> Checkpoint | None:
         """Return the newest checkpoint that was taken after `step` or before; None without one.

@@ -218,7 +218,7 @@ def train(
             recorder.log(loss=loss)
             is_resumable = config.schedule is None
             if is_resumable and (step + 1) % block_steps == 0 and checkpoints.is_due:
-                checkpoints.save(Checkpoint.take(step, training.model, training.optimizer))
+                checkpoints.take(step, training.model, training.optimizer)
                 checkpoints.prune(recorder.committed_step)
             on_step(Progress(step, loss, recorder.bytes_written))
     checkpoints.clear()

@@ -347,22 +347,26 @@ def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
             for key, file in line.entry["files"].items()
         }
         for key, record in records.items():
-            if not is_chunk_key(key):
-                return f"it has a file {key!r}, which cannot be"
+            if not is_chunk_key(key) or type(record.n_bytes) is not int:
+                return f"it has a file {key!r} of {record.n_bytes!r} bytes, which cannot be"
             if record.crc32 is None:
                 _checksums(line.entry, key)
-        metadata = dict(line.entry.get("metadata", {}))
+        documents = line.entry.get("metadata", {})
+        metadata = {key: dict(document) for key, document in documents.items()}
+        removed, dropped = (
+            [str(name) for name in line.entry.get(names, ())] for names in ("removed", "dropped")
+        )
         if not all(type(row) is int and row >= 0 for row in (first_row, end_row)):
             return f"it has rows {first_row!r} to {end_row!r}"
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         return f"a line is malformed: {error!r}"
     if is_committed and "resumed" in line.entry:
-        contents.go_back(end_row, line.entry.get("removed", ()))
+        contents.go_back(end_row, removed)
     if is_committed:
         contents.lines[first_row] = (line.start, end_row)
         contents.metadata |= metadata
-        for array in line.entry.get("dropped", ()):
-            contents.forget(str(array))
+        for array in dropped:
+            contents.forget(array)
     for key, record in records.items():
         if is_committed:
             contents.records[key] = [record]

@@ -398,6 +398,7 @@ class StoreWriter:
         directories = [self.path / name for name in (*self._arrays, *self.schemas)]
         self._disk.sync([*directories, self.path, self.path.parent])
         self._disk.append(self.path / LEDGER, 0, b"")
+        self._disk.sync([self.path / BOOKKEEPING])  # a commit record is never without a ledger
         self._replace_commit(self._commit)
         self._stopwatch.lap()  # of the steps to come only
 
