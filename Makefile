@@ -24,7 +24,8 @@ demo: $(STAMP)  ## Train, record and check a short run
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-soak: $(STAMP)  ## Crash recordings in every way, many times (half an hour)
+soak: $(STAMP)  ## Run the slow tests, crash recordings in every way, many times (half an hour)
+	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m benchmarks.soak
 
 lint: $(STAMP)  ## Check format, style and types

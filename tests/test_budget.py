@@ -55,6 +55,7 @@ def test_a_check_keeps_within_its_budget_whatever_the_size(runs: Path) -> None:
     assert many - table <= 1.05 * few
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux")
 def test_a_budget_just_large_enough_is_kept(runs: Path) -> None:
     refused = measure_refused(runs / "large.zarr")

@@ -1187,6 +1187,7 @@ def wait_for_rows(process: subprocess.Popen[str], store: Path, n_rows: int) -> N
     raise AssertionError("nothing was committed")
 
 
+@pytest.mark.soak
 def test_ctrl_c_ends_a_run_cleanly_and_keeps_what_was_recorded(
     tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
@@ -1230,6 +1231,7 @@ def test_sigterm_ends_a_run_cleanly_and_keeps_what_was_recorded(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.soak
 def test_a_quiet_piped_run_prints_a_warning_as_one_line_and_nothing_else(
     tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
@@ -1242,6 +1244,7 @@ def test_a_quiet_piped_run_prints_a_warning_as_one_line_and_nothing_else(
     assert info_of(store)["n_rows"] == 6
 
 
+@pytest.mark.soak
 def test_a_reader_that_went_away_is_no_finding_of_the_check(trained: Path) -> None:
     process = start("check", trained, "--format", "csv", "--quiet")
     assert process.stdout is not None

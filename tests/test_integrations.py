@@ -164,6 +164,7 @@ def test_training_that_fails_is_closed_by_the_next_one(path: Path) -> None:
     assert_exact(path, n_steps=N_STEPS)
 
 
+@pytest.mark.soak
 def test_what_is_open_when_python_ends_is_closed(path: Path) -> None:
     """A script that ends in an error, as a Trainer leaves it."""
     script = f"""

@@ -116,6 +116,7 @@ def test_the_recorder_takes_no_more_with_more_steps(
     assert found["late"] <= 1.05 * found["early"]
 
 
+@pytest.mark.soak
 def test_checking_takes_little(checked: dict[str, int]) -> None:
     """That it takes no more with more steps is in `test_budget`."""
     assert checked["accounting"] - checked["before"] <= 150 * MB

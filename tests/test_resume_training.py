@@ -322,6 +322,7 @@ def test_a_store_of_another_recorder_is_not_trained_on(tmp_path: Path, toy_copy:
     assert "Recorder(..., resume=True)" in stderr
 
 
+@pytest.mark.soak
 def test_runs_that_are_killed_at_random_are_the_same(options: list[str]) -> None:
     """SIGKILL, in processes of their own; the benchmark does more of them."""
     longer = ["--steps=120" if option.startswith("--steps") else option for option in options]

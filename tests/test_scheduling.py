@@ -93,6 +93,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "thimble_zarr", *map(str, arguments)]
 
 
+@pytest.mark.soak
 def test_worker_processes_print_what_threads_print_and_leave_nothing_open(
     store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_worker_processes_print_what_threads_print_and_leave_nothing_open(
     assert capfd.readouterr() == ("", "")  # of the workers themselves
 
 
+@pytest.mark.soak
 def test_ctrl_c_leaves_no_worker(tmp_path: Path) -> None:
     synthetic_run(tmp_path / "long.zarr", n_steps=2000, n_tokens=8000, n_dims=8)
     process = subprocess.Popen(
