@@ -77,10 +77,8 @@ def test_the_python_runs(directory: Path) -> None:
     names: dict[str, object] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
-    recorded = thimble_zarr.open_dataset(directory / "mine.zarr")
-    assert recorded.sizes["step"] == 61  # 50 and the initial state, and 10 after a resumption
-    assert not np.isnan(recorded.loss[1:]).any()
-    for name, n_steps in (("trainer.zarr", 5), ("lightning.zarr", 8)):
+    # The loop takes 50 steps, and 10 after a resumption.
+    for name, n_steps in (("mine.zarr", 60), ("trainer.zarr", 5), ("lightning.zarr", 8)):
         ds = thimble_zarr.open_dataset(directory / name)
         assert ds.sizes["step"] == n_steps + 1
         assert int(thimble_zarr.accounting(ds).n_different.sum()) == 0
