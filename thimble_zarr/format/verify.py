@@ -353,6 +353,9 @@ def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
                 _checksums(line.entry, key)
         documents = line.entry.get("metadata", {})
         metadata = {key: dict(document) for key, document in documents.items()}
+        for document in metadata.values():
+            if "shape" in document or document.get("node_type") != "group":
+                Declared.of(document)
         removed, dropped = (
             [str(name) for name in line.entry.get(names, ())] for names in ("removed", "dropped")
         )
