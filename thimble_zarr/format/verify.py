@@ -680,7 +680,8 @@ def _same(found: object, declared: object) -> bool:
 
 def is_per_step(document: Document) -> bool:
     """Whether the first axis of an array is the steps."""
-    return "step" in (document.get("dimension_names") or [])[:1]
+    names = document.get("dimension_names")
+    return isinstance(names, list) and "step" in names[:1]
 
 
 def consolidated_fits(file: Path, document: Document) -> bool:
