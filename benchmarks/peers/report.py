@@ -16,8 +16,7 @@ WHAT_IS_COUNTED = """\
 ## What is counted
 
 - Every process is measured whole, from `exec` to exit, start-up and imports included; the peers
-  take turns, and before each its files are brought into the page cache, or dropped from it
-  (`posix_fadvise`): what is larger than memory is read from the disk in every pass. Medians.
+  take turns, and before each its files are brought into the page cache. Medians.
 - *time* is elapsed time. *Peak RSS* is the kernel's `ru_maxrss`; it has in it the pages of mapped
   files (memmap; safetensors maps, too), which the kernel could take back. thimble-zarr's checks
   fork a process a core: theirs is the sum of all, among which what they share is divided (PSS).
@@ -122,6 +121,26 @@ def agreement(reading: Results, tasks: Mapping[str, str]) -> str:
     return f"Largest difference from thimble-zarr's answers: {', '.join(largest)}."
 
 
+def cold(results: Results) -> list[str]:
+    """Return the section of what was read from the disk, if that was measured."""
+    if "cold" not in results:
+        return []
+    tasks, peers = results["tasks"], list(results["disk"])
+    return [
+        "## Reading from the disk: whole processes, nothing in the page cache",
+        "As when the data are larger than memory: before each process its files are dropped from "
+        "the page cache (`posix_fadvise`). Time, peak RSS; the shortest time is bold.",
+        table(
+            ["", *peers],
+            [
+                [tasks[task], *cells(peers, by_peer, ("wall_s", "peak_rss_bytes"))]
+                for task, by_peer in results["cold"].items()
+            ],
+        ),
+        next(not_first(results["cold"], tasks)),
+    ]
+
+
 def markdown(results: Results) -> str:
     """Return `RESULTS.md`."""
     about, tasks, reading = results["about"], results["tasks"], results["reading"]
@@ -149,16 +168,7 @@ def markdown(results: Results) -> str:
         "\n".join(not_first(reading, tasks)),
         WHY.strip(),
         agreement(reading, tasks),
-        "## Reading from the disk: whole processes, nothing in the page cache",
-        "As when the data are larger than memory. Time, peak RSS; the shortest time is bold.",
-        table(
-            ["", *peers],
-            [
-                [tasks[task], *cells(peers, by_peer, ("wall_s", "peak_rss_bytes"))]
-                for task, by_peer in results["cold"].items()
-            ],
-        ),
-        next(not_first(results["cold"], tasks)),
+        *cold(results),
         "## Reading: opened and read, after imports",
         "Time, bytes read.",
         table(
