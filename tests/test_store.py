@@ -13,6 +13,7 @@ import tensorstore
 import xarray as xr
 
 from tests.runs import N_STEPS, N_TOKENS, History, token_labels
+from tests.stores import BLOCK_STEPS, block, scalars
 from tests.test_schema import SCHEMA
 from thimble_zarr.errors import (
     DamagedStoreError,
@@ -28,21 +29,6 @@ from thimble_zarr.format.disk import Disk
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.writer import StoreWriter
-
-BLOCK_STEPS = SCHEMA.layout.block_steps
-
-
-def block(seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    shape = (BLOCK_STEPS, SCHEMA.n_tokens, SCHEMA.n_dims)
-    return {
-        "W": rng.integers(0, 2**16, shape).astype(np.uint16),
-        "grad": rng.normal(size=shape).astype(np.float32),
-    }
-
-
-def scalars(first_row: int) -> dict[str, np.ndarray]:
-    return {name: np.arange(first_row, first_row + BLOCK_STEPS, dtype=float) for name in SCALARS}
 
 
 def write_blocks(writer: StoreWriter, n_blocks: int, *, last_rows: int = BLOCK_STEPS) -> None:

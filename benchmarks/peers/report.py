@@ -125,19 +125,12 @@ def cold(results: Results) -> list[str]:
     """Return the section of what was read from the disk, if that was measured."""
     if "cold" not in results:
         return []
-    tasks, peers = results["tasks"], list(results["disk"])
     return [
         "## Reading from the disk: whole processes, nothing in the page cache",
         "As when the data are larger than memory: before each process its files are dropped from "
         "the page cache (`posix_fadvise`). Time, peak RSS; the shortest time is bold.",
-        table(
-            ["", *peers],
-            [
-                [tasks[task], *cells(peers, by_peer, ("wall_s", "peak_rss_bytes"))]
-                for task, by_peer in results["cold"].items()
-            ],
-        ),
-        next(not_first(results["cold"], tasks)),
+        summary(results, "cold"),
+        next(not_first(results["cold"], results["tasks"])),
     ]
 
 
@@ -194,9 +187,9 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(results: Results) -> str:
-    """Return the table of the README: time and peak memory of whole processes."""
-    tasks, reading = results["tasks"], results["reading"]
+def summary(results: Results, measured: str = "reading") -> str:
+    """Return time and peak memory of whole processes: the table of the README."""
+    tasks, reading = results["tasks"], results[measured]
     peers = list(results["disk"])
     return table(
         ["", *peers],

@@ -160,8 +160,7 @@ class StoreWriter:
             If the directory cannot be created or written.
         """
         path = Path(path).absolute()  # the process may change its directory
-        schemas = {"": schema} if isinstance(schema, Schema) else _named(schema)
-        labels = {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {})
+        schemas, labels = _by_group(schema, labels)
         _check_schemas(schemas, labels)
         check_vacant(path, overwrite=overwrite)
         with ExitStack() as undo:
@@ -234,8 +233,7 @@ class StoreWriter:
             If the disk cannot be written. Then as many rows are there as before, or those kept.
         """
         path = Path(path).absolute()
-        schemas = {"": schema} if isinstance(schema, Schema) else _named(schema)
-        labels = {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {})
+        schemas, labels = _by_group(schema, labels)
         StoreReader.open_each(path)  # what is no store is not locked
         with ExitStack() as undo:
             try:
@@ -650,6 +648,17 @@ def _label_arrays(
         utf8 = [text.encode() for text in labels.text]
         yield "text_bytes", "text_byte", np.frombuffer(b"".join(utf8), np.uint8)
         yield "text_end", "token", np.cumsum([len(text) for text in utf8], dtype=np.int64)
+
+
+def _by_group(
+    schema: Schema | Mapping[str, Schema],
+    labels: TokenLabels | Mapping[str, TokenLabels] | None,
+) -> tuple[dict[str, Schema], dict[str, TokenLabels]]:
+    """Return what is known of each parameter, by its group; the one at the root has no name."""
+    return (
+        {"": schema} if isinstance(schema, Schema) else _named(schema),
+        {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {}),
+    )
 
 
 def _named(schemas: Mapping[str, Schema]) -> dict[str, Schema]:
