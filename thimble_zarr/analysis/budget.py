@@ -8,7 +8,7 @@ result. None of it grows with the steps of a run; its table does.
 from dataclasses import dataclass
 
 from thimble_zarr.analysis.lazy import FAN_IN, LazyArray, reduction_steps
-from thimble_zarr.analysis.windows import PART_BYTES, window_tokens
+from thimble_zarr.analysis.windows import PART_BYTES, window_rows, window_tokens
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import human_bytes
@@ -115,8 +115,9 @@ def task_bytes(
         part's arrays; the results that wait to be combined. And half as much again, which the
         allocator keeps between arrays.
     """
-    steps = min(schema.layout.block_steps, n_rows)
-    row_elements = min(n_tokens, window_tokens(schema)) * schema.n_dims
+    n_tokens = min(n_tokens, window_tokens(schema))
+    steps = min(window_rows(schema, n_tokens), n_rows)
+    row_elements = n_tokens * schema.n_dims
     itemsizes = {name: storage_dtype(native).itemsize for name, native in schema.dtypes.items()}
     item_bytes, weight_bytes = sum(itemsizes.values()), itemsizes["W"]
     layout = schema.layout

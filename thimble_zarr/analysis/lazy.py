@@ -173,8 +173,9 @@ class LazyArray(Lazy):
         selection = selection or (range(source.reader.n_rows), *map(range, schema.shape))
         rows = selection[0]
         shape = _shape(selection)
-        row_bytes = 4 * math.prod(_shape(selection[1:]))
-        length = _task_steps(schema, _CHUNK_BYTES // max(1, row_bytes))
+        row_bytes = max(1, 4 * math.prod(_shape(selection[1:])))
+        most = max(_TASK_STEPS, _SMALL_BYTES // row_bytes)
+        length = _task_steps(schema, min(most, _CHUNK_BYTES // row_bytes))
         groups = row_groups(_as_indices(rows), length)
         chunks: tuple[tuple[int, ...], ...] = tuple((length,) for length in shape)
         if not isinstance(rows, int):
@@ -462,7 +463,7 @@ def _token(source: Source, *parts: object) -> str:
 def _task_steps(schema: Schema, n_steps: int) -> int:
     """Return at most so many steps, but at least one block of them, in whole blocks."""
     block_steps = schema.layout.block_steps
-    return max(1, min(n_steps, _TASK_STEPS) // block_steps) * block_steps
+    return max(1, n_steps // block_steps) * block_steps
 
 
 def reduction_steps(schema: Schema) -> int:

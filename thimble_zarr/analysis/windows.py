@@ -368,9 +368,12 @@ def iter_windows(
     """
     if 0 in (len(rows), len(tokens), len(dims)):
         return
+    schema = source.reader.schema
     for ids, where in token_groups(source, tokens):
         start, piece = 0, None
-        for group in row_groups(rows, source.reader.schema.layout.block_steps):
+        consecutive = isinstance(rows, range) and rows.step == 1
+        length = window_rows(schema, len(ids)) if consecutive else schema.layout.block_steps
+        for group in row_groups(rows, length):
             steps = np.asarray(group)
             piece = _Piece(source, (int(steps.min()), int(steps.max()) + 1), ids, piece)
             yield (slice(start, start + len(steps)), where), Window(piece, steps, dims)
@@ -423,6 +426,17 @@ def window_tokens(schema: Schema) -> int:
     """Return how many tokens a window has at most."""
     layout = schema.layout
     return max(layout.chunk_tokens, _WINDOW_ELEMENTS // (layout.block_steps * schema.n_dims))
+
+
+def window_rows(schema: Schema, n_tokens: int) -> int:
+    """Return how many rows a window of so many tokens has at most.
+
+    Those of a block; of several if all of it is one part, because a window costs some hundred
+    calls.
+    """
+    block_steps = schema.layout.block_steps
+    n_elements = PART_BYTES // np.dtype(np.float64).itemsize
+    return block_steps * max(1, n_elements // max(1, block_steps * n_tokens * schema.n_dims))
 
 
 def _cut(start: int, stop: int, length: int) -> list[slice]:
