@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tests.runs import History, record
 from tests.zoo import Recorded, record_zoo
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.trainer import TrainingData, load_data
+
+# A test run that was started in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is no failure.
 settings.register_profile(

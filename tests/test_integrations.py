@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.integrations.unwrapping import unwrapped
 
 pytest.importorskip("accelerate")
@@ -128,6 +130,22 @@ def test_a_trainer_of_transformers(optim: str, path: Path) -> None:
     assert len(set(ds.learning_rate[1:].values)) == N_STEPS  # a linear schedule
 
 
+def test_an_error_of_training_is_not_hidden_by_one_of_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*args: object) -> None:
+        raise OSError("no space left")
+
+    def run() -> None:
+        with ThimbleCallback(path, parameters="*.wte.weight") as callback:
+            monkeypatch.setattr(StoreWriter, "commit_block", no_space)
+            fail_in_step_four(callback, path.parent)
+
+    with pytest.raises(OSError, match="the corpus is gone") as raised:
+        run()
+    assert "no space left" in raised.value.__notes__[0]
+
+
 def test_a_mean_over_steps_is_no_loss(path: Path) -> None:
     callback = ThimbleCallback(path, parameters="lm_head.weight")
     training, losses = trainer(callback, path.parent, logging_steps=3, logging_first_step=True)
@@ -235,6 +253,38 @@ def test_a_trainer_of_lightning(fused: bool, path: Path) -> None:
     assert_exact(path, n_steps=3)
     expected = np.array(module.losses).reshape(3, 2).mean(axis=1)
     np.testing.assert_allclose(open_dataset(path).loss[1:], expected, rtol=1e-6)
+
+
+def test_losses_of_a_resumed_lightning_training(path: Path) -> None:
+    module = Module()
+    optimizer = module.configure_optimizers()
+    module.configure_optimizers = lambda: optimizer  # as restored from a checkpoint
+    for options in ({}, {"resume": True}):
+        callback = LightningCallback(path, parameters="embedding.weight", **options)
+        fit(module, callback, path.parent, accumulate_grad_batches=2)
+    expected = np.array(module.losses).reshape(6, 2).mean(axis=1)
+    np.testing.assert_allclose(open_dataset(path).loss[1:], expected, rtol=1e-6)
+
+
+def test_losses_of_a_step_that_was_skipped_are_no_other_steps(path: Path) -> None:
+    """As under a precision plugin with a GradScaler: Lightning counts the step."""
+    module = Module()
+    optimizer = module.configure_optimizers()
+    trainer = SimpleNamespace(
+        is_global_zero=True, optimizers=[optimizer], global_step=0, accumulate_grad_batches=2
+    )
+    callback = LightningCallback(path, parameters="embedding.weight")
+    callback.on_train_start(trainer, module)
+    for batch, loss in enumerate([100.0, 300.0, 1.0, 3.0, 500.0, 700.0, 5.0, 7.0], start=1):
+        if batch % 2 == 0:
+            trainer.global_step += 1
+            if loss < 100:
+                module.embedding.weight.grad = torch.ones(11, 5)
+                optimizer.step()
+        outputs = {"loss": torch.tensor(loss) / 2}  # divided, as Lightning gives it
+        callback.on_train_batch_end(trainer, module, outputs, None, batch)
+    callback.on_train_end(trainer, module)
+    assert open_dataset(path).loss[1:].values.tolist() == [2.0, 6.0]
 
 
 def test_lightning_training_that_fails_is_recorded_up_to_there(path: Path) -> None:

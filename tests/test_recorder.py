@@ -16,6 +16,7 @@ from thimble_zarr.format.bits import decode
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record import block as block_module
+from thimble_zarr.record import writer as writer_module
 
 
 def recorded(path: Path, name: str) -> np.ndarray:
@@ -241,6 +242,98 @@ def test_a_loss_logged_after_a_skipped_step_is_dropped(path: Path) -> None:
             recorder.log(loss=iteration)
     losses = StoreReader.open(path).read_scalars()["loss"]
     np.testing.assert_array_equal(losses, [np.nan, 1, 2, 4])
+
+
+def test_where_the_first_step_may_be_skipped_the_loop_says_which_step_a_loss_is_of(
+    path: Path,
+) -> None:
+    loop = Loop()
+    with Recorder(path, loop.optimizer, parameter=loop.weight) as recorder:
+        for iteration in (1, 2, 3, 4):
+            loop.backward()
+            if iteration not in (1, 3):
+                loop.optimizer.step()
+            recorder.log(loss=iteration, step=recorder.step)
+        recorder.log(loss=7, step=recorder.next_step)
+        loop.step()
+        recorder.log(loss=8, step=recorder.step)  # there is one already
+        for step in (recorder.step - 1, recorder.step + 2):
+            with pytest.raises(ConfigError, match=f"of step {step} was logged when 3 steps"):
+                recorder.log(loss=0, step=step)
+    losses = StoreReader.open(path).read_scalars()["loss"]
+    np.testing.assert_array_equal(losses, [np.nan, 2, 4, 7])
+
+
+def test_losses_that_may_stand_one_step_late_are_warned_of(path: Path) -> None:
+    loop = Loop()
+    recorder = Recorder(path, loop.optimizer, parameter=loop.weight)
+    for iteration in (1, 2, 3):
+        if iteration > 1:  # a GradScaler skips the first
+            loop.step()
+        recorder.log(loss=iteration)
+    with pytest.warns(UserWarning, match="all losses stand one step late: pass step="):
+        recorder.close()
+
+
+class Clamped(torch.optim.AdamW):
+    """An optimizer that does something of its own after the step of its base class."""
+
+    def step(self, closure: object = None) -> None:
+        super().step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.clamp_(-0.01, 0.01)
+
+
+def test_a_step_ends_when_that_of_the_subclass_does(path: Path) -> None:
+    """Torch calls hooks for both, if anybody has made an optimizer of the base class."""
+    torch.optim.AdamW([torch.zeros(1)])
+    loop = Loop(optimizer=Clamped)
+    with Recorder(path, loop.optimizer, parameter=loop.weight) as recorder:
+        for step in (1, 2, 3):
+            loop.step()
+            assert recorder.step == step
+    assert np.abs(recorded(path, "W")[1:]).max() <= 0.0101
+    assert np.abs(recorded(path, "W")[0]).max() > 0.02
+
+
+def test_a_step_that_fails_is_none(path: Path) -> None:
+    loop = Loop()
+
+    def fail() -> torch.Tensor:
+        raise OSError("the corpus is gone")
+
+    with Recorder(path, loop.optimizer, parameter=loop.weight) as recorder:
+        for _ in range(3):
+            with pytest.raises(OSError, match="the corpus is gone"):
+                loop.optimizer.step(fail)
+            loop.step()
+        assert recorder.step == 3
+    assert StoreReader.open(path).n_rows == 4
+
+
+def test_a_recorder_that_cannot_begin_leaves_no_store(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop()
+
+    def no_memory(*args: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "Block", no_memory)
+        with pytest.raises(MemoryError):
+            Recorder(path, loop.optimizer, parameter=loop.weight)
+    assert not path.exists()
+    with Recorder(path, loop.optimizer, parameter=loop.weight):
+        loop.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "Block", no_memory)
+        with pytest.raises(MemoryError):
+            Recorder(path, loop.optimizer, parameter=loop.weight, resume=True)
+    with Recorder(path, loop.optimizer, parameter=loop.weight, resume=True):
+        loop.step()
+    assert StoreReader.open(path).n_rows == 3
 
 
 def test_a_step_that_could_not_be_recorded_ends_the_recording(

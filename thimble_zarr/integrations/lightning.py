@@ -44,12 +44,12 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
         self._options: dict[str, Any] = {"parameters": parameters, **options}
         self._recorder: Recorder | None = None
         self._losses: list[Tensor] = []
-        self._step = 0
+        self._step = self._global_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the store: by now the optimizers are there."""
         self._close()
-        self._losses, self._step = [], 0
+        self._losses, self._global_step = [], trainer.global_step
         if trainer.is_global_zero:
             if self._optimizer >= len(trainer.optimizers):
                 raise ConfigError(
@@ -58,6 +58,7 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
                 )
             optimizer = unwrapped(trainer.optimizers[self._optimizer])
             self._recorder = Recorder(self._path, optimizer, model=pl_module, **self._options)
+            self._step = self._recorder.step
 
     def on_train_batch_end(
         self,
@@ -73,10 +74,12 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:
             self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
-        if self._recorder.step > self._step:
-            self._step, losses, self._losses = self._recorder.step, self._losses, []
-            if losses:
-                self._recorder.log(loss=torch.stack(losses).mean())
+        if trainer.global_step == self._global_step:
+            return  # gradients are accumulated
+        self._global_step, losses, self._losses = trainer.global_step, self._losses, []
+        taken, self._step = self._recorder.step > self._step, self._recorder.step
+        if taken and losses:  # and not skipped, as Lightning does not know
+            self._recorder.log(loss=torch.stack(losses).mean(), step=self._step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the store."""

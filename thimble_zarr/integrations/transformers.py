@@ -1,11 +1,13 @@
 """Record what a `transformers.Trainer` does."""
 
+from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from thimble_zarr.errors import RecordingError
 from thimble_zarr.format.store import StorePath
 from thimble_zarr.integrations.unwrapping import unwrapped
 from thimble_zarr.record.parameters import Parameters
@@ -72,7 +74,7 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
         """Note the loss, if it is of one step."""
         if self._recorder is not None and "loss" in logs:
             if state.global_step == self._step_of_loss + 1:
-                self._recorder.log(loss=logs["loss"])
+                self._recorder.log(loss=logs["loss"], step=self._recorder.step)
             self._step_of_loss = state.global_step
 
     def on_train_end(
@@ -94,5 +96,15 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except RecordingError as closing_error:
+            if error is None:
+                raise
+            error.add_note(str(closing_error))

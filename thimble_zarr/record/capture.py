@@ -111,16 +111,21 @@ def check_unchanged(
     infos = {key: _info(optimizer, group) for key, group in distinct.items()}
     for (name, parameter), group in zip(parameters.items(), groups, strict=True):
         schema, info = recorded[name], infos[id(group)]
-        native, device = dtype_name(parameter), str(parameter.device)
-        if (info, native, device) != (schema.optimizer, schema.dtypes["W"], schema.device):
-            raise _changed(name, info, native, device, schema)
+        now = {
+            "dtype": dtype_name(parameter),
+            "device": str(parameter.device),
+            "contiguous": parameter.is_contiguous(),
+        }
+        then = {
+            "dtype": schema.dtypes["W"],
+            "device": schema.device,
+            "contiguous": schema.contiguous,
+        }
+        if (info, now) != (schema.optimizer, then):
+            raise _changed(name, asdict(info) | now, asdict(schema.optimizer) | then)
 
 
-def _changed(
-    name: str, info: OptimizerInfo, native: str, device: str, schema: Schema
-) -> OptimizerError:
-    now = asdict(info) | {"dtype": native, "device": device}
-    then = asdict(schema.optimizer) | {"dtype": schema.dtypes["W"], "device": schema.device}
+def _changed(name: str, now: Mapping[str, object], then: Mapping[str, object]) -> OptimizerError:
     changed = [f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then[key]]
     return OptimizerError(
         f"optimizer or parameter{f' {name}' if name else ''} changed during the run "

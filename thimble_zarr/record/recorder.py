@@ -12,12 +12,13 @@ import functools
 import importlib.metadata
 import math
 import platform
+import sys
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self, cast
 
 import torch
@@ -49,7 +50,7 @@ from thimble_zarr.record.capture import (
     optimizer_step,
     state_tensors,
 )
-from thimble_zarr.record.ending import close_at_exit
+from thimble_zarr.record.ending import close_at_exit, is_closed
 from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.parameters import (
     Chosen,
@@ -62,6 +63,7 @@ from thimble_zarr.record.parameters import (
 )
 from thimble_zarr.record.resuming import Kept, check_beginning, check_state, read_kept
 from thimble_zarr.record.schedule import RowChoice, as_schedule
+from thimble_zarr.record.turns import Turns, in_turn, in_turn_or_later
 from thimble_zarr.record.writer import BlockWriter
 
 
@@ -238,11 +240,21 @@ class Recorder:
                 n_rows=n_rows,
                 overwrite=overwrite or resume,
             )
+        with ExitStack() as undo:
+            # Of a store that is there nothing was changed that a later run cannot go on with.
+            undo.callback(self._store.release if self._kept else self._store.discard)
+            self._start(optimizer)
+            undo.pop_all()
+
+    def _start(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the memory, and hook into the optimizer."""
+        self._turns = Turns()
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
         self._writer = BlockWriter(self._store, self._stopwatch)
         self._block = self._writer.acquire()
-        self._stepping = False
+        # The call of `optimizer.step()` that training is in; of one that failed it is left behind.
+        self._stepping: FrameType | None = None
         self._begun = False
         self._step = 0
         self._last_row = -1
@@ -252,7 +264,6 @@ class Recorder:
         self._loss_follows_step: bool | None = None
         self._loss_step = self._start_step = self.step
         self._warned: set[str] = set()
-        self._closed = False
         self._scope = ExitStack()
         # Where somebody compiles the step, torch would compile what the hooks do, too.
         uncompiled: Callable[..., Callable[..., None]] = torch.compiler.disable
@@ -265,6 +276,7 @@ class Recorder:
         # Other hooks may clear the gradient or change the learning rate.
         hooks = cast("OrderedDict[int, object]", optimizer._optimizer_step_post_hooks)
         hooks.move_to_end(self._hooks[1].id, last=False)
+        self._closed = False
         close_at_exit(self.close)
 
     @property
@@ -295,30 +307,39 @@ class Recorder:
         """Bytes put on disk so far."""
         return self._store.bytes_written
 
-    @interrupts_held()
-    def log(self, *, loss: float | Tensor) -> None:
+    @in_turn
+    def log(self, *, loss: float | Tensor, step: int | None = None) -> None:
         """Note the loss of a step.
 
         Call it once a step, always on the same side of `optimizer.step()`: logged before, it
         belongs to the step to come; logged after, to the step just taken. The first call tells
-        which. A loss logged after a step that the optimizer skipped belongs to no row and is
-        dropped, and so is that of a step that the schedule leaves out. A loss that is not finite is
-        recorded, with a warning the first time.
+        which, unless `step` does. Say it where a `GradScaler` may skip steps, for it may skip the
+        first: `step=recorder.step` after a step. A loss logged after a step that the optimizer
+        skipped belongs to no row and is dropped, and so is that of a step that the schedule leaves
+        out. A loss that is not finite is recorded, with a warning the first time.
 
         Parameters
         ----------
         loss
             A number or a tensor of one element; on a GPU it is waited for.
+        step
+            The step it is of: `recorder.step`, the last one taken, or `recorder.next_step`.
 
         Raises
         ------
+        ConfigError
+            If `step` is neither of these.
         RecordingError
             If the recording is closed, or a block could not be written.
         """
         self._check()
-        if self._loss_follows_step is None:
-            self._loss_follows_step = self.step > self._start_step
-        step = self.step if self._loss_follows_step else self.step + 1
+        if step is None:
+            step = self._told_step()
+        elif step not in (self.step, self.next_step):
+            raise ConfigError(
+                f"a loss of step {step} was logged when {self.step} steps were taken; log it right "
+                "before its step (step=recorder.next_step) or right after it (step=recorder.step)"
+            )
         if not self._is_recorded(step):
             return
         value = float(torch.as_tensor(loss).item())
@@ -328,15 +349,24 @@ class Recorder:
                 f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
                 "further ones, without a warning",
             )
-        if not self._loss_follows_step:
+        if step > self.step:
             self._loss = value
-        elif step != self._loss_step:
+        elif step > self._loss_step:
             self._block.set_loss(self._block.n_rows - 1, value)
             self._loss_step = step
 
-    @interrupts_held()
+    def _told_step(self) -> int:
+        """Return the step of a loss by the order of calls: the first one tells for all."""
+        if self._loss_follows_step is None:
+            self._loss_follows_step = self.step > self._start_step
+        return self.step if self._loss_follows_step else self.next_step
+
+    @in_turn_or_later
     def flush(self) -> None:
         """Commit every recorded row. When this returns they survive a crash of the machine.
+
+        A handler of a signal may call it, and another thread. In a handler that came into the
+        recorder's own work it returns at once, and the rows are committed when that is done.
 
         Raises
         ------
@@ -346,26 +376,33 @@ class Recorder:
         self._check()
         self._writer.commit(self._block)
 
-    @interrupts_held()
     def close(self) -> None:
         """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
-        steps, with a warning.
+        steps, with a warning. In a process that was forked off nothing is done: the recording is
+        its parent's.
 
         Raises
         ------
         RecordingError
             If a block could not be written. What was committed before can be read.
         """
+        if not (self._closed or self._turns.is_forked):
+            self._close()
+
+    @in_turn_or_later
+    def _close(self) -> None:
         if self._closed:
             return
         for hook in self._hooks:
             hook.remove()
         try:
-            self.flush()
+            self._check()
+            self._writer.commit(self._block)
         finally:
             self._closed = True
+            is_closed(self.close)
             self._writer.stop()
             if self._store.n_rows == self._n_rows:
                 self._close_store()
@@ -376,6 +413,14 @@ class Recorder:
                 "schedule",
                 f"none of {self._step:,} steps was recorded, and there is no store at "
                 f"{self._store.path}: the schedule {self._schedule} includes none of them",
+            )
+        if self._step > self._start_step and self._loss is not None:
+            self._warn_once(
+                "side",
+                f"a loss was logged after the last step, {self.step}: the first one came before "
+                "any step, so each was taken for that of the step to come. If you log after "
+                "optimizer.step(), a GradScaler skipped the first step, and all losses stand one "
+                "step late: pass step=recorder.step",
             )
 
     def __enter__(self) -> Self:
@@ -389,6 +434,8 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self._loss = None  # of the step that was not reached
         with self._scope:
             try:
                 self.close()
@@ -417,6 +464,7 @@ class Recorder:
         self._writer.go_on(self._block.first_row, self._kept.before)
         if self._kept.bits:
             self._block.load(self._kept.bits, self._kept.scalars, self._kept.steps)
+        self._kept = None  # it is as large as a block
 
     def _check(self) -> None:
         if self._closed:
@@ -431,21 +479,27 @@ class Recorder:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         # Only in a frame that torch compiles, as it does this one with the step, is this true.
-        compiled = torch.compiler.is_compiling()
-        if not compiled and self._is_idle:
-            self._stepping = True
-            return  # before interrupts are held back, which takes most of the time of a hook
-        self._begin_row(compiled=compiled)
+        if torch.compiler.is_compiling():
+            self._begin_row(compiled=True)
+            return
+        calling = sys._getframe(1)
+        if self._stepping is not None and _is_within(self._stepping, calling):
+            return  # a subclass whose step calls that of its base class: hooks run for both
+        # Where nothing is to be done, not even interrupts are held back, which takes most of the
+        # time of a hook.
+        if not self._is_idle:
+            self._begin_row(compiled=False)
+        self._stepping = calling
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        if not self._stepping:
-            return  # a subclass whose step calls that of its base class: hooks run for both
+        if self._stepping is not sys._getframe(1):
+            return  # of the base class: the subclass has not done its part yet
         if self._is_recorded(self._step + 1):
             self._end_row()
         else:
             # A Ctrl-C in here may lose a step: then the optimizer has counted one more at the next
             # row than there can be, which is refused.
-            self._stepping = False
+            self._stepping = None
             self._step += 1
             self._count_step()
 
@@ -460,7 +514,7 @@ class Recorder:
             and not (self._on_cuda and torch.cuda.is_current_stream_capturing())
         )
 
-    @interrupts_held()
+    @in_turn
     def _begin_row_uncompiled(self, *, compiled: bool) -> None:
         self._check()
         if compiled:
@@ -483,7 +537,6 @@ class Recorder:
         self._make_room()
         if is_recorded:
             self._look_ahead()
-        self._stepping = True
 
     def _look_ahead(self) -> None:
         """Note the counts that a recorded step finds, where steps before it are not recorded."""
@@ -491,15 +544,15 @@ class Recorder:
         if n_unrecorded:
             self._optimizer_steps = self._counted_steps(most=n_unrecorded)
 
-    @interrupts_held()
+    @in_turn
     def _end_row_uncompiled(self) -> None:
-        self._stepping = False
+        self._stepping = None
         step = self._step + 1
         with self._stopwatch.time("copy_s"):
             self._append_row(self._scalars(), step=step)
         if self._loss is not None:
             self._block.set_loss(self._block.n_rows - 1, self._loss)
-            self._loss = None
+            self._loss, self._loss_step = None, step
         self._step = step
         self._count_step()
         missing = [name for name, grad in self._gradients().items() if grad is None]
@@ -649,6 +702,14 @@ def _schemas(
         )
         for (group, of), layout in zip(chosen.items(), layouts, strict=True)
     }
+
+
+def _is_within(call: FrameType, frame: FrameType) -> bool:
+    """Return whether a frame was called, directly or not, by a call that goes on."""
+    caller = frame.f_back
+    while caller is not None and caller is not call:
+        caller = caller.f_back
+    return caller is not None
 
 
 @functools.cache
