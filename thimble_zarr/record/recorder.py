@@ -7,11 +7,7 @@ logged after a step still finds its row, and so that any waiting for the disk is
 optimizer moves.
 """
 
-import datetime
-import functools
-import importlib.metadata
 import math
-import platform
 import sys
 import time
 import warnings
@@ -24,9 +20,8 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-import thimble_zarr
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, plan_layouts
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import (
     VARIABLES,
@@ -34,26 +29,22 @@ from thimble_zarr.format.schema import (
     Schema,
     TokenLabels,
     array_path,
-    chosen_variables,
-    row_size,
 )
 from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.capture import (
     check_optimizer,
     check_unchanged,
-    dtype_name,
     groups_of,
     hyperparameters,
     missed_step,
-    optimizer_info,
     optimizer_step,
     state_tensors,
 )
+from thimble_zarr.record.declaration import declare
 from thimble_zarr.record.ending import close_at_exit, is_closed
 from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.parameters import (
-    Chosen,
     Parameters,
     Rows,
     check_recordable,
@@ -207,7 +198,7 @@ class Recorder:
         self._on_cuda = any(parameter.is_cuda for parameter in self._parameters.values())
         self._schedule = steps
         self._is_recorded = RowChoice(steps)
-        schemas = _schemas(
+        schemas = declare(
             optimizer,
             chosen,
             variables=variables,
@@ -664,59 +655,9 @@ class Recorder:
             )
 
 
-def _schemas(
-    optimizer: torch.optim.Optimizer,
-    chosen: Mapping[str, Chosen],
-    *,
-    variables: Sequence[str] | None,
-    schedule: str | None,
-    attrs: Mapping[str, Json],
-    memory_bytes: int,
-) -> dict[str, Schema]:
-    """Return what is known of each parameter, by its group."""
-    infos = {group: optimizer_info(optimizer, of.tensor) for group, of in chosen.items()}
-    dtypes = {
-        group: dict.fromkeys(chosen_variables(infos[group], variables), dtype_name(of.tensor))
-        for group, of in chosen.items()
-    }
-    rows = [row_size(of.shape, dtypes[group]) for group, of in chosen.items()]
-    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        group: Schema(
-            shape=of.shape,
-            dims=of.dims,
-            dtypes=dtypes[group],
-            layout=layout,
-            optimizer=infos[group],
-            parameter=of.name,
-            device=str(of.tensor.device),
-            n_threads=torch.get_num_threads(),
-            cpu_capability=torch.backends.cpu.get_cpu_capability(),
-            contiguous=of.tensor.is_contiguous(),
-            whole_tokens=None if of.rows is None else len(of.tensor),
-            schedule=schedule,
-            software=_software(),
-            created=created,
-            attrs=attrs,
-        )
-        for (group, of), layout in zip(chosen.items(), layouts, strict=True)
-    }
-
-
 def _is_within(call: FrameType, frame: FrameType) -> bool:
     """Return whether a frame was called, directly or not, by a call that goes on."""
     caller = frame.f_back
     while caller is not None and caller is not call:
         caller = caller.f_back
     return caller is not None
-
-
-@functools.cache
-def _software() -> dict[str, str]:
-    return {
-        "thimble_zarr": thimble_zarr.__version__,
-        "torch": torch.__version__,
-        "zarr": importlib.metadata.version("zarr"),
-        "python": platform.python_version(),
-    }
