@@ -78,6 +78,10 @@ def train(
         if overwrite:
             raise click.UsageError("--resume goes on with a store, --overwrite replaces it")
         run = _recorded_run(store)
+        if run is None and store.exists():
+            click.echo(
+                f"Note: {store} has no settings; it is begun with those given here", err=True
+            )
     if run is not None and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT:
         memory = run.memory_bytes
     run_training(
