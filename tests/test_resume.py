@@ -549,15 +549,83 @@ def test_another_torch_is_refused(tmp_path: Path) -> None:
     assert unchanged(path) == before
 
 
-def test_the_wrong_checkpoint_is_refused_and_the_right_step_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stands_at", "after_step", "offered"),
+    [
+        (5, None, "with after_step=5, which drops steps 6 to 8"),
+        (7, None, "with after_step=7, which drops step 8"),
+        (0, 6, "with after_step=0, which drops steps 1 to 8"),
+        (8, 6, "with after_step=8"),
+    ],
+)
+def test_the_wrong_checkpoint_is_refused_and_the_right_step_named(
+    tmp_path: Path, stands_at: int, after_step: int | None, offered: str
+) -> None:
     path = killed(tmp_path / "run.zarr", 9, flushed=8)
-    run = Run().go_to(5)
+    run = Run().go_to(stands_at)
     assert_refused(
         path,
-        r"after step 8: .*optimizer_step is 5, not 8; W differs in \d+ of 55 elements; .*"
-        r"go on from an earlier one, with after_step=5$",
+        rf"after step {after_step or 8}: .*optimizer_step is {stands_at}, not {after_step or 8}; "
+        rf"W differs in \d+ of 55 elements; .*go on from where they stand, {offered}$",
+        lambda: run.recorder(path, resume=True, after_step=after_step),
+    )
+
+
+@pytest.mark.parametrize("stands_at", [0, 5])
+@pytest.mark.parametrize("name", ["W", "exp_avg_sq"])
+def test_a_step_is_offered_only_where_all_that_is_recorded_of_it_is_there(
+    tmp_path: Path, stands_at: int, name: str
+) -> None:
+    """To follow the offer would cost every later row."""
+    path = killed(tmp_path / "run.zarr", 9, flushed=8)
+    run = Run().go_to(stands_at)
+    if name == "W":
+        run.loop.weight.data[3, 2] += 1
+    else:
+        states = run.loop.optimizer.state[run.loop.weight]
+        states[name] = states.get(name, torch.zeros_like(run.loop.weight)) + 1
+    assert_refused(
+        path,
+        r"or that of an earlier one, and pass its step as after_step=; or another parameter of "
+        r"that shape was passed than the one recorded$",
         lambda: run.recorder(path, resume=True),
     )
+
+
+def test_another_parameter_is_offered_where_the_weights_differ_only(tmp_path: Path) -> None:
+    path = killed(tmp_path / "run.zarr", 6, flushed=5)
+    run = Run().go_to(5)
+    run.loop.optimizer.state[run.loop.weight]["exp_avg"] += 1
+    assert_refused(path, r"pass its step as after_step=$", lambda: run.recorder(path, resume=True))
+
+
+def test_the_last_of_the_steps_that_the_optimizer_skipped_is_offered(tmp_path: Path) -> None:
+    path, run = tmp_path / "run.zarr", Run().go_to(1)
+    recorder = run.recorder(path)
+    with pytest.warns(UserWarning, match="no gradient"):
+        run.loop.optimizer.step()
+    run.loop.optimizer.step()
+    run.go_to(3, recorder)
+    recorder.close()
+    run = Run().go_to(1)
+    with pytest.raises(ResumeError, match=r"after_step=2, which drops steps 3 to 4$"):
+        run.recorder(path, resume=True)
+
+
+class OnDevice(torch.Tensor):
+    """A count that NumPy cannot have, as one on a GPU."""
+
+    def __array__(self, *arguments: object, **options: object) -> np.ndarray:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_a_count_on_a_device_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = killed(tmp_path / "run.zarr", 9, flushed=8)
+    run = Run().go_to(5)
+    count = torch.tensor(5.0).as_subclass(OnDevice)
+    monkeypatch.setattr("thimble_zarr.record.resuming.optimizer_step", lambda *of: count)
+    with pytest.raises(ResumeError, match=r"optimizer_step is 5, not 8; .* with after_step=5,"):
+        run.recorder(path, resume=True)
 
 
 @pytest.mark.parametrize("name", ["W", "exp_avg", "exp_avg_sq"])
