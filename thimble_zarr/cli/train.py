@@ -292,7 +292,8 @@ def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
         f"{aligned(rows)}\n"
         f"This machine has {human_bytes(plan.free_memory_bytes)} of RAM and "
         f"{human_bytes(plan.free_disk_bytes)} of disk free. Blocks of "
-        f"{storage.layout.block_steps} steps; a crash costs at most one."
+        f"{storage.layout.block_steps} steps; a crash costs one and, where the disk lags, the one "
+        "before it."
     )
 
 
