@@ -23,6 +23,7 @@ from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.trainer import Progress, Training, train
 from thimble_zarr.experiment.vocabulary import train_tokenizer
+from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.store import COMMIT, LOCK, StoreReader
 from thimble_zarr.format.verify import verify
 
@@ -354,6 +355,24 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def check_is_first(store: Path) -> None:
+    """What cannot go on says so in one line, and nothing before it."""
+    locked = WriterLock(store)
+    code, stdout, stderr = run("train", "--resume", store)
+    locked.release()
+    assert (code, stdout) == (3, "")
+    assert "is recording into" in stderr
+    checkpoints = Checkpoints(store).path
+    away = checkpoints.rename(checkpoints.with_name("away"))
+    code, stdout, stderr = run("train", "--resume", store)
+    away.rename(checkpoints)
+    assert (code, stdout) == (2, "")
+    assert "no checkpoint of any lies in" in stderr
+    code, stdout, stderr = run("train", "--resume", store, "--memory", "400KB")
+    assert (code, stdout) == (2, "")
+    assert "memory_bytes 300000 recorded, 400000 now" in stderr
+
+
 def test_the_command_goes_on_with_the_settings_of_the_store(
     tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +395,7 @@ def test_the_command_goes_on_with_the_settings_of_the_store(
     assert code == 2
     assert "lr 0.001 recorded, 0.5 now; leave these options out" in stderr
     assert run("train", store, "--resume", "--overwrite")[0] == 2
+    check_is_first(store)
     code, stdout, stderr = run("train", "--resume", store)
     assert (code, stderr) == (0, "")
     assert differing_files(whole, store) == []

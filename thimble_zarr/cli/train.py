@@ -84,8 +84,11 @@ def train(
             )
     if run is not None and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT:
         memory = run.memory_bytes
+    chosen = config_from(config, settings, recorded=None if run is None else run.config)
+    if run is not None:
+        _check_ready(run, chosen, memory_bytes=memory)
     run_training(
-        config_from(config, settings, recorded=None if run is None else run.config),
+        chosen,
         store,
         memory_bytes=memory,
         force=force,
@@ -99,6 +102,16 @@ def _recorded_run(store: Path) -> "RecordedRun | None":
     from thimble_zarr.experiment.recorded import RecordedRun
 
     return RecordedRun.read(store)
+
+
+def _check_ready(run: "RecordedRun", config: TrainingConfig, *, memory_bytes: int) -> None:
+    """Raise what training would, before it loads anything."""
+    from thimble_zarr.experiment.checkpoints import Checkpoints
+
+    run.check_same(config, {"memory_bytes": memory_bytes})
+    if not run.is_finished:
+        run.check_free()
+        run.check_has(Checkpoints(run.path))
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import Self
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.resumption import check_has_every_step
 from thimble_zarr.format.schema import Json
 from thimble_zarr.format.store import StorePath, StoreReader, is_begun, read_declared
@@ -97,6 +98,10 @@ class RecordedRun:
                 "out, which takes them from the store, or record another run"
             )
 
+    def check_free(self) -> None:
+        """Raise StoreLockedError if another process is recording into the store."""
+        WriterLock(self.path).release()
+
     def newest_of(self, checkpoints: Checkpoints) -> Checkpoint | None:
         """Return the newest checkpoint of a recorded step, None to begin with the first step.
 
@@ -105,15 +110,19 @@ class RecordedRun:
         ResumeError
             If there must have been one, and it is gone.
         """
-        checkpoint = checkpoints.newest(self.committed_step)
+        self.check_has(checkpoints)
+        return checkpoints.newest(self.committed_step)
+
+    def check_has(self, checkpoints: Checkpoints) -> None:
+        """Raise ResumeError if there must have been a checkpoint of a recorded step."""
+        is_there = any(step <= self.committed_step for step in checkpoints.steps())
         # One is taken as soon as a block is full, and that is before the block is committed.
-        if checkpoint is None and self.committed_step >= self.block_steps:
+        if not is_there and self.committed_step >= self.block_steps:
             raise ResumeError(
                 f"cannot go on with {self.path}: it has {self.committed_step} steps and no "
                 f"checkpoint of any lies in {checkpoints.path}; put them back, or record anew with "
                 "--overwrite"
             )
-        return checkpoint
 
 
 def _unequal(recorded: Mapping[str, Json], now: Mapping[str, Json]) -> Iterator[str]:
