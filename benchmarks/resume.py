@@ -23,7 +23,7 @@ from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment import checkpoints
 from thimble_zarr.format.ledger import read_lines
 from thimble_zarr.format.overhead import Overhead
-from thimble_zarr.format.store import BOOKKEEPING, LEDGER, METADATA, StoreReader
+from thimble_zarr.format.store import BOOKKEEPING, LEDGER, METADATA, StoreReader, read_declared
 
 TINY = (
     "--steps=199",
@@ -83,7 +83,7 @@ def kill_and_resume(
                 _wait_for_rows(pid, store)
             time.sleep(rng.uniform(0, training_s / 2))
             counted.kills += _kill(pid)
-            pid = _train(store, ["--resume"] if _n_rows(store) else [*options, "--resume"])
+            pid = _train(store, ["--resume"] if read_declared(store) else [*options, "--resume"])
         _expect_end(pid)
         counted.resumed_after += StoreReader.open_each(store)[0].read_resumptions()
         differing = differing_files(reference, store)

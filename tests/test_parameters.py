@@ -137,8 +137,11 @@ def test_a_model_names_a_single_parameter(model: Model) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ("wte.wieght", r"no parameter is named 'wte.wieght'; there is wte.weight"),
-        ("zzz", r"no parameter is named 'zzz'; there is wte.weight, wpe.weight"),
+        (
+            "wpe.wieght",
+            r"no parameter is named 'wpe.wieght'; there are wte.weight, wpe.weight, .*head.weight$",
+        ),
+        ("zzz", r"no parameter is named 'zzz'; there are wte.weight, wpe.weight"),
         ([], "no parameter was chosen"),
         ({}, "no parameter was chosen"),
         (nn.ReLU(), "no parameter was chosen"),
@@ -150,6 +153,20 @@ def test_a_choice_of_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         chosen(optimizer, parameters, model=model)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("6.bias", r"'6\.bias'; of 12 names the nearest are \d\.bias, "),
+        ("zzz", r"'zzz'; there are 0\.weight, 0\.bias, .*3\.bias and 4 more$"),
+    ],
+)
+def test_of_many_names_the_nearest_are_named_as_such(pattern: str, message: str) -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)])
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ConfigError, match=message):
+        chosen(optimizer, pattern, model=model)
 
 
 def test_a_pattern_of_frozen_parameters_is_refused(

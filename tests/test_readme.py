@@ -1,5 +1,6 @@
 """The README's commands and code run, and its numbers are the measured ones."""
 
+import ast
 import json
 import os
 import re
@@ -87,6 +88,27 @@ def test_the_python_runs(directory: Path) -> None:
     assert residual.dtype == np.float32
     assert residual.sizes["token"] == int(names["ds"].dead.sum()) > 0
     assert names["runs"].sizes["run"] == 2
+
+
+def test_every_block_of_python_imports_what_it_uses() -> None:
+    trees = [ast.parse(block) for block in blocks("python")]
+    imported = [
+        {
+            alias.asname or alias.name.partition(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        for tree in trees
+    ]
+    everywhere = set().union(*imported)
+    assert {"torch", "thimble_zarr", "Recorder", "windows"} <= everywhere
+    for tree, here in zip(trees, imported, strict=True):
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+        made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        assert used & everywhere <= here, ast.unparse(tree)
+        assert not made & everywhere, ast.unparse(tree)
 
 
 def recipe(target: str) -> list[str]:

@@ -219,10 +219,20 @@ def test_chosen_variables_and_tokens_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokens": [2, 7, 9]}, r"tokens 10 recorded, 9 now"),
-        ({"tokens": None}, r"shape \(3, 5\) recorded, .*whole_tokens 11 recorded, None now"),
-        ({"variables": None}, r"dtypes.grad None recorded, bfloat16 now"),
-        ({"schedule": every(2)}, r"schedule None recorded, every\(2\) now"),
+        ({"tokens": [2, 7, 9]}, r"another run: ids of tokens: 10 recorded, 9 now;"),
+        ({"tokens": None}, r"another run: tokens: 3 of 11 recorded, all now;"),
+        ({"tokens": [2, 7]}, r"another run: tokens: 3 of 11 recorded, 2 of 11 now;"),
+        (
+            {"variables": None},
+            r"another run: variables: W, exp_avg, exp_avg_sq recorded, "
+            r"W, grad, exp_avg, exp_avg_sq now;",
+        ),
+        (
+            {"variables": ["W"], "tokens": None},
+            r"run: tokens: 3 of 11 recorded, all now; variables: W, exp_avg, exp_avg_sq recorded, "
+            r"W now; make",
+        ),
+        ({"schedule": every(2)}, r"another run: schedule: none recorded, every\(2\) now;"),
     ],
 )
 def test_other_choices_are_refused(
@@ -297,7 +307,7 @@ def test_several_parameters_go_on_together(tmp_path: Path) -> None:
     recorded(tmp_path / "run.zarr", 0, 7)
     recorded(tmp_path / "run.zarr", 5, 11, resume=True, after_step=5)
     assert differing_files(tmp_path / "whole.zarr", tmp_path / "run.zarr") == []
-    with pytest.raises(ResumeError, match=r"the parameters embedding\.weight, head\.weight"):
+    with pytest.raises(ResumeError, match=r"run: parameters: embedding\.weight, head\.weight"):
         Run(dtype=torch.float32, amsgrad=True).recorder(tmp_path / "run.zarr", resume=True)
 
 
@@ -499,13 +509,16 @@ def assert_refused(path: Path, message: str, make: Callable[[], Recorder]) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": torch.float32}, r"dtypes.W bfloat16 recorded, float32 now"),
-        ({"n_tokens": 13}, r"shape \(11, 5\) recorded, \(13, 5\) now"),
-        ({"amsgrad": True}, r"dtypes.max_exp_avg_sq None recorded, bfloat16 now"),
-        ({"foreach": True}, r"optimizer.implementation single recorded, foreach now"),
+        ({"dtype": torch.float32}, r"another run: dtype: bfloat16 recorded, float32 now;"),
+        ({"n_tokens": 13}, r"another run: shape: \(11, 5\) recorded, \(13, 5\) now;"),
+        ({"amsgrad": True}, r"another run: optimizer.amsgrad: False recorded, True now;"),
+        (
+            {"foreach": True},
+            r"another run: optimizer.implementation: single recorded, foreach now;",
+        ),
         (
             {"optimizer": torch.optim.Adam},
-            r"optimizer.name AdamW recorded, Adam now; optimizer.decoupled_weight_decay True",
+            r"optimizer.name: AdamW recorded, Adam now; optimizer.decoupled_weight_decay: True",
         ),
     ],
     ids=["dtype", "shape", "amsgrad", "implementation", "optimizer"],
@@ -523,8 +536,11 @@ def test_another_run_is_refused(tmp_path: Path, options: dict[str, object], mess
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"memory_bytes": 50_000}, r"layout.block_steps 4 recorded, \d+ now"),
-        ({"name": "wte"}, r"parameter None recorded, wte now"),
+        (
+            {"memory_bytes": 50_000},
+            r"another run: memory_bytes: blocks of 4 steps recorded, \d+ now;",
+        ),
+        ({"name": "wte"}, r"another run: name: none recorded, wte now;"),
         ({"labels": TokenLabels.from_counts(np.ones(11, int))}, r"other count of the tokens"),
         ({"after_step": 6}, r"after step 6: steps 0 to 5 are committed"),
         ({"after_step": -1}, r"after step -1: steps 0 to 5 are committed"),
@@ -544,20 +560,88 @@ def test_another_torch_is_refused(tmp_path: Path) -> None:
     schema = StoreReader.open(path).schema
     other = replace(schema, software={**schema.software, "torch": "1.0", "zarr": "9"}, created="")
     before = unchanged(path)
-    with pytest.raises(ResumeError, match=r": torch 2\.\S+ recorded, 1.0 now;"):
+    with pytest.raises(ResumeError, match=r"another run: torch: 2\.\S+ recorded, 1.0 now;"):
         StoreWriter.resume(path, other)
     assert unchanged(path) == before
 
 
-def test_the_wrong_checkpoint_is_refused_and_the_right_step_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stands_at", "after_step", "offered"),
+    [
+        (5, None, "with after_step=5, which drops steps 6 to 8"),
+        (7, None, "with after_step=7, which drops step 8"),
+        (0, 6, "with after_step=0, which drops steps 1 to 8"),
+        (8, 6, "with after_step=8"),
+    ],
+)
+def test_the_wrong_checkpoint_is_refused_and_the_right_step_named(
+    tmp_path: Path, stands_at: int, after_step: int | None, offered: str
+) -> None:
     path = killed(tmp_path / "run.zarr", 9, flushed=8)
-    run = Run().go_to(5)
+    run = Run().go_to(stands_at)
     assert_refused(
         path,
-        r"after step 8: .*optimizer_step is 5, not 8; W differs in \d+ of 55 elements; .*"
-        r"go on from an earlier one, with after_step=5$",
+        rf"after step {after_step or 8}: .*optimizer_step is {stands_at}, not {after_step or 8}; "
+        rf"W differs in \d+ of 55 elements; .*go on from where they stand, {offered}$",
+        lambda: run.recorder(path, resume=True, after_step=after_step),
+    )
+
+
+@pytest.mark.parametrize("stands_at", [0, 5])
+@pytest.mark.parametrize("name", ["W", "exp_avg_sq"])
+def test_a_step_is_offered_only_where_all_that_is_recorded_of_it_is_there(
+    tmp_path: Path, stands_at: int, name: str
+) -> None:
+    """To follow the offer would cost every later row."""
+    path = killed(tmp_path / "run.zarr", 9, flushed=8)
+    run = Run().go_to(stands_at)
+    if name == "W":
+        run.loop.weight.data[3, 2] += 1
+    else:
+        states = run.loop.optimizer.state[run.loop.weight]
+        states[name] = states.get(name, torch.zeros_like(run.loop.weight)) + 1
+    assert_refused(
+        path,
+        r"or that of an earlier one, and pass its step as after_step=; or another parameter of "
+        r"that shape was passed than the one recorded$",
         lambda: run.recorder(path, resume=True),
     )
+
+
+def test_another_parameter_is_offered_where_the_weights_differ_only(tmp_path: Path) -> None:
+    path = killed(tmp_path / "run.zarr", 6, flushed=5)
+    run = Run().go_to(5)
+    run.loop.optimizer.state[run.loop.weight]["exp_avg"] += 1
+    assert_refused(path, r"pass its step as after_step=$", lambda: run.recorder(path, resume=True))
+
+
+def test_the_last_of_the_steps_that_the_optimizer_skipped_is_offered(tmp_path: Path) -> None:
+    path, run = tmp_path / "run.zarr", Run().go_to(1)
+    recorder = run.recorder(path)
+    with pytest.warns(UserWarning, match="no gradient"):
+        run.loop.optimizer.step()
+    run.loop.optimizer.step()
+    run.go_to(3, recorder)
+    recorder.close()
+    run = Run().go_to(1)
+    with pytest.raises(ResumeError, match=r"after_step=2, which drops steps 3 to 4$"):
+        run.recorder(path, resume=True)
+
+
+class OnDevice(torch.Tensor):
+    """A count that NumPy cannot have, as one on a GPU."""
+
+    def __array__(self, *arguments: object, **options: object) -> np.ndarray:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_a_count_on_a_device_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = killed(tmp_path / "run.zarr", 9, flushed=8)
+    run = Run().go_to(5)
+    count = torch.tensor(5.0).as_subclass(OnDevice)
+    monkeypatch.setattr("thimble_zarr.record.resuming.optimizer_step", lambda *of: count)
+    with pytest.raises(ResumeError, match=r"optimizer_step is 5, not 8; .* with after_step=5,"):
+        run.recorder(path, resume=True)
 
 
 @pytest.mark.parametrize("name", ["W", "exp_avg", "exp_avg_sq"])

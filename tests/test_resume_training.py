@@ -1,5 +1,7 @@
 """`train --resume`: a run that was ended anyhow ends as the store of one that was not."""
 
+import functools
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +20,11 @@ from thimble_zarr.experiment import trainer
 from thimble_zarr.experiment.batches import sliding_batches
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.trainer import Progress, Training, train
 from thimble_zarr.experiment.vocabulary import train_tokenizer
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.lock import WriterLock
+from thimble_zarr.format.store import COMMIT, LOCK, StoreReader
 from thimble_zarr.format.verify import verify
 
 CONFIG = replace(TINY, steps=11)
@@ -81,6 +85,72 @@ def test_what_is_kept_is_enough_for_whatever_was_committed(tmp_path: Path) -> No
     found = Checkpoints(store).newest(committed)
     assert found is not None
     assert found.step <= committed
+
+
+def killed_without_rows(store: Path, left: str = "declared") -> Path:
+    """Leave what SIGKILL leaves of a run that has a checkpoint, and of which nothing is committed.
+
+    A copy of what is on disk is that: its lock is held by nobody.
+    """
+    original = store.with_name("original.zarr")
+
+    def copy(progress: Progress) -> None:
+        if progress.step == 1:
+            shutil.copytree(original, store)
+            shutil.copytree(Checkpoints(original).path, Checkpoints(store).path)
+
+    train(CONFIG, DATA, original, memory_bytes=MEMORY, on_step=copy)
+    assert StoreReader.open(store).n_rows == 0
+    assert Checkpoints(store).steps() == [1]
+    if left != "declared":
+        (store / COMMIT).unlink()
+    if left == "locked":
+        (store / "zarr.json").unlink()
+    return store
+
+
+@pytest.mark.parametrize("left", ["declared", "declared in part", "locked"])
+def test_a_run_that_was_killed_before_its_first_commit_begins_anew(
+    tmp_path: Path, reference: Path, left: str
+) -> None:
+    store = killed_without_rows(tmp_path / "run.zarr", left)
+    train(CONFIG, DATA, store, memory_bytes=MEMORY, resume=True)
+    assert differing_files(reference, store) == []
+    assert verify(store).findings == []
+    assert not Checkpoints(store).path.exists()
+
+
+@pytest.mark.parametrize("left", ["declared", "declared in part"])
+def test_a_store_without_rows_has_the_settings_of_its_run(tmp_path: Path, left: str) -> None:
+    store = killed_without_rows(tmp_path / "run.zarr", left)
+    run = RecordedRun.read(store)
+    assert run is not None
+    assert (run.config, run.memory_bytes, run.committed_step) == (CONFIG, MEMORY, -1)
+    assert not run.is_finished
+    other = replace(DATA, attrs={"corpus": {"name": "other"}})
+    for config, data, message in (
+        (replace(CONFIG, lr=0.5), DATA, r": lr 0\.01 recorded, 0\.5 now; leave these options out"),
+        (CONFIG, other, r"corpus {'name': 'random'} recorded, {'name': 'other'} now"),
+    ):
+        with pytest.raises(ResumeError, match=message):
+            train(config, data, store, memory_bytes=MEMORY, resume=True)
+    assert Checkpoints(store).steps() == [1]
+
+
+def test_a_schedule_without_rows_begins_anew(tmp_path: Path) -> None:
+    config = replace(CONFIG, every=4)
+    train(config, DATA, tmp_path / "whole.zarr", memory_bytes=MEMORY)
+    store = tmp_path / "run.zarr"
+    copy = functools.partial(shutil.copytree, tmp_path / "original.zarr", store)
+    train(
+        config,
+        DATA,
+        tmp_path / "original.zarr",
+        memory_bytes=MEMORY,
+        on_step=lambda progress: progress.step == 1 and copy(),
+    )
+    train(config, DATA, store, memory_bytes=MEMORY, resume=True)
+    assert differing_files(tmp_path / "whole.zarr", store) == []
 
 
 def test_a_resumed_run_begins_where_nothing_lies(tmp_path: Path, reference: Path) -> None:
@@ -285,6 +355,24 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def check_is_first(store: Path) -> None:
+    """What cannot go on says so in one line, and nothing before it."""
+    locked = WriterLock(store)
+    code, stdout, stderr = run("train", "--resume", store)
+    locked.release()
+    assert (code, stdout) == (3, "")
+    assert "is recording into" in stderr
+    checkpoints = Checkpoints(store).path
+    away = checkpoints.rename(checkpoints.with_name("away"))
+    code, stdout, stderr = run("train", "--resume", store)
+    away.rename(checkpoints)
+    assert (code, stdout) == (2, "")
+    assert "no checkpoint of any lies in" in stderr
+    code, stdout, stderr = run("train", "--resume", store, "--memory", "400KB")
+    assert (code, stdout) == (2, "")
+    assert "memory_bytes 300000 recorded, 400000 now" in stderr
+
+
 def test_the_command_goes_on_with_the_settings_of_the_store(
     tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,12 +395,44 @@ def test_the_command_goes_on_with_the_settings_of_the_store(
     assert code == 2
     assert "lr 0.001 recorded, 0.5 now; leave these options out" in stderr
     assert run("train", store, "--resume", "--overwrite")[0] == 2
+    check_is_first(store)
     code, stdout, stderr = run("train", "--resume", store)
     assert (code, stderr) == (0, "")
     assert differing_files(whole, store) == []
     code, stdout, _ = run("train", "--resume", store)
     assert code == 0
     assert stdout.endswith("All 40 steps are recorded.\n")
+
+
+def test_the_command_begins_a_run_without_rows_anew_with_its_settings(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, store = tmp_path / "whole.zarr", tmp_path / "run.zarr"
+    step = Training.step
+
+    def copy_and_step(training: Training) -> float:
+        assert training._config.steps == 40  # those of the defaults would take an hour
+        if not store.exists():
+            shutil.copytree(whole, store)
+        return step(training)
+
+    monkeypatch.setattr(Training, "step", copy_and_step)
+    assert run("train", whole, *options)[0] == 0
+    assert StoreReader.open(store).n_rows == 0
+    code, _, stderr = run("train", store, "--resume", "--lr", "0.5")
+    assert code == 2
+    assert "lr 0.001 recorded, 0.5 now; leave these options out" in stderr
+    code, _, stderr = run("train", "--resume", store)
+    assert (code, stderr) == (0, "")
+    assert differing_files(whole, store) == []
+
+    locked = tmp_path / "locked.zarr"  # killed before there was anything else
+    (locked / LOCK).parent.mkdir(parents=True)
+    (locked / LOCK).touch()
+    code, _, stderr = run("train", "--resume", locked, *options)
+    assert code == 0
+    assert stderr == f"Note: {locked} has no settings; it is begun with those given here\n"
+    assert differing_files(whole, locked) == []
 
 
 def test_a_store_of_another_recorder_is_not_trained_on(tmp_path: Path, toy_copy: Path) -> None:

@@ -84,9 +84,17 @@ def test_steps(ds: xr.Dataset, spec: str | None, first: int, last: int) -> None:
     assert steps.tolist() == list(range(first, last + 1))
 
 
-@pytest.mark.parametrize("spec", ["0:3", "3:14", "9:5", "20", "-3:"])
+@pytest.mark.parametrize("spec", ["0:3", "3:14", "20", "20:", "-3:"])
 def test_steps_outside_the_run(ds: xr.Dataset, spec: str) -> None:
     with pytest.raises(SelectionError, match="not within the recorded steps 1:13"):
+        select_steps(ds, spec)
+
+
+@pytest.mark.parametrize("spec", ["9:5", "20:10"])
+def test_steps_in_the_wrong_order(ds: xr.Dataset, spec: str) -> None:
+    first, last = spec.split(":")
+    message = f"--steps {spec}: the first step, {first}, is after the last, {last}; expected A:B"
+    with pytest.raises(SelectionError, match=message):
         select_steps(ds, spec)
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import NotAStoreError, StoreError, StoreLockedError, ThimbleError
 from thimble_zarr.format.ledger import seal
 from thimble_zarr.format.repair import plan_repair, repair
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.store import HOLDER, StoreReader
 from thimble_zarr.format.verify import Verified, verify
 from thimble_zarr.format.writer import StoreWriter
 
@@ -454,6 +456,48 @@ def test_the_command_says_what_is_damaged_and_repairs_it(store: Path) -> None:
     assert stdout.splitlines()[-1].startswith("SOUND: ")
     assert run("repair", store)[:2] == (0, "There is nothing to repair.\n")
     assert_sound(store, 8)
+
+
+def why_empty(store: Path) -> str:
+    """Return why nothing is committed, as every command says that needs a row."""
+    code, stdout, _ = run("verify", store)
+    begin, said = stdout.splitlines()[-1].split(": ", maxsplit=1)
+    assert (code, begin) == (0, "Nothing is committed yet, and so nothing is compared")
+    for command in (("check", store), ("export", store, store.with_name("file.safetensors"))):
+        code, _, stderr = run(*command)
+        assert code == 3
+        assert stderr == f"Error: {store} has no committed step yet: {said[:-1]}\n"
+    return said
+
+
+def test_a_store_without_rows_is_not_called_sound(tmp_path: Path) -> None:
+    writer = stores.create(tmp_path / "run.zarr")
+    said = why_empty(tmp_path / "run.zarr")
+    assert said.startswith(f"process {os.getpid()} on {platform.node()}, since ")
+    assert said.endswith(
+        ", is recording into it and commits nothing before its first block is full; try again then."
+    )
+    writer.release()
+    assert why_empty(tmp_path / "run.zarr") == (
+        "nobody is recording into it; resume it (`thimble-zarr train --resume`, resume=True) or "
+        "replace it (--overwrite, overwrite=True)."
+    )
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_store_without_rows_tells_whether_its_writer_may_run(
+    tmp_path: Path, *, is_here: bool
+) -> None:
+    store = tmp_path / "run.zarr"
+    stores.create(store).release()
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    host = platform.node() if is_here else "elsewhere"
+    name = {"pid": ended.pid, "host": host, "since": "2026-01-02T03:04:05+00:00"}
+    (store / HOLDER).write_text(json.dumps(name))  # a killed writer leaves its own
+    words = f"process {ended.pid} on {host}, since 2026-01-02T03:04:05+00:00,"
+    said = f"its writer, {words} is gone; resume it" if is_here else f"{words} may be recording"
+    assert why_empty(store).startswith(said)
 
 
 def test_what_cannot_be_verified_is_unreadable(tmp_path: Path, store: Path) -> None:

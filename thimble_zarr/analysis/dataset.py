@@ -87,9 +87,9 @@ def open_datatree(path: StorePath) -> xr.DataTree:
 def dataset_of(reader: Reader) -> xr.Dataset:
     """Return what `open_dataset` returns, for any recording that can be read."""
     if reader.n_rows == 0:
-        raise StoreError(
-            f"{reader.path} has no committed step yet; try again once recording has begun"
-        )
+        from thimble_zarr.format.lock import why_empty
+
+        raise StoreError(f"{reader.path} has no committed step yet: {why_empty(reader.path)}")
     source = Source(reader)
     derived = [name for name in DERIVED if not missing_inputs(name, reader.schema)]
     names = (*reader.schema.dtypes, *derived)

@@ -186,6 +186,11 @@ def select_steps(ds: xr.Dataset, spec: str | None) -> xr.Dataset:
         last_step = int(stop) if stop else last if colon else first_step
     except ValueError as error:
         raise SelectionError(f"--steps {spec}: expected A:B, for example 100:200") from error
+    if stop and first_step > last_step:
+        raise SelectionError(
+            f"--steps {spec}: the first step, {first_step}, is after the last, {last_step}; "
+            "expected A:B, for example 100:200"
+        )
     if not 1 <= first_step <= last_step <= last:
         raise SelectionError(f"--steps {spec} is not within the recorded steps 1:{last}")
     selected = ds.sel(step=slice(first_step, last_step))

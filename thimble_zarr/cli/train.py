@@ -78,10 +78,17 @@ def train(
         if overwrite:
             raise click.UsageError("--resume goes on with a store, --overwrite replaces it")
         run = _recorded_run(store)
+        if run is None and store.exists():
+            click.echo(
+                f"Note: {store} has no settings; it is begun with those given here", err=True
+            )
     if run is not None and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT:
         memory = run.memory_bytes
+    chosen = config_from(config, settings, recorded=None if run is None else run.config)
+    if run is not None:
+        _check_ready(run, chosen, memory_bytes=memory)
     run_training(
-        config_from(config, settings, recorded=None if run is None else run.config),
+        chosen,
         store,
         memory_bytes=memory,
         force=force,
@@ -95,6 +102,16 @@ def _recorded_run(store: Path) -> "RecordedRun | None":
     from thimble_zarr.experiment.recorded import RecordedRun
 
     return RecordedRun.read(store)
+
+
+def _check_ready(run: "RecordedRun", config: TrainingConfig, *, memory_bytes: int) -> None:
+    """Raise what training would, before it loads anything."""
+    from thimble_zarr.experiment.checkpoints import Checkpoints
+
+    run.check_same(config, {"memory_bytes": memory_bytes})
+    if not run.is_finished:
+        run.check_free()
+        run.check_has(Checkpoints(run.path))
 
 
 @click.command()
@@ -288,7 +305,8 @@ def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
         f"{aligned(rows)}\n"
         f"This machine has {human_bytes(plan.free_memory_bytes)} of RAM and "
         f"{human_bytes(plan.free_disk_bytes)} of disk free. Blocks of "
-        f"{storage.layout.block_steps} steps; a crash costs at most one."
+        f"{storage.layout.block_steps} steps; a crash costs one and, where the disk lags, the one "
+        "before it."
     )
 
 

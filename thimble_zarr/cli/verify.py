@@ -113,6 +113,10 @@ def _line(finding: "Finding") -> str:
 
 
 def _verdict(verified: "Verified", store: Path) -> str:
+    from thimble_zarr.format.lock import why_empty
+
+    if verified.is_sound and not verified.n_rows:
+        return f"Nothing is committed yet, and so nothing is compared: {why_empty(verified.path)}."
     if verified.is_sound:
         return "SOUND: every byte of every committed row is the one that was committed."
     n_damaged = sum(finding.is_damage for finding in verified.findings)

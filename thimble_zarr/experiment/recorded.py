@@ -8,9 +8,10 @@ from typing import Self
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.resumption import check_has_every_step
 from thimble_zarr.format.schema import Json
-from thimble_zarr.format.store import StorePath, StoreReader, is_begun
+from thimble_zarr.format.store import StorePath, StoreReader, is_begun, read_declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class RecordedRun:
     attrs
         All that was kept with it, the two above among it.
     committed_step
-        The last step that is recorded for good.
+        The last step that is recorded for good, -1 where not even the initial state is.
     block_steps
         Steps a block.
     is_finished
@@ -47,6 +48,9 @@ class RecordedRun:
     def read(cls, store: StorePath) -> Self | None:
         """Return what a store says, None where none was begun.
 
+        One into which nothing was committed has its settings all the same, unless its writer was
+        killed before it had declared them.
+
         Raises
         ------
         ResumeError
@@ -54,11 +58,16 @@ class RecordedRun:
         StoreError
             If it cannot be read.
         """
-        if not is_begun(store):
-            return None
-        reader = StoreReader.open_each(store)[0]
-        check_has_every_step(reader)
-        attrs = reader.schema.attrs
+        if is_begun(store):
+            reader = StoreReader.open_each(store)[0]
+            check_has_every_step(reader)
+            schema, n_rows, is_closed = reader.schema, reader.n_rows, reader.commit.complete
+        else:
+            declared = read_declared(store)
+            if declared is None:
+                return None
+            schema, n_rows, is_closed = declared, 0, False
+        attrs = schema.attrs
         try:
             settings, memory_bytes = attrs["config"], attrs["memory_bytes"]
             if not isinstance(settings, Mapping) or type(memory_bytes) is not int:
@@ -69,15 +78,14 @@ class RecordedRun:
                 f"cannot go on with {store}: `thimble-zarr train` of this version did not record "
                 f"it ({error}); a loop of your own goes on with Recorder(..., resume=True)"
             ) from error
-        step = reader.n_rows - 1
         return cls(
             path=Path(store),
             config=config,
             memory_bytes=memory_bytes,
             attrs=attrs,
-            committed_step=step,
-            block_steps=reader.schema.layout.block_steps,
-            is_finished=reader.commit.complete and step >= config.steps,
+            committed_step=n_rows - 1,
+            block_steps=schema.layout.block_steps,
+            is_finished=is_closed and n_rows > config.steps,
         )
 
     def check_same(self, config: TrainingConfig, attrs: Mapping[str, Json]) -> None:
@@ -90,6 +98,10 @@ class RecordedRun:
                 "out, which takes them from the store, or record another run"
             )
 
+    def check_free(self) -> None:
+        """Raise StoreLockedError if another process is recording into the store."""
+        WriterLock(self.path).release()
+
     def newest_of(self, checkpoints: Checkpoints) -> Checkpoint | None:
         """Return the newest checkpoint of a recorded step, None to begin with the first step.
 
@@ -98,15 +110,19 @@ class RecordedRun:
         ResumeError
             If there must have been one, and it is gone.
         """
-        checkpoint = checkpoints.newest(self.committed_step)
+        self.check_has(checkpoints)
+        return checkpoints.newest(self.committed_step)
+
+    def check_has(self, checkpoints: Checkpoints) -> None:
+        """Raise ResumeError if there must have been a checkpoint of a recorded step."""
+        is_there = any(step <= self.committed_step for step in checkpoints.steps())
         # One is taken as soon as a block is full, and that is before the block is committed.
-        if checkpoint is None and self.committed_step >= self.block_steps:
+        if not is_there and self.committed_step >= self.block_steps:
             raise ResumeError(
                 f"cannot go on with {self.path}: it has {self.committed_step} steps and no "
                 f"checkpoint of any lies in {checkpoints.path}; put them back, or record anew with "
                 "--overwrite"
             )
-        return checkpoint
 
 
 def _unequal(recorded: Mapping[str, Json], now: Mapping[str, Json]) -> Iterator[str]:

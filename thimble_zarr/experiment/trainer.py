@@ -173,7 +173,8 @@ def train(
         Replace a store that lies at `store`.
     resume
         Go on with the store that lies at `store`, from its last checkpoint: the store will be the
-        same as if nothing had happened. Begin one where there is none.
+        same as if nothing had happened. Begin one where there is none, and anew where nothing was
+        committed.
     on_step
         Called after each step.
 

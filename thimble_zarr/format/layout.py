@@ -15,7 +15,8 @@ N_BUFFERS = 2
 """Blocks in memory at once: one being filled by training, one being written."""
 
 MAX_BLOCK_STEPS = 128
-"""Longest block. A crash costs at most one block, so blocks of tiny models are not made longer."""
+"""Longest block. A crash costs the one being filled and, where the disk lags, the one before it, so
+blocks of tiny models are not made longer."""
 
 TARGET_CHUNK_BYTES = 2**17
 """A chunk of about this size decodes at full speed and still lets a few tokens be read alone."""

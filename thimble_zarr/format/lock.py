@@ -60,6 +60,22 @@ class Holder:
         return f"process {self.pid} on {self.host}, since {self.since},"
 
 
+def why_empty(store: Path) -> str:
+    """Return why nothing is committed in a store, as far as that is known, and what to do."""
+    holder = Holder.read(store)
+    if holder is not None and holder.may_run:
+        is_known = holder.host == platform.node()
+        return (
+            f"{holder} {'is' if is_known else 'may be'} recording into it and commits nothing "
+            "before its first block is full; try again then"
+        )
+    gone = "nobody is recording into it" if holder is None else f"its writer, {holder} is gone"
+    return (
+        f"{gone}; resume it (`thimble-zarr train --resume`, resume=True) or replace it "
+        "(--overwrite, overwrite=True)"
+    )
+
+
 class WriterLock:
     """The lock of a store's one writer, held until `release`.
 

@@ -14,7 +14,7 @@ import datetime
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,16 @@ from thimble_zarr.format.store import LEDGER, StoreReader, array_of, shard_name
 
 _MAY_DIFFER = ("software", "created", "attrs")
 """What a schema has that is no property of the run's arithmetic."""
+
+_TOLD_OTHERWISE = ("shape", "dims", "whole_tokens", "dtypes", "optimizer", "layout")
+"""What follows from what the user passed, and is told in words of that."""
+
+_PASSED_AS = {
+    "parameter": "name",
+    "n_threads": "torch.get_num_threads()",
+    "cpu_capability": "torch.backends.cpu.get_cpu_capability()",
+}
+"""What the user knows other parts of a schema as, where it is not their name."""
 
 
 def check_resumable(
@@ -106,22 +116,43 @@ def _differences(
 ) -> Iterator[str]:
     recorded = {reader.group: reader.schema for reader in readers}
     if [*recorded] != [*schemas]:
-        yield _told("the parameters", _names(recorded), _names(schemas))
+        yield _told("parameters", _names(recorded), _names(schemas))
         return
     recorded_ids = chosen_ids(readers)
     for reader in readers:
         of = f"{reader.group}: " if reader.group else ""
-        now = schemas[reader.group]
-        for name, was, is_now in _unequal(_content(reader.schema), _content(now)):
-            yield of + _told(name, was, is_now)
-        if reader.group in labels:
-            for name in _unlike_labels(reader.read_labels(), labels[reader.group]):
-                yield f"{of}other {name} of the tokens"
-        if reader.schema.shape == now.shape and reader.group in recorded_ids.keys() & token_ids:
+        was, now = reader.schema, schemas[reader.group]
+        for name, *values in _unequal(_content(was, now), _content(now, was)):
+            yield of + _told(name, *values)
+        if (was.shape, was.whole_tokens) != (now.shape, now.whole_tokens):
+            continue
+        if reader.group in recorded_ids.keys() & token_ids:
             was_ids, ids = recorded_ids[reader.group], token_ids[reader.group]
             if gone := np.setdiff1d(was_ids, ids).tolist():
                 new = np.setdiff1d(ids, was_ids).tolist()
-                yield of + _told(f"{now.row_name}s", _listed(gone), _listed(new))
+                yield of + _told(f"ids of {now.row_name}s", _listed(gone), _listed(new))
+                continue  # what labels them follows
+        if reader.group in labels:
+            for name in _unlike_labels(reader.read_labels(), labels[reader.group]):
+                yield f"{of}other {name} of the tokens"
+    yield from _other_layouts(recorded, schemas)
+
+
+def _other_layouts(recorded: Mapping[str, Schema], now: Mapping[str, Schema]) -> Iterator[str]:
+    """Yield how blocks differ, unless they follow from shapes and dtypes that differ already."""
+    if any(
+        (recorded[group].shape, recorded[group].dtypes) != (now[group].shape, now[group].dtypes)
+        for group in recorded
+    ):
+        return
+    for group in recorded:
+        was, layout = recorded[group].layout, now[group].layout
+        if was.block_steps != layout.block_steps:  # of all parameters, then
+            yield _told("memory_bytes", f"blocks of {was.block_steps} steps", layout.block_steps)
+            return
+        if was != layout:
+            of = f"{group}: " if group else ""
+            yield of + _told("tokens a chunk", was.chunk_tokens, layout.chunk_tokens)
 
 
 def _names(schemas: Mapping[str, Schema]) -> str:
@@ -138,23 +169,36 @@ _MOST_LISTED = 8
 
 
 def _told(name: str, recorded: object, now: object) -> str:
-    return f"{name} {recorded} recorded, {now} now"
+    was, is_now = ("none" if value is None else value for value in (recorded, now))
+    return f"{name}: {was} recorded, {is_now} now"
 
 
-def _content(schema: Schema) -> dict[str, Any]:
-    """Return what must be as it was, by name; what has parts, part by part."""
-    content: dict[str, Any] = {"torch": schema.software.get("torch")}
+def _content(schema: Schema, other: Schema) -> dict[str, Any]:
+    """Return what must be as in another schema, by what the user knows it as."""
+    some, shape = schema.whole_tokens, schema.shape
+    follows = {"max_exp_avg_sq"} if schema.optimizer.amsgrad != other.optimizer.amsgrad else set()
+    content: dict[str, Any] = {
+        "torch": schema.software.get("torch"),
+        "shape": shape if some is None else (some, *shape[1:]),
+        "dims": schema.dims if len(shape) == len(other.shape) else None,
+        "tokens": "all" if some is None else f"{schema.n_tokens:,} of {some:,}",
+        "variables": ", ".join(name for name in schema.dtypes if name not in follows),
+        "dtype": _dtypes(
+            {name: schema.dtypes[name] for name in schema.dtypes if name in other.dtypes}
+        ),
+    }
+    content |= {f"optimizer.{name}": value for name, value in asdict(schema.optimizer).items()}
     for known in fields(schema):
-        value = getattr(schema, known.name)
-        if known.name in _MAY_DIFFER:
-            continue
-        if is_dataclass(value) and not isinstance(value, type):
-            content |= {f"{known.name}.{name}": part for name, part in asdict(value).items()}
-        elif isinstance(value, Mapping):
-            content |= {f"{known.name}.{name}": part for name, part in value.items()}
-        else:
-            content[known.name] = value
+        if known.name not in (*_MAY_DIFFER, *_TOLD_OTHERWISE):
+            content[_PASSED_AS.get(known.name, known.name)] = getattr(schema, known.name)
     return content
+
+
+def _dtypes(dtypes: Mapping[str, str]) -> str:
+    """Return the dtype of variables, which is one unless they were imported."""
+    if len({*dtypes.values()}) == 1:
+        return dtypes["W"]
+    return ", ".join(f"{name} {native}" for name, native in dtypes.items())
 
 
 def _unequal(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, object, object]]:

@@ -684,6 +684,27 @@ def read_attribute(path: Path) -> Json:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
 
+def read_declared(path: StorePath) -> Schema | None:
+    """Return what is declared of the first parameter of a store, be anything committed or not.
+
+    None where nothing is: there is no store, or its writer was killed as soon as it began.
+
+    Raises
+    ------
+    UnsupportedFormatError, DamagedStoreError
+        If what is declared cannot be read.
+    """
+    if read_attribute(Path(path)) is None:
+        return None
+    root = _Content.read(path)
+    group = root.path / root.names[0] if root.names else root.path
+    attribute = read_attribute(group)
+    try:
+        return None if attribute is None else Schema.from_attribute(attribute)
+    except (UnsupportedFormatError, DamagedStoreError) as error:
+        raise type(error)(f"cannot read {group}: {error}") from error
+
+
 def is_begun(path: StorePath) -> bool:
     """Return whether there is anything at `path` but a store without a row: perhaps a recording."""
     path = Path(path)

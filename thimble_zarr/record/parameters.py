@@ -280,9 +280,17 @@ def _matching(pattern: str, known: Mapping[str, Tensor]) -> list[Tensor]:
             f"{_listed(matching)}"
         )
     if not matching:
-        close = difflib.get_close_matches(pattern, known, n=_MOST_NAMED, cutoff=0.4)
-        raise ConfigError(f"no parameter is named {pattern!r}; there is {_listed(close or known)}")
+        raise ConfigError(f"no parameter is named {pattern!r}; {_there_are(known, pattern)}")
     return trainable
+
+
+def _there_are(names: Iterable[str], pattern: str) -> str:
+    """Return the names that there are, or of many those that are most like a pattern."""
+    names = list(names)
+    close = difflib.get_close_matches(pattern, names, n=_MOST_NAMED, cutoff=0.4)
+    if close and len(names) > _MOST_NAMED:
+        return f"of {len(names)} names the nearest are {_listed(close)}"
+    return f"there {'is' if len(names) == 1 else 'are'} {_listed(names)}"
 
 
 def _tensor(value: object, name: str) -> Tensor:

@@ -5,7 +5,7 @@ the live tensors must be the recorded ones, bit by bit, before anything is chang
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,44 +98,74 @@ def check_state(
     n_rows
         Rows that are kept.
     """
-    differences: list[str] = []
-    hints: set[str] = set()
+    differences: dict[str, str] = {}
+    is_counted = np.ones(readers[0].n_rows, dtype=bool)
     for reader in readers:
         parameter = parameters[reader.group]
-        counts = reader.read_scalars()["optimizer_step"][:n_rows]
-        count, recorded = optimizer_step(optimizer, parameter), counts[-1]
+        counts = reader.read_scalars()["optimizer_step"]
+        count, recorded = float(optimizer_step(optimizer, parameter)), counts[n_rows - 1]
+        is_counted &= counts == count
         if count != recorded:
             name = array_path(reader.group, "optimizer_step")
-            differences.append(f"{name} is {count:.0f}, not {recorded:.0f}")
-            hints |= {f", with after_step={row}" for row in np.flatnonzero(counts == count)[-1:]}
-        differences += _unequal(optimizer, parameter, reader, n_rows)
-    if differences:
-        raise ResumeError(
-            f"cannot go on with {readers[0].path} after step {n_rows - 1}: model and optimizer are "
-            f"not as they were after it ({'; '.join(differences)}); restore the checkpoint of that "
-            f"step before the recorder is made, or go on from an earlier one{', '.join(hints)}"
-        )
+            differences[name] = f"is {count:.0f}, not {recorded:.0f}"
+        differences |= _unequal(optimizer, parameter, reader, n_rows - 1)
+    if not differences:
+        return
+    steps = np.flatnonzero(is_counted)[::-1].tolist()
+    stands_at = (
+        step
+        for step in steps
+        if not any(_unequal(optimizer, parameters[of.group], of, step) for of in readers)
+    )
+    listed = "; ".join(f"{name} {how}" for name, how in differences.items())
+    raise ResumeError(
+        f"cannot go on with {readers[0].path} after step {n_rows - 1}: model and optimizer are not "
+        f"as they were after it ({listed}); restore the checkpoint of that step before the "
+        f"recorder is made, {_or_else(next(stands_at, None), readers, differences)}"
+    )
+
+
+def _or_else(
+    stands_at: int | None, readers: Sequence[StoreReader], differing: Iterable[str]
+) -> str:
+    """Return what else may be done, or may be wrong, where the loop does not stand at the end.
+
+    A recorded step is offered only where all that is recorded of it is there.
+    """
+    last = readers[0].n_rows - 1
+    if stands_at is not None:
+        first = stands_at + 1
+        dropped = f"step{f's {first} to' if first < last else ''} {last}"
+        drops = f", which drops {dropped}" if first <= last else ""
+        return f"or go on from where they stand, with after_step={stands_at}{drops}"
+    advice = "or that of an earlier one, and pass its step as after_step="
+    if {array_path(reader.group, "W") for reader in readers} & {*differing}:
+        advice += "; or another parameter of that shape was passed than the one recorded"
+    return advice
 
 
 def _unequal(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, reader: StoreReader, n_rows: int
-) -> Iterator[str]:
+    optimizer: torch.optim.Optimizer, parameter: Tensor, reader: StoreReader, row: int
+) -> dict[str, str]:
+    """Return how variables differ from a row, by their paths in the store."""
+    differing: dict[str, str] = {}
     zeros = torch.zeros_like(parameter)
     states = state_tensors(optimizer, parameter)
     is_whole, ids = reader.schema.whole_tokens is None, reader.read_token_ids()
     for name in reader.schema.dtypes:
         if name == "grad":
             continue
-        recorded = reader.read(name, (n_rows - 1, n_rows))
+        recorded = reader.read(name, (row, row + 1))
         tensor = states.get(name, zeros)
         now = row_bits(tensor if is_whole else tensor[torch.from_numpy(ids).to(tensor.device)])
         path = array_path(reader.group, name)
         if now.dtype != recorded.dtype:
-            yield f"{path} is {tensor.dtype}"
+            differing[path] = f"is {tensor.dtype}"
             continue
-        differing = (_patterns(now) != _patterns(recorded)).sum()
-        if differing:
-            yield f"{path} differs in {differing:,} of {now.size:,} elements"
+        n_differing = (_patterns(now) != _patterns(recorded)).sum()
+        if n_differing:
+            differing[path] = f"differs in {n_differing:,} of {now.size:,} elements"
+    return differing
 
 
 def _patterns(values: np.ndarray) -> np.ndarray:
