@@ -298,7 +298,10 @@ class StoreWriter:
         ------
         OSError
             If a file cannot be written. Committed rows stay as they were, and can be read.
+        StoreError
+            If the store is no longer there. Nothing is written to what is there now.
         """
+        self._check_in_place()
         block, offset = divmod(first_row, self._layout.block_steps)
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
@@ -321,6 +324,7 @@ class StoreWriter:
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
             files |= self._write_scalars(group, first_row, steps[:n_rows], scalars)
         self._disk.settle()
+        self._check_in_place()  # that may have taken seconds
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         if not self._ledger_bytes:
@@ -348,8 +352,16 @@ class StoreWriter:
 
         A store without a row is removed. Metadata are consolidated only now: a consolidated copy
         would go stale while arrays grow.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written. The lock is released all the same.
+        StoreError
+            If the store is no longer there. What is there now stays as it is.
         """
         try:
+            self._check_in_place()
             if self.n_rows == 0:
                 shutil.rmtree(self.path)
                 return
@@ -361,15 +373,34 @@ class StoreWriter:
             self.release()
 
     def discard(self) -> None:
-        """Remove the store, of which nothing is wanted, and release the lock."""
-        self._disk.close()
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.release()
+        """Remove the store, of which nothing is wanted, and release the lock.
+
+        Raises
+        ------
+        StoreError
+            If the store is no longer there. What is there now stays as it is.
+        """
+        try:
+            self._check_in_place()
+            self._disk.close()
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Give up the lock; nothing more is committed."""
         self._disk.close()
         self._lock.release()
+
+    def _check_in_place(self) -> None:
+        """Raise StoreError if the store was removed or replaced since its lock was taken."""
+        if self._lock.is_in_place:
+            return
+        self._commit, self.last_step = Commit(), -1  # nothing of it is left
+        raise StoreError(
+            f"the store at {self.path} was removed or replaced while it was recorded, and nothing "
+            "more is written there; record anew, to a path that nothing else writes to"
+        )
 
     @property
     def _layout(self) -> Layout:
