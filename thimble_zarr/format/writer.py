@@ -12,6 +12,7 @@ Reading (`store`) needs no Zarr, whose import takes as long as many an answer: h
 """
 
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from zarr.storage import MemoryStore
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.format.disk import Disk, make_directory, remove_file, remove_files
-from thimble_zarr.format.documents import parsed
+from thimble_zarr.format.documents import TooLargeError, check_size, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 from thimble_zarr.format.ledger import seal
 from thimble_zarr.format.lock import WriterLock
@@ -58,7 +59,13 @@ from thimble_zarr.format.schema import (
     check_group_name,
     versioned,
 )
-from thimble_zarr.format.shard import BLOSC_LEVEL, ShardEncoder, chunk_order, encode_vector
+from thimble_zarr.format.shard import (
+    BLOSC_LEVEL,
+    MAX_CHUNK_BYTES,
+    ShardEncoder,
+    chunk_order,
+    encode_vector,
+)
 from thimble_zarr.format.store import (
     BOOKKEEPING,
     COMMIT,
@@ -94,13 +101,13 @@ class StoreWriter:
         The last committed step, -1 before there is one.
     """
 
-    def __init__(self, path: Path, schemas: Mapping[str, Schema], lock: WriterLock) -> None:
+    def __init__(self, path: Path, schemas: Mapping[str, Schema]) -> None:
         self.path = path
         self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
         self.last_step = -1
-        self._lock = lock
+        self._lock: WriterLock  # taken once it is clear that all can be declared
         self._commit = Commit()
         self._ledger_bytes = 0
         self._ledger_crc32 = 0
@@ -151,7 +158,7 @@ class StoreWriter:
         ------
         ConfigError
             If parameters are not cut into blocks of as many steps, a name cannot be that of a
-            group, or labels do not fit.
+            group, labels do not fit, or what is known of the run is more than readers take.
         StoreExistsError
             If the path is taken.
         StoreLockedError
@@ -163,16 +170,17 @@ class StoreWriter:
         schemas, labels = _by_group(schema, labels)
         _check_schemas(schemas, labels)
         check_vacant(path, overwrite=overwrite)
+        writer = cls(path, schemas)
+        values = writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
         with ExitStack() as undo:
             try:
                 make_directory(path / BOOKKEEPING)
-                lock = WriterLock(path)
-                undo.callback(lock.release)
+                writer._lock = WriterLock(path)
+                undo.callback(writer._lock.release)
                 _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
-                writer = cls(path, schemas, lock)
                 undo.callback(writer._disk.close)
-                writer._begin(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
+                writer._begin(values)
             except ThimbleError:
                 raise
             except OSError as error:
@@ -227,6 +235,8 @@ class StoreWriter:
         ResumeError
             If not the same would be recorded, fewer rows are committed than should be kept, or
             not every step was recorded.
+        ConfigError
+            If what is known of the run is more than readers take.
         StoreLockedError
             If another process is recording into it.
         StoreError
@@ -245,7 +255,8 @@ class StoreWriter:
                 )
                 approve(readers, kept_rows)
                 cut = plan_cut(readers, kept_rows)
-                writer = cls(path, {reader.group: reader.schema for reader in readers}, lock)
+                writer = cls(path, {reader.group: reader.schema for reader in readers})
+                writer._lock = lock
                 undo.callback(writer._disk.close)
                 writer._go_on(readers, cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
             except ThimbleError:
@@ -407,14 +418,8 @@ class StoreWriter:
         """How the first parameter is cut; blocks of all have as many steps."""
         return next(iter(self.schemas.values())).layout
 
-    def _begin(
-        self,
-        labels: Mapping[str, TokenLabels],
-        token_ids: Mapping[str, np.ndarray],
-        capacity: int,
-    ) -> None:
-        """Declare an empty store on disk."""
-        values = self._declare(labels, token_ids, capacity)
+    def _begin(self, values: Mapping[str, np.ndarray]) -> None:
+        """Write what was declared: an empty store, with the values of all labels."""
         for group in self.schemas:
             if group:
                 if (self.path / group).exists():
@@ -454,7 +459,13 @@ class StoreWriter:
         token_ids: Mapping[str, np.ndarray],
         capacity: int,
     ) -> dict[str, np.ndarray]:
-        """Declare everything in memory; return the values of all labels, by their files."""
+        """Declare everything in memory; return the values of all labels, by their files.
+
+        Raises
+        ------
+        ConfigError
+            If any of it is more than readers take.
+        """
         values: dict[str, np.ndarray] = {}
         self._root.create_group(
             BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
@@ -465,7 +476,44 @@ class StoreWriter:
             self._declare_variables(group, schema, capacity)
             self._declare_scalars(group, capacity)
             values |= self._declare_labels(group, schema, labels.get(group), token_ids.get(group))
+        self._check_readable(values)
         return values
+
+    def _check_readable(self, labels: Iterable[str]) -> None:
+        """Raise ConfigError if a document would be larger than what is read.
+
+        The ledger's first line has a copy of all metadata, and so is larger than any document, also
+        than the root's once they are consolidated: only spaces may make one larger.
+        """
+        largest = {"bytes": 2**63, "crc32": 2**32}
+        files = dict.fromkeys(labels, largest)
+        chunks: dict[str, list[tuple[int, int]]] = {}
+        for group, schema in self.schemas.items():
+            n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
+            for name in schema.dtypes:
+                path = array_path(group, name)
+                files[shard_name(path, 0, schema.shape)] = largest
+                chunks[path] = [(2**32, 2**32)] * n_chunks
+            files |= {f"{array_path(group, name)}/c.0": largest for name in PER_STEP}
+        try:
+            for content in self._encoded.values():
+                check_size(content.to_bytes())
+            line: dict[str, Json] = {
+                "rows": (0, self._layout.block_steps),
+                "files": files,
+                "chunks": chunks,
+                "metadata": self._metadata(),
+                "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
+                "crc32": 2**32,
+            }
+            check_size(json.dumps(line).encode())
+        except TooLargeError as error:
+            attrs_bytes = sum(len(json.dumps(one.attrs)) for one in self.schemas.values())
+            raise ConfigError(
+                f"what is known of the run is too large for one document: {error}; {attrs_bytes:,} "
+                "of the bytes are `attrs`, which are kept with each parameter: keep large things "
+                "in a file beside the store, or record fewer parameters"
+            ) from error
 
     def _declare_variables(self, group: str, schema: Schema, capacity: int) -> None:
         steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
@@ -536,6 +584,12 @@ class StoreWriter:
         shards: tuple[int, ...] | None = None,
         attributes: dict[str, JSON],
     ) -> None:
+        chunk_bytes = math.prod(chunks) * dtype.itemsize
+        if chunk_bytes > MAX_CHUNK_BYTES:
+            raise ConfigError(
+                f"{path} would have chunks of {chunk_bytes:,} bytes, and none has more than "
+                f"{MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
+            )
         order = chunk_order(len(shape))
         self._arrays[path] = self._root.create_array(
             path,
