@@ -11,6 +11,7 @@ a flush committed it short, and the scalars') is what one line of the ledger say
 Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
 """
 
+import itertools
 import json
 import math
 import shutil
@@ -333,7 +334,7 @@ class StoreWriter:
                 key = shard_name(path, block, schema.shape)
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
-            files |= self._write_scalars(group, first_row, steps[:n_rows], scalars)
+        files |= self._write_scalars(first_row, steps[:n_rows], scalars)
         self._disk.settle()
         self._check_in_place()  # that may have taken seconds
         end_row = first_row + n_rows
@@ -427,7 +428,7 @@ class StoreWriter:
                 make_directory(self.path / group)
         for key, content in values.items():
             # The first commit has what was declared in the ledger.
-            self._declared |= self._write_vector(key, content)
+            self._declared |= self._write_vector(key, self._encoded_vector(content))
         self._write_metadata()
         directories = [self.path / name for name in (*self._arrays, *self.schemas)]
         self._disk.sync([*directories, self.path, self.path.parent])
@@ -606,27 +607,39 @@ class StoreWriter:
         )
 
     def _write_scalars(
-        self, group: str, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
-    ) -> "dict[str, dict[str, int]]":
-        """Write the chunk of per-step values that the block lies in, all rows so far."""
+        self, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
+    ) -> dict[str, dict[str, int]]:
+        """Write the chunks of per-step values that the block lies in, all rows so far.
+
+        Parameters of one group of the optimizer have the same learning rate and all else: what is
+        the same in all rows so far is kept in memory once, and encoded once.
+        """
         chunk, offset = divmod(first_row, SCALAR_CHUNK_STEPS)
+        before, after = self._scalars if offset else {}, dict[str, np.ndarray]()
+        known: dict[tuple[str, int, bytes], tuple[np.ndarray, bytes]] = {}
         files: dict[str, dict[str, int]] = {}
-        for name in PER_STEP:
+        for group, name in itertools.product(self.schemas, PER_STEP):
             path = array_path(group, name)
-            if offset == 0 or path not in self._scalars:
-                self._scalars[path] = _missing_values(name)
-            rows = steps if name == "step" else scalars[path]
-            self._scalars[path][offset : offset + len(steps)] = rows[: len(steps)]
-            files |= self._write_vector(f"{path}/c.{chunk}", self._scalars[path])
+            rows = (steps if name == "step" else scalars[path])[: len(steps)]
+            same = name, id(before.get(path)), rows.tobytes()
+            if same not in known:
+                values = before[path].copy() if path in before else _missing_values(name)
+                values[offset : offset + len(rows)] = rows
+                known[same] = values, self._encoded_vector(values)
+            after[path], content = known[same]
+            files |= self._write_vector(f"{path}/c.{chunk}", content)
+        self._scalars = after
         return files
 
     def _load_scalars(self, readers: Sequence[StoreReader], n_rows: int) -> None:
         """Take up the chunk of per-step values that the next block lies in."""
         start = n_rows // SCALAR_CHUNK_STEPS * SCALAR_CHUNK_STEPS
+        known: dict[tuple[str, bytes], np.ndarray] = {}
         for reader in readers:
             for name, values in (reader.read_scalars() | {"step": reader.read_steps()}).items():
-                chunk = _missing_values(name)
-                chunk[: n_rows - start] = values[start:n_rows]
+                rows = values[start:n_rows]
+                chunk = known.setdefault((name, rows.tobytes()), _missing_values(name))
+                chunk[: len(rows)] = rows
                 self._scalars[array_path(reader.group, name)] = chunk
 
     def _grow(self, n_rows: int) -> None:
@@ -680,10 +693,12 @@ class StoreWriter:
             self._disk.write(self.path / key, [content.to_bytes()])
         self._disk.sync((self.path / key).parent for key in self._encoded)
 
-    def _write_vector(self, key: str, values: np.ndarray) -> "dict[str, dict[str, int]]":
-        """Write values that are a chunk of their own; return size and checksum of the file."""
+    def _encoded_vector(self, values: np.ndarray) -> bytes:
         with self._stopwatch.time("encode_s"):
-            content = encode_vector(values)
+            return encode_vector(values)
+
+    def _write_vector(self, key: str, content: bytes) -> dict[str, dict[str, int]]:
+        """Write a chunk that is a file of its own; return size and checksum of the file."""
         return {key: {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}}
 
     def _write(self, key: str, parts: Iterable[bytes]) -> int:
