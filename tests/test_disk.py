@@ -55,6 +55,48 @@ def test_the_caller_goes_on_while_the_disk_is_slow(
     assert all(file.read_bytes() == b"content" for file in files)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_a_slow_disk_does_not_keep_all_files_open(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit of a hundred parameters has more files than a process may open by default."""
+    import resource
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: threading.Event().wait(0.01))
+    files = [tmp_path / str(index) for index in range(200)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(1)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 90, limits[1]))
+    try:
+        for file in files:
+            disk.write(file, [b"content"])
+        disk.sync([tmp_path])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert all(file.read_bytes() == b"content" for file in files)
+
+
+def test_a_disk_that_fails_meanwhile_is_an_error_of_a_later_write(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError("No space left")
+
+    def write_many() -> None:
+        for index in range(200):
+            disk.write(tmp_path / str(index), [b"content"])
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_many()
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        disk.sync([tmp_path])
+    assert not [file for file in tmp_path.iterdir() if file.suffix != ".partial"]
+
+
 def test_directories_are_synced_after_every_rename(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

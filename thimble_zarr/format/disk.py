@@ -9,6 +9,7 @@ cut off.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -20,6 +21,9 @@ PARTIAL = ".partial"
 """What the name of a file that is being written ends with."""
 
 _N_THREADS = 8
+
+_MOST_UNSYNCED = 64
+"""Files that wait for the disk at once. Each is open, and a process may open 1024 by default."""
 
 
 class Disk:
@@ -34,7 +38,7 @@ class Disk:
     def __init__(self, stopwatch: Stopwatch) -> None:
         self._stopwatch = stopwatch
         self._threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="thimble-zarr-disk")
-        self._unsynced: list[Future[None]] = []
+        self._unsynced: deque[Future[None]] = deque()
         self._unnamed: list[Path] = []
 
     def write(self, file: Path, parts: Iterable[bytes]) -> int:
@@ -48,6 +52,9 @@ class Disk:
             make_directory(file.parent)
         with ExitStack() as undo:
             undo.callback(self._unnamed.clear)
+            while len(self._unsynced) >= _MOST_UNSYNCED:
+                with self._stopwatch.time("sync_s"):
+                    self._unsynced.popleft().result()
             descriptor = os.open(_partial(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY)
             undo.callback(os.close, descriptor)
             for part in self._stopwatch.time_each("encode_s", parts):
@@ -68,7 +75,7 @@ class Disk:
             If any of it could not be written. Then none of it gets its name.
         """
         with self._stopwatch.time("sync_s"):
-            unsynced, self._unsynced = self._unsynced, []
+            unsynced, self._unsynced = self._unsynced, deque()
             try:
                 for future in unsynced:
                     future.result()

@@ -27,6 +27,10 @@ _KEY = re.compile(r"(?:[^/\\\0]+/)+c\.\d+(?:\.\d+)*")
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"))
 
 
+class TooLargeError(ValueError):
+    """A document has more bytes or items than are read."""
+
+
 def open_regular(file: Path) -> BinaryIO:
     """Open a plain file for reading.
 
@@ -73,17 +77,28 @@ def parsed(content: bytes, max_depth: int = MAX_DEPTH) -> Any:
 
     Raises
     ------
+    TooLargeError
+        If it has too many bytes or items.
     ValueError
-        If it is not JSON, has too many items or is nested deeper than `max_depth`.
+        If it is not JSON or is nested deeper than `max_depth`.
     """
-    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_ITEMS:
-        raise ValueError(f"it has more than {MAX_ITEMS:,} items")
+    check_size(content)
     try:
         value = json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _check_depth(value, max_depth)
     return value
+
+
+def check_size(content: bytes) -> None:
+    """Raise TooLargeError if JSON is more than is read: what is not read must not be written."""
+    n_items = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+    if len(content) > MAX_DOCUMENT_BYTES or n_items > MAX_ITEMS:
+        raise TooLargeError(
+            f"it has {len(content):,} bytes and {n_items:,} items, and at most "
+            f"{MAX_DOCUMENT_BYTES:,} bytes and {MAX_ITEMS:,} items are read"
+        )
 
 
 def _check_depth(value: Any, max_depth: int) -> None:

@@ -14,10 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thimble_zarr.format.documents import open_regular, parsed
+from thimble_zarr.errors import StoreError
+from thimble_zarr.format.documents import (
+    MAX_DOCUMENT_BYTES,
+    TooLargeError,
+    check_size,
+    open_regular,
+    parsed,
+)
 from thimble_zarr.format.schema import Json
 
-MAX_LINE_BYTES = 2**26
+MAX_LINE_BYTES = MAX_DOCUMENT_BYTES
 """Longest line that is read. A line has some 30 bytes a chunk of its block."""
 
 _SEAL = b', "crc32": '
@@ -48,9 +55,23 @@ class Line:
 
 
 def seal(entry: Mapping[str, Json]) -> bytes:
-    """Return an entry as JSON, with the checksum of all that comes before it as the last item."""
+    """Return an entry as JSON, with the checksum of all that comes before it as the last item.
+
+    Raises
+    ------
+    StoreError
+        If it is more than is read.
+    """
     content = json.dumps(entry).encode()[:-1]
-    return content + _SEAL + str(zlib.crc32(content)).encode() + b"}"
+    sealed = content + _SEAL + str(zlib.crc32(content)).encode() + b"}"
+    try:
+        check_size(sealed + b"\n")
+    except TooLargeError as error:
+        raise StoreError(
+            f"a line of the ledger cannot be written: {error}; record fewer parameters in one "
+            "store, or go on in another one"
+        ) from error
+    return sealed
 
 
 def unseal(content: bytes) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 The system gives the lock up when its holder dies, however it dies. The name that the holder leaves
 beside it is for people: what it says of a dead one is out of date, and nothing depends on it.
+
+The lock is one of a file, not of a path: whoever holds that of a store which was removed holds
+nothing of the store that another began at its path.
 """
 
 import datetime
@@ -88,7 +91,7 @@ class WriterLock:
     def __init__(self, store: Path) -> None:
         if (store / LOCK).is_symlink() or leads_out(store / LOCK, store):
             raise StoreError(f"{store / LOCK} is a link, and no writer makes one; remove it")
-        self._holder = store / HOLDER
+        self._file, self._holder = store / LOCK, store / HOLDER
         self._lock = filelock.FileLock(store / LOCK, thread_local=False)
         try:
             self._lock.acquire(timeout=0)
@@ -97,6 +100,7 @@ class WriterLock:
                 f"{Holder.read(store) or 'another process'} is recording into {store}; wait for it "
                 "or choose another path"
             ) from error
+        self._held = self._file.lstat()  # no other file is given its number while it is open
         holder = Holder(
             pid=os.getpid(),
             host=platform.node(),
@@ -105,8 +109,23 @@ class WriterLock:
         self._holder.unlink(missing_ok=True)  # it might be a link
         self._holder.write_text(json.dumps(asdict(holder)), encoding="utf-8")
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the lock that is held is still that of the store, and not of one that is gone.
+
+        A file system that does not number its files tells only whether there is a lock.
+        """
+        try:
+            found = self._file.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        is_numbered = found.st_ino and self._held.st_ino
+        return not is_numbered or os.path.samestat(found, self._held)
+
     def release(self) -> None:
         """Give the lock up. Safe to call twice."""
-        if self._lock.is_locked:
-            self._holder.unlink(missing_ok=True)
-        self._lock.release()
+        try:
+            if self._lock.is_locked and self.is_in_place:
+                self._holder.unlink(missing_ok=True)
+        finally:
+            self._lock.release()

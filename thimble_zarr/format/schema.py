@@ -20,7 +20,7 @@ import numpy as np
 
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
-from thimble_zarr.format.documents import MAX_DEPTH, parsed
+from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
 
 FORMAT_VERSION = 4
@@ -265,6 +265,10 @@ class Schema:
         for name, value in self.attrs.items():
             try:
                 parsed(json.dumps(value, allow_nan=False).encode(), MAX_DEPTH // 2)
+            except TooLargeError as error:
+                raise ConfigError(
+                    f"attrs[{name!r}] is too large: {error}; keep it in a file beside the store"
+                ) from error
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
 

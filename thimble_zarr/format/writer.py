@@ -11,7 +11,9 @@ a flush committed it short, and the scalars') is what one line of the ledger say
 Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
 """
 
+import itertools
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +34,7 @@ from zarr.storage import MemoryStore
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
 from thimble_zarr.format.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.format.disk import Disk, make_directory, remove_file, remove_files
-from thimble_zarr.format.documents import parsed
+from thimble_zarr.format.documents import TooLargeError, check_size, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 from thimble_zarr.format.ledger import seal
 from thimble_zarr.format.lock import WriterLock
@@ -58,7 +60,13 @@ from thimble_zarr.format.schema import (
     check_group_name,
     versioned,
 )
-from thimble_zarr.format.shard import BLOSC_LEVEL, ShardEncoder, chunk_order, encode_vector
+from thimble_zarr.format.shard import (
+    BLOSC_LEVEL,
+    MAX_CHUNK_BYTES,
+    ShardEncoder,
+    chunk_order,
+    encode_vector,
+)
 from thimble_zarr.format.store import (
     BOOKKEEPING,
     COMMIT,
@@ -94,13 +102,13 @@ class StoreWriter:
         The last committed step, -1 before there is one.
     """
 
-    def __init__(self, path: Path, schemas: Mapping[str, Schema], lock: WriterLock) -> None:
+    def __init__(self, path: Path, schemas: Mapping[str, Schema]) -> None:
         self.path = path
         self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
         self.last_step = -1
-        self._lock = lock
+        self._lock: WriterLock  # taken once it is clear that all can be declared
         self._commit = Commit()
         self._ledger_bytes = 0
         self._ledger_crc32 = 0
@@ -151,7 +159,7 @@ class StoreWriter:
         ------
         ConfigError
             If parameters are not cut into blocks of as many steps, a name cannot be that of a
-            group, or labels do not fit.
+            group, labels do not fit, or what is known of the run is more than readers take.
         StoreExistsError
             If the path is taken.
         StoreLockedError
@@ -163,16 +171,17 @@ class StoreWriter:
         schemas, labels = _by_group(schema, labels)
         _check_schemas(schemas, labels)
         check_vacant(path, overwrite=overwrite)
+        writer = cls(path, schemas)
+        values = writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
         with ExitStack() as undo:
             try:
                 make_directory(path / BOOKKEEPING)
-                lock = WriterLock(path)
-                undo.callback(lock.release)
+                writer._lock = WriterLock(path)
+                undo.callback(writer._lock.release)
                 _clear(path, overwrite=overwrite)
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
-                writer = cls(path, schemas, lock)
                 undo.callback(writer._disk.close)
-                writer._begin(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
+                writer._begin(values)
             except ThimbleError:
                 raise
             except OSError as error:
@@ -227,6 +236,8 @@ class StoreWriter:
         ResumeError
             If not the same would be recorded, fewer rows are committed than should be kept, or
             not every step was recorded.
+        ConfigError
+            If what is known of the run is more than readers take.
         StoreLockedError
             If another process is recording into it.
         StoreError
@@ -245,7 +256,8 @@ class StoreWriter:
                 )
                 approve(readers, kept_rows)
                 cut = plan_cut(readers, kept_rows)
-                writer = cls(path, {reader.group: reader.schema for reader in readers}, lock)
+                writer = cls(path, {reader.group: reader.schema for reader in readers})
+                writer._lock = lock
                 undo.callback(writer._disk.close)
                 writer._go_on(readers, cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
             except ThimbleError:
@@ -298,7 +310,10 @@ class StoreWriter:
         ------
         OSError
             If a file cannot be written. Committed rows stay as they were, and can be read.
+        StoreError
+            If the store is no longer there. Nothing is written to what is there now.
         """
+        self._check_in_place()
         block, offset = divmod(first_row, self._layout.block_steps)
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
@@ -319,8 +334,9 @@ class StoreWriter:
                 key = shard_name(path, block, schema.shape)
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
-            files |= self._write_scalars(group, first_row, steps[:n_rows], scalars)
+        files |= self._write_scalars(first_row, steps[:n_rows], scalars)
         self._disk.settle()
+        self._check_in_place()  # that may have taken seconds
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         if not self._ledger_bytes:
@@ -348,8 +364,16 @@ class StoreWriter:
 
         A store without a row is removed. Metadata are consolidated only now: a consolidated copy
         would go stale while arrays grow.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written. The lock is released all the same.
+        StoreError
+            If the store is no longer there. What is there now stays as it is.
         """
         try:
+            self._check_in_place()
             if self.n_rows == 0:
                 shutil.rmtree(self.path)
                 return
@@ -361,29 +385,42 @@ class StoreWriter:
             self.release()
 
     def discard(self) -> None:
-        """Remove the store, of which nothing is wanted, and release the lock."""
-        self._disk.close()
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.release()
+        """Remove the store, of which nothing is wanted, and release the lock.
+
+        Raises
+        ------
+        StoreError
+            If the store is no longer there. What is there now stays as it is.
+        """
+        try:
+            self._check_in_place()
+            self._disk.close()
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Give up the lock; nothing more is committed."""
         self._disk.close()
         self._lock.release()
 
+    def _check_in_place(self) -> None:
+        """Raise StoreError if the store was removed or replaced since its lock was taken."""
+        if self._lock.is_in_place:
+            return
+        self._commit, self.last_step = Commit(), -1  # nothing of it is left
+        raise StoreError(
+            f"the store at {self.path} was removed or replaced while it was recorded, and nothing "
+            "more is written there; record anew, to a path that nothing else writes to"
+        )
+
     @property
     def _layout(self) -> Layout:
         """How the first parameter is cut; blocks of all have as many steps."""
         return next(iter(self.schemas.values())).layout
 
-    def _begin(
-        self,
-        labels: Mapping[str, TokenLabels],
-        token_ids: Mapping[str, np.ndarray],
-        capacity: int,
-    ) -> None:
-        """Declare an empty store on disk."""
-        values = self._declare(labels, token_ids, capacity)
+    def _begin(self, values: Mapping[str, np.ndarray]) -> None:
+        """Write what was declared: an empty store, with the values of all labels."""
         for group in self.schemas:
             if group:
                 if (self.path / group).exists():
@@ -391,7 +428,7 @@ class StoreWriter:
                 make_directory(self.path / group)
         for key, content in values.items():
             # The first commit has what was declared in the ledger.
-            self._declared |= self._write_vector(key, content)
+            self._declared |= self._write_vector(key, self._encoded_vector(content))
         self._write_metadata()
         directories = [self.path / name for name in (*self._arrays, *self.schemas)]
         self._disk.sync([*directories, self.path, self.path.parent])
@@ -423,7 +460,13 @@ class StoreWriter:
         token_ids: Mapping[str, np.ndarray],
         capacity: int,
     ) -> dict[str, np.ndarray]:
-        """Declare everything in memory; return the values of all labels, by their files."""
+        """Declare everything in memory; return the values of all labels, by their files.
+
+        Raises
+        ------
+        ConfigError
+            If any of it is more than readers take.
+        """
         values: dict[str, np.ndarray] = {}
         self._root.create_group(
             BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
@@ -434,7 +477,44 @@ class StoreWriter:
             self._declare_variables(group, schema, capacity)
             self._declare_scalars(group, capacity)
             values |= self._declare_labels(group, schema, labels.get(group), token_ids.get(group))
+        self._check_readable(values)
         return values
+
+    def _check_readable(self, labels: Iterable[str]) -> None:
+        """Raise ConfigError if a document would be larger than what is read.
+
+        The ledger's first line has a copy of all metadata, and so is larger than any document, also
+        than the root's once they are consolidated: only spaces may make one larger.
+        """
+        largest = {"bytes": 2**63, "crc32": 2**32}
+        files = dict.fromkeys(labels, largest)
+        chunks: dict[str, list[tuple[int, int]]] = {}
+        for group, schema in self.schemas.items():
+            n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
+            for name in schema.dtypes:
+                path = array_path(group, name)
+                files[shard_name(path, 0, schema.shape)] = largest
+                chunks[path] = [(2**32, 2**32)] * n_chunks
+            files |= {f"{array_path(group, name)}/c.0": largest for name in PER_STEP}
+        try:
+            for content in self._encoded.values():
+                check_size(content.to_bytes())
+            line: dict[str, Json] = {
+                "rows": (0, self._layout.block_steps),
+                "files": files,
+                "chunks": chunks,
+                "metadata": self._metadata(),
+                "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
+                "crc32": 2**32,
+            }
+            check_size(json.dumps(line).encode())
+        except TooLargeError as error:
+            attrs_bytes = sum(len(json.dumps(one.attrs)) for one in self.schemas.values())
+            raise ConfigError(
+                f"what is known of the run is too large for one document: {error}; {attrs_bytes:,} "
+                "of the bytes are `attrs`, which are kept with each parameter: keep large things "
+                "in a file beside the store, or record fewer parameters"
+            ) from error
 
     def _declare_variables(self, group: str, schema: Schema, capacity: int) -> None:
         steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
@@ -505,6 +585,12 @@ class StoreWriter:
         shards: tuple[int, ...] | None = None,
         attributes: dict[str, JSON],
     ) -> None:
+        chunk_bytes = math.prod(chunks) * dtype.itemsize
+        if chunk_bytes > MAX_CHUNK_BYTES:
+            raise ConfigError(
+                f"{path} would have chunks of {chunk_bytes:,} bytes, and none has more than "
+                f"{MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
+            )
         order = chunk_order(len(shape))
         self._arrays[path] = self._root.create_array(
             path,
@@ -521,27 +607,39 @@ class StoreWriter:
         )
 
     def _write_scalars(
-        self, group: str, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
-    ) -> "dict[str, dict[str, int]]":
-        """Write the chunk of per-step values that the block lies in, all rows so far."""
+        self, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
+    ) -> dict[str, dict[str, int]]:
+        """Write the chunks of per-step values that the block lies in, all rows so far.
+
+        Parameters of one group of the optimizer have the same learning rate and all else: what is
+        the same in all rows so far is kept in memory once, and encoded once.
+        """
         chunk, offset = divmod(first_row, SCALAR_CHUNK_STEPS)
+        before, after = self._scalars if offset else {}, dict[str, np.ndarray]()
+        known: dict[tuple[str, int, bytes], tuple[np.ndarray, bytes]] = {}
         files: dict[str, dict[str, int]] = {}
-        for name in PER_STEP:
+        for group, name in itertools.product(self.schemas, PER_STEP):
             path = array_path(group, name)
-            if offset == 0 or path not in self._scalars:
-                self._scalars[path] = _missing_values(name)
-            rows = steps if name == "step" else scalars[path]
-            self._scalars[path][offset : offset + len(steps)] = rows[: len(steps)]
-            files |= self._write_vector(f"{path}/c.{chunk}", self._scalars[path])
+            rows = (steps if name == "step" else scalars[path])[: len(steps)]
+            same = name, id(before.get(path)), rows.tobytes()
+            if same not in known:
+                values = before[path].copy() if path in before else _missing_values(name)
+                values[offset : offset + len(rows)] = rows
+                known[same] = values, self._encoded_vector(values)
+            after[path], content = known[same]
+            files |= self._write_vector(f"{path}/c.{chunk}", content)
+        self._scalars = after
         return files
 
     def _load_scalars(self, readers: Sequence[StoreReader], n_rows: int) -> None:
         """Take up the chunk of per-step values that the next block lies in."""
         start = n_rows // SCALAR_CHUNK_STEPS * SCALAR_CHUNK_STEPS
+        known: dict[tuple[str, bytes], np.ndarray] = {}
         for reader in readers:
             for name, values in (reader.read_scalars() | {"step": reader.read_steps()}).items():
-                chunk = _missing_values(name)
-                chunk[: n_rows - start] = values[start:n_rows]
+                rows = values[start:n_rows]
+                chunk = known.setdefault((name, rows.tobytes()), _missing_values(name))
+                chunk[: len(rows)] = rows
                 self._scalars[array_path(reader.group, name)] = chunk
 
     def _grow(self, n_rows: int) -> None:
@@ -595,10 +693,12 @@ class StoreWriter:
             self._disk.write(self.path / key, [content.to_bytes()])
         self._disk.sync((self.path / key).parent for key in self._encoded)
 
-    def _write_vector(self, key: str, values: np.ndarray) -> "dict[str, dict[str, int]]":
-        """Write values that are a chunk of their own; return size and checksum of the file."""
+    def _encoded_vector(self, values: np.ndarray) -> bytes:
         with self._stopwatch.time("encode_s"):
-            content = encode_vector(values)
+            return encode_vector(values)
+
+    def _write_vector(self, key: str, content: bytes) -> dict[str, dict[str, int]]:
+        """Write a chunk that is a file of its own; return size and checksum of the file."""
         return {key: {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}}
 
     def _write(self, key: str, parts: Iterable[bytes]) -> int:
