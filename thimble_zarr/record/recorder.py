@@ -20,7 +20,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
+from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreError
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import (
@@ -465,7 +465,7 @@ class Recorder:
     def _close_store(self) -> None:
         try:
             self._store.close()
-        except OSError as error:
+        except (OSError, StoreError) as error:
             raise RecordingError(f"cannot close {self._store.path}: {error}") from error
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
