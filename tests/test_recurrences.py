@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from tests.faults import Arrays, flip_bit, flip_in_place, relabel, rewrite
-from tests.runs import N_DIMS, N_STEPS, N_TOKENS, record
+from tests.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.recurrences import not_exact_because
 from thimble_zarr.analysis.verdict import verdict
@@ -31,7 +31,9 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A toy run of each dtype, never to be written to."""
     path = tmp_path_factory.mktemp("sound") / "run.zarr"
     native = request.param
-    record(path, dtype=getattr(torch, native), eps=NATIVE[native], weight_decay=0.1)
+    dtype = getattr(torch, native)
+    options = {"memory_bytes": TINY_MEMORY // 2 * dtype.itemsize}  # as many blocks of every dtype
+    record(path, dtype=dtype, eps=NATIVE[native], weight_decay=0.1, recorder_options=options)
     return path
 
 
