@@ -1,8 +1,16 @@
+"""Fixtures of all tests, and what makes a session quick.
+
+What takes long to import is imported by the fixture that needs it: the process that only hands out
+tests to others loads this file too, and everyone waits for it.
+"""
+
+import gc
 import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # As many test processes as cores: torch's own threads would only wait for each other, and they
 # wait busily. Tests of several threads say how many they want. Read when torch is loaded.
@@ -10,14 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from tests.runs import History, record
-from tests.zoo import Recorded, record_zoo
-from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.experiment.trainer import TrainingData, load_data
+if TYPE_CHECKING:
+    from tests.runs import History
+    from tests.zoo import Recorded
+    from thimble_zarr.experiment.trainer import TrainingData
 
 # A test run that was started in the background ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,6 +34,36 @@ settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+SLOWEST = ("test_readme.py", "test_budget.py", "test_memory.py", "test_real_run.py")
+"""Files of a few long tests: left to the end, one process would run them and the others wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: index for index, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported, which is much and stays, and most rounds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def _is_open(descriptor: int) -> None:
+    os.fstat(descriptor)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disk_that_nobody_waits_for() -> Iterator[None]:
+    """Only a power loss tells what was synced: `test_power_loss` has one, of a disk of its own.
+
+    Whoever syncs what is not open still fails.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", _is_open)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,32 +77,41 @@ def cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def default_data(cache: Path) -> TrainingData:
+def default_data(cache: Path) -> "TrainingData":
     """The default corpus, its tokenizer trained by the first worker that asks."""
+    from thimble_zarr.experiment.config import TrainingConfig
+    from thimble_zarr.experiment.trainer import load_data
+
     with FileLock(cache.with_suffix(".lock")):
         return load_data(TrainingConfig())
 
 
 @pytest.fixture(scope="session")
-def toy_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, History]":
     """A recorded bfloat16 run of 13 steps, never to be written to, and what really happened."""
+    from tests.runs import record
+
     path = tmp_path_factory.mktemp("toy") / "run.zarr"
     return path, record(path)
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Recorded":
     """A recorded model of several parameters, never to be written to."""
-    return record_zoo(tmp_path_factory.mktemp("zoo") / "run.zarr", torch.optim.AdamW)
+    from torch.optim import AdamW
+
+    from tests.zoo import record_zoo
+
+    return record_zoo(tmp_path_factory.mktemp("zoo") / "run.zarr", AdamW)
 
 
 @pytest.fixture
-def toy_path(toy_run: tuple[Path, History]) -> Path:
+def toy_path(toy_run: "tuple[Path, History]") -> Path:
     return toy_run[0]
 
 
 @pytest.fixture
-def toy_history(toy_run: tuple[Path, History]) -> History:
+def toy_history(toy_run: "tuple[Path, History]") -> "History":
     return toy_run[1]
 
 

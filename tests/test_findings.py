@@ -1,6 +1,7 @@
 """Every cause planted in a sound record, and named; nothing named in a sound one."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import zarr
 
 from tests.faults import flip_bit, flip_in_place, rewrite
-from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED
+from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from tests.runs import Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis import causes
@@ -20,6 +21,9 @@ from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.store import StoreReader
 
 N_STEPS, STEP = 40, 20
+
+MEMORY = {"bfloat16": 400_000, "float32": 800_000}
+"""Bounds that make the runs take a few blocks."""
 
 RUNS = {"bfloat16": PLANTED | CAST_BFLOAT16, "float32": PLANTED | CAST_FLOAT32}
 
@@ -36,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             n_dims=7,
             n_live=60,
             weight_decay=0.1,
-            recorder_options={"memory_bytes": 200_000},
+            recorder_options={"memory_bytes": MEMORY[native]},
         )
     return {native: directory / native for native in RUNS}
 
@@ -55,28 +59,60 @@ def test_nothing_is_found_in_a_sound_record(runs: dict[str, Path], native: str) 
         assert verdict(table).holds
 
 
-@pytest.mark.parametrize(("native", "name"), [(run, name) for run in RUNS for name in RUNS[run]])
-def test_a_planted_cause_is_the_one_that_is_named(
-    runs: dict[str, Path], tmp_path: Path, native: str, name: str
-) -> None:
+@dataclass(frozen=True)
+class Faulty:
+    """A record with a planted cause, never to be written to, and where it was planted."""
+
+    store: Path
+    planted: Planted
+    where: tuple[int | None, ...]
+
+
+@pytest.fixture(scope="module")
+def faulty(
+    request: pytest.FixtureRequest, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Faulty:
+    native, name = request.param
     planted, where = RUNS[native][name], []
+    store = tmp_path_factory.mktemp("faulty") / "run.zarr"
     rewrite(
         runs[native],
-        tmp_path / "run.zarr",
-        lambda bits, scalars: where.append(
+        store,
+        lambda bits, scalars: where.extend(
             planted.plant(bits, scalars, STEP, np.random.default_rng(0))
         ),
     )
-    ds = open_dataset(tmp_path / "run.zarr")
+    return Faulty(store, planted, tuple(where))
+
+
+every_cause = pytest.mark.parametrize(
+    "faulty", [(run, name) for run in RUNS for name in RUNS[run]], indirect=True, ids="-".join
+)
+each_kind = pytest.mark.parametrize(
+    "faulty", [("bfloat16", name) for name in PLANTED], indirect=True, ids="-".join
+)
+
+
+@every_cause
+def test_a_planted_cause_is_the_one_that_is_named(faulty: Faulty) -> None:
+    ds = open_dataset(faulty.store)
     table = accounting(ds)
     (finding,) = find_causes(ds, table)
-    assert finding.code == planted.code
+    assert finding.code == faulty.planted.code
     for planted_at, found_at in zip(
-        where[0], (finding.step, finding.token, finding.dim), strict=True
+        faulty.where, (finding.step, finding.token, finding.dim), strict=True
     ):
         assert planted_at is None or found_at == planted_at
     assert "{" not in finding.message
     assert not verdict(table).holds
+
+
+@each_kind
+def test_a_single_token_or_element_can_be_looked_into(faulty: Faulty) -> None:
+    ds = open_dataset(faulty.store)
+    known = {cause.code for cause in CAUSES}
+    for part in (ds.isel(token=[85]), ds.isel(token=[85], dim=[3]), ds.sel(token=85)):
+        assert {finding.code for finding in find_causes(part, accounting(part))} <= known
 
 
 def test_every_cause_is_planted() -> None:
@@ -337,18 +373,3 @@ def test_what_was_altered_elsewhere_is_not_the_selections(
         (ds.sel(step=slice(STEP, None)), 1),
     ):
         assert len(find_causes(part, accounting(part))) == n
-
-
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_single_token_or_element_can_be_looked_into(
-    runs: dict[str, Path], tmp_path: Path, name: str
-) -> None:
-    rewrite(
-        runs["bfloat16"],
-        tmp_path / "run.zarr",
-        lambda bits, scalars: PLANTED[name].plant(bits, scalars, STEP, np.random.default_rng(0)),
-    )
-    ds = open_dataset(tmp_path / "run.zarr")
-    known = {cause.code for cause in CAUSES}
-    for part in (ds.isel(token=[85]), ds.isel(token=[85], dim=[3]), ds.sel(token=85)):
-        assert {finding.code for finding in find_causes(part, accounting(part))} <= known

@@ -8,8 +8,8 @@ import pytest
 import torch
 import xarray as xr
 
-from tests.faults import Arrays, flip_bit, relabel, rewrite
-from tests.runs import N_DIMS, N_STEPS, N_TOKENS, record
+from tests.faults import Arrays, flip_bit, flip_in_place, relabel, rewrite
+from tests.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.recurrences import not_exact_because
 from thimble_zarr.analysis.verdict import verdict
@@ -31,7 +31,9 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A toy run of each dtype, never to be written to."""
     path = tmp_path_factory.mktemp("sound") / "run.zarr"
     native = request.param
-    record(path, dtype=getattr(torch, native), eps=NATIVE[native], weight_decay=0.1)
+    dtype = getattr(torch, native)
+    options = {"memory_bytes": TINY_MEMORY // 2 * dtype.itemsize}  # as many blocks of every dtype
+    record(path, dtype=dtype, eps=NATIVE[native], weight_decay=0.1, recorder_options=options)
     return path
 
 
@@ -76,20 +78,18 @@ def test_every_flipped_bit_is_found(sound: Path, tmp_path: Path, row: int, name:
 
 
 @pytest.mark.parametrize("name", STATES)
-@pytest.mark.parametrize("bit", range(16))
-def test_a_single_flipped_bit_is_found_and_placed(
-    toy_path: Path, tmp_path: Path, bit: int, name: str
-) -> None:
-    token, dim, row = (3 * bit) % N_TOKENS, bit % N_DIMS, 1 + bit % N_STEPS
-
-    def flip(bits: Arrays, scalars: Arrays) -> None:
-        flip_bit(bits[name], (row, token, dim), bit)
-
-    found = changed(toy_path, tmp_path / "faulty.zarr", flip).sel(recurrence=name)
-    assert np.flatnonzero(found.n_different)[0] == row - 1
-    at = found.sel(step=row)
-    assert [int(at[key]) for key in ("n_different", "first_token", "first_dim")] == [1, token, dim]
-    assert (found.first_token.sel(step=slice(1, row - 1)) == -1).all()
+def test_a_single_flipped_bit_is_found_and_placed(toy_copy: Path, name: str) -> None:
+    for bit in range(16):
+        token, dim, row = (3 * bit) % N_TOKENS, bit % N_DIMS, 1 + bit % N_STEPS
+        flip_in_place(toy_copy, name, (row, token, dim), bit)
+        found = accounting(open_dataset(toy_copy)).sel(recurrence=name)
+        assert np.flatnonzero(found.n_different)[0] == row - 1
+        at = found.sel(step=row)
+        placed = [int(at[key]) for key in ("n_different", "first_token", "first_dim")]
+        assert placed == [1, token, dim]
+        assert (found.first_token.sel(step=slice(1, row - 1)) == -1).all()
+        flip_in_place(toy_copy, name, (row, token, dim), bit)
+    assert int(accounting(open_dataset(toy_copy)).n_different.sum()) == 0
 
 
 def test_a_flip_outside_the_selection_is_not_seen(toy_path: Path, tmp_path: Path) -> None:

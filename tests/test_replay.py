@@ -137,7 +137,10 @@ def cells() -> Iterator[object]:
 
 def n_different(path: Path, **selected: np.ndarray) -> dict[str, int]:
     """Count, of some rows, tokens and dims, what the replay gets otherwise than recorded."""
-    source = Source(StoreReader.open(path))
+    return n_different_of(Source(StoreReader.open(path)), **selected)
+
+
+def n_different_of(source: Source, **selected: np.ndarray) -> dict[str, int]:
     schema = source.reader.schema
     axes = {"step": source.reader.n_rows, "token": schema.n_tokens, "dim": schema.n_dims}
     indices = {name: selected.get(name, range(length)) for name, length in axes.items()}
@@ -152,9 +155,8 @@ def n_different(path: Path, **selected: np.ndarray) -> dict[str, int]:
     return counts
 
 
-def subsets(path: Path) -> dict[str, dict[str, np.ndarray]]:
+def subsets(reader: StoreReader) -> dict[str, dict[str, np.ndarray]]:
     """Selections that put elements elsewhere than they lay: that is where a replay goes wrong."""
-    reader = StoreReader.open(path)
     last, middle = reader.schema.n_tokens - 1, reader.n_rows // 2
     few = np.array([last, 3, last - 3, 100, 17, 0])
     return {
@@ -175,9 +177,10 @@ def assert_exact(path: Path, only: tuple[str, ...] | None = None) -> None:
         counts = table[name].sum("step").to_series().to_dict()
         assert set(counts.values()) == {0}, (name, counts)
     assert (table.norm_unexplained == 0).all()
-    selections = subsets(path)
+    source = Source(StoreReader.open(path))
+    selections = subsets(source.reader)
     for name in selections if only is None else only:
-        counts = n_different(path, **selections[name])
+        counts = n_different_of(source, **selections[name])
         assert set(counts.values()) == {0}, (name, counts)
 
 
@@ -254,8 +257,8 @@ def test_without_lanes_the_replay_would_be_wrong(
         return [Piece(slice(n), slice(n), n)]
 
     monkeypatch.setattr(replay_module.Lanes, "split", in_one)
-    wrong = sum(sum(n_different(path, **selected).values()) for selected in subsets(path).values())
-    assert wrong > 0
+    selections = subsets(StoreReader.open(path)).values()
+    assert sum(sum(n_different(path, **selected).values()) for selected in selections) > 0
 
 
 THREADED = Cell(BFLOAT16, ADAM, {"weight_decay": 0.1}, shape=(1201, 61), n_steps=5)
