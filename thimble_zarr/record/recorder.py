@@ -285,7 +285,7 @@ class Recorder:
 
     @property
     def committed_step(self) -> int:
-        """The last step that survives a crash, 0 before there is one. It never goes back."""
+        """The last step that survives a crash, 0 before there is one."""
         return max(0, self._store.last_step)
 
     @property
