@@ -48,7 +48,9 @@ Why not first:
 - By hand the exact check is the replay alone. thimble-zarr's makes the formula's table in the same
   pass, which takes longer than the replay, names the place of a difference, and puts every element
   of any subset back on its way through torch's vector code.
-- What takes milliseconds is start-up in a whole process; the table below has it without.
+- What takes milliseconds is start-up in a whole process; the table of what is opened and read has
+  it without, but for the import of Dask's `distributed`, 0.2 s, which the first computation makes
+  where it is installed.
 - Chunks of 128 KiB serve those who read a few tokens. Readers that wait for an event loop at every
   chunk, as Zarr for Python does, are slow with them. Where it says minutes, zarr + dask was left
   out (`--quick`); when it was not, it took 151 s for the formula of the dead tokens and 362 s for
@@ -172,6 +174,7 @@ def markdown(results: Results) -> str:
             ],
         ),
         f"## Recording: {about['recording_steps']} steps",
+        *([about["note_on_recording"]] if "note_on_recording" in about else []),
         table(
             ["", *recording],
             [
