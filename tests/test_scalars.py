@@ -1,5 +1,6 @@
 """Per-step values of several parameters: each has its own, and what is the same is kept once."""
 
+import gc
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ def kept() -> Iterator[list[int]]:
     found: list[int] = []
     try:
         yield found
+        gc.collect()  # what was made on the way and is in cycles is not kept
         found.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
