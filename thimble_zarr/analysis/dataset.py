@@ -9,7 +9,6 @@ from thimble_zarr.analysis.lazy import LazyArray, LazyTokens, TokenNumbers
 from thimble_zarr.analysis.partial import PartialDataset
 from thimble_zarr.analysis.variables import DERIVED, freeze_step, long_name, missing_inputs
 from thimble_zarr.analysis.windows import Source
-from thimble_zarr.errors import StoreError
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import LABELS, ROW_LABEL, SCALARS, Schema
 from thimble_zarr.format.store import StorePath, StoreReader
@@ -87,9 +86,9 @@ def open_datatree(path: StorePath) -> xr.DataTree:
 def dataset_of(reader: Reader) -> xr.Dataset:
     """Return what `open_dataset` returns, for any recording that can be read."""
     if reader.n_rows == 0:
-        from thimble_zarr.format.lock import why_empty
+        from thimble_zarr.format.lock import not_begun  # which few who read need
 
-        raise StoreError(f"{reader.path} has no committed step yet: {why_empty(reader.path)}")
+        raise not_begun(reader.path)
     source = Source(reader)
     derived = [name for name in DERIVED if not missing_inputs(name, reader.schema)]
     names = (*reader.schema.dtypes, *derived)

@@ -79,6 +79,11 @@ def why_empty(store: Path) -> str:
     )
 
 
+def not_begun(store: Path) -> StoreError:
+    """Return the error of who needs a row of a store that has none."""
+    return StoreError(f"{store} has no committed step yet: {why_empty(store)}")
+
+
 class WriterLock:
     """The lock of a store's one writer, held until `release`.
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thimble_zarr.errors import ConfigError, RecordingError
+from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.store import StorePath
 from thimble_zarr.integrations.unwrapping import unwrapped
+from thimble_zarr.record.ending import close_after
 from thimble_zarr.record.parameters import Parameters
 from thimble_zarr.record.recorder import Recorder
 
@@ -89,10 +90,7 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Close the store, with all steps before the error."""
-        try:
-            self._close()
-        except RecordingError as error:
-            exception.add_note(str(error))
+        close_after(exception, self._close)
 
     def _close(self) -> None:
         recorder, self._recorder = self._recorder, None

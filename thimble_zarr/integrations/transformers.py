@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from thimble_zarr.errors import RecordingError
 from thimble_zarr.format.store import StorePath
 from thimble_zarr.integrations.unwrapping import unwrapped
+from thimble_zarr.record.ending import close_after
 from thimble_zarr.record.parameters import Parameters
 from thimble_zarr.record.recorder import Recorder
 
@@ -102,9 +102,4 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            self.close()
-        except RecordingError as closing_error:
-            if error is None:
-                raise
-            error.add_note(str(closing_error))
+        close_after(error, self.close)

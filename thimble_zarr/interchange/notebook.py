@@ -31,7 +31,6 @@ from thimble_zarr.errors import (
 from thimble_zarr.format.bits import decode, fill_value, storage_dtype
 from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
-from thimble_zarr.format.lock import why_empty
 from thimble_zarr.format.reader import AlteredChunk, Reader
 from thimble_zarr.format.schema import SCALARS, TOKEN_DIMS, OptimizerInfo, Schema, TokenLabels
 from thimble_zarr.format.store import StorePath, StoreReader
@@ -361,7 +360,9 @@ def export_notebook(
     file = file.absolute()
     _check_file_vacant(file, overwrite=overwrite)
     if reader.n_rows == 0:
-        raise StoreError(f"{reader.path} has no committed step yet: {why_empty(reader.path)}")
+        from thimble_zarr.format.lock import not_begun  # which few who read need
+
+        raise not_begun(reader.path)
     attribute = reader.schema.attrs.get(NOTEBOOK_FILE)
     contents = _as_notebook(reader) if attribute is None else Contents.from_attribute(attribute)
     contents.check_all_kept()

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import thread as executor
 
+from thimble_zarr.errors import RecordingError
+
 _open: dict[Callable[[], None], threading.Thread] = {}
 """What closes each, and the thread that opened it."""
 
@@ -34,6 +36,22 @@ def is_closed(close: Callable[[], None]) -> None:
 def _register() -> None:
     # The one way to be called before the executors are; it calls in reverse order.
     threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+
+
+def close_after(error: BaseException | None, close: Callable[[], None]) -> None:
+    """Close what failed with an error, or with None; an error of closing does not hide it.
+
+    Raises
+    ------
+    RecordingError
+        If there was no error before. To one that there was it is added as a note.
+    """
+    try:
+        close()
+    except RecordingError as closing_error:
+        if error is None:
+            raise
+        error.add_note(str(closing_error))
 
 
 def _close_all() -> None:

@@ -42,7 +42,7 @@ from thimble_zarr.record.capture import (
     state_tensors,
 )
 from thimble_zarr.record.declaration import declare
-from thimble_zarr.record.ending import close_at_exit, is_closed
+from thimble_zarr.record.ending import close_after, close_at_exit, is_closed
 from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.parameters import (
     Parameters,
@@ -428,12 +428,7 @@ class Recorder:
         if error is not None:
             self._loss = None  # of the step that was not reached
         with self._scope:
-            try:
-                self.close()
-            except RecordingError as closing_error:
-                if error is None:
-                    raise
-                error.add_note(str(closing_error))
+            close_after(error, self.close)
 
     @property
     def _n_rows(self) -> int:
