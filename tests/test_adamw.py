@@ -6,7 +6,13 @@ import torch
 
 from tests.runs import Loop
 from thimble_zarr.format.bits import least_positive, unit_roundoff
-from thimble_zarr.optim.adamw import adam_decay, adam_update, rounding_bound
+from thimble_zarr.optim.adamw import (
+    adam_decay,
+    adam_update,
+    rounding_bound,
+    rounding_scalars,
+    update_scalars,
+)
 
 
 def as_float64(tensor: torch.Tensor) -> np.ndarray:
@@ -33,11 +39,13 @@ class Steps:
         update = adam_update(
             as_float64(state["exp_avg"]),
             as_float64(state["exp_avg_sq"]),
-            learning_rate=np.array(float(group["lr"])),
-            beta1=np.array(group["betas"][0]),
-            beta2=np.array(group["betas"][1]),
-            eps=np.array(group["eps"]),
-            optimizer_step=np.array(step),
+            update_scalars(
+                learning_rate=np.array(float(group["lr"])),
+                beta1=np.array(group["betas"][0]),
+                beta2=np.array(group["betas"][1]),
+                eps=np.array(group["eps"]),
+                optimizer_step=np.array(step),
+            ),
         )
         decay = adam_decay(
             before,
@@ -49,10 +57,7 @@ class Steps:
     def bound(self, step: int, update: np.ndarray, before: np.ndarray, after: np.ndarray):
         group = self.loop.optimizer.param_groups[0]
         on_device = bool(group["fused"]) or isinstance(group["lr"], torch.Tensor)
-        return rounding_bound(
-            update,
-            after,
-            before,
+        scalars = rounding_scalars(
             denominator=np.array(group["eps"]),
             weight_decay=np.array(group["weight_decay"]),
             beta1=np.array(group["betas"][0]),
@@ -62,6 +67,7 @@ class Steps:
             scalar_roundoff=4 * unit_roundoff("float32" if on_device else "float64"),
             least=least_positive(self.native),
         )
+        return rounding_bound(update, after, before, scalars)
 
 
 OPTIONS = [{"weight_decay": 0.0}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "maximize": True}]

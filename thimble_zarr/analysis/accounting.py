@@ -7,6 +7,7 @@ float64, so cosines stay within [-1, 1].
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,11 +25,11 @@ from thimble_zarr.analysis.recurrences import (
 from thimble_zarr.analysis.variables import (
     adam_decay,
     adam_update,
+    decays,
     how_to_record,
     missing_inputs,
     rounding_bound,
     ulp,
-    weight_decay,
 )
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.errors import SelectionError
@@ -335,28 +336,28 @@ class _Tally:
 
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
         previous, current = part.previous("W"), part.current("W")
-        update = adam_update(part)
-        predicted = update + adam_decay(part) if weight_decay(part).any() else update
-        observed = current - previous
-        difference = observed - predicted
-        sums = np.stack(
-            [
-                _dot(predicted, predicted),
-                _dot(observed, observed),
-                _dot(difference, difference),
-                _dot(predicted, observed),
-            ]
-        )
-        changes = predicted, observed, difference
-        if part.dtype != np.float64 and any(map(_beyond_float32, sums, changes)):
+        update = adam_update(part, out=part.memory("update"))
+        predicted = update
+        if part.of_rows(decays):
+            predicted = adam_decay(part)
+            predicted += update
+        observed = np.subtract(current, previous, out=part.memory("observed"))
+        sums = [_dot(predicted, predicted), _dot(observed, observed)]
+        beyond = _beyond_float32(sums[0], predicted) or _beyond_float32(sums[1], observed)
+        product = _dot(predicted, observed)
+        moves = list(_of_moves(part, observed, predicted)) if self.extended else []
+        difference = np.subtract(observed, predicted, out=observed)  # which is not needed any more
+        sums += [_dot(difference, difference), product]
+        beyond = beyond or _beyond_float32(sums[2], difference)
+        if beyond and part.dtype != np.float64:
             yield from self._of_formula(part.in_float64())
             return
         yield from sums
         yield _NONE if np.isfinite(sums[2]).all() else _count(~np.isfinite(difference))
-        if self.extended:
-            yield from _of_moves(part, observed, predicted)
+        yield from moves
         if not self.recurrences:
-            explained = np.abs(difference) <= rounding_bound(part, update)  # NaN is not explained
+            bound = rounding_bound(part, update, out=(update, part.memory("bound")))
+            explained = np.abs(difference, out=difference) <= bound  # NaN is not explained
             yield _NONE if explained.all() else _count(~explained)
 
 
@@ -364,9 +365,20 @@ _NONE = np.zeros(1)
 
 
 def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the sum of products of each step, float64 but for the products of one token."""
-    products: np.ndarray = np.vecdot(left, right).sum(axis=1, dtype=np.float64)
-    return products
+    """Return the sum of products of each step, float64 but for those of a run of elements."""
+    runs = len(left), -1, _run_length(math.prod(left.shape[1:]))
+    products: np.ndarray = np.vecdot(left.reshape(runs), right.reshape(runs))
+    sums: np.ndarray = products.sum(axis=1, dtype=np.float64)
+    return sums
+
+
+@functools.lru_cache
+def _run_length(n_elements: int) -> int:
+    """Return how many products are added in their own precision: a divisor of all."""
+    return next(length for length in range(_LONGEST_RUN, 0, -1) if n_elements % length == 0)
+
+
+_LONGEST_RUN = 1024
 
 
 def _beyond_float32(squares: np.ndarray, values: np.ndarray) -> bool:

@@ -549,7 +549,9 @@ def _change(evidence: Evidence, step: int, name: str, value: float) -> np.ndarra
     update = adamw.adam_update(
         evidence.values("exp_avg", after["exp_avg"]),
         evidence.values("exp_avg_sq", after[evidence.source.second_moment]),
-        **{key: h[key] for key in ("learning_rate", "beta1", "beta2", "eps", "optimizer_step")},
+        adamw.update_scalars(
+            **{key: h[key] for key in ("learning_rate", "beta1", "beta2", "eps", "optimizer_step")}
+        ),
     )
     W = evidence.values("W", evidence.inputs(step)["W"])
     if not optimizer.decoupled_weight_decay:

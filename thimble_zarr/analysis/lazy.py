@@ -554,6 +554,7 @@ def _reduce_part(
         order = np.argsort(classes, kind="stable")
         tokens, classes = np.asarray(tokens)[order], classes[order]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        np.setbufsize(_UFUNC_BUFFER)  # until the block ends
         for (steps, _), window in iter_windows(source, rows, tokens, dims):
             of_window = numbers[..., steps]
             for (part_rows, part_tokens), part in window.parts(classes, statistics.dtype):
@@ -561,6 +562,11 @@ def _reduce_part(
                 for index, values in enumerate(statistics.compute(part)):
                     statistics.combine[index](of_part[index], values, out=of_part[index])
     return numbers
+
+
+_UFUNC_BUFFER = 512
+"""Elements that NumPy copies to have scalars of steps beside them where rows are shorter than half
+of its buffer, which takes longer than to compute."""
 
 
 def _reduce_tokens(

@@ -42,17 +42,17 @@ def delta_W(window: Window) -> np.ndarray:
     return change
 
 
-def adam_update(window: Window) -> np.ndarray:
-    """Return the change that the adaptive step predicts."""
-    return adamw.adam_update(
-        window.current("exp_avg"),
-        window.current(window.source.second_moment),
-        learning_rate=window.scalar("learning_rate"),
-        beta1=window.scalar("beta1"),
-        beta2=window.scalar("beta2"),
-        eps=window.scalar("eps"),
-        optimizer_step=window.scalar("optimizer_step"),
-    )
+def adam_update(window: Window, out: np.ndarray | None = None) -> np.ndarray:
+    """Return the change that the adaptive step predicts, computed in `out` if that is given."""
+    exp_avg = window.current("exp_avg")
+    exp_avg_sq = window.decoded(window.source.second_moment, out)
+    return adamw.adam_update(exp_avg, exp_avg_sq, window.of_rows(_update_scalars), out)
+
+
+def _update_scalars(window: Window) -> adamw.UpdateScalars:
+    names = ("learning_rate", "beta1", "beta2", "eps", "optimizer_step")
+    scalars = adamw.update_scalars(**{name: window.scalar(name) for name in names})
+    return adamw.UpdateScalars(*(scalar.astype(window.dtype) for scalar in scalars))
 
 
 def weight_decay(window: Window) -> np.ndarray:
@@ -63,6 +63,11 @@ def weight_decay(window: Window) -> np.ndarray:
     coefficient = window.scalar("weight_decay")
     decoupled = window.source.reader.schema.optimizer.decoupled_weight_decay
     return coefficient if decoupled else np.zeros_like(coefficient)
+
+
+def decays(window: Window) -> bool:
+    """Return whether decoupled weight decay acts at any of the steps."""
+    return bool(weight_decay(window).any())
 
 
 def adam_decay(window: Window) -> np.ndarray:
@@ -125,12 +130,44 @@ def stalled(window: Window) -> np.ndarray:
     return np.where(np.isnan(observed), np.nan, stands)
 
 
-def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
-    """Return the largest residual that rounding can leave, given the formula's update."""
+def rounding_bound(
+    window: Window, update: np.ndarray, out: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Return the largest residual that rounding can leave, given the formula's update.
+
+    It is computed in the arrays `out`, the first of which may be the update.
+    """
+    return adamw.rounding_bound(
+        update,
+        window.current("W"),
+        window.previous("W"),
+        window.of_rows(_rounding_scalars) or _rounding_scalars_of_elements(window),
+        out,
+    )
+
+
+def _rounding_scalars(window: Window) -> adamw.RoundingScalars | None:
+    """Return how rounding errors grow, None where epsilon is so small that elements decide it."""
+    schema, eps = window.source.reader.schema, window.scalar("eps")
+    if not (eps > 1e6 * least_positive(schema.dtypes["W"])).all():
+        return None
+    return _rounding_scalars_given(window, denominator=eps)
+
+
+def _rounding_scalars_of_elements(window: Window) -> adamw.RoundingScalars:
+    denominator = adamw.adam_denominator(
+        window.current(window.source.second_moment),
+        beta2=window.scalar("beta2"),
+        eps=window.scalar("eps"),
+        optimizer_step=window.scalar("optimizer_step"),
+    )
+    return _rounding_scalars_given(window, denominator=denominator)
+
+
+def _rounding_scalars_given(window: Window, denominator: np.ndarray) -> adamw.RoundingScalars:
     schema = window.source.reader.schema
     native, float64 = schema.dtypes["W"], unit_roundoff("float64")
     ours = unit_roundoff(np.dtype(window.dtype).name)
-    least = least_positive(native)
     # These programs compute step size and bias corrections in float32, on the device.
     on_device = (
         schema.optimizer.capturable
@@ -139,18 +176,15 @@ def rounding_bound(window: Window, update: np.ndarray) -> np.ndarray:
         or schema.optimizer.betas_dtype is not None
         or schema.optimizer.implementation == "fused"
     )
-    return adamw.rounding_bound(
-        update,
-        window.current("W"),
-        window.previous("W"),
-        denominator=_denominator(window, least),
+    return adamw.rounding_scalars(
+        denominator=denominator,
         weight_decay=weight_decay(window),
         beta1=window.scalar("beta1"),
         beta2=window.scalar("beta2"),
         optimizer_step=window.scalar("optimizer_step"),
         unit_roundoff=unit_roundoff(native) + ours,  # torch's rounding and ours
         scalar_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
-        least=least,
+        least=least_positive(native),
     )
 
 
@@ -177,19 +211,6 @@ def formula_inputs(schema: Schema) -> tuple[str, ...]:
 def replay_inputs(schema: Schema) -> tuple[str, ...]:
     """Return the stored variables that the exact replay needs."""
     return recorded_variables(schema.optimizer)
-
-
-def _denominator(window: Window, least: float) -> np.ndarray:
-    """Return what the formula divides by, or the epsilon below it where that is precise enough."""
-    eps = window.scalar("eps")
-    if (eps > 1e6 * least).all():
-        return eps
-    return adamw.adam_denominator(
-        window.current(window.source.second_moment),
-        beta2=window.scalar("beta2"),
-        eps=eps,
-        optimizer_step=window.scalar("optimizer_step"),
-    )
 
 
 DERIVED: Mapping[str, Derived] = {

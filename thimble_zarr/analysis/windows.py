@@ -8,6 +8,7 @@ for their temporaries to stay in the cache. No array of the size of a run exists
 """
 
 import itertools
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from thimble_zarr.format.bits import decode
+from thimble_zarr.format.bits import decode, storage_dtype
 from thimble_zarr.format.indexing import Indices, as_slice, by_chunk
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Reader
@@ -132,6 +133,7 @@ class _Piece:
         self.rows = rows
         self.tokens = tokens
         self.shared: dict[Any, Any] = {} if after is None else after.shared
+        self.memory: dict[Any, np.ndarray] = {} if after is None else after.memory
         self._buffers: dict[str, np.ndarray] = {} if after is None else after._buffers
         self._bits: dict[str, np.ndarray] = {}
         self._before: dict[str, np.ndarray] = {}
@@ -209,7 +211,7 @@ class Window:
         self._previous: dict[str, np.ndarray] = {}
         self._computed: dict[Callable[[Window], Mapping[str, np.ndarray]], Any] = {}
         same_rows = part_of is not None and len(rows) == len(part_of.rows)
-        self._scalars: dict[str, np.ndarray] = part_of._scalars if part_of and same_rows else {}
+        self._of_rows: dict[Any, Any] = part_of._of_rows if part_of and same_rows else {}
 
     @property
     def follows(self) -> np.ndarray:
@@ -275,11 +277,36 @@ class Window:
         made: T = shared[make]
         return made
 
+    def memory(self, name: str, n_rows: int | None = None) -> np.ndarray:
+        """Return an array for numbers of the window, or so many rows of it, to compute in.
+
+        It is the same memory for all windows of these tokens and all that ask by the same name:
+        fresh memory, and more than the cache has, is slow.
+        """
+        shape = n_rows or len(self.rows), len(self._piece.tokens[self._at[1]]), len(self._dims)
+        size, key = math.prod(shape), (name, self.dtype)
+        known = self._piece.memory.get(key)
+        if known is None or known.size < size:
+            known = self._piece.memory[key] = np.empty(size, self.dtype)
+        return known[:size].reshape(shape)
+
+    def of_rows(self, make: "Callable[[Window], T]") -> T:
+        """Return what is made once for all parts that have these rows and numbers of this dtype."""
+        key = make, self.dtype
+        if key not in self._of_rows:
+            self._of_rows[key] = make(self)
+        made: T = self._of_rows[key]
+        return made
+
     def current(self, name: str) -> np.ndarray:
         """Return a variable at the window's rows; do not write to it."""
         if name not in self._current:
-            self._current[name] = self._decode(name, self.bits(name))
+            self._current[name] = self.decoded(name)
         return self._current[name]
+
+    def decoded(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """Return what `current` does, in `out` if that is given."""
+        return self._decode(name, self.bits(name), out)
 
     def previous(self, name: str) -> np.ndarray:
         """Return a variable at the rows before, NaN where a row follows none; do not write to it.
@@ -292,9 +319,10 @@ class Window:
 
     def scalar(self, name: str) -> np.ndarray:
         """Return a per-step scalar, float64, shape `(step, 1, 1)`."""
-        if name not in self._scalars:
-            self._scalars[name] = self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
-        return self._scalars[name]
+        if name not in self._of_rows:
+            self._of_rows[name] = self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
+        scalar: np.ndarray = self._of_rows[name]
+        return scalar
 
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's stored bits at the window's rows; do not write to them."""
@@ -325,13 +353,12 @@ class Window:
     def _decode_previous(self, name: str) -> np.ndarray:
         current = self.bits(name)
         if isinstance(self._steps, slice):
-            n_rows, *shape = current.shape
-            both = np.empty((n_rows + 1, *shape), self.dtype)
+            both = self.memory(f"{name} and before", len(self.rows) + 1)
             self._decode(name, current, both[1:])
             self._decode(name, self._first_before(name), both[0])
             self._current[name], previous = both[1:], both[:-1]
         else:
-            previous = self._decode(name, np.stack(self.bits_before(name)))
+            previous = self._decode(name, np.stack(self.bits_before(name)), self.memory("before"))
         alone = ~self.follows
         if alone.any():
             previous = previous.copy()
@@ -346,7 +373,10 @@ class Window:
         return selected
 
     def _decode(self, name: str, bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return decode(bits, self.source.reader.schema.dtypes[name], self.dtype, out)
+        native = self.source.reader.schema.dtypes[name]
+        if out is None and storage_dtype(native) != self.dtype:
+            out = self.memory(name)
+        return decode(bits, native, self.dtype, out)
 
 
 def iter_windows(

@@ -85,7 +85,9 @@ def decode(
     if native != "bfloat16":
         out[...] = stored
     elif out.dtype == np.float32:
-        np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
+        wide = out.view(np.uint32)
+        wide[...] = stored  # a shift that casts goes through buffers
+        wide <<= 16
     else:
         out[...] = np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
     return out

@@ -12,7 +12,7 @@ broadcasts: NumPy, xarray or Dask arrays; they are as precise as what they are g
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,15 +22,35 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", np.ndarray, "xr.DataArray")
 
 
+class UpdateScalars(NamedTuple):
+    """What `adam_update` multiplies and adds at some steps; both broadcast to the moments."""
+
+    scale: Any
+    eps: Any
+
+
+def update_scalars(
+    *, learning_rate: Array, beta1: Array, beta2: Array, eps: Array, optimizer_step: Array
+) -> UpdateScalars:
+    """Return the coefficients of the adaptive step.
+
+    Quotient and denominator of the formula are divided by what corrects the second moment, so that
+    arrays have an operation less.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, eps
+        Hyper-parameters of step t.
+    optimizer_step
+        The optimizer's count of steps after step t, which the bias correction uses.
+    """
+    correction = (1 - beta2**optimizer_step) ** 0.5
+    step_size = learning_rate / (1 - beta1**optimizer_step)
+    return UpdateScalars(scale=-step_size * correction, eps=eps * correction)
+
+
 def adam_update(
-    exp_avg: Array,
-    exp_avg_sq: Array,
-    *,
-    learning_rate: Array,
-    beta1: Array,
-    beta2: Array,
-    eps: Array,
-    optimizer_step: Array,
+    exp_avg: Array, exp_avg_sq: Array, scalars: UpdateScalars, out: np.ndarray | None = None
 ) -> Array:
     """Return the change of the weights by the adaptive step alone.
 
@@ -38,31 +58,29 @@ def adam_update(
     ----------
     exp_avg, exp_avg_sq
         First and second moment after step t; with amsgrad the running maximum of the second.
-    learning_rate, beta1, beta2, eps
-        Hyper-parameters of step t.
-    optimizer_step
-        The optimizer's count of steps after step t, which the bias correction uses.
+    scalars
+        Of step t.
+    out
+        A NumPy array to compute in, of the shape and dtype of the moments, which are then NumPy's.
 
     Returns
     -------
     array
         Shape of the moments.
     """
-    step_size = learning_rate / (1 - beta1**optimizer_step)
-    denominator = adam_denominator(exp_avg_sq, beta2=beta2, eps=eps, optimizer_step=optimizer_step)
-    update: Array = _like(exp_avg, -step_size) * exp_avg
-    update /= denominator
+    denominator: Any = np.sqrt(exp_avg_sq, out=out)
+    denominator += _like(exp_avg, scalars.eps)
+    update: Array = np.divide(exp_avg, denominator, out=out)  # type: ignore[assignment]
+    update *= _like(exp_avg, scalars.scale)
     return update
 
 
 def adam_denominator(
     exp_avg_sq: Array, *, beta2: Array, eps: Array, optimizer_step: Array
 ) -> Array:
-    """Return what the adaptive step divides by; parameters as those of `adam_update`."""
-    correction = (1 - beta2**optimizer_step) ** -0.5
-    denominator: Array = exp_avg_sq**0.5
-    denominator *= _like(exp_avg_sq, correction)
-    denominator += _like(exp_avg_sq, eps)
+    """Return what the adaptive step divides by; parameters as those of `update_scalars`."""
+    correction = (1 - beta2**optimizer_step) ** 0.5
+    denominator: Array = exp_avg_sq**0.5 / correction + eps
     return denominator
 
 
@@ -87,13 +105,19 @@ def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) 
 
 def _like(array: Array, scalar: Array) -> Array:
     """Return a scalar of a step in the array's precision, in which the arithmetic then is."""
-    return scalar.astype(array.dtype) if hasattr(scalar, "astype") else scalar
+    return scalar.astype(array.dtype, copy=False) if hasattr(scalar, "astype") else scalar
 
 
-def rounding_bound(
-    update: Array,
-    W: Array,
-    W_previous: Array,
+class RoundingScalars(NamedTuple):
+    """What `rounding_bound` multiplies update and weights by at some steps, and adds."""
+
+    of_update: Any
+    of_after: float
+    of_before: Any
+    least: float
+
+
+def rounding_scalars(
     *,
     denominator: Array,
     weight_decay: Array,
@@ -103,8 +127,8 @@ def rounding_bound(
     unit_roundoff: float,
     scalar_roundoff: float,
     least: float,
-) -> Array:
-    r"""Return how far rounding alone can carry a step from the formula, element by element.
+) -> RoundingScalars:
+    r"""Return how rounding errors grow with update and weights.
 
     With :math:`\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham, "Accuracy
     and Stability of Numerical Algorithms", lemma 3.1) torch's programs differ from the formula by
@@ -115,6 +139,41 @@ def rounding_bound(
     :math:`1 - \beta^t` cancels: there it becomes :math:`c / (1 - \beta^t)`. Where numbers underflow
     a rounding errs by the least number of the dtype instead, and relative to the denominator if it
     happens there: in float16, where :math:`\epsilon` itself underflows, the bound may be infinite.
+
+    Parameters
+    ----------
+    denominator
+        The formula's denominator, or anything positive below it.
+    weight_decay, beta1, beta2, optimizer_step
+        Hyper-parameters of the step.
+    unit_roundoff
+        Relative error u of one rounding in the dtype of the weights.
+    scalar_roundoff
+        Relative error c of a scalar, both torch's and that of `update_scalars`.
+    least
+        The least positive number of the dtype of the weights.
+    """
+    cancellation = 1 / (1 - beta1**optimizer_step) + 0.5 / (1 - beta2**optimizer_step)
+    underflow = 4 * least / denominator
+    underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
+    decaying = weight_decay != 0
+    return RoundingScalars(
+        of_update=gamma(10, unit_roundoff) + scalar_roundoff * cancellation + underflow,
+        of_after=gamma(1, unit_roundoff),
+        of_before=decaying * (gamma(2, unit_roundoff) + scalar_roundoff),
+        least=4 * least,
+    )
+
+
+def rounding_bound(
+    update: Array,
+    W: Array,
+    W_previous: Array,
+    scalars: RoundingScalars,
+    out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None),
+) -> Array:
+    """Return how far rounding alone can carry a step from the formula, element by element.
+
     The bound is safe, not tight.
 
     Parameters
@@ -123,35 +182,28 @@ def rounding_bound(
         The formula's update.
     W, W_previous
         The weights after and before the step.
-    denominator
-        The formula's denominator, or anything positive below it.
-    weight_decay, beta1, beta2, optimizer_step
-        Hyper-parameters of the step.
-    unit_roundoff
-        Relative error u of one rounding in the dtype of the weights.
-    scalar_roundoff
-        Relative error c of a scalar, both torch's and that of `update`.
-    least
-        The least positive number of the dtype of the weights.
+    scalars
+        Of the step.
+    out
+        Two NumPy arrays to compute in, of the shape and dtype of the weights, which are then
+        NumPy's. The first may be `update`; what is returned is in it.
 
     Returns
     -------
     array
         Not negative, shape of the weights.
     """
-    cancellation = 1 / (1 - beta1**optimizer_step) + 0.5 / (1 - beta2**optimizer_step)
-    relative = gamma(10, unit_roundoff) + scalar_roundoff * cancellation
-    underflow = 4 * least / denominator
-    underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
-    bound: Array = abs(update)
-    bound *= _like(update, relative + underflow)
-    of_sum = abs(W)
-    of_sum *= gamma(1, unit_roundoff)
-    bound += of_sum
-    decaying = weight_decay != 0
-    if np.any(decaying):
-        bound += _like(W, decaying * (gamma(2, unit_roundoff) + scalar_roundoff)) * abs(W_previous)
-    bound += 4 * least
+    into, term_in = out
+    bound: Array = np.abs(update, out=into)  # type: ignore[assignment]
+    bound *= _like(update, scalars.of_update)
+    term: Any = np.abs(W, out=term_in)
+    term *= scalars.of_after
+    bound += term
+    if np.any(scalars.of_before):
+        term = np.abs(W_previous, out=term_in)
+        term *= _like(W, scalars.of_before)
+        bound += term
+    bound += scalars.least
     return bound
 
 
@@ -196,7 +248,7 @@ def recurrence_bounds(
     hyperparameters
         The scalars of the step, by their names in a store.
     unit_roundoff, scalar_roundoff, least
-        As in `rounding_bound`.
+        As in `rounding_scalars`.
 
     Returns
     -------
@@ -225,10 +277,7 @@ def recurrence_bounds(
     least_denominator = adam_denominator(np.maximum(v_after - error_v, 0), **scalars)
     update = step_size * m_after / adam_denominator(v_after, **scalars)
     largest = step_size * (m_after + error_m) / least_denominator
-    error_W = (largest - update) + rounding_bound(
-        largest,
-        abs(W) + largest + h["learning_rate"] * decoupled * abs(W),
-        W,
+    rounding = rounding_scalars(
         denominator=least_denominator,
         weight_decay=decoupled,
         beta1=beta1,
@@ -238,5 +287,7 @@ def recurrence_bounds(
         scalar_roundoff=scalar_roundoff,
         least=least,
     )
+    W_after = abs(W) + largest + h["learning_rate"] * decoupled * abs(W)
+    error_W = (largest - update) + rounding_bound(largest, W_after, W, rounding)
     errors = {"W": error_W, "exp_avg": error_m, "exp_avg_sq": error_v, "max_exp_avg_sq": error_v}
     return {name: 2 * errors[name] for name in before}
