@@ -70,7 +70,7 @@ def adam_update(
     """
     denominator: Any = np.sqrt(exp_avg_sq, out=out)
     denominator += _like(exp_avg, scalars.eps)
-    update: Array = np.divide(exp_avg, denominator, out=out)  # type: ignore[assignment]
+    update: Array = np.divide(exp_avg, denominator, out=out)
     update *= _like(exp_avg, scalars.scale)
     return update
 
