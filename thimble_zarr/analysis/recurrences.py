@@ -18,6 +18,7 @@ from thimble_zarr.format.bits import (
     is_nan,
     least_positive,
     patterns,
+    same_bits,
     ulp_distance,
     unit_roundoff,
 )
@@ -132,7 +133,7 @@ def _replayed(window: Window) -> dict[str, np.ndarray]:
                 for name, bits in recorded.items()
             }
         for name, bits in states.items():
-            if not np.array_equal(patterns(bits), patterns(recorded[name][index])):
+            if not same_bits(bits, recorded[name][index]):
                 if after[name] is recorded[name]:
                     after[name] = recorded[name].copy(order="K")
                 after[name][index] = bits

@@ -109,6 +109,14 @@ def patterns(stored: np.ndarray) -> np.ndarray:
     return stored.view(f"u{stored.dtype.itemsize}")
 
 
+def same_bits(stored: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether every bit of two arrays of one shape and dtype is the same."""
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in (stored, other)]
+    if flat[0].nbytes % 8 == 0:  # as many at once as there are
+        flat = [array.view(np.uint64) for array in flat]
+    return bool((patterns(flat[0]) == patterns(flat[1])).all())
+
+
 def ordered(stored: np.ndarray) -> np.ndarray:
     """Return the place of each number among all of its dtype, counted from zero.
 

@@ -137,11 +137,15 @@ class Piece:
 
     def place(self, bits: np.ndarray) -> np.ndarray:
         """Return the elements in place, a new flat array."""
-        if bits.size == self.length and isinstance(self.indices, slice):
+        if self.is_all_of(bits):
             return bits.flatten()
         placed = np.zeros(self.length, dtype=bits.dtype)
         placed[self.offsets] = bits.reshape(-1)[self.indices]
         return placed
+
+    def is_all_of(self, bits: np.ndarray) -> bool:
+        """Return whether the tensor has all of an array's elements in their order, and no more."""
+        return bits.size == self.length and isinstance(self.indices, slice)
 
 
 @dataclass(frozen=True)
@@ -193,15 +197,18 @@ class Program:
         dict of str to numpy.ndarray
             Stored bits of the states after the step, new arrays of that shape.
         """
-        after = {name: np.empty(bits[name].shape, bits[name].dtype) for name in self.states}
+        after: dict[str, np.ndarray] = {}
         with one_thread():
             for piece in pieces:
                 tensors = {name: self._load(name, piece.place(bits[name])) for name in bits}
                 self._run(tensors, hyperparameters, optimizer_step)
                 for name in self.states:
-                    after[name].reshape(-1)[piece.indices] = self._bits(name, tensors[name])[
-                        piece.offsets
-                    ]
+                    held = self._bits(name, tensors[name])
+                    if piece.is_all_of(bits[name]):
+                        after[name] = held.reshape(bits[name].shape)
+                    else:
+                        into = after.setdefault(name, np.empty(bits[name].shape, held.dtype))
+                        into.reshape(-1)[piece.indices] = held[piece.offsets]
         return after
 
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
