@@ -77,6 +77,8 @@ def flip_bit(bits: np.ndarray, index: tuple[int, ...], bit: int) -> None:
 def flip_in_place(store: Path, name: str, place: tuple[int, int, int], bit: int) -> None:
     """Flip one bit of one stored element through zarr-python; again, and it is as it was."""
     row, token, dim = place
+    places = StoreReader.open(store).schema.places
+    token = token if places is None else places[token]
     array = zarr.open_array(store, path=name, mode="r+")
     bits = np.asarray(array[row, token])
     flip_bit(bits, (dim,), bit)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from tests import runs
 from tests.runs import N_DIMS, N_LIVE, N_TOKENS, History
 
 
@@ -45,4 +45,4 @@ def save(file: Path, tensors: Mapping[str, torch.Tensor], **options: dict[str, s
 
 
 def live_mask() -> torch.Tensor:
-    return torch.from_numpy(np.arange(N_TOKENS) < N_LIVE)
+    return torch.from_numpy(runs.live_mask())

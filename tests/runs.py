@@ -37,8 +37,15 @@ class History:
         return torch.stack(self.tensors[name]).double().numpy()
 
 
+def live_mask(n_tokens: int = N_TOKENS, n_live: int = N_LIVE) -> np.ndarray:
+    """Return which tokens occur: they are among the others, and a store keeps them apart."""
+    live = np.zeros(n_tokens, bool)
+    live[np.random.default_rng(1).permutation(n_tokens)[:n_live]] = True
+    return live
+
+
 def token_labels(n_tokens: int = N_TOKENS, n_live: int = N_LIVE) -> TokenLabels:
-    count = np.where(np.arange(n_tokens) < n_live, 3, 0)
+    count = np.where(live_mask(n_tokens, n_live), 3, 0)
     return TokenLabels.from_counts(count, [f" t{token}" for token in range(n_tokens)])
 
 
@@ -68,6 +75,7 @@ class Loop:
     ) -> None:
         torch.manual_seed(0)
         self.n_live = n_live
+        self.live = torch.from_numpy(np.flatnonzero(live_mask(n_tokens, n_live)))
         self.embedding = nn.Embedding(n_tokens, n_dims).to(dtype)
         self.head = nn.Linear(n_dims, n_tokens).to(dtype)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -79,9 +87,9 @@ class Loop:
         return self.embedding.weight
 
     def backward(self) -> torch.Tensor:
-        tokens = torch.randint(0, self.n_live, (8,))
-        logits = self.head(self.embedding(tokens)).float()
-        loss = nn.functional.cross_entropy(logits, (tokens + 1) % self.n_live)
+        drawn = torch.randint(0, self.n_live, (8,))
+        logits = self.head(self.embedding(self.live[drawn])).float()
+        loss = nn.functional.cross_entropy(logits, self.live[(drawn + 1) % self.n_live])
         # A small pull on every row, so that dead tokens have gradients, as with tied weights.
         loss = loss + 1e-3 * self.embedding.weight.float().pow(2).sum()
         loss.backward()

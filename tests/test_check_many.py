@@ -25,9 +25,9 @@ def check(*args: object, exit_code: int = 0) -> Result:
 
 @pytest.fixture
 def faulty(toy_path: Path, tmp_path: Path) -> Path:
-    """A copy of the toy run in which a bit of the live token 2 is flipped at step 5."""
+    """A copy of the toy run in which a bit of the live token 4 is flipped at step 5."""
     path = tmp_path / "faulty.zarr"
-    rewrite(toy_path, path, lambda bits, scalars: flip_bit(bits["W"], (5, 2, 1), 10))
+    rewrite(toy_path, path, lambda bits, scalars: flip_bit(bits["W"], (5, 4, 1), 10))
     return path
 
 
@@ -81,7 +81,7 @@ def test_the_same_subset_twice_is_one(toy_path: Path) -> None:
 def test_one_subset_that_fails_fails_the_check(toy_path: Path, faulty: Path) -> None:
     live, dead = checked(faulty, "--tokens", "live,dead", exit_code=1)["subsets"]
     assert (live["holds"], dead["holds"]) == (False, True)
-    assert [finding["token"] for finding in live["findings"]] == [2]
+    assert [finding["token"] for finding in live["findings"]] == [4]
     assert dead["findings"] == []
     shown = check(faulty, "--tokens", "live,dead", exit_code=1).stdout
     assert "FAILS: " in shown

@@ -192,7 +192,7 @@ def test_a_selection_reads_only_its_chunks(
     reads = Reads(monkeypatch)
     wide.sel(token=[5, 700, 3], step=slice(10, 12)).W.compute()
     assert reads.calls == [("W", (9, 13), [5, 700, 3])]
-    assert sorted(reads.chunks) == [("W/c.0.0.0", 0), ("W/c.0.0.0", 7)]
+    assert sorted(reads.chunks) == [("W/c.0.0.0", 0), ("W/c.0.0.0", 5)]
 
 
 def test_a_residual_reads_each_input_once_and_one_row_more(
@@ -202,7 +202,7 @@ def test_a_residual_reads_each_input_once_and_one_row_more(
     wide.sel(token=[1500], step=slice(66, 70)).adam_residual.compute()
     names = ("W", "exp_avg", "exp_avg_sq")
     assert sorted(reads.calls) == [(name, (65, 71), [1500]) for name in names]
-    assert sorted(reads.chunks) == [(f"{name}/c.1.0.0", 15) for name in names]
+    assert sorted(reads.chunks) == [(f"{name}/c.1.0.0", 11) for name in names]
 
 
 def test_a_selection_made_after_another_reads_no_more(
@@ -217,13 +217,12 @@ def test_little_more_is_read_than_the_chunks_of_the_selected_tokens(
     wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = [3, 5, 700, 1500, 1501]
+    chunks = {place // 96 for place in wide.W.data.source.reader.schema.places[tokens].tolist()}
     n_wanted = 0
     for name in ("W", "exp_avg", "exp_avg_sq"):
         for block in (0, 1):
             with wide.W.data.source.reader._block(name, 64 * block) as shard:
-                n_wanted += sum(
-                    shard._span(chunk)[1] for chunk in {token // 96 for token in tokens}
-                )
+                n_wanted += sum(shard._span(chunk)[1] for chunk in chunks)
     n_read = 0
     real = ShardFile._read
 

@@ -31,9 +31,12 @@ class Rows(Protocol):
     ----------
     piece
         Steps and tokens that are best read together.
+    places
+        Where each token lies, None where they lie in order.
     """
 
     piece: tuple[int, int]
+    places: np.ndarray | None
 
     def read(
         self, names: Sequence[str], rows: tuple[int, int], tokens: tuple[int, int]
@@ -57,6 +60,7 @@ def formula(rows: Rows, inputs: Inputs, ids: np.ndarray) -> Answer:
     """Return the table of some tokens."""
     n_rows = inputs.shape[0]
     scalars = inputs.formula_scalars()
+    ids = ids if rows.places is None else np.sort(rows.places[ids])
 
     def sums(piece: tuple[slice, tuple[int, int], np.ndarray | slice]) -> np.ndarray:
         where, tokens, take = piece
@@ -153,6 +157,8 @@ def gather(rows: Rows, inputs: Inputs, names: Sequence[str], ids: np.ndarray) ->
     """Return variables of some tokens at every step: float32, `(variable, step, token, dim)`."""
     n_rows, _, n_dims = inputs.shape
     values = np.empty((len(names), n_rows, len(ids), n_dims), np.float32)
+    order = slice(None) if rows.places is None else np.argsort(rows.places[ids])
+    ids = ids if rows.places is None else rows.places[ids[order]]
 
     def fill(piece: tuple[slice, tuple[int, int], np.ndarray | slice]) -> None:
         where, tokens, take = piece
@@ -164,6 +170,8 @@ def gather(rows: Rows, inputs: Inputs, names: Sequence[str], ids: np.ndarray) ->
 
     with ThreadPoolExecutor(N_THREADS) as pool:
         list(pool.map(fill, pieces(rows, inputs, ids)))
+    if rows.places is not None:
+        values[:, :, order] = values.copy()
     return values
 
 
@@ -190,7 +198,7 @@ def row(rows: Rows, inputs: Inputs) -> Answer:
     read = rows.read(VARIABLES, (inputs.row, inputs.row + 1), (0, n_tokens))
     for into, bits in zip(values, read, strict=True):
         decode(bits[0], into)
-    return values
+    return values if rows.places is None else values[:, rows.places]
 
 
 def exact(rows: Rows, inputs: Inputs) -> Answer:

@@ -16,6 +16,7 @@ class HDF5Rows:
         file = h5py.File(inputs.hdf5_file, "r")
         self._datasets = {name: file[name] for name in VARIABLES}
         self.piece = self._datasets["W"].chunks[:2]
+        self.places: np.ndarray | None = None
 
     def read(
         self, names: Sequence[str], rows: tuple[int, int], tokens: tuple[int, int]

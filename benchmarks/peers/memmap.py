@@ -17,6 +17,7 @@ class MappedRows:
 
     def __init__(self, inputs: Inputs) -> None:
         self.piece = inputs.shape[0], PIECE_TOKENS
+        self.places: np.ndarray | None = None
         self._maps = {
             # Copy on write, so that torch takes it; nothing writes.
             name: np.memmap(inputs.raw_file(name), np.uint16, "c", shape=inputs.shape)

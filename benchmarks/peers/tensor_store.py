@@ -21,11 +21,12 @@ class TensorStoreRows:
                 },
                 read=True,
             )
-            for name in VARIABLES
+            for name in (*VARIABLES, "token")
         }
         self._arrays = {name: opened.result() for name, opened in opening.items()}
         n_steps, n_tokens, _ = np.array(self._arrays["W"].chunk_layout.read_chunk.shape).tolist()
         self.piece: tuple[int, int] = n_steps, n_tokens
+        self.places: np.ndarray | None = np.argsort(self._arrays["token"].read().result())
 
     def read(
         self, names: Sequence[str], rows: tuple[int, int], tokens: tuple[int, int]

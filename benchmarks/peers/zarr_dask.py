@@ -103,7 +103,7 @@ def residual(inputs: Inputs) -> Answer:
 
 def row(inputs: Inputs) -> Answer:
     ds = xr.open_zarr(inputs.store)[list(VARIABLES)].sel(step=inputs.row)
-    return decode(ds.to_dataarray()).values
+    return decode(ds.sortby("token").to_dataarray()).values
 
 
 SOLVED = (formula_dead, formula_all, exact, history, residual, row)

@@ -7,7 +7,6 @@ float64, so cosines stay within [-1, 1].
 """
 
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -365,20 +364,12 @@ _NONE = np.zeros(1)
 
 
 def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the sum of products of each step, float64 but for those of a run of elements."""
-    runs = len(left), -1, _run_length(math.prod(left.shape[1:]))
-    products: np.ndarray = np.vecdot(left.reshape(runs), right.reshape(runs))
-    sums: np.ndarray = products.sum(axis=1, dtype=np.float64)
+    """Return the sum of products of each step, float64 but for the products of one token.
+
+    So it does not depend on which tokens are added together first.
+    """
+    sums: np.ndarray = np.vecdot(left, right).sum(axis=1, dtype=np.float64)
     return sums
-
-
-@functools.lru_cache
-def _run_length(n_elements: int) -> int:
-    """Return how many products are added in their own precision: a divisor of all."""
-    return next(length for length in range(_LONGEST_RUN, 0, -1) if n_elements % length == 0)
-
-
-_LONGEST_RUN = 1024
 
 
 def _beyond_float32(squares: np.ndarray, values: np.ndarray) -> bool:

@@ -161,15 +161,14 @@ def _mislabelled(source: Source) -> list[Finding]:
 def _altered(source: Source, rows: tuple[int, int], tokens: np.ndarray) -> list[Finding]:
     """Look for what was stored anew, as far as the rows and tokens depend on it."""
     findings, reader = [], source.reader
-    length = reader.schema.layout.chunk_tokens
-    chunks = {int(chunk) * length for chunk in np.unique(tokens // length)}
     for index, chunk in enumerate(reader.altered_chunks(rows)):
-        if chunk.first_token is not None and chunk.first_token not in chunks:
+        if chunk.tokens is not None and not np.isin(chunk.tokens, tokens).any():
             continue
         where: dict[str, object] = {"variable": chunk.variable, "n_steps": 1}
         place = reader.flipped_bit(chunk) if index < _MAX_LOCATED else None
         if place is None:
-            where |= {"step": chunk.first_row, "token": chunk.first_token}
+            first = None if chunk.tokens is None else int(chunk.tokens[0])
+            where |= {"step": chunk.first_row, "token": first}
             findings.append(_finding(AlteredChunk, where, source))
         elif rows[0] <= place[0] < rows[1] and place[1] in tokens:
             where |= dict(zip(("step", "token", "dim", "bit"), place, strict=True))

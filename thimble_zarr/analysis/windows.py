@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from thimble_zarr.format.bits import decode, storage_dtype
-from thimble_zarr.format.indexing import Indices, as_slice, by_chunk
+from thimble_zarr.format.indexing import Indices, as_range, as_slice, by_chunk
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import Schema
@@ -422,15 +422,25 @@ def row_groups(rows: Indices, length: int) -> list[Indices]:
 def token_groups(source: Source, tokens: Indices) -> list[tuple[Indices, slice | np.ndarray]]:
     """Cut tokens into groups that make a window each.
 
-    A group ends where a chunk does, so that no chunk is decoded for two of them.
+    A group ends where a chunk does, so that no chunk is decoded for two of them. Several groups
+    have their tokens in the order in which they lie in the store, a single one in the given order.
 
     Returns
     -------
     list of tuple
         The tokens of a group, and where they lie among `tokens`.
     """
-    length = source.reader.schema.layout.chunk_tokens
-    most = window_tokens(source.reader.schema)
+    schema = source.reader.schema
+    most = window_tokens(schema)
+    if schema.places is None or len(tokens) <= most:
+        return _groups(tokens, schema.layout.chunk_tokens, most)
+    ids = np.asarray(tokens)
+    order = np.argsort(schema.places[ids])
+    groups = _groups(as_range(schema.places[ids[order]]), schema.layout.chunk_tokens, most)
+    return [(ids[order[where]], as_slice(order[where])) for _, where in groups]
+
+
+def _groups(tokens: Indices, length: int, most: int) -> list[tuple[Indices, slice | np.ndarray]]:
     if isinstance(tokens, range) and tokens.step == 1:
         return [
             (range(start, stop), slice(start - tokens.start, stop - tokens.start))
@@ -438,7 +448,7 @@ def token_groups(source: Source, tokens: Indices) -> list[tuple[Indices, slice |
         ]
     ids = np.asarray(tokens)
     if len(ids) <= most:
-        return [(ids, slice(len(ids)))]
+        return [(ids, slice(0, len(ids)))]
     groups: list[list[np.ndarray]] = []
     n_tokens = most
     for _, _, where in by_chunk(ids, length):

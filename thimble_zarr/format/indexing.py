@@ -72,6 +72,12 @@ def _ascending_by_chunk(chunks: np.ndarray, within: np.ndarray) -> Iterator[Chun
         yield chunk, slice(first, last + 1) if together else within[start:stop], slice(start, stop)
 
 
+def as_range(indices: np.ndarray) -> Indices:
+    """Return consecutive indices as a range, others as they are."""
+    found = as_slice(indices) if len(indices) else indices
+    return range(found.start, found.stop) if isinstance(found, slice) else found
+
+
 def as_slice(indices: np.ndarray) -> np.ndarray | slice:
     """Return consecutive indices as a slice, which copies nothing."""
     first, n = int(indices[0]), len(indices)

@@ -20,15 +20,18 @@ class AlteredChunk:
     ----------
     variable
         Whose chunk it is.
-    first_row, first_token
-        Where it begins; scalars have no token.
+    first_row
+        Where it begins.
+    chunk, tokens
+        Which chunk it is of the rows there, and the tokens in it; None of scalars.
     committed
         The checksums it had, if it is of a `(step, token, dim)` array.
     """
 
     variable: str
     first_row: int
-    first_token: int | None
+    chunk: int | None
+    tokens: Indices | None
     committed: Checksums | None
 
 

@@ -30,7 +30,7 @@ from thimble_zarr.format.documents import is_chunk_key, leads_out
 from thimble_zarr.format.ledger import read_lines, seal
 from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.format.schema import ATTRIBUTE, Json
+from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
 from thimble_zarr.format.shard import encode_vector
 from thimble_zarr.format.store import (
     COMMIT,
@@ -315,7 +315,9 @@ class _Planner:
         if name in _COUNTED:
             start = _index(key) * len(values)
             stop = min(start + len(values), plan.n_rows if per_step else declared.shape[0])
-            values[: stop - start] = np.arange(start, stop)
+            counted = None if per_step else self._stored_order(array)
+            counted = np.arange(start, stop) if counted is None else counted[start:stop]
+            values[: stop - start] = counted
             what = "count its values anew"
         plan.steps.append(f"write {key} anew: {what}")
         content = plan.written[key] = encode_vector(values)
@@ -323,9 +325,7 @@ class _Planner:
 
     def _is_chosen(self, array: str) -> bool:
         """Whether an array labels what was recorded by choice, so that nobody can count it anew."""
-        group, _, name = array.rpartition("/")
-        attributes = self._documents.get(f"{group}/{METADATA}".lstrip("/"), {}).get("attributes")
-        schema = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
+        name, schema = array.rpartition("/")[2], self._schema_of(array)
         if not isinstance(schema, dict):
             return False
         if name == "step":
@@ -333,6 +333,16 @@ class _Planner:
         dims = schema.get("dims")
         first = dims[:1] if isinstance(dims, list) else []
         return schema.get("whole_tokens") is not None and first == [name]
+
+    def _stored_order(self, array: str) -> np.ndarray | None:
+        """Return the tokens in the order in which they lie on disk, None where that is theirs."""
+        return Schema.from_attribute(self._schema_of(array)).stored_order
+
+    def _schema_of(self, array: str) -> Json:
+        """Return what the group of an array says of what it holds, None if it does not."""
+        group = array.rpartition("/")[0]
+        attributes = self._documents.get(f"{group}/{METADATA}".lstrip("/"), {}).get("attributes")
+        return attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
 
     def _drop(self, arrays: list[str]) -> None:
         plan = self._plan

@@ -30,7 +30,7 @@ from thimble_zarr.format.store import LEDGER, StoreReader, array_of, shard_name
 _MAY_DIFFER = ("software", "created", "attrs")
 """What a schema has that is no property of the run's arithmetic."""
 
-_TOLD_OTHERWISE = ("shape", "dims", "whole_tokens", "dtypes", "optimizer", "layout")
+_TOLD_OTHERWISE = ("shape", "dims", "whole_tokens", "stored_last", "dtypes", "optimizer", "layout")
 """What follows from what the user passed, and is told in words of that."""
 
 _PASSED_AS = {

@@ -10,10 +10,11 @@ what reads and computes sees `(step, token, dim)`, and only the arrays on disk a
 a dataset have its own shape and dims.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +24,7 @@ from thimble_zarr.format.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"
 """The group attribute that holds the schema."""
 
@@ -206,6 +207,10 @@ class Schema:
     whole_tokens
         Rows of the whole parameter where only some are recorded, whose ids are then the coordinate
         of the first axis. None where all are.
+    stored_last
+        Which tokens lie on disk after all others, and so in chunks of their own: a mask, its bits
+        packed, in hexadecimal. The coordinate `token` has the order. None where they lie in the
+        order of their ids.
     schedule
         Which steps are recorded, in words. None where all are.
     software
@@ -227,6 +232,7 @@ class Schema:
     cpu_capability: str | None = None
     contiguous: bool = True
     whole_tokens: int | None = None
+    stored_last: str | None = None
     schedule: str | None = None
     software: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
@@ -248,6 +254,12 @@ class Schema:
             raise ConfigError(
                 f"{self.shape} cannot be a part of a parameter of {self.whole_tokens!r} rows"
             )
+        if self.stored_last is not None and not (
+            self.has_tokens and _is_mask(self.stored_last, self.n_tokens)
+        ):
+            raise ConfigError(
+                f"{self.stored_last!r} does not say which of {self.shape} are stored last"
+            )
         if not isinstance(self.schedule, str | None):
             raise ConfigError(f"the schedule is {self.schedule!r}, which is no text")
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
@@ -259,6 +271,24 @@ class Schema:
                 raise ConfigError(
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"
                 )
+
+    def labelled(self, labels: "TokenLabels | None") -> Self:
+        """Return the same, with the tokens stored last that labels call dead.
+
+        Who reads them alone then reads their chunks alone.
+
+        Raises
+        ------
+        ConfigError
+            If the labels do not fit.
+        """
+        if labels is None:
+            return self
+        labels.check_fit(self)
+        dead = labels.dead
+        if dead is None or dead.all() or not dead.any():
+            return self
+        return replace(self, stored_last=packed_mask(dead))
 
     def check_json(self) -> None:
         """Raise ConfigError unless everything known of the run can be kept as strict JSON."""
@@ -291,6 +321,19 @@ class Schema:
     def has_tokens(self) -> bool:
         """Whether the rows are tokens, and may have labels."""
         return self.dims == TOKEN_DIMS
+
+    @property
+    def stored_order(self) -> np.ndarray | None:
+        """The tokens in the order in which they lie on disk; None where that is that of ids.
+
+        Everywhere else tokens are counted in the order of their ids.
+        """
+        return None if self.stored_last is None else _order(self.stored_last, self.n_tokens)[0]
+
+    @property
+    def places(self) -> np.ndarray | None:
+        """Where each token lies on disk: what undoes `stored_order`."""
+        return None if self.stored_last is None else _order(self.stored_last, self.n_tokens)[1]
 
     @property
     def row_name(self) -> str:
@@ -334,6 +377,32 @@ class Schema:
             return cls(**_typed(content, _TYPES))
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
+
+
+def _is_mask(text: object, n_tokens: int) -> bool:
+    """Return whether it is what `packed_mask` makes of as many tokens."""
+    if not isinstance(text, str) or len(text) != 2 * -(-n_tokens // 8):
+        return False
+    try:
+        rest = bytes.fromhex(text)[-1] & (0xFF >> (n_tokens % 8 or 8))
+    except ValueError:
+        return False
+    return rest == 0
+
+
+def packed_mask(mask: np.ndarray) -> str:
+    """Return a mask as text, its bits packed."""
+    return np.packbits(mask).tobytes().hex()
+
+
+@functools.lru_cache(maxsize=8)
+def _order(mask: str, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens in their order on disk, and the place of each."""
+    packed = np.frombuffer(bytes.fromhex(mask), np.uint8)
+    order = np.argsort(np.unpackbits(packed, count=n_tokens), kind="stable")
+    places = np.argsort(order)
+    order.flags.writeable = places.flags.writeable = False  # who has them shares them
+    return order, places
 
 
 def versioned(content: Mapping[str, Json]) -> dict[str, Json]:

@@ -78,6 +78,8 @@ class ShardEncoder:
         Tokens a chunk; a last chunk that reaches beyond the tokens is filled up.
     fill
         The array's fill value.
+    order
+        The tokens in the order in which they are stored; as they come if None.
     checksums
         Those of the chunks encoded so far.
     """
@@ -85,6 +87,7 @@ class ShardEncoder:
     bits: np.ndarray
     chunk_tokens: int
     fill: float
+    order: np.ndarray | None = None
     checksums: list[Checksums] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -96,7 +99,9 @@ class ShardEncoder:
         index: list[tuple[int, int]] = []
         offset = 0
         for start in range(0, n_tokens, self.chunk_tokens):
-            part = self.bits[:, start : start + self.chunk_tokens].transpose(CHUNK_ORDER)
+            of_chunk = slice(start, start + self.chunk_tokens)
+            part = self.bits[:, of_chunk if self.order is None else self.order[of_chunk]]
+            part = part.transpose(CHUNK_ORDER)
             chunk[: len(part)] = part
             chunk[len(part) :] = self.fill
             encoded = compressor.encode(chunk)

@@ -22,7 +22,7 @@ the list of their names. The bookkeeping is the root's alone: a step is committe
 or for none, and file keys and the names of arrays in the ledger are paths from the root::
 
     run.zarr/
-      zarr.json             `thimble` is {"format_version": 4, "parameters": ["wte.weight", ...]}
+      zarr.json             `thimble` is {"format_version": 5, "parameters": ["wte.weight", ...]}
       wte.weight/
         zarr.json W/ grad/ ... loss/ step/ ... token/ ...
       .thimble/
@@ -51,7 +51,7 @@ from thimble_zarr.errors import (
 from thimble_zarr.format.bits import fill_value, storage_dtype
 from thimble_zarr.format.declared import Declared, check_bounds
 from thimble_zarr.format.documents import is_chunk_key, leads_out, open_regular, read_document
-from thimble_zarr.format.indexing import Indices, by_chunk
+from thimble_zarr.format.indexing import Indices, as_range, by_chunk
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
 from thimble_zarr.format.ledger import read_lines, seal, unseal
 from thimble_zarr.format.overhead import Overhead
@@ -254,7 +254,7 @@ class StoreReader:
         self._declared(name)
         schema, layout = self.schema, self.schema.layout
         tokens = range(schema.n_tokens) if tokens is None else tokens
-        chunks = list(by_chunk(tokens, layout.chunk_tokens))
+        chunks = list(by_chunk(_placed(schema, tokens), layout.chunk_tokens))
         shape = rows[1] - rows[0], len(tokens), schema.n_dims
         if out is None or out.shape != shape:
             out = np.empty(shape, storage_dtype(schema.dtypes[name]))
@@ -299,7 +299,7 @@ class StoreReader:
                 since = [entry["files"].get(key, {}).get("crc32") for entry in self._since()]
                 if self._file_crc32(key) not in since:
                     name, _, chunk = key.removeprefix(array_path(self.group, "")).partition("/c.")
-                    yield AlteredChunk(name, int(chunk) * SCALAR_CHUNK_STEPS, None, None)
+                    yield AlteredChunk(name, int(chunk) * SCALAR_CHUNK_STEPS, None, None, None)
 
     def _since(self) -> list[dict[str, Any]]:
         """Return what the ledger says beyond what this reader sees.
@@ -334,11 +334,18 @@ class StoreReader:
     ) -> list[AlteredChunk]:
         with self._block(name, first_row) as shard:
             return [
-                AlteredChunk(name, first_row, chunk * self.schema.layout.chunk_tokens, committed)
+                AlteredChunk(name, first_row, chunk, self._tokens_of(chunk), committed)
                 for chunk, committed in enumerate(checksums)
                 if shard.stored_checksum(chunk) != committed.stored
                 and values_checksum(shard.decode(chunk)) != committed.values
             ]
+
+    def _tokens_of(self, chunk: int) -> Indices:
+        """Return the tokens of a chunk, as they lie in it."""
+        start, length = chunk * self.schema.layout.chunk_tokens, self.schema.layout.chunk_tokens
+        order = self.schema.stored_order
+        tokens: Indices = range(self.schema.n_tokens) if order is None else order
+        return tokens[start : start + length]
 
     def stored_checksums(self, name: str, first_row: int) -> list[int | None]:
         """Return the checksum that follows each chunk of a block, None where one was left out.
@@ -358,16 +365,18 @@ class StoreReader:
 
         It takes seconds.
         """
-        if altered.committed is None or altered.first_token is None:
+        if altered.committed is None or altered.chunk is None or altered.tokens is None:
             return None
         with self._block(altered.variable, altered.first_row) as shard:
-            values = shard.decode(altered.first_token // self.schema.layout.chunk_tokens)
+            values = shard.decode(altered.chunk)
         bit = locate_bit(values.tobytes(), altered.committed.values)
         if bit is None:
             return None
         index, bit = divmod(bit, 8 * values.itemsize)
         token, row, dim = (int(part) for part in np.unravel_index(index, values.shape))
-        return altered.first_row + row, altered.first_token + token, dim, bit
+        if token >= len(altered.tokens):  # it is in what fills up the last chunk
+            return None
+        return altered.first_row + row, int(altered.tokens[token]), dim, bit
 
     def _read_ledger(self) -> tuple[dict[int, dict[str, list[Checksums]]], dict[str, int]]:
         """Return checksums of the chunks of each block, and CRC-32 of the files of all else.
@@ -443,6 +452,8 @@ class StoreReader:
             return np.arange(self.schema.n_tokens)
         name = self.schema.dims[0]
         ids = self._read_vector(name)
+        if self.schema.places is not None and len(ids) == self.schema.n_tokens:
+            ids = ids[self.schema.places]
         self._check_ascending(name, ids)
         if len(ids) != self.schema.n_tokens or ids[-1] >= whole_tokens:
             raise DamagedStoreError(
@@ -473,7 +484,7 @@ class StoreReader:
                 text = [utf8[start:end].decode() for start, end in itertools.pairwise(ends)]
             labels = TokenLabels(text=text, **known)
             labels.check_length(self.schema.n_tokens)
-        return labels
+        return labels if self.schema.places is None else labels.of(self.schema.places)
 
     def read_overhead(self) -> dict[int, Overhead]:
         """Return what recording took, of all parameters together, by the first row of each block.
@@ -657,6 +668,15 @@ class _Content:
             )
         there = _listed(self.names) or self.content.get("parameter") or "one without a name"
         raise SelectionError(f"{self.path} has no parameter {parameter}; there is {there}")
+
+
+def _placed(schema: Schema, tokens: Indices) -> Indices:
+    """Return where tokens lie on disk."""
+    if schema.places is None:
+        return tokens
+    if isinstance(tokens, range):
+        tokens = np.arange(tokens.start, tokens.stop, tokens.step)
+    return as_range(schema.places[tokens])
 
 
 def shard_name(name: str, block: int, shape: Sequence[int]) -> str:

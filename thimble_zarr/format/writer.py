@@ -329,7 +329,7 @@ class StoreWriter:
                 path, fill = array_path(group, name), fill_value(native)
                 bits = arrays[path]
                 bits[n_rows:] = fill
-                shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill)
+                shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill, schema.stored_order)
                 # Each chunk has its own checksums: one of the file would only take time.
                 key = shard_name(path, block, schema.shape)
                 files[key] = {"bytes": self._write(key, shard)}
@@ -733,12 +733,16 @@ def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:
 def _label_arrays(
     schema: Schema, labels: TokenLabels, token_ids: np.ndarray | None
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, dim and values of the coordinates of the first axis.
+    """Yield name, dim and values of the coordinates of the first axis, as it lies on disk.
 
     Text goes into two integer arrays, as Arrow does it: not every Zarr reader knows strings.
     """
+    order = schema.stored_order
+    if order is not None:
+        labels = labels.of(order)
     if schema.has_tokens or token_ids is not None:
         ids = np.arange(schema.n_tokens) if token_ids is None else token_ids
+        ids = ids if order is None else ids[order]
         yield schema.dims[0], schema.dims[0], ids
     for name in ("count", "live", "dead"):
         values = getattr(labels, name)

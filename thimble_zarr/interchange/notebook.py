@@ -314,8 +314,9 @@ def import_notebook(
         # The store's dtype must hold every row, and so every row is looked at.
         reader = reader._with_narrow_states(range(reader.n_rows), count.add)
         count.reach(n_scanned)
+    schema = reader.schema.labelled(labels)
     writer = StoreWriter.create(
-        path, reader.schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
+        path, schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
     )
     with _all_or_nothing(writer.path, writer.discard):
         scalars = reader.read_scalars()

@@ -44,7 +44,7 @@ def declare(
     Raises
     ------
     ConfigError
-        If the variables are none that can be recorded.
+        If the variables are none that can be recorded, or labels do not fit.
     """
     infos = {group: optimizer_info(optimizer, of.tensor) for group, of in chosen.items()}
     dtypes = {
@@ -54,7 +54,7 @@ def declare(
     rows = [row_size(of.shape, dtypes[group]) for group, of in chosen.items()]
     layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
+    schemas = {
         group: Schema(
             shape=of.shape,
             dims=of.dims,
@@ -74,6 +74,7 @@ def declare(
         )
         for (group, of), layout in zip(chosen.items(), layouts, strict=True)
     }
+    return {group: schema.labelled(chosen[group].labels) for group, schema in schemas.items()}
 
 
 @functools.cache
