@@ -8,7 +8,8 @@ step of which any array is missing is never seen::
       W/ grad/ ...          (step, *dims of the parameter), one shard file a block, `c.<block>.0.0`
                             of a parameter of two dims
       loss/ step/ ...       (step,), small files rewritten at each commit until they are full
-      token/ count/ ...     (token,), written once
+      token/ count/ ...     (token,), written once, in the order in which tokens lie in the arrays:
+                            those known to be dead after all others, so that their chunks are theirs
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
         commit.json         the commit record, replaced atomically
         blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
@@ -447,18 +448,19 @@ class StoreReader:
 
     def read_token_ids(self) -> np.ndarray:
         """Return which row of the parameter each token is, ascending: int64, shape `(token,)`."""
-        whole_tokens = self.schema.whole_tokens
-        if whole_tokens is None:
-            return np.arange(self.schema.n_tokens)
-        name = self.schema.dims[0]
+        schema = self.schema
+        if schema.whole_tokens is None and schema.places is None:
+            return np.arange(schema.n_tokens)
+        name = schema.dims[0]
         ids = self._read_vector(name)
-        if self.schema.places is not None and len(ids) == self.schema.n_tokens:
-            ids = ids[self.schema.places]
+        if schema.places is not None and len(ids) == schema.n_tokens:
+            ids = ids[schema.places]
         self._check_ascending(name, ids)
-        if len(ids) != self.schema.n_tokens or ids[-1] >= whole_tokens:
+        n_whole = schema.whole_tokens or schema.n_tokens
+        if len(ids) != schema.n_tokens or ids[-1] >= n_whole:
             raise DamagedStoreError(
-                f"{self.path}: {self._key(name)} has {len(ids)} ids, and {self.schema.n_tokens} "
-                f"below {whole_tokens} were declared"
+                f"{self.path}: {self._key(name)} has {len(ids)} ids, and {schema.n_tokens} "
+                f"below {n_whole} were declared"
             )
         return ids
 
