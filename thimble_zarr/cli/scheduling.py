@@ -186,7 +186,11 @@ def _distributed() -> Any:
 
 def _cluster(distributed: Any, workers: int) -> Any:
     """Start worker processes that Ctrl-C does not reach, so that who started them ends them."""
-    with _quiet_resource_tracker(), _ctrl_c_later():
+    # A profiler would look at each worker a hundred times a second, for a dashboard nobody sees.
+    import dask
+
+    without_profiler = dask.config.set({"distributed.worker.profile.enabled": False})
+    with without_profiler, _quiet_resource_tracker(), _ctrl_c_later():
         return distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,

@@ -17,6 +17,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import google_crc32c
@@ -154,6 +155,17 @@ class ShardFile:
 
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
+
+    def will_read(self, first: int, last: int) -> None:
+        """Say that these chunks and those between will be read, so that the disk may begin."""
+        if first >= last or not hasattr(os, "posix_fadvise"):
+            return
+        start, (offset, n_bytes) = int(self._index[first][0]), map(int, self._index[last])
+        if start < offset + n_bytes <= self._n_bytes:
+            with suppress(OSError):  # a file system that cannot
+                os.posix_fadvise(
+                    self._descriptor, start, offset + n_bytes - start, os.POSIX_FADV_WILLNEED
+                )
 
     def decode(self, chunk: int) -> np.ndarray:
         """Return a chunk, shape `(token, step, dim)`.

@@ -264,6 +264,7 @@ class StoreReader:
             steps = slice(offset, offset + stop - start)
             into = out[start - rows[0] : stop - rows[0]]
             with self._block(name, start - offset) as shard:
+                shard.will_read(chunks[0][0], chunks[-1][0])
                 for chunk, take, where in chunks:
                     part = shard.decode(chunk)[take][:, steps]
                     into[:, where] = part.transpose(CHUNK_ORDER)
