@@ -358,7 +358,9 @@ class Window:
             self._decode(name, self._first_before(name), both[0])
             self._current[name], previous = both[1:], both[:-1]
         else:
-            previous = self._decode(name, np.stack(self.bits_before(name)), self.memory("before"))
+            previous = self._decode(
+                name, np.stack(self.bits_before(name)), self.memory(f"{name} before")
+            )
         alone = ~self.follows
         if alone.any():
             previous = previous.copy()

@@ -184,13 +184,21 @@ def _distributed() -> Any:
     return distributed
 
 
+_FOR_WORKERS = {
+    # It looks at each worker a hundred times a second, for a dashboard that nobody sees.
+    "distributed.worker.profile.enabled": False,
+    # Dask has memory given back at once. A task takes the same some MB again and again, and to get
+    # them from the system each time takes longer than what it does with them.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**28,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25,
+}
+
+
 def _cluster(distributed: Any, workers: int) -> Any:
     """Start worker processes that Ctrl-C does not reach, so that who started them ends them."""
-    # A profiler would look at each worker a hundred times a second, for a dashboard nobody sees.
     import dask
 
-    without_profiler = dask.config.set({"distributed.worker.profile.enabled": False})
-    with without_profiler, _quiet_resource_tracker(), _ctrl_c_later():
+    with dask.config.set(_FOR_WORKERS), _quiet_resource_tracker(), _ctrl_c_later():
         return distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
