@@ -20,6 +20,7 @@ from benchmarks.processes import measure
 from tests.faults import flip_in_place, rewrite
 from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from thimble_zarr import accounting, open_dataset
+from thimble_zarr.analysis.accounting import selected
 from thimble_zarr.analysis.findings import Finding, find_causes
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.store import StoreReader
@@ -36,7 +37,7 @@ def findings(store: Path, *, around: int | None = None) -> list[Finding]:
     ds = open_dataset(store)
     if around is not None:
         ds = ds.sel(step=slice(around - AROUND, around + AROUND))
-    return find_causes(ds, accounting(ds))
+    return find_causes(selected(ds), accounting(ds))
 
 
 def confusion(

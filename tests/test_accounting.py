@@ -58,7 +58,7 @@ def test_windows_and_tasks_may_be_cut_anywhere(
     history = record(tmp_path / "run.zarr", n_steps=40)
     expected = oracles.in_float64(*(history[name] for name in STATES), **TOY)
     for task_steps, window, part in ((1, 1, 4), (8, 60, 80), (256, 2**17, 2**18), (12, 111, 41)):
-        monkeypatch.setattr("thimble_zarr.analysis.lazy._TASK_STEPS", task_steps)
+        monkeypatch.setattr("thimble_zarr.analysis.reduction.TASK_STEPS", task_steps)
         monkeypatch.setattr("thimble_zarr.analysis.windows._WINDOW_ELEMENTS", window)
         monkeypatch.setattr("thimble_zarr.analysis.windows.PART_BYTES", part)
         table = accounting(open_dataset(tmp_path / "run.zarr"))

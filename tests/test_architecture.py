@@ -123,6 +123,12 @@ def test_reading_needs_no_torch() -> None:
     }
 
 
+def test_processes_can_be_forked_before_what_only_a_report_needs() -> None:
+    names = ("selection", "audit", "budget")
+    code = "\n".join(f"import thimble_zarr.analysis.{name}" for name in names)
+    assert not modules_after(code) & {"torch", "xarray", "dask", "pandas", "zarr", "distributed"}
+
+
 def test_recording_needs_no_transformers_and_no_analysis() -> None:
     loaded = modules_after("import thimble_zarr; thimble_zarr.Recorder")
     assert "transformers" not in loaded

@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import record
 from thimble_zarr import accounting, open_dataset
-from thimble_zarr.analysis.accounting import COLUMNS
+from thimble_zarr.analysis.table import COLUMNS
 from thimble_zarr.format.store import StoreReader
 
 h5py = pytest.importorskip("h5py")

@@ -13,9 +13,11 @@ import xarray as xr
 from benchmarks.processes import Measured, measure
 from benchmarks.synthetic import synthetic_run
 from thimble_zarr import open_dataset
-from thimble_zarr.analysis.accounting import accounting
+from thimble_zarr.analysis.accounting import selected
+from thimble_zarr.analysis.audit import Audit
 from thimble_zarr.analysis.budget import Needs, task_bytes
-from thimble_zarr.analysis.lazy import LazyArray, Statistics
+from thimble_zarr.analysis.lazy import LazyArray, as_dask
+from thimble_zarr.analysis.reduction import Reduction, Statistics
 from thimble_zarr.analysis.windows import Window
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.schema import SCALARS
@@ -51,7 +53,7 @@ def test_a_check_keeps_within_its_budget_whatever_the_size(runs: Path) -> None:
         assert "HOLDS to the bit" in run.stdout
         assert run.peak_rss_bytes <= BUDGET
     few, many = found["100"].peak_rss_bytes, found[str(LONG_STEPS)].peak_rss_bytes
-    table = Needs.of(_weights(runs / f"{LONG_STEPS}.zarr"), replay=True).table_bytes
+    table = _needs(open_dataset(runs / f"{LONG_STEPS}.zarr")).table_bytes
     assert many - table <= 1.05 * few
 
 
@@ -85,11 +87,15 @@ def _weights(store: Path) -> LazyArray:
     return array
 
 
+def _needs(ds: xr.Dataset) -> Needs:
+    return Needs.of(Audit.of(selected(ds)).reduction, replay=True)
+
+
 def test_needs_do_not_grow_with_steps_but_for_the_table(runs: Path) -> None:
-    variable = _weights(runs / f"{LONG_STEPS}.zarr")
-    few, many = (Needs.of(variable[:n_rows], replay=True) for n_rows in (2000, LONG_STEPS))
+    ds = open_dataset(runs / f"{LONG_STEPS}.zarr")
+    few, many = (_needs(ds.isel(step=slice(1, n + 1))) for n in (4000, LONG_STEPS))
     assert few.task_bytes == many.task_bytes
-    assert many.table_bytes == LONG_STEPS / 2000 * few.table_bytes
+    assert many.table_bytes == LONG_STEPS / 4000 * few.table_bytes
 
 
 def test_needs_do_not_grow_with_tokens_beyond_a_window(runs: Path) -> None:
@@ -123,7 +129,8 @@ def test_graphs_are_small_and_made_when_asked_for(wide: xr.Dataset) -> None:
     layers = list(variable.dask.layers.values())
     assert not any(layer.is_materialized() for layer in layers)
     assert len(dict(variable.dask)) < 100
-    assert len(dict(variable.reduce_rows(Statistics(_rows, (np.add,))).dask)) < 1000
+    reduction = Reduction(variable.selected, Statistics(_rows, (np.add,)))
+    assert len(dict(as_dask(reduction).dask)) < 1000
 
 
 @pytest.mark.parametrize("some", [slice(None), slice(1, None, 2), np.arange(0, 10_000, 3)])
@@ -132,7 +139,8 @@ def test_the_graph_of_an_accounting_pickles_small(wide: xr.Dataset, some: object
     assert len(variable.source.scalars) == len(SCALARS)  # caches are filled, and stay here
     n_tokens = variable.shape[1]
     for classes in (None, np.arange(n_tokens) % 5):
-        graph = dict(variable.reduce_rows(Statistics(_rows, (np.add,)), classes).dask)
+        reduction = Reduction(variable.selected, Statistics(_rows, (np.add,)), classes)
+        graph = dict(as_dask(reduction).dask)
         assert len(pickle.dumps(graph)) < 150_000
         assert max(len(pickle.dumps(task)) for task in graph.values()) < 30_000
 
@@ -143,19 +151,24 @@ def test_a_process_has_one_source_for_all_its_tasks(wide: xr.Dataset) -> None:
     assert len(content) < 5000
 
 
-def test_a_task_returns_no_more_numbers_a_step_than_planned(
-    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_returns_no_more_numbers_a_step_than_planned(wide: xr.Dataset) -> None:
     from thimble_zarr.analysis import budget
 
-    shapes = []
-    real = LazyArray.reduce_rows
+    audit = Audit.of(selected(wide.isel(token=[3], step=slice(0, 3))), extended=True)
+    ((part,),) = audit.reduction.parts()
+    assert part().shape == (1, len(audit.tally.combine), 2)
+    assert len(audit.tally.combine) <= budget._STEP_NUMBERS
 
-    def reduce_rows(array: LazyArray, *arguments: object) -> object:
-        reduced = real(array, *arguments)
-        shapes.append(reduced.shape)
-        return reduced
 
-    monkeypatch.setattr(LazyArray, "reduce_rows", reduce_rows)
-    accounting(wide.isel(token=[3], step=slice(0, 3)), extended=True)
-    assert shapes[0][1] <= budget._STEP_NUMBERS
+def _several(part: Window) -> list[np.ndarray]:
+    return [np.asarray(part.current("W").sum(axis=(1, 2))), np.ones(len(part.rows))]
+
+
+def test_executors_and_dask_merge_alike(wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floating point sums depend on their order, and more tasks than are merged at once."""
+    monkeypatch.setattr("thimble_zarr.analysis.windows._WINDOW_ELEMENTS", 1)
+    at = selected(wide.isel(step=slice(0, 200), token=slice(0, 9000)))
+    reduction = Reduction(at, Statistics(_several, (np.add, np.maximum)))
+    assert reduction.n_parts > 16
+    numbers = [reduction.merged([part() for part in parts]) for parts in reduction.parts()]
+    np.testing.assert_array_equal(np.concatenate(numbers, axis=-1), as_dask(reduction).compute())

@@ -14,7 +14,7 @@ from tests.faults import flip_bit, rewrite
 from tests.notebook_file import notebook_tensors, save
 from tests.runs import N_LIVE, N_STEPS, N_TOKENS, History, record
 from tests.test_cli import checked, fails, run
-from thimble_zarr.analysis import accounting as accounting_module
+from thimble_zarr.analysis.reduction import Reduction
 
 
 def check(*args: object, exit_code: int = 0) -> Result:
@@ -42,15 +42,15 @@ def test_subsets_are_shown_one_after_the_other(toy_path: Path) -> None:
 
 def test_subsets_are_one_pass(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    real = accounting_module.accounting
+    real = Reduction.parts
 
-    def counted(*args: object, **options: object) -> object:
-        passes.append(options["subsets"])
-        return real(*args, **options)
+    def counted(reduction: Reduction) -> object:
+        passes.append(len(reduction.selected.tokens))
+        return real(reduction)
 
-    monkeypatch.setattr(accounting_module, "accounting", counted)
+    monkeypatch.setattr(Reduction, "parts", counted)
     check(toy_path, "--tokens", "dead,live,all")
-    assert [list(subsets) for subsets in passes] == [["dead", "live", "all"]]
+    assert passes == [N_TOKENS]
 
 
 def test_subsets_as_json_are_the_objects_of_each(toy_path: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from thimble_zarr import (
     open_datatree,
     windows,
 )
+from thimble_zarr.analysis.accounting import selected
 from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
@@ -223,7 +224,7 @@ def test_a_fault_is_named_by_the_id_of_its_token(some: Path, tmp_path: Path) -> 
     ds = open_dataset(tmp_path / "run.zarr")
     table = accounting(ds)
     assert int(table.first_token.sel(step=5, recurrence="W")) == 7
-    (finding,) = find_causes(ds, table)
+    (finding,) = find_causes(selected(ds), table)
     assert (finding.code, finding.step, finding.token, finding.dim) == ("bit-flip", 5, 7, 3)
     assert "token 7, dim 3" in finding.message
     assert not accounting(ds.sel(token=[2, 3, 10])).n_beyond.any()
@@ -235,7 +236,7 @@ def test_permuted_tokens_are_named_by_their_ids(some: Path, tmp_path: Path) -> N
 
     rewrite(some, tmp_path / "run.zarr", change)
     ds = open_dataset(tmp_path / "run.zarr")
-    finding = find_causes(ds, accounting(ds))[0]
+    finding = find_causes(selected(ds), accounting(ds))[0]
     assert (finding.code, finding.token) == ("permuted-tokens", 2)
     assert "of token 2 are those of token 3" in finding.message
 

@@ -14,6 +14,7 @@ from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from tests.runs import Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis import causes
+from thimble_zarr.analysis.accounting import selected
 from thimble_zarr.analysis.causes import CAUSES
 from thimble_zarr.analysis.findings import Finding, find_causes
 from thimble_zarr.analysis.verdict import verdict
@@ -47,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def findings(store: Path) -> list[Finding]:
     ds = open_dataset(store)
-    return find_causes(ds, accounting(ds))
+    return find_causes(selected(ds), accounting(ds))
 
 
 @pytest.mark.parametrize("native", RUNS)
@@ -55,7 +56,7 @@ def test_nothing_is_found_in_a_sound_record(runs: dict[str, Path], native: str) 
     ds = open_dataset(runs[native])
     for part in (ds, ds.sel(token=ds.dead), ds.sel(step=slice(7, 9)), ds.isel(token=[3], dim=[2])):
         table = accounting(part)
-        assert find_causes(part, table) == []
+        assert find_causes(selected(part), table) == []
         assert verdict(table).holds
 
 
@@ -97,7 +98,7 @@ each_kind = pytest.mark.parametrize(
 def test_a_planted_cause_is_the_one_that_is_named(faulty: Faulty) -> None:
     ds = open_dataset(faulty.store)
     table = accounting(ds)
-    (finding,) = find_causes(ds, table)
+    (finding,) = find_causes(selected(ds), table)
     assert finding.code == faulty.planted.code
     for planted_at, found_at in zip(
         faulty.where, (finding.step, finding.token, finding.dim), strict=True
@@ -112,7 +113,7 @@ def test_a_single_token_or_element_can_be_looked_into(faulty: Faulty) -> None:
     ds = open_dataset(faulty.store)
     known = {cause.code for cause in CAUSES}
     for part in (ds.isel(token=[85]), ds.isel(token=[85], dim=[3]), ds.sel(token=85)):
-        assert {finding.code for finding in find_causes(part, accounting(part))} <= known
+        assert {finding.code for finding in find_causes(selected(part), accounting(part))} <= known
 
 
 def test_every_cause_is_planted() -> None:
@@ -159,13 +160,13 @@ def test_a_gradient_that_flips_where_rounding_hides_it_is_found_by_its_checksum(
         flip_in_place(store, "grad", (STEP, token, 4), 0)
         ds = open_dataset(store)
         table = accounting(ds)
-        (finding,) = find_causes(ds, table)
+        (finding,) = find_causes(selected(ds), table)
         place = (finding.code, finding.variable, finding.step, finding.token, finding.dim)
         assert place == ("bit-flip", "grad", STEP, token, 4)
         assert not verdict(table, [finding]).holds
         hidden += int(table.n_different.sum()) == 0
         flip_in_place(store, "grad", (STEP, token, 4), 0)
-        assert find_causes(ds, accounting(ds)) == []
+        assert find_causes(selected(ds), accounting(ds)) == []
     assert hidden  # else this shows nothing
 
 
@@ -226,7 +227,7 @@ def test_a_selection_shows_what_lies_in_it(runs: dict[str, Path], tmp_path: Path
         (ds.isel(dim=[3]), 1),
         (ds.isel(dim=[2]), 0),
     ):
-        found = find_causes(part, accounting(part))
+        found = find_causes(selected(part), accounting(part))
         assert [(f.step, f.token, f.dim) for f in found] == [(STEP, 50, 3)] * n
 
 
@@ -292,7 +293,7 @@ def test_a_store_that_is_being_written_is_not_taken_for_altered(tmp_path: Path) 
             loop.step()
             recorder.log(loss=2.0)
         recorder.flush()
-        assert find_causes(ds, table) == []
+        assert find_causes(selected(ds), table) == []
 
 
 @pytest.mark.parametrize("name", ["loss", "eps", "learning_rate", "dead", "count", "step"])
@@ -319,7 +320,7 @@ def test_numbers_that_no_optimizer_can_take_fail_without_a_traceback(
     rewrite(runs["bfloat16"], tmp_path / "run.zarr", plant)
     ds = open_dataset(tmp_path / "run.zarr")
     table = accounting(ds)
-    assert not verdict(table, find_causes(ds, table)).holds
+    assert not verdict(table, find_causes(selected(ds), table)).holds
 
 
 def test_a_wrong_number_at_one_step_is_not_called_shifted(
@@ -372,4 +373,4 @@ def test_what_was_altered_elsewhere_is_not_the_selections(
         (ds.sel(step=slice(STEP + 2, None)), 0),
         (ds.sel(step=slice(STEP, None)), 1),
     ):
-        assert len(find_causes(part, accounting(part))) == n
+        assert len(find_causes(selected(part), accounting(part))) == n

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.runs import N_DIMS, N_STEPS, N_TOKENS, record, token_labels
 from tests.test_lazy import VARIABLES, Reads, axis_keys, no_computing
 from thimble_zarr import TokenLabels, accounting, open_dataset, open_datasets
+from thimble_zarr.analysis.accounting import selected
 from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.analysis.lazy import LazyArray, LazyTokens
 from thimble_zarr.analysis.lazy_runs import LazyRuns
@@ -256,7 +257,7 @@ def test_the_accounting_of_runs_is_that_of_each(ds: xr.Dataset, stores: list[str
         of_run = dead.sel(run=store)
         found = accounting(of_run)
         xr.testing.assert_identical(found, expected)
-        assert verdict(found, find_causes(of_run, found)).holds
+        assert verdict(found, find_causes(selected(of_run), found)).holds
         of_table = together.sel(run=store, step=expected.step, drop=True)
         xr.testing.assert_equal(of_table, expected.astype(of_table.dtypes))
     assert np.isnan(together.n_different.sel(run=stores[1], step=N_SHORT + 1)).all()
@@ -280,7 +281,7 @@ def test_an_accounting_needs_steps_that_the_run_has(ds: xr.Dataset, stores: list
 
 def test_what_is_of_one_run_says_so(ds: xr.Dataset) -> None:
     with pytest.raises(SelectionError, match=r"ds\.sel\(run="):
-        find_causes(ds, accounting(ds))
+        find_causes(selected(ds), accounting(ds))
     with pytest.raises(SelectionError, match=r"ds\.sel\(run="):
         accounting(ds.isel(run=[]))
 

@@ -1,18 +1,18 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
-import xarray as xr
 
-from tests.runs import record
-from thimble_zarr import open_dataset
-from thimble_zarr.analysis.lazy import LazyArray
-from thimble_zarr.analysis.selection import select_steps, select_tokens
+from tests.runs import record, token_labels
+from thimble_zarr.analysis.selection import select, select_steps, select_tokens
+from thimble_zarr.analysis.windows import Source
 from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.store import StoreReader
 
 
 @pytest.fixture
-def ds(toy_path: Path) -> xr.Dataset:
-    return open_dataset(toy_path)
+def source(toy_path: Path) -> Source:
+    return Source(StoreReader.open(toy_path))
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,16 @@ def ds(toy_path: Path) -> xr.Dataset:
         ("text: t5", [5]),
     ],
 )
-def test_tokens(ds: xr.Dataset, spec: str | None, tokens: list[int]) -> None:
-    selected, subset = select_tokens(ds, spec)
-    assert selected.token.values.tolist() == tokens
+def test_tokens(source: Source, spec: str | None, tokens: list[int]) -> None:
+    subset, ids = select_tokens(source, spec)
+    assert ids.tolist() == tokens
     assert subset == (spec or "dead")
-    assert isinstance(selected.adam_residual.data, LazyArray)
 
 
-def test_tokens_from_a_file(ds: xr.Dataset, tmp_path: Path) -> None:
+def test_tokens_from_a_file(source: Source, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text("8 3\n5,\n")
-    selected, _ = select_tokens(ds, f"@{tmp_path / 'ids'}")
-    assert selected.token.values.tolist() == [3, 5, 8]
+    _, ids = select_tokens(source, f"@{tmp_path / 'ids'}")
+    assert ids.tolist() == [3, 5, 8]
 
 
 @pytest.mark.parametrize(
@@ -55,50 +54,62 @@ def test_tokens_from_a_file(ds: xr.Dataset, tmp_path: Path) -> None:
         ("@nowhere", "cannot read token ids from nowhere"),
     ],
 )
-def test_tokens_that_are_not_there(ds: xr.Dataset, spec: str, message: str) -> None:
+def test_tokens_that_are_not_there(source: Source, spec: str, message: str) -> None:
     with pytest.raises(SelectionError, match=message):
-        select_tokens(ds, spec)
+        select_tokens(source, spec)
 
 
-def test_an_empty_subset(ds: xr.Dataset) -> None:
+def test_several_subsets_are_selected_together(source: Source) -> None:
+    selected, subsets = select(source, "dead,all", "3:5")
+    assert {name: ids.tolist() for name, ids in subsets.items()} == {
+        "dead": [2, 3, 6, 9],
+        "all": list(range(11)),
+    }
+    assert (selected.tokens, selected.rows, selected.dims) == (range(11), range(3, 6), range(5))
+    assert np.asarray(select(source, "dead", None)[0].tokens).tolist() == [2, 3, 6, 9]
+
+
+def test_an_empty_subset(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", n_steps=1, recorder_options={"labels": token_labels(n_live=11)})
+    source = Source(StoreReader.open(tmp_path / "run.zarr"))
+    assert select_tokens(source, None)[0] == "all"
     with pytest.raises(SelectionError, match="--tokens dead is empty in this run"):
-        select_tokens(ds.sel(token=ds.live), "dead")
+        select_tokens(source, "dead")
 
 
 def test_a_run_without_labels(tmp_path: Path) -> None:
     record(tmp_path / "run.zarr", recorder_options={"labels": None})
-    ds = open_dataset(tmp_path / "run.zarr")
-    assert select_tokens(ds, None)[1] == "all"
+    source = Source(StoreReader.open(tmp_path / "run.zarr"))
+    assert select_tokens(source, None)[0] == "all"
     with pytest.raises(SelectionError, match="does not say which tokens are dead"):
-        select_tokens(ds, "dead")
+        select_tokens(source, "dead")
     with pytest.raises(SelectionError, match="does not record the tokens' texts"):
-        select_tokens(ds, "text:a")
+        select_tokens(source, "text:a")
 
 
 @pytest.mark.parametrize(
     ("spec", "first", "last"),
     [(None, 0, 13), ("5:9", 5, 9), (":4", 1, 4), ("11:", 11, 13), ("7", 7, 7), (":", 1, 13)],
 )
-def test_steps(ds: xr.Dataset, spec: str | None, first: int, last: int) -> None:
-    steps = select_steps(ds, spec).step.values
-    assert steps.tolist() == list(range(first, last + 1))
+def test_steps(source: Source, spec: str | None, first: int, last: int) -> None:
+    assert select_steps(source, spec) == range(first, last + 1)
 
 
 @pytest.mark.parametrize("spec", ["0:3", "3:14", "20", "20:", "-3:"])
-def test_steps_outside_the_run(ds: xr.Dataset, spec: str) -> None:
+def test_steps_outside_the_run(source: Source, spec: str) -> None:
     with pytest.raises(SelectionError, match="not within the recorded steps 1:13"):
-        select_steps(ds, spec)
+        select_steps(source, spec)
 
 
 @pytest.mark.parametrize("spec", ["9:5", "20:10"])
-def test_steps_in_the_wrong_order(ds: xr.Dataset, spec: str) -> None:
+def test_steps_in_the_wrong_order(source: Source, spec: str) -> None:
     first, last = spec.split(":")
     message = f"--steps {spec}: the first step, {first}, is after the last, {last}; expected A:B"
     with pytest.raises(SelectionError, match=message):
-        select_steps(ds, spec)
+        select_steps(source, spec)
 
 
 @pytest.mark.parametrize("spec", ["a:b", "1:2:3", "", "1.5"])
-def test_steps_that_cannot_be_read(ds: xr.Dataset, spec: str) -> None:
+def test_steps_that_cannot_be_read(source: Source, spec: str) -> None:
     with pytest.raises(SelectionError, match="expected A:B"):
-        select_steps(ds, spec)
+        select_steps(source, spec)

@@ -28,6 +28,7 @@ from tests.zoo import (
     record_zoo,
 )
 from thimble_zarr import Recorder, accounting, open_dataset, open_datasets, open_datatree
+from thimble_zarr.analysis.accounting import selected
 from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.format.bits import decode
@@ -322,7 +323,7 @@ def test_what_is_of_another_parameter_fails(
     for name, node in open_datatree(tmp_path / "run.zarr").children.items():
         table = accounting(node.to_dataset())
         if table.n_beyond.any():
-            failing[name] = find_causes(node.to_dataset(), table)[0]
+            failing[name] = find_causes(selected(node.to_dataset()), table)[0]
     assert set(failing) == wrong
     assert {finding.step for finding in failing.values()} == {step}
     if change is take_other_rate:

@@ -7,7 +7,7 @@ result. None of it grows with the steps of a run; its table does.
 
 from dataclasses import dataclass
 
-from thimble_zarr.analysis.lazy import FAN_IN, LazyArray, reduction_steps
+from thimble_zarr.analysis.reduction import FAN_IN, Reduction, reduction_steps
 from thimble_zarr.analysis.windows import PART_BYTES, window_rows, window_tokens
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.bits import storage_dtype
@@ -46,10 +46,10 @@ class Needs:
     n_tasks: int = 1
 
     @classmethod
-    def of(cls, variable: LazyArray, *, replay: bool, n_classes: int = 1) -> "Needs":
-        """Return what the accounting of a selection takes."""
-        rows, tokens, _ = variable.matrix
-        schema = variable.source.reader.schema
+    def of(cls, reduction: Reduction, *, replay: bool) -> "Needs":
+        """Return what the reduction of an audit takes."""
+        rows, tokens = reduction.selected.rows, reduction.selected.tokens
+        schema, n_classes = reduction.selected.source.reader.schema, reduction.n_classes
         return cls(
             task_bytes=task_bytes(
                 schema,
@@ -59,7 +59,7 @@ class Needs:
                 replay=replay,
             ),
             table_bytes=table_bytes(len(rows), n_classes),
-            n_tasks=variable.n_parts,
+            n_tasks=reduction.n_parts,
         )
 
     def n_at_once(self, memory_bytes: int, held_bytes: int, most: int) -> int:

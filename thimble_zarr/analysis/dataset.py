@@ -85,11 +85,7 @@ def open_datatree(path: StorePath) -> xr.DataTree:
 
 def dataset_of(reader: Reader) -> xr.Dataset:
     """Return what `open_dataset` returns, for any recording that can be read."""
-    if reader.n_rows == 0:
-        from thimble_zarr.format.lock import not_begun  # which few who read need
-
-        raise not_begun(reader.path)
-    source = Source(reader)
+    source = Source.of(reader)
     derived = [name for name in DERIVED if not missing_inputs(name, reader.schema)]
     names = (*reader.schema.dtypes, *derived)
     dims = reader.schema.dims
@@ -132,7 +128,7 @@ def _coords(source: Source) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]
         coords[first] = first, source.token_ids, {"long_name": LABELS.get(first, ROW_LABEL)}
     if not reader.schema.has_tokens:
         return coords
-    labels = reader.read_labels()
+    labels = source.labels
     text = None if labels.text is None else np.array(labels.text, dtype=object)
     known = {"count": labels.count, "live": labels.live, "dead": labels.dead, "text": text}
     for name, values in known.items():

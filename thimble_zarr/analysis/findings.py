@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import xarray as xr
 
-from thimble_zarr.analysis.accounting import lazy_variable
 from thimble_zarr.analysis.causes import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.evidence import Evidence, Run
-from thimble_zarr.analysis.windows import Source
+from thimble_zarr.analysis.windows import Selected, Source
 
 _MAX_RUNS = 16
 """Runs that are looked into; more of them are rarely of different causes."""
@@ -93,13 +92,13 @@ class MoreFailures(Named):
     code = "more-failures"
 
 
-def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
+def find_causes(selected: Selected, table: xr.Dataset) -> list[Finding]:
     """Explain why an accounting does not balance, and look for chunks that were altered.
 
     Parameters
     ----------
-    ds
-        The dataset, as it was given to `accounting`.
+    selected
+        What was accounted for.
     table
         What `accounting` returned, with the replay.
 
@@ -109,9 +108,8 @@ def find_causes(ds: xr.Dataset, table: xr.Dataset) -> list[Finding]:
         The causes, by the step they begin at. Empty where the books balance and every chunk of the
         steps is the one that was committed.
     """
-    variable = lazy_variable(ds).on_device(table.attrs["device"])
-    _, tokens, dims = map(np.asarray, variable.matrix)
-    source = variable.source
+    source = selected.on_device(table.attrs["device"]).source
+    tokens, dims = np.asarray(selected.tokens), np.asarray(selected.dims)
     evidence = Evidence(source, tokens, dims, list(_runs(source, table)))
     with np.errstate(all="ignore"):
         found = [_explain(evidence, run) for run in evidence.runs[:_MAX_RUNS]]

@@ -10,9 +10,9 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import dask.array as da
@@ -22,16 +22,17 @@ from dask.base import tokenize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer
 
-from thimble_zarr.analysis.variables import evaluate
-from thimble_zarr.analysis.windows import (
-    Source,
-    Window,
-    iter_windows,
-    row_groups,
-    token_groups,
+from thimble_zarr.analysis.reduction import (
+    FAN_IN,
+    TASK_STEPS,
+    Reduction,
+    by_fan_in,
+    reduction_steps,
+    task_steps,
 )
+from thimble_zarr.analysis.variables import evaluate
+from thimble_zarr.analysis.windows import Selected, Source, Window, iter_windows, row_groups
 from thimble_zarr.format.indexing import Indices, rows_and_dims
-from thimble_zarr.format.schema import Schema
 
 Selection = tuple[Indices | int, ...]
 """Along steps, and then along each axis of the parameter; an axis that was indexed by a number is a
@@ -40,48 +41,6 @@ number and has no dimension."""
 
 _CHUNK_BYTES = 96 * 2**20
 """A chunk of a lazy variable is at most so large, if it is more than one block."""
-
-_TASK_STEPS = 256
-"""Steps a task, in whole blocks. Each reads the row before its first step, and so a block more."""
-
-FAN_IN = 16
-"""Parts of a reduction that are combined at once."""
-
-_NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """A few numbers a step, and how those of two parts of a selection become those of both.
-
-    Attributes
-    ----------
-    compute
-        From a part of a window to one array a number, float64, shape `(step,)`. It must pickle.
-    combine
-        For each number `np.add`, `np.maximum` or `np.minimum`.
-    dtype
-        Of the part's numbers.
-    """
-
-    compute: Callable[[Window], Iterable[np.ndarray]]
-    combine: tuple[np.ufunc, ...]
-    dtype: type[np.floating] = np.float64
-
-    def neutral(self, n_classes: int, n_rows: int) -> np.ndarray:
-        """Return what combines with numbers to the same numbers."""
-        column = np.array([_NEUTRAL[ufunc] for ufunc in self.combine])[:, np.newaxis]
-        return np.tile(column, (n_classes, 1, n_rows))
-
-    def merge(self, *parts: np.ndarray) -> np.ndarray:
-        """Return the numbers of several parts together, in their order."""
-        if len(parts) == 1:
-            return parts[0]
-        merged = parts[0].copy()
-        for part in parts[1:]:
-            for index, ufunc in enumerate(self.combine):
-                ufunc(merged[:, index], part[:, index], out=merged[:, index])
-        return merged
 
 
 @dataclass(frozen=True)
@@ -174,8 +133,8 @@ class LazyArray(Lazy):
         rows = selection[0]
         shape = _shape(selection)
         row_bytes = max(1, 4 * math.prod(_shape(selection[1:])))
-        most = max(_TASK_STEPS, _SMALL_BYTES // row_bytes)
-        length = _task_steps(schema, min(most, _CHUNK_BYTES // row_bytes))
+        most = max(TASK_STEPS, _SMALL_BYTES // row_bytes)
+        length = task_steps(schema, min(most, _CHUNK_BYTES // row_bytes))
         groups = row_groups(_as_indices(rows), length)
         chunks: tuple[tuple[int, ...], ...] = tuple((length,) for length in shape)
         if not isinstance(rows, int):
@@ -204,10 +163,6 @@ class LazyArray(Lazy):
     def __dask_optimize__(graph: Any, keys: Any, **options: Any) -> dict[Any, Any]:
         return _into_place(dict(da.Array.__dask_optimize__(graph, keys, **options)))
 
-    def on_device(self, device: str | None) -> Self:
-        """Return the same variable, with replays on `device`."""
-        return type(self).of(replace(self._source, device=device), self._variable, self._selection)
-
     @property
     def source(self) -> Source:
         """The recording."""
@@ -221,59 +176,10 @@ class LazyArray(Lazy):
         return selection
 
     @property
-    def matrix(self) -> tuple[Indices, Indices, Indices]:
-        """Steps, tokens and dims: the selection of a parameter of any rank as that of a matrix."""
+    def selected(self) -> Selected:
+        """What is selected of the recording."""
         rows, *axes = map(_as_indices, self._selection)
-        return rows, *rows_and_dims(axes, self._source.reader.schema.shape)
-
-    @property
-    def n_parts(self) -> int:
-        """Tasks that `reduce_rows` makes, besides those that combine what they return."""
-        of_rows, of_tokens = self._groups()
-        return len(of_rows) * len(of_tokens)
-
-    def _groups(self) -> tuple[list[Indices], list[tuple[Indices, slice | np.ndarray]]]:
-        """Return how `reduce_rows` cuts the selection: along rows, and along tokens."""
-        rows, tokens, _ = self.matrix
-        steps = reduction_steps(self._source.reader.schema)
-        return row_groups(rows, steps), token_groups(self._source, tokens)
-
-    def reduce_rows(self, statistics: Statistics, classes: np.ndarray | None = None) -> da.Array:
-        """Reduce every row of the selection to a few numbers, in one pass, without an intermediate.
-
-        Parameters
-        ----------
-        statistics
-            The numbers.
-        classes
-            Which class each selected token is of, int, counted from zero; the numbers are of each
-            class alone. One class by default.
-
-        Returns
-        -------
-        dask.array.Array
-            float64, shape `(class, number, step)`.
-        """
-        dims = self.matrix[2]
-        n_classes = 1 if classes is None else int(classes.max(initial=0)) + 1
-        groups, of_tokens = self._groups()
-        name = f"statistics-{_token(self._source, self._selection, statistics, classes)}"
-        # What tasks have in common is one object for all of them, so that the graph pickles small.
-        pieces = [
-            (ids, None if n_classes == 1 or classes is None else _narrow(classes[where], n_classes))
-            for ids, where in of_tokens
-        ]
-        graph = {}
-        for index, group in enumerate(groups):
-            parts = []
-            for part, (ids, classes_of) in enumerate(pieces):
-                key = (f"{name}-part", index, part)
-                arguments = (self._source, statistics, group, ids, dims, classes_of, n_classes)
-                graph[key] = Task(key, _reduce_part, *arguments)
-                parts.append(key)
-            graph |= _merge_tasks((name, 0, 0, index), statistics.merge, parts)
-        chunks = (n_classes,), (len(statistics.combine),), tuple(map(len, groups))
-        return da.Array(graph, name, chunks, dtype=np.float64)
+        return Selected(self._source, rows, *rows_and_dims(axes, self._source.reader.schema.shape))
 
 
 class LazyTokens(Lazy):
@@ -344,6 +250,29 @@ class _Tasks(Layer):  # type: ignore[misc]  # Dask has no types
 
     def __reduce__(self) -> tuple[type[Self], tuple[Callable[[], dict[Any, Task]]]]:
         return type(self), (self._make,)
+
+
+def as_dask(reduction: Reduction) -> da.Array:
+    """Return a reduction as a Dask array.
+
+    Returns
+    -------
+    dask.array.Array
+        float64, shape `(class, number, step)`.
+    """
+    at, statistics = reduction.selected, reduction.statistics
+    what = at.rows, at.tokens, at.dims, statistics, reduction.classes
+    name = f"statistics-{_token(at.source, *what)}"
+    graph: dict[Any, Task] = {}
+    for index, parts in enumerate(reduction.parts()):
+        keys = [(f"{name}-part", index, part) for part in range(len(parts))]
+        graph |= {
+            key: Task(key, part.func, *part.args) for key, part in zip(keys, parts, strict=True)
+        }
+        graph |= _merge_tasks((name, 0, 0, index), statistics.merge, keys)
+    lengths = tuple(map(len, reduction.of_rows))
+    chunks = (reduction.n_classes,), (len(statistics.combine),), lengths
+    return da.Array(graph, name, chunks, dtype=np.float64)
 
 
 def graph_of(
@@ -445,7 +374,7 @@ def _merge_tasks(
     for level in itertools.count():
         if len(parts) <= FAN_IN:
             break
-        groups = [parts[start : start + FAN_IN] for start in range(0, len(parts), FAN_IN)]
+        groups = by_fan_in(parts)
         parts = [(f"{key[0]}-merge", *key[1:], level, index) for index in range(len(groups))]
         for part, group in zip(parts, groups, strict=True):
             tasks[part] = Task(part, merge, *map(TaskRef, group))
@@ -458,22 +387,6 @@ def _token(source: Source, *parts: object) -> str:
     schema = reader.schema
     token: str = tokenize(str(reader.path), schema.parameter, schema.created, reader.n_rows, parts)
     return token
-
-
-def _task_steps(schema: Schema, n_steps: int) -> int:
-    """Return at most so many steps, but at least one block of them, in whole blocks."""
-    block_steps = schema.layout.block_steps
-    return max(1, n_steps // block_steps) * block_steps
-
-
-def reduction_steps(schema: Schema) -> int:
-    """Return the steps that a task of `LazyArray.reduce_rows` goes through at most."""
-    return _task_steps(schema, _TASK_STEPS)
-
-
-def _narrow(classes: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return classes in the smallest signed integers that hold them."""
-    return classes.astype(np.min_scalar_type(-n_classes))
 
 
 def _shape(axes: Sequence[Indices | int]) -> tuple[int, ...]:
@@ -536,37 +449,6 @@ def _compute_rows(
                     values[steps, where][part_rows, part_tokens] = numbers
                 else:
                     values[steps][part_rows, where[part_tokens]] = numbers
-
-
-def _reduce_part(
-    source: Source,
-    statistics: Statistics,
-    rows: Indices,
-    tokens: Indices,
-    dims: Indices,
-    classes: np.ndarray | None,
-    n_classes: int,
-) -> np.ndarray:
-    """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
-    numbers = statistics.neutral(n_classes, len(rows))
-    classes = np.zeros(len(tokens), np.int8) if classes is None else classes
-    if (np.diff(classes) < 0).any():
-        order = np.argsort(classes, kind="stable")
-        tokens, classes = np.asarray(tokens)[order], classes[order]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        np.setbufsize(_UFUNC_BUFFER)  # until the block ends
-        for (steps, _), window in iter_windows(source, rows, tokens, dims):
-            of_window = numbers[..., steps]
-            for (part_rows, part_tokens), part in window.parts(classes, statistics.dtype):
-                of_part = of_window[classes[part_tokens.start], :, part_rows]
-                for index, values in enumerate(statistics.compute(part)):
-                    statistics.combine[index](of_part[index], values, out=of_part[index])
-    return numbers
-
-
-_UFUNC_BUFFER = 512
-"""Elements that NumPy copies to have scalars of steps beside them where rows are shorter than half
-of its buffer, which takes longer than to compute."""
 
 
 def _reduce_tokens(

@@ -4,29 +4,33 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 
-from thimble_zarr.analysis.accounting import lazy_variable
+from thimble_zarr.analysis.windows import Selected, Source
 from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.indexing import Indices
 
 _WORDS = ("all", "live", "dead")
 
 
-def select_subsets(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
-    """Select the tokens of one subset or of several.
+def select(
+    source: Source, tokens: str | None, steps: str | None
+) -> tuple[Selected, dict[str, np.ndarray]]:
+    """Select steps of the tokens of one subset or of several.
 
     Parameters
     ----------
-    ds
-        A dataset from `open_dataset`.
-    spec
+    source
+        The recording.
+    tokens
         As `select_tokens` takes it, or several subsets separated by commas: `all`, `live` or
         `dead`, and besides them `@FILE`.
+    steps
+        As `select_steps` takes it.
 
     Returns
     -------
-    xarray.Dataset
-        The tokens of all subsets, lazy.
+    Selected
+        The tokens of all subsets.
     dict of str to numpy.ndarray
         By name, the ids of each subset.
 
@@ -34,23 +38,23 @@ def select_subsets(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, dict[s
     ------
     SelectionError
         If a subset cannot be read, names a token that is not there, or is empty, or the parameter
-        has no tokens: then there is only `all`, whose ids are those of its rows.
+        has no tokens: then there is only `all`, whose ids are those of its rows. Or if the steps
+        cannot be selected.
     """
-    if "token" not in ds.dims:
-        schema = lazy_variable(ds).source.reader.schema
-        if spec not in (None, "all"):
+    schema = source.reader.schema
+    if not schema.has_tokens:
+        if tokens not in (None, "all"):
             raise SelectionError(
-                f"--tokens {spec}: the parameter {schema.parameter or 'of this run'} has no "
+                f"--tokens {tokens}: the parameter {schema.parameter or 'of this run'} has no "
                 f"tokens, but dims ({', '.join(schema.dims)}); choose others with --parameter, or "
                 "leave --tokens out"
             )
-        return ds, {"all": lazy_variable(ds).source.token_ids}
-    selected = [select_tokens(ds, part) for part in _subsets(spec)]
-    subsets = {name: of.token.values for of, name in selected}
-    if len(selected) == 1:
-        return selected[0][0], subsets
-    tokens = functools.reduce(np.union1d, subsets.values())
-    return (ds if len(tokens) == ds.sizes["token"] else ds.sel(token=tokens)), subsets
+        subsets = {"all": source.token_ids}
+    else:
+        subsets = dict(select_tokens(source, part) for part in _subsets(tokens))
+    ids = functools.reduce(np.union1d, subsets.values())
+    whole = Selected(source, select_steps(source, steps), range(0), range(schema.n_dims))
+    return whole.of_ids(ids), subsets
 
 
 def _subsets(spec: str | None) -> list[str | None]:
@@ -68,13 +72,13 @@ def _subsets(spec: str | None) -> list[str | None]:
     return list(dict.fromkeys(parts))
 
 
-def select_tokens(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, str]:
+def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
     """Select tokens.
 
     Parameters
     ----------
-    ds
-        A dataset from `open_dataset`.
+    source
+        A recording whose rows are tokens.
     spec
         `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white space
         or commas, or `text:` followed by a token's exact text. None means dead where it is known
@@ -82,10 +86,10 @@ def select_tokens(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, str]:
 
     Returns
     -------
-    xarray.Dataset
-        The selected tokens, lazy.
     str
         The subset's name, for a title.
+    numpy.ndarray
+        The ids of the tokens, int64, ascending.
 
     Raises
     ------
@@ -93,35 +97,37 @@ def select_tokens(ds: xr.Dataset, spec: str | None) -> tuple[xr.Dataset, str]:
         If the selection cannot be read, names a token that is not there, or is empty.
     """
     if spec is None:
-        spec = "dead" if "dead" in ds.coords and bool(ds.dead.any()) else "all"
+        dead = source.labels.dead
+        spec = "all" if dead is None or not dead.any() else "dead"
     if spec == "all":
-        return ds, spec
+        return spec, source.token_ids
     if spec in ("live", "dead"):
-        tokens = _labelled(ds, spec)
+        tokens = _labelled(source, spec)
     elif spec.startswith("text:"):
-        tokens = _with_text(ds, spec.removeprefix("text:"))
+        tokens = _with_text(source, spec.removeprefix("text:"))
     else:
-        tokens = _ids(ds, spec)
+        tokens = _ids(source, spec)
     if len(tokens) == 0:
         raise SelectionError(f"no token is selected: --tokens {spec} is empty in this run")
-    return ds.sel(token=tokens), spec
+    return spec, tokens
 
 
-def _labelled(ds: xr.Dataset, label: str) -> np.ndarray:
-    if label not in ds.coords:
+def _labelled(source: Source, label: str) -> np.ndarray:
+    mask = source.labels.live if label == "live" else source.labels.dead
+    if mask is None:
         raise SelectionError(
             f"the run does not say which tokens are {label}; record it with token counts "
             "(`labels=` of Recorder), or select ids"
         )
-    tokens: np.ndarray = ds.token.values[ds[label].values]
+    tokens: np.ndarray = source.token_ids[mask]
     return tokens
 
 
-def _with_text(ds: xr.Dataset, text: str) -> np.ndarray:
-    if "text" not in ds.coords:
+def _with_text(source: Source, text: str) -> np.ndarray:
+    texts = source.labels.text
+    if texts is None:
         raise SelectionError("the run does not record the tokens' texts; select ids instead")
-    texts = ds.text.values
-    tokens: np.ndarray = ds.token.values[texts == text]
+    tokens: np.ndarray = source.token_ids[[known == text for known in texts]]
     if len(tokens) == 0:
         near = [repr(known) for known in texts if text and text.strip() == known.strip()]
         hint = f"; there is {', '.join(near[:5])}" if near else ""
@@ -129,7 +135,7 @@ def _with_text(ds: xr.Dataset, text: str) -> np.ndarray:
     return tokens
 
 
-def _ids(ds: xr.Dataset, spec: str) -> np.ndarray:
+def _ids(source: Source, spec: str) -> np.ndarray:
     written = spec
     if spec.startswith("@"):
         try:
@@ -142,44 +148,45 @@ def _ids(ds: xr.Dataset, spec: str) -> np.ndarray:
         raise SelectionError(
             f"--tokens {spec}: expected all, live, dead, ids such as 17,42, @FILE or text:TEXT"
         ) from error
-    known = np.isin(ids, ds.token.values)
+    known = np.isin(ids, source.token_ids)
     if not known.all():
         raise SelectionError(
-            f"token {ids[~known][0]} is not in this run, which has {_of_tokens(ds)}"
+            f"token {ids[~known][0]} is not in this run, which has {_of_tokens(source.token_ids)}"
         )
     return np.unique(ids)
 
 
-def _of_tokens(ds: xr.Dataset) -> str:
-    first, last = int(ds.token[0]), int(ds.token[-1])
-    some = ds.token.size < last - first + 1
-    return f"{f'{ds.token.size:,} of the ' if some else ''}tokens {first} to {last}"
+def _of_tokens(ids: np.ndarray) -> str:
+    first, last = int(ids[0]), int(ids[-1])
+    some = len(ids) < last - first + 1
+    return f"{f'{len(ids):,} of the ' if some else ''}tokens {first} to {last}"
 
 
-def select_steps(ds: xr.Dataset, spec: str | None) -> xr.Dataset:
+def select_steps(source: Source, spec: str | None) -> Indices:
     """Select a range of steps.
 
     Parameters
     ----------
-    ds
-        A dataset from `open_dataset`.
+    source
+        The recording.
     spec
         `A:B`, both inclusive as labels are in xarray; either may be left out. A single `A` is that
         step alone. None means every step.
 
     Returns
     -------
-    xarray.Dataset
-        The selected steps, lazy.
+    range or numpy.ndarray
+        The rows of the selected steps.
 
     Raises
     ------
     SelectionError
         If the range cannot be read, is empty, or is not within the run.
     """
+    recorded = source.steps
     if spec is None:
-        return ds
-    last = int(ds.step[-1])
+        return range(len(recorded))
+    last = int(recorded[-1])
     start, colon, stop = spec.partition(":")
     try:
         first_step = int(start) if start or not colon else 1
@@ -193,12 +200,11 @@ def select_steps(ds: xr.Dataset, spec: str | None) -> xr.Dataset:
         )
     if not 1 <= first_step <= last_step <= last:
         raise SelectionError(f"--steps {spec} is not within the recorded steps 1:{last}")
-    selected = ds.sel(step=slice(first_step, last_step))
-    if selected.sizes["step"] == 0:
-        after = int(np.searchsorted(ds.step.values, first_step))
-        near = ds.step.values[max(0, after - 1) : after + 1]
+    start_row, stop_row = np.searchsorted(recorded, (first_step, last_step + 1)).tolist()
+    if start_row == stop_row:
+        near = recorded[max(0, start_row - 1) : start_row + 1]
         raise SelectionError(
             f"--steps {spec}: none of them was recorded; near them are "
             f"{' and '.join(map(str, near))}"
         )
-    return selected
+    return range(start_row, stop_row)

@@ -11,9 +11,9 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -21,14 +21,14 @@ from thimble_zarr.format.bits import decode, storage_dtype
 from thimble_zarr.format.indexing import Indices, as_range, as_slice, by_chunk
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Reader
-from thimble_zarr.format.schema import Schema
+from thimble_zarr.format.schema import Schema, TokenLabels
 
 T = TypeVar("T")
 
 _WINDOW_ELEMENTS = 2**20
 """Elements a window of several chunks: so many that reading and replay run at full speed."""
 
-PART_BYTES = 2**18
+PART_BYTES = 2**19
 """Size of an array of numbers of a part."""
 
 
@@ -47,6 +47,21 @@ class Source:
 
     reader: Reader
     device: str | None = None
+
+    @classmethod
+    def of(cls, reader: Reader, device: str | None = None) -> Self:
+        """Return a recording that has begun.
+
+        Raises
+        ------
+        StoreError
+            If no row was committed yet.
+        """
+        if reader.n_rows == 0:
+            from thimble_zarr.format.lock import not_begun  # which few who read need
+
+            raise not_begun(reader.path)
+        return cls(reader, device)
 
     @cached_property
     def recorded(self) -> dict[str, np.ndarray]:
@@ -100,6 +115,11 @@ class Source:
         """The variable in the denominator."""
         return "max_exp_avg_sq" if self.reader.schema.optimizer.amsgrad else "exp_avg_sq"
 
+    @cached_property
+    def labels(self) -> TokenLabels:
+        """What is known of the tokens."""
+        return self.reader.read_labels()
+
     def __reduce__(self) -> "tuple[Callable[[bytes], Source], tuple[bytes]]":
         """Pickle without the scalars: whoever unpickles it reads them."""
         return _unpickled, (pickle.dumps((self.reader, self.device)),)
@@ -109,6 +129,52 @@ class Source:
 def _unpickled(content: bytes) -> Source:
     """Return one source for all tasks that a process is sent, so that it reads the scalars once."""
     return Source(*pickle.loads(content))
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection of a recording, of whatever rank its parameter is, as that of a matrix.
+
+    Attributes
+    ----------
+    source
+        The recording.
+    rows, tokens, dims
+        Positions along each axis, in the order they were asked for. Rows may be beyond those that
+        are recorded.
+    """
+
+    source: Source
+    rows: Indices
+    tokens: Indices
+    dims: Indices
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The step of each row, int64, shape `(step,)`."""
+        steps: np.ndarray = self.source.steps[np.asarray(self.rows)]
+        return steps
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Which row of the whole parameter each token is, int64, shape `(token,)`."""
+        ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens)]
+        return ids
+
+    def of_ids(self, ids: np.ndarray) -> "Selected":
+        """Return the same of those tokens alone that have these ids."""
+        return replace(self, tokens=as_range(np.searchsorted(self.source.token_ids, ids)))
+
+    @property
+    def is_checkable(self) -> np.ndarray:
+        """Which of the rows follow a recorded one, and so can be checked: bool, shape `(step,)`."""
+        rows, n_rows = np.asarray(self.rows), self.source.reader.n_rows
+        follows: np.ndarray = self.source.follows[np.minimum(rows, n_rows - 1)] & (rows < n_rows)
+        return follows
+
+    def on_device(self, device: str | None) -> "Selected":
+        """Return the same, with replays on `device`."""
+        return replace(self, source=replace(self.source, device=device))
 
 
 class _Piece:

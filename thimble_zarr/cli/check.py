@@ -9,13 +9,10 @@ import click
 from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK
 from thimble_zarr.cli.overview import Checked, overview, rendered_runs
 from thimble_zarr.cli.report import Section, in_words, rendered
-from thimble_zarr.cli.scheduling import scheduled, scheduling_options
+from thimble_zarr.cli.scheduling import computed, scheduling_options
 from thimble_zarr.errors import StoreError, ThimbleError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import xarray as xr
-
     from thimble_zarr.format.store import StoreReader
     from thimble_zarr.interchange.notebook import NotebookReader
 
@@ -156,32 +153,35 @@ def _check(
     **scheduling: Any,
 ) -> list[Section]:
     """Check the subsets of a parameter that `--tokens` names, in one pass over the store."""
-    from thimble_zarr.analysis.accounting import check_inputs, lazy_variable
-    from thimble_zarr.analysis.dataset import dataset_of
-    from thimble_zarr.analysis.findings import find_causes
-    from thimble_zarr.analysis.selection import select_steps, select_subsets
+    from thimble_zarr.analysis.audit import Audit, check_inputs
+    from thimble_zarr.analysis.selection import select
     from thimble_zarr.analysis.variables import missing_inputs
-    from thimble_zarr.analysis.verdict import verdict
+    from thimble_zarr.analysis.windows import Source
 
-    ds, subsets = select_subsets(dataset_of(reader), tokens)
-    ds = select_steps(ds, steps)
-    schema = lazy_variable(ds).source.reader.schema
-    check_inputs(schema, replay=False)
-    replay = replay and not missing_inputs("unexplained", schema)
-    how: dict[str, Any] = {"replay": replay, "extended": extended, "device": device}
-    tables = _account(ds, subsets, quiet=quiet, **how, **scheduling)
+    selected, subsets = select(Source.of(reader, device), tokens, steps)
+    check_inputs(reader.schema, replay=False)
+    replay = replay and not missing_inputs("unexplained", reader.schema)
+    audit = Audit.of(selected, replay=replay, extended=extended, subsets=subsets)
+    with computed(audit.reduction, replay=replay, quiet=quiet, **scheduling) as numbers:
+        # Only now: a third of a second, in which others compute.
+        import dask.array  # noqa: F401  # else xarray does, for its first dataset
+
+        from thimble_zarr.analysis.findings import find_causes
+        from thimble_zarr.analysis.table import tabulated
+        from thimble_zarr.analysis.verdict import verdict
+
+        tables = tabulated(audit, numbers())
     sections = []
-    for subset, table in tables.items():
-        of_subset = ds.sel(token=subsets[subset]) if len(subsets) > 1 else ds
+    for subset, ids in subsets.items():
+        table = tables.sel(subset=subset, drop=True)
+        of_subset = selected.of_ids(ids)
         findings = find_causes(of_subset, table) if replay else []
         sections.append(
             Section(
                 store=store,
                 parameter=_name(reader),
                 subset=subset,
-                ds=of_subset,
-                n_selected=len(subsets[subset]),
-                n_all=reader.schema.n_tokens,
+                selected=of_subset,
                 table=table,
                 extended=extended,
                 findings=findings,
@@ -189,23 +189,3 @@ def _check(
             )
         )
     return sections
-
-
-def _account(
-    ds: "xr.Dataset",
-    subsets: "Mapping[str, np.ndarray]",
-    *,
-    replay: bool,
-    extended: bool,
-    device: str | None,
-    quiet: bool,
-    **scheduling: Any,
-) -> "dict[str, xr.Dataset]":
-    """Compare all subsets in one pass; return the table of each."""
-    from thimble_zarr.analysis.accounting import accounting, lazy_variable
-    from thimble_zarr.analysis.budget import Needs
-
-    needs = Needs.of(lazy_variable(ds), replay=replay, n_classes=2 ** len(subsets))
-    with scheduled(needs, replay=replay, quiet=quiet, **scheduling):
-        table = accounting(ds, subsets=subsets, replay=replay, extended=extended, device=device)
-    return {subset: table.sel(subset=subset, drop=True) for subset in subsets}

@@ -79,7 +79,7 @@ def _line(section: Section) -> tuple[str, ...]:
     return (
         str(section.store),
         section.parameter or "-",
-        f"{section.subset}: {section.n_selected:,} of {section.n_all:,}{rows}",
+        f"{section.subset}: {len(section.selected.tokens):,} of {section.schema.n_tokens:,}{rows}",
         f"{int(table.step[0])} to {int(table.step[-1])}{_some(section)}",
         f"{cosines[0]:.4f}",
         f"{cosines[-1]:.4f}",

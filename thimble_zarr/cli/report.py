@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from thimble_zarr.analysis.findings import Finding
     from thimble_zarr.analysis.verdict import Verdict
+    from thimble_zarr.analysis.windows import Selected
     from thimble_zarr.format.schema import Schema
 
 EDGE_ROWS = 20
@@ -33,10 +34,8 @@ class Section:
         The subset's name.
     parameter
         The parameter's name, where the store holds several.
-    ds
-        The dataset, with what was selected of it.
-    n_selected, n_all
-        Tokens that were selected, and all of the parameter; rows where it has none.
+    selected
+        What was selected of the run.
     table
         What `accounting` returned.
     extended
@@ -50,9 +49,7 @@ class Section:
     store: Path
     parameter: str | None
     subset: str
-    ds: "xr.Dataset"
-    n_selected: int
-    n_all: int
+    selected: "Selected"
     table: "xr.Dataset"
     extended: bool
     findings: "Sequence[Finding]"
@@ -61,7 +58,7 @@ class Section:
     @property
     def n_recorded(self) -> int:
         """Selected steps that were recorded. Those whose row before was not are not checked."""
-        return int((self.ds.step > 0).sum())
+        return int((self.selected.steps > 0).sum())
 
     @property
     def not_replayed(self) -> str:
@@ -79,9 +76,7 @@ class Section:
     @property
     def schema(self) -> "Schema":
         """What was recorded."""
-        from thimble_zarr.analysis.accounting import lazy_variable
-
-        return lazy_variable(self.ds).source.reader.schema
+        return self.selected.source.reader.schema
 
 
 def rendered(sections: Sequence[Section], format_: str) -> str:
@@ -141,7 +136,7 @@ def as_json(sections: Sequence[Section]) -> dict[str, Any]:
 
 
 def _rows(section: Section) -> "pd.DataFrame":
-    from thimble_zarr.analysis.accounting import COLUMNS, EXTENDED
+    from thimble_zarr.analysis.table import COLUMNS, EXTENDED
 
     extended = (name for name in EXTENDED if section.extended and name in section.table)
     return (
@@ -200,13 +195,13 @@ def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
 
 
 def _title(section: Section) -> str:
-    ds = section.ds
+    schema, steps = section.schema, section.selected.steps
     return (
-        f"Store    {section.of}: {ds.attrs['dtype']}, {ds.attrs['optimizer']} "
-        f"({ds.attrs['implementation']})\n"
-        f"{f'{section.schema.row_name.capitalize()}s':<8} "
-        f"{section.subset}: {section.n_selected:,} of {section.n_all:,}\n"
-        f"Steps    {max(1, int(ds.step.min()))} to {int(ds.step.max())}{_left_out(section)}"
+        f"Store    {section.of}: {schema.dtypes['W']}, {schema.optimizer.name} "
+        f"({schema.optimizer.implementation})\n"
+        f"{f'{schema.row_name.capitalize()}s':<8} "
+        f"{section.subset}: {len(section.selected.tokens):,} of {schema.n_tokens:,}\n"
+        f"Steps    {max(1, int(steps[0]))} to {int(steps[-1])}{_left_out(section)}"
     )
 
 
@@ -251,7 +246,7 @@ def _section_as_json(section: Section) -> dict[str, Any]:
     return {
         "store": str(section.store),
         **({"parameter": section.parameter} if section.parameter else {}),
-        "tokens": {"subset": section.subset, "n": section.n_selected},
+        "tokens": {"subset": section.subset, "n": len(section.selected.tokens)},
         "steps": [int(rows.t.min()), int(rows.t.max())],
         "n_skipped": int(table.skipped.sum()),
         "n_steps": {"checked": len(rows), "recorded": section.n_recorded},

@@ -2,11 +2,13 @@
 
 They are as many as the memory allows. Not threads: a task makes thousands of calls of some ten
 microseconds, and in threads Python's lock is handed over at each of them, which takes longer; two
-threads are no faster than one. A forked process starts in milliseconds and shares what is imported.
-The scheduling itself is Dask's.
+threads are no faster than one. A forked process starts in milliseconds and shares what is imported;
+it is forked before what only the report needs, which is imported while it computes. The scheduling
+on a cluster is Dask's.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -14,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context, resource_tracker
@@ -26,13 +28,17 @@ from thimble_zarr.cli.options import Size
 from thimble_zarr.errors import ConfigError, ThimbleError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from thimble_zarr.analysis.budget import Needs
+    from thimble_zarr.analysis.reduction import Reduction
 
 _FREE_SHARE = 4, 5
 """Of the free memory a check takes four fifths at most, unless it is told how much."""
 
-_FIRST_USE_BYTES = 32 * 10**6
-"""What libraries still take when they are first used, measured on Linux."""
+_LATER_BYTES = 88 * 10**6
+"""What libraries still take when they are first used, and what the report needs when it is imported,
+measured on Linux."""
 
 _WORKER_BYTES = 350 * 10**6
 """A worker process with Dask and torch and nothing to do, measured on Linux."""
@@ -41,21 +47,21 @@ _INTERVAL_S = 0.2
 
 
 @contextlib.contextmanager
-def scheduled(
-    needs: "Needs",
+def computed(
+    reduction: "Reduction",
     *,
     memory_bytes: int | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
     replay: bool = True,
     quiet: bool = False,
-) -> Iterator[None]:
-    """Have Dask compute what is computed inside, with progress on stderr.
+) -> Iterator[Callable[[], "np.ndarray"]]:
+    """Have a reduction computed, with progress on stderr.
 
     Parameters
     ----------
-    needs
-        What the accounting takes.
+    reduction
+        What to compute.
     memory_bytes
         Bound on the memory of all processes together; by default a share of what is free. With a
         scheduler the memory is its workers' own affair.
@@ -69,6 +75,12 @@ def scheduled(
     quiet
         Show no progress.
 
+    Yields
+    ------
+    callable
+        Waits for the numbers and returns them, shape `(class, number, step)`. Without a cluster
+        they are computed meanwhile.
+
     Raises
     ------
     ConfigError
@@ -77,13 +89,17 @@ def scheduled(
     ThimbleError
         If the workers failed.
     """
+    from thimble_zarr.analysis.budget import Needs
+
     if scheduler is not None and (workers, memory_bytes) != (None, None):
         raise ConfigError(
             "--scheduler has workers with memory of their own: leave out --workers and --memory"
         )
+    needs = Needs.of(reduction, replay=replay)
     if workers is None and scheduler is None:
-        with _local(needs, memory_bytes, replay=replay), _progress(quiet=quiet):
-            yield
+        with _executor(needs, memory_bytes, replay=replay) as executor:
+            tasks = [[executor.submit(part) for part in parts] for parts in reduction.parts()]
+            yield functools.partial(_gathered, reduction, tasks, quiet=quiet)
         return
     distributed = _distributed()
     with _without_logs(), contextlib.ExitStack() as stack:
@@ -91,54 +107,82 @@ def scheduled(
             _fits(needs, memory_bytes, workers, replay=replay)
             scheduler = stack.enter_context(_cluster(distributed, workers))
         client = stack.enter_context(_connected(distributed, scheduler))
-        stack.enter_context(_remote_progress(client, quiet=quiet))
         try:
-            yield
+            yield functools.partial(_from_cluster, reduction, client, quiet=quiet)
         except distributed.KilledWorker as error:
             raise ThimbleError(
                 f"worker processes died again and again, for want of memory perhaps: {error}"
             ) from error
 
 
+def _gathered(
+    reduction: "Reduction", tasks: "list[list[Future[np.ndarray]]]", *, quiet: bool
+) -> "np.ndarray":
+    """Wait for the tasks of a reduction; merge what they return as soon as it can be."""
+    import numpy as np
+    from tqdm import tqdm
+
+    bar: tqdm[Any] = tqdm(
+        desc="checking",
+        total=reduction.n_parts,
+        disable=True if quiet else None,
+        leave=False,
+    )
+    merged = []
+    with bar:
+        while tasks:
+            numbers = []
+            for task in tasks.pop(0):
+                numbers.append(task.result())
+                bar.update()
+            merged.append(reduction.merged(numbers))
+    return np.concatenate(merged, axis=-1)
+
+
+def _from_cluster(reduction: "Reduction", client: Any, *, quiet: bool) -> "np.ndarray":
+    """Return what the cluster of a client computes."""
+    from thimble_zarr.analysis.lazy import as_dask
+
+    with _remote_progress(client, quiet=quiet):
+        numbers: np.ndarray = as_dask(reduction).compute()
+    return numbers
+
+
 @contextlib.contextmanager
-def _local(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iterator[None]:
-    # By their names Dask would look for a client first, and so import `distributed`.
-    import dask.multiprocessing
-    import dask.threaded
+def _executor(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iterator[Executor]:
+    """Return processes to compute in, or threads where one is enough or none can be forked."""
+    import dask.config
     from dask.system import CPU_COUNT
 
     most = min(dask.config.get("num_workers", None) or CPU_COUNT, needs.n_tasks)
     n_tasks = _n_at_once(needs, memory_bytes, most, replay=replay)
-    if n_tasks == 1:
-        with dask.config.set(scheduler=dask.get):
-            yield
-    elif sys.platform != "linux":
-        with dask.config.set(scheduler=dask.threaded.get, num_workers=n_tasks):
-            yield
-    else:
-        with (
-            _forked(n_tasks) as pool,
-            dask.config.set(scheduler=dask.multiprocessing.get, pool=pool, chunksize=1),
-        ):
-            yield
+    if n_tasks > 1 and sys.platform == "linux":
+        with _forked(n_tasks) as processes:
+            yield processes
+        return
+    threads = ThreadPoolExecutor(n_tasks)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def _forked(n_processes: int) -> Iterator[ProcessPoolExecutor]:
     """Fork processes, when the first task is there; Ctrl-C ends them after the task they are at."""
-    pool = ProcessPoolExecutor(n_processes, get_context("fork"), initializer=_alone)
+    processes = ProcessPoolExecutor(n_processes, get_context("fork"), initializer=_alone)
     try:
         with warnings.catch_warnings():
             # Newer Pythons warn where there are other threads; ours hold no lock meanwhile.
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-            yield pool
+            yield processes
     except BrokenProcessPool as error:
         raise ThimbleError(
             "a process that computed was killed, for want of memory perhaps; "
             "give less of it to the check (--memory)"
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        processes.shutdown(cancel_futures=True)
 
 
 def _alone() -> None:
@@ -161,7 +205,7 @@ def _n_at_once(needs: "Needs", memory_bytes: int | None, most: int, *, replay: b
 
     if replay:
         import torch  # noqa: F401  # what it takes counts
-    held_bytes = psutil.Process().memory_info().rss + _FIRST_USE_BYTES
+    held_bytes = psutil.Process().memory_info().rss + _LATER_BYTES
     if memory_bytes is not None:
         return needs.n_at_once(memory_bytes, held_bytes, most)
     share, whole = _FREE_SHARE
@@ -271,14 +315,6 @@ def _without_logs() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-@contextlib.contextmanager
-def _progress(*, quiet: bool) -> Iterator[None]:
-    from tqdm.dask import TqdmCallback
-
-    with TqdmCallback(desc="checking", disable=True if quiet else None, leave=False):
-        yield
 
 
 @contextlib.contextmanager

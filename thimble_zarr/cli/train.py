@@ -264,11 +264,11 @@ class _ProgressBar:
 
 def render_validation(store: Path) -> str:
     """Return the original notebook's quick validation: ratio and cosine over all tokens."""
-    from thimble_zarr.analysis.accounting import accounting, is_checkable
+    from thimble_zarr.analysis.accounting import accounting, selected
     from thimble_zarr.analysis.dataset import open_dataset
 
     ds = open_dataset(store)
-    checkable = ds.step.values[is_checkable(ds)].tolist()
+    checkable = ds.step.values[selected(ds).is_checkable].tolist()
     if "adam_residual" not in ds or not checkable:
         return "Of what was recorded no step can be checked.\n"
     steps = sorted({*VALIDATION_STEPS} & {*checkable} | {checkable[-1]})
