@@ -155,6 +155,9 @@ def test_what_does_not_go_together_is_a_usage_error(
     result = CliRunner().invoke(cli, ["check", str(store), *options])
     assert result.exit_code == 2
     assert message in result.output
+    from distributed.client import _get_global_client
+
+    assert _get_global_client() is None  # else whoever computes next would wait for it
 
 
 def test_without_distributed_it_says_what_to_install(

@@ -6,7 +6,7 @@ also where rounding swallows what was altered.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import xarray as xr
 from thimble_zarr.analysis.causes import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.evidence import Evidence, Run
 from thimble_zarr.analysis.windows import Selected, Source
+from thimble_zarr.format.reader import AlteredChunk as Altered
 
 _MAX_RUNS = 16
 """Runs that are looked into; more of them are rarely of different causes."""
@@ -92,7 +93,15 @@ class MoreFailures(Named):
     code = "more-failures"
 
 
-def find_causes(selected: Selected, table: xr.Dataset) -> list[Finding]:
+def find_altered(selected: Selected) -> list[Altered]:
+    """Return the chunks that were altered, of those that the steps of a selection depend on."""
+    rows = selected.rows
+    return list(selected.source.reader.altered_chunks((min(rows) - 1, max(rows) + 1)))
+
+
+def find_causes(
+    selected: Selected, table: xr.Dataset, altered: Sequence[Altered] | None = None
+) -> list[Finding]:
     """Explain why an accounting does not balance, and look for chunks that were altered.
 
     Parameters
@@ -101,6 +110,8 @@ def find_causes(selected: Selected, table: xr.Dataset) -> list[Finding]:
         What was accounted for.
     table
         What `accounting` returned, with the replay.
+    altered
+        What `find_altered` returned, where that was done already.
 
     Returns
     -------
@@ -117,9 +128,9 @@ def find_causes(selected: Selected, table: xr.Dataset) -> list[Finding]:
     if rest:
         where = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": _n_steps(rest)}
         found.append(_finding(MoreFailures, where, source))
-    checked = np.searchsorted(source.steps, table.step.values)
-    rows = int(checked.min()) - 1, int(checked.max()) + 1
-    found += _mislabelled(source) + _altered(source, rows, tokens)
+    checked = replace(selected, rows=np.searchsorted(source.steps, table.step.values))
+    found += _mislabelled(source)
+    found += _altered(checked, find_altered(checked) if altered is None else altered)
     return sorted(_merged(found), key=lambda f: (f.code == AlteredChunk.code, f.step))
 
 
@@ -156,10 +167,11 @@ def _mislabelled(source: Source) -> list[Finding]:
     return [_finding(MislabelledRow, where, source)]
 
 
-def _altered(source: Source, rows: tuple[int, int], tokens: np.ndarray) -> list[Finding]:
-    """Look for what was stored anew, as far as the rows and tokens depend on it."""
-    findings, reader = [], source.reader
-    for index, chunk in enumerate(reader.altered_chunks(rows)):
+def _altered(selected: Selected, altered: Sequence[Altered]) -> list[Finding]:
+    """Name what was stored anew, as far as the selection depends on it."""
+    findings, source, tokens = [], selected.source, np.asarray(selected.tokens)
+    reader, first_row, last_row = source.reader, min(selected.rows) - 1, max(selected.rows)
+    for index, chunk in enumerate(altered):
         if chunk.tokens is not None and not np.isin(chunk.tokens, tokens).any():
             continue
         where: dict[str, object] = {"variable": chunk.variable, "n_steps": 1}
@@ -168,7 +180,7 @@ def _altered(source: Source, rows: tuple[int, int], tokens: np.ndarray) -> list[
             first = None if chunk.tokens is None else int(chunk.tokens[0])
             where |= {"step": chunk.first_row, "token": first}
             findings.append(_finding(AlteredChunk, where, source))
-        elif rows[0] <= place[0] < rows[1] and place[1] in tokens:
+        elif first_row <= place[0] <= last_row and place[1] in tokens:
             where |= dict(zip(("step", "token", "dim", "bit"), place, strict=True))
             findings.append(_finding(FlippedBit, where, source))
     return findings

@@ -166,16 +166,17 @@ def _check(
         # Only now: a third of a second, in which others compute.
         import dask.array  # noqa: F401  # else xarray does, for its first dataset
 
-        from thimble_zarr.analysis.findings import find_causes
+        from thimble_zarr.analysis.findings import find_altered, find_causes
         from thimble_zarr.analysis.table import tabulated
         from thimble_zarr.analysis.verdict import verdict
 
+        altered = find_altered(audit.reduction.selected) if replay else ()
         tables = tabulated(audit, numbers())
     sections = []
     for subset, ids in subsets.items():
         table = tables.sel(subset=subset, drop=True)
         of_subset = selected.of_ids(ids)
-        findings = find_causes(of_subset, table) if replay else []
+        findings = find_causes(of_subset, table, altered) if replay else []
         sections.append(
             Section(
                 store=store,

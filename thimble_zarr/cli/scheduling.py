@@ -37,8 +37,8 @@ _FREE_SHARE = 4, 5
 """Of the free memory a check takes four fifths at most, unless it is told how much."""
 
 _LATER_BYTES = 88 * 10**6
-"""What libraries still take when they are first used, and what the report needs when it is imported,
-measured on Linux."""
+"""What libraries still take when they are first used, and what is imported for the report, measured
+on Linux."""
 
 _WORKER_BYTES = 350 * 10**6
 """A worker process with Dask and torch and nothing to do, measured on Linux."""
@@ -78,8 +78,8 @@ def computed(
     Yields
     ------
     callable
-        Waits for the numbers and returns them, shape `(class, number, step)`. Without a cluster
-        they are computed meanwhile.
+        Waits for the numbers, which are computed meanwhile, and returns them, shape `(class,
+        number, step)`.
 
     Raises
     ------
@@ -108,7 +108,8 @@ def computed(
             scheduler = stack.enter_context(_cluster(distributed, workers))
         client = stack.enter_context(_connected(distributed, scheduler))
         try:
-            yield functools.partial(_from_cluster, reduction, client, quiet=quiet)
+            future = client.compute(_as_dask(reduction))
+            yield functools.partial(_from_cluster, client, future, quiet=quiet)
         except distributed.KilledWorker as error:
             raise ThimbleError(
                 f"worker processes died again and again, for want of memory perhaps: {error}"
@@ -139,12 +140,16 @@ def _gathered(
     return np.concatenate(merged, axis=-1)
 
 
-def _from_cluster(reduction: "Reduction", client: Any, *, quiet: bool) -> "np.ndarray":
-    """Return what the cluster of a client computes."""
+def _as_dask(reduction: "Reduction") -> Any:
     from thimble_zarr.analysis.lazy import as_dask
 
+    return as_dask(reduction)
+
+
+def _from_cluster(client: Any, future: Any, *, quiet: bool) -> "np.ndarray":
+    """Wait for what a cluster computes."""
     with _remote_progress(client, quiet=quiet):
-        numbers: np.ndarray = as_dask(reduction).compute()
+        numbers: np.ndarray = future.result()
     return numbers
 
 
@@ -299,7 +304,8 @@ def _quiet_resource_tracker() -> Iterator[None]:
 
 def _connected(distributed: Any, scheduler: Any) -> Any:
     try:
-        return distributed.Client(scheduler)
+        # Not everyone's client: one that could not connect would be that, too.
+        return distributed.Client(scheduler, set_as_default=False)
     except ValueError as error:
         raise ConfigError(
             f"{scheduler!r} is no address of a scheduler, such as tcp://10.0.0.1:8786: {error}"

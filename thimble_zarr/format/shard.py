@@ -160,7 +160,7 @@ class ShardFile:
         """Say that these chunks and those between will be read, so that the disk may begin."""
         if first >= last or not hasattr(os, "posix_fadvise"):
             return
-        start, (offset, n_bytes) = int(self._index[first][0]), map(int, self._index[last])
+        start, (offset, n_bytes) = self._index[first][0], self._index[last]
         if start < offset + n_bytes <= self._n_bytes:
             with suppress(OSError):  # a file system that cannot
                 os.posix_fadvise(
@@ -196,28 +196,33 @@ class ShardFile:
         _checked(stored, f"chunk {chunk}")
         return int.from_bytes(stored[-_CHECKSUM_BYTES:], "little")
 
-    def stored_checksum(self, chunk: int) -> int | None:
-        """Return the checksum that follows a chunk, None where the chunk was left out."""
-        offset, n_bytes = self._span(chunk)
-        if offset == _EMPTY:
-            return None
-        checksum = self._read(offset + n_bytes - _CHECKSUM_BYTES, _CHECKSUM_BYTES)
-        return int.from_bytes(checksum, "little")
+    def stored_checksums(self) -> list[int | None]:
+        """Return the checksum that follows each chunk, None where one was left out."""
+        checksums: list[int | None] = []
+        for offset, n_bytes in map(self._span, range(self._n_chunks)):
+            if offset == _EMPTY:
+                checksums.append(None)
+                continue
+            at = offset + n_bytes - _CHECKSUM_BYTES  # inside of the file: `_span` has looked
+            stored = os.pread(self._descriptor, _CHECKSUM_BYTES, at)
+            checksums.append(int.from_bytes(stored, "little"))
+        return checksums
 
     def _span(self, chunk: int) -> tuple[int, int]:
         """Return offset and length of a chunk, both `_EMPTY` where it was left out."""
-        offset, n_bytes = (int(number) for number in self._index[chunk])
+        offset, n_bytes = self._index[chunk]
         inside = _CHECKSUM_BYTES < n_bytes <= self._n_bytes - offset
         if not inside and not offset == n_bytes == _EMPTY:
             raise ValueError(f"its index points to {n_bytes} bytes at {offset}, outside of it")
         return offset, n_bytes
 
-    def _read_index(self) -> np.ndarray:
+    def _read_index(self) -> list[list[int]]:
         n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
         if n_bytes > self._n_bytes:
             raise ValueError(f"it has no room for the index of {self._n_chunks:,} chunks")
         content = self._read(max(0, self._n_bytes - n_bytes), n_bytes)
-        return _checked(content, "the index").view("<u8").reshape(-1, 2).copy()
+        index: list[list[int]] = _checked(content, "the index").view("<u8").reshape(-1, 2).tolist()
+        return index
 
     def _read(self, offset: int, n_bytes: int) -> memoryview:
         """Return bytes of the file, in memory that the next call overwrites."""

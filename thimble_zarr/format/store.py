@@ -337,8 +337,10 @@ class StoreReader:
         with self._block(name, first_row) as shard:
             return [
                 AlteredChunk(name, first_row, chunk, self._tokens_of(chunk), committed)
-                for chunk, committed in enumerate(checksums)
-                if shard.stored_checksum(chunk) != committed.stored
+                for chunk, (committed, stored) in enumerate(
+                    zip(checksums, shard.stored_checksums(), strict=True)
+                )
+                if stored != committed.stored
                 and values_checksum(shard.decode(chunk)) != committed.values
             ]
 
@@ -357,10 +359,8 @@ class StoreReader:
         DamagedStoreError
             If the file cannot be decoded.
         """
-        layout = self.schema.layout
-        n_chunks = layout.shard_tokens(self.schema.n_tokens) // layout.chunk_tokens
         with self._block(name, first_row) as shard:
-            return [shard.stored_checksum(chunk) for chunk in range(n_chunks)]
+            return shard.stored_checksums()
 
     def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
         """Return row, token, dim and bit, if one flipped bit is all that altered a chunk.
