@@ -12,13 +12,15 @@ from benchmarks.__main__ import machine, measure_in_turn, python, summarize
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--workers", default=2, show_default=True, help="Compared with one.")
 @click.option("--repeats", default=3, show_default=True)
-def main(store: Path, *, workers: int, repeats: int) -> None:
-    """Check all that can be checked of STORE with one worker and with several; print the ratio.
+@click.option("--replay/--no-replay", default=True, help="With the exact check, or the formula's.")
+def main(store: Path, *, workers: int, repeats: int, replay: bool) -> None:
+    """Check all tokens of STORE with one worker and with several; print both and the ratio.
 
     Start-up of a cluster takes seconds, so the run should be long: 5,000 steps of Thimble 1, say.
     """
-    what = ("--tokens", "dead,live,all", "--extended", "--format", "csv", "--quiet")
-    check = python("thimble_zarr", "check", store, *what, "--workers")
+    what = ("--tokens", "all", "--extended", "--format", "csv", "--quiet")
+    how = () if replay else ("--no-replay",)
+    check = python("thimble_zarr", "check", store, *what, *how, "--workers")
     commands = {str(number): [*check, str(number)] for number in (1, workers)}
     found = summarize(measure_in_turn(commands, repeats=repeats))
     times = [found[number]["wall_s"] for number in commands]

@@ -121,12 +121,13 @@ def test_peak_memory_is_not_the_parent_s() -> None:
 
 def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
     numbers = {"wall_s": 2.0, "peak_rss_bytes": 1e8, "bytes_read": 1e6}
-    numbers |= {"process_s": 1e-3, "process_bytes_read": 1e3, "difference": 0.0}
+    numbers |= {"process_s": 1e-3, "process_bytes_read": 1e3, "difference": 0.0, "n": 5}
     peers = ("notebook", "memmap", "h5py", "zarr + dask", "tensorstore", "thimble-zarr")
     reading = {task: {peer: dict(numbers) for peer in peers} for task in TASKS}
     reading[EXACT]["memmap"]["wall_s"] = 0.5
+    reading[EXACT]["zarr + dask"]["n"] = 1
     taken = {"busy_median_s": 1e-3, "busy_worst_s": 1.0, "total_s": 5.0}
-    taken |= {"peak_rss_bytes": 1e9, "disk_bytes": 1e9}
+    taken |= {"peak_rss_bytes": 1e9, "disk_bytes": 1e9, "n": 3}
     results = {
         "about": {
             "date": "2026-01-01",
@@ -144,6 +145,7 @@ def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
     }
     text = markdown(results)
     assert "not first in: exact check of all tokens (memmap, 4.0 times)." in text
+    assert "medians of 5; zarr + dask, where it takes minutes, once. x, 2 cores" in text
     assert text.count("not first in: nothing.") == 3
     plot(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0

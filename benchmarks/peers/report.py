@@ -130,7 +130,8 @@ def cold(results: Results) -> list[str]:
     return [
         "## Reading from the disk: whole processes, nothing in the page cache",
         "As when the data are larger than memory: before each process its files are dropped from "
-        "the page cache (`posix_fadvise`). Time, peak RSS; the shortest time is bold.",
+        f"the page cache (`posix_fadvise`). Medians of {turns(results['cold'])}; time, peak RSS; the "
+        "shortest time is bold.",
         summary(results, "cold"),
         next(not_first(results["cold"], results["tasks"])),
     ]
@@ -148,8 +149,8 @@ def markdown(results: Results) -> str:
         "# Beside other tools",
         f"The same recorded run, {about['steps']:,} steps of {about['n_tokens']:,} x "
         f"{about['n_dims']} in bfloat16 ({about['n_dead']:,} dead tokens), read by other tools and "
-        f"by thimble-zarr; medians of {about['repeats']}. {host['platform']}, {host['cores']} "
-        f"cores, {size(host['memory_bytes'])} of memory, Python {host['python']}; {about['date']}, "
+        f"by thimble-zarr; {medians(results)}. {host['platform']}, {host['cores']} cores, "
+        f"{size(host['memory_bytes'])} of memory, Python {host['python']}; {about['date']}, "
         f"commit {about['commit']}. `python -m benchmarks.peers` wrote this file; raw numbers: "
         "[peers.json](peers.json).",
         "![Time against peak memory](RESULTS.png)",
@@ -173,7 +174,7 @@ def markdown(results: Results) -> str:
                 for task in SMALL
             ],
         ),
-        f"## Recording: {about['recording_steps']} steps",
+        f"## Recording: {about['recording_steps']} steps, medians of {recording[OURS]['n']:.0f}",
         *([about["note_on_recording"]] if "note_on_recording" in about else []),
         table(
             ["", *recording],
@@ -188,6 +189,19 @@ def markdown(results: Results) -> str:
         "```console\n$ .venv/bin/python -m benchmarks.peers --repeats 5\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def turns(reading: Results) -> int:
+    """Return how often was measured."""
+    return max(int(found["n"]) for by_peer in reading.values() for found in by_peer.values())
+
+
+def medians(results: Results) -> str:
+    """Return how often was measured, and what less often, if anything was."""
+    repeats, reading = results["about"]["repeats"], results["reading"]
+    seldom = {peer for found in reading.values() for peer in found if found[peer]["n"] < repeats}
+    but = f"; {' and '.join(sorted(seldom))}, where it takes minutes, once" if seldom else ""
+    return f"medians of {repeats}{but}"
 
 
 def summary(results: Results, measured: str = "reading") -> str:

@@ -174,13 +174,14 @@ def _executor(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iter
 
 @contextlib.contextmanager
 def _forked(n_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Fork processes, when the first task is there; Ctrl-C ends them after the task they are at."""
+    """Fork processes; Ctrl-C ends them after the task they are at."""
     processes = ProcessPoolExecutor(n_processes, get_context("fork"), initializer=_alone)
     try:
         with warnings.catch_warnings():
             # Newer Pythons warn where there are other threads; ours hold no lock meanwhile.
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-            yield processes
+            processes.submit(int)  # the first task, whatever it is, forks them
+        yield processes
     except BrokenProcessPool as error:
         raise ThimbleError(
             "a process that computed was killed, for want of memory perhaps; "
