@@ -55,15 +55,18 @@ def answer(peer: str, task: str, run: Measured) -> np.ndarray:
 
 
 def difference(task: str, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the largest difference: of cosines absolute, of counts too, of all else relative."""
+    """Return the largest difference: of cosines absolute, of counts too, of all else relative.
+
+    Where ours is NaN nothing moved, and there is nothing to compare.
+    """
     if ours.shape != theirs.shape:
         return float("inf")
     with np.errstate(invalid="ignore"):  # a ratio is infinite where nothing moved
         absolute = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
-    relative = absolute / np.maximum(np.abs(ours), np.finfo(float).tiny)
+        relative = absolute / np.maximum(np.abs(ours), np.finfo(float).tiny)
     if task in TABLES:
         relative[:, 3] = absolute[:, 3]
-    return float((absolute if task == EXACT else relative).max())
+    return float(np.nanmax(absolute if task == EXACT else relative))
 
 
 def warm(inputs: Inputs, peer: str) -> None:
@@ -209,11 +212,16 @@ def main(
         },
         "tasks": TASKS,
         "disk": stored_bytes(inputs),
-        "reading": measure_reading(inputs, warm, repeats=repeats, quick=quick),
-        "cold": measure_reading(inputs, cold, repeats=min(repeats, SELDOM), quick=True),
-        "recording": measure_recording(inputs, steps=steps, repeats=min(repeats, SELDOM)),
     }
-    output.with_name("peers.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    seldom = min(repeats, SELDOM)
+    measured = {
+        "reading": lambda: measure_reading(inputs, warm, repeats=repeats, quick=quick),
+        "cold": lambda: measure_reading(inputs, cold, repeats=seldom, quick=True),
+        "recording": lambda: measure_recording(inputs, steps=steps, repeats=seldom),
+    }
+    for name, measure_all in measured.items():
+        results[name] = measure_all()
+        output.with_name("peers.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     output.write_text(markdown(results), "utf-8")
     plot(results, output.with_suffix(".png"))
     click.echo(markdown(results))

@@ -58,13 +58,13 @@ def print_table(table: np.ndarray) -> None:
 
 
 def printed_table(stdout: str) -> np.ndarray:
-    """Read what `print_table`, or `check --format csv`, printed."""
+    """Read what `print_table`, or `check --format csv`, printed; NaN where nothing is."""
     lines = iter(stdout.splitlines())
     for line in lines:
         if line == HEADER:
             break
     rows = [line.split(",")[1:] for line in lines if not line.startswith("{")]
-    return np.array(rows, np.float64)
+    return np.array([[cell or "nan" for cell in row] for row in rows], np.float64)
 
 
 def digest(task: str, answer: np.ndarray) -> list[float]:

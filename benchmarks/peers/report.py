@@ -130,8 +130,8 @@ def cold(results: Results) -> list[str]:
     return [
         "## Reading from the disk: whole processes, nothing in the page cache",
         "As when the data are larger than memory: before each process its files are dropped from "
-        f"the page cache (`posix_fadvise`). Medians of {turns(results['cold'])}; time, peak RSS; the "
-        "shortest time is bold.",
+        f"the page cache (`posix_fadvise`). Medians of {turns(results['cold'])}. Time, peak RSS; "
+        "the shortest time is bold.",
         summary(results, "cold"),
         next(not_first(results["cold"], results["tasks"])),
     ]
