@@ -214,7 +214,7 @@ def main(
         "disk": stored_bytes(inputs),
     }
     seldom = min(repeats, SELDOM)
-    measured = {
+    measured: dict[str, Callable[[], Results]] = {
         "reading": lambda: measure_reading(inputs, warm, repeats=repeats, quick=quick),
         "cold": lambda: measure_reading(inputs, cold, repeats=seldom, quick=True),
         "recording": lambda: measure_recording(inputs, steps=steps, repeats=seldom),
