@@ -99,7 +99,8 @@ def test_what_does_not_move_has_no_cosine(tmp_path: Path) -> None:
 
 def test_an_empty_selection_is_an_error(toy_path: Path) -> None:
     ds = open_dataset(toy_path)
-    for empty in (ds.isel(token=[]), ds.isel(step=[]), ds.sel(step=0), ds.sel(step=[0])):
+    no_step = (ds.isel(step=[]), ds.sel(step=0), ds.sel(step=[0]), ds.sel(step=slice(9, 5)))
+    for empty in (ds.isel(token=[]), ds.sel(token=slice(5, 3)), *no_step):
         with pytest.raises(SelectionError, match="nothing is selected"):
             accounting(empty)
 

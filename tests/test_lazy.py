@@ -195,6 +195,19 @@ def test_a_selection_reads_only_its_chunks(
     assert sorted(reads.chunks) == [("W/c.0.0.0", 0), ("W/c.0.0.0", 5)]
 
 
+def test_the_disk_is_told_of_chunks_that_lie_together(
+    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(ShardFile, "will_read", lambda shard, *chunks: told.append(chunks))
+    last = wide.sizes["token"] - 1
+    wide.isel(token=[0, last], step=slice(1, 3)).W.compute()
+    assert told == []
+    wide.isel(token=slice(0, last), step=slice(1, 3)).W.compute()
+    assert told[0][0] == 0
+    assert told[0][1] > 5
+
+
 def test_a_residual_reads_each_input_once_and_one_row_more(
     wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

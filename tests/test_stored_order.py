@@ -100,7 +100,7 @@ def test_labels_that_do_not_fit_are_refused_as_ever(toy_path: Path) -> None:
         schema.labelled(token_labels(12))
 
 
-@pytest.mark.parametrize("mask", ["", "00", "zz00", "0001", "000000", 7, "0" * 10**6])
+@pytest.mark.parametrize("mask", ["", "00", "zz00", "0001", "000000", "    ", "f0  ", 7, "0" * 10**6])
 def test_what_is_no_mask_is_damage(toy_path: Path, tmp_path: Path, mask: object) -> None:
     relabel(toy_path, tmp_path / "run.zarr", stored_last=mask)
     with pytest.raises(DamagedStoreError, match="are stored last"):
@@ -125,6 +125,14 @@ def test_ids_that_are_lost_are_counted_anew(toy_path: Path, tmp_path: Path) -> N
     assert not verify(store).findings
     np.testing.assert_array_equal(xr.open_zarr(store).token, before)
     assert open_dataset(store).equals(open_dataset(toy_path))
+
+
+def test_ids_whose_order_is_lost_are_not_counted(toy_path: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(toy_path, tmp_path / "run.zarr"))
+    (store / "token" / "c.0").unlink()
+    relabel(store, tmp_path / "other.zarr", stored_last="00")
+    plan = repair(tmp_path / "other.zarr")
+    assert any("in which order the tokens are stored" in reason for reason in plan.hopeless)
 
 
 def test_the_order_is_told_in_the_metadata(path: Path, history: History) -> None:

@@ -54,9 +54,9 @@ def accounting(
         Whether to take every step again with torch and compare bits. Without it a bound on rounding
         judges the formula.
     extended
-        Whether to add the columns `EXTENDED`.
+        Whether to add the columns `table.EXTENDED`.
     subsets
-        By name, ids of tokens of `ds`, which are positions along the first axis. All subsets are
+        By name, ids of tokens of `ds`, or of rows of another parameter. All subsets are
         compared in one pass over the store.
     device
         Where to replay, as torch names it. Where the run was recorded, if None, or on the CPU

@@ -150,7 +150,7 @@ def _classes(
     numpy.ndarray
         Whether a subset has a class, bool, shape `(subset, class)`.
     numpy.ndarray
-        The class of each token; no subset has the last one, of tokens that are in none.
+        The class of each token. No subset has that of tokens that are in none.
     """
     for name, ids in subsets.items():
         if len(unknown := np.setdiff1d(ids, tokens)):

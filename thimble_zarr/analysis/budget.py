@@ -36,7 +36,7 @@ class Needs:
     task_bytes
         A task while it runs, and results that wait to be combined.
     table_bytes
-        The table, with all it is made of.
+        The table, with all it is made of, and what else grows with steps.
     n_tasks
         Tasks there are.
     """
@@ -58,7 +58,8 @@ class Needs:
                 n_classes=n_classes,
                 replay=replay,
             ),
-            table_bytes=table_bytes(len(rows), n_classes),
+            table_bytes=table_bytes(len(rows), n_classes)
+            + (checksum_bytes(schema, len(rows)) if replay else 0),
             n_tasks=reduction.n_parts,
         )
 
@@ -131,6 +132,13 @@ def task_bytes(
     n_results = min(reduction_steps(schema), n_rows) * n_classes * _STEP_NUMBERS
     taken += (FAN_IN + 1) * 8 * n_results
     return taken * 3 // 2
+
+
+def checksum_bytes(schema: Schema, n_rows: int) -> int:
+    """Return what the checksums of the chunks of so many rows take, which are looked through."""
+    layout = schema.layout
+    n_chunks = len(schema.dtypes) * layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens
+    return 8 * n_chunks * n_rows // layout.block_steps
 
 
 def table_bytes(n_rows: int, n_classes: int = 1) -> int:

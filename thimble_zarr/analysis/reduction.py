@@ -3,7 +3,7 @@
 A task goes through some tokens at some hundred steps, window by window (`analysis.windows`), and
 returns its numbers. There is no intermediate of the size of a run, and the numbers are the same bit
 for bit wherever the tasks run and whichever ends first. NumPy is all that this needs: processes may
-be forked for it before xarray and Dask are imported (`cli.scheduling`), and `analysis.lazy` makes a
+be forked for it before xarray is imported (`cli.scheduling`), and `analysis.lazy` makes a
 Dask graph of it.
 """
 

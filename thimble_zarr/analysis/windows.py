@@ -152,13 +152,13 @@ class Selected:
     @property
     def steps(self) -> np.ndarray:
         """The step of each row, int64, shape `(step,)`."""
-        steps: np.ndarray = self.source.steps[np.asarray(self.rows)]
+        steps: np.ndarray = self.source.steps[np.asarray(self.rows, np.int64)]
         return steps
 
     @property
     def ids(self) -> np.ndarray:
         """Which row of the whole parameter each token is, int64, shape `(token,)`."""
-        ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens)]
+        ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens, np.int64)]
         return ids
 
     def of_ids(self, ids: np.ndarray) -> "Selected":
@@ -168,7 +168,7 @@ class Selected:
     @property
     def is_checkable(self) -> np.ndarray:
         """Which of the rows follow a recorded one, and so can be checked: bool, shape `(step,)`."""
-        rows, n_rows = np.asarray(self.rows), self.source.reader.n_rows
+        rows, n_rows = np.asarray(self.rows, np.int64), self.source.reader.n_rows
         follows: np.ndarray = self.source.follows[np.minimum(rows, n_rows - 1)] & (rows < n_rows)
         return follows
 

@@ -153,13 +153,12 @@ def _check(
     **scheduling: Any,
 ) -> list[Section]:
     """Check the subsets of a parameter that `--tokens` names, in one pass over the store."""
-    from thimble_zarr.analysis.audit import Audit, check_inputs
+    from thimble_zarr.analysis.audit import Audit
     from thimble_zarr.analysis.selection import select
     from thimble_zarr.analysis.variables import missing_inputs
     from thimble_zarr.analysis.windows import Source
 
     selected, subsets = select(Source.of(reader, device), tokens, steps)
-    check_inputs(reader.schema, replay=False)
     replay = replay and not missing_inputs("unexplained", reader.schema)
     audit = Audit.of(selected, replay=replay, extended=extended, subsets=subsets)
     with computed(audit.reduction, replay=replay, quiet=quiet, **scheduling) as numbers:

@@ -37,7 +37,7 @@ class Section:
     selected
         What was selected of the run.
     table
-        What `accounting` returned.
+        Its part of what `tabulated` returned.
     extended
         Whether to show the columns `EXTENDED`.
     findings

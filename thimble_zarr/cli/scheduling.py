@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 _FREE_SHARE = 4, 5
 """Of the free memory a check takes four fifths at most, unless it is told how much."""
 
-_LATER_BYTES = 88 * 10**6
-"""What libraries still take when they are first used, and what is imported for the report, measured
-on Linux."""
+_FIRST_USE_BYTES = 32 * 10**6
+"""What libraries still take when they are first used, measured on Linux."""
+
+_REPORT_BYTES = 56 * 10**6
+"""What the report needs, when it is imported, measured on Linux."""
 
 _WORKER_BYTES = 350 * 10**6
 """A worker process with Dask and torch and nothing to do, measured on Linux."""
@@ -119,9 +121,11 @@ def computed(
 def _gathered(
     reduction: "Reduction", tasks: "list[list[Future[np.ndarray]]]", *, quiet: bool
 ) -> "np.ndarray":
-    """Wait for the tasks of a reduction; merge what they return as soon as it can be."""
+    """Wait for the tasks of a reduction; merge what they return a few at a time, and forget it."""
     import numpy as np
     from tqdm import tqdm
+
+    from thimble_zarr.analysis.reduction import by_fan_in
 
     bar: tqdm[Any] = tqdm(
         desc="checking",
@@ -129,13 +133,18 @@ def _gathered(
         disable=True if quiet else None,
         leave=False,
     )
+
+    def result(task: "Future[np.ndarray]") -> "np.ndarray":
+        numbers = task.result()
+        bar.update()
+        return numbers
+
     merged = []
     with bar:
         while tasks:
-            numbers = []
-            for task in tasks.pop(0):
-                numbers.append(task.result())
-                bar.update()
+            groups, numbers = by_fan_in(tasks.pop(0)), []
+            while groups:
+                numbers.append(reduction.statistics.merge(*map(result, groups.pop(0))))
             merged.append(reduction.merged(numbers))
     return np.concatenate(merged, axis=-1)
 
@@ -155,7 +164,10 @@ def _from_cluster(client: Any, future: Any, *, quiet: bool) -> "np.ndarray":
 
 @contextlib.contextmanager
 def _executor(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iterator[Executor]:
-    """Return processes to compute in, or threads where one is enough or none can be forked."""
+    """Return processes to compute in, or threads where one is enough or none can be forked.
+
+    Those, too, end the task they are at.
+    """
     import dask.config
     from dask.system import CPU_COUNT
 
@@ -174,7 +186,7 @@ def _executor(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iter
 
 @contextlib.contextmanager
 def _forked(n_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Fork processes; Ctrl-C ends them after the task they are at."""
+    """Fork processes; Ctrl-C ends them after the tasks that were handed out, of which some wait."""
     processes = ProcessPoolExecutor(n_processes, get_context("fork"), initializer=_alone)
     try:
         with warnings.catch_warnings():
@@ -211,7 +223,9 @@ def _n_at_once(needs: "Needs", memory_bytes: int | None, most: int, *, replay: b
 
     if replay:
         import torch  # noqa: F401  # what it takes counts
-    held_bytes = psutil.Process().memory_info().rss + _LATER_BYTES
+    held_bytes = psutil.Process().memory_info().rss + _FIRST_USE_BYTES
+    if "xarray" not in sys.modules:  # it is not the first of several checks
+        held_bytes += _REPORT_BYTES
     if memory_bytes is not None:
         return needs.n_at_once(memory_bytes, held_bytes, most)
     share, whole = _FREE_SHARE

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from thimble_zarr.errors import StoreError
+from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.declared import Declared
 from thimble_zarr.format.disk import Disk, remove_file
 from thimble_zarr.format.documents import is_chunk_key, leads_out
@@ -315,9 +315,14 @@ class _Planner:
         if name in _COUNTED:
             start = _index(key) * len(values)
             stop = min(start + len(values), plan.n_rows if per_step else declared.shape[0])
-            counted = None if per_step else self._stored_order(array)
-            counted = np.arange(start, stop) if counted is None else counted[start:stop]
-            values[: stop - start] = counted
+            order = np.arange(stop) if per_step else self._stored_order(array)
+            if order is None or len(order) < stop:
+                plan.hopeless.append(
+                    f"{key} is lost, and so is in which order the {name}s are stored; restore it "
+                    "from a copy"
+                )
+                return
+            values[: stop - start] = order[start:stop]
             what = "count its values anew"
         plan.steps.append(f"write {key} anew: {what}")
         content = plan.written[key] = encode_vector(values)
@@ -335,8 +340,12 @@ class _Planner:
         return schema.get("whole_tokens") is not None and first == [name]
 
     def _stored_order(self, array: str) -> np.ndarray | None:
-        """Return the tokens in the order in which they lie on disk, None where that is theirs."""
-        return Schema.from_attribute(self._schema_of(array)).stored_order
+        """Return the tokens in the order in which they lie on disk, None where that is lost."""
+        try:
+            schema = Schema.from_attribute(self._schema_of(array))
+        except DamagedStoreError:
+            return None
+        return np.arange(schema.n_tokens) if schema.stored_order is None else schema.stored_order
 
     def _schema_of(self, array: str) -> Json:
         """Return what the group of an array says of what it holds, None if it does not."""

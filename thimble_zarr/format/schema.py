@@ -208,9 +208,9 @@ class Schema:
         Rows of the whole parameter where only some are recorded, whose ids are then the coordinate
         of the first axis. None where all are.
     stored_last
-        Which tokens lie on disk after all others, and so in chunks of their own: a mask, its bits
-        packed, in hexadecimal. The coordinate `token` has the order. None where they lie in the
-        order of their ids.
+        Which tokens lie on disk after all others, and so in chunks of their own but for one at the
+        border: a mask, its bits packed, in hexadecimal. The coordinate `token` has the order. None
+        where they lie in the order of their ids.
     schedule
         Which steps are recorded, in words. None where all are.
     software
@@ -275,7 +275,7 @@ class Schema:
     def labelled(self, labels: "TokenLabels | None") -> Self:
         """Return the same, with the tokens stored last that labels call dead.
 
-        Who reads them alone then reads their chunks alone.
+        Who reads them alone then reads their chunks alone, of which others have a part of one.
 
         Raises
         ------
@@ -384,10 +384,11 @@ def _is_mask(text: object, n_tokens: int) -> bool:
     if not isinstance(text, str) or len(text) != 2 * -(-n_tokens // 8):
         return False
     try:
-        rest = bytes.fromhex(text)[-1] & (0xFF >> (n_tokens % 8 or 8))
+        packed = bytes.fromhex(text)  # which passes over white space
     except ValueError:
         return False
-    return rest == 0
+    whole = len(packed) == -(-n_tokens // 8)
+    return whole and packed[-1] & (0xFF >> (n_tokens % 8 or 8)) == 0
 
 
 def packed_mask(mask: np.ndarray) -> str:

@@ -9,7 +9,8 @@ step of which any array is missing is never seen::
                             of a parameter of two dims
       loss/ step/ ...       (step,), small files rewritten at each commit until they are full
       token/ count/ ...     (token,), written once, in the order in which tokens lie in the arrays:
-                            those known to be dead after all others, so that their chunks are theirs
+                            those known to be dead after all others, so that they share no chunk
+                            with others, but for one
       .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
         commit.json         the commit record, replaced atomically
         blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
@@ -264,7 +265,8 @@ class StoreReader:
             steps = slice(offset, offset + stop - start)
             into = out[start - rows[0] : stop - rows[0]]
             with self._block(name, start - offset) as shard:
-                shard.will_read(chunks[0][0], chunks[-1][0])
+                if chunks and chunks[-1][0] - chunks[0][0] < 2 * len(chunks):  # few between
+                    shard.will_read(chunks[0][0], chunks[-1][0])
                 for chunk, take, where in chunks:
                     part = shard.decode(chunk)[take][:, steps]
                     into[:, where] = part.transpose(CHUNK_ORDER)
@@ -320,9 +322,12 @@ class StoreReader:
             if entry["rows"][0] == first_row
         )
 
-    def _checksums(self, entry: Mapping[str, Any], name: str) -> list[Checksums]:
-        """Return what a line of the ledger says of the chunks of a variable."""
-        return [Checksums(*checksums) for checksums in entry["chunks"][self._key(name)]]
+    def _checksums(self, entry: Mapping[str, Any], name: str) -> np.ndarray:
+        """Return what a line of the ledger says of the chunks of a variable.
+
+        Their `Checksums`, uint32, shape `(chunk, 2)`: a long run has millions of them.
+        """
+        return np.array(entry["chunks"][self._key(name)], np.uint32).reshape(-1, 2)
 
     def _file_crc32(self, key: str) -> int:
         if not is_chunk_key(key):
@@ -332,16 +337,15 @@ class StoreReader:
             return zlib.crc32((self.path / key).read_bytes())
 
     def _altered_in(
-        self, name: str, first_row: int, checksums: list[Checksums]
+        self, name: str, first_row: int, checksums: np.ndarray
     ) -> list[AlteredChunk]:
         with self._block(name, first_row) as shard:
             return [
-                AlteredChunk(name, first_row, chunk, self._tokens_of(chunk), committed)
+                AlteredChunk(name, first_row, chunk, self._tokens_of(chunk), Checksums(*committed))
                 for chunk, (committed, stored) in enumerate(
-                    zip(checksums, shard.stored_checksums(), strict=True)
+                    zip(checksums.tolist(), shard.stored_checksums(), strict=True)
                 )
-                if stored != committed.stored
-                and values_checksum(shard.decode(chunk)) != committed.values
+                if stored != committed[0] and values_checksum(shard.decode(chunk)) != committed[1]
             ]
 
     def _tokens_of(self, chunk: int) -> Indices:
@@ -380,12 +384,12 @@ class StoreReader:
             return None
         return altered.first_row + row, int(altered.tokens[token]), dim, bit
 
-    def _read_ledger(self) -> tuple[dict[int, dict[str, list[Checksums]]], dict[str, int]]:
+    def _read_ledger(self) -> tuple[dict[int, dict[str, np.ndarray]], dict[str, int]]:
         """Return checksums of the chunks of each block, and CRC-32 of the files of all else.
 
         Of what was committed again the last ones.
         """
-        blocks: dict[int, dict[str, list[Checksums]]] = {}
+        blocks: dict[int, dict[str, np.ndarray]] = {}
         files: dict[str, int] = {}
         ours = array_path(self.group, "")
         with self._decoding("the ledger"):
