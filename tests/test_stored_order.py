@@ -13,7 +13,7 @@ from tests.runs import History, live_mask, record, token_labels
 from tests.test_lazy import Reads
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.errors import ConfigError, DamagedStoreError
-from thimble_zarr.format.repair import repair
+from thimble_zarr.format.repair import plan_repair, repair
 from thimble_zarr.format.schema import TokenLabels, packed_mask
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.verify import verify
@@ -100,7 +100,9 @@ def test_labels_that_do_not_fit_are_refused_as_ever(toy_path: Path) -> None:
         schema.labelled(token_labels(12))
 
 
-@pytest.mark.parametrize("mask", ["", "00", "zz00", "0001", "000000", "    ", "f0  ", 7, "0" * 10**6])
+@pytest.mark.parametrize(
+    "mask", ["", "00", "zz00", "0001", "000000", "    ", "f0  ", 7, "0" * 10**6]
+)
 def test_what_is_no_mask_is_damage(toy_path: Path, tmp_path: Path, mask: object) -> None:
     relabel(toy_path, tmp_path / "run.zarr", stored_last=mask)
     with pytest.raises(DamagedStoreError, match="are stored last"):
@@ -127,11 +129,13 @@ def test_ids_that_are_lost_are_counted_anew(toy_path: Path, tmp_path: Path) -> N
     assert open_dataset(store).equals(open_dataset(toy_path))
 
 
-def test_ids_whose_order_is_lost_are_not_counted(toy_path: Path, tmp_path: Path) -> None:
+def test_ids_whose_order_is_lost_are_not_counted(
+    toy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Path(shutil.copytree(toy_path, tmp_path / "run.zarr"))
     (store / "token" / "c.0").unlink()
-    relabel(store, tmp_path / "other.zarr", stored_last="00")
-    plan = repair(tmp_path / "other.zarr")
+    monkeypatch.setattr("thimble_zarr.format.repair._Planner._schema_of", lambda *_: None)
+    plan = plan_repair(store)
     assert any("in which order the tokens are stored" in reason for reason in plan.hopeless)
 
 

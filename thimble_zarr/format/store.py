@@ -336,9 +336,7 @@ class StoreReader:
         with self._decoding(key):
             return zlib.crc32((self.path / key).read_bytes())
 
-    def _altered_in(
-        self, name: str, first_row: int, checksums: np.ndarray
-    ) -> list[AlteredChunk]:
+    def _altered_in(self, name: str, first_row: int, checksums: np.ndarray) -> list[AlteredChunk]:
         with self._block(name, first_row) as shard:
             return [
                 AlteredChunk(name, first_row, chunk, self._tokens_of(chunk), Checksums(*committed))
