@@ -49,8 +49,9 @@ Why not first:
   pass, names the place of a difference, looks for values that were stored anew, and puts every
   element of any subset back on its way through torch's vector code. From the disk it waits, because
   each process reads what it then computes, and none reads ahead of the next block.
-- What takes less than a second is start-up in a whole process: xarray, pandas and Dask are imported
-  before there is a dataset. The table of what is opened and read has it without.
+- What takes about a second is start-up in a whole process: xarray, pandas and Dask are imported
+  before there is a dataset or a table, in the formula check of the dead tokens, too. The table of
+  what is opened and read has it without.
 - Chunks of 128 KiB serve those who read a few tokens. Readers that wait for an event loop at every
   chunk, as Zarr for Python does, are slow with them.
 """
