@@ -195,17 +195,28 @@ def test_a_selection_reads_only_its_chunks(
     assert sorted(reads.chunks) == [("W/c.0.0.0", 0), ("W/c.0.0.0", 5)]
 
 
-def test_the_disk_is_told_of_chunks_that_lie_together(
-    wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+def test_the_disk_is_told_what_will_be_read_a_block_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
-    monkeypatch.setattr(ShardFile, "will_read", lambda shard, *chunks: told.append(chunks))
-    last = wide.sizes["token"] - 1
-    wide.isel(token=[0, last], step=slice(1, 3)).W.compute()
-    assert told == []
-    wide.isel(token=slice(0, last), step=slice(1, 3)).W.compute()
-    assert told[0][0] == 0
-    assert told[0][1] > 5
+    options = {"memory_bytes": 32 * 2**20}
+    record(tmp_path / "run.zarr", n_steps=130, n_tokens=1999, n_dims=11, recorder_options=options)
+    ds = open_dataset(tmp_path / "run.zarr")
+    reads = Reads(monkeypatch)
+    told: list[tuple[str, int]] = []
+    n_read: list[int] = []
+
+    def will_read(shard: ShardFile, chunks: list[int]) -> None:
+        told.extend(("/".join(shard._file.split("/")[-2:]), chunk) for chunk in chunks)
+        n_read.append(len(reads.chunks))
+
+    monkeypatch.setattr(ShardFile, "will_read", will_read)
+    ds.isel(token=[5, 1000]).adam_residual.compute(scheduler="synchronous")
+    assert told == []  # so few are read in the time that it takes
+    reads.chunks.clear()
+    ds.isel(token=slice(960)).adam_residual.compute(scheduler="synchronous")
+    assert sorted(told) == sorted(reads.chunks)
+    n_names, n_blocks = 3, 3
+    assert n_read == [*[0] * 2 * n_names, *[len(told) // n_blocks] * n_names]
 
 
 def test_a_residual_reads_each_input_once_and_one_row_more(

@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from benchmarks.synthetic import synthetic_run
 from tests.runs import record
 from thimble_zarr.cli.main import cli
+from thimble_zarr.cli.scheduling import _Tasks
+from thimble_zarr.format.store import StoreReader
 
 pytest.importorskip("distributed")
 
@@ -91,6 +93,31 @@ def test_a_killed_worker_changes_no_bit(store: Path) -> None:
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "thimble_zarr", *map(str, arguments)]
+
+
+def test_checksums_are_looked_at_in_blocks_that_were_just_read(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    merge_next, altered_in = _Tasks._merge_next, StoreReader._altered_in
+
+    def merge(tasks: _Tasks) -> None:
+        events.append(("computed", tasks._waiting[0][0]))
+        merge_next(tasks)
+
+    def look(reader: StoreReader, name: str, first_row: int, checksums: object) -> object:
+        events.append(("looked", first_row))
+        return altered_in(reader, name, first_row, checksums)
+
+    monkeypatch.setattr(_Tasks, "_merge_next", merge)
+    monkeypatch.setattr(StoreReader, "_altered_in", look)
+    assert CliRunner().invoke(cli, ["check", str(store), "--quiet"]).exit_code == 0
+    computed = [row for what, row in events if what == "computed"]
+    assert len(computed) == 2
+    second = events.index(("computed", computed[1]))
+    looked = [row for what, row in events[:second] if what == "looked"]
+    assert looked
+    assert max(looked) < computed[1] <= min(row for what, row in events[second + 1 :])
 
 
 @pytest.mark.soak

@@ -1,5 +1,7 @@
 """Our shards, read by Zarr and by TensorStore."""
 
+import itertools
+import os
 import struct
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from zarr.storage import LocalStore, MemoryStore
 from thimble_zarr.format.shard import (
     CHUNK_ORDER,
     ShardEncoder,
+    ShardFile,
     chunk_order,
     decode_vector,
     encode_vector,
@@ -93,6 +96,30 @@ def chunks_of(shard: bytes) -> list[bytes]:
 def test_no_more_than_a_chunk_is_held() -> None:
     parts = ShardEncoder(values((4, 100, 5), "uint16"), 10, FILL)
     assert all(len(part) <= 4 * 10 * 5 * 2 + 16 + 4 + 200 for part in parts)
+
+
+def test_the_disk_is_told_of_chunks_that_lie_together_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = values((4, 5, 6), "uint16")
+    parts = [*ShardEncoder(bits, 1, FILL)]
+    (tmp_path / "shard").write_bytes(b"".join(parts))
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *span: told.append(span), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", "soon", raising=False)
+    options = {"shape": (1, 4, 6), "dtype": bits.dtype, "fill": FILL}
+    with ShardFile(str(tmp_path / "shard"), n_chunks=5, **options) as shard:
+        shard.will_read([0, 2, 3])
+        starts = [0, *itertools.accumulate(map(len, parts))]
+        assert told == [
+            (0, starts[1], "soon"),
+            (starts[2], starts[4] - starts[2], "soon"),
+        ]
+        shard._index[1] = [2**64 - 1, 2**64 - 1]  # was left out
+        shard._index[2] = [starts[2], 10**9]  # is not in the file
+        told.clear()
+        shard.will_read([1, 2])
+        assert told == []
 
 
 @pytest.mark.parametrize("n_axes", [1, 2, 3, 4, 5])

@@ -23,8 +23,10 @@ from thimble_zarr.analysis.variables import (
     adam_decay,
     adam_update,
     decays,
+    formula_inputs,
     how_to_record,
     missing_inputs,
+    replay_inputs,
     rounding_bound,
     ulp,
 )
@@ -132,7 +134,12 @@ class Audit:
             extended=extended,
         )
         narrow = storage_dtype(schema.dtypes["W"]).itemsize == 2
-        statistics = Statistics(tally, tally.combine, np.float32 if narrow else np.float64)
+        statistics = Statistics(
+            tally,
+            tally.combine,
+            np.float32 if narrow else np.float64,
+            replay_inputs(schema) if replay else formula_inputs(schema),
+        )
         if subsets is None:
             return cls(Reduction(selected, statistics), tally, None, attrs)
         members, classes = _classes(selected.ids, subsets)

@@ -93,7 +93,7 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         name: (("step", *dims), LazyArray.of(source, name), {"long_name": long_name(name)})
         for name in names
     }
-    frozen = LazyTokens.of(source, TokenNumbers(freeze_step, np.maximum))
+    frozen = LazyTokens.of(source, TokenNumbers(freeze_step, np.maximum, ("W",)))
     moved = f"last step at which a {reader.schema.row_name} moved"
     tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
     scalars = {

@@ -6,7 +6,7 @@ also where rounding swallows what was altered.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -93,10 +93,15 @@ class MoreFailures(Named):
     code = "more-failures"
 
 
-def find_altered(selected: Selected) -> list[Altered]:
-    """Return the chunks that were altered, of those that the steps of a selection depend on."""
-    rows = selected.rows
-    return list(selected.source.reader.altered_chunks((min(rows) - 1, max(rows) + 1)))
+def find_altered(
+    selected: Selected, *, before_block: Callable[[int], object] | None = None
+) -> list[Altered]:
+    """Return the chunks that were altered, of those that the steps of a selection depend on.
+
+    `before_block` is called before each block of them with the row it ends before, and may wait.
+    """
+    rows = min(selected.rows) - 1, max(selected.rows) + 1
+    return list(selected.source.reader.altered_chunks(rows, before_block=before_block))
 
 
 def find_causes(

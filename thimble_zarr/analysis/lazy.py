@@ -30,7 +30,7 @@ from thimble_zarr.analysis.reduction import (
     reduction_steps,
     task_steps,
 )
-from thimble_zarr.analysis.variables import evaluate
+from thimble_zarr.analysis.variables import evaluate, inputs
 from thimble_zarr.analysis.windows import Selected, Source, Window, iter_windows, row_groups
 from thimble_zarr.format.indexing import Indices, rows_and_dims
 
@@ -53,10 +53,13 @@ class TokenNumbers:
         From a part of a window to its tokens' numbers, int64, shape `(token,)`. It must pickle.
     combine
         `np.add`, or `np.maximum` for numbers that are not negative.
+    inputs
+        The stored variables that they are computed from; those that are named are read ahead.
     """
 
     compute: Callable[[Window], np.ndarray]
     combine: np.ufunc
+    inputs: tuple[str, ...] = ()
 
 
 class _AsDask(type):
@@ -442,7 +445,8 @@ def _compute_rows(
     dims: Indices,
 ) -> None:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for (steps, where), window in iter_windows(source, rows, tokens, dims):
+        names = inputs(variable, source.reader.schema)
+        for (steps, where), window in iter_windows(source, rows, tokens, dims, names):
             for (part_rows, part_tokens), part in window.parts():
                 numbers = evaluate(variable, part)
                 if isinstance(where, slice):
@@ -458,7 +462,7 @@ def _reduce_tokens(
     reduced = np.zeros(len(tokens), dtype=np.int64)
     dims = range(source.reader.schema.n_dims)
     with np.errstate(invalid="ignore"):
-        for (_, where), window in iter_windows(source, rows, tokens, dims):
+        for (_, where), window in iter_windows(source, rows, tokens, dims, numbers.inputs):
             ids = np.arange(len(tokens))[where]
             for (_, part_tokens), part in window.parts():
                 at = ids[part_tokens]

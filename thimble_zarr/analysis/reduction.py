@@ -52,11 +52,14 @@ class Statistics:
         For each number `np.add`, `np.maximum` or `np.minimum`.
     dtype
         Of the part's numbers.
+    inputs
+        The stored variables that they are computed from; those that are named are read ahead.
     """
 
     compute: Callable[[Window], Iterable[np.ndarray]]
     combine: tuple[np.ufunc, ...]
     dtype: type[np.floating] = np.float64
+    inputs: tuple[str, ...] = ()
 
     def neutral(self, n_classes: int, n_rows: int) -> np.ndarray:
         """Return what combines with numbers to the same numbers."""
@@ -178,7 +181,7 @@ def _reduce(
         tokens, classes = np.asarray(tokens)[order], classes[order]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         np.setbufsize(_UFUNC_BUFFER)  # until the block ends
-        for (steps, _), window in iter_windows(source, rows, tokens, dims):
+        for (steps, _), window in iter_windows(source, rows, tokens, dims, statistics.inputs):
             of_window = numbers[..., steps]
             for (part_rows, part_tokens), part in window.parts(classes, statistics.dtype):
                 of_part = of_window[classes[part_tokens.start], :, part_rows]

@@ -241,10 +241,14 @@ def long_name(name: str) -> str:
     return DERIVED[name].long_name if name in DERIVED else VARIABLES[name]
 
 
+def inputs(name: str, schema: Schema) -> tuple[str, ...]:
+    """Return the stored variables that one is computed from; of a stored one itself."""
+    return DERIVED[name].inputs(schema) if name in DERIVED else (name,)
+
+
 def missing_inputs(name: str, schema: Schema) -> tuple[str, ...]:
     """Return the variables that were not recorded and without which there is not this one."""
-    inputs = DERIVED[name].inputs(schema) if name in DERIVED else (name,)
-    return tuple(needed for needed in inputs if needed not in schema.dtypes)
+    return tuple(needed for needed in inputs(name, schema) if needed not in schema.dtypes)
 
 
 def how_to_record(missing: Sequence[str], schema: Schema) -> str:

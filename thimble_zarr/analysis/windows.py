@@ -10,7 +10,7 @@ for their temporaries to stay in the cache. No array of the size of a run exists
 import itertools
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Self, TypeVar
@@ -448,7 +448,7 @@ class Window:
 
 
 def iter_windows(
-    source: Source, rows: Indices, tokens: Indices, dims: Indices
+    source: Source, rows: Indices, tokens: Indices, dims: Indices, inputs: Sequence[str] = ()
 ) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
     """Cut a selection into windows, reading each touched chunk of rows once.
 
@@ -458,6 +458,8 @@ def iter_windows(
         The store.
     rows, tokens, dims
         What is selected, along each axis.
+    inputs
+        Variables that will be asked of every window. The disk is told a window ahead.
 
     Yields
     ------
@@ -471,11 +473,28 @@ def iter_windows(
         start, piece = 0, None
         consecutive = isinstance(rows, range) and rows.step == 1
         length = window_rows(schema, len(ids)) if consecutive else schema.layout.block_steps
-        for group in row_groups(rows, length):
+        groups = row_groups(rows, length)
+        for group in _read_ahead(source.reader, inputs, groups, ids):
             steps = np.asarray(group)
-            piece = _Piece(source, (int(steps.min()), int(steps.max()) + 1), ids, piece)
+            piece = _Piece(source, _span(group), ids, piece)
             yield (slice(start, start + len(steps)), where), Window(piece, steps, dims)
             start += len(steps)
+
+
+def _read_ahead(
+    reader: Reader, names: Sequence[str], groups: list[Indices], tokens: Indices
+) -> Iterator[Indices]:
+    """Yield groups of rows, each when the disk was told of it and of the one after it."""
+    for group, following in itertools.pairwise([None, *groups, None]):
+        if names and following is not None:
+            reader.will_read(names, _span(following), tokens)
+        if group is not None:
+            yield group
+
+
+def _span(rows: Indices) -> tuple[int, int]:
+    """Return the consecutive rows that some of one block lie in, as `(start, stop)`."""
+    return int(np.min(rows)), int(np.max(rows)) + 1
 
 
 def row_groups(rows: Indices, length: int) -> list[Indices]:

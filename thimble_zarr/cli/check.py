@@ -169,8 +169,9 @@ def _check(
         from thimble_zarr.analysis.table import tabulated
         from thimble_zarr.analysis.verdict import verdict
 
-        altered = find_altered(audit.reduction.selected) if replay else ()
-        tables = tabulated(audit, numbers())
+        checked = audit.reduction.selected
+        altered = find_altered(checked, before_block=numbers.reach) if replay else ()
+        tables = tabulated(audit, numbers.result())
     sections = []
     for subset, ids in subsets.items():
         table = tables.sel(subset=subset, drop=True)

@@ -8,17 +8,17 @@ on a cluster is Dask's.
 """
 
 import contextlib
-import functools
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,23 @@ _WORKER_BYTES = 350 * 10**6
 _INTERVAL_S = 0.2
 
 
+@dataclass(frozen=True)
+class Computed:
+    """Numbers that others compute meanwhile.
+
+    Attributes
+    ----------
+    result
+        Waits for all of them and returns them, shape `(class, number, step)`.
+    reach
+        Waits until what lies before a row was read, so that whoever reads it again need not wait
+        for the disk. Of a cluster that is not known, and nothing waits.
+    """
+
+    result: Callable[[], "np.ndarray"]
+    reach: Callable[[int], None]
+
+
 @contextlib.contextmanager
 def computed(
     reduction: "Reduction",
@@ -57,7 +74,7 @@ def computed(
     scheduler: str | None = None,
     replay: bool = True,
     quiet: bool = False,
-) -> Iterator[Callable[[], "np.ndarray"]]:
+) -> Iterator[Computed]:
     """Have a reduction computed, with progress on stderr.
 
     Parameters
@@ -79,9 +96,8 @@ def computed(
 
     Yields
     ------
-    callable
-        Waits for the numbers, which are computed meanwhile, and returns them, shape `(class,
-        number, step)`.
+    Computed
+        The numbers.
 
     Raises
     ------
@@ -99,9 +115,11 @@ def computed(
         )
     needs = Needs.of(reduction, replay=replay)
     if workers is None and scheduler is None:
-        with _executor(needs, memory_bytes, replay=replay) as executor:
-            tasks = [[executor.submit(part) for part in parts] for parts in reduction.parts()]
-            yield functools.partial(_gathered, reduction, tasks, quiet=quiet)
+        with (
+            _executor(needs, memory_bytes, replay=replay) as executor,
+            contextlib.closing(_Tasks(reduction, executor, quiet=quiet)) as tasks,
+        ):
+            yield Computed(tasks.result, tasks.reach)
         return
     distributed = _distributed()
     with _without_logs(), contextlib.ExitStack() as stack:
@@ -111,42 +129,71 @@ def computed(
         client = stack.enter_context(_connected(distributed, scheduler))
         try:
             future = client.compute(_as_dask(reduction))
-            yield functools.partial(_from_cluster, client, future, quiet=quiet)
+            yield Computed(lambda: _from_cluster(client, future, quiet=quiet), lambda row: None)
         except distributed.KilledWorker as error:
             raise ThimbleError(
                 f"worker processes died again and again, for want of memory perhaps: {error}"
             ) from error
 
 
-def _gathered(
-    reduction: "Reduction", tasks: "list[list[Future[np.ndarray]]]", *, quiet: bool
-) -> "np.ndarray":
-    """Wait for the tasks of a reduction; merge what they return a few at a time, and forget it."""
-    import numpy as np
-    from tqdm import tqdm
+class _Tasks:
+    """The tasks of a reduction, waited for in their order; merged a few at a time, and forgotten.
 
-    from thimble_zarr.analysis.reduction import by_fan_in
+    Parameters
+    ----------
+    reduction
+        What is computed.
+    executor
+        Where.
+    quiet
+        Show no progress.
+    """
 
-    bar: tqdm[Any] = tqdm(
-        desc="checking",
-        total=reduction.n_parts,
-        disable=True if quiet else None,
-        leave=False,
-    )
+    def __init__(self, reduction: "Reduction", executor: Executor, *, quiet: bool) -> None:
+        self._reduction = reduction
+        self._waiting: deque[tuple[int, list[Future[np.ndarray]]]] = deque(
+            (int(rows[0]), [executor.submit(part) for part in parts])
+            for rows, parts in zip(reduction.of_rows, reduction.parts(), strict=True)
+        )
+        self._merged: list[np.ndarray] = []
+        self._bar = _bar(quiet=quiet, total=reduction.n_parts)
 
-    def result(task: "Future[np.ndarray]") -> "np.ndarray":
+    def reach(self, row: int) -> None:
+        """Wait for the tasks that begin before a row."""
+        while self._waiting and self._waiting[0][0] < row:
+            self._merge_next()
+
+    def result(self) -> "np.ndarray":
+        """Wait for all tasks and return the numbers."""
+        import numpy as np
+
+        while self._waiting:
+            self._merge_next()
+        return np.concatenate(self._merged, axis=-1)
+
+    def _merge_next(self) -> None:
+        from thimble_zarr.analysis.reduction import by_fan_in
+
+        groups, numbers = by_fan_in(self._waiting.popleft()[1]), []
+        while groups:
+            numbers.append(self._reduction.statistics.merge(*map(self._result, groups.pop(0))))
+        self._merged.append(self._reduction.merged(numbers))
+
+    def _result(self, task: "Future[np.ndarray]") -> "np.ndarray":
         numbers = task.result()
-        bar.update()
+        self._bar.update()
         return numbers
 
-    merged = []
-    with bar:
-        while tasks:
-            groups, numbers = by_fan_in(tasks.pop(0)), []
-            while groups:
-                numbers.append(reduction.statistics.merge(*map(result, groups.pop(0))))
-            merged.append(reduction.merged(numbers))
-    return np.concatenate(merged, axis=-1)
+    def close(self) -> None:
+        """Show no more progress."""
+        self._bar.close()
+
+
+def _bar(*, quiet: bool, total: int | None = None) -> Any:
+    from tqdm import tqdm
+
+    disable = True if quiet else None  # where nobody looks
+    return tqdm(desc="checking", total=total, disable=disable, leave=False)
 
 
 def _as_dask(reduction: "Reduction") -> Any:
@@ -341,9 +388,7 @@ def _without_logs() -> Iterator[None]:
 @contextlib.contextmanager
 def _remote_progress(client: Any, *, quiet: bool) -> Iterator[None]:
     """Show progress by asking the scheduler: Dask's callbacks know of local threads only."""
-    from tqdm import tqdm
-
-    bar: tqdm[Any] = tqdm(desc="checking", disable=True if quiet else None, leave=False)
+    bar = _bar(quiet=quiet)
     if bar.disable:
         yield
         return

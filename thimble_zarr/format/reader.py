@@ -1,6 +1,6 @@
 """What the analysis asks of a recording, wherever it lies: a store of ours or another's file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +63,14 @@ class Reader(Protocol):
         is the caller's. `out`, which an earlier call returned, may be overwritten and returned.
         """
 
+    def will_read(
+        self, names: Sequence[str], rows: tuple[int, int], tokens: Indices | None = None
+    ) -> None:
+        """Say that `read` will be asked for these, so that the disk may begin.
+
+        Nothing waits for it, and what is wrong with a file is told when it is read.
+        """
+
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
 
@@ -78,8 +86,13 @@ class Reader(Protocol):
     def disk_bytes(self) -> int:
         """Return the size of the recording where it lies."""
 
-    def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
-        """Find chunks whose values are not those that were recorded, as far as that is known."""
+    def altered_chunks(
+        self, rows: tuple[int, int], *, before_block: Callable[[int], object] | None = None
+    ) -> Iterator[AlteredChunk]:
+        """Find chunks whose values are not those that were recorded, as far as that is known.
+
+        Before each block `before_block` is called with the row it ends before, and may wait.
+        """
 
     def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
         """Return row, token, dim and bit, if one flipped bit is all that altered a chunk."""

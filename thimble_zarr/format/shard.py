@@ -16,7 +16,7 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -156,16 +156,20 @@ class ShardFile:
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
 
-    def will_read(self, first: int, last: int) -> None:
-        """Say that these chunks and those between will be read, so that the disk may begin."""
-        if first >= last or not hasattr(os, "posix_fadvise"):
+    def will_read(self, chunks: Iterable[int]) -> None:
+        """Say which chunks will be read, ascending, so that the disk may begin."""
+        if not hasattr(os, "posix_fadvise"):
             return
-        start, (offset, n_bytes) = self._index[first][0], self._index[last]
-        if start < offset + n_bytes <= self._n_bytes:
-            with suppress(OSError):  # a file system that cannot
-                os.posix_fadvise(
-                    self._descriptor, start, offset + n_bytes - start, os.POSIX_FADV_WILLNEED
-                )
+        spans: list[list[int]] = []
+        for start, n_bytes in map(self._index.__getitem__, chunks):
+            if spans and spans[-1][1] == start:
+                spans[-1][1] += n_bytes
+            else:
+                spans.append([start, start + n_bytes])
+        for start, stop in spans:
+            if stop <= self._n_bytes:
+                with suppress(OSError):  # a file system that cannot
+                    os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def decode(self, chunk: int) -> np.ndarray:
         """Return a chunk, shape `(token, step, dim)`.

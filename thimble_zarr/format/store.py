@@ -34,7 +34,7 @@ import itertools
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +88,8 @@ LEDGER = f"{BOOKKEEPING}/blocks.jsonl"
 LOCK = f"{BOOKKEEPING}/lock"
 HOLDER = f"{BOOKKEEPING}/writer.json"
 METADATA = "zarr.json"
+
+_FEW_CHUNKS = 4
 
 _MAX_COMMIT_BYTES = 4096
 
@@ -264,15 +266,36 @@ class StoreReader:
             offset = start % layout.block_steps
             steps = slice(offset, offset + stop - start)
             into = out[start - rows[0] : stop - rows[0]]
-            with self._block(name, start - offset) as shard:
-                if chunks and chunks[-1][0] - chunks[0][0] < 2 * len(chunks):  # few between
-                    shard.will_read(chunks[0][0], chunks[-1][0])
+            with self._block(name, start) as shard:
                 for chunk, take, where in chunks:
                     part = shard.decode(chunk)[take][:, steps]
                     into[:, where] = part.transpose(CHUNK_ORDER)
         return out
 
-    def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
+    def will_read(
+        self, names: Sequence[str], rows: tuple[int, int], tokens: Indices | None = None
+    ) -> None:
+        """Say that `read` will be asked for these, so that the disk may begin.
+
+        Parameters
+        ----------
+        names, rows, tokens
+            As `read` takes them, for each of several variables. Of few chunks nothing is said: they
+            are read in the time that it takes.
+        """
+        schema, layout = self.schema, self.schema.layout
+        tokens = range(schema.n_tokens) if tokens is None else tokens
+        chunks = [chunk for chunk, _, _ in by_chunk(_placed(schema, tokens), layout.chunk_tokens)]
+        if len(chunks) < _FEW_CHUNKS:
+            return
+        for start, _ in split_range(*rows, layout.block_steps):
+            for name in names:
+                with suppress(StoreError), self._block(name, start) as shard:
+                    shard.will_read(chunks)
+
+    def altered_chunks(
+        self, rows: tuple[int, int], *, before_block: Callable[[int], object] | None = None
+    ) -> Iterator[AlteredChunk]:
         """Find chunks, and files of scalars and labels, that are not those that were committed.
 
         Their files are sound: something stored them anew, with good checksums. Only chunks that
@@ -282,6 +305,9 @@ class StoreReader:
         ----------
         rows
             `(start, stop)`. Whole blocks are looked at.
+        before_block
+            Called before each with the row it ends before. It may wait until somebody else has
+            read the block: then the disk need not look for each checksum.
 
         Raises
         ------
@@ -293,6 +319,8 @@ class StoreReader:
         for first_row, chunks in ledger.items():
             if not (first_row < rows[1] and rows[0] < first_row + layout.block_steps):
                 continue
+            if before_block is not None:
+                before_block(first_row + layout.block_steps)
             for name, checksums in chunks.items():
                 altered = self._altered_in(name, first_row, checksums)
                 if altered and self._was_stored_since(name, first_row):
@@ -420,11 +448,12 @@ class StoreReader:
             raise ValueError("it is not the one that was committed")
 
     @contextmanager
-    def _block(self, name: str, first_row: int) -> Iterator[ShardFile]:
-        """Open the shard of a block for decoding; whatever is wrong with it is damage."""
+    def _block(self, name: str, row: int) -> Iterator[ShardFile]:
+        """Open the shard of a row's block for decoding; whatever is wrong with it is damage."""
         schema, layout = self.schema, self.schema.layout
         native = schema.dtypes[name]
-        key = self._key(shard_name(name, first_row // layout.block_steps, schema.shape))
+        key = self._key(shard_name(name, row // layout.block_steps, schema.shape))
+        first_row = row - row % layout.block_steps
         of = "step" if schema.schedule is None else "row"
         with self._decoding(f"{self._key(name)} from {of} {first_row} on"):
             self._check_file(key)

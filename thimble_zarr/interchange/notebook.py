@@ -12,7 +12,7 @@ in its attribute `notebook_file`.
 
 import datetime
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -175,6 +175,11 @@ class NotebookReader:
             stored[:1] = fill_value(native)
         return stored.astype(storage_dtype(native), copy=False)
 
+    def will_read(
+        self, names: Sequence[str], rows: tuple[int, int], tokens: Indices | None = None
+    ) -> None:
+        """Do nothing: rows lie one after the other, so that the system reads ahead by itself."""
+
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
         rows = np.arange(self.n_rows, dtype=np.float64)
@@ -199,7 +204,9 @@ class NotebookReader:
         """Return what is known of the tokens."""
         return self.labels
 
-    def altered_chunks(self, rows: tuple[int, int]) -> Iterator[AlteredChunk]:
+    def altered_chunks(
+        self, rows: tuple[int, int], *, before_block: Callable[[int], object] | None = None
+    ) -> Iterator[AlteredChunk]:
         """Return an empty iterator: the file has no checksums."""
         return iter(())
 
