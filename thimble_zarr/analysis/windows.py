@@ -25,8 +25,11 @@ from thimble_zarr.format.schema import Schema, TokenLabels
 
 T = TypeVar("T")
 
-_WINDOW_ELEMENTS = 2**20
+_WINDOW_ELEMENTS = 2**21
 """Elements a window of several chunks: so many that reading and replay run at full speed."""
+
+_ROW_ELEMENTS = 2**19
+"""Elements a row of it, for which the replay takes the most memory."""
 
 PART_BYTES = 2**19
 """Size of an array of numbers of a part."""
@@ -552,7 +555,8 @@ def _groups(tokens: Indices, length: int, most: int) -> list[tuple[Indices, slic
 def window_tokens(schema: Schema) -> int:
     """Return how many tokens a window has at most."""
     layout = schema.layout
-    return max(layout.chunk_tokens, _WINDOW_ELEMENTS // (layout.block_steps * schema.n_dims))
+    row_elements = min(_WINDOW_ELEMENTS // layout.block_steps, _ROW_ELEMENTS)
+    return max(layout.chunk_tokens, row_elements // schema.n_dims)
 
 
 def window_rows(schema: Schema, n_tokens: int) -> int:

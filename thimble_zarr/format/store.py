@@ -262,14 +262,15 @@ class StoreReader:
         shape = rows[1] - rows[0], len(tokens), schema.n_dims
         if out is None or out.shape != shape:
             out = np.empty(shape, storage_dtype(schema.dtypes[name]))
+        row = f"V{out.itemsize * schema.n_dims}"  # what is copied at once, in half the time
         for start, stop in split_range(*rows, layout.block_steps):
             offset = start % layout.block_steps
             steps = slice(offset, offset + stop - start)
-            into = out[start - rows[0] : stop - rows[0]]
+            into = out[start - rows[0] : stop - rows[0]].view(row)
             with self._block(name, start) as shard:
                 for chunk, take, where in chunks:
-                    part = shard.decode(chunk)[take][:, steps]
-                    into[:, where] = part.transpose(CHUNK_ORDER)
+                    part = shard.decode(chunk)[take][:, steps].astype(out.dtype, copy=False)
+                    into[:, where] = part.view(row).transpose(CHUNK_ORDER)
         return out
 
     def will_read(
