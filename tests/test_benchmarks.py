@@ -28,7 +28,7 @@ from benchmarks.peers import (  # noqa: E402
 from benchmarks.peers.inputs import EXACT, SMALL, TABLES, TASKS, VARIABLES, Inputs  # noqa: E402
 from benchmarks.peers.prepare import prepare  # noqa: E402
 from benchmarks.peers.recording import RECORDING, run  # noqa: E402
-from benchmarks.peers.report import markdown, plot, summary  # noqa: E402
+from benchmarks.peers.report import LARGER, markdown, plot, summary  # noqa: E402
 from benchmarks.processes import measure  # noqa: E402
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -147,6 +147,17 @@ def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
     assert "not first in: exact check of all tokens (memmap, 4.0 times)." in text
     assert "medians of 5; zarr + dask, where it takes minutes, once. x, 2 cores" in text
     assert text.count("not first in: nothing.") == 3
+    assert "Reading what is larger" not in text
+    found = {peer: dict(numbers) for peer in ("memmap", "tensorstore", "thimble-zarr")}
+    found["memmap"]["wall_s"] = 9.0
+    results[LARGER] = {
+        "about": results["about"] | {"steps": 5000},
+        "disk": dict.fromkeys(found, 26e9),
+        "reading": {EXACT: found},
+    }
+    section = markdown(results).split("## Reading what is larger than the memory")[1]
+    assert "5,000 steps of 7 x 7: 26.00 GB of raw numbers, where there are 8.00 GB" in section
+    assert "| exact check of all tokens | 9 s, 100 MB, 1 MB | **2 s**, 100 MB" in section
     plot(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.peers.child import printed_table
 from benchmarks.peers.inputs import EXACT, TABLES, TASKS, Inputs
 from benchmarks.peers.prepare import prepare
 from benchmarks.peers.recording import RECORDING
-from benchmarks.peers.report import OURS, Results, markdown, plot
+from benchmarks.peers.report import LARGER, OURS, Results, markdown, plot
 from benchmarks.peers.thimble import CHECKS, check, counts
 from benchmarks.processes import Measured
 
@@ -120,15 +120,20 @@ SELDOM = 3
 
 
 def measure_reading(
-    inputs: Inputs, before: Callable[[Inputs, str], None], *, repeats: int, quick: bool
+    inputs: Inputs,
+    before: Callable[[Inputs, str], None],
+    *,
+    repeats: int,
+    quick: bool,
+    peers: Iterable[str] = MODULES,
 ) -> Results:
     """Solve every task with every peer, and compare the answers with ours."""
     reading: dict[str, dict[str, dict[str, float]]] = {}
     in_turn = functools.partial(measure_in_turn, before=functools.partial(before, inputs))
     for task, title in TASKS.items():
         say(f"{title}, {before.__name__} ...")
-        slow = [peer for peer in MODULES if quick and task in SLOW.get(peer, ())]
-        commands = {peer: command(peer, task, inputs) for peer in MODULES}
+        slow = [peer for peer in peers if quick and task in SLOW.get(peer, ())]
+        commands = {peer: command(peer, task, inputs) for peer in peers}
         found = in_turn(
             {peer: line for peer, line in commands.items() if peer not in slow}, repeats=repeats
         )
@@ -161,9 +166,24 @@ def measure_recording(inputs: Inputs, *, steps: int, repeats: int) -> Results:
     return {peer: summarize(runs) for peer, runs in found.items()}
 
 
-def stored_bytes(inputs: Inputs) -> dict[str, int]:
+def stored_bytes(inputs: Inputs, peers: Iterable[str] = MODULES) -> dict[str, int]:
     """Return what each peer's files take on disk."""
-    return {peer: sum(f.stat().st_size for f in inputs.files(peer)) for peer in MODULES}
+    return {peer: sum(f.stat().st_size for f in inputs.files(peer)) for peer in peers}
+
+
+def about(inputs: Inputs, repeats: int) -> Results:
+    """Return what was measured, when and on what."""
+    n_rows, n_tokens, n_dims = inputs.shape
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "steps": n_rows - 1,
+        "n_tokens": n_tokens,
+        "n_dims": n_dims,
+        "n_dead": len(inputs.dead),
+        "repeats": repeats,
+    }
 
 
 @click.command()
@@ -199,20 +219,13 @@ def main(
     say("writing the peers' files ...")
     prepare(inputs)
     results: Results = {
-        "about": {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": commit(),
-            "machine": machine(),
-            "steps": inputs.shape[0] - 1,
-            "n_tokens": inputs.shape[1],
-            "n_dims": inputs.shape[2],
-            "n_dead": len(inputs.dead),
-            "repeats": repeats,
-            "recording_steps": steps,
-        },
+        "about": about(inputs, repeats) | {"recording_steps": steps},
         "tasks": TASKS,
         "disk": stored_bytes(inputs),
     }
+    numbers = output.with_name("peers.json")
+    if numbers.exists():  # `benchmarks.peers.larger` measured it, and did not now
+        results |= {k: v for k, v in json.loads(numbers.read_text("utf-8")).items() if k == LARGER}
     seldom = min(repeats, SELDOM)
     measured: dict[str, Callable[[], Results]] = {
         "reading": lambda: measure_reading(inputs, warm, repeats=repeats, quick=quick),
@@ -221,7 +234,7 @@ def main(
     }
     for name, measure_all in measured.items():
         results[name] = measure_all()
-        output.with_name("peers.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        numbers.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     output.write_text(markdown(results), "utf-8")
     plot(results, output.with_suffix(".png"))
     click.echo(markdown(results))

@@ -1,5 +1,7 @@
 """Write the run into the files of each peer, block by block in bounded memory."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -20,8 +22,8 @@ def chunk_shape(n_tokens: int, n_dims: int) -> tuple[int, int, int]:
     return BLOCK_STEPS, min(500, n_tokens), n_dims
 
 
-def prepare(inputs: Inputs) -> None:
-    """Write every peer's files, unless they are there and of this run."""
+def prepare(inputs: Inputs, *, raw_only: bool = False) -> None:
+    """Write every peer's files, or those of memmap alone, unless they are there and of this run."""
     reader = StoreReader.open(inputs.store)
     schema, labels = reader.schema, reader.read_labels()
     made = f"{schema.created} {reader.n_rows}"
@@ -29,11 +31,14 @@ def prepare(inputs: Inputs) -> None:
         return
     inputs.directory.mkdir(parents=True, exist_ok=True)
     assert labels.live is not None
-    export_notebook(reader, inputs.notebook_file, overwrite=True)
-    write_mask(inputs.mask_file, labels)
-    with h5py.File(inputs.hdf5_file, "w") as file:
-        for name in VARIABLES:
-            _write(reader, name, inputs, file)
+    for name in VARIABLES:
+        _write_raw(reader, name, inputs.raw_file(name))
+    if not raw_only:
+        export_notebook(reader, inputs.notebook_file, overwrite=True)
+        write_mask(inputs.mask_file, labels)
+        with h5py.File(inputs.hdf5_file, "w") as file:
+            for name in VARIABLES:
+                _write_hdf5(reader, name, file)
     vars(inputs).pop("known", None)
     known: dict[str, Any] = reader.read_scalars() | {
         "dead": ~labels.live,
@@ -44,7 +49,18 @@ def prepare(inputs: Inputs) -> None:
     np.savez(inputs.about_file, **known)
 
 
-def _write(reader: StoreReader, name: str, inputs: Inputs, file: h5py.File) -> None:
+def _blocks(reader: StoreReader, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+    for start, stop in split_range(0, reader.n_rows, BLOCK_STEPS):
+        yield slice(start, stop), reader.read(name, (start, stop))
+
+
+def _write_raw(reader: StoreReader, name: str, path: Path) -> None:
+    with path.open("wb") as file:
+        for _, bits in _blocks(reader, name):
+            file.write(bits.tobytes())
+
+
+def _write_hdf5(reader: StoreReader, name: str, file: h5py.File) -> None:
     n_tokens, n_dims = reader.schema.n_tokens, reader.schema.n_dims
     dataset = file.create_dataset(
         name,
@@ -53,8 +69,5 @@ def _write(reader: StoreReader, name: str, inputs: Inputs, file: h5py.File) -> N
         chunks=(min(BLOCK_STEPS, reader.n_rows), *chunk_shape(n_tokens, n_dims)[1:]),
         **HDF5_OPTIONS,
     )
-    with inputs.raw_file(name).open("wb") as raw:
-        for start, stop in split_range(0, reader.n_rows, BLOCK_STEPS):
-            bits = reader.read(name, (start, stop))
-            raw.write(bits.tobytes())
-            dataset[start:stop] = bits
+    for rows, bits in _blocks(reader, name):
+        dataset[rows] = bits
