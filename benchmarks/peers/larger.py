@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from benchmarks.peers.__main__ import about, cold, measure_reading, stored_bytes
-from benchmarks.peers.inputs import Inputs
+from benchmarks.peers.inputs import TASKS, Inputs
 from benchmarks.peers.prepare import prepare
 from benchmarks.peers.report import LARGER, OURS, markdown
 
@@ -40,6 +40,7 @@ def main(*, repeats: int, directory: Path, store: Path, output: Path) -> None:
     results = json.loads(numbers.read_text(encoding="utf-8"))
     results[LARGER] = {
         "about": about(inputs, repeats),
+        "tasks": TASKS,
         "disk": stored_bytes(inputs, PEERS),
         "reading": measure_reading(inputs, cold, repeats=repeats, quick=True, peers=PEERS),
     }

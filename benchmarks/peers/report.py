@@ -151,16 +151,10 @@ def larger(results: Results) -> list[str]:
         f"{size(disk['memmap'])} of raw numbers, where there are "
         f"{size(about['machine']['memory_bytes'])} of memory. The notebook's arrays, 1.5 times as "
         "large, do not fit; h5py and zarr + dask, several times slower above, are left out. "
-        f"Nothing is in the page cache at first. Medians of {turns(found['reading'])}; {about['date']}, commit "
-        f"{about['commit']}. Time, peak RSS, bytes read; the shortest time is bold.",
-        table(
-            ["", *disk],
-            [
-                [results["tasks"][task], *cells(disk, by_peer, MEASURES)]
-                for task, by_peer in found["reading"].items()
-            ],
-        ),
-        next(not_first(found["reading"], results["tasks"])),
+        "Nothing is in the page cache at first. Time, peak RSS; the shortest time is bold. Medians "
+        f"of {turns(found['reading'])}; {about['date']}, commit {about['commit']}.",
+        summary(found),
+        next(not_first(found["reading"], found["tasks"])),
     ]
 
 
