@@ -26,7 +26,7 @@ from thimble_zarr.format import documents
 from thimble_zarr.format.documents import MAX_DEPTH
 from thimble_zarr.format.ledger import seal, unseal
 from thimble_zarr.format.repair import plan_repair, repair
-from thimble_zarr.format.shard import decode_vector
+from thimble_zarr.format.shard import ShardFile, decode_vector
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.verify import verify
 
@@ -223,6 +223,27 @@ def test_an_array_that_lies_elsewhere_is_not_read(store: Path) -> None:
     (store / "W").rename(store.parent / "elsewhere")
     (store / "W").symlink_to(store.parent / "elsewhere")
     refused(store, "W is a link that leads out of it")
+
+
+def test_nothing_outside_of_the_store_is_opened_to_read_it_ahead(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    enter = ShardFile.__enter__
+    monkeypatch.setattr(
+        ShardFile, "__enter__", lambda shard: opened.append(shard._file) or enter(shard)
+    )
+    monkeypatch.setattr("thimble_zarr.format.store._FEW_CHUNKS", 1)
+    monkeypatch.setattr("thimble_zarr.format.store.CAN_TELL", True)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: None, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", "soon", raising=False)
+    StoreReader.open(store).will_read(["W"], (0, 1))
+    assert len(opened) == 1
+    (store / "W").rename(store.parent / "elsewhere")
+    (store / "W").symlink_to(store.parent / "elsewhere")
+    opened.clear()
+    StoreReader.open(store).will_read(["W"], (0, 1))
+    assert opened == []
 
 
 def test_a_schema_that_is_a_link_is_not_read(store: Path) -> None:

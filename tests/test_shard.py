@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from zarr.codecs import TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
+from thimble_zarr.format import shard as module
 from thimble_zarr.format.shard import (
     CHUNK_ORDER,
     ShardEncoder,
@@ -98,7 +99,7 @@ def test_no_more_than_a_chunk_is_held() -> None:
     assert all(len(part) <= 4 * 10 * 5 * 2 + 16 + 4 + 200 for part in parts)
 
 
-def test_the_disk_is_told_of_chunks_that_lie_together_at_once(
+def test_the_disk_is_told_of_chunks_that_are_there_a_little_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bits = values((4, 5, 6), "uint16")
@@ -111,15 +112,17 @@ def test_the_disk_is_told_of_chunks_that_lie_together_at_once(
     with ShardFile(str(tmp_path / "shard"), n_chunks=5, **options) as shard:
         shard.will_read([0, 2, 3])
         starts = [0, *itertools.accumulate(map(len, parts))]
-        assert told == [
-            (0, starts[1], "soon"),
-            (starts[2], starts[4] - starts[2], "soon"),
-        ]
+        spans = [(starts[chunk], len(parts[chunk]), "soon") for chunk in (0, 2, 3)]
+        assert told == spans
         shard._index[1] = [2**64 - 1, 2**64 - 1]  # was left out
         shard._index[2] = [starts[2], 10**9]  # is not in the file
+        shard._index[3] = [0, 0]  # to the system it would be all of the file
         told.clear()
-        shard.will_read([1, 2])
+        shard.will_read([1, 2, 3])
         assert told == []
+        monkeypatch.setattr(module, "_TOLD_BYTES", 10)
+        shard.will_read([0])
+        assert [n_bytes for _, n_bytes, _ in told] == [10] * (starts[1] // 10) + [starts[1] % 10]
 
 
 @pytest.mark.parametrize("n_axes", [1, 2, 3, 4, 5])

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def measure_reading(
     *,
     repeats: int,
     quick: bool,
-    peers: Iterable[str] = MODULES,
+    peers: Collection[str] = MODULES,
 ) -> Results:
     """Solve every task with every peer, and compare the answers with ours."""
     reading: dict[str, dict[str, dict[str, float]]] = {}

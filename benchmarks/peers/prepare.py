@@ -27,7 +27,9 @@ def prepare(inputs: Inputs, *, raw_only: bool = False) -> None:
     reader = StoreReader.open(inputs.store)
     schema, labels = reader.schema, reader.read_labels()
     made = f"{schema.created} {reader.n_rows}"
-    if inputs.about_file.exists() and str(inputs.known["made"]) == made:
+    needed = [inputs.about_file, *map(inputs.raw_file, VARIABLES)]
+    needed += [] if raw_only else [inputs.notebook_file, inputs.mask_file, inputs.hdf5_file]
+    if all(file.exists() for file in needed) and str(inputs.known["made"]) == made:
         return
     inputs.directory.mkdir(parents=True, exist_ok=True)
     assert labels.live is not None

@@ -444,8 +444,8 @@ def _compute_rows(
     tokens: Indices,
     dims: Indices,
 ) -> None:
+    names = inputs(variable, source.reader.schema)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        names = inputs(variable, source.reader.schema)
         for (steps, where), window in iter_windows(source, rows, tokens, dims, names):
             for (part_rows, part_tokens), part in window.parts():
                 numbers = evaluate(variable, part)

@@ -29,7 +29,7 @@ _WINDOW_ELEMENTS = 2**21
 """Elements a window of several chunks: so many that reading and replay run at full speed."""
 
 _ROW_ELEMENTS = 2**19
-"""Elements a row of it, for which the replay takes the most memory."""
+"""Elements a row of it at most, where blocks are short: the replay's temporaries are of a row."""
 
 PART_BYTES = 2**19
 """Size of an array of numbers of a part."""
@@ -462,7 +462,8 @@ def iter_windows(
     rows, tokens, dims
         What is selected, along each axis.
     inputs
-        Variables that will be asked of every window. The disk is told a window ahead.
+        Variables that will be asked of every window. The disk is told of the next window of the
+        same tokens while one is used, of the first just before.
 
     Yields
     ------
@@ -496,7 +497,9 @@ def _read_ahead(
 
 
 def _span(rows: Indices) -> tuple[int, int]:
-    """Return the consecutive rows that some of one block lie in, as `(start, stop)`."""
+    """Return the consecutive rows that some lie in, as `(start, stop)`."""
+    if isinstance(rows, range) and rows.step == 1:
+        return rows.start, rows.stop
     return int(np.min(rows)), int(np.max(rows)) + 1
 
 

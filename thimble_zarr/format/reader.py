@@ -68,7 +68,7 @@ class Reader(Protocol):
     ) -> None:
         """Say that `read` will be asked for these, so that the disk may begin.
 
-        Nothing waits for it, and what is wrong with a file is told when it is read.
+        At most an index is read for it. What is wrong with a file is told when that is read.
         """
 
     def read_scalars(self) -> dict[str, np.ndarray]:

@@ -24,6 +24,8 @@ import google_crc32c
 import numpy as np
 from numcodecs import Blosc, blosc
 
+from thimble_zarr.format.layout import split_range
+
 CHUNK_ORDER = (1, 0, 2)
 """How the axes of a `(step, token, dim)` chunk are stored: token, step, dim. Its own inverse."""
 
@@ -43,6 +45,12 @@ MAX_COMPRESSION = 256
 
 MAX_CHUNK_BYTES = 2**31 - 17
 """Blosc compresses no more at once."""
+
+CAN_TELL = hasattr(os, "posix_fadvise")
+"""Whether the system can be told what will be read."""
+
+_TOLD_BYTES = 2**17
+"""What Linux is told of at once: of more it may forget the rest (`read_ahead_kb`)."""
 
 _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = struct.Struct("<4B3I")
@@ -158,16 +166,10 @@ class ShardFile:
 
     def will_read(self, chunks: Iterable[int]) -> None:
         """Say which chunks will be read, ascending, so that the disk may begin."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        spans: list[list[int]] = []
-        for start, n_bytes in map(self._index.__getitem__, chunks):
-            if spans and spans[-1][1] == start:
-                spans[-1][1] += n_bytes
-            else:
-                spans.append([start, start + n_bytes])
-        for start, stop in spans:
-            if stop <= self._n_bytes:
+        for offset, n_bytes in map(self._index.__getitem__, chunks):
+            if offset + n_bytes > self._n_bytes:
+                continue
+            for start, stop in split_range(offset, offset + n_bytes, _TOLD_BYTES):
                 with suppress(OSError):  # a file system that cannot
                     os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 

@@ -72,6 +72,7 @@ from thimble_zarr.format.schema import (
     read_content,
 )
 from thimble_zarr.format.shard import (
+    CAN_TELL,
     CHUNK_ORDER,
     Checksums,
     ShardFile,
@@ -90,6 +91,7 @@ HOLDER = f"{BOOKKEEPING}/writer.json"
 METADATA = "zarr.json"
 
 _FEW_CHUNKS = 4
+"""Of fewer in a block the disk is not told: opening their file takes as long as to read them."""
 
 _MAX_COMMIT_BYTES = 4096
 
@@ -255,7 +257,6 @@ class StoreReader:
         DamagedStoreError
             If a file is missing or empty, or a checksum does not match.
         """
-        self._declared(name)
         schema, layout = self.schema, self.schema.layout
         tokens = range(schema.n_tokens) if tokens is None else tokens
         chunks = list(by_chunk(_placed(schema, tokens), layout.chunk_tokens))
@@ -281,9 +282,10 @@ class StoreReader:
         Parameters
         ----------
         names, rows, tokens
-            As `read` takes them, for each of several variables. Of few chunks nothing is said: they
-            are read in the time that it takes.
+            As `read` takes them, for each of several variables.
         """
+        if not CAN_TELL:
+            return
         schema, layout = self.schema, self.schema.layout
         tokens = range(schema.n_tokens) if tokens is None else tokens
         chunks = [chunk for chunk, _, _ in by_chunk(_placed(schema, tokens), layout.chunk_tokens)]
@@ -451,6 +453,7 @@ class StoreReader:
     @contextmanager
     def _block(self, name: str, row: int) -> Iterator[ShardFile]:
         """Open the shard of a row's block for decoding; whatever is wrong with it is damage."""
+        self._declared(name)
         schema, layout = self.schema, self.schema.layout
         native = schema.dtypes[name]
         key = self._key(shard_name(name, row // layout.block_steps, schema.shape))
