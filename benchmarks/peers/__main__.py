@@ -186,6 +186,24 @@ def about(inputs: Inputs, repeats: int) -> Results:
     }
 
 
+def read_numbers(output: Path) -> Results:
+    """Return the numbers that lie beside a report, none if they were not measured yet."""
+    file = output.with_name("peers.json")
+    return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
+
+
+def write_numbers(results: Results, output: Path) -> None:
+    """Write the numbers of a report, beside it."""
+    output.with_name("peers.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def write_report(results: Results, output: Path) -> None:
+    """Write and print the report."""
+    text = markdown(results)
+    output.write_text(text, "utf-8")
+    click.echo(text)
+
+
 @click.command()
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--steps", type=int, default=300, show_default=True, help="Of the recordings.")
@@ -223,9 +241,8 @@ def main(
         "tasks": TASKS,
         "disk": stored_bytes(inputs),
     }
-    numbers = output.with_name("peers.json")
-    if numbers.exists():  # `benchmarks.peers.larger` measured it, and did not now
-        results |= {k: v for k, v in json.loads(numbers.read_text("utf-8")).items() if k == LARGER}
+    if (known := read_numbers(output)).get(LARGER):  # `benchmarks.peers.larger` measured it
+        results[LARGER] = known[LARGER]
     seldom = min(repeats, SELDOM)
     measured: dict[str, Callable[[], Results]] = {
         "reading": lambda: measure_reading(inputs, warm, repeats=repeats, quick=quick),
@@ -234,10 +251,9 @@ def main(
     }
     for name, measure_all in measured.items():
         results[name] = measure_all()
-        numbers.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    output.write_text(markdown(results), "utf-8")
+        write_numbers(results, output)
     plot(results, output.with_suffix(".png"))
-    click.echo(markdown(results))
+    write_report(results, output)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,21 @@
 """Read a run that is larger than the memory, with those peers that can: what out of core is for."""
 
-import json
 from pathlib import Path
 
 import click
 
-from benchmarks.peers.__main__ import about, cold, measure_reading, stored_bytes
+from benchmarks.peers.__main__ import (
+    about,
+    cold,
+    measure_reading,
+    read_numbers,
+    stored_bytes,
+    write_numbers,
+    write_report,
+)
 from benchmarks.peers.inputs import TASKS, Inputs
 from benchmarks.peers.prepare import prepare
-from benchmarks.peers.report import LARGER, OURS, markdown
+from benchmarks.peers.report import LARGER, OURS
 
 PEERS = ("memmap", "tensorstore", OURS)
 
@@ -34,19 +41,21 @@ PEERS = ("memmap", "tensorstore", OURS)
 )
 def main(*, repeats: int, directory: Path, store: Path, output: Path) -> None:
     """Measure, and write the results again with a section more; ten minutes on two cores."""
+    results = read_numbers(output)
+    if not results:
+        raise click.UsageError(
+            f"there are no numbers beside {output}: benchmarks.peers comes first"
+        )
     inputs = Inputs(directory / "peers", store)
     prepare(inputs, raw_only=True)
-    numbers = output.with_name("peers.json")
-    results = json.loads(numbers.read_text(encoding="utf-8"))
     results[LARGER] = {
         "about": about(inputs, repeats),
         "tasks": TASKS,
         "disk": stored_bytes(inputs, PEERS),
         "reading": measure_reading(inputs, cold, repeats=repeats, quick=True, peers=PEERS),
     }
-    numbers.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    output.write_text(markdown(results), encoding="utf-8")
-    click.echo(markdown(results))
+    write_numbers(results, output)
+    write_report(results, output)
 
 
 if __name__ == "__main__":

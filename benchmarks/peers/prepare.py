@@ -1,6 +1,6 @@
 """Write the run into the files of each peer, block by block in bounded memory."""
 
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,12 @@ def prepare(inputs: Inputs, *, raw_only: bool = False) -> None:
         return
     inputs.directory.mkdir(parents=True, exist_ok=True)
     assert labels.live is not None
-    for name in VARIABLES:
-        _write_raw(reader, name, inputs.raw_file(name))
     if not raw_only:
         export_notebook(reader, inputs.notebook_file, overwrite=True)
         write_mask(inputs.mask_file, labels)
-        with h5py.File(inputs.hdf5_file, "w") as file:
-            for name in VARIABLES:
-                _write_hdf5(reader, name, file)
+    with nullcontext() if raw_only else h5py.File(inputs.hdf5_file, "w") as hdf5:
+        for name in VARIABLES:
+            _write(reader, name, inputs.raw_file(name), hdf5)
     vars(inputs).pop("known", None)
     known: dict[str, Any] = reader.read_scalars() | {
         "dead": ~labels.live,
@@ -51,25 +49,22 @@ def prepare(inputs: Inputs, *, raw_only: bool = False) -> None:
     np.savez(inputs.about_file, **known)
 
 
-def _blocks(reader: StoreReader, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-    for start, stop in split_range(0, reader.n_rows, BLOCK_STEPS):
-        yield slice(start, stop), reader.read(name, (start, stop))
+def _write(reader: StoreReader, name: str, raw_file: Path, hdf5: h5py.File | None) -> None:
+    dataset = None if hdf5 is None else _hdf5_dataset(reader, name, hdf5)
+    with raw_file.open("wb") as raw:
+        for start, stop in split_range(0, reader.n_rows, BLOCK_STEPS):
+            bits = reader.read(name, (start, stop))
+            raw.write(bits.tobytes())
+            if dataset is not None:
+                dataset[start:stop] = bits
 
 
-def _write_raw(reader: StoreReader, name: str, path: Path) -> None:
-    with path.open("wb") as file:
-        for _, bits in _blocks(reader, name):
-            file.write(bits.tobytes())
-
-
-def _write_hdf5(reader: StoreReader, name: str, file: h5py.File) -> None:
+def _hdf5_dataset(reader: StoreReader, name: str, file: h5py.File) -> h5py.Dataset:
     n_tokens, n_dims = reader.schema.n_tokens, reader.schema.n_dims
-    dataset = file.create_dataset(
+    return file.create_dataset(
         name,
         (reader.n_rows, n_tokens, n_dims),
         np.uint16,
         chunks=(min(BLOCK_STEPS, reader.n_rows), *chunk_shape(n_tokens, n_dims)[1:]),
         **HDF5_OPTIONS,
     )
-    for rows, bits in _blocks(reader, name):
-        dataset[rows] = bits

@@ -165,7 +165,7 @@ class ShardFile:
         os.close(self._descriptor)
 
     def will_read(self, chunks: Iterable[int]) -> None:
-        """Say which chunks will be read, ascending, so that the disk may begin."""
+        """Say which chunks will be read, so that the disk may begin."""
         for offset, n_bytes in map(self._index.__getitem__, chunks):
             if offset + n_bytes > self._n_bytes:
                 continue
