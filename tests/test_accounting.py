@@ -13,7 +13,7 @@ from tests.oracles import assert_same_table
 from tests.runs import N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.verdict import verdict
-from thimble_zarr.errors import SelectionError
+from thimble_zarr.errors import ConfigError, SelectionError
 
 STATES = ("W", "exp_avg", "exp_avg_sq")
 
@@ -204,6 +204,57 @@ def test_the_replay_sees_states_that_were_changed_between_steps(
     assert np.flatnonzero(n_different).tolist() == [4]
     assert int(n_different.sel(step=5)) > 50
     assert verdict(table).text.startswith("FAILS: the books do not balance from step 5 on. ")
+
+
+OF_FORMULA = [
+    *("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("fault", ["none", "states changed after the step", PLANTED[1][0]])
+def test_the_replay_alone_is_that_beside_the_formula(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, dtype: torch.dtype
+) -> None:
+    Faulty(tmp_path / "run.zarr", dtype=dtype).run(fault)
+    ds = open_dataset(tmp_path / "run.zarr")
+    subsets = {"some": np.array([7, 8]), "all": np.arange(11)}
+    both = accounting(ds, subsets=subsets)
+    # Nothing of the formula is computed.
+    monkeypatch.delattr("thimble_zarr.analysis.audit.adam_update")
+    alone = accounting(ds, subsets=subsets, formula=False)
+    xr.testing.assert_identical(alone, both.drop_vars(OF_FORMULA))
+    assert (
+        verdict(alone.sel(subset="all")).text
+        == (verdict(both.sel(subset="all")).text.partition(" AdamW's formula leaves")[0])
+    )
+    assert verdict(alone.sel(subset="all")).holds == (fault == "none")
+
+
+def test_without_the_formula_weights_that_are_not_finite_fail(tmp_path: Path) -> None:
+    loop = Loop()
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
+        for step in range(1, 5):
+            loop.backward()
+            if step == 3:
+                loop.weight.grad[2, 4] = torch.inf
+            loop.optimizer.step()
+            loop.optimizer.zero_grad()
+    ds = open_dataset(tmp_path / "run.zarr")
+    table = accounting(ds, formula=False)
+    assert not table.n_different.any()  # as replayed
+    assert table.n_not_finite.values.tolist() == [0, 0, 1, 1]
+    assert "2 of 220 weight changes are not finite, first at step 3" in verdict(table).text
+    assert not verdict(table).holds
+    assert verdict(accounting(ds.drop_sel(token=2), formula=False)).holds
+
+
+def test_what_leaves_nothing_to_check_is_an_error(toy_path: Path) -> None:
+    ds = open_dataset(toy_path)
+    with pytest.raises(ConfigError, match="nothing is left to check"):
+        accounting(ds, formula=False, replay=False)
+    with pytest.raises(ConfigError, match="extended columns are of the formula's table"):
+        accounting(ds, formula=False, extended=True)
 
 
 @pytest.mark.parametrize("replay", [True, False])

@@ -5,6 +5,7 @@ import torch
 from thimble_zarr.format.bits import (
     BFLOAT16_RECIPE,
     NATIVE_DTYPES,
+    all_finite,
     decode,
     fill_value,
     is_nan,
@@ -77,6 +78,21 @@ def test_every_bfloat16_nan_is_one() -> None:
 def test_other_nans_are_nan_too(native: str) -> None:
     values = np.array([0.0, -0.0, 1.0, np.inf, -np.inf, np.nan, -np.nan], dtype=native)
     assert is_nan(values).tolist() == [False] * 5 + [True] * 2
+
+
+def test_every_bfloat16_that_is_not_finite_is_seen_among_others() -> None:
+    finite = np.isfinite(as_numbers(EVERY_PATTERN))
+    assert all_finite(EVERY_PATTERN[finite].reshape(2, -1))
+    for pattern in EVERY_PATTERN[~finite]:
+        assert not all_finite(np.array([[0x8000, pattern], [0x3F80, 0xBF80]], np.uint16))
+
+
+@pytest.mark.parametrize("native", ["float16", "float32", "float64"])
+def test_other_numbers_that_are_not_finite_are_seen(native: str) -> None:
+    most = np.finfo(native).max
+    assert all_finite(np.array([0.0, -0.0, most, -most], native))
+    for value in (np.nan, np.inf, -np.inf):
+        assert not all_finite(np.array([0.0, value], native))
 
 
 def test_every_bfloat16_number_has_its_place() -> None:

@@ -209,6 +209,13 @@ def test_without_the_replay_the_overview_is_of_the_formula(stores: dict[str, Pat
     assert [columns[-2] for columns in shown_lines(shown).values()] == ["100 %", "100 %"]
 
 
+def test_without_the_formula_the_overview_has_no_cosines(stores: dict[str, Path]) -> None:
+    shown = check(stores["sound"], stores["short"], "--no-formula").stdout
+    assert "equal bits" in shown.splitlines()[0]
+    for columns in shown_lines(shown).values():
+        assert columns[-4:] == ["-", "-", "100 %", "HOLDS"]
+
+
 def test_a_notebooks_file_is_a_store_too(
     stores: dict[str, Path], tmp_path: Path, toy_history: History
 ) -> None:

@@ -136,6 +136,13 @@ def test_without_the_gradient_the_formula_is_checked(
     assert "HOLDS: all" in result.stdout
 
 
+def test_without_gradient_and_formula_there_is_nothing_to_check(without_gradient: Path) -> None:
+    result = run("check", without_gradient, "--no-formula")
+    assert result.exit_code == 2
+    assert "the steps cannot be replayed: grad was not recorded" in result.stderr
+    assert "--no-replay" in result.stderr
+
+
 def test_a_wrong_row_fails_the_formula_too(without_gradient: Path, tmp_path: Path) -> None:
     def change(bits: Arrays, scalars: Arrays) -> None:
         bits["W"][5] = bits["W"][3]

@@ -908,6 +908,36 @@ def test_without_the_replay_the_formula_judges(faulty: Path, trained: Path) -> N
     assert (found["replay"], found["replay_device"], found["findings"]) == (None, None, [])
 
 
+def test_without_the_formula_the_replay_is_shown_alone(faulty: Path, trained: Path) -> None:
+    shown, both = (succeeds("check", trained, *how).stdout for how in (["--no-formula"], []))
+    assert "norm_predicted" not in shown
+    assert "Summary" not in shown
+    title, replay, verdict = shown.split("\n\n")
+    assert both.startswith(title)
+    assert replay in both
+    assert both.startswith(verdict.rstrip(), both.index("HOLDS to the bit"))
+    result = run("check", faulty, "--no-formula", "--format", "csv")
+    assert result.exit_code == 1
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    names = ("W", "exp_avg", "exp_avg_sq")
+    columns = [f"{column}_{name}" for name in names for column in ("n_different", "max_ulp")]
+    assert list(rows[0]) == ["t", *columns]
+    first = next(row for row in rows if int(row["n_different_W"]))
+    assert first["t"] == "3"
+    assert float(first["max_ulp_W"]) > 0
+    found, with_formula = (checked(faulty, *how, exit_code=1) for how in (["--no-formula"], []))
+    differing = ("rows", "summary")
+    assert list(found["rows"][0]) == ["t", *columns]
+    for key in with_formula.keys() - differing:
+        assert found[key] == with_formula[key]
+    assert [finding["code"] for finding in found["findings"]] == ["other-learning-rate"]
+
+
+def test_formula_and_replay_are_not_both_left_out(trained: Path) -> None:
+    assert "leave nothing to check" in fails(2, "check", trained, "--no-formula", "--no-replay")
+    assert "--no-formula omits" in fails(2, "check", trained, "--no-formula", "--extended")
+
+
 def test_without_the_replay_torch_is_not_needed(trained: Path) -> None:
     script = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['thimble-zarr', 'check', "

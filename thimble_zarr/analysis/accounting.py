@@ -38,6 +38,7 @@ def selected(ds: xr.Dataset) -> Selected:
 def accounting(
     ds: xr.Dataset,
     *,
+    formula: bool = True,
     replay: bool = True,
     extended: bool = False,
     subsets: Mapping[str, np.ndarray] | None = None,
@@ -50,6 +51,8 @@ def accounting(
     ds
         A dataset from `open_dataset` or `open_datasets`, of a parameter of any rank, whole or with
         anything selected. It must still be lazy: not loaded, and not changed by arithmetic.
+    formula
+        Whether to compare with AdamW's formula. The replay alone takes a fifth less time.
     replay
         Whether to take every step again with torch and compare bits. Without it a bound on rounding
         judges the formula.
@@ -66,7 +69,9 @@ def accounting(
     -------
     xarray.Dataset
         In memory, dims `(step,)`, or `(subset, step)` with subsets, without the initial state and
-        steps whose row before was not recorded, float64 but for the counts:
+        steps whose row before was not recorded, float64 but for the counts.
+
+        With the formula:
         ``norm_predicted``, ``norm_observed``, ``norm_difference``
             L2 norms over the selected elements of predicted and observed change and of their
             difference.
@@ -74,9 +79,11 @@ def accounting(
             Of predicted and observed change; NaN where one of them is zero.
         ``ratio``
             `norm_predicted / norm_observed`; infinite where nothing moved.
+
+        Always:
         ``n_not_finite``
-            Elements whose residual is NaN or infinite, because the run diverged or a value is
-            missing. int64.
+            Elements whose residual, or without the formula whose weight, is NaN or infinite,
+            because the run diverged or a value is missing. int64.
         ``skipped``
             1 where the optimizer skipped the step, as with a `GradScaler` that found an infinity,
             or for want of a gradient; else 0. int64.
@@ -116,17 +123,28 @@ def accounting(
 
     Raises
     ------
+    ConfigError
+        If both `formula` and `replay` are False, or `extended` is True without the formula.
     SelectionError
         If no token or no step is selected that can be checked, a variable that is needed was not
         recorded, `ds` is no longer lazy, or the device is not there.
     """
     if "run" in ds.dims and ds.sizes["run"]:
         of_run = functools.partial(
-            accounting, replay=replay, extended=extended, subsets=subsets, device=device
+            accounting,
+            formula=formula,
+            replay=replay,
+            extended=extended,
+            subsets=subsets,
+            device=device,
         )
         tables = [of_run(ds.isel(run=run)) for run in range(ds.sizes["run"])]
         return xr.concat(tables, ds.run, join="outer", combine_attrs="drop_conflicts")
     audit = Audit.of(
-        selected(ds).on_device(device), replay=replay, extended=extended, subsets=subsets
+        selected(ds).on_device(device),
+        formula=formula,
+        replay=replay,
+        extended=extended,
+        subsets=subsets,
     )
     return tabulated(audit, as_dask(audit.reduction).compute())

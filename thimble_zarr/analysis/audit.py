@@ -31,12 +31,14 @@ from thimble_zarr.analysis.variables import (
     ulp,
 )
 from thimble_zarr.analysis.windows import Selected, Window
-from thimble_zarr.errors import SelectionError
-from thimble_zarr.format.bits import decode, storage_dtype
+from thimble_zarr.errors import ConfigError, SelectionError
+from thimble_zarr.format.bits import all_finite, decode, storage_dtype
 from thimble_zarr.format.indexing import as_range
 from thimble_zarr.format.schema import Schema
 
-OF_FORMULA = ("predicted", "observed", "difference", "product", "n_not_finite")
+NOT_FINITE = "n_not_finite"
+
+OF_FORMULA = ("predicted", "observed", "difference", "product", NOT_FINITE)
 """Numbers of each step: sums of squares, the sum of products, and a count."""
 
 OF_MOVES = ("n_moved", "n_stalled", "displacement")
@@ -92,6 +94,7 @@ class Audit:
         cls,
         selected: Selected,
         *,
+        formula: bool = True,
         replay: bool = True,
         extended: bool = False,
         subsets: Mapping[str, np.ndarray] | None = None,
@@ -102,15 +105,23 @@ class Audit:
         ----------
         selected
             The elements.
-        replay, extended, subsets
+        formula, replay, extended, subsets
             As `analysis.accounting.accounting` takes them.
 
         Raises
         ------
+        ConfigError
+            If neither formula nor replay is asked for, or more columns without the formula.
         SelectionError
             If nothing is selected that can be checked, or a variable that is needed was not
             recorded.
         """
+        if not formula and (extended or not replay):
+            raise ConfigError(
+                "extended columns are of the formula's table, and formula=False leaves it out"
+                if replay
+                else "nothing is left to check with formula=False and replay=False"
+            )
         source = selected.source
         schema = source.reader.schema
         check_inputs(schema, replay=replay)
@@ -132,6 +143,7 @@ class Audit:
             recurrences(schema) if replay else (),
             exact=not attrs.get("not_exact_because"),
             extended=extended,
+            formula=formula,
         )
         narrow = storage_dtype(schema.dtypes["W"]).itemsize == 2
         statistics = Statistics(
@@ -179,12 +191,14 @@ class Tally:
     recurrences: tuple[str, ...]
     exact: bool
     extended: bool
+    formula: bool
 
     @property
     def names(self) -> tuple[str, ...]:
         """The numbers that are of the weights alone."""
         judged = "unexplained" if self.recurrences else "n_beyond_rounding"
-        return *OF_FORMULA, *(OF_MOVES if self.extended else ()), judged
+        of_formula = *OF_FORMULA, *(OF_MOVES if self.extended else ())
+        return *(of_formula if self.formula else (NOT_FINITE,)), judged
 
     @property
     def combine(self) -> tuple[np.ufunc, ...]:
@@ -194,7 +208,10 @@ class Tally:
 
     def __call__(self, part: Window) -> Iterator[np.ndarray]:
         """Yield the numbers of a part, an array each, by step."""
-        yield from self._of_formula(part)
+        if self.formula:
+            yield from self._of_formula(part)
+        else:
+            yield _n_not_finite(part)
         if self.recurrences:
             yield from _of_replay(part, exact=self.exact)
 
@@ -253,6 +270,13 @@ _LEAST_SQUARE = 1e-25
 def _count(elements: np.ndarray) -> np.ndarray:
     counts: np.ndarray = np.count_nonzero(elements, axis=(1, 2))
     return counts
+
+
+def _n_not_finite(part: Window) -> np.ndarray:
+    """Count the weights that are not finite; from one that is not, no step leads to one that is."""
+    if all_finite(part.bits("W")):
+        return _NONE
+    return _count(~np.isfinite(part.current("W")))
 
 
 def _of_moves(part: Window, observed: np.ndarray, predicted: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,9 +1,11 @@
 """The numbers of an audit as a table: columns by step, as xarray has them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import xarray as xr
 
-from thimble_zarr.analysis.audit import OF_REPLAY, Audit, Tally
+from thimble_zarr.analysis.audit import NOT_FINITE, OF_REPLAY, Audit, Tally
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 """What the original notebook tabulates."""
@@ -56,16 +58,8 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> xr.Dataset:
 def _table(tally: Tally, numbers: np.ndarray, *, n_elements: int, n_dims: int) -> xr.Dataset:
     """Return the columns that follow from the numbers of a subset, shape `(number, step)`."""
     by_name = dict(zip(tally.names, numbers, strict=False))
-    norm_predicted, norm_observed = np.sqrt(by_name["predicted"]), np.sqrt(by_name["observed"])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns = {
-            "norm_predicted": norm_predicted,
-            "norm_observed": norm_observed,
-            "norm_difference": np.sqrt(by_name["difference"]),
-            "cosine_similarity": by_name["product"] / (norm_predicted * norm_observed),
-            "ratio": norm_predicted / norm_observed,
-            "n_not_finite": by_name["n_not_finite"].astype(np.int64),
-        }
+    columns = _formula_columns(by_name) if tally.formula else {}
+    columns[NOT_FINITE] = by_name[NOT_FINITE].astype(np.int64)
     if tally.extended:
         columns["share_moved"] = by_name["n_moved"] / n_elements
         columns["share_stalled"] = by_name["n_stalled"] / n_elements
@@ -78,6 +72,17 @@ def _table(tally: Tally, numbers: np.ndarray, *, n_elements: int, n_dims: int) -
     table["norm_unexplained"] = "step", np.sqrt(by_name["unexplained"])
     of_replay = numbers[len(tally.names) :].reshape(len(tally.recurrences), len(OF_REPLAY), -1)
     return table.assign(_replay_columns(of_replay, n_dims))
+
+
+def _formula_columns(by_name: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return `COLUMNS`, each of shape `(step,)`."""
+    norm_predicted, norm_observed = np.sqrt(by_name["predicted"]), np.sqrt(by_name["observed"])
+    norm_difference = np.sqrt(by_name["difference"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine_similarity = by_name["product"] / (norm_predicted * norm_observed)
+        ratio = norm_predicted / norm_observed
+    columns = norm_predicted, norm_observed, norm_difference, cosine_similarity, ratio
+    return dict(zip(COLUMNS, columns, strict=True))
 
 
 def _replay_columns(

@@ -74,15 +74,16 @@ def overview(runs: Sequence[Checked]) -> str:
 
 def _line(section: Section) -> tuple[str, ...]:
     table, found = section.table, section.found
-    cosines = table.cosine_similarity.values
+    cosines = ["-", "-"]
+    if "cosine_similarity" in table:
+        cosines = [f"{table.cosine_similarity.values[step]:.4f}" for step in (0, -1)]
     rows = "" if section.schema.has_tokens else f" {section.schema.row_name}s"
     return (
         str(section.store),
         section.parameter or "-",
         f"{section.subset}: {len(section.selected.tokens):,} of {section.schema.n_tokens:,}{rows}",
         f"{int(table.step[0])} to {int(table.step[-1])}{_some(section)}",
-        f"{cosines[0]:.4f}",
-        f"{cosines[-1]:.4f}",
+        *cosines,
         _share(section),
         "HOLDS" if found.holds else f"FAILS from step {found.step}",
     )

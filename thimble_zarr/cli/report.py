@@ -102,7 +102,8 @@ def section_in_words(section: Section) -> str:
 
 
 def _as_text(section: Section) -> str:
-    parts = [_title(section), _as_table(_rows(section))]
+    parts = [_title(section)]
+    parts += [_as_table(_rows(section))] if _has_formula(section.table) else []
     parts += [replay_table(section)] if "recurrence" in section.table.dims else []
     return "\n\n".join([*parts, section_in_words(section)]) + "\n"
 
@@ -135,9 +136,16 @@ def as_json(sections: Sequence[Section]) -> dict[str, Any]:
     }
 
 
+def _has_formula(table: "xr.Dataset") -> bool:
+    return "cosine_similarity" in table
+
+
 def _rows(section: Section) -> "pd.DataFrame":
+    """Return the columns of the formula, or without it those of the replay."""
     from thimble_zarr.analysis.table import COLUMNS, EXTENDED
 
+    if not _has_formula(section.table):
+        return _replay_rows(section.table)
     extended = (name for name in EXTENDED if section.extended and name in section.table)
     return (
         section.table[[*COLUMNS, *extended]]
@@ -146,6 +154,17 @@ def _rows(section: Section) -> "pd.DataFrame":
         .rename_axis("t")
         .reset_index()
     )
+
+
+def _replay_rows(table: "xr.Dataset") -> "pd.DataFrame":
+    """Return what differs at each step: of each recurrence how many elements, and how far."""
+    import pandas as pd
+
+    columns = {"t": table.step.values}
+    for name in table.recurrence.values.tolist():
+        of = table.sel(recurrence=name)
+        columns |= {f"{column}_{name}": of[column].values for column in ("n_different", "max_ulp")}
+    return pd.DataFrame(columns)
 
 
 def share_of(part: int, total: int) -> str:

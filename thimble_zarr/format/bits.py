@@ -146,6 +146,14 @@ def is_nan(stored: np.ndarray) -> np.ndarray:
     return nan
 
 
+def all_finite(stored: np.ndarray) -> bool:
+    """Return whether no stored number is infinite or NaN. `uint16` is bfloat16."""
+    if stored.dtype != np.uint16:
+        return bool(np.isfinite(stored).all())
+    # Of either sign they are the largest patterns.
+    return bool(stored.view(np.int16).max() < 0x7F80 and stored.max() < 0xFF80)
+
+
 def ulp_distance(stored: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return how many steps on the lattice of their dtype lie between numbers.
 

@@ -165,13 +165,26 @@ class ShardFile:
         os.close(self._descriptor)
 
     def will_read(self, chunks: Iterable[int]) -> None:
-        """Say which chunks will be read, so that the disk may begin."""
-        for offset, n_bytes in map(self._index.__getitem__, chunks):
+        """Say which chunks will be read, so that the disk may begin.
+
+        Where the system has the first of them and the last, nothing is said: it has the others.
+        """
+        spans = [self._index[chunk] for chunk in chunks]
+        if all(self._is_at_hand(offset) for offset, _ in spans[:1] + spans[-1:]):
+            return
+        for offset, n_bytes in spans:
             if offset + n_bytes > self._n_bytes:
                 continue
             for start, stop in split_range(offset, offset + n_bytes, _TOLD_BYTES):
                 with suppress(OSError):  # a file system that cannot
                     os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+
+    def _is_at_hand(self, offset: int) -> bool:
+        """Return whether a byte can be read without the disk; no where the system cannot tell."""
+        try:
+            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except (AttributeError, OSError, OverflowError):
+            return False
 
     def decode(self, chunk: int) -> np.ndarray:
         """Return a chunk, shape `(token, step, dim)`.
