@@ -25,10 +25,10 @@ from benchmarks.peers import (  # noqa: E402
     thimble,
     zarr_dask,
 )
-from benchmarks.peers.inputs import EXACT, SMALL, TABLES, TASKS, VARIABLES, Inputs  # noqa: E402
+from benchmarks.peers.inputs import BOTH, EXACT, SMALL, TABLES, TASKS, TITLES, VARIABLES, Inputs  # noqa: E402
 from benchmarks.peers.prepare import prepare  # noqa: E402
 from benchmarks.peers.recording import RECORDING, run  # noqa: E402
-from benchmarks.peers.report import LARGER, markdown, plot, summary  # noqa: E402
+from benchmarks.peers.report import LARGER, OURS, markdown, plot, summary  # noqa: E402
 from benchmarks.processes import measure  # noqa: E402
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -124,6 +124,7 @@ def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
     numbers |= {"process_s": 1e-3, "process_bytes_read": 1e3, "difference": 0.0, "n": 5}
     peers = ("notebook", "memmap", "h5py", "zarr + dask", "tensorstore", "thimble-zarr")
     reading = {task: {peer: dict(numbers) for peer in peers} for task in TASKS}
+    reading |= {BOTH: {OURS: dict(numbers)}}
     reading[EXACT]["memmap"]["wall_s"] = 0.5
     reading[EXACT]["zarr + dask"]["n"] = 1
     taken = {"busy_median_s": 1e-3, "busy_worst_s": 1.0, "total_s": 5.0}
@@ -137,7 +138,7 @@ def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
             "recording_steps": 300,
             **dict.fromkeys(("steps", "n_tokens", "n_dims", "n_dead"), 7),
         },
-        "tasks": TASKS,
+        "tasks": TITLES,
         "disk": dict.fromkeys(peers, 1e9),
         "reading": reading,
         "cold": {task: {peer: dict(numbers) for peer in peers} for task in TASKS},
@@ -147,12 +148,13 @@ def test_results_become_tables_and_a_plot(tmp_path: Path) -> None:
     assert "not first in: exact check of all tokens (memmap, 4.0 times)." in text
     assert "medians of 5; zarr + dask, where it takes minutes, once. x, 2 cores" in text
     assert text.count("not first in: nothing.") == 3
+    assert "| both checks of all tokens in one pass | - | - | - | - | - | **2 s**, 100 MB" in text
     assert "Reading what is larger" not in text
     found = {peer: dict(numbers) for peer in ("memmap", "tensorstore", "thimble-zarr")}
     found["memmap"]["wall_s"] = 9.0
     results[LARGER] = {
         "about": results["about"] | {"steps": 5000},
-        "tasks": TASKS,
+        "tasks": TITLES,
         "disk": dict.fromkeys(found, 26e9),
         "reading": {EXACT: found},
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.__main__ import commit, machine, measure_in_turn, python, say
 from benchmarks.peers.child import printed_table
-from benchmarks.peers.inputs import EXACT, TABLES, TASKS, Inputs
+from benchmarks.peers.inputs import BOTH, EXACT, TABLES, TASKS, TITLES, Inputs
 from benchmarks.peers.prepare import prepare
 from benchmarks.peers.recording import RECORDING
 from benchmarks.peers.report import LARGER, OURS, Results, markdown, plot
@@ -49,7 +49,7 @@ def answer(peer: str, task: str, run: Measured) -> np.ndarray:
     """Return the table, or the few numbers that tell an answer from another."""
     if task in TABLES:
         return printed_table(run.stdout)
-    if peer == OURS and task == EXACT:
+    if peer == OURS and task in (EXACT, BOTH):
         return np.array(counts(run.stdout))
     return np.array(said(run)["digest"])
 
@@ -130,10 +130,11 @@ def measure_reading(
     """Solve every task with every peer, and compare the answers with ours."""
     reading: dict[str, dict[str, dict[str, float]]] = {}
     in_turn = functools.partial(measure_in_turn, before=functools.partial(before, inputs))
-    for task, title in TASKS.items():
+    for task, title in TITLES.items():
         say(f"{title}, {before.__name__} ...")
         slow = [peer for peer in peers if quick and task in SLOW.get(peer, ())]
-        commands = {peer: command(peer, task, inputs) for peer in peers}
+        solvers = peers if task in TASKS else (OURS,)
+        commands = {peer: command(peer, task, inputs) for peer in solvers}
         found = in_turn(
             {peer: line for peer, line in commands.items() if peer not in slow}, repeats=repeats
         )
@@ -238,7 +239,7 @@ def main(
     prepare(inputs)
     results: Results = {
         "about": about(inputs, repeats) | {"recording_steps": steps},
-        "tasks": TASKS,
+        "tasks": TITLES,
         "disk": stored_bytes(inputs),
     }
     if (known := read_numbers(output)).get(LARGER):  # `benchmarks.peers.larger` measured it

@@ -13,7 +13,7 @@ from benchmarks.peers.__main__ import (
     write_numbers,
     write_report,
 )
-from benchmarks.peers.inputs import TASKS, Inputs
+from benchmarks.peers.inputs import TITLES, Inputs
 from benchmarks.peers.prepare import prepare
 from benchmarks.peers.report import LARGER, OURS
 
@@ -50,7 +50,7 @@ def main(*, repeats: int, directory: Path, store: Path, output: Path) -> None:
     prepare(inputs, raw_only=True)
     results[LARGER] = {
         "about": about(inputs, repeats),
-        "tasks": TASKS,
+        "tasks": TITLES,
         "disk": stored_bytes(inputs, PEERS),
         "reading": measure_reading(inputs, cold, repeats=repeats, quick=True, peers=PEERS),
     }

@@ -93,7 +93,7 @@ def cells(
     best = min(found[first] for found in by_peer.values())
     for peer in peers:
         if peer not in by_peer:
-            yield "minutes"
+            yield "minutes" if len(by_peer) > 1 else "-"
             continue
         found = by_peer[peer]
         bold = "**" if found[first] == best else ""
@@ -244,7 +244,7 @@ def summary(results: Results, measured: str = "reading") -> str:
 
 
 COLOURS = ("#999999", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#D55E00")  # Okabe and Ito
-MARKERS = ("o", "s", "D", "^", "v", "P")
+MARKERS = ("o", "s", "D", "X", "^", "v", "P")
 
 
 def plot(results: Results, file: Path) -> None:

@@ -6,13 +6,14 @@ import sys
 import numpy as np
 
 from benchmarks.peers.by_hand import Answer, Task
-from benchmarks.peers.inputs import EXACT, SMALL, TABLES, VARIABLES, Inputs
+from benchmarks.peers.inputs import BOTH, EXACT, SMALL, TABLES, VARIABLES, Inputs
 from thimble_zarr import open_dataset
 
 CHECKS = {
     TABLES[0]: ("--tokens", "dead", "--no-replay", "--format", "csv"),
     TABLES[1]: ("--tokens", "all", "--no-replay", "--format", "csv"),
-    EXACT: ("--tokens", "all", "--format", "json"),
+    EXACT: ("--tokens", "all", "--no-formula", "--format", "json"),
+    BOTH: ("--tokens", "all", "--format", "json"),
 }
 
 
