@@ -12,7 +12,7 @@ import xarray as xr
 
 from thimble_zarr.analysis.audit import Audit
 from thimble_zarr.analysis.lazy import LazyArray, as_dask
-from thimble_zarr.analysis.table import tabulated
+from thimble_zarr.analysis.table import DIMS, Table, tabulated
 from thimble_zarr.analysis.windows import Selected
 from thimble_zarr.errors import SelectionError
 
@@ -147,4 +147,15 @@ def accounting(
         extended=extended,
         subsets=subsets,
     )
-    return tabulated(audit, as_dask(audit.reduction).compute())
+    tables = [*map(_as_dataset, tabulated(audit, as_dask(audit.reduction).compute()))]
+    if subsets is None:
+        return tables[0]
+    return xr.concat(tables, dim="subset").assign_coords(subset=list(subsets))
+
+
+def _as_dataset(table: Table) -> xr.Dataset:
+    columns = {
+        name: ((name,) if name in DIMS else DIMS[: values.ndim], values)
+        for name, values in table.items()
+    }
+    return xr.Dataset(columns, attrs=table.attrs)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import xarray as xr
 
 from thimble_zarr.analysis.causes import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.evidence import Evidence, Run
+from thimble_zarr.analysis.table import AnyTable
 from thimble_zarr.analysis.windows import Selected, Source
 from thimble_zarr.format.reader import AlteredChunk as Altered
 
@@ -105,7 +105,7 @@ def find_altered(
 
 
 def find_causes(
-    selected: Selected, table: xr.Dataset, altered: Sequence[Altered] | None = None
+    selected: Selected, table: AnyTable, altered: Sequence[Altered] | None = None
 ) -> list[Finding]:
     """Explain why an accounting does not balance, and look for chunks that were altered.
 
@@ -114,7 +114,7 @@ def find_causes(
     selected
         What was accounted for.
     table
-        What `accounting` returned, with the replay.
+        What `tabulated` returned, or `accounting`, with the replay.
     altered
         What `find_altered` returned, where that was done already.
 
@@ -133,7 +133,7 @@ def find_causes(
     if rest:
         where = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": _n_steps(rest)}
         found.append(_finding(MoreFailures, where, source))
-    checked = replace(selected, rows=np.searchsorted(source.steps, table.step.values))
+    checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
     found += _mislabelled(source)
     found += _altered(checked, find_altered(checked) if altered is None else altered)
     return sorted(_merged(found), key=lambda f: (f.code == AlteredChunk.code, f.step))
@@ -191,29 +191,23 @@ def _altered(selected: Selected, altered: Sequence[Altered]) -> list[Finding]:
     return findings
 
 
-def _runs(source: Source, table: xr.Dataset) -> Iterator[Run]:
-    names = table.recurrence.values.tolist()
-    failing = np.flatnonzero(table.n_beyond.sum("recurrence").values)
-    steps = table.step.values
+def _runs(source: Source, table: AnyTable) -> Iterator[Run]:
+    names, steps = np.asarray(table["recurrence"]).tolist(), np.asarray(table["step"])
+    n_beyond = np.asarray(table["n_beyond"])
+    tokens, dims = np.asarray(table["first_token"]), np.asarray(table["first_dim"])
+    failing = np.flatnonzero(n_beyond.any(axis=1))
     order = np.argsort(steps[failing])
     failing = failing[order]
     for indices in np.split(failing, np.flatnonzero(np.diff(steps[failing]) != 1) + 1):
         if len(indices) == 0:
             continue
-        part = table.isel(step=indices)
         first_row = int(np.searchsorted(source.steps, steps[indices[0]]))
         yield Run(
             steps=range(first_row, first_row + len(indices)),
-            counts={name: part.n_beyond.sel(recurrence=name).values for name in names},
+            counts={name: n_beyond[indices, at] for at, name in enumerate(names)},
             first={
-                name: np.stack(
-                    [
-                        _tokens_of(source, part.first_token.sel(recurrence=name).values),
-                        part.first_dim.sel(recurrence=name).values,
-                    ],
-                    axis=1,
-                )
-                for name in names
+                name: np.stack([_tokens_of(source, tokens[indices, at]), dims[indices, at]], axis=1)
+                for at, name in enumerate(names)
             },
         )
 

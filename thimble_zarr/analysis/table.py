@@ -1,11 +1,18 @@
-"""The numbers of an audit as a table: columns by step, as xarray has them."""
+"""The numbers of an audit as a table: columns by step.
+
+NumPy is all that this needs, so that the command line has its answer before xarray would be
+imported; `analysis.accounting` makes a dataset of it.
+"""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import xarray as xr
 
 from thimble_zarr.analysis.audit import NOT_FINITE, OF_REPLAY, Audit, Tally
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
 """What the original notebook tabulates."""
@@ -13,9 +20,32 @@ COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similar
 EXTENDED = ("share_stalled", "share_moved", "mean_displacement_ulp", "norm_unexplained")
 """What is tabulated besides; the last only with the replay."""
 
+DIMS = ("step", "recurrence")
+"""The labels of a table, and the axes of its columns."""
 
-def tabulated(audit: Audit, numbers: np.ndarray) -> xr.Dataset:
-    """Return the table of an audit.
+
+class Table(dict[str, np.ndarray]):
+    """Columns by name: labels, `DIMS`, too; a number, or of shape `(step,)` or that of all `DIMS`.
+
+    Parameters
+    ----------
+    columns
+        What `analysis.accounting.accounting` returns.
+    attrs
+        What they depend on besides.
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray], attrs: Mapping[str, str]) -> None:
+        super().__init__(columns)
+        self.attrs = dict(attrs)
+
+
+AnyTable: TypeAlias = "Table | xr.Dataset"
+"""A table, or the dataset that was made of it: both have columns by name, and attributes."""
+
+
+def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
+    """Return the tables of an audit: one for each subset, or one of all that is selected.
 
     Parameters
     ----------
@@ -23,55 +53,48 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> xr.Dataset:
         What was compared.
     numbers
         What its reduction gave, shape `(class, number, step)`.
-
-    Returns
-    -------
-    xarray.Dataset
-        As `analysis.accounting.accounting` returns it.
     """
     reduction = audit.reduction
     selected, classes = reduction.selected, reduction.classes
     source, n_dims = selected.source, len(selected.dims)
-    coords = {"step": selected.steps}
+    labels = {"step": selected.steps}
     if audit.tally.recurrences:
-        coords["recurrence"] = np.array(audit.tally.recurrences)
-    skipped = "step", source.skipped[np.asarray(selected.rows)].astype(np.int64)
+        labels["recurrence"] = np.array(audit.tally.recurrences)
+    labels["skipped"] = source.skipped[np.asarray(selected.rows)].astype(np.int64)
 
-    def table(of_classes: np.ndarray, n_tokens: int) -> xr.Dataset:
+    def table(of_classes: np.ndarray, n_tokens: int) -> Table:
         parts = (numbers[index : index + 1] for index in np.flatnonzero(of_classes))
         (merged,) = reduction.statistics.merge(*parts)
-        columns = _table(
+        columns = _columns(
             audit.tally,
             merged,
             n_elements=n_dims * n_tokens,
             n_dims=source.reader.schema.n_dims,
         )
-        return columns.assign_coords(coords).assign(skipped=skipped)
+        return Table(labels | columns, audit.attrs)
 
     if audit.subsets is None or classes is None:
-        return table(np.ones(1, bool), len(selected.tokens)).assign_attrs(audit.attrs)
-    tables = [table(members, int(members[classes].sum())) for members in audit.subsets.values()]
-    whole = xr.concat(tables, dim="subset").assign_coords(subset=list(audit.subsets))
-    return whole.assign_attrs(audit.attrs)
+        return [table(np.ones(1, bool), len(selected.tokens))]
+    return [table(members, int(members[classes].sum())) for members in audit.subsets.values()]
 
 
-def _table(tally: Tally, numbers: np.ndarray, *, n_elements: int, n_dims: int) -> xr.Dataset:
+def _columns(
+    tally: Tally, numbers: np.ndarray, *, n_elements: int, n_dims: int
+) -> dict[str, np.ndarray]:
     """Return the columns that follow from the numbers of a subset, shape `(number, step)`."""
     by_name = dict(zip(tally.names, numbers, strict=False))
     columns = _formula_columns(by_name) if tally.formula else {}
     columns[NOT_FINITE] = by_name[NOT_FINITE].astype(np.int64)
+    columns["n_elements"] = np.array(n_elements)
     if tally.extended:
         columns["share_moved"] = by_name["n_moved"] / n_elements
         columns["share_stalled"] = by_name["n_stalled"] / n_elements
         columns["mean_displacement_ulp"] = by_name["displacement"] / n_elements
-    table = xr.Dataset({name: ("step", values) for name, values in columns.items()})
-    table["n_elements"] = n_elements
     if not tally.recurrences:
-        table["n_beyond_rounding"] = "step", by_name["n_beyond_rounding"].astype(np.int64)
-        return table
-    table["norm_unexplained"] = "step", np.sqrt(by_name["unexplained"])
+        return columns | {"n_beyond_rounding": by_name["n_beyond_rounding"].astype(np.int64)}
+    columns["norm_unexplained"] = np.sqrt(by_name["unexplained"])
     of_replay = numbers[len(tally.names) :].reshape(len(tally.recurrences), len(OF_REPLAY), -1)
-    return table.assign(_replay_columns(of_replay, n_dims))
+    return columns | _replay_columns(of_replay, n_dims)
 
 
 def _formula_columns(by_name: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -85,18 +108,15 @@ def _formula_columns(by_name: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return dict(zip(COLUMNS, columns, strict=True))
 
 
-def _replay_columns(
-    numbers: np.ndarray, n_dims: int
-) -> dict[str, tuple[tuple[str, str], np.ndarray]]:
-    """Return the variables with dims `(step, recurrence)`."""
+def _replay_columns(numbers: np.ndarray, n_dims: int) -> dict[str, np.ndarray]:
+    """Return the columns of shape `(step, recurrence)`."""
     by_name = dict(zip(OF_REPLAY, numbers.transpose(1, 2, 0), strict=True))
     first = by_name["first"]
     position = np.where(np.isfinite(first), first, 0).astype(np.int64)
-    columns = {
+    return {
         "n_different": by_name["n_different"].astype(np.int64),
         "n_beyond": by_name["n_beyond"].astype(np.int64),
         "max_ulp": by_name["max_ulp"].copy(),  # a view would hold all the numbers
         "first_token": np.where(np.isfinite(first), position // n_dims, -1),
         "first_dim": np.where(np.isfinite(first), position % n_dims, -1),
     }
-    return {name: (("step", "recurrence"), values) for name, values in columns.items()}

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 
 from thimble_zarr.analysis.findings import Finding
+from thimble_zarr.analysis.table import AnyTable
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Verdict:
     step: int | None = None
 
 
-def verdict(table: xr.Dataset, findings: Sequence[Finding] = ()) -> Verdict:
+def verdict(table: AnyTable, findings: Sequence[Finding] = ()) -> Verdict:
     """Judge an accounting.
 
     The replay judges where there is one: it is sharper than any bound on the formula's rounding.
@@ -37,7 +37,7 @@ def verdict(table: xr.Dataset, findings: Sequence[Finding] = ()) -> Verdict:
     Parameters
     ----------
     table
-        What `accounting` returned.
+        What `tabulated` returned, or `accounting`.
     findings
         What `find_causes` returned.
 
@@ -45,7 +45,7 @@ def verdict(table: xr.Dataset, findings: Sequence[Finding] = ()) -> Verdict:
     -------
     Verdict
     """
-    judged = _of_replay(table) if "recurrence" in table.dims else _of_formula(table)
+    judged = _of_replay(table) if "recurrence" in table else _of_formula(table)
     if judged.holds and findings:
         return Verdict(
             holds=False,
@@ -56,12 +56,13 @@ def verdict(table: xr.Dataset, findings: Sequence[Finding] = ()) -> Verdict:
     return judged
 
 
-def _of_formula(table: xr.Dataset) -> Verdict:
-    n_beyond, n_not_finite = int(table.n_beyond_rounding.sum()), int(table.n_not_finite.sum())
+def _of_formula(table: AnyTable) -> Verdict:
+    beyond = np.asarray(table["n_beyond_rounding"])
+    n_beyond, n_not_finite = int(beyond.sum()), _n_not_finite(table)
     if n_beyond and n_beyond == n_not_finite:
         return _not_finite(table, "are AdamW's formula")
     if n_beyond:
-        first = _first(table.n_beyond_rounding)
+        first = _first(table, beyond)
         return Verdict(
             holds=False,
             text=f"FAILS: {n_beyond:,} of {_total(table):,} weight changes differ from AdamW's "
@@ -76,71 +77,69 @@ def _of_formula(table: xr.Dataset) -> Verdict:
     )
 
 
-def _of_replay(table: xr.Dataset) -> Verdict:
-    wrong = [str(name) for name in table.recurrence.values if _count(table.n_beyond, name)]
-    if wrong:
-        counts = ", ".join(f"{_count(table.n_beyond, name):,} of {name}" for name in wrong)
-        first = _first(table.n_beyond.sum("recurrence"))
+def _of_replay(table: AnyTable) -> Verdict:
+    names, beyond = np.asarray(table["recurrence"]).tolist(), np.asarray(table["n_beyond"])
+    if beyond.any():
+        n_beyond = dict(zip(names, beyond.sum(axis=0).tolist(), strict=True))
+        counts = ", ".join(f"{n:,} of {name}" for name, n in n_beyond.items() if n)
+        first = _first(table, beyond)
         return Verdict(
             holds=False,
             text=f"FAILS: the books do not balance from step {first} on. Of {_total(table):,} "
             f"values of each array {counts} do not follow from the row before.",
             step=first,
         )
-    if table.n_not_finite.any():
+    if _n_not_finite(table):
         return _not_finite(table, "replay")
-    names = _listed(table.recurrence.values.tolist())
-    if table.n_different.any():
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    total = f"{_total(table):,}"
+    if np.any(table["n_different"]):
         return Verdict(
             holds=True,
-            text=f"HOLDS: replayed, all {_total(table):,} values each of {names} follow from the "
+            text=f"HOLDS: replayed, all {total} values each of {listed} follow from the "
             "row before, within what rounding allows two programs: at most "
-            f"{float(table.max_ulp.max()):.0f} ULP apart. To the bit they need not agree, because "
+            f"{np.max(table['max_ulp']):.0f} ULP apart. To the bit they need not agree, because "
             f"{table.attrs['not_exact_because']}.",
         )
     text = (
-        f"HOLDS to the bit: replayed, all {_total(table):,} values each of {names} follow from the "
-        "row before."
+        f"HOLDS to the bit: replayed, all {total} values each of {listed} follow from the row "
+        "before."
     )
     if "cosine_similarity" in table:
         text += f" AdamW's formula leaves what rounding does; {_cosines(table)}."
     return Verdict(holds=True, text=text)
 
 
-def _not_finite(table: xr.Dataset, others: str) -> Verdict:
-    first = _first(table.n_not_finite)
+def _not_finite(table: AnyTable, others: str) -> Verdict:
+    first = _first(table, np.asarray(table["n_not_finite"]))
     return Verdict(
         holds=False,
-        text=f"FAILS: {int(table.n_not_finite.sum()):,} of {_total(table):,} weight changes are "
+        text=f"FAILS: {_n_not_finite(table):,} of {_total(table):,} weight changes are "
         f"not finite, first at step {first}: the run diverged, or values are "
         f"missing. All others {others}.",
         step=first,
     )
 
 
-def _total(table: xr.Dataset) -> int:
-    total: int = int(table.n_elements) * table.sizes["step"]
-    return total
+def _total(table: AnyTable) -> int:
+    return int(table["n_elements"]) * len(table["step"])
 
 
-def _count(counts: xr.DataArray, name: str) -> int:
-    return int(counts.sel(recurrence=name).sum())
+def _n_not_finite(table: AnyTable) -> int:
+    return int(np.sum(table["n_not_finite"]))
 
 
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+def _first(table: AnyTable, counts: np.ndarray) -> int:
+    """Return the first step with a count, of shape `(step,)` or `(step, recurrence)`."""
+    return int(np.asarray(table["step"])[np.nonzero(counts)[0][0]])
 
 
-def _first(counts: xr.DataArray) -> int:
-    """Return the first step with a count."""
-    return int(counts.step.values[np.flatnonzero(counts.values)[0]])
-
-
-def _cosines(table: xr.Dataset) -> str:
-    moved = table.cosine_similarity.dropna("step")
-    if moved.size == 0:
-        swallowed = bool((table.norm_predicted > 0).any())
+def _cosines(table: AnyTable) -> str:
+    steps, cosines = np.asarray(table["step"]), np.asarray(table["cosine_similarity"])
+    moved = ~np.isnan(cosines)
+    if not moved.any():
+        swallowed = bool((np.asarray(table["norm_predicted"]) > 0).any())
         return "nothing moved, rounding swallowed every change" if swallowed else "nothing moved"
-    steps, cosines = moved.step.values, moved.values
+    steps, cosines = steps[moved], cosines[moved]
     shown = sorted({0, int(np.argmin(cosines)), len(steps) - 1})
     return "cosine " + ", ".join(f"{cosines[i]:.4f} at step {steps[i]}" for i in shown)

@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--formula/--no-formula",
     default=True,
-    help="Compare with AdamW's formula, or replay only, in a fifth less time.  "
-    "[default: formula]",
+    help="Compare with AdamW's formula, or replay only, in a fifth less time.  [default: formula]",
 )
 @click.option(
     "--replay/--no-replay",
@@ -104,11 +103,12 @@ def run_check(
     paths = [Path(path) for path in stores_at(stores)]
     opening: dict[str, Any] = {"parameters": parameters, "token_mask": token_mask}
     readers = open_recording(paths[0], **opening) if len(paths) == 1 else ()
+    options |= {"quiet": quiet, "format_": format_}
     if len(readers) == 1:
-        runs = [Checked(paths[0], sections=_check(paths[0], readers[0], quiet=quiet, **options))]
+        runs = [Checked(paths[0], sections=_check(paths[0], readers[0], **options))]
         text, words = rendered(runs[0].sections, format_), in_words(runs[0].sections)
     else:
-        runs = [run for path in paths for run in _check_each(path, opening, quiet=quiet, **options)]
+        runs = [run for path in paths for run in _check_each(path, opening, **options)]
         text, words = rendered_runs(runs, format_), overview(runs)
     if output is None:
         click.echo(text, nl=False)
@@ -160,6 +160,7 @@ def _check(
     formula: bool = True,
     replay: bool = True,
     device: str | None = None,
+    format_: str = "table",
     quiet: bool = False,
     **scheduling: Any,
 ) -> list[Section]:
@@ -174,8 +175,9 @@ def _check(
         replay = replay and not missing_inputs("unexplained", reader.schema)
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=subsets)
     with computed(audit.reduction, replay=replay, quiet=quiet, **scheduling) as numbers:
-        # Only now: a third of a second, in which others compute.
-        import dask.array  # noqa: F401  # else xarray does, for its first dataset
+        # Only now, while others compute.
+        if format_ != "csv":
+            import pandas  # noqa: F401  # which the report needs
 
         from thimble_zarr.analysis.findings import find_altered, find_causes
         from thimble_zarr.analysis.table import tabulated
@@ -185,8 +187,7 @@ def _check(
         altered = find_altered(checked, before_block=numbers.reach) if replay else ()
         tables = tabulated(audit, numbers.result())
     sections = []
-    for subset, ids in subsets.items():
-        table = tables.sel(subset=subset, drop=True)
+    for table, (subset, ids) in zip(tables, subsets.items(), strict=True):
         of_subset = selected.of_ids(ids)
         findings = find_causes(of_subset, table, altered) if replay else []
         sections.append(

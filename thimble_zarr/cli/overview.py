@@ -9,6 +9,7 @@ from thimble_zarr.cli.options import aligned
 from thimble_zarr.cli.report import (
     Section,
     as_json,
+    csv_text,
     every_step,
     json_text,
     section_in_words,
@@ -57,7 +58,7 @@ def rendered_runs(runs: Sequence[Checked], format_: str) -> str:
 def overview(runs: Sequence[Checked]) -> str:
     """Return a line a run, parameter and subset, and in words what fails."""
     sections = [section for run in runs for section in run.sections]
-    replayed = any("recurrence" in section.table.dims for section in sections)
+    replayed = any("recurrence" in section.table for section in sections)
     equal = "equal bits" if replayed else "within rounding"
     lines: list[tuple[str, ...]] = [
         ("store", "parameter", "tokens", "steps", "first cosine", "last cosine", equal, "")
@@ -76,13 +77,13 @@ def _line(section: Section) -> tuple[str, ...]:
     table, found = section.table, section.found
     cosines = ["-", "-"]
     if "cosine_similarity" in table:
-        cosines = [f"{table.cosine_similarity.values[step]:.4f}" for step in (0, -1)]
+        cosines = [f"{table['cosine_similarity'][step]:.4f}" for step in (0, -1)]
     rows = "" if section.schema.has_tokens else f" {section.schema.row_name}s"
     return (
         str(section.store),
         section.parameter or "-",
         f"{section.subset}: {len(section.selected.tokens):,} of {section.schema.n_tokens:,}{rows}",
-        f"{int(table.step[0])} to {int(table.step[-1])}{_some(section)}",
+        f"{table['step'][0]} to {table['step'][-1]}{_some(section)}",
         *cosines,
         _share(section),
         "HOLDS" if found.holds else f"FAILS from step {found.step}",
@@ -91,29 +92,31 @@ def _line(section: Section) -> tuple[str, ...]:
 
 def _some(section: Section) -> str:
     """Return how many steps are checked where it is not every one that was recorded."""
-    n_checked, n_recorded = section.table.sizes["step"], section.n_recorded
+    n_checked, n_recorded = len(section.table["step"]), section.n_recorded
     return f", {n_checked:,} of {n_recorded:,}" if n_checked < n_recorded else ""
 
 
 def _share(section: Section) -> str:
     """Return the share of numbers that are the replayed ones, or else of changes in bounds."""
     table = section.table
-    wrong = table.n_different if "recurrence" in table.dims else table.n_beyond_rounding
-    total = int(table.n_elements) * wrong.size
+    wrong = table["n_different" if "recurrence" in table else "n_beyond_rounding"]
+    total = int(table["n_elements"]) * wrong.size
     return share_of(total - int(wrong.sum()), total)
 
 
 def _as_csv(runs: Sequence[Checked]) -> str:
     """Return every step of every run, and first which run and which of its parameters."""
-    import pandas as pd
+    several = any(run.parameter for run in runs if run.sections)
+    tables = [
+        ({**_labels(run, several=several), **labels}, columns)
+        for run in runs
+        for labels, columns in every_step(run.sections)
+    ]
+    return csv_text(tables) if tables else ""
 
-    tables = [(run, every_step(run.sections)) for run in runs if run.sections]
-    several = any(run.parameter for run, _ in tables)
-    for run, table in tables:
-        if several:
-            table.insert(0, "parameter", run.parameter)
-        table.insert(0, "store", str(run.store))
-    return pd.concat([table for _, table in tables]).to_csv(index=False) if tables else ""
+
+def _labels(run: Checked, *, several: bool) -> dict[str, str]:
+    return {"store": str(run.store), **({"parameter": run.parameter or ""} if several else {})}
 
 
 def _as_json(run: Checked) -> dict[str, object]:

@@ -1,8 +1,11 @@
 """What a check found, as people and machines read it."""
 
+import csv
+import io
+import itertools
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from thimble_zarr.cli.options import aligned
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
-    import xarray as xr
 
     from thimble_zarr.analysis.findings import Finding
+    from thimble_zarr.analysis.table import Table
     from thimble_zarr.analysis.verdict import Verdict
     from thimble_zarr.analysis.windows import Selected
     from thimble_zarr.format.schema import Schema
@@ -37,7 +41,7 @@ class Section:
     selected
         What was selected of the run.
     table
-        Its part of what `tabulated` returned.
+        Its table.
     extended
         Whether to show the columns `EXTENDED`.
     findings
@@ -50,7 +54,7 @@ class Section:
     parameter: str | None
     subset: str
     selected: "Selected"
-    table: "xr.Dataset"
+    table: "Table"
     extended: bool
     findings: "Sequence[Finding]"
     found: "Verdict"
@@ -82,7 +86,7 @@ class Section:
 def rendered(sections: Sequence[Section], format_: str) -> str:
     """Return the sections of a run in a format of `--format`."""
     if format_ == "csv":
-        return every_step(sections).to_csv(index=False)
+        return csv_text(every_step(sections))
     if format_ == "json":
         return json_text(as_json(sections))
     return "\n".join(map(_as_text, sections))
@@ -104,19 +108,34 @@ def section_in_words(section: Section) -> str:
 def _as_text(section: Section) -> str:
     parts = [_title(section)]
     parts += [_as_table(_rows(section))] if _has_formula(section.table) else []
-    parts += [replay_table(section)] if "recurrence" in section.table.dims else []
+    parts += [replay_table(section)] if "recurrence" in section.table else []
     return "\n\n".join([*parts, section_in_words(section)]) + "\n"
 
 
-def every_step(sections: Sequence[Section]) -> "pd.DataFrame":
-    """Return every step, and first which subset where there are several."""
-    import pandas as pd
+def every_step(sections: Sequence[Section]) -> Iterator["Labelled"]:
+    """Yield the columns of each section, and which subset it is where there are several."""
+    for section in sections:
+        yield {"subset": section.subset} if len(sections) > 1 else {}, _columns(section)
 
-    tables = [_rows(section) for section in sections]
-    if len(sections) > 1:
-        for section, table in zip(sections, tables, strict=True):
-            table.insert(0, "subset", section.subset)
-    return pd.concat(tables)
+
+Labelled = tuple[Mapping[str, str], Mapping[str, "np.ndarray"]]
+"""What every row of a table has in common, by name, and the columns."""
+
+
+def csv_text(tables: Iterable[Labelled]) -> str:
+    """Return every row of some tables, empty where one lacks a column, or is NaN."""
+    tables = list(tables)
+    names = dict.fromkeys(name for table in tables for part in table for name in part)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    for labels, columns in tables:
+        cells: dict[str, Iterable[object]] = {n: itertools.repeat(labels[n]) for n in labels}
+        for name, values in columns.items():
+            cells[name] = ("" if value != value else value for value in values.tolist())
+        missing = itertools.repeat("")
+        writer.writerows(zip(*(cells.get(name, missing) for name in names), strict=False))
+    return file.getvalue()
 
 
 def json_text(content: object) -> str:
@@ -136,35 +155,32 @@ def as_json(sections: Sequence[Section]) -> dict[str, Any]:
     }
 
 
-def _has_formula(table: "xr.Dataset") -> bool:
+def _has_formula(table: "Table") -> bool:
     return "cosine_similarity" in table
 
 
-def _rows(section: Section) -> "pd.DataFrame":
-    """Return the columns of the formula, or without it those of the replay."""
+def _columns(section: Section) -> dict[str, "np.ndarray"]:
+    """Return the steps, and the columns of the formula, or without it those of the replay.
+
+    Of each recurrence these say how many elements differ, and how far.
+    """
     from thimble_zarr.analysis.table import COLUMNS, EXTENDED
 
-    if not _has_formula(section.table):
-        return _replay_rows(section.table)
-    extended = (name for name in EXTENDED if section.extended and name in section.table)
-    return (
-        section.table[[*COLUMNS, *extended]]
-        .drop_dims("recurrence", errors="ignore")
-        .to_dataframe()
-        .rename_axis("t")
-        .reset_index()
-    )
+    table = section.table
+    columns = {"t": table["step"]}
+    if _has_formula(table):
+        extended = (name for name in EXTENDED if section.extended and name in table)
+        return columns | {name: table[name] for name in (*COLUMNS, *extended)}
+    for at, recurrence in enumerate(table["recurrence"].tolist()):
+        for name in ("n_different", "max_ulp"):
+            columns[f"{name}_{recurrence}"] = table[name][:, at]
+    return columns
 
 
-def _replay_rows(table: "xr.Dataset") -> "pd.DataFrame":
-    """Return what differs at each step: of each recurrence how many elements, and how far."""
+def _rows(section: Section) -> "pd.DataFrame":
     import pandas as pd
 
-    columns = {"t": table.step.values}
-    for name in table.recurrence.values.tolist():
-        of = table.sel(recurrence=name)
-        columns |= {f"{column}_{name}": of[column].values for column in ("n_different", "max_ulp")}
-    return pd.DataFrame(columns)
+    return pd.DataFrame(_columns(section))
 
 
 def share_of(part: int, total: int) -> str:
@@ -189,25 +205,24 @@ def replay_table(section: Section) -> str:
     return f"Replay on {table.attrs['device']}, {how}\n{aligned(lines)}"
 
 
-def _replay(table: "xr.Dataset") -> "dict[str, dict[str, Any]]":
+def _replay(table: "Table") -> "dict[str, dict[str, Any]]":
     """Return for each recurrence how many elements are equal, and the first that is not."""
     found = {}
-    total = int(table.n_elements) * table.sizes["step"]
-    for name in table.recurrence.values.tolist():
-        of = table.sel(recurrence=name)
-        differing = of.isel(step=(of.n_different > 0).values)
+    total = int(table["n_elements"]) * len(table["step"])
+    for at, name in enumerate(table["recurrence"].tolist()):
+        n_different = table["n_different"][:, at]
         first = None
-        if differing.sizes["step"]:
-            at = differing.isel(step=0)
+        if n_different.any():
+            row = int((n_different > 0).argmax())
             first = {
-                "step": int(at.step),
-                "token": int(at.first_token),
-                "dim": int(at.first_dim),
+                "step": int(table["step"][row]),
+                "token": int(table["first_token"][row, at]),
+                "dim": int(table["first_dim"][row, at]),
             }
         found[name] = {
             "total": total,
-            "equal": total - int(of.n_different.sum()),
-            "max_ulp": float(of.max_ulp.max()),
+            "equal": total - int(n_different.sum()),
+            "max_ulp": float(table["max_ulp"][:, at].max()),
             "first": first,
         }
     return found
@@ -226,13 +241,13 @@ def _title(section: Section) -> str:
 
 def _left_out(section: Section) -> str:
     """Return which steps are not checked or were not taken, and what is not checked, if any."""
-    words, n_checked = "", section.table.sizes["step"]
+    words, n_checked = "", len(section.table["step"])
     if n_checked < section.n_recorded:
         words += (
             f": {n_checked:,} of {section.n_recorded:,} recorded steps are checked, the row before "
             "the others was not recorded"
         )
-    if n_skipped := int(section.table.skipped.sum()):
+    if n_skipped := int(section.table["skipped"].sum()):
         words += f"; {n_skipped:,} skipped by the optimizer"
     if section.not_replayed:
         words += f"\nChecked  AdamW's formula, without a replay: {section.not_replayed}"
@@ -259,7 +274,7 @@ def _as_table(rows: "pd.DataFrame") -> str:
 
 def _section_as_json(section: Section) -> dict[str, Any]:
     rows, table = _rows(section), section.table
-    replay = _replay(table) if "recurrence" in table.dims else None
+    replay = _replay(table) if "recurrence" in table else None
     for of in (replay or {}).values():
         of["max_ulp"] = of["max_ulp"] if math.isfinite(of["max_ulp"]) else None
     return {
@@ -267,7 +282,7 @@ def _section_as_json(section: Section) -> dict[str, Any]:
         **({"parameter": section.parameter} if section.parameter else {}),
         "tokens": {"subset": section.subset, "n": len(section.selected.tokens)},
         "steps": [int(rows.t.min()), int(rows.t.max())],
-        "n_skipped": int(table.skipped.sum()),
+        "n_skipped": int(table["skipped"].sum()),
         "n_steps": {"checked": len(rows), "recorded": section.n_recorded},
         "rows": [_finite(row) for row in rows.to_dict("records")],
         "summary": {name: _finite(column.to_dict()) for name, column in _summary(rows).items()},
