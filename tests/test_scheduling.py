@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from benchmarks.synthetic import synthetic_run
 from tests.runs import record
+from thimble_zarr.cli import scheduling
 from thimble_zarr.cli.main import cli
 from thimble_zarr.cli.scheduling import _Tasks
 from thimble_zarr.format.store import StoreReader
@@ -194,3 +195,27 @@ def test_without_distributed_it_says_what_to_install(
     result = CliRunner().invoke(cli, ["check", str(store), "--workers", "2"])
     assert result.exit_code == 2
     assert "pip install 'thimble-zarr[distributed]'" in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has cgroups")
+def test_there_are_as_many_cpus_as_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "CGROUPS", tmp_path)
+    monkeypatch.setattr("dask.system.CPU_COUNT", 77)
+    allowed = len(os.sched_getaffinity(0))
+    assert scheduling.n_cpus() == allowed
+    group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].strip("/")
+    versions = {f"{group}/cpu.max": "max 100000\n", "cpuacct,cpu/cpu.cfs_quota_us": "-1\n"}
+    for file, unlimited in versions.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(unlimited)
+        assert scheduling.n_cpus() == allowed
+        (tmp_path / file).write_text("150000 100000\n")
+        assert scheduling.n_cpus() == 77  # what Dask says
+        (tmp_path / file).unlink()
+    os.sched_setaffinity(0, some := set(list(before := os.sched_getaffinity(0))[:1]))
+    try:
+        assert scheduling.n_cpus() == len(some)
+    finally:
+        os.sched_setaffinity(0, before)

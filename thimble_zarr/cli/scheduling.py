@@ -20,6 +20,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,6 +47,11 @@ _WORKER_BYTES = 350 * 10**6
 """A worker process with Dask and torch and nothing to do, measured on Linux."""
 
 _INTERVAL_S = 0.2
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux keeps quotas."""
+
+_CGROUPS_V1 = "cpu,cpuacct", "cpuacct,cpu"
 
 
 @dataclass(frozen=True)
@@ -215,11 +221,7 @@ def _executor(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iter
 
     Those, too, end the task they are at.
     """
-    import dask.config
-    from dask.system import CPU_COUNT
-
-    most = min(dask.config.get("num_workers", None) or CPU_COUNT, needs.n_tasks)
-    n_tasks = _n_at_once(needs, memory_bytes, most, replay=replay)
+    n_tasks = _n_at_once(needs, memory_bytes, min(n_cpus(), needs.n_tasks), replay=replay)
     if n_tasks > 1 and sys.platform == "linux":
         with _forked(n_tasks) as processes:
             yield processes
@@ -229,6 +231,30 @@ def _executor(needs: "Needs", memory_bytes: int | None, *, replay: bool) -> Iter
         yield threads
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def n_cpus() -> int:
+    """Return how many CPUs this process may use.
+
+    Of rations Dask knows; importing it where there are none would be a third of the start-up.
+    """
+    if sys.platform == "linux" and not _are_rationed(CGROUPS):
+        return len(os.sched_getaffinity(0))
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
+
+
+def _are_rationed(cgroups: Path) -> bool:
+    """Return whether there may be a quota on the CPUs of this process, as containers have."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].strip("/")
+    except OSError:
+        return True  # that is not known
+    for quota in (f"{group}/cpu.max", *(f"{v1}/cpu.cfs_quota_us" for v1 in _CGROUPS_V1)):
+        with contextlib.suppress(OSError):
+            return (cgroups / quota).read_text().split()[0] not in ("max", "-1")
+    return False
 
 
 @contextlib.contextmanager
