@@ -2,9 +2,9 @@
 
 A task goes through some tokens at some hundred steps, window by window (`analysis.windows`), and
 returns its numbers. There is no intermediate of the size of a run, and the numbers are the same bit
-for bit wherever the tasks run and whichever ends first. NumPy is all that this needs: processes may
-be forked for it before xarray is imported (`cli.scheduling`), and `analysis.lazy` makes a
-Dask graph of it.
+for bit wherever the tasks run and whichever ends first. NumPy is all that this needs, so that the
+command line starts its processes at once (`cli.scheduling`); `analysis.lazy` makes a Dask graph of
+it.
 """
 
 import functools

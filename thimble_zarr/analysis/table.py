@@ -1,7 +1,7 @@
 """The numbers of an audit as a table: columns by step.
 
-NumPy is all that this needs, so that the command line has its answer before xarray would be
-imported; `analysis.accounting` makes a dataset of it.
+NumPy is all that this needs, and so the command line does without xarray, whose import takes as
+long as many a check; `analysis.accounting` makes a dataset of it.
 """
 
 from collections.abc import Mapping
