@@ -140,7 +140,7 @@ def test_without_gradient_and_formula_there_is_nothing_to_check(without_gradient
     result = run("check", without_gradient, "--no-formula")
     assert result.exit_code == 2
     assert "the steps cannot be replayed: grad was not recorded" in result.stderr
-    assert "--no-replay" in result.stderr
+    assert "can be checked, without formula=False (--no-formula)" in result.stderr
 
 
 def test_a_wrong_row_fails_the_formula_too(without_gradient: Path, tmp_path: Path) -> None:

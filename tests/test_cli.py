@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import click
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import safetensors.torch
@@ -27,6 +28,7 @@ import thimble_zarr
 from tests.runs import N_TOKENS, Loop, record, token_labels
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.cli.main import cli
+from thimble_zarr.cli.report import csv_text
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.schema import FORMAT_VERSION
@@ -920,7 +922,8 @@ def test_without_the_formula_the_replay_is_shown_alone(faulty: Path, trained: Pa
     assert result.exit_code == 1
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     names = ("W", "exp_avg", "exp_avg_sq")
-    columns = [f"{column}_{name}" for name in names for column in ("n_different", "max_ulp")]
+    of_each = ("n_different", "n_beyond", "max_ulp")
+    columns = [f"{column}_{name}" for name in names for column in of_each]
     assert list(rows[0]) == ["t", *columns]
     first = next(row for row in rows if int(row["n_different_W"]))
     assert first["t"] == "3"
@@ -931,6 +934,21 @@ def test_without_the_formula_the_replay_is_shown_alone(faulty: Path, trained: Pa
     for key in with_formula.keys() - differing:
         assert found[key] == with_formula[key]
     assert [finding["code"] for finding in found["findings"]] == ["other-learning-rate"]
+
+
+def test_csv_is_what_pandas_writes() -> None:
+    floats = np.array([0.1, np.nan, np.inf, -np.inf, -0.0, 1e-300, 1e22, 1 / 3])
+    long = {"t": np.arange(8), "a": floats, "n_different_W": np.arange(8)[::-1]}
+    short = {"t": np.arange(2), "b": floats[:2]}
+    labels = [{"store": 'runs/a,"b".zarr', "subset": "dead"}, {"store": "c", "subset": ""}]
+    expected = pd.concat(
+        [
+            pd.DataFrame(labels[0] | long).astype({"n_different_W": object}),
+            pd.DataFrame(labels[1] | short),
+        ]
+    )
+    text = csv_text(list(zip(labels, (long, short), strict=True)))
+    assert text == expected.to_csv(index=False, lineterminator="\n")
 
 
 def test_formula_and_replay_are_not_both_left_out(trained: Path) -> None:
@@ -944,6 +962,7 @@ def test_formula_and_replay_are_not_both_left_out(trained: Path) -> None:
         (["--no-replay"], ["torch", "xarray"]),
         (["--no-replay", "--format", "csv"], ["torch", "xarray", "pandas"]),
         (["--format", "csv"], ["xarray", "pandas"]),
+        (["--no-formula"], ["xarray", "pandas"]),
         ([], ["xarray"]),
     ],
 )
@@ -957,6 +976,16 @@ def test_nothing_is_imported_that_is_not_needed(
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "HOLDS" in shown.stdout + shown.stderr
+
+
+def test_a_cause_is_named_without_xarray(faulty: Path) -> None:
+    script = (
+        "import sys; sys.modules['xarray'] = None; sys.argv = ['thimble-zarr', 'check', "
+        f"{str(faulty)!r}]; from thimble_zarr.cli.main import main; main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert shown.returncode == 1, shown.stderr
+    assert "other-learning-rate: " in shown.stdout
 
 
 def test_more_columns_follow_those_of_the_notebook(trained: Path) -> None:

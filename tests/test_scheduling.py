@@ -198,24 +198,42 @@ def test_without_distributed_it_says_what_to_install(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has cgroups")
+@pytest.mark.parametrize(
+    ("own", "quota"),
+    [
+        ("0::/\n", "cpu.max"),  # a container
+        ("1:cpu:/\n0::/user.slice/job-7.scope\n", "user.slice/job-7.scope/cpu.max"),
+        ("0::/elsewhere\n", "cpuacct,cpu/cpu.cfs_quota_us"),
+        ("0::/elsewhere\n", "cpu,cpuacct/cpu.cfs_quota_us"),
+    ],
+)
 def test_there_are_as_many_cpus_as_may_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, quota: str
 ) -> None:
-    monkeypatch.setattr(scheduling, "CGROUPS", tmp_path)
+    groups, of_process = tmp_path / "groups", tmp_path / "own"
+    monkeypatch.setattr(scheduling, "_CGROUPS", groups)
+    monkeypatch.setattr(scheduling, "_OWN_CGROUP", of_process)
     monkeypatch.setattr("dask.system.CPU_COUNT", 77)
     allowed = len(os.sched_getaffinity(0))
+    assert scheduling.n_cpus() == 77  # nothing is known, and Dask asked
+    of_process.write_text(own)
     assert scheduling.n_cpus() == allowed
-    group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].strip("/")
-    versions = {f"{group}/cpu.max": "max 100000\n", "cpuacct,cpu/cpu.cfs_quota_us": "-1\n"}
-    for file, unlimited in versions.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(unlimited)
-        assert scheduling.n_cpus() == allowed
-        (tmp_path / file).write_text("150000 100000\n")
-        assert scheduling.n_cpus() == 77  # what Dask says
-        (tmp_path / file).unlink()
-    os.sched_setaffinity(0, some := set(list(before := os.sched_getaffinity(0))[:1]))
-    try:
-        assert scheduling.n_cpus() == len(some)
-    finally:
-        os.sched_setaffinity(0, before)
+    (groups / quota).parent.mkdir(parents=True)
+    for content, expected in {
+        "max 100000\n": allowed,
+        "-1\n": allowed,
+        "150000 100000\n": 77,
+    }.items():
+        (groups / quota).write_text(content)
+        assert scheduling.n_cpus() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Dask is asked")
+def test_processes_are_counted_without_dask() -> None:
+    script = (
+        "import os, pathlib, sys; from thimble_zarr.cli import scheduling; "
+        "scheduling._CGROUPS = pathlib.Path('nowhere'); os.sched_setaffinity(0, "
+        "list(os.sched_getaffinity(0))[:1]); print(scheduling.n_cpus(), 'dask' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert shown.stdout == "1 False\n", shown.stderr

@@ -109,7 +109,8 @@ def test_the_disk_is_told_of_chunks_that_are_there_a_little_at_a_time(
     monkeypatch.setattr(os, "posix_fadvise", lambda _, *span: told.append(span), raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", "soon", raising=False)
     starts = [0, *itertools.accumulate(map(len, parts))]
-    at_hand = {starts[0], starts[2]}
+    middle = [start + len(part) // 2 for start, part in zip(starts, parts, strict=False)]
+    at_hand = {*starts, middle[0], middle[1], middle[3]}
 
     def preadv(descriptor: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
         if flags == "now" and offset not in at_hand:
@@ -122,24 +123,23 @@ def test_the_disk_is_told_of_chunks_that_are_there_a_little_at_a_time(
     options = {"shape": (1, 4, 6), "dtype": bits.dtype, "fill": FILL}
     with ShardFile(str(tmp_path / "shard"), n_chunks=5, **options) as shard:
         shard.will_read([])
-        shard.will_read([0, 1, 2])
-        assert told == []  # what lies between them is there, too
-        spans = [(starts[chunk], len(parts[chunk]), "soon") for chunk in (0, 2, 3)]
-        shard.will_read([0, 2, 3])
-        assert told == spans
-        told.clear()
-        shard.will_read([3, 0])
-        assert told == [spans[2], spans[0]]
-        monkeypatch.delattr(os, "RWF_NOWAIT")
-        told.clear()
-        shard.will_read([0, 2])
-        assert told == spans[:2]  # of a system that cannot say nothing is known
+        shard.will_read([0, 2, 1, 3])
+        assert told == []  # the others are taken to be there, too
+        spans = [(starts[chunk], len(parts[chunk]), "soon") for chunk in range(4)]
+        for chunks in ([0, 2, 3], [2, 3], [3, 2]):
+            shard.will_read(chunks)
+            assert told == [spans[chunk] for chunk in chunks]
+            told.clear()
         shard._index[1] = [2**64 - 1, 2**64 - 1]  # was left out
         shard._index[2] = [starts[2], 10**9]  # is not in the file
         shard._index[3] = [0, 0]  # to the system it would be all of the file
         told.clear()
         shard.will_read([1, 2, 3])
         assert told == []
+        monkeypatch.delattr(os, "RWF_NOWAIT")
+        shard.will_read([0])
+        assert told == spans[:1]  # of a system that cannot say nothing is known
+        told.clear()
         monkeypatch.setattr(module, "_TOLD_BYTES", 10)
         shard.will_read([0])
         assert [n_bytes for _, n_bytes, _ in told] == [10] * (starts[1] // 10) + [starts[1] % 10]

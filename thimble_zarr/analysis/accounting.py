@@ -52,7 +52,7 @@ def accounting(
         A dataset from `open_dataset` or `open_datasets`, of a parameter of any rank, whole or with
         anything selected. It must still be lazy: not loaded, and not changed by arithmetic.
     formula
-        Whether to compare with AdamW's formula. The replay alone takes a fifth less time.
+        Whether to compare with AdamW's formula. The replay alone takes less time.
     replay
         Whether to take every step again with torch and compare bits. Without it a bound on rounding
         judges the formula.

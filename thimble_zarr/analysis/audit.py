@@ -52,7 +52,7 @@ OF_REPLAY = {
 """Numbers of each step and recurrence, and how those of two parts become those of both."""
 
 
-def check_inputs(schema: Schema, *, replay: bool) -> None:
+def check_inputs(schema: Schema, *, formula: bool = True, replay: bool) -> None:
     """Raise SelectionError unless what the formula, or the replay, needs was recorded."""
     missing = missing_inputs("adam_residual", schema)
     if missing:
@@ -62,9 +62,12 @@ def check_inputs(schema: Schema, *, replay: bool) -> None:
         )
     missing = missing_inputs("unexplained", schema)
     if replay and missing:
+        alone = (
+            "with replay=False (--no-replay)" if formula else "without formula=False (--no-formula)"
+        )
         raise SelectionError(
             f"the steps cannot be replayed: {how_to_record(missing, schema)}. The formula alone "
-            "can be checked, with replay=False (--no-replay)"
+            f"can be checked, {alone}"
         )
 
 
@@ -124,7 +127,7 @@ class Audit:
             )
         source = selected.source
         schema = source.reader.schema
-        check_inputs(schema, replay=replay)
+        check_inputs(schema, formula=formula, replay=replay)
         checkable = selected.is_checkable
         if not checkable.all():
             selected = replace(selected, rows=as_range(np.asarray(selected.rows)[checkable]))

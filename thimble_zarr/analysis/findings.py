@@ -13,7 +13,7 @@ import numpy as np
 
 from thimble_zarr.analysis.causes import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.evidence import Evidence, Run
-from thimble_zarr.analysis.table import AnyTable
+from thimble_zarr.analysis.table import AnyTable, counts
 from thimble_zarr.analysis.windows import Selected, Source
 from thimble_zarr.format.reader import AlteredChunk as Altered
 
@@ -193,7 +193,7 @@ def _altered(selected: Selected, altered: Sequence[Altered]) -> list[Finding]:
 
 def _runs(source: Source, table: AnyTable) -> Iterator[Run]:
     names, steps = np.asarray(table["recurrence"]).tolist(), np.asarray(table["step"])
-    n_beyond = np.asarray(table["n_beyond"])
+    n_beyond = counts(table, "n_beyond")
     tokens, dims = np.asarray(table["first_token"]), np.asarray(table["first_dim"])
     failing = np.flatnonzero(n_beyond.any(axis=1))
     order = np.argsort(steps[failing])

@@ -1,7 +1,7 @@
 """The numbers of an audit as a table: columns by step.
 
-NumPy is all that this needs, and so the command line does without xarray, whose import takes as
-long as many a check; `analysis.accounting` makes a dataset of it.
+NumPy is all that this needs, so that the command line need not wait for xarray to be imported;
+`analysis.accounting` makes a dataset of it.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,13 @@ DIMS = ("step", "recurrence")
 
 
 class Table(dict[str, np.ndarray]):
-    """Columns by name: labels, `DIMS`, too; a number, or of shape `(step,)` or that of all `DIMS`.
+    """What `analysis.accounting.accounting` returns, as arrays by name.
 
     Parameters
     ----------
     columns
-        What `analysis.accounting.accounting` returns.
+        The columns, of shape `(step,)` or `(step, recurrence)`; `n_elements`, a number; and the
+        labels of both axes, under the names `DIMS`.
     attrs
         What they depend on besides.
     """
@@ -42,6 +43,17 @@ class Table(dict[str, np.ndarray]):
 
 AnyTable: TypeAlias = "Table | xr.Dataset"
 """A table, or the dataset that was made of it: both have columns by name, and attributes."""
+
+
+def counts(table: AnyTable, name: str) -> np.ndarray:
+    """Return counts, int64; zero at steps that are not there, as of the shorter of two runs."""
+    values: np.ndarray = np.nan_to_num(np.asarray(table[name])).astype(np.int64)
+    return values
+
+
+def has_formula(table: AnyTable) -> bool:
+    """Return whether a table has the columns of AdamW's formula."""
+    return COLUMNS[0] in table
 
 
 def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
@@ -60,7 +72,7 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
     labels = {"step": selected.steps}
     if audit.tally.recurrences:
         labels["recurrence"] = np.array(audit.tally.recurrences)
-    labels["skipped"] = source.skipped[np.asarray(selected.rows)].astype(np.int64)
+    skipped = source.skipped[np.asarray(selected.rows)].astype(np.int64)
 
     def table(of_classes: np.ndarray, n_tokens: int) -> Table:
         parts = (numbers[index : index + 1] for index in np.flatnonzero(of_classes))
@@ -71,7 +83,7 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
             n_elements=n_dims * n_tokens,
             n_dims=source.reader.schema.n_dims,
         )
-        return Table(labels | columns, audit.attrs)
+        return Table(labels | columns | {"skipped": skipped}, audit.attrs)
 
     if audit.subsets is None or classes is None:
         return [table(np.ones(1, bool), len(selected.tokens))]
@@ -85,11 +97,11 @@ def _columns(
     by_name = dict(zip(tally.names, numbers, strict=False))
     columns = _formula_columns(by_name) if tally.formula else {}
     columns[NOT_FINITE] = by_name[NOT_FINITE].astype(np.int64)
-    columns["n_elements"] = np.array(n_elements)
     if tally.extended:
         columns["share_moved"] = by_name["n_moved"] / n_elements
         columns["share_stalled"] = by_name["n_stalled"] / n_elements
         columns["mean_displacement_ulp"] = by_name["displacement"] / n_elements
+    columns["n_elements"] = np.array(n_elements)
     if not tally.recurrences:
         return columns | {"n_beyond_rounding": by_name["n_beyond_rounding"].astype(np.int64)}
     columns["norm_unexplained"] = np.sqrt(by_name["unexplained"])

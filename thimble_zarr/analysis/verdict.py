@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thimble_zarr.analysis.audit import NOT_FINITE
 from thimble_zarr.analysis.findings import Finding
-from thimble_zarr.analysis.table import AnyTable
+from thimble_zarr.analysis.table import AnyTable, counts, has_formula
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def verdict(table: AnyTable, findings: Sequence[Finding] = ()) -> Verdict:
 
 
 def _of_formula(table: AnyTable) -> Verdict:
-    beyond = np.asarray(table["n_beyond_rounding"])
+    beyond = counts(table, "n_beyond_rounding")
     n_beyond, n_not_finite = int(beyond.sum()), _n_not_finite(table)
     if n_beyond and n_beyond == n_not_finite:
         return _not_finite(table, "are AdamW's formula")
@@ -78,40 +79,40 @@ def _of_formula(table: AnyTable) -> Verdict:
 
 
 def _of_replay(table: AnyTable) -> Verdict:
-    names, beyond = np.asarray(table["recurrence"]).tolist(), np.asarray(table["n_beyond"])
+    names, beyond = np.asarray(table["recurrence"]).tolist(), counts(table, "n_beyond")
     if beyond.any():
         n_beyond = dict(zip(names, beyond.sum(axis=0).tolist(), strict=True))
-        counts = ", ".join(f"{n:,} of {name}" for name, n in n_beyond.items() if n)
+        listed = ", ".join(f"{n:,} of {name}" for name, n in n_beyond.items() if n)
         first = _first(table, beyond)
         return Verdict(
             holds=False,
             text=f"FAILS: the books do not balance from step {first} on. Of {_total(table):,} "
-            f"values of each array {counts} do not follow from the row before.",
+            f"values of each array {listed} do not follow from the row before.",
             step=first,
         )
     if _n_not_finite(table):
         return _not_finite(table, "replay")
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
-    total = f"{_total(table):,}"
-    if np.any(table["n_different"]):
+    total, max_ulp = f"{_total(table):,}", np.nanmax(np.asarray(table["max_ulp"]))
+    if counts(table, "n_different").any():
         return Verdict(
             holds=True,
             text=f"HOLDS: replayed, all {total} values each of {listed} follow from the "
             "row before, within what rounding allows two programs: at most "
-            f"{np.max(table['max_ulp']):.0f} ULP apart. To the bit they need not agree, because "
+            f"{max_ulp:.0f} ULP apart. To the bit they need not agree, because "
             f"{table.attrs['not_exact_because']}.",
         )
     text = (
         f"HOLDS to the bit: replayed, all {total} values each of {listed} follow from the row "
         "before."
     )
-    if "cosine_similarity" in table:
+    if has_formula(table):
         text += f" AdamW's formula leaves what rounding does; {_cosines(table)}."
     return Verdict(holds=True, text=text)
 
 
 def _not_finite(table: AnyTable, others: str) -> Verdict:
-    first = _first(table, np.asarray(table["n_not_finite"]))
+    first = _first(table, counts(table, NOT_FINITE))
     return Verdict(
         holds=False,
         text=f"FAILS: {_n_not_finite(table):,} of {_total(table):,} weight changes are "
@@ -122,11 +123,12 @@ def _not_finite(table: AnyTable, others: str) -> Verdict:
 
 
 def _total(table: AnyTable) -> int:
-    return int(table["n_elements"]) * len(table["step"])
+    n_steps = int(np.count_nonzero(~np.isnan(np.asarray(table[NOT_FINITE], np.float64))))
+    return int(table["n_elements"]) * n_steps
 
 
 def _n_not_finite(table: AnyTable) -> int:
-    return int(np.sum(table["n_not_finite"]))
+    return int(counts(table, NOT_FINITE).sum())
 
 
 def _first(table: AnyTable, counts: np.ndarray) -> int:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--formula/--no-formula",
     default=True,
-    help="Compare with AdamW's formula, or replay only, in a fifth less time.  [default: formula]",
+    help="Compare with AdamW's formula, or only take the steps again.  [default: formula]",
 )
 @click.option(
     "--replay/--no-replay",
@@ -103,7 +103,8 @@ def run_check(
     paths = [Path(path) for path in stores_at(stores)]
     opening: dict[str, Any] = {"parameters": parameters, "token_mask": token_mask}
     readers = open_recording(paths[0], **opening) if len(paths) == 1 else ()
-    options |= {"quiet": quiet, "format_": format_}
+    of_formula = format_ == "table" and len(readers) == 1 and options.get("formula", True)
+    options |= {"quiet": quiet, "pandas": of_formula or format_ == "json"}
     if len(readers) == 1:
         runs = [Checked(paths[0], sections=_check(paths[0], readers[0], **options))]
         text, words = rendered(runs[0].sections, format_), in_words(runs[0].sections)
@@ -160,11 +161,14 @@ def _check(
     formula: bool = True,
     replay: bool = True,
     device: str | None = None,
-    format_: str = "table",
+    pandas: bool = True,
     quiet: bool = False,
     **scheduling: Any,
 ) -> list[Section]:
-    """Check the subsets of a parameter that `--tokens` names, in one pass over the store."""
+    """Check the subsets of a parameter that `--tokens` names, in one pass over the store.
+
+    With `pandas` the report needs it.
+    """
     from thimble_zarr.analysis.audit import Audit
     from thimble_zarr.analysis.selection import select
     from thimble_zarr.analysis.variables import missing_inputs
@@ -176,8 +180,8 @@ def _check(
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=subsets)
     with computed(audit.reduction, replay=replay, quiet=quiet, **scheduling) as numbers:
         # Only now, while others compute.
-        if format_ != "csv":
-            import pandas  # noqa: F401  # which the report needs
+        if pandas:
+            import pandas as _pandas  # noqa: F401
 
         from thimble_zarr.analysis.findings import find_altered, find_causes
         from thimble_zarr.analysis.table import tabulated

@@ -55,6 +55,10 @@ def rendered_runs(runs: Sequence[Checked], format_: str) -> str:
     return overview(runs) + "\n"
 
 
+_OPTIONAL = (1, 4, 5)
+"""Columns of the overview, parameter and cosines, that are left out where no line has them."""
+
+
 def overview(runs: Sequence[Checked]) -> str:
     """Return a line a run, parameter and subset, and in words what fails."""
     sections = [section for run in runs for section in run.sections]
@@ -66,8 +70,12 @@ def overview(runs: Sequence[Checked]) -> str:
     for run in runs:
         unchecked = (str(run.store), run.parameter or "-", *["-"] * 5, "not checked")
         lines += map(_line, run.sections) if run.sections else [unchecked]
-    if not any(run.parameter for run in runs):
-        lines = [(line[0], *line[2:]) for line in lines]
+    told = [
+        column
+        for column in range(len(lines[0]))
+        if column not in _OPTIONAL or any(line[column] != "-" for line in lines[1:])
+    ]
+    lines = [tuple(line[column] for column in told) for line in lines]
     failing = [section for section in sections if not section.found.holds]
     words = [f"{at.of}, {at.subset}: {section_in_words(at)}" for at in failing]
     return "\n\n".join([aligned(lines), *words])

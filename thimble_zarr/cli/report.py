@@ -106,8 +106,10 @@ def section_in_words(section: Section) -> str:
 
 
 def _as_text(section: Section) -> str:
+    from thimble_zarr.analysis.table import has_formula
+
     parts = [_title(section)]
-    parts += [_as_table(_rows(section))] if _has_formula(section.table) else []
+    parts += [_as_table(_rows(section))] if has_formula(section.table) else []
     parts += [replay_table(section)] if "recurrence" in section.table else []
     return "\n\n".join([*parts, section_in_words(section)]) + "\n"
 
@@ -155,24 +157,21 @@ def as_json(sections: Sequence[Section]) -> dict[str, Any]:
     }
 
 
-def _has_formula(table: "Table") -> bool:
-    return "cosine_similarity" in table
-
-
 def _columns(section: Section) -> dict[str, "np.ndarray"]:
     """Return the steps, and the columns of the formula, or without it those of the replay.
 
-    Of each recurrence these say how many elements differ, and how far.
+    Of each recurrence these say how many elements differ, how many of them by more than they may,
+    and how far.
     """
-    from thimble_zarr.analysis.table import COLUMNS, EXTENDED
+    from thimble_zarr.analysis.table import COLUMNS, EXTENDED, has_formula
 
     table = section.table
     columns = {"t": table["step"]}
-    if _has_formula(table):
+    if has_formula(table):
         extended = (name for name in EXTENDED if section.extended and name in table)
         return columns | {name: table[name] for name in (*COLUMNS, *extended)}
     for at, recurrence in enumerate(table["recurrence"].tolist()):
-        for name in ("n_different", "max_ulp"):
+        for name in ("n_different", "n_beyond", "max_ulp"):
             columns[f"{name}_{recurrence}"] = table[name][:, at]
     return columns
 

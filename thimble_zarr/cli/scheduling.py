@@ -41,15 +41,18 @@ _FIRST_USE_BYTES = 32 * 10**6
 """What libraries still take when they are first used, measured on Linux."""
 
 _REPORT_BYTES = 44 * 10**6
-"""What pandas takes, which the report needs, when it is imported, measured on Linux."""
+"""What pandas takes, which most reports need, when it is imported, measured on Linux."""
 
 _WORKER_BYTES = 350 * 10**6
 """A worker process with Dask and torch and nothing to do, measured on Linux."""
 
 _INTERVAL_S = 0.2
 
-CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux keeps quotas."""
+_CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux keeps the quotas of groups of processes."""
+
+_OWN_CGROUP = Path("/proc/self/cgroup")
+"""Where it says of which group this process is."""
 
 _CGROUPS_V1 = "cpu,cpuacct", "cpuacct,cpu"
 
@@ -238,22 +241,26 @@ def n_cpus() -> int:
 
     Of rations Dask knows; importing it where there are none would be a third of the start-up.
     """
-    if sys.platform == "linux" and not _are_rationed(CGROUPS):
+    if sys.platform == "linux" and not _are_rationed():
         return len(os.sched_getaffinity(0))
     from dask.system import CPU_COUNT
 
     return int(CPU_COUNT)
 
 
-def _are_rationed(cgroups: Path) -> bool:
+def _are_rationed() -> bool:
     """Return whether there may be a quota on the CPUs of this process, as containers have."""
     try:
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].strip("/")
+        group = _OWN_CGROUP.read_text().strip().rpartition(":")[2].strip("/")
     except OSError:
         return True  # that is not known
-    for quota in (f"{group}/cpu.max", *(f"{v1}/cpu.cfs_quota_us" for v1 in _CGROUPS_V1)):
+    quotas = [
+        _CGROUPS / group / "cpu.max",
+        *(_CGROUPS / v1 / "cpu.cfs_quota_us" for v1 in _CGROUPS_V1),
+    ]
+    for quota in quotas:
         with contextlib.suppress(OSError):
-            return (cgroups / quota).read_text().split()[0] not in ("max", "-1")
+            return not quota.read_text().startswith(("max", "-1"))
     return False
 
 
@@ -297,7 +304,7 @@ def _n_at_once(needs: "Needs", memory_bytes: int | None, most: int, *, replay: b
     if replay:
         import torch  # noqa: F401  # what it takes counts
     held_bytes = psutil.Process().memory_info().rss + _FIRST_USE_BYTES
-    if "pandas" not in sys.modules:  # it is not the first of several checks
+    if "pandas" not in sys.modules:
         held_bytes += _REPORT_BYTES
     if memory_bytes is not None:
         return needs.n_at_once(memory_bytes, held_bytes, most)
