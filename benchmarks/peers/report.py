@@ -32,8 +32,9 @@ WHAT_IS_COUNTED = """\
 - Every peer's answer is compared with thimble-zarr's: tables step by step (cosines absolute, norms
   and ratios relative), counts, the rest by its sums (relative). The notebook subtracts in bfloat16;
   the others compute in float32, and `adam_residual` of thimble-zarr in float64. Its checks do more
-  than is asked: the formula check bounds rounding element by element; the exact check has the
-  formula's table, and looks for values that were stored anew.
+  than is asked: the formula check bounds rounding element by element; the exact check
+  (`check --no-formula`) looks for values that were stored anew. Unless told otherwise `check` does
+  both, reading once; the others would take the sum of theirs.
 - Recording: the first gradients of the real run in turn, AdamW on the embedding, then sleep until a
   step has lasted 15 ms. *Busy* is the optimizer's step and the recording of it. Only thimble-zarr
   flushes to the disk itself (`fsync`), keeps checksums of what it wrote, and leaves a store that is
@@ -46,15 +47,13 @@ Why not first:
 
 - memmap is the floor: raw files of 5.1 GB, twice as large as the store, no checksum and nothing to
   decode, and a process that imports NumPy alone. Of what thimble-zarr's formula check computes,
-  reading, checking and decoding chunks is two fifths, and the bound on the rounding of every
-  element, which nobody else has, a twelfth.
-- By hand the exact check is the replay alone. thimble-zarr's makes the formula's table in the same
-  pass, names the place of a difference, looks for values that were stored anew, and puts every
-  element of any subset back on its way through torch's vector code. Two thirds of a second pass
-  while torch is imported and one core waits.
-- What takes about a second is start-up in a whole process: xarray, pandas and Dask are imported
-  before there is a dataset or a table, in the formula check of the dead tokens, too. The table of
-  what is opened and read has it without.
+  reading, checking and decoding chunks is half, and the bound on the rounding of every element,
+  which nobody else has, a twelfth.
+- In the exact check two thirds of a second pass while torch is imported and one core waits. Of what
+  is computed then, reading, checking and decoding chunks is three fifths, torch's own program a
+  quarter.
+- Two thirds of a second for one token or one step are start-up: xarray, pandas and Dask are imported
+  before there is a dataset. The table of what is opened and read has it without.
 - Chunks of 128 KiB serve those who read a few tokens. Readers that wait for an event loop at every
   chunk, as Zarr for Python does, are slow with them.
 """
@@ -96,7 +95,7 @@ def cells(
             yield "minutes" if len(by_peer) > 1 else "-"
             continue
         found = by_peer[peer]
-        bold = "**" if found[first] == best else ""
+        bold = "**" if found[first] == best and len(by_peer) > 1 else ""
         yield ", ".join(
             [f"{bold}{show(first, found[first])}{bold}"] + [show(k, found[k]) for k in rest]
         )
@@ -119,6 +118,8 @@ def agreement(reading: Results, tasks: Mapping[str, str]) -> str:
     """Return how far the peers' answers are from ours."""
     largest = []
     for task, by_peer in reading.items():
+        if len(by_peer) == 1:  # it is ours
+            continue
         peer = max(by_peer, key=lambda peer: by_peer[peer]["difference"])
         differs = by_peer[peer]["difference"]
         largest.append(f"{tasks[task]} {differs:.0e} ({peer})" if differs else f"{tasks[task]} 0")
