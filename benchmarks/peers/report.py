@@ -52,8 +52,8 @@ Why not first:
 - In the exact check two thirds of a second pass while torch is imported and one core waits. Of what
   is computed then, reading, checking and decoding chunks is three fifths, torch's own program a
   quarter.
-- Two thirds of a second for one token or one step are start-up: xarray, pandas and Dask are imported
-  before there is a dataset. The table of what is opened and read has it without.
+- Of one token, or one step, half a second is start-up: xarray, pandas and Dask are imported before
+  there is a dataset. The table of what is opened and read has it without.
 - Chunks of 128 KiB serve those who read a few tokens. Readers that wait for an event loop at every
   chunk, as Zarr for Python does, are slow with them.
 """
