@@ -58,9 +58,9 @@ def verdict(table: AnyTable, findings: Sequence[Finding] = ()) -> Verdict:
 
 
 def _of_formula(table: AnyTable) -> Verdict:
-    beyond = counts(table, "n_beyond_rounding")
-    n_beyond, n_not_finite = int(beyond.sum()), _n_not_finite(table)
-    if n_beyond and n_beyond == n_not_finite:
+    beyond, not_finite = counts(table, "n_beyond_rounding"), counts(table, NOT_FINITE)
+    n_beyond = int(beyond.sum())
+    if n_beyond and n_beyond == not_finite.sum():
         return _not_finite(table, "are AdamW's formula")
     if n_beyond:
         first = _first(table, beyond)
@@ -90,11 +90,12 @@ def _of_replay(table: AnyTable) -> Verdict:
             f"values of each array {listed} do not follow from the row before.",
             step=first,
         )
-    if _n_not_finite(table):
+    if counts(table, NOT_FINITE).any():
         return _not_finite(table, "replay")
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
-    total, max_ulp = f"{_total(table):,}", np.nanmax(np.asarray(table["max_ulp"]))
+    total = f"{_total(table):,}"
     if counts(table, "n_different").any():
+        max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
         return Verdict(
             holds=True,
             text=f"HOLDS: replayed, all {total} values each of {listed} follow from the "
@@ -112,10 +113,11 @@ def _of_replay(table: AnyTable) -> Verdict:
 
 
 def _not_finite(table: AnyTable, others: str) -> Verdict:
-    first = _first(table, counts(table, NOT_FINITE))
+    not_finite = counts(table, NOT_FINITE)
+    first = _first(table, not_finite)
     return Verdict(
         holds=False,
-        text=f"FAILS: {_n_not_finite(table):,} of {_total(table):,} weight changes are "
+        text=f"FAILS: {int(not_finite.sum()):,} of {_total(table):,} weight changes are "
         f"not finite, first at step {first}: the run diverged, or values are "
         f"missing. All others {others}.",
         step=first,
@@ -127,13 +129,9 @@ def _total(table: AnyTable) -> int:
     return int(table["n_elements"]) * n_steps
 
 
-def _n_not_finite(table: AnyTable) -> int:
-    return int(counts(table, NOT_FINITE).sum())
-
-
-def _first(table: AnyTable, counts: np.ndarray) -> int:
+def _first(table: AnyTable, wrong: np.ndarray) -> int:
     """Return the first step with a count, of shape `(step,)` or `(step, recurrence)`."""
-    return int(np.asarray(table["step"])[np.nonzero(counts)[0][0]])
+    return int(np.asarray(table["step"])[np.nonzero(wrong)[0][0]])
 
 
 def _cosines(table: AnyTable) -> str:

@@ -55,8 +55,8 @@ def rendered_runs(runs: Sequence[Checked], format_: str) -> str:
     return overview(runs) + "\n"
 
 
-_OPTIONAL = (1, 4, 5)
-"""Columns of the overview, parameter and cosines, that are left out where no line has them."""
+_OPTIONAL = ("parameter", "first cosine", "last cosine")
+"""Columns of the overview that are left out where no line has them."""
 
 
 def overview(runs: Sequence[Checked]) -> str:
@@ -70,21 +70,22 @@ def overview(runs: Sequence[Checked]) -> str:
     for run in runs:
         unchecked = (str(run.store), run.parameter or "-", *["-"] * 5, "not checked")
         lines += map(_line, run.sections) if run.sections else [unchecked]
+    columns = zip(*lines, strict=True)
     told = [
-        column
-        for column in range(len(lines[0]))
-        if column not in _OPTIONAL or any(line[column] != "-" for line in lines[1:])
+        (head, *cells) for head, *cells in columns if head not in _OPTIONAL or {*cells} != {"-"}
     ]
-    lines = [tuple(line[column] for column in told) for line in lines]
+    lines = [*zip(*told, strict=True)]
     failing = [section for section in sections if not section.found.holds]
     words = [f"{at.of}, {at.subset}: {section_in_words(at)}" for at in failing]
     return "\n\n".join([aligned(lines), *words])
 
 
 def _line(section: Section) -> tuple[str, ...]:
+    from thimble_zarr.analysis.table import has_formula
+
     table, found = section.table, section.found
     cosines = ["-", "-"]
-    if "cosine_similarity" in table:
+    if has_formula(table):
         cosines = [f"{table['cosine_similarity'][step]:.4f}" for step in (0, -1)]
     rows = "" if section.schema.has_tokens else f" {section.schema.row_name}s"
     return (
