@@ -184,7 +184,7 @@ class Zarr(Blocks):
                 chunks=loop.chunk,
                 shards=(BLOCK_STEPS, *loop.shape),
                 dtype=np.uint16,
-                compressors=zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+                compressors=zarr.codecs.BloscCodec(cname="lz4", clevel=9, shuffle="shuffle"),
             )
             for name in VARIABLES
         }
@@ -202,7 +202,7 @@ class TensorStore(Blocks):
         import tensorstore
 
         super().__init__(BLOCK_STEPS, loop)
-        blosc = {"cname": "lz4", "clevel": 5, "shuffle": "shuffle", "typesize": 2}
+        blosc = {"cname": "lz4", "clevel": 9, "shuffle": "shuffle", "typesize": 2}
         inner = [{"name": "bytes"}, {"name": "blosc", "configuration": blosc}]
         sharding = {"chunk_shape": loop.chunk, "codecs": inner}
         grid = {"chunk_shape": [BLOCK_STEPS, *loop.shape]}
