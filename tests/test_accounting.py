@@ -1,6 +1,6 @@
 """The per-step table against independent arithmetic, and the verdict against planted faults."""
 
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,10 @@ import xarray as xr
 from tests import oracles
 from tests.oracles import assert_same_table
 from tests.runs import N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
+from tests.test_lazy import Reads
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.verdict import verdict
+from thimble_zarr.analysis.windows import _cut_evenly
 from thimble_zarr.errors import ConfigError, SelectionError
 
 STATES = ("W", "exp_avg", "exp_avg_sq")
@@ -63,6 +65,45 @@ def test_windows_and_tasks_may_be_cut_anywhere(
         monkeypatch.setattr("thimble_zarr.analysis.windows.PART_BYTES", part)
         table = accounting(open_dataset(tmp_path / "run.zarr"))
         assert_same_table(table, expected)
+
+
+def test_the_formula_alone_goes_through_a_block_a_few_chunks_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"memory_bytes": 32 * 2**20}
+    sizes = {"n_tokens": 1999, "n_dims": 11, "n_live": 1500}
+    record(tmp_path / "run.zarr", n_steps=70, **sizes, recorder_options=options)
+    ds = open_dataset(tmp_path / "run.zarr")
+    odd = np.arange(1999) % 3 == 1  # classes that lie among each other
+    subsets = {"all": np.arange(1999), "odd": np.flatnonzero(odd), "some": np.arange(400, 1300)}
+    expected = accounting(ds, replay=False, subsets=subsets)
+    for elements, part in ((1, 2**12), (2**16, 2**30), (2**30, 2**19)):
+        monkeypatch.setattr("thimble_zarr.analysis.windows._CACHED_ELEMENTS", elements)
+        monkeypatch.setattr("thimble_zarr.analysis.windows.PART_BYTES", part)
+        reads = Reads(monkeypatch)
+        table = accounting(ds, replay=False, subsets=subsets)
+        xr.testing.assert_allclose(table, expected, rtol=1e-12)
+        assert set(reads.chunks) == {
+            (f"{name}/c.{block}.0.0", chunk)
+            for name in STATES
+            for block in (0, 1)
+            for chunk in range(21)
+        }
+        assert len(reads.chunks) == len(set(reads.chunks))
+    part = ds.isel(token=np.flatnonzero(odd)[::-1])
+    alone = accounting(part, replay=False)
+    xr.testing.assert_allclose(alone, expected.sel(subset="odd", drop=True), rtol=1e-12)
+
+
+def test_parts_are_alike_and_not_much_larger_than_asked_for() -> None:
+    for length in (1, 7, 128):
+        for stop in range(5, 600, 7):
+            parts = _cut_evenly(5, stop, length)
+            sizes = [part.stop - part.start for part in parts]
+            assert sum(sizes) == stop - 5
+            assert all(before.stop == after.start for before, after in pairwise(parts))
+            assert all(0 < size <= 1.25 * length for size in sizes)
+            assert len(parts) <= -(-(stop - 5) // length)
 
 
 def test_steps_and_dims_may_be_selected(toy_path: Path, toy_history: History) -> None:

@@ -225,6 +225,11 @@ def test_an_array_that_lies_elsewhere_is_not_read(store: Path) -> None:
     refused(store, "W is a link that leads out of it")
 
 
+def will_read(reader: StoreReader) -> None:
+    with reader.opened() as rows:
+        rows.will_read(["W"], (0, 1), range(reader.schema.n_tokens))
+
+
 def test_nothing_outside_of_the_store_is_opened_to_read_it_ahead(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,16 +238,16 @@ def test_nothing_outside_of_the_store_is_opened_to_read_it_ahead(
     monkeypatch.setattr(
         ShardFile, "__enter__", lambda shard: opened.append(shard._file) or enter(shard)
     )
-    monkeypatch.setattr("thimble_zarr.format.store._FEW_CHUNKS", 1)
-    monkeypatch.setattr("thimble_zarr.format.store.CAN_TELL", True)
+    monkeypatch.setattr("thimble_zarr.format.rows._FEW_CHUNKS", 1)
+    monkeypatch.setattr("thimble_zarr.format.rows.CAN_TELL", True)
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: None, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", "soon", raising=False)
-    StoreReader.open(store).will_read(["W"], (0, 1))
+    will_read(StoreReader.open(store))
     assert len(opened) == 1
     (store / "W").rename(store.parent / "elsewhere")
     (store / "W").symlink_to(store.parent / "elsewhere")
     opened.clear()
-    StoreReader.open(store).will_read(["W"], (0, 1))
+    will_read(StoreReader.open(store))
     assert opened == []
 
 

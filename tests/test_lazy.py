@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
 from thimble_zarr import open_dataset
 from thimble_zarr.analysis.lazy import LazyArray
+from thimble_zarr.format.rows import OpenedRows
 from thimble_zarr.format.shard import ShardFile
 from thimble_zarr.format.store import StoreReader
 
@@ -154,19 +155,19 @@ class Reads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, tuple[int, int], list[int]]] = []
         self.chunks: list[tuple[str, int]] = []
-        real, real_decode = StoreReader.read, ShardFile.decode
+        real, real_decode = OpenedRows.read, ShardFile.decode
 
         def read(
-            reader: StoreReader, name: str, rows: tuple[int, int], *options: object
+            opened: OpenedRows, name: str, rows: tuple[int, int], *options: object
         ) -> np.ndarray:
             self.calls.append((name, rows, np.asarray(options[0]).tolist()))
-            return real(reader, name, rows, *options)
+            return real(opened, name, rows, *options)
 
         def decode(shard: ShardFile, chunk: int, *options: object) -> np.ndarray:
             self.chunks.append(("/".join(shard._file.split("/")[-2:]), chunk))
             return real_decode(shard, chunk, *options)
 
-        monkeypatch.setattr(StoreReader, "read", read)
+        monkeypatch.setattr(OpenedRows, "read", read)
         monkeypatch.setattr(ShardFile, "decode", decode)
 
     @property
@@ -210,7 +211,7 @@ def test_the_disk_is_told_what_will_be_read_a_block_ahead(
         n_read.append(len(reads.chunks))
 
     monkeypatch.setattr(ShardFile, "will_read", will_read)
-    monkeypatch.setattr("thimble_zarr.format.store.CAN_TELL", True)
+    monkeypatch.setattr("thimble_zarr.format.rows.CAN_TELL", True)
     ds.isel(token=[5, 1000]).adam_residual.compute(scheduler="synchronous")
     assert told == []  # so few are read in the time that it takes
     reads.chunks.clear()

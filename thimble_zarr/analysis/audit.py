@@ -154,6 +154,7 @@ class Audit:
             tally.combine,
             np.float32 if narrow else np.float64,
             replay_inputs(schema) if replay else formula_inputs(schema),
+            cached=not replay,
         )
         if subsets is None:
             return cls(Reduction(selected, statistics), tally, None, attrs)
@@ -220,7 +221,8 @@ class Tally:
 
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
         previous, current = part.previous("W"), part.current("W")
-        update = adam_update(part, out=part.memory("update"))
+        memory = part.memory("update"), part.memory("term")
+        update = adam_update(part, out=memory)
         predicted = update
         if part.of_rows(decays):
             predicted = adam_decay(part)
@@ -240,7 +242,7 @@ class Tally:
         yield _NONE if np.isfinite(sums[2]).all() else _count(~np.isfinite(difference))
         yield from moves
         if not self.recurrences:
-            bound = rounding_bound(part, update, out=(update, part.memory("bound")))
+            bound = rounding_bound(part, update, out=memory)
             explained = np.abs(difference, out=difference) <= bound  # NaN is not explained
             yield _NONE if explained.all() else _count(~explained)
 

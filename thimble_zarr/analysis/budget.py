@@ -128,7 +128,7 @@ def task_bytes(
     if replay:
         taken += steps * row_elements * (item_bytes - itemsizes["grad"])
         taken += row_elements * (2 * item_bytes + _STEP_TENSORS * weight_bytes)
-    taken += _PART_ARRAYS * max(PART_BYTES, 8 * schema.n_dims)
+    taken += _PART_ARRAYS * max(PART_BYTES * 5 // 4, 8 * schema.n_dims)
     n_results = min(reduction_steps(schema), n_rows) * n_classes * _STEP_NUMBERS
     taken += (FAN_IN + 1) * 8 * n_results
     return taken * 3 // 2

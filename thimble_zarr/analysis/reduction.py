@@ -18,10 +18,11 @@ import numpy as np
 from thimble_zarr.analysis.windows import (
     Selected,
     Source,
+    TokenGroup,
     Window,
-    iter_windows,
     row_groups,
     token_groups,
+    windows_of,
 )
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
@@ -54,12 +55,16 @@ class Statistics:
         Of the part's numbers.
     inputs
         The stored variables that they are computed from; those that are named are read ahead.
+    cached
+        Whether windows may be so small that what they read stays in the cache. Not what computes on
+        whole windows (`Window.of_whole`), which takes long for each.
     """
 
     compute: Callable[[Window], Iterable[np.ndarray]]
     combine: tuple[np.ufunc, ...]
     dtype: type[np.floating] = np.float64
     inputs: tuple[str, ...] = ()
+    cached: bool = False
 
     def neutral(self, n_classes: int, n_rows: int) -> np.ndarray:
         """Return what combines with numbers to the same numbers."""
@@ -176,18 +181,30 @@ def _reduce(
     """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
     numbers = statistics.neutral(n_classes, len(rows))
     classes = np.zeros(len(tokens), np.int8) if classes is None else classes
-    if (np.diff(classes) < 0).any():
-        order = np.argsort(classes, kind="stable")
-        tokens, classes = np.asarray(tokens)[order], classes[order]
+    groups: list[TokenGroup] = [(tokens, slice(0, len(tokens)))]
+    if statistics.cached:
+        groups = token_groups(source, tokens, cached=True)
+    groups = [_by_class(group, classes) for group in groups]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         np.setbufsize(_UFUNC_BUFFER)  # until the block ends
-        for (steps, _), window in iter_windows(source, rows, tokens, dims, statistics.inputs):
-            of_window = numbers[..., steps]
-            for (part_rows, part_tokens), part in window.parts(classes, statistics.dtype):
-                of_part = of_window[classes[part_tokens.start], :, part_rows]
-                for index, values in enumerate(statistics.compute(part)):
-                    statistics.combine[index](of_part[index], values, out=of_part[index])
+        for (steps, where), window in windows_of(source, rows, groups, dims, statistics.inputs):
+            of_window, of_tokens = numbers[..., steps], classes[where]
+            for (part_rows, part_tokens), part in window.parts(of_tokens, statistics.dtype):
+                of_part = of_window[of_tokens[part_tokens.start], :, part_rows]
+                computed = zip(statistics.combine, of_part, statistics.compute(part), strict=True)
+                for combine, of_steps, values in computed:
+                    combine(of_steps, values, out=of_steps)
     return numbers
+
+
+def _by_class(group: TokenGroup, classes: np.ndarray) -> TokenGroup:
+    """Return a group with the tokens of a class after those of another."""
+    tokens, where = group
+    of_tokens = classes[where]
+    if (np.diff(of_tokens) >= 0).all():
+        return group
+    order = np.argsort(of_tokens, kind="stable")
+    return np.asarray(tokens)[order], np.arange(len(classes))[where][order]
 
 
 _UFUNC_BUFFER = 512

@@ -42,11 +42,16 @@ def delta_W(window: Window) -> np.ndarray:
     return change
 
 
-def adam_update(window: Window, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the change that the adaptive step predicts, computed in `out` if that is given."""
-    exp_avg = window.current("exp_avg")
-    exp_avg_sq = window.decoded(window.source.second_moment, out)
-    return adamw.adam_update(exp_avg, exp_avg_sq, window.of_rows(_update_scalars), out)
+def adam_update(
+    window: Window, out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None)
+) -> np.ndarray:
+    """Return the change that the adaptive step predicts.
+
+    It is computed in the arrays `out`, if they are given, and is in the first.
+    """
+    exp_avg_sq = window.decoded(window.source.second_moment, out[0])
+    exp_avg = window.decoded("exp_avg", out[1])
+    return adamw.adam_update(exp_avg, exp_avg_sq, window.of_rows(_update_scalars), out[0])
 
 
 def _update_scalars(window: Window) -> adamw.UpdateScalars:

@@ -20,10 +20,13 @@ import numpy as np
 from thimble_zarr.format.bits import decode, storage_dtype
 from thimble_zarr.format.indexing import Indices, as_range, as_slice, by_chunk
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.reader import Reader, Rows
 from thimble_zarr.format.schema import Schema, TokenLabels
 
 T = TypeVar("T")
+
+TokenGroup = tuple[Indices, slice | np.ndarray]
+"""Some tokens, and where they lie among those that were asked for."""
 
 _WINDOW_ELEMENTS = 2**21
 """Elements a window of several chunks: so many that reading and replay run at full speed."""
@@ -32,7 +35,10 @@ _ROW_ELEMENTS = 2**19
 """Elements a row of it at most, where blocks are short: the replay's temporaries are of a row."""
 
 PART_BYTES = 2**19
-"""Size of an array of numbers of a part."""
+"""Size of an array of numbers of a part, or up to a quarter more where that saves one."""
+
+_CACHED_ELEMENTS = 2**18
+"""About the elements a window of several chunks where what was read is to stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +186,41 @@ class Selected:
         return replace(self, source=replace(self.source, device=device))
 
 
+class _Pass:
+    """What the windows of some tokens share, one after the other.
+
+    Attributes
+    ----------
+    source
+        The recording.
+    opened
+        Its rows.
+    """
+
+    def __init__(self, source: Source, opened: Rows) -> None:
+        self.source = source
+        self.opened = opened
+        self._memory: dict[tuple[str, type[np.generic]], np.ndarray] = {}
+
+    def memory(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+        """Return an array in memory that all have who ask by the same name.
+
+        Fresh memory is slow, and so is more than the cache has.
+        """
+        size = math.prod(shape)
+        known = self._memory.get((name, dtype))
+        if known is None or known.size < size:
+            known = self._memory[name, dtype] = np.empty(size, dtype)
+        return known[:size].reshape(shape)
+
+
 class _Piece:
     """The bits of some tokens at consecutive rows, read when asked for, each chunk once.
 
     Parameters
     ----------
-    source
-        The recording.
+    of_pass
+        The pass it belongs to.
     rows
         `(start, stop)`.
     tokens
@@ -196,18 +230,24 @@ class _Piece:
     """
 
     def __init__(
-        self, source: Source, rows: tuple[int, int], tokens: Indices, after: "_Piece | None"
+        self, of_pass: _Pass, rows: tuple[int, int], tokens: Indices, after: "_Piece | None"
     ) -> None:
-        self.source = source
+        self.of_pass = of_pass
+        self.source = of_pass.source
         self.rows = rows
         self.tokens = tokens
         self.shared: dict[Any, Any] = {} if after is None else after.shared
-        self.memory: dict[Any, np.ndarray] = {} if after is None else after.memory
-        self._buffers: dict[str, np.ndarray] = {} if after is None else after._buffers
         self._bits: dict[str, np.ndarray] = {}
         self._before: dict[str, np.ndarray] = {}
         if after is not None and after.rows[1] == rows[0]:
-            self._before = {name: bits[-1:].copy() for name, bits in after._bits.items()}
+            self._before = after._last
+
+    def end(self) -> None:
+        """Let go of the bits, but for the last row of what rows before were asked of."""
+        self._last = {
+            name: self._bits[name][-1:].copy() for name in self._before if name in self._bits
+        }
+        self._bits.clear()
 
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's bits, shape `(step, token, dim)`."""
@@ -225,7 +265,8 @@ class _Piece:
             bits = self.bits(name)
             self._before.setdefault(name, bits[:1])
         if name not in self._before:
-            self._before[name] = self.source.reader.read(name, (first - 1, first), self.tokens)
+            before = self.of_pass.opened.read(name, (first - 1, first), self.tokens)
+            self._before[name] = before
         return self._before[name]
 
     @property
@@ -234,11 +275,13 @@ class _Piece:
         return self.rows[0] % self.source.reader.schema.layout.block_steps > 0
 
     def _read(self, name: str) -> np.ndarray:
-        """Read a variable, into the memory of the piece before: fresh memory is slow."""
-        first = self.rows[0] - self._has_row_before
-        rows = first, self.rows[1]
-        bits = self.source.reader.read(name, rows, self.tokens, self._buffers.get(name))
-        self._buffers[name] = bits
+        """Read a variable, into the memory of a piece before."""
+        rows = self.rows[0] - self._has_row_before, self.rows[1]
+        schema = self.source.reader.schema
+        shape = rows[1] - rows[0], len(self.tokens), schema.n_dims
+        dtype = storage_dtype(schema.dtypes[name]).type
+        memory = self.of_pass.memory(f"bits of {name}", shape, dtype)
+        bits = self.of_pass.opened.read(name, rows, self.tokens, memory)
         if self._has_row_before:
             self._before[name] = bits[:1]
         return bits[self._has_row_before :]
@@ -264,6 +307,7 @@ class Window:
         piece: _Piece,
         rows: np.ndarray,
         dims: Indices,
+        of_rows: dict[Any, Any],
         *,
         part_of: "Window | None" = None,
         at: tuple[slice, slice] = (slice(None), slice(None)),
@@ -279,8 +323,7 @@ class Window:
         self._current: dict[str, np.ndarray] = {}
         self._previous: dict[str, np.ndarray] = {}
         self._computed: dict[Callable[[Window], Mapping[str, np.ndarray]], Any] = {}
-        same_rows = part_of is not None and len(rows) == len(part_of.rows)
-        self._of_rows: dict[Any, Any] = part_of._of_rows if part_of and same_rows else {}
+        self._of_rows = of_rows
 
     @property
     def follows(self) -> np.ndarray:
@@ -319,14 +362,15 @@ class Window:
         part_tokens = max(1, n_elements // (part_rows * n_dims))
         ends = [] if classes is None else (np.flatnonzero(np.diff(classes)) + 1).tolist()
         for of_class in itertools.pairwise([0, *ends, n_tokens]):
-            for tokens in _cut(*of_class, part_tokens):
+            for tokens in _cut_evenly(*of_class, part_tokens):
                 for rows in _cut(0, n_rows, part_rows):
-                    yield (rows, tokens), self._part(self.rows[rows], (rows, tokens), dtype)
+                    yield (rows, tokens), self._part((rows, tokens), dtype)
 
     def in_float64(self) -> "Window":
         """Return the same window with numbers of float64."""
+        part_of = self._part_of or self
         return Window(
-            self._piece, self.rows, self._dims, part_of=self._part_of or self, at=self._at
+            self._piece, self.rows, self._dims, self._of_rows, part_of=part_of, at=self._at
         )
 
     def of_whole(
@@ -349,18 +393,13 @@ class Window:
     def memory(self, name: str, n_rows: int | None = None) -> np.ndarray:
         """Return an array for numbers of the window, or so many rows of it, to compute in.
 
-        It is the same memory for all windows of these tokens and all that ask by the same name:
-        fresh memory, and more than the cache has, is slow.
+        The next window has the same memory by the same name.
         """
         shape = n_rows or len(self.rows), len(self._piece.tokens[self._at[1]]), len(self._dims)
-        size, key = math.prod(shape), (name, self.dtype)
-        known = self._piece.memory.get(key)
-        if known is None or known.size < size:
-            known = self._piece.memory[key] = np.empty(size, self.dtype)
-        return known[:size].reshape(shape)
+        return self._piece.of_pass.memory(name, shape, self.dtype)
 
     def of_rows(self, make: "Callable[[Window], T]") -> T:
-        """Return what is made once for all parts that have these rows and numbers of this dtype."""
+        """Return what is made once for all that have these rows and numbers of this dtype."""
         key = make, self.dtype
         if key not in self._of_rows:
             self._of_rows[key] = make(self)
@@ -395,12 +434,12 @@ class Window:
 
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's stored bits at the window's rows; do not write to them."""
-        return self._select(self._piece.bits(name)[self._steps])
+        return self._select(self._piece.bits(name)[self.of_rows(_steps)])
 
     def bits_before(self, name: str) -> list[np.ndarray]:
         """Return the stored bits at each row before, those of row 0 before row 0 too."""
         bits, before = self._piece.bits(name), self._piece.before(name)
-        steps = np.arange(len(bits))[self._steps].tolist()
+        steps = np.arange(len(bits))[self.of_rows(_steps)].tolist()
         rows = [bits[step - 1] if step else before[0] for step in steps]
         return [self._select(row) for row in rows]
 
@@ -410,18 +449,14 @@ class Window:
         piece = self._piece
         return self._select(piece.bits(name)[step - 1] if step else piece.before(name)[0])
 
-    @cached_property
-    def _steps(self) -> slice | np.ndarray:
-        return as_slice(self.rows - self._piece.rows[0])
-
-    def _part(
-        self, rows: np.ndarray, at: tuple[slice, slice], dtype: type[np.floating]
-    ) -> "Window":
-        return Window(self._piece, rows, self._dims, part_of=self, at=at, dtype=dtype)
+    def _part(self, at: tuple[slice, slice], dtype: type[np.floating]) -> "Window":
+        rows = self.rows[at[0]]
+        of_rows = self._of_rows if len(rows) == len(self.rows) else {}
+        return Window(self._piece, rows, self._dims, of_rows, part_of=self, at=at, dtype=dtype)
 
     def _decode_previous(self, name: str) -> np.ndarray:
         current = self.bits(name)
-        if isinstance(self._steps, slice):
+        if isinstance(self.of_rows(_steps), slice):
             both = self.memory(f"{name} and before", len(self.rows) + 1)
             self._decode(name, current, both[1:])
             self._decode(name, self._first_before(name), both[0])
@@ -430,8 +465,8 @@ class Window:
             previous = self._decode(
                 name, np.stack(self.bits_before(name)), self.memory(f"{name} before")
             )
-        alone = ~self.follows
-        if alone.any():
+        alone = self.of_rows(_alone)
+        if len(alone):
             previous = previous.copy()
             previous[alone] = np.nan
         return previous
@@ -448,6 +483,16 @@ class Window:
         if out is None and storage_dtype(native) != self.dtype:
             out = self.memory(name)
         return decode(bits, native, self.dtype, out)
+
+
+def _steps(window: Window) -> slice | np.ndarray:
+    """Return where the window's rows lie in its piece."""
+    return as_slice(window.rows - window._piece.rows[0])
+
+
+def _alone(window: Window) -> np.ndarray:
+    """Return which of the window's rows follow none."""
+    return np.flatnonzero(~window.follows)
 
 
 def iter_windows(
@@ -470,28 +515,48 @@ def iter_windows(
     tuple
         Where the window lies in the selection, along rows and tokens, and the window.
     """
-    if 0 in (len(rows), len(tokens), len(dims)):
+    for group in token_groups(source, tokens):
+        yield from windows_of(source, rows, [group], dims, inputs)
+
+
+def windows_of(
+    source: Source,
+    rows: Indices,
+    groups: Sequence[TokenGroup],
+    dims: Indices,
+    inputs: Sequence[str] = (),
+) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
+    """Do what `iter_windows` does for tokens that are already cut into groups.
+
+    All groups have their windows of a block of steps, then all of the next block.
+    """
+    if 0 in (len(rows), len(dims), len(groups)):
         return
     schema = source.reader.schema
-    for ids, where in token_groups(source, tokens):
-        start, piece = 0, None
-        consecutive = isinstance(rows, range) and rows.step == 1
-        length = window_rows(schema, len(ids)) if consecutive else schema.layout.block_steps
-        groups = row_groups(rows, length)
-        for group in _read_ahead(source.reader, inputs, groups, ids):
-            steps = np.asarray(group)
-            piece = _Piece(source, _span(group), ids, piece)
-            yield (slice(start, start + len(steps)), where), Window(piece, steps, dims)
-            start += len(steps)
+    every = _joined([ids for ids, _ in groups])
+    consecutive = isinstance(rows, range) and rows.step == 1
+    length = window_rows(schema, len(every)) if consecutive else schema.layout.block_steps
+    pieces: list[_Piece | None] = [None] * len(groups)
+    start = 0
+    with source.reader.opened() as opened:
+        of_pass = _Pass(source, opened)
+        for run in _read_ahead(opened, inputs, row_groups(rows, length), every):
+            steps, of_rows = np.asarray(run), dict[Any, Any]()
+            at = slice(start, start + len(steps))
+            for index, (ids, where) in enumerate(groups):
+                piece = pieces[index] = _Piece(of_pass, _span(run), ids, pieces[index])
+                yield (at, where), Window(piece, steps, dims, of_rows)
+                piece.end()
+            start = at.stop
 
 
 def _read_ahead(
-    reader: Reader, names: Sequence[str], groups: list[Indices], tokens: Indices
+    opened: Rows, names: Sequence[str], groups: list[Indices], tokens: Indices
 ) -> Iterator[Indices]:
     """Yield groups of rows, each when the disk was told of it and of the one after it."""
     for group, following in itertools.pairwise([None, *groups, None]):
         if names and following is not None:
-            reader.will_read(names, _span(following), tokens)
+            opened.will_read(names, _span(following), tokens)
         if group is not None:
             yield group
 
@@ -512,19 +577,28 @@ def row_groups(rows: Indices, length: int) -> list[Indices]:
     return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
-def token_groups(source: Source, tokens: Indices) -> list[tuple[Indices, slice | np.ndarray]]:
+def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> list[TokenGroup]:
     """Cut tokens into groups that make a window each.
 
     A group ends where a chunk does, so that no chunk is decoded for two of them. Several groups
     have their tokens in the order in which they lie in the store, a single one in the given order.
 
+    Parameters
+    ----------
+    source, tokens
+        The tokens of a store.
+    cached
+        Make groups so small that what a window reads stays in the cache.
+
     Returns
     -------
     list of tuple
-        The tokens of a group, and where they lie among `tokens`.
+        The tokens of a group, and where they lie among `tokens`. No group is empty.
     """
+    if len(tokens) == 0:
+        return []
     schema = source.reader.schema
-    most = window_tokens(schema)
+    most = cached_tokens(schema) if cached else window_tokens(schema)
     if schema.places is None or len(tokens) <= most:
         return _groups(tokens, schema.layout.chunk_tokens, most)
     ids = np.asarray(tokens)
@@ -533,7 +607,7 @@ def token_groups(source: Source, tokens: Indices) -> list[tuple[Indices, slice |
     return [(ids[order[where]], as_slice(order[where])) for _, where in groups]
 
 
-def _groups(tokens: Indices, length: int, most: int) -> list[tuple[Indices, slice | np.ndarray]]:
+def _groups(tokens: Indices, length: int, most: int) -> list[TokenGroup]:
     if isinstance(tokens, range) and tokens.step == 1:
         return [
             (range(start, stop), slice(start - tokens.start, stop - tokens.start))
@@ -562,6 +636,13 @@ def window_tokens(schema: Schema) -> int:
     return max(layout.chunk_tokens, row_elements // schema.n_dims)
 
 
+def cached_tokens(schema: Schema) -> int:
+    """Return how many tokens a window has at most if what it reads is to stay in the cache."""
+    chunk_tokens = schema.layout.chunk_tokens
+    chunk_elements = schema.layout.block_steps * chunk_tokens * schema.n_dims
+    return max(1, round(_CACHED_ELEMENTS / chunk_elements)) * chunk_tokens
+
+
 def window_rows(schema: Schema, n_tokens: int) -> int:
     """Return how many rows a window of so many tokens has at most.
 
@@ -571,6 +652,16 @@ def window_rows(schema: Schema, n_tokens: int) -> int:
     block_steps = schema.layout.block_steps
     n_elements = PART_BYTES // np.dtype(np.float64).itemsize
     return block_steps * max(1, n_elements // max(1, block_steps * n_tokens * schema.n_dims))
+
+
+def _joined(parts: Sequence[Indices]) -> Indices:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
+
+
+def _cut_evenly(start: int, stop: int, length: int) -> list[slice]:
+    """Cut a range into parts of one length, of about `length` or at most a quarter more."""
+    n_parts = max(1, (4 * (stop - start) + 3 * length) // (4 * length))
+    return _cut(start, stop, max(1, -(-(stop - start) // n_parts)))
 
 
 def _cut(start: int, stop: int, length: int) -> list[slice]:

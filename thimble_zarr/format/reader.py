@@ -1,6 +1,7 @@
 """What the analysis asks of a recording, wherever it lies: a store of ours or another's file."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +36,25 @@ class AlteredChunk:
     committed: Checksums | None
 
 
+class Rows(Protocol):
+    """The rows of a recorded run while one thread reads them."""
+
+    def read(
+        self,
+        name: str,
+        rows: tuple[int, int],
+        tokens: Indices,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return stored bits as `Reader.read` does."""
+
+    def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
+        """Say that `read` will be asked for these, so that the disk may begin.
+
+        At most an index is read for it. What is wrong with a file is told when that is read.
+        """
+
+
 class Reader(Protocol):
     """The rows of a recorded run. Small to pickle, safe to share by threads."""
 
@@ -60,16 +80,11 @@ class Reader(Protocol):
         """Return stored bits of a variable, of a range of rows and of tokens in any order.
 
         The dtype is `storage_dtype(schema.dtypes[name])`, the shape `(step, token, dim)`; the array
-        is the caller's. `out`, which an earlier call returned, may be overwritten and returned.
+        is the caller's. It may be `out`, an array of that shape and dtype.
         """
 
-    def will_read(
-        self, names: Sequence[str], rows: tuple[int, int], tokens: Indices | None = None
-    ) -> None:
-        """Say that `read` will be asked for these, so that the disk may begin.
-
-        At most an index is read for it. What is wrong with a file is told when that is read.
-        """
+    def opened(self) -> AbstractContextManager[Rows]:
+        """Return the same rows for one thread, which has files kept open while it reads a few."""
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""

@@ -35,7 +35,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -53,11 +53,12 @@ from thimble_zarr.errors import (
 from thimble_zarr.format.bits import fill_value, storage_dtype
 from thimble_zarr.format.declared import Declared, check_bounds
 from thimble_zarr.format.documents import is_chunk_key, leads_out, open_regular, read_document
-from thimble_zarr.format.indexing import Indices, as_range, by_chunk
-from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, split_range
+from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
 from thimble_zarr.format.ledger import read_lines, seal, unseal
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.reader import AlteredChunk
+from thimble_zarr.format.rows import OpenedRows
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
     FORMAT_VERSION,
@@ -72,8 +73,6 @@ from thimble_zarr.format.schema import (
     read_content,
 )
 from thimble_zarr.format.shard import (
-    CAN_TELL,
-    CHUNK_ORDER,
     Checksums,
     ShardFile,
     decode_vector,
@@ -89,9 +88,6 @@ LEDGER = f"{BOOKKEEPING}/blocks.jsonl"
 LOCK = f"{BOOKKEEPING}/lock"
 HOLDER = f"{BOOKKEEPING}/writer.json"
 METADATA = "zarr.json"
-
-_FEW_CHUNKS = 4
-"""Of fewer in a block the disk is not told: opening their file takes as long as to read them."""
 
 _MAX_COMMIT_BYTES = 4096
 
@@ -245,7 +241,7 @@ class StoreReader:
         tokens
             In any order. All by default.
         out
-            What an earlier call returned. Its memory is used again if the shape is the same.
+            An array of the shape and dtype of what is returned, which may be read into.
 
         Returns
         -------
@@ -257,44 +253,13 @@ class StoreReader:
         DamagedStoreError
             If a file is missing or empty, or a checksum does not match.
         """
-        schema, layout = self.schema, self.schema.layout
-        tokens = range(schema.n_tokens) if tokens is None else tokens
-        chunks = list(by_chunk(_placed(schema, tokens), layout.chunk_tokens))
-        shape = rows[1] - rows[0], len(tokens), schema.n_dims
-        if out is None or out.shape != shape:
-            out = np.empty(shape, storage_dtype(schema.dtypes[name]))
-        row = f"V{out.itemsize * schema.n_dims}"  # what is copied at once, in half the time
-        for start, stop in split_range(*rows, layout.block_steps):
-            offset = start % layout.block_steps
-            steps = slice(offset, offset + stop - start)
-            into = out[start - rows[0] : stop - rows[0]].view(row)
-            with self._block(name, start) as shard:
-                for chunk, take, where in chunks:
-                    part = shard.decode(chunk)[take][:, steps].astype(out.dtype, copy=False)
-                    into[:, where] = part.view(row).transpose(CHUNK_ORDER)
-        return out
+        with self.opened() as opened:
+            every = range(self.schema.n_tokens)
+            return opened.read(name, rows, every if tokens is None else tokens, out)
 
-    def will_read(
-        self, names: Sequence[str], rows: tuple[int, int], tokens: Indices | None = None
-    ) -> None:
-        """Say that `read` will be asked for these, so that the disk may begin.
-
-        Parameters
-        ----------
-        names, rows, tokens
-            As `read` takes them, for each of several variables.
-        """
-        if not CAN_TELL:
-            return
-        schema, layout = self.schema, self.schema.layout
-        tokens = range(schema.n_tokens) if tokens is None else tokens
-        chunks = [chunk for chunk, _, _ in by_chunk(_placed(schema, tokens), layout.chunk_tokens)]
-        if len(chunks) < _FEW_CHUNKS:
-            return
-        for start, _ in split_range(*rows, layout.block_steps):
-            for name in names:
-                with suppress(StoreError), self._block(name, start) as shard:
-                    shard.will_read(chunks)
+    def opened(self) -> OpenedRows:
+        """Return the same rows for one thread, which has files kept open while it reads a few."""
+        return OpenedRows(self.schema, self._shard, self._decoding_block)
 
     def altered_chunks(
         self, rows: tuple[int, int], *, before_block: Callable[[int], object] | None = None
@@ -453,22 +418,28 @@ class StoreReader:
     @contextmanager
     def _block(self, name: str, row: int) -> Iterator[ShardFile]:
         """Open the shard of a row's block for decoding; whatever is wrong with it is damage."""
-        self._declared(name)
+        with self._decoding_block(name, row), self._shard(name, row) as shard:
+            yield shard
+
+    def _shard(self, name: str, row: int) -> ShardFile:
+        """Return the shard of a row's block, not yet open."""
         schema, layout = self.schema, self.schema.layout
-        native = schema.dtypes[name]
         key = self._key(shard_name(name, row // layout.block_steps, schema.shape))
-        first_row = row - row % layout.block_steps
-        of = "step" if schema.schedule is None else "row"
-        with self._decoding(f"{self._key(name)} from {of} {first_row} on"):
-            self._check_file(key)
-            with ShardFile(
-                f"{self.path}/{key}",
-                n_chunks=layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens,
-                shape=(layout.chunk_tokens, layout.block_steps, schema.n_dims),
-                dtype=storage_dtype(native),
-                fill=fill_value(native),
-            ) as shard:
-                yield shard
+        self._check_file(key)
+        return ShardFile(
+            f"{self.path}/{key}",
+            n_chunks=layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens,
+            shape=(layout.chunk_tokens, layout.block_steps, schema.n_dims),
+            dtype=storage_dtype(schema.dtypes[name]),
+            fill=fill_value(schema.dtypes[name]),
+        )
+
+    def _decoding_block(self, name: str, row: int) -> AbstractContextManager[None]:
+        """Tell what is wrong with the shard of a row's block, or with what is declared of it."""
+        self._declared(name)
+        first_row = row - row % self.schema.layout.block_steps
+        of = "step" if self.schema.schedule is None else "row"
+        return self._decoding(f"{self._key(name)} from {of} {first_row} on")
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
@@ -706,15 +677,6 @@ class _Content:
             )
         there = _listed(self.names) or self.content.get("parameter") or "one without a name"
         raise SelectionError(f"{self.path} has no parameter {parameter}; there is {there}")
-
-
-def _placed(schema: Schema, tokens: Indices) -> Indices:
-    """Return where tokens lie on disk."""
-    if schema.places is None:
-        return tokens
-    if isinstance(tokens, range):
-        tokens = np.arange(tokens.start, tokens.stop, tokens.step)
-    return as_range(schema.places[tokens])
 
 
 def shard_name(name: str, block: int, shape: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ in its attribute `notebook_file`.
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -175,9 +175,11 @@ class NotebookReader:
             stored[:1] = fill_value(native)
         return stored.astype(storage_dtype(native), copy=False)
 
-    def will_read(
-        self, names: Sequence[str], rows: tuple[int, int], tokens: Indices | None = None
-    ) -> None:
+    def opened(self) -> AbstractContextManager[Self]:
+        """Return these rows: nothing stays open."""
+        return nullcontext(self)
+
+    def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
         """Do nothing: rows lie one after the other, so that the system reads ahead by itself."""
 
     def read_scalars(self) -> dict[str, np.ndarray]:
