@@ -1,39 +1,54 @@
-"""Ctrl-C at any bytecode of the recorder, or of what it calls in the standard library."""
+"""Ctrl-C at any bytecode of what writes stores, or of what it calls in the standard library."""
 
 import concurrent.futures
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import walk_stack
 from types import FrameType
 
 import numpy as np
 import pytest
 import torch
 
+import thimble_zarr.format.disk
 import thimble_zarr.record
-from tests.runs import TINY_MEMORY, Loop
+from tests.notebook_file import notebook_tensors, save
+from tests.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder
+from thimble_zarr.format.interrupts import interrupts_held
 from thimble_zarr.format.store import StoreReader
-from thimble_zarr.record.interrupts import interrupts_held
+from thimble_zarr.interchange.notebook import import_notebook
 
 N_STEPS = 5
 
 EVERY = 41
 """Of some 2100 places that a run passes, one in so many is tried. With 1 it takes minutes."""
 
+EVERY_OF_IMPORT = 47
+"""Of some 2000 places."""
+
 TRACED = {
     str(file)
     for file in (
         *Path(thimble_zarr.record.__file__).parent.glob("*.py"),
+        Path(thimble_zarr.format.disk.__file__),
         *Path(concurrent.futures.__file__).parent.glob("*.py"),
         *(Path(module.__file__) for module in (contextlib, signal, threading)),
     )
 }
+
+
+def is_finalizing(frame: FrameType) -> bool:
+    """Return whether an object is done away with, where Python shows every error to nobody."""
+    return any(caller.f_code.co_name == "__del__" for caller, _ in walk_stack(frame))
+
 
 Place = tuple[str, str, int]
 """A bytecode: file, function and offset."""
@@ -53,7 +68,7 @@ class Interrupter:
         if event == "opcode":
             place = (frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lasti)
             self.seen[place] += 1
-            if (place, self.seen[place]) == self._target:
+            if (place, self.seen[place]) == self._target and not is_finalizing(frame):
                 sys.settrace(None)
                 signal.raise_signal(signal.SIGINT)
         return self.trace
@@ -128,6 +143,40 @@ def test_ctrl_c_at_the_first_bytecode_of_the_exit_loses_no_row(
 ) -> None:
     first = min(place for place in passed if place[1] == "Recorder.__exit__")
     assert check_nothing_is_lost(tmp_path / "run.zarr", Interrupter(first))
+
+
+def import_(file: Path, interrupter: Interrupter) -> bool:
+    """Make a store of a notebook's file; return whether Ctrl-C left nothing, and not all of it."""
+    path = file.with_suffix(".zarr")
+    before = set(file.parent.iterdir())
+    try:
+        sys.settrace(interrupter.trace)
+        import_notebook(file, path)
+    except KeyboardInterrupt:
+        sys.settrace(None)
+        assert set(file.parent.iterdir()) == before or StoreReader.open(path).commit.complete
+        return not path.exists()
+    finally:
+        sys.settrace(None)
+        assert not any("thimble-zarr" in thread.name for thread in threading.enumerate())
+        shutil.rmtree(path, ignore_errors=True)
+    return False
+
+
+def test_ctrl_c_at_any_bytecode_of_an_import_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ends: a lock that it left taken would be waited for, for ever."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    file = save(tmp_path / "run.safetensors", notebook_tensors(record(tmp_path / "run")))
+    interrupter = Interrupter()
+    import_(file, interrupter)
+    n_interrupted = 0
+    tried = sorted(interrupter.seen)[::EVERY_OF_IMPORT]
+    for place in tried:
+        for time in (1, interrupter.seen[place]):
+            n_interrupted += import_(file, Interrupter(place, time))
+    assert n_interrupted > len(tried)
 
 
 def test_ctrl_c_is_held_to_the_end_of_the_outermost_block() -> None:

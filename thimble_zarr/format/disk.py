@@ -2,7 +2,8 @@
 
 A file is written under a temporary name and fsynced; then it is renamed, and then its directory is
 fsynced. Waiting for the disk takes no processor, and waiting for many files takes little longer
-than for one: so a few threads wait while the next file is encoded and written.
+than for one: so a few threads wait while the next file is encoded and written. Ctrl-C takes effect
+between files, because a lock of the threads that it leaves taken would never be given back.
 
 Nothing else in the package writes into a store: what `os` is asked for here is all that a crash can
 cut off.
@@ -15,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from thimble_zarr.format.interrupts import interrupts_held
 from thimble_zarr.format.overhead import Stopwatch
 
 PARTIAL = ".partial"
@@ -41,6 +43,7 @@ class Disk:
         self._unsynced: deque[Future[None]] = deque()
         self._unnamed: list[Path] = []
 
+    @interrupts_held()
     def write(self, file: Path, parts: Iterable[bytes]) -> int:
         """Replace `file`, when `sync` is called, and return its size.
 
@@ -66,6 +69,7 @@ class Disk:
         self._unnamed.append(file)
         return n_bytes
 
+    @interrupts_held()
     def settle(self) -> None:
         """Wait until what was written survives a power loss, though not yet under its name.
 
@@ -83,6 +87,7 @@ class Disk:
                 self._unnamed.clear()
                 raise
 
+    @interrupts_held()
     def sync(self, directories: Iterable[Path]) -> None:
         """Give every file that was written its name, for good.
 
@@ -119,6 +124,7 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    @interrupts_held()
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown()

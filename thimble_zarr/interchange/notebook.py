@@ -13,7 +13,7 @@ in its attribute `notebook_file`.
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -30,6 +30,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format.bits import decode, fill_value, storage_dtype
 from thimble_zarr.format.indexing import Indices, as_slice
+from thimble_zarr.format.interrupts import interrupts_held
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
 from thimble_zarr.format.reader import AlteredChunk, Reader
 from thimble_zarr.format.schema import SCALARS, TOKEN_DIMS, OptimizerInfo, Schema, TokenLabels
@@ -282,7 +283,7 @@ def import_notebook(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> StoreReader:
-    """Make a store of a notebook's file, block by block. A failure leaves no store.
+    """Make a store of a notebook's file, block by block. Neither a failure nor Ctrl-C leaves a part.
 
     Parameters
     ----------
@@ -324,15 +325,21 @@ def import_notebook(
         reader = reader._with_narrow_states(range(reader.n_rows), count.add)
         count.reach(n_scanned)
     schema = reader.schema.labelled(labels)
-    writer = StoreWriter.create(
-        path, schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
-    )
-    with _all_or_nothing(writer.path, writer.discard):
+    undo = ExitStack()
+    with _all_or_nothing(Path(path).absolute(), undo.close):
+        with interrupts_held():
+            writer = StoreWriter.create(
+                path, schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
+            )
+            undo.callback(writer.discard)
         scalars = reader.read_scalars()
         for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
-            _commit_rows(writer, reader, rows, scalars)
+            with interrupts_held():
+                _commit_rows(writer, reader, rows, scalars)
             count.add(sum(big.values()) * (rows[1] - rows[0]) // reader.n_rows)
-        writer.close()
+        with interrupts_held():
+            writer.close()
+            undo.pop_all()  # the store is whole, and Ctrl-C comes too late
     return StoreReader.open(path)
 
 
@@ -418,7 +425,7 @@ def _all_or_nothing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with suppress(OSError):
+        with interrupts_held(), suppress(OSError):
             undo()
         if isinstance(error, OSError) and not isinstance(error, ThimbleError):
             raise StoreError(

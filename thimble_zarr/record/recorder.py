@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreError
+from thimble_zarr.format.interrupts import interrupts_held
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import (
@@ -43,7 +44,6 @@ from thimble_zarr.record.capture import (
 )
 from thimble_zarr.record.declaration import declare
 from thimble_zarr.record.ending import close_after, close_at_exit, is_closed
-from thimble_zarr.record.interrupts import interrupts_held
 from thimble_zarr.record.parameters import (
     Parameters,
     Rows,

@@ -1,9 +1,10 @@
-"""Ctrl-C takes effect around the work of the recorder, never within it; SIGTERM likewise.
+"""Ctrl-C takes effect around what cannot be cut off, never within it; SIGTERM likewise.
 
 Python raises KeyboardInterrupt between any two bytecodes: also after an executor has taken a block
 and before its caller has noted so, or after a condition of the standard library took its lock and
-before the `with` that would give it back. No order of statements stands that. So while the recorder
-works the signal is only noted, and it is raised again when the work is done.
+before the `with` that would give it back: whoever waits for it next waits for ever. No order of
+statements stands that. So while the recorder works, or a file is handed to the threads that wait
+for the disk, the signal is only noted, and it is raised again when that is done.
 """
 
 import signal
@@ -23,7 +24,7 @@ def interrupts_held(within: CodeType | None = None) -> Iterator[None]:
 
     Does nothing outside the main thread, where Python handles no signal, and to a signal that has
     no handler in Python: by default SIGTERM has none, and kills. However often they come, they are
-    held: the recorder only ever waits for a block that is being written.
+    held: what is held only ever waits for a block that is being written.
 
     Parameters
     ----------
