@@ -173,6 +173,18 @@ def test_a_run_that_goes_on_for_no_step_is_closed_as_it_was(tmp_path: Path) -> N
     assert differing_files(whole(tmp_path / "five.zarr", 5), path) == []
 
 
+def test_a_run_that_was_declared_with_another_level_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version did: what is declared is what the ledger has a copy of."""
+    with monkeypatch.context() as earlier:
+        earlier.setitem(StoreWriter.__init__.__kwdefaults__, "level", 5)
+        killed(tmp_path / "run.zarr", 6, flushed=6)
+    go_on(tmp_path / "run.zarr")
+    assert StoreReader.open(tmp_path / "run.zarr").declared_level == 5
+    assert verify(tmp_path / "run.zarr").findings == []
+
+
 def test_it_goes_on_again_and_again(tmp_path: Path, reference: Path) -> None:
     path = killed(tmp_path / "run.zarr", 2, flushed=1)
     for step in (3, 6, 7, 9):

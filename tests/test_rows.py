@@ -53,21 +53,21 @@ def test_a_shard_is_opened_once_for_all_who_read_of_it(
     opened.clear()
     with reader.opened() as rows:
         for tokens in (range(3), np.array([7, 2]), range(3), EVERY):
-            for span in ((0, 4), (2, 10), (9, 10)):
+            for span in ((0, 4), (2, 8), (7, 8)):
                 expected = whole[slice(*span)][:, np.asarray(tokens)]
                 np.testing.assert_array_equal(rows.read("grad", span, tokens), expected)
-    assert opened == ["grad/c.0.0.0", "grad/c.1.0.0", "grad/c.2.0.0"]
+    assert opened == ["grad/c.0.0.0", "grad/c.1.0.0"]
 
 
-def test_no_more_shards_stay_open_than_are_needed(
-    reader: StoreReader, opened: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("thimble_zarr.format.rows._N_OPEN", 2)
+def test_no_more_shards_stay_open_than_are_needed(reader: StoreReader, opened: list[str]) -> None:
+    n_open = 0
     with reader.opened() as rows:
         for row in (0, 4, 0, 8, 0, 4):
             rows.read("W", (row, row + 1), EVERY)
-        assert len(rows._shards) == 2
-    assert [int(file.split(".")[1]) for file in opened] == [0, 1, 2, 1]
+            rows.read("grad", (row, row + 1), EVERY)
+            n_open = max(n_open, sum(map(len, rows._shards.values())))
+    assert n_open == 2 * 2  # of the last two blocks
+    assert [int(file.split(".")[1]) for file in opened[::2]] == [0, 1, 2, 1]
 
 
 def test_it_is_remembered_of_a_few_tokens_where_they_lie(

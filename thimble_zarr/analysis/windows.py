@@ -2,9 +2,11 @@
 
 Everything that is computed from a store goes through here. `iter_windows` goes through a selection
 some tokens at a time, block after block of steps, and hands out windows: the steps of a block for
-those tokens. A window reads a variable when it is first asked for, each chunk once; the row before
-its first step it has from the window before. Formulas work on its `parts`, which are small enough
-for their temporaries to stay in the cache. No array of the size of a run exists at any time.
+those tokens. `windows_of` goes through all of several such groups of tokens in a block before the
+next block, so that they may be few enough for what is read to stay in the cache. A window reads a
+variable when it is first asked for, each chunk once; the row before its first step it has from the
+window before. Formulas work on its `parts`, which are small enough for their temporaries to stay in
+the cache. No array of the size of a run exists at any time.
 """
 
 import itertools
@@ -243,7 +245,7 @@ class _Piece:
             self._before = after._last
 
     def end(self) -> None:
-        """Let go of the bits, but for the last row of what rows before were asked of."""
+        """Let go of the bits, but for the last row of what has a row before it, too."""
         self._last = {
             name: self._bits[name][-1:].copy() for name in self._before if name in self._bits
         }
@@ -599,7 +601,9 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
         return []
     schema = source.reader.schema
     most = cached_tokens(schema) if cached else window_tokens(schema)
-    if schema.places is None or len(tokens) <= most:
+    if schema.places is not None and len(tokens) <= most:
+        return [(tokens, slice(0, len(tokens)))]
+    if schema.places is None:
         return _groups(tokens, schema.layout.chunk_tokens, most)
     ids = np.asarray(tokens)
     order = np.argsort(schema.places[ids])

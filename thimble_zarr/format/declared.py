@@ -46,6 +46,8 @@ class Declared:
         What stands for missing.
     is_sharded
         Whether a file is a shard.
+    level
+        Blosc's, of which nothing depends but the size.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +56,7 @@ class Declared:
     dtype: np.dtype
     fill: float
     is_sharded: bool
+    level: int
 
     @property
     def n_chunks(self) -> int:
@@ -89,7 +92,7 @@ class Declared:
             dtype = np.dtype(document["data_type"])
             shape = _sizes(document["shape"], least=0)
             file_shape = _sizes(document["chunk_grid"]["configuration"]["chunk_shape"], least=1)
-            chunk = _checked_codecs(document["codecs"], file_shape)
+            chunk, level = _checked_codecs(document["codecs"], file_shape)
             fill = document["fill_value"]
             fill = float("nan") if fill == "NaN" else float(fill)
         except (LookupError, TypeError, AttributeError) as error:
@@ -102,7 +105,7 @@ class Declared:
         ):
             raise ValueError(f"chunks of shape {chunk} cannot be")
         is_sharded = document["codecs"][0]["name"] == "sharding_indexed"
-        return cls(shape, file_shape, chunk, dtype, fill, is_sharded)
+        return cls(shape, file_shape, chunk, dtype, fill, is_sharded, level)
 
 
 def _sizes(values: Iterable[object], *, least: int) -> tuple[int, ...]:
@@ -112,8 +115,10 @@ def _sizes(values: Iterable[object], *, least: int) -> tuple[int, ...]:
     return sizes  # type: ignore[return-value]  # they are integers
 
 
-def _checked_codecs(codecs: Iterable[Mapping[str, Any]], chunk: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of an inner chunk, or raise ValueError for a codec no writer declares."""
+def _checked_codecs(
+    codecs: Iterable[Mapping[str, Any]], chunk: tuple[int, ...]
+) -> tuple[tuple[int, ...], int]:
+    """Return shape and level of an inner chunk; raise ValueError for a codec no writer declares."""
     codecs = list(codecs)
     if [codec["name"] for codec in codecs] == ["sharding_indexed"]:
         sharding = codecs[0]["configuration"]
@@ -123,7 +128,10 @@ def _checked_codecs(codecs: Iterable[Mapping[str, Any]], chunk: tuple[int, ...])
             raise ValueError("the index of its shards is not at their end")
         codecs = sharding["codecs"]
     _check_names(codecs, _CHUNK_CODECS)
-    return chunk
+    (level,) = [c["configuration"]["clevel"] for c in codecs if c["name"] == "blosc"]
+    if type(level) is not int or not 0 <= level <= 9:
+        raise ValueError(f"its level of compression is {level!r}")
+    return chunk, level
 
 
 def _check_names(codecs: Iterable[Mapping[str, Any]], expected: tuple[str, ...]) -> None:

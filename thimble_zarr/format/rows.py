@@ -1,7 +1,8 @@
 """Rows of a store's arrays: which chunks of which shards hold them, read into one array.
 
-Shards stay open between calls, because whoever goes through a block a few tokens at a time asks for
-each of its shards again and again, and opening one takes as long as reading a chunk of it.
+Shards of the last blocks stay open between calls, because whoever goes through a block a few tokens
+at a time asks for each of its shards again and again, and opening one takes as long as reading a
+chunk of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +19,11 @@ from thimble_zarr.format.schema import Schema
 from thimble_zarr.format.shard import CAN_TELL, CHUNK_ORDER, ShardFile
 
 _FEW_CHUNKS = 4
-"""Of fewer in a block the disk is not told: opening their file takes as long as to read them."""
+"""Of fewer in a block the disk is not told: asking takes as long as to read them."""
 
-_N_OPEN = 16
-"""Shards that stay open: those of a block, of each variable, and of the block after it."""
+_BLOCKS_OPEN = 2
+"""Blocks whose shards stay open: the one that is read, and the one that the disk is told of. Every
+thread that reads has as many, and a process may open some hundred files by default."""
 
 _N_KNOWN = 64
 """Selections of tokens of which is remembered where they lie."""
@@ -47,7 +49,7 @@ class OpenedRows:
         decoding: Callable[[str, int], AbstractContextManager[None]],
     ) -> None:
         self._schema, self._find, self._decoding = schema, find, decoding
-        self._shards: dict[tuple[str, int], ShardFile] = {}
+        self._shards: dict[int, dict[str, ShardFile]] = {}
         self._known: dict[int, tuple[Indices, list[ChunkPart]]] = {}
 
     def __enter__(self) -> Self:
@@ -82,7 +84,7 @@ class OpenedRows:
         return out
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
-        """Say that `read` will be asked for these, as `StoreReader.will_read` does."""
+        """Say that `read` will be asked for these of several variables, so the disk may begin."""
         chunks = [chunk for chunk, _, _ in self._chunks(tokens)]
         if not CAN_TELL or len(chunks) < _FEW_CHUNKS:
             return
@@ -101,18 +103,21 @@ class OpenedRows:
         return self._known[id(tokens)][1]
 
     def _shard(self, name: str, row: int) -> ShardFile:
-        """Return an open shard; of many the one that was not asked for the longest is closed."""
-        block = name, row // self._schema.layout.block_steps
-        shard = self._shards.pop(block, None)
-        if shard is None:
-            self._keep(_N_OPEN - 1)
-            shard = self._find(name, row).__enter__()
-        self._shards[block] = shard
-        return shard
+        """Return an open shard, and close those of a block that was not asked for lately."""
+        block = row // self._schema.layout.block_steps
+        shards = self._shards.pop(block, None)
+        if shards is None:
+            self._keep(_BLOCKS_OPEN - 1)
+            shards = {}
+        self._shards[block] = shards
+        if name not in shards:
+            shards[name] = self._find(name, row).__enter__()
+        return shards[name]
 
-    def _keep(self, n_shards: int) -> None:
-        while len(self._shards) > n_shards:
-            self._shards.pop(next(iter(self._shards))).__exit__()
+    def _keep(self, n_blocks: int) -> None:
+        while len(self._shards) > n_blocks:
+            for shard in self._shards.pop(next(iter(self._shards))).values():
+                shard.__exit__()
 
 
 def _placed(schema: Schema, tokens: Indices) -> Indices:

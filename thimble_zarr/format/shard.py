@@ -171,7 +171,7 @@ class ShardFile:
         Where the system has the first, the last and one between, nothing is said: it is taken to
         have the others.
         """
-        spans = [self._index[chunk] for chunk in chunks]
+        spans = self._index[[*chunks]].tolist()
         some = [*spans[:1], *spans[-1:], *spans[len(spans) // 2 :][:1]]
         # In the middle: others read the checksums at the ends alone.
         if all(self._is_at_hand(offset + n_bytes // 2) for offset, n_bytes in some):
@@ -233,19 +233,19 @@ class ShardFile:
 
     def _span(self, chunk: int) -> tuple[int, int]:
         """Return offset and length of a chunk, both `_EMPTY` where it was left out."""
-        offset, n_bytes = self._index[chunk]
+        offset, n_bytes = self._index[chunk].tolist()
         inside = _CHECKSUM_BYTES < n_bytes <= self._n_bytes - offset
         if not inside and not offset == n_bytes == _EMPTY:
             raise ValueError(f"its index points to {n_bytes} bytes at {offset}, outside of it")
         return offset, n_bytes
 
-    def _read_index(self) -> list[list[int]]:
+    def _read_index(self) -> np.ndarray:
+        """Return offset and length of each chunk, uint64, shape `(chunk, 2)`."""
         n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
         if n_bytes > self._n_bytes:
             raise ValueError(f"it has no room for the index of {self._n_chunks:,} chunks")
         content = self._read(max(0, self._n_bytes - n_bytes), n_bytes)
-        index: list[list[int]] = _checked(content, "the index").view("<u8").reshape(-1, 2).tolist()
-        return index
+        return _checked(content, "the index").view("<u8").reshape(-1, 2).copy()
 
     def _read(self, offset: int, n_bytes: int) -> memoryview:
         """Return bytes of the file, in memory that the next call overwrites."""

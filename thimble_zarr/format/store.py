@@ -221,6 +221,11 @@ class StoreReader:
         """Committed rows: the initial state and committed steps, as far as they are recorded."""
         return self.commit.n_rows
 
+    @property
+    def declared_level(self) -> int:
+        """The level of compression that is declared for the arrays."""
+        return self._declared("W").level
+
     def read(
         self,
         name: str,
@@ -598,7 +603,10 @@ class StoreReader:
         except OSError as error:
             raise StoreError(f"cannot read {what} of {self.path}: {error}") from error
         except Exception as error:
-            raise DamagedStoreError(f"cannot decode {what} of {self.path}: {error}") from error
+            raise DamagedStoreError(
+                f"cannot decode {what} of {self.path}: {error}; `thimble-zarr verify` finds all "
+                "that is damaged"
+            ) from error
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Zarr clips what is asked for to the array; in committed rows that is damage."""

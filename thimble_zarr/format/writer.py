@@ -102,8 +102,11 @@ class StoreWriter:
         The last committed step, -1 before there is one.
     """
 
-    def __init__(self, path: Path, schemas: Mapping[str, Schema]) -> None:
+    def __init__(
+        self, path: Path, schemas: Mapping[str, Schema], *, level: int = BLOSC_LEVEL
+    ) -> None:
         self.path = path
+        self._level = level
         self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
@@ -256,7 +259,9 @@ class StoreWriter:
                 )
                 approve(readers, kept_rows)
                 cut = plan_cut(readers, kept_rows)
-                writer = cls(path, {reader.group: reader.schema for reader in readers})
+                # What was declared stays: the ledger has a copy of it.
+                level = readers[0].declared_level
+                writer = cls(path, {r.group: r.schema for r in readers}, level=level)
                 writer._lock = lock
                 undo.callback(writer._disk.close)
                 writer._go_on(readers, cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
@@ -599,7 +604,7 @@ class StoreWriter:
             chunks=chunks,
             shards=shards,
             filters=[TransposeCodec(order=order)] if shards and len(order) > 1 else None,
-            compressors=chunk_codecs(dtype),
+            compressors=chunk_codecs(dtype, self._level),
             fill_value=fill,
             dimension_names=dims,
             chunk_key_encoding={"name": "default", "separator": "."},
@@ -825,9 +830,9 @@ def _clear(path: Path, *, overwrite: bool) -> None:
             entry.unlink()
 
 
-def chunk_codecs(dtype: np.dtype) -> list[BloscCodec | Crc32cCodec]:
+def chunk_codecs(dtype: np.dtype, level: int = BLOSC_LEVEL) -> list[BloscCodec | Crc32cCodec]:
     """Return how chunks are encoded, as Zarr declares it in the metadata of an array."""
     return [
-        BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=BLOSC_LEVEL, shuffle="shuffle"),
+        BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=level, shuffle="shuffle"),
         Crc32cCodec(),
     ]
