@@ -31,6 +31,7 @@ from thimble_zarr import (
 from thimble_zarr.analysis.accounting import selected
 from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.cli.main import cli
+from thimble_zarr.cli.train import _next_command
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.plan import plan_run
@@ -466,6 +467,29 @@ def test_check_and_info_say_what_was_chosen(tmp_path: Path) -> None:
     assert "6 rows of steps 4 to 13, by schedule windows((5, 7)) | every(13)" in shown
     nothing = run("check", tmp_path / "run.zarr", "--steps", "12")
     assert nothing.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "command"),
+    [
+        (None, "check"),
+        ("grad,exp_avg,exp_avg_sq", "check"),
+        ("exp_avg,exp_avg_sq", "check --no-replay"),
+        ("grad", "info"),
+    ],
+)
+def test_what_is_named_next_can_be_done(
+    tmp_path: Path, variables: str | None, command: str
+) -> None:
+    config = replace(SMALL, variables=variables)
+    assert _next_command(config) == command
+    train(config, random_data(config), tmp_path / "run.zarr")
+    assert run(*command.split(), tmp_path / "run.zarr").exit_code == 0
+
+
+def test_the_plan_has_the_weights_which_are_always_recorded(tmp_path: Path) -> None:
+    plan = plan_run(replace(SMALL, variables="grad"), tmp_path / "run.zarr")
+    assert [*plan.storage.array_bytes] == ["W", "grad"]
 
 
 def test_the_plan_of_less_is_less(tmp_path: Path) -> None:

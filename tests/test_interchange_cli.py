@@ -129,6 +129,8 @@ def test_the_file_is_checked_as_its_store_is(tmp_path: Path, file: Path, mask: P
             of_file = succeeds("check", file, "--format", format_, "--token-mask", mask, *args)
             assert of_file.stdout == of_store.stdout.replace(str(store), str(file))
             assert of_file.stderr == of_store.stderr
+    assert checked(file)["not_exact_because"]  # who knows what program it was, and yet:
+    assert "Replay on cpu, to the bit\n" in succeeds("check", file).stdout
     rows = checked(store)["rows"]
     assert checked(file, "--token-mask", mask)["rows"] == rows
     assert len(rows) == N_STEPS
@@ -140,6 +142,7 @@ def test_a_fault_in_the_file_is_found(tmp_path: Path, tensors: dict[str, torch.T
     result = run("check", file)
     assert result.exit_code == 1
     assert "FAILS: the books do not balance from step 7 on." in result.stdout
+    assert "Replay on cpu, not to the bit, because" in result.stdout
     assert "  torn-row: The row of step 7 was overwritten" in result.stdout
 
 

@@ -514,6 +514,8 @@ def test_what_cannot_be_verified_is_unreadable(tmp_path: Path, store: Path) -> N
 
 def test_damage_beyond_repair_is_told(store: Path) -> None:
     flip(store / "W/c.0.0.0")
+    _, stdout, _ = run("verify", store)
+    assert "Repair: none: no row would be left; restore it from a copy." in stdout
     code, stdout, _ = run("repair", store)
     assert code == 1
     assert "cannot be repaired: its first block is damaged" in stdout

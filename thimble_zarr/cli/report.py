@@ -191,7 +191,8 @@ def replay_table(section: Section) -> str:
     """Return the replay for people, a line for each recurrence."""
     table = section.table
     reason = table.attrs["not_exact_because"]
-    how = f"not to the bit, because {reason}" if reason else "to the bit"
+    exact = not reason or not table["n_different"].any()
+    how = "to the bit" if exact else f"not to the bit, because {reason}"
     lines = [("", "elements", "equal", "share", "first differing", "max ULP")]
     for name, found in _replay(table).items():
         total, equal, first = found["total"], found["equal"], found["first"]

@@ -96,13 +96,14 @@ def plan_run(
     if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     itemsize = storage_dtype(config.dtype).itemsize
+    recorded = {"W", *(config.recorded_variables or NOTEBOOK_ITEMSIZES)}  # W always is
     elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
     return RunPlan(
         storage=plan_storage(
             count_rows(config.schedule, config.steps),
             config.vocab_size,  # how many of them are live is known when the corpus is read
             config.hidden_dim,
-            dict.fromkeys(config.recorded_variables or NOTEBOOK_ITEMSIZES, itemsize),
+            {name: itemsize for name in NOTEBOOK_ITEMSIZES if name in recorded},
             n_scalars=len(SCALARS) + 1,
             memory_bytes=memory_bytes,
         ),

@@ -426,7 +426,9 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
             kind="damaged-block",
             where=key,
             what=f"{problem} ({rows})",
-            repair=f"end the store before row {committed.first_row}",
+            repair=f"end the store before row {committed.first_row}"
+            if committed.first_row
+            else "none: no row would be left; restore it from a copy",
             first_row=committed.first_row,
         )
     else:
