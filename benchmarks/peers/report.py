@@ -47,8 +47,8 @@ Why not first:
 
 - memmap is the floor: raw files of 5.1 GB, twice as large as the store, no checksum and nothing to
   decode, and a process that imports NumPy alone. Of what thimble-zarr's formula check computes,
-  reading, checking and decoding chunks is half, and the bound on the rounding of every element,
-  which nobody else has, a twelfth.
+  reading, checking and decoding chunks is two fifths, and the bound on the rounding of every
+  element, which nobody else has, an eighth.
 - In the exact check two thirds of a second pass while torch is imported and one core waits. Of what
   is computed then, reading, checking and decoding chunks is three fifths, torch's own program a
   quarter.
