@@ -283,7 +283,7 @@ def import_notebook(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> StoreReader:
-    """Make a store of a notebook's file, block by block. Neither a failure nor Ctrl-C leaves a part.
+    """Make a store of a notebook's file, block by block. A failure leaves nothing, nor does Ctrl-C.
 
     Parameters
     ----------
