@@ -62,9 +62,11 @@ def test_windows_and_tasks_may_be_cut_anywhere(
     for task_steps, window, part in ((1, 1, 4), (8, 60, 80), (256, 2**17, 2**18), (12, 111, 41)):
         monkeypatch.setattr("thimble_zarr.analysis.reduction.TASK_STEPS", task_steps)
         monkeypatch.setattr("thimble_zarr.analysis.windows._WINDOW_ELEMENTS", window)
+        monkeypatch.setattr("thimble_zarr.analysis.windows._CACHED_ELEMENTS", window)
         monkeypatch.setattr("thimble_zarr.analysis.windows.PART_BYTES", part)
-        table = accounting(open_dataset(tmp_path / "run.zarr"))
-        assert_same_table(table, expected)
+        ds = open_dataset(tmp_path / "run.zarr")
+        for replay in (True, False):
+            assert_same_table(accounting(ds, replay=replay), expected)
 
 
 def test_the_formula_alone_goes_through_a_block_a_few_chunks_at_a_time(
@@ -90,6 +92,10 @@ def test_the_formula_alone_goes_through_a_block_a_few_chunks_at_a_time(
             for chunk in range(21)
         }
         assert len(reads.chunks) == len(set(reads.chunks))
+    some = {"step": [0, 3, 4, 9, 64, 65, 69], "dim": [7, 2]}
+    by_default = accounting(ds.isel(some), replay=False)
+    monkeypatch.setattr("thimble_zarr.analysis.windows._CACHED_ELEMENTS", 1)
+    xr.testing.assert_allclose(accounting(ds.isel(some), replay=False), by_default, rtol=1e-12)
     part = ds.isel(token=np.flatnonzero(odd)[::-1])
     alone = accounting(part, replay=False)
     xr.testing.assert_allclose(alone, expected.sel(subset="odd", drop=True), rtol=1e-12)
