@@ -232,7 +232,6 @@ class _ProgressBar:
         self.first: Progress | None = None
         self.last: Progress | None = None
         self._chosen = "" if config.schedule is None else f"{config.schedule} of "
-        self._next = _next_command(config)
         self._bar = tqdm(total=config.steps, unit="step", disable=True if quiet else None)
         self._start_s = time.perf_counter()
 
@@ -259,16 +258,19 @@ class _ProgressBar:
             f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
             f"Store    {store}\n"
-            f"Next     thimble-zarr {self._next} {shlex.quote(str(store))}"
+            f"Next     thimble-zarr {_next_command(store)} {shlex.quote(str(store))}"
         )
 
 
-def _next_command(config: TrainingConfig) -> str:
-    """Return what can be done with what will have been recorded."""
-    recorded = config.recorded_variables
-    if recorded is not None and not {"exp_avg", "exp_avg_sq"} <= {*recorded}:
+def _next_command(store: Path) -> str:
+    """Return what can be done with what was recorded."""
+    from thimble_zarr.analysis.variables import missing_inputs
+    from thimble_zarr.format.store import StoreReader
+
+    schema = StoreReader.open(store).schema
+    if missing_inputs("adam_residual", schema):
         return "info"
-    return "check" if recorded is None or "grad" in recorded else "check --no-replay"
+    return "check --no-replay" if missing_inputs("unexplained", schema) else "check"
 
 
 def render_validation(store: Path) -> str:
