@@ -1,17 +1,22 @@
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.notebook import notebook_model
-from thimble_zarr.errors import ConfigError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.model import (
+    _ChunkedCrossEntropy,
     build_model,
     build_optimizer,
+    chunked_cross_entropy,
     embedding,
-    find_device,
     language_loss,
 )
 
@@ -20,6 +25,29 @@ CPU = torch.device("cpu")
 TINY = TrainingConfig(
     vocab_size=31, hidden_dim=6, heads=3, layers=1, seq_len=7, batch_size=5, dtype="float32"
 )
+
+
+def loss_of(
+    model: nn.Module,
+    tokens: tuple[torch.Tensor, torch.Tensor],
+    *,
+    double_shift: bool = False,
+    compute_dtype: torch.dtype = torch.float32,
+    loss_chunk: int = 0,
+) -> torch.Tensor:
+    """The loss as the notebook computes it, but for what a test chooses."""
+    return language_loss(
+        model,
+        *tokens,
+        double_shift=double_shift,
+        compute_dtype=compute_dtype,
+        loss_chunk=loss_chunk,
+    )
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 def tokens_and_targets(config: TrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,19 +99,22 @@ def test_the_initial_embedding_has_the_chosen_scale() -> None:
 def test_nothing_in_the_model_is_random_while_it_trains() -> None:
     model = build_model(TINY, CPU)
     assert model.training
-    inputs, targets = tokens_and_targets(TINY)
-    first, second = (language_loss(model, inputs, targets, double_shift=False) for _ in range(2))
+    first, second = (loss_of(model, tokens_and_targets(TINY)) for _ in range(2))
     assert float(first.detach()) == float(second.detach())
 
 
 def test_double_shift_is_the_loss_of_gpt2_given_the_targets_as_labels() -> None:
     model = build_model(TINY, CPU)
     inputs, targets = tokens_and_targets(TINY)
-    ours = language_loss(model, inputs, targets, double_shift=True)
     theirs = model(input_ids=inputs, labels=targets).loss
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    gradients = [torch.autograd.grad(loss, embedding(model))[0] for loss in (ours, theirs)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+    for loss_chunk in (0, 4):
+        ours = loss_of(model, (inputs, targets), double_shift=True, loss_chunk=loss_chunk)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+        one, other = (
+            torch.autograd.grad(loss, embedding(model), retain_graph=True)[0]
+            for loss in (ours, theirs)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
 
 
 def test_without_double_shift_it_is_the_cross_entropy_of_the_next_token() -> None:
@@ -99,21 +130,130 @@ def test_without_double_shift_it_is_the_cross_entropy_of_the_next_token() -> Non
         for position in range(TINY.seq_len)
     ]
     expected = -torch.tensor(of_targets, dtype=torch.float64).log().mean()
-    loss = language_loss(model, inputs, targets, double_shift=False)
-    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
-    double = language_loss(model, inputs, targets, double_shift=True)
+    for loss_chunk in (0, 4):
+        loss = loss_of(model, (inputs, targets), loss_chunk=loss_chunk)
+        assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+    double = loss_of(model, (inputs, targets), double_shift=True)
     assert float(double.detach()) != pytest.approx(float(expected), rel=1e-3)
 
 
+BFLOAT16 = replace(TINY, dtype="bfloat16")
+
+
 def test_the_loss_of_a_bfloat16_model_is_reduced_in_float32() -> None:
-    config = replace(TINY, dtype="bfloat16")
-    model = build_model(config, CPU)
-    inputs, targets = tokens_and_targets(config)
-    loss = language_loss(model, inputs, targets, double_shift=False)
-    assert loss.dtype == torch.float32
+    model = build_model(BFLOAT16, CPU)
+    inputs, targets = tokens_and_targets(BFLOAT16)
     logits = model(input_ids=inputs).logits.detach().double()
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-6)
+    for loss_chunk, tolerance in ((0, 1e-6), (4, 1e-4)):
+        loss = loss_of(
+            model, (inputs, targets), compute_dtype=torch.bfloat16, loss_chunk=loss_chunk
+        )
+        assert loss.dtype == torch.float32
+        assert float(loss.detach()) == pytest.approx(float(expected), rel=tolerance)
+
+
+def test_in_bfloat16_with_whole_logits_it_is_the_notebooks_way_bit_for_bit() -> None:
+    model = build_model(BFLOAT16, CPU)
+    inputs, targets = tokens_and_targets(BFLOAT16)
+    ours = loss_of(model, (inputs, targets), compute_dtype=torch.bfloat16)
+    logits = model(input_ids=inputs).logits.float()
+    theirs = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert torch.equal(ours, theirs)
+    found, expected = (gradients(model, loss) for loss in (ours, theirs))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_in_float32_the_gradients_of_a_bfloat16_model_are_rounded_once() -> None:
+    """The oracle is a float32 model with the same weights, as transformers computes it."""
+    model = build_model(BFLOAT16, CPU)
+    inputs, targets = tokens_and_targets(BFLOAT16)
+    found = gradients(model, loss_of(model, (inputs, targets)))
+    wide = copy.deepcopy(model).float()
+    logits = wide(input_ids=inputs).logits
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    expected = gradients(wide, loss)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.bfloat16, name
+        assert torch.equal(gradient, expected[name].bfloat16()), name
+    narrow = gradients(model, loss_of(model, (inputs, targets), compute_dtype=torch.bfloat16))
+    assert any(not torch.equal(narrow[name], found[name]) for name in found)
+
+
+class Casts(TorchDispatchMode):
+    """Watches which tensors torch casts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.shapes.append(args[0].shape)
+        return func(*args, **(kwargs or {}))
+
+
+def test_each_parameter_is_cast_once_tied_ones_too() -> None:
+    model = build_model(BFLOAT16, CPU)
+    for loss_chunk in (0, 4):
+        with Casts() as casts:
+            loss_of(model, tokens_and_targets(BFLOAT16), loss_chunk=loss_chunk)
+        shapes = sorted(parameter.shape for parameter in model.parameters())
+        assert sorted(casts.shapes) == shapes
+
+
+PEAKS = """
+import resource, torch
+from thimble_zarr.experiment.model import _ChunkedCrossEntropy, chunked_cross_entropy
+hidden = torch.randn(8192, 4, requires_grad=True)
+head, targets = torch.randn(10_000, 4, requires_grad=True), torch.randint(10_000, (8192,))
+def run(loss, chunk):
+    loss(hidden, head, targets, chunk).backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+run(chunked_cross_entropy, 1)
+for loss, chunk in (
+    (chunked_cross_entropy, 256), (_ChunkedCrossEntropy.apply, 256), (chunked_cross_entropy, 8192)
+):
+    run(loss, chunk)
+"""
+
+
+def test_with_a_chunk_the_logits_are_never_whole() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True
+    )
+    before, chunked, older, whole = map(int, shown.stdout.split())
+    logits = 8192 * 10_000 * 4
+    assert chunked - before < logits / 2
+    assert older - before < logits / 2
+    assert whole - before > logits  # so that the bounds above can be missed
+
+
+@pytest.mark.parametrize("loss", [chunked_cross_entropy, _ChunkedCrossEntropy.apply])
+@pytest.mark.parametrize("chunk", [1, 7, 60, 100])
+def test_a_chunked_loss_is_the_plain_one_but_for_rounding(
+    loss: Callable[..., torch.Tensor], chunk: int
+) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(60, 3, requires_grad=True)
+    head, targets = torch.randn(29, 3, requires_grad=True), torch.randint(29, (60,))
+    ours = loss(hidden, head, targets, chunk)
+    theirs = nn.functional.cross_entropy((hidden @ head.T).double(), targets)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
+    for found, expected in zip(
+        *(torch.autograd.grad(one, [hidden, head]) for one in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_older_torch_takes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, head = torch.randn(6, 3), torch.randn(5, 3)
+    targets = torch.randint(5, (6,))
+    ours = chunked_cross_entropy(hidden, head, targets, 4)
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy", raising=False)
+    theirs = chunked_cross_entropy(hidden, head, targets, 4)
+    assert float(theirs) == pytest.approx(float(ours), rel=1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["single", "foreach", "fused"])
@@ -134,34 +274,3 @@ def test_the_optimizer_has_the_settings_and_all_parameters(implementation: str) 
     assert found == {"lr": 0.125, "weight_decay": 0.25, "betas": (0.5, 0.75), "eps": 0.0625}
     assert bool(group["foreach"]) == (implementation == "foreach")
     assert bool(group["fused"]) == (implementation == "fused")
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
-)
-def test_the_best_device_is_found(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert find_device(None).type == expected
-    assert find_device(expected).type == expected
-    assert find_device("cpu").type == "cpu"
-
-
-def test_a_numbered_device_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert find_device("cuda:1") == torch.device("cuda", 1)
-
-
-@pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "mps", "tpu", "", "cpu:x", "cpu:", "cpu:-2"])
-def test_a_device_that_is_not_there_is_refused_and_those_there_are_named(
-    monkeypatch: pytest.MonkeyPatch, wanted: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=rf"'{wanted}'.*cpu"):
-        find_device(wanted)

@@ -93,17 +93,33 @@ def test_training_memory_counts_parameters_gradients_and_two_moments(
 ) -> None:
     model = build_model(config, torch.device("cpu"))
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    one, two = (training_bytes(replace(config, batch_size=n), 4) for n in (1, 2))
-    libraries = training_bytes(
-        TrainingConfig(batch_size=1, vocab_size=1, hidden_dim=1, heads=1, layers=1, seq_len=1), 4
-    )
+    config = replace(config, dtype="float32", compute_dtype="float32", loss_chunk=0)
+    one, two = (training_bytes(replace(config, batch_size=n)) for n in (1, 2))
+    least = {"batch_size": 1, "vocab_size": 1, "hidden_dim": 1, "heads": 1, "layers": 1}
+    libraries = training_bytes(replace(config, **least, seq_len=1))
     of_parameters = one - (two - one) - libraries
     assert of_parameters == pytest.approx(4 * 4 * n_parameters, rel=0.05, abs=20_000)
+    in_bfloat16 = replace(config, dtype="bfloat16", batch_size=1)
+    casting = training_bytes(in_bfloat16) - (one - of_parameters)
+    assert casting == pytest.approx((4 * 2 + 2 * 4) * n_parameters, rel=0.05, abs=20_000)
 
 
-def test_training_memory_of_the_default_is_near_what_was_measured(tmp_path: Path) -> None:
-    measured = 2.9e9  # resident, on Linux
-    assert measured <= plan_run(DEFAULT, tmp_path).training_bytes <= 1.3 * measured
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        ({"compute_dtype": "bfloat16"}, 0.79e9),
+        ({"compute_dtype": "float32"}, 1.06e9),
+        ({"compute_dtype": "bfloat16", "loss_chunk": 0}, 2.68e9),
+        ({"dtype": "float32", "loss_chunk": 0}, 2.96e9),
+    ],
+    ids=["bfloat16", "float32", "whole logits", "whole logits in float32"],
+)
+def test_training_memory_is_near_what_was_measured(
+    tmp_path: Path, settings: dict[str, object], measured: float
+) -> None:
+    """Measured: the peak resident set of training without recording, on Linux."""
+    plan = plan_run(replace(DEFAULT, **settings), tmp_path)
+    assert measured <= plan.training_bytes <= 1.3 * measured
 
 
 @pytest.mark.parametrize(

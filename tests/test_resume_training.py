@@ -411,7 +411,7 @@ def test_the_command_begins_a_run_without_rows_anew_with_its_settings(
     step = Training.step
 
     def copy_and_step(training: Training) -> float:
-        assert training._config.steps == 40  # those of the defaults would take an hour
+        assert training.config.steps == 40  # those of the defaults would take an hour
         if not store.exists():
             shutil.copytree(whole, store)
         return step(training)

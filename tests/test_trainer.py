@@ -35,6 +35,8 @@ TINY = TrainingConfig(
     lr=1e-2,
     weight_decay=0.1,
     dtype="float32",
+    compute_dtype="float32",
+    loss_chunk=4,
     device="cpu",
 )
 """Four batches an epoch of `DATA`, the last one smaller, so that seven steps see two epochs."""

@@ -86,6 +86,7 @@ def train(
         memory = run.memory_bytes
     chosen = config_from(config, settings, recorded=None if run is None else run.config)
     if run is not None:
+        chosen = run.resolve(chosen)
         _check_ready(run, chosen, memory_bytes=memory)
     run_training(
         chosen,
@@ -312,8 +313,11 @@ def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
             human_bytes(plan.training_bytes + plan.notebook_bytes),
         ),
     ]
+    why = f" ({plan.compute_dtype.reason})" if plan.compute_dtype.reason else ""
     return (
         f"{aligned(rows)}\n"
+        f"Forward and backward run in {plan.compute_dtype.name}{why}; the record is "
+        f"{config.dtype}.\n"
         f"This machine has {human_bytes(plan.free_memory_bytes)} of RAM and "
         f"{human_bytes(plan.free_disk_bytes)} of disk free. Blocks of "
         f"{storage.layout.block_steps} steps; a crash costs one and, where the disk lags, the one "

@@ -14,18 +14,18 @@ def sliding_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of inputs and next tokens, for ever.
 
-    Windows are views of the corpus; all that is made for an epoch is its order, 8 bytes a window.
+    Windows are views of the corpus; all that is made for an epoch is its order, 4 bytes a window.
     The order is that of `torch.utils.data.DataLoader` with `shuffle=True` and a generator of this
     seed, as in the original notebook.
 
     Parameters
     ----------
     ids
-        The encoded corpus, shape `(n,)`.
+        The encoded corpus, any integer dtype, shape `(n,)`.
     seq_len
-        Tokens a window.
+        Tokens per window.
     batch_size
-        Windows a batch; the last batch of an epoch may be smaller.
+        Windows per batch; the last batch of an epoch may be smaller.
     seed
         Seed of the order.
     n_skipped
@@ -54,12 +54,20 @@ def _epochs(
     windows: Tensor, batch_size: int, seed: int, n_skipped: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
+    n_batches = -(-len(windows) // batch_size)
     while True:
         torch.empty((), dtype=torch.int64).random_(generator=generator)  # DataLoader's worker seed
-        order = torch.randperm(len(windows), generator=generator)
-        batches = torch.split(order, batch_size)
-        for indices in batches[n_skipped:]:
-            chunk = windows[indices]
+        order = _shuffled(len(windows), generator)
+        for batch in range(n_skipped, n_batches):
+            indices = order[batch * batch_size : (batch + 1) * batch_size]
+            chunk = windows[indices.long()].long()
             yield chunk[:, :-1], chunk[:, 1:]
-        n_skipped = max(0, n_skipped - len(batches))
-        torch.randperm(len(windows), generator=generator)  # drawn by RandomSampler as it ends
+        del order  # before the next one is drawn
+        n_skipped = max(0, n_skipped - n_batches)
+        _shuffled(len(windows), generator)  # drawn by RandomSampler as it ends
+
+
+def _shuffled(n: int, generator: torch.Generator) -> Tensor:
+    """Return a random order of `range(n)`: the one of `torch.randperm`, in half of its bytes."""
+    dtype = torch.int32 if n < 2**31 else torch.int64
+    return torch.randperm(n, generator=generator, dtype=dtype)

@@ -15,8 +15,12 @@ from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
 RECORDED = ("W", "grad", "exp_avg", "exp_avg_sq")
 """The variables of a run: its AdamW has no others."""
 
+AUTO = "auto"
+"""The compute dtype that the machine decides."""
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
+    "compute_dtype": (AUTO, "float32", "bfloat16"),
     "optimizer_impl": ("single", "foreach", "fused"),
     "record_tokens": ("all", "live", "dead"),
 }
@@ -24,14 +28,17 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 HELP: Mapping[str, str] = {
     "steps": "Optimizer steps.",
-    "batch_size": "Sequences a step.",
-    "seq_len": "Tokens a sequence.",
+    "batch_size": "Sequences per step.",
+    "seq_len": "Tokens per sequence.",
     "lr": "Learning rate.",
     "weight_decay": "Decoupled weight decay.",
     "beta1": "Decay rate of the first moment.",
     "beta2": "Decay rate of the second moment.",
     "eps": "Term added to AdamW's denominator.",
-    "dtype": "Dtype of the whole model.",
+    "dtype": "Dtype of parameters, gradients and optimizer states, and so of the record.",
+    "compute_dtype": "Dtype of forward and backward. auto: float32 for a bfloat16 model on a CPU "
+    "without fast bfloat16, else --dtype.",
+    "loss_chunk": "Positions whose logits are held at once; 0: all, as in the original notebook.",
     "device": "Where to train: cuda, mps or cpu; found automatically when not given.",
     "seed": "Seed of initialisation and shuffling.",
     "vocab_size": "Tokens in the vocabulary.",
@@ -44,10 +51,10 @@ HELP: Mapping[str, str] = {
     "corpus": "Text file to train on (UTF-8).  [default: the Python standard library's docs]",
     "tokenizer": "Tokenizer (tokenizers JSON).  [default: a BPE of the standard library]",
     "token_mask": "Safetensors with live_mask or dead_mask.  [default: from the corpus]",
-    "every": "Record every so many steps only, and the row before each.",
-    "windows": "Record spans of steps only, first and last: 1:100,900:1000. With --every: both.",
+    "every": "Record every N-th step only, and the row before it.",
+    "windows": "Record spans of steps only, FIRST:LAST, such as 1:100,900:1000. Adds to --every.",
     "variables": "Record only some of W, grad, exp_avg, exp_avg_sq.  [default: all]",
-    "record_tokens": "Record only tokens that occur in the corpus, or only those that do not.",
+    "record_tokens": "Record only live tokens (they occur in the corpus) or only dead ones.",
 }
 """What each setting means, for the command line and the reader."""
 
@@ -55,6 +62,9 @@ HELP: Mapping[str, str] = {
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings of a run; the defaults are those of the original Thimble 1 notebook.
+
+    Two defaults differ from it, because it is slow without them: `compute_dtype="bfloat16"` and
+    `loss_chunk=0` are the notebook's arithmetic.
 
     Each field is an option of `thimble-zarr train` (`batch_size` is `--batch-size`) and a key of
     the TOML file that `--config` names. `HELP` says what each means.
@@ -74,6 +84,8 @@ class TrainingConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     dtype: str = "bfloat16"
+    compute_dtype: str = AUTO
+    loss_chunk: int = 512
     device: str | None = None
     seed: int = 42
     vocab_size: int = 10_000
@@ -102,6 +114,7 @@ class TrainingConfig:
             "heads",
         ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("loss_chunk", self.loss_chunk >= 0, "at least 0")
         for name in ("lr", "weight_decay", "eps", "init_scale"):
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "a number from 0 up")

@@ -1,38 +1,15 @@
 """The Thimble 1 model: a small GPT-2 with tied embeddings, and its optimizer."""
 
-from contextlib import suppress
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from thimble_zarr.errors import ConfigError
 from thimble_zarr.experiment.config import TrainingConfig
-
-
-def find_device(wanted: str | None) -> torch.device:
-    """Return the wanted device, or the best there is: cuda, mps, cpu.
-
-    Raises
-    ------
-    ConfigError
-        If the wanted device is not there.
-    """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted is None:
-        return torch.device(next(name for name, there in available.items() if there))
-    with suppress(RuntimeError):  # not a device's name
-        device = torch.device(wanted)
-        n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
-        if available.get(device.type, False) and (device.index or 0) < n_devices:
-            return device
-    there = ", ".join(name for name, there in available.items() if there)
-    raise ConfigError(f"device {wanted!r} is not available here; choose from {there}")
 
 
 def build_model(config: TrainingConfig, device: torch.device) -> GPT2LMHeadModel:
@@ -78,15 +55,86 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
 
 def language_loss(
-    model: GPT2LMHeadModel, inputs: Tensor, targets: Tensor, *, double_shift: bool
+    model: GPT2LMHeadModel,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    double_shift: bool,
+    compute_dtype: torch.dtype,
+    loss_chunk: int,
 ) -> Tensor:
-    """Return the mean cross-entropy of the next token, in nats.
+    """Return the mean cross-entropy of the next token, in nats, float32.
 
-    With `double_shift` the targets, which are shifted already, are shifted once more, as
-    `GPT2LMHeadModel` does with the `labels` it is given: the model then learns the token after
-    next, as in the original notebook.
+    Forward and backward run on copies of the parameters in `compute_dtype`, made once a step, so
+    that the gradients arrive at the parameters in the parameters' own dtype.
+
+    Parameters
+    ----------
+    model
+        From `build_model`.
+    inputs, targets
+        int64, shape `(batch, position)`.
+    double_shift
+        Shift the targets, which are shifted already, once more, as `GPT2LMHeadModel` does with the
+        `labels` it is given: the model then learns the token after next, as in the original
+        notebook.
+    compute_dtype
+        Dtype of forward and backward.
+    loss_chunk
+        Positions whose logits are held at once, in float32; 0 holds all, in `compute_dtype`.
     """
-    logits = model(input_ids=inputs, use_cache=False).logits
+    transformer = model.transformer
+    weights = {name: weight.to(compute_dtype) for name, weight in transformer.named_parameters()}
+    call = {"input_ids": inputs, "use_cache": False}
+    hidden = functional_call(transformer, weights, kwargs=call).last_hidden_state
     if double_shift:
-        logits, targets = logits[:, :-1], targets[:, 1:]
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        hidden, targets = hidden[:, :-1], targets[:, 1:]
+    hidden, head, targets = hidden.flatten(0, 1), weights["wte.weight"], targets.flatten()
+    if loss_chunk:
+        return chunked_cross_entropy(hidden.float(), head.float(), targets, loss_chunk)
+    return F.cross_entropy(F.linear(hidden, head).float(), targets)
+
+
+def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """Return the mean cross-entropy of `hidden @ head.T` without ever holding all of it.
+
+    Parameters
+    ----------
+    hidden
+        Shape `(position, dim)`.
+    head
+        Shape `(token, dim)`.
+    targets
+        int64, shape `(position,)`.
+    chunk
+        Positions whose logits are held at once.
+    """
+    if hasattr(F, "linear_cross_entropy"):  # torch 2.13
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
+        return F.linear_cross_entropy(hidden, head, targets, options=options)
+    apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply
+    return apply(hidden, head, targets, chunk)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The same for any torch: each chunk's gradients are taken before its logits are dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        total = hidden.new_zeros(())
+        hidden_grad, head_grad = torch.empty_like(hidden), torch.zeros_like(head)
+        for start in range(0, len(targets), chunk):
+            rows = slice(start, start + chunk)
+            with torch.enable_grad():
+                leaves = [tensor.detach().requires_grad_() for tensor in (hidden[rows], head)]
+                loss = F.cross_entropy(F.linear(*leaves), targets[rows], reduction="sum")
+            hidden_grad[rows], of_head = torch.autograd.grad(loss, leaves)
+            head_grad += of_head
+            total += loss.detach()
+        ctx.save_for_backward(hidden_grad / len(targets), head_grad / len(targets))
+        return total / len(targets)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad, head_grad = ctx.saved_tensors
+        return hidden_grad * grad, head_grad * grad, None, None

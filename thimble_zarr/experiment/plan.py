@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
 from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
 from thimble_zarr.format.schema import SCALARS
@@ -18,7 +19,11 @@ from thimble_zarr.record.schedule import count_rows
 NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
 """Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""
 
-_LIBRARIES_BYTES = 450 * 10**6  # torch, transformers and xarray imported, measured on Linux
+_DEFAULT_CORPUS_BYTES = 2 * 10**6
+
+_CORPUS_BYTES_PER_TEXT_BYTE = 4
+
+_LIBRARIES_BYTES = 530 * 10**6  # torch, transformers and xarray imported, measured on Linux
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class RunPlan:
         What recording takes.
     notebook_array_bytes
         Size of each array as the original notebook holds it, in RAM and on disk.
+    compute_dtype
+        In which dtype forward and backward run, and why.
     training_bytes
         Estimate of the memory of training itself, on the training device and in Python.
     free_memory_bytes, free_disk_bytes
@@ -39,6 +46,7 @@ class RunPlan:
 
     storage: StoragePlan
     notebook_array_bytes: Mapping[str, int]
+    compute_dtype: ComputeDtype
     training_bytes: int
     free_memory_bytes: int
     free_disk_bytes: int
@@ -75,7 +83,7 @@ def plan_run(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     overwrite: bool = False,
 ) -> RunPlan:
-    """Work out what a run takes; reads nothing but the machine's free memory and disk.
+    """Work out what a run takes; looks only at the machine: device, free memory and disk.
 
     Parameters
     ----------
@@ -96,6 +104,7 @@ def plan_run(
     if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     itemsize = storage_dtype(config.dtype).itemsize
+    compute_dtype = choose_compute_dtype(config)
     recorded = {"W", *(config.recorded_variables or NOTEBOOK_ITEMSIZES)}  # W always is
     elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
     return RunPlan(
@@ -108,25 +117,49 @@ def plan_run(
             memory_bytes=memory_bytes,
         ),
         notebook_array_bytes={name: elements * size for name, size in NOTEBOOK_ITEMSIZES.items()},
-        training_bytes=training_bytes(config, itemsize),
+        compute_dtype=compute_dtype,
+        training_bytes=training_bytes(replace(config, compute_dtype=compute_dtype.name)),
         free_memory_bytes=psutil.virtual_memory().available,
         free_disk_bytes=free_disk_bytes,
     )
 
 
-def training_bytes(config: TrainingConfig, itemsize: int) -> int:
-    """Estimate the memory of training: libraries, parameters and states, activations.
+def training_bytes(config: TrainingConfig) -> int:
+    """Estimate the memory of training: libraries, parameters and states, activations, corpus.
 
-    The logits dominate: they exist in the model's dtype and in float32, as log-probabilities, and
-    their gradients once in each dtype. The original notebook's estimate leaves them out.
+    The original notebook's estimate leaves out its largest part, the logits: in backward they exist
+    three times in float32, as log-probabilities and two gradients. `loss_chunk` bounds their rows.
+
+    Parameters
+    ----------
+    config
+        The settings, with the compute dtype that is used.
     """
     d, positions = config.hidden_dim, config.batch_size * config.seq_len
-    n_parameters = (config.vocab_size + config.seq_len) * d + config.layers * 12 * d**2
-    logits = positions * config.vocab_size * (2 * itemsize + 3 * 4)
-    activations = (
-        positions * config.layers * (34 * d + 5 * config.heads * config.seq_len) * itemsize
+    itemsize, compute_itemsize = (
+        storage_dtype(dtype).itemsize for dtype in (config.dtype, config.compute_dtype)
     )
-    return _LIBRARIES_BYTES + 4 * n_parameters * itemsize + logits + activations
+    n_parameters = (config.vocab_size + config.seq_len) * d + config.layers * 12 * d**2
+    parameters = 4 * n_parameters * itemsize  # with gradients and two moments
+    if config.compute_dtype != config.dtype:
+        parameters += 2 * n_parameters * compute_itemsize  # copies and their gradients
+    logits = min(config.loss_chunk or positions, positions) * config.vocab_size * 3 * 4
+    hidden = positions * d * 3 * 4  # the last layer's output in float32, and gradients
+    activations = (
+        positions * config.layers * (34 * d + 5 * config.heads * config.seq_len) * compute_itemsize
+    )
+    return _LIBRARIES_BYTES + parameters + logits + hidden + activations + _corpus_bytes(config)
+
+
+def _corpus_bytes(config: TrainingConfig) -> int:
+    """Estimate what the corpus takes, encoded and with the order of an epoch."""
+    try:
+        text_bytes = (
+            _DEFAULT_CORPUS_BYTES if config.corpus is None else config.corpus.stat().st_size
+        )
+    except OSError:
+        return 0  # reading it will say why
+    return text_bytes * _CORPUS_BYTES_PER_TEXT_BYTE
 
 
 def _existing_parent(path: Path) -> Path:

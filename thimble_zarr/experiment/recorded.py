@@ -1,13 +1,13 @@
 """A run that `train` recorded: with which settings, how far, and where it can go on."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
-from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.config import AUTO, TrainingConfig
 from thimble_zarr.format.lock import WriterLock
 from thimble_zarr.format.resumption import check_has_every_step
 from thimble_zarr.format.schema import Json
@@ -72,7 +72,9 @@ class RecordedRun:
             settings, memory_bytes = attrs["config"], attrs["memory_bytes"]
             if not isinstance(settings, Mapping) or type(memory_bytes) is not int:
                 raise ConfigError(f"its settings are {settings!r}, {memory_bytes!r}")
-            config = TrainingConfig.from_json(settings)
+            # Version 0.1.0 recorded neither: it computed as the original notebook does.
+            earlier = {"compute_dtype": settings.get("dtype"), "loss_chunk": 0}
+            config = TrainingConfig.from_json(earlier | {**settings})
         except (KeyError, ConfigError) as error:
             raise ResumeError(
                 f"cannot go on with {store}: `thimble-zarr train` of this version did not record "
@@ -97,6 +99,12 @@ class RecordedRun:
                 f"cannot go on with {self.path}: {'; '.join(differences)}; leave these options "
                 "out, which takes them from the store, or record another run"
             )
+
+    def resolve(self, config: TrainingConfig) -> TrainingConfig:
+        """Return the config with the recorded compute dtype where it says `auto`."""
+        if config.compute_dtype != AUTO:
+            return config
+        return replace(config, compute_dtype=self.config.compute_dtype)
 
     def check_free(self) -> None:
         """Raise StoreLockedError if another process is recording into the store."""

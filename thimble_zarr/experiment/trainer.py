@@ -11,13 +11,8 @@ from thimble_zarr.experiment.batches import sliding_batches
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.corpus import read_corpus
-from thimble_zarr.experiment.model import (
-    build_model,
-    build_optimizer,
-    embedding,
-    find_device,
-    language_loss,
-)
+from thimble_zarr.experiment.device import find_device, resolve
+from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
 from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.vocabulary import encode, label_tokens, read_tokenizer
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
@@ -95,6 +90,8 @@ def load_data(config: TrainingConfig) -> TrainingData:
 class Training:
     """A model being trained: one call of `step` is one optimizer step.
 
+    `config` has the compute dtype that is used, also where `auto` was asked for.
+
     Parameters
     ----------
     config
@@ -117,7 +114,7 @@ class Training:
     def __init__(
         self, config: TrainingConfig, data: TrainingData, checkpoint: Checkpoint | None = None
     ) -> None:
-        self._config = config
+        self.config = config = resolve(config)
         self._device = find_device(config.device)
         self._batches = sliding_batches(
             data.ids,
@@ -136,7 +133,14 @@ class Training:
     def step(self) -> float:
         """Take one optimizer step and return its loss."""
         inputs, targets = (tokens.to(self._device) for tokens in next(self._batches))
-        loss = language_loss(self.model, inputs, targets, double_shift=self._config.double_shift)
+        loss = language_loss(
+            self.model,
+            inputs,
+            targets,
+            double_shift=self.config.double_shift,
+            compute_dtype=getattr(torch, self.config.compute_dtype),
+            loss_chunk=self.config.loss_chunk,
+        )
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -187,6 +191,7 @@ def train(
     checkpoint = None
     run = RecordedRun.read(store) if resume else None
     if run is not None:
+        config = run.resolve(config)
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
         if run.is_finished:
             checkpoints.clear()  # it may have been killed before it did
@@ -206,7 +211,7 @@ def train(
         ],
         schedule=config.schedule,
         n_steps=config.steps,
-        attrs={"config": config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
+        attrs={"config": training.config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
         memory_bytes=memory_bytes,
         overwrite=overwrite,
         resume=resume,

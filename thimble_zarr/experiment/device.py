@@ -1,0 +1,95 @@
+"""Where a run computes and in which dtype: the machine decides what the settings leave open."""
+
+import platform
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import torch
+
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.experiment.config import AUTO, TrainingConfig
+
+
+@dataclass(frozen=True)
+class ComputeDtype:
+    """The dtype of forward and backward, and why it is that one.
+
+    Attributes
+    ----------
+    name
+        `float32` or `bfloat16`.
+    reason
+        Half a sentence for people; empty where there is nothing to explain.
+    """
+
+    name: str
+    reason: str
+
+
+def find_device(wanted: str | None) -> torch.device:
+    """Return the wanted device, or the best one available: cuda, mps, cpu.
+
+    Raises
+    ------
+    ConfigError
+        If the wanted device is not available.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted is None:
+        return torch.device(next(name for name, there in available.items() if there))
+    with suppress(RuntimeError):  # not a device's name
+        device = torch.device(wanted)
+        n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+        if available.get(device.type, False) and (device.index or 0) < n_devices:
+            return device
+    there = ", ".join(name for name, there in available.items() if there)
+    raise ConfigError(f"device {wanted!r} is not available here; choose from {there}")
+
+
+def choose_compute_dtype(config: TrainingConfig) -> ComputeDtype:
+    """Return the dtype that `compute_dtype` stands for on this machine.
+
+    `auto` is the parameters' dtype, except for bfloat16 on a CPU that cannot multiply bfloat16
+    matrices: torch emulates that 20 to 50 times slower than float32.
+
+    Raises
+    ------
+    ConfigError
+        If the device is not available.
+
+    Examples
+    --------
+    >>> choose_compute_dtype(TrainingConfig(dtype="float32")).name
+    'float32'
+    """
+    if config.compute_dtype != AUTO:
+        differs = config.compute_dtype != config.dtype
+        return ComputeDtype(config.compute_dtype, "as chosen" if differs else "")
+    slow = (
+        config.dtype == "bfloat16"
+        and find_device(config.device).type == "cpu"
+        and not cpu_multiplies_bfloat16()
+    )
+    if slow:
+        return ComputeDtype("float32", "this CPU has no fast bfloat16")
+    return ComputeDtype(config.dtype, "")
+
+
+def resolve(config: TrainingConfig) -> TrainingConfig:
+    """Return the config with `auto` replaced by what it stands for on this machine."""
+    return replace(config, compute_dtype=choose_compute_dtype(config).name)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bfloat16 matrices and torch uses them."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # On x86 that flag is also set for AVX-512 alone. Every CPU with AMX has AVX512-BF16, too.
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return not is_x86 or torch.cpu._is_avx512_bf16_supported()
