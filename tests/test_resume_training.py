@@ -430,9 +430,7 @@ def test_the_command_begins_a_run_without_rows_anew_with_its_settings(
     (locked / LOCK).touch()
     code, _, stderr = run("train", "--resume", locked, *options)
     assert code == 0
-    assert stderr.startswith(
-        f"Note: {locked} has no settings; it is begun with those given here\n"
-    )
+    assert stderr.startswith(f"Note: {locked} has no settings; it is begun with those given here\n")
     assert differing_files(whole, locked) == []
 
 
