@@ -1,46 +1,75 @@
-# Every target creates .venv and installs what it needs; Python 3.11 or newer is all there must be.
-# Not compiled at once, which takes a minute: of 15,000 files a fifth are ever imported.
+# Every target creates .venv and installs into it only what it needs. Python 3.11 or newer must be
+# there. Another interpreter (`make test PYTHON=python3.12`) has an environment of its own.
 
 PYTHON ?= python3
-VENV := .venv
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(or $(VERSION),$(error $(PYTHON) does not run)))
 BIN := $(VENV)/bin
-STAMP := $(VENV)/installed
+FOR_DEMO := $(VENV)/installed-demo
+FOR_TEST := $(VENV)/installed-test
 
-# Modules are compiled when they are first imported, else every process imports torch from source.
+# For Linux, PyPI has only torch with CUDA: several GB. PyTorch's own index has it for CPUs.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# Modules are compiled when they are first imported: of all that is installed a fifth ever is, and to
+# compile the rest takes a minute. Without compiled files every process would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
+PIP := $(BIN)/python -m pip install --no-compile
+
+# Quietly; if that fails, again with all that pip has to say.
+INSTALL = @echo "Installing $(WHAT) into $(VENV) ..."; \
+	$(PIP) -qq --constraint constraints.txt --editable $(PACKAGE) >/dev/null 2>&1 || \
+	$(PIP) --constraint constraints.txt --editable $(PACKAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench clean
+.PHONY: help demo test quick soak lint bench clean
 
 help:  ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(STAMP): pyproject.toml constraints.txt
+$(FOR_DEMO): WHAT = the rest of what the demo needs
+$(FOR_DEMO): PACKAGE = .
+$(FOR_DEMO): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: try PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[test,lint]"
-	touch $@
+	@echo "Installing torch into $(VENV) ..."
+	@$(PIP) -qq --no-deps --retries 0 --timeout 10 --index-url $(TORCH_INDEX) --constraint constraints.txt torch >/dev/null 2>&1 || \
+	echo "$(TORCH_INDEX) cannot be reached, or has none for $(PYTHON). PyPI's torch is taken: several GB on Linux."
+	$(INSTALL)
+	@touch $@
 
-demo: $(STAMP)  ## Train, record and check a short run
+$(FOR_TEST): WHAT = what the tests need
+$(FOR_TEST): PACKAGE = ".[test,lint]"
+$(FOR_TEST): $(FOR_DEMO)
+	$(INSTALL)
+	@touch $@
+
+demo: $(FOR_DEMO)  ## Train, record and check a short run
 	$(BIN)/thimble-zarr demo runs/demo.zarr --overwrite
 
-test: $(STAMP)  ## Run the tests
+test: $(FOR_TEST)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-soak: $(STAMP)  ## Run the slow tests, crash recordings in every way, many times (half an hour)
+quick: $(FOR_TEST)  ## Run the tests but for the slow ones
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak and not slow"
+
+soak: $(FOR_TEST)  ## Run the slow tests, crash recordings in every way, many times (half an hour)
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m benchmarks.soak
 
-lint: $(STAMP)  ## Check format, style and types
+lint: $(FOR_TEST)  ## Check format, style, types and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
-bench: $(STAMP)  ## Measure a real run, plant faults in two, measure other tools (two hours)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+bench: WHAT = what the benchmarks need
+bench: PACKAGE = ".[bench]"
+bench: $(FOR_TEST)  ## Measure a real run, plant faults in two, measure other tools (two hours)
+	$(INSTALL)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.peers
 
-clean:  ## Remove the environment and recorded runs
-	rm -rf $(VENV) runs
+clean:  ## Remove the environments and recorded runs
+	rm -rf .venv .venv-* runs

@@ -109,11 +109,17 @@ def succeeds(*args: object) -> Result:
     return result
 
 
+def told(stderr: str) -> list[str]:
+    """Return the lines of stderr, but for those that say what is being done, and how far it is."""
+    progress = re.compile(r".* \.\.\.|(training|checking): .*")
+    return [line for line in stderr.splitlines() if not progress.fullmatch(line)]
+
+
 def fails(exit_code: int, *args: object) -> str:
-    """Expect an exit code and one line on stderr, and return that line."""
+    """Expect an exit code and an error of one line, and return that line."""
     result = run(*args)
     assert result.exit_code == exit_code, result.output
-    lines = result.stderr.splitlines()
+    lines = told(result.stderr)
     if lines[0].startswith("Usage: "):  # click says where help is, too
         lines = lines[3:]
     assert len(lines) == 1, result.stderr
@@ -210,7 +216,10 @@ def test_train_shows_plan_corpus_validation_and_what_to_type_next(
 ) -> None:
     store = tmp_path / "a run.zarr"
     result = succeeds("train", store, *tiny)
-    assert result.stderr == ""
+    assert result.stderr.splitlines() == [
+        f"Training to step 5, recording into {store} ...",
+        "Loading torch, the tokenizer and the corpus (longer the first time) ...",
+    ]
     for part in (
         "5 steps of 300 x 8, bfloat16",
         "Disk, at most",
@@ -244,6 +253,43 @@ def test_quiet_training_says_nothing(tmp_path: Path, tiny: tuple[str, ...]) -> N
     result = succeeds("train", tmp_path / "run.zarr", *tiny, "--quiet")
     assert (result.stdout, result.stderr) == ("", "")
     assert info_of(tmp_path / "run.zarr")["complete"] is True
+
+
+def test_quiet_demo_prints_the_result_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    settings = TrainingConfig(
+        steps=5,
+        batch_size=2,
+        corpus=Path(option(tiny, "corpus")),
+        tokenizer=Path(option(tiny, "tokenizer")),
+        vocab_size=N_VOCABULARY,
+    )
+    monkeypatch.setattr("thimble_zarr.cli.train.DEMO", settings)
+    store = tmp_path / "run.zarr"
+    result = succeeds("demo", store, "--steps", 5, "--quiet")
+    assert result.stderr == ""
+    assert result.stdout == succeeds("check", store, "--quiet").stdout
+
+
+def test_what_is_done_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    without_torch = "import sys\nsys.modules['torch'] = None\n" + MAIN
+    for command in ("demo", "train"):
+        arguments = [sys.executable, "-c", without_torch, command, tmp_path / "run.zarr"]
+        shown = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert "import of torch halted" in shown.stderr
+        first, second = shown.stderr.splitlines()[:2]
+        assert first.startswith("Training to step 1")
+        assert second.startswith("Loading torch")
+
+
+def test_progress_is_shown_where_stderr_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("thimble_zarr.cli.progress.LINE_INTERVAL_S", 0.0)
+    lines = succeeds("train", tmp_path / "run.zarr", *tiny).stderr.splitlines()
+    shown = [line.split(" s, ")[0].rsplit(",", 1)[0] for line in lines if ", loss " in line]
+    assert shown == [f"training: {step} of 5 steps ({step * 20}%)" for step in range(1, 6)]
 
 
 def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
@@ -517,9 +563,9 @@ def test_short_memory_is_warned_of_and_does_not_stop_the_run(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
     for command in ("plan", "train"):
         result = succeeds(command, tmp_path / "run.zarr", *tiny)
-        assert result.stderr.startswith("Warning: the run needs about ")
-        assert "1.00 MB are free" in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+        (warning,) = told(result.stderr)
+        assert warning.startswith("Warning: the run needs about ")
+        assert "1.00 MB are free" in warning
 
 
 def test_a_loss_that_is_not_a_number_is_recorded_and_warned_of_once(
@@ -546,11 +592,11 @@ def test_an_interruption_before_the_first_step_says_that_nothing_was_recorded(
 
     monkeypatch.setattr("thimble_zarr.experiment.trainer.Training.step", interrupt)
     result = run("train", tmp_path / "run.zarr", *tiny)
-    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+    assert (result.exit_code, told(result.stderr)) == (130, ["Interrupted."])
     assert result.stdout.splitlines()[-1] == "Nothing was recorded."
     monkeypatch.setattr("thimble_zarr.experiment.trainer.load_data", interrupt)
     result = run("train", tmp_path / "another.zarr", *tiny)
-    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+    assert (result.exit_code, told(result.stderr)) == (130, ["Interrupted."])
     assert not (tmp_path / "another.zarr").exists()
 
 
@@ -1191,7 +1237,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, P
 def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> None:
     store, _, result = demo
     assert result.exit_code == 0
-    assert result.stderr == ""
+    assert told(result.stderr) == []
     for part in (
         "1 steps of 10,000 x 64",
         "t=   1: ratio=1.0",
@@ -1269,7 +1315,7 @@ def test_ctrl_c_ends_a_run_cleanly_and_keeps_what_was_recorded(
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert stderr.splitlines() == ["Interrupted."]
+    assert told(stderr) == ["Interrupted."]
     content = info_of(store)
     assert content["complete"] is True
     assert 5 <= content["n_rows"] < 20_001
@@ -1295,7 +1341,7 @@ def test_sigterm_ends_a_run_cleanly_and_keeps_what_was_recorded(
     monkeypatch.setattr(Recorder, "log", terminated)
     result = run("train", store, *tiny)
     assert result.exit_code == 143
-    assert result.stderr.splitlines() == ["Terminated."]
+    assert told(result.stderr) == ["Terminated."]
     assert "thimble-zarr check" in result.stdout
     content = info_of(store)
     assert (content["complete"], content["n_rows"]) == (True, 4)

@@ -1,7 +1,6 @@
 """`train`, `demo` and `plan`: run Thimble 1 and record it."""
 
 import shlex
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +77,7 @@ def train(
         if overwrite:
             raise click.UsageError("--resume goes on with a store, --overwrite replaces it")
         run = _recorded_run(store)
-        if run is None and store.exists():
+        if run is None and store.exists() and not quiet:
             click.echo(
                 f"Note: {store} has no settings; it is begun with those given here", err=True
             )
@@ -136,14 +135,16 @@ def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet:
         resume=False,
         quiet=quiet,
     )
-    click.echo()
+    if not quiet:
+        click.echo()
     exit_code = run_check([store], quiet=quiet)
-    click.echo(
-        "\nLook next, in Python:\n"
-        "  import thimble_zarr\n"
-        f'  ds = thimble_zarr.open_dataset("{store}")\n'
-        "  ds.sel(token=ds.dead).adam_residual"
-    )
+    if not quiet:
+        click.echo(
+            "\nLook next, in Python:\n"
+            "  import thimble_zarr\n"
+            f'  ds = thimble_zarr.open_dataset("{store}")\n'
+            "  ds.sel(token=ds.dead).adam_residual"
+        )
     ctx.exit(exit_code)
 
 
@@ -173,6 +174,7 @@ def run_training(
     quiet: bool,
 ) -> None:
     """Plan, train, validate and sum up."""
+    _say_what_is_done(f"Training to step {config.steps:,}, recording into {store}", quiet=quiet)
     from thimble_zarr.experiment.plan import plan_run
     from thimble_zarr.format.writer import check_vacant
 
@@ -187,8 +189,9 @@ def run_training(
     if not force:
         found.check_disk()
 
-    if sys.stderr.isatty() and not quiet:
-        click.echo("\nLoading torch, tokenizer and corpus (longer the first time) ...", err=True)
+    _say_what_is_done(
+        "Loading torch, the tokenizer and the corpus (longer the first time)", quiet=quiet
+    )
     from thimble_zarr.experiment.trainer import load_data
     from thimble_zarr.experiment.trainer import train as train_model
 
@@ -224,16 +227,22 @@ def run_training(
     say(f"All {config.steps:,} steps are recorded." if is_finished else bar.summary(store))
 
 
+def _say_what_is_done(text: str, *, quiet: bool) -> None:
+    """Say on stderr what takes a moment, before it begins."""
+    if not quiet:
+        click.echo(f"{text} ...", err=True)
+
+
 class _ProgressBar:
-    """Shows loss, steps a second and bytes written on stderr, where that is a terminal."""
+    """Shows loss, steps a second and bytes written on stderr."""
 
     def __init__(self, config: TrainingConfig, *, quiet: bool) -> None:
-        from tqdm import tqdm
+        from thimble_zarr.cli.progress import progress
 
         self.first: Progress | None = None
         self.last: Progress | None = None
         self._chosen = "" if config.schedule is None else f"{config.schedule} of "
-        self._bar = tqdm(total=config.steps, unit="step", disable=True if quiet else None)
+        self._bar = progress("training", unit="step", total=config.steps, quiet=quiet)
         self._start_s = time.perf_counter()
 
     def __call__(self, progress: "Progress") -> None:
@@ -242,7 +251,7 @@ class _ProgressBar:
             self._bar.update(progress.step - 1)  # a run that goes on has taken them before
         self.last = progress
         written = human_bytes(progress.bytes_written)
-        self._bar.set_postfix_str(f"loss {progress.loss:.3f}, {written} written", refresh=False)
+        self._bar.note(f"loss {progress.loss:.3f}, {written} written")
         self._bar.update()
 
     def close(self) -> None:
