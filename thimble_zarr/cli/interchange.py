@@ -1,8 +1,6 @@
 """`import` and `export`: from and to the safetensors file of the original notebook."""
 
-import contextlib
 import shlex
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -27,15 +25,16 @@ def import_(
     Nothing is lost, and `export` gives the file back. A failure leaves no store. To check the file
     once, `check` reads it as it is.
     """
+    from thimble_zarr.cli.progress import progress
     from thimble_zarr.format.writer import check_vacant
     from thimble_zarr.interchange.notebook import has_narrow_states, import_notebook
     from thimble_zarr.interchange.recording import open_notebook
 
     check_vacant(store, overwrite=overwrite)
     labels = open_notebook(file, token_mask=token_mask).read_labels()
-    with _progress("importing", quiet=quiet) as on_progress:
+    with progress("importing", unit="B", quiet=quiet) as bar:
         reader = import_notebook(
-            file, store, labels=labels, overwrite=overwrite, on_progress=on_progress
+            file, store, labels=labels, overwrite=overwrite, on_progress=bar.reach
         )
     if quiet:
         return
@@ -62,12 +61,13 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
 
     An imported STORE becomes the file it came from, bit for bit. A failure leaves no file.
     """
+    from thimble_zarr.cli.progress import progress
     from thimble_zarr.format.store import StoreReader
     from thimble_zarr.interchange.notebook import export_notebook
 
     reader = StoreReader.open(store, parameter)
-    with _progress("exporting", quiet=quiet) as on_progress:
-        export_notebook(reader, file, overwrite=overwrite, on_progress=on_progress)
+    with progress("exporting", unit="B", quiet=quiet) as bar:
+        export_notebook(reader, file, overwrite=overwrite, on_progress=bar.reach)
     if not quiet:
         click.echo(
             f"Exported {reader.n_rows - 1:,} steps of {reader.schema.n_tokens:,} x "
@@ -75,19 +75,3 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
             f"File     {file}\n"
             f"Next     thimble-zarr check {shlex.quote(str(file))}"
         )
-
-
-@contextlib.contextmanager
-def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show bytes on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(
-        desc=what, unit="B", unit_scale=True, leave=False, disable=True if quiet else None
-    ) as bar:
-
-        def show(n_done: int, n_total: int) -> None:
-            bar.total = n_total
-            bar.update(n_done - bar.n)
-
-        yield show

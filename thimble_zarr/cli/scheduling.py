@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from thimble_zarr.analysis.budget import Needs
     from thimble_zarr.analysis.reduction import Reduction
+    from thimble_zarr.cli.progress import Progress
 
 _FREE_SHARE = 4, 5
 """Of the free memory a check takes four fifths at most, unless it is told how much."""
@@ -117,28 +118,28 @@ def computed(
         If the workers failed.
     """
     from thimble_zarr.analysis.budget import Needs
+    from thimble_zarr.cli.progress import progress
 
     if scheduler is not None and (workers, memory_bytes) != (None, None):
         raise ConfigError(
             "--scheduler has workers with memory of their own: leave out --workers and --memory"
         )
     needs = Needs.of(reduction, replay=replay)
+    bar = progress("checking", unit="part", total=reduction.n_parts, quiet=quiet)
     if workers is None and scheduler is None:
-        with (
-            _executor(needs, memory_bytes, replay=replay) as executor,
-            contextlib.closing(_Tasks(reduction, executor, quiet=quiet)) as tasks,
-        ):
+        with bar, _executor(needs, memory_bytes, replay=replay) as executor:
+            tasks = _Tasks(reduction, executor, bar)
             yield Computed(tasks.result, tasks.reach)
         return
     distributed = _distributed()
-    with _without_logs(), contextlib.ExitStack() as stack:
+    with bar, _without_logs(), contextlib.ExitStack() as stack:
         if workers is not None:
             _fits(needs, memory_bytes, workers, replay=replay)
             scheduler = stack.enter_context(_cluster(distributed, workers))
         client = stack.enter_context(_connected(distributed, scheduler))
         try:
             future = client.compute(_as_dask(reduction))
-            yield Computed(lambda: _from_cluster(client, future, quiet=quiet), lambda row: None)
+            yield Computed(lambda: _from_cluster(client, future, bar), lambda row: None)
         except distributed.KilledWorker as error:
             raise ThimbleError(
                 f"worker processes died again and again, for want of memory perhaps: {error}"
@@ -154,18 +155,18 @@ class _Tasks:
         What is computed.
     executor
         Where.
-    quiet
-        Show no progress.
+    bar
+        Shows how many are done.
     """
 
-    def __init__(self, reduction: "Reduction", executor: Executor, *, quiet: bool) -> None:
+    def __init__(self, reduction: "Reduction", executor: Executor, bar: "Progress") -> None:
         self._reduction = reduction
         self._waiting: deque[tuple[int, list[Future[np.ndarray]]]] = deque(
             (int(rows[0]), [executor.submit(part) for part in parts])
             for rows, parts in zip(reduction.of_rows, reduction.parts(), strict=True)
         )
         self._merged: list[np.ndarray] = []
-        self._bar = _bar(quiet=quiet, total=reduction.n_parts)
+        self._bar = bar
 
     def reach(self, row: int) -> None:
         """Wait for the tasks that begin before a row."""
@@ -193,17 +194,6 @@ class _Tasks:
         self._bar.update()
         return numbers
 
-    def close(self) -> None:
-        """Show no more progress."""
-        self._bar.close()
-
-
-def _bar(*, quiet: bool, total: int | None = None) -> Any:
-    from tqdm import tqdm
-
-    disable = True if quiet else None  # where nobody looks
-    return tqdm(desc="checking", total=total, disable=disable, leave=False)
-
 
 def _as_dask(reduction: "Reduction") -> Any:
     from thimble_zarr.analysis.lazy import as_dask
@@ -211,9 +201,9 @@ def _as_dask(reduction: "Reduction") -> Any:
     return as_dask(reduction)
 
 
-def _from_cluster(client: Any, future: Any, *, quiet: bool) -> "np.ndarray":
+def _from_cluster(client: Any, future: Any, bar: "Progress") -> "np.ndarray":
     """Wait for what a cluster computes."""
-    with _remote_progress(client, quiet=quiet):
+    with _remote_progress(client, bar):
         numbers: np.ndarray = future.result()
     return numbers
 
@@ -419,9 +409,8 @@ def _without_logs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _remote_progress(client: Any, *, quiet: bool) -> Iterator[None]:
+def _remote_progress(client: Any, bar: "Progress") -> Iterator[None]:
     """Show progress by asking the scheduler: Dask's callbacks know of local threads only."""
-    bar = _bar(quiet=quiet)
     if bar.disable:
         yield
         return
@@ -430,10 +419,9 @@ def _remote_progress(client: Any, *, quiet: bool) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(_INTERVAL_S):
             try:
-                bar.n, bar.total = client.run_on_scheduler(_finished)
+                bar.reach(*client.run_on_scheduler(_finished))
             except OSError:  # it went away; whoever waits for its answer will say so
                 return
-            bar.refresh()
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
@@ -442,7 +430,6 @@ def _remote_progress(client: Any, *, quiet: bool) -> Iterator[None]:
     finally:
         over.set()
         watching.join()
-        bar.close()
 
 
 def _finished(dask_scheduler: Any) -> tuple[int, int]:

@@ -83,17 +83,11 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
 
 
 def _verified(store: Path, *, quiet: bool) -> "Verified":
-    from tqdm import tqdm
-
+    from thimble_zarr.cli.progress import progress
     from thimble_zarr.format.verify import verify as verify_store
 
-    with tqdm(unit="B", unit_scale=True, leave=False, disable=True if quiet else None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return verify_store(store, progress)
+    with progress("verifying", unit="B", quiet=quiet) as bar:
+        return verify_store(store, bar.reach)
 
 
 def _in_words(verified: "Verified", store: Path) -> str:
