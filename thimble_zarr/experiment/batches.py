@@ -59,7 +59,7 @@ def _epochs(
         order = torch.randperm(len(windows), generator=generator)
         batches = torch.split(order, batch_size)
         for indices in batches[n_skipped:]:
-            chunk = windows[indices]
+            chunk = windows[indices].long()
             yield chunk[:, :-1], chunk[:, 1:]
         n_skipped = max(0, n_skipped - len(batches))
         torch.randperm(len(windows), generator=generator)  # drawn by RandomSampler as it ends
