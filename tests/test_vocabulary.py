@@ -65,11 +65,26 @@ NASTY = [
     "don't\n'sup\n's 1\n2 3\n",
     "The\nThe\nThe steps\nare",
     "a\n<mask>\nb <mask> c",
+    "aa  <mask>\n\n<mask>",
+    "aa!\x1cb!!\x1c a",
 ]
 
 
 def byte_level(sample: str = SAMPLE, vocab_size: int = 300) -> Tokenizer:
     return train_tokenizer([sample], vocab_size)
+
+
+def of_white_space() -> Tokenizer:
+    """Many tokens are runs of white space, so that a cut within one is seen."""
+    rng = np.random.default_rng(0)
+    words = rng.choice([" ", "  ", "\t", "\n", "\r\n", "\x1c", "!", "a", "\u3000"], 20_000)
+    return byte_level("".join(words), 700)
+
+
+def with_special_token() -> Tokenizer:
+    tokenizer = of_white_space()
+    tokenizer.add_special_tokens(["<mask>"])
+    return tokenizer
 
 
 def with_prefix_space() -> Tokenizer:
@@ -153,6 +168,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     maker.__name__: maker
     for maker in (
         byte_level,
+        of_white_space,
+        with_special_token,
         with_prefix_space,
         with_first_token,
         with_stripping,
@@ -185,6 +202,8 @@ def test_encoding_is_that_of_the_whole_text_at_once(kind: str) -> None:
 
 PARTS = ["\n", "\n", "\r\n", "\n\n", " ", "  ", "\t", "The", "the", " step", "a", "'s", "1", "."]
 PARTS += [
+    "!",
+    "\u3000",
     "\u0301",
     "\u00a0",
     "\u2028",
