@@ -25,7 +25,7 @@ PIECE_CHARACTERS = 2**14
 """What an encoding of 16 such pieces takes, some 20 MB, is lost beside the libraries."""
 
 _PIECES_A_BATCH = 16
-_IDS_AT_ONCE = 2**20
+_IDS_AT_ONCE = 2**16
 
 # White space is a word of its own, but for the last of it, which a blank adds to what follows. So
 # nothing changes if a text is cut before that. Added tokens are taken out first: white space before
