@@ -90,6 +90,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> 
 
 
 @pytest.fixture
+def shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show every bit of progress, as in five seconds a line."""
+    monkeypatch.setattr("thimble_zarr.cli.progress.LINE_INTERVAL_S", 0.0)
+
+
+@pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(total=10**12, used=10**12 - 1000, free=1000)
     monkeypatch.setattr("thimble_zarr.experiment.plan.shutil.disk_usage", lambda path: usage)
@@ -1185,6 +1191,42 @@ def test_tokens_without_dead_ones_says_so(tmp_path: Path) -> None:
     dead = set(range(256)) - set(loaded.encode(corpus.read_text()).ids)
     assert f"{len(dead)} dead" in result.stdout
     assert dead  # some bytes, such as 255, are in no UTF-8 text
+
+
+def test_tokens_of_an_empty_corpus_are_all_dead(tmp_path: Path, tokenizer: Path) -> None:
+    corpus = tmp_path / "empty.txt"
+    corpus.touch()
+    stdout = succeeds("tokens", corpus, "--tokenizer", tokenizer).stdout
+    assert "empty.txt: 0 tokens, it is empty\n" in stdout
+    assert f"0 live, {N_VOCABULARY} dead" in stdout
+    assert "Most frequent" not in stdout
+
+
+def test_tokens_are_shown_as_text(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("ää ää 数 字", encoding="utf-8")
+    stdout = succeeds("tokens", corpus, "--train-on", corpus, "--vocab-size", 257).stdout
+    shown = stdout.partition("Most frequent\n")[2]
+    assert "  'ä' " in shown
+    assert "  '<0xE6>' " in shown
+    assert "Ã" not in shown
+
+
+def test_tokens_of_a_directory_are_refused(tmp_path: Path, tokenizer: Path) -> None:
+    assert "it is a directory; give a text file" in fails(
+        2, "tokens", tmp_path, "--tokenizer", tokenizer
+    )
+
+
+@pytest.mark.usefixtures("shown_at_once")
+def test_tokens_shows_progress_unless_it_is_quiet(tmp_path: Path, corpus: Path) -> None:
+    args = ("tokens", corpus, "--train-on", corpus, "--vocab-size", 300)
+    result = succeeds(*args)
+    assert "training the tokenizer: " in result.stderr
+    assert "counting tokens: " in result.stderr
+    assert "(100%)" in result.stderr
+    quiet = succeeds(*args, "--quiet", "--save-mask", tmp_path / "mask")
+    assert (quiet.stdout, quiet.stderr) == (result.stdout, "")
 
 
 def test_tokens_never_replaces_a_file(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:

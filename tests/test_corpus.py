@@ -81,7 +81,18 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     file = tmp_path / "corpus.txt"
     text = "Tönt schön.\n\n  数字 🙂\tend"
     file.write_bytes(text.encode())
-    assert read_corpus(file) == Corpus(str(file), text)
+    corpus = read_corpus(file)
+    assert corpus == Corpus(str(file), file)
+    assert corpus.text == text
+    assert corpus.n_bytes == len(text.encode())
+
+
+def test_a_file_is_read_in_chunks(tmp_path: Path) -> None:
+    file = tmp_path / "corpus.txt"
+    file.write_bytes("schön\r\n".encode() * 50_000)
+    chunks = list(read_corpus(file).chunks())
+    assert "".join(chunks) == "schön\n" * 50_000
+    assert max(map(len, chunks)) < 100_000
 
 
 def test_line_ends_are_read_as_python_and_the_notebook_read_them(tmp_path: Path) -> None:
@@ -92,8 +103,9 @@ def test_line_ends_are_read_as_python_and_the_notebook_read_them(tmp_path: Path)
 
 
 def test_the_checksum_is_sha256_of_the_utf8_text(tmp_path: Path) -> None:
-    assert Corpus("abc", "abc").sha256 == SHA256_OF_ABC
     file = tmp_path / "corpus.txt"
+    file.write_text("abc")
+    assert read_corpus(file).sha256 == SHA256_OF_ABC
     file.write_bytes("Tönt 🙂\n".encode())
     assert read_corpus(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -103,13 +115,23 @@ def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path, content: byt
     file = tmp_path / "corpus.txt"
     file.write_bytes(content)
     with pytest.raises(CorpusError, match=r"cannot read the corpus .*corpus\.txt.*UTF-8"):
-        read_corpus(file)
+        read_corpus(file).text  # noqa: B018
 
 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    for file in (tmp_path / "nothing.txt", tmp_path):
-        with pytest.raises(CorpusError, match="cannot read the corpus"):
-            read_corpus(file)
+    with pytest.raises(CorpusError, match="there is no such file"):
+        read_corpus(tmp_path / "nothing.txt")
+    with pytest.raises(CorpusError, match="it is a directory; give a text file"):
+        read_corpus(tmp_path)
+
+
+def test_a_corpus_that_goes_away_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "corpus.txt"
+    file.write_text("here")
+    corpus = read_corpus(file)
+    file.unlink()
+    with pytest.raises(CorpusError, match=r"cannot read the corpus .*: No such file"):
+        list(corpus.chunks())
 
 
 @pytest.mark.usefixtures("library")
@@ -148,7 +170,9 @@ def test_the_default_corpus_is_the_same_each_time_it_is_made(
 ) -> None:
     first = default_corpus()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-    assert default_corpus() == first
+    again = default_corpus()
+    assert (again.name, again.text) == (first.name, first.text)
+    assert again.file != first.file
     assert "Python" in first.name
     assert "documentation" in first.name
 
@@ -158,8 +182,9 @@ def test_the_default_corpus_is_kept_in_the_cache(library: Path, cache: Path) -> 
     (kept,) = (file for file in cache.rglob("*") if file.is_file())
     assert kept == cache_file("corpus.txt")
     assert kept.read_text(encoding="utf-8") == made.text
+    text = made.text
     (library / "talkative.py").unlink()
-    assert default_corpus() == made
+    assert default_corpus().text == text
 
 
 def test_sources_are_all_but_the_tests_sorted(library: Path) -> None:
@@ -204,6 +229,13 @@ def test_a_cache_that_cannot_be_written_is_told_what_to_do(
     file.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(file / "below"))
     with pytest.raises(CorpusError, match="XDG_CACHE_HOME"):
+        default_corpus()
+
+
+@pytest.mark.usefixtures("library")
+def test_a_cache_that_cannot_be_read_is_told_what_to_do() -> None:
+    cache_file("corpus.txt").mkdir(parents=True)  # root may read any file, but no directory
+    with pytest.raises(CorpusError, match=r"cannot read the cache .*corpus\.txt.*XDG_CACHE_HOME"):
         default_corpus()
 
 

@@ -77,6 +77,42 @@ print(json.dumps(found))
 """
 )
 
+COUNT = (
+    PEAK
+    + """
+from pathlib import Path
+from thimble_zarr.cli.tokens import tokens
+found = {}
+for name in ("small", "large"):
+    tokens.main([sys.argv[1] + "/" + name, "--tokenizer", sys.argv[1] + "/tokenizer", "--quiet",
+                 "--save-mask", sys.argv[1] + "/mask." + name], standalone_mode=False)
+    found[name] = peak()
+tokens.main([sys.argv[1] + "/small", "--train-on", sys.argv[1] + "/small", "--vocab-size", "290",
+             "--quiet"], standalone_mode=False)
+found["small, trained"] = peak()
+tokens.main([sys.argv[1] + "/small", "--train-on", sys.argv[1] + "/large", "--vocab-size", "290",
+             "--quiet"], standalone_mode=False)
+found["large, trained"] = peak()
+print(json.dumps(found))
+"""
+)
+
+LOAD = (
+    PEAK
+    + """
+from dataclasses import replace
+from pathlib import Path
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.trainer import load_data
+found = {}
+for name in ("small", "large"):
+    data = load_data(TrainingConfig(corpus=Path(sys.argv[1], name), vocab_size=290,
+                                    tokenizer=Path(sys.argv[1], "tokenizer")))
+    found[name], found[name + ", ids"] = peak(), data.ids.nbytes
+print(json.dumps(found))
+"""
+)
+
 
 def run(script: str, *arguments: object) -> dict[str, int]:
     shown = subprocess.run(
@@ -86,7 +122,7 @@ def run(script: str, *arguments: object) -> dict[str, int]:
         check=True,
         cwd=Path(__file__).parent.parent,
     )
-    content: dict[str, int] = json.loads(shown.stdout)
+    content: dict[str, int] = json.loads(shown.stdout.splitlines()[-1])
     return content
 
 
@@ -133,3 +169,30 @@ def test_a_large_selection_is_not_held_twice(recorded: tuple[Path, dict[str, int
     assert found["bytes"] > 160 * MB
     assert found["n_chunks"] > 1
     assert found["after"] - found["before"] <= found["bytes"] + 40 * MB
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer and two corpora, of half a MB and of 4."""
+    from thimble_zarr.experiment.vocabulary import train_tokenizer
+
+    directory = tmp_path_factory.mktemp("corpora")
+    line = "The step that the weights take is the step that the optimizer took: 12 and 345.\n"
+    (directory / "small").write_text(line * 6_250)
+    (directory / "large").write_text(line * 50_000)
+    train_tokenizer([line * 2], 290).save(str(directory / "tokenizer"))
+    return directory
+
+
+def test_counting_tokens_takes_no_more_of_a_larger_text(corpora: Path) -> None:
+    found = run(COUNT, corpora)
+    assert found["large"] - found["small"] <= 6 * MB
+    assert found["large, trained"] - found["small, trained"] <= 6 * MB
+
+
+def test_loading_a_larger_text_takes_only_its_ids(corpora: Path) -> None:
+    found = run(LOAD, corpora)
+    ids_bytes = found["large, ids"]
+    assert ids_bytes > 5 * MB
+    # An array that grows is copied now and then, as long as it is small.
+    assert found["large"] - found["small"] <= 2 * ids_bytes + 8 * MB

@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,15 @@ from tokenizers import (
 )
 
 from thimble_zarr.errors import CorpusError
-from thimble_zarr.experiment import vocabulary
 from thimble_zarr.experiment.vocabulary import (
+    PIECE_CHARACTERS,
+    count_tokens,
     encode,
+    label_counted,
     label_tokens,
     load_tokenizer,
     read_tokenizer,
+    texts,
     train_tokenizer,
 )
 from thimble_zarr.format.labels import write_mask
@@ -61,11 +65,26 @@ NASTY = [
     "don't\n'sup\n's 1\n2 3\n",
     "The\nThe\nThe steps\nare",
     "a\n<mask>\nb <mask> c",
+    "aa  <mask>\n\n<mask>",
+    "aa!\x1cb!!\x1c a",
 ]
 
 
 def byte_level(sample: str = SAMPLE, vocab_size: int = 300) -> Tokenizer:
     return train_tokenizer([sample], vocab_size)
+
+
+def of_white_space() -> Tokenizer:
+    """Many tokens are runs of white space, so that a cut within one is seen."""
+    rng = np.random.default_rng(0)
+    words = rng.choice([" ", "  ", "\t", "\n", "\r\n", "\x1c", "!", "a", "\u3000"], 20_000)
+    return byte_level("".join(words), 700)
+
+
+def with_special_token() -> Tokenizer:
+    tokenizer = of_white_space()
+    tokenizer.add_special_tokens(["<mask>"])
+    return tokenizer
 
 
 def with_prefix_space() -> Tokenizer:
@@ -149,6 +168,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     maker.__name__: maker
     for maker in (
         byte_level,
+        of_white_space,
+        with_special_token,
         with_prefix_space,
         with_first_token,
         with_stripping,
@@ -170,24 +191,19 @@ def made(kind: str) -> Tokenizer:
     return MADE[kind]
 
 
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut wherever a cut is allowed, so that short texts are cut too."""
-    monkeypatch.setattr(vocabulary, "_PIECE_CHARACTERS", 1)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("small_pieces")
 def test_encoding_is_that_of_the_whole_text_at_once(kind: str) -> None:
     tokenizer = made(kind)
     for text in [*NASTY, SAMPLE, "".join(NASTY), SAMPLE * 20]:
-        ids = encode(tokenizer, text)
-        assert (ids.dtype, ids.ndim) == (np.int64, 1)
+        ids = encode(tokenizer, text, piece_characters=1)
+        assert (ids.dtype, ids.ndim) == (np.int32, 1)
         assert ids.tolist() == tokenizer.encode(text).ids, repr(text)
 
 
 PARTS = ["\n", "\n", "\r\n", "\n\n", " ", "  ", "\t", "The", "the", " step", "a", "'s", "1", "."]
 PARTS += [
+    "!",
+    "\u3000",
     "\u0301",
     "\u00a0",
     "\u2028",
@@ -204,15 +220,50 @@ PARTS += [
 pieces_of_text = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
 
 
+def chunks_of(text: str, cuts: list[int]) -> list[str]:
+    """Cut a text anywhere, as whoever reads a file does."""
+    ends = sorted({cut % (len(text) + 1) for cut in cuts})
+    return [text[start:end] for start, end in itertools.pairwise([0, *ends, len(text)])]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100, deadline=None)
-@given(text=pieces_of_text | st.text(max_size=60))
-def test_encoding_any_text_is_that_of_the_whole_text_at_once(kind: str, text: str) -> None:
+@given(
+    text=pieces_of_text | st.text(max_size=60),
+    cuts=st.lists(st.integers(0, 1000), max_size=5),
+    piece_characters=st.integers(1, 5),
+)
+def test_encoding_any_text_is_that_of_the_whole_text_at_once(
+    kind: str, text: str, cuts: list[int], piece_characters: int
+) -> None:
     tokenizer = made(kind)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(vocabulary, "_PIECE_CHARACTERS", 1)
-        ids = encode(tokenizer, text)
-    assert ids.tolist() == tokenizer.encode(text).ids
+    expected = tokenizer.encode(text).ids
+    chunks = chunks_of(text, cuts)
+    options = {"piece_characters": piece_characters}
+    assert encode(tokenizer, text, **options).tolist() == expected
+    assert encode(tokenizer, iter(chunks), **options).tolist() == expected
+    counted = count_tokens(tokenizer, iter(chunks), **options)
+    assert counted.dtype == np.int64
+    assert counted.tolist() == np.bincount(expected, minlength=len(counted)).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=pieces_of_text | st.text(max_size=60), cuts=st.lists(st.integers(0, 1000), max_size=5))
+def test_training_in_pieces_gives_the_tokenizer_of_the_whole_text(
+    text: str, cuts: list[int]
+) -> None:
+    text = SAMPLE + text
+    whole = Tokenizer.from_str(byte_level("", 256).to_str())
+    whole.train_from_iterator(
+        [text],
+        trainers.BpeTrainer(
+            vocab_size=290,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    trained = train_tokenizer([iter(chunks_of(text, cuts))], 290, piece_characters=1)
+    assert trained.to_str() == whole.to_str()
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "with_first_token"])
@@ -221,17 +272,8 @@ def test_a_long_text_is_encoded_as_a_whole_too(kind: str) -> None:
     rng = np.random.default_rng(0)
     words = rng.choice(["The ", "step ", "weights", "\n", ".\n", "\n\n", "\r\n", "é "], 200_000)
     text = "".join(words)
-    assert len(text) > 5 * vocabulary._PIECE_CHARACTERS
+    assert len(text) > 5 * PIECE_CHARACTERS
     assert encode(tokenizer, text).tolist() == tokenizer.encode(text).ids
-
-
-def test_a_long_text_is_really_cut() -> None:
-    text = SAMPLE * 2000
-    pieces = list(vocabulary._split_lines(text))
-    assert "".join(pieces) == text
-    assert len(pieces) > 5
-    assert max(map(len, pieces)) < vocabulary._PIECE_CHARACTERS + len(SAMPLE)
-    assert all(piece.endswith("\n") for piece in pieces)
 
 
 def test_no_tokenizer_call_gets_more_than_a_few_pieces_of_a_long_text() -> None:
@@ -246,18 +288,24 @@ def test_no_tokenizer_call_gets_more_than_a_few_pieces_of_a_long_text() -> None:
         return tokenizer.encode_batch_fast(texts)
 
     text = SAMPLE * 15_000
-    ids = encode(
-        SimpleNamespace(encode=one, encode_batch_fast=batch, to_str=tokenizer.to_str), text
-    )
+    counted = SimpleNamespace(encode=one, encode_batch_fast=batch, to_str=tokenizer.to_str)
+    ids = encode(counted, text)
     assert tokenizer.decode(ids.tolist()) == text
-    assert sum(lengths) >= len(text)
-    assert max(lengths) < len(text) / 3
+    assert sum(lengths) == len(text)
+    assert max(lengths) < 16 * (PIECE_CHARACTERS + 100)
 
 
-def test_a_text_without_line_ends_is_encoded() -> None:
-    text = "step " * 40_000
-    tokenizer = made("byte_level")
-    assert encode(tokenizer, text).tolist() == tokenizer.encode(text).ids
+@pytest.mark.parametrize("text", ["step " * 400, "数\n\n字\n\n" * 400, " \n \t." * 400])
+def test_a_text_without_lines_that_touch_is_cut_too(text: str) -> None:
+    tokenizer, batches = made("byte_level"), []
+
+    def batch(texts: list[str]) -> list[Encoding]:
+        batches.append(max(map(len, texts)))
+        return tokenizer.encode_batch_fast(texts)
+
+    counted = SimpleNamespace(encode_batch_fast=batch, to_str=tokenizer.to_str)
+    assert encode(counted, text, piece_characters=1).tolist() == tokenizer.encode(text).ids
+    assert max(batches) <= 6
 
 
 def cut_to_length(tokenizer: Tokenizer) -> None:
@@ -273,7 +321,6 @@ def filled_up_to_length(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut_to_length, filled_up_in_batches, filled_up_to_length])
-@pytest.mark.usefixtures("small_pieces")
 def test_what_a_tokenizer_file_says_of_batches_does_not_reach_the_corpus(
     tmp_path: Path, spoil: Callable[[Tokenizer], None]
 ) -> None:
@@ -282,7 +329,7 @@ def test_what_a_tokenizer_file_says_of_batches_does_not_reach_the_corpus(
     spoil(tokenizer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
-    assert encode(loaded, SAMPLE).tolist() == expected
+    assert encode(loaded, SAMPLE, piece_characters=1).tolist() == expected
 
 
 def test_a_trained_tokenizer_has_the_size_asked_for_and_loses_nothing() -> None:
@@ -381,10 +428,65 @@ def test_every_token_has_a_text_that_people_can_read() -> None:
     for token in tokenizer.encode(" step the weights\n").ids:
         assert texts[token] == tokenizer.decode([token])
     assert " step" in labels.text
-    half_a_letter = tokenizer.encode("é").ids[0] if len(tokenizer.encode("é").ids) > 1 else None
-    if half_a_letter is not None:
-        assert texts[half_a_letter] == tokenizer.id_to_token(half_a_letter)
     assert "\ufffd" not in "".join(labels.text)
+
+
+def test_bytes_that_are_no_text_are_told_from_letters() -> None:
+    """A byte-level vocabulary writes 'ä' for the first byte of most Chinese letters."""
+    tokenizer = byte_level("ää ää", 257)
+    found = dict(zip(texts(tokenizer), range(257), strict=True))
+    assert len(found) == 257
+    assert tokenizer.id_to_token(found["<0xE4>"]) == "ä"
+    assert tokenizer.encode("ä").ids == [found["ä"]]
+    assert tokenizer.encode("\0").ids == [found["<0x00>"]]
+    assert {"\n", "\t", " "} <= set(found)
+
+
+def test_letters_of_several_bytes_are_decoded() -> None:
+    tokenizer = byte_level("数字数字 数字数字", 262)
+    assert "数字" in texts(tokenizer)
+
+
+def test_a_token_that_reads_like_a_byte_is_told_from_it() -> None:
+    tokenizer = over_line_ends()
+    tokenizer.train_from_iterator(
+        ["<0xE4>"] * 9,
+        trainers.BpeTrainer(
+            vocab_size=263,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<0x00>"])
+    found = texts(tokenizer)
+    for text in ("<0x00>", "<0xE4>"):
+        (token,) = tokenizer.encode(text).ids
+        assert found[token] == text.replace("<", "<0x3C>")
+    assert len(set(found)) == len(found)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(max_size=40))
+def test_no_two_tokens_read_alike(text: str) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([text * 3], trainer)
+    found = texts(tokenizer)
+    assert len(set(found)) == len(found)
+
+
+def test_what_was_counted_is_labelled_as_what_was_encoded() -> None:
+    tokenizer = made("byte_level")
+    expected = label_tokens(tokenizer, encode(tokenizer, SAMPLE))
+    labels = label_counted(tokenizer, count_tokens(tokenizer, SAMPLE))
+    for name in ("count", "live", "dead"):
+        np.testing.assert_array_equal(getattr(labels, name), getattr(expected, name))
+    assert labels.text == expected.text
 
 
 def test_special_tokens_have_their_text() -> None:

@@ -1,12 +1,19 @@
 """`tokens`: train a tokenizer, count tokens, write tokenizer and mask."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.options import aligned
+from thimble_zarr.cli.options import QUIET, aligned
 from thimble_zarr.errors import StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from thimble_zarr.cli.progress import Progress
+    from thimble_zarr.experiment.corpus import Corpus
+    from thimble_zarr.format.schema import TokenLabels
 
 N_SHOWN = 10
 
@@ -31,6 +38,7 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--save-tokenizer", type=_FILE, help="Write the tokenizer (tokenizers JSON).")
 @click.option("--save-mask", type=_FILE, help="Write live_mask and dead_mask (safetensors).")
+@QUIET
 def tokens(
     corpus: Path | None,
     *,
@@ -39,11 +47,14 @@ def tokens(
     vocab_size: int,
     save_tokenizer: Path | None,
     save_mask: Path | None,
+    quiet: bool,
 ) -> None:
     """Count the tokens of CORPUS, a text file, and tell live tokens from dead ones.
 
-    A token is dead if it never occurs in the corpus. Train the tokenizer on more text than the
-    corpus (--train-on, repeated) to have dead tokens. Without CORPUS it counts the default corpus.
+    A token is dead if it never occurs in the corpus. To get dead tokens, train the tokenizer on
+    more text than the corpus (--train-on, repeated). Without CORPUS the default corpus is counted.
+    The corpus may be larger than the memory. Bytes that are no text, such as half a letter, are
+    shown as <0xE4>.
     """
     if tokenizer is not None and train_on:
         raise click.UsageError("--tokenizer and --train-on exclude each other")
@@ -51,44 +62,63 @@ def tokens(
         if file is not None and file.exists():
             raise StoreExistsError(f"{file} exists; choose another name or remove it")
 
-    import numpy as np
+    from thimble_zarr.cli.progress import progress
 
-    from thimble_zarr.experiment.corpus import read_corpus
-    from thimble_zarr.experiment.vocabulary import (
-        encode,
-        label_tokens,
-        load_tokenizer,
-        read_tokenizer,
-        train_tokenizer,
-    )
-    from thimble_zarr.format.labels import write_mask
+    with progress("loading corpus and tokenizer", unit="B", quiet=quiet):
+        from thimble_zarr.experiment.corpus import read_corpus
+        from thimble_zarr.experiment.vocabulary import (
+            count_tokens,
+            label_counted,
+            load_tokenizer,
+            read_tokenizer,
+            train_tokenizer,
+        )
+        from thimble_zarr.format.labels import write_mask
 
-    text = read_corpus(corpus)
-    if train_on:
-        trained = train_tokenizer((read_corpus(file).text for file in train_on), vocab_size)
-    elif tokenizer is not None:
-        trained = load_tokenizer(tokenizer)
-    else:
-        trained = read_tokenizer(None, vocab_size=vocab_size)
-    ids = encode(trained, text.text)
-    labels = label_tokens(trained, ids)
-    assert labels.count is not None
-    assert labels.dead is not None
-    assert labels.text is not None
-
-    n_dead = int(labels.dead.sum())
-    click.echo(f"Corpus   {text.name}: {len(ids):,} tokens")
-    click.echo(
-        f"Tokens   {len(labels.dead):,}: {len(labels.dead) - n_dead:,} live, {n_dead:,} dead"
-    )
-    frequent = np.argsort(-labels.count, kind="stable")[:N_SHOWN]
-    click.echo("\nMost frequent")
-    click.echo(aligned([(f"  {labels.text[i]!r}", f"{labels.count[i]:,}") for i in frequent]))
-    dead = [repr(labels.text[i]) for i in np.flatnonzero(labels.dead)[-N_SHOWN:]]
-    click.echo(f"\nDead, for example: {', '.join(dead) or 'none'}")
+        counted = read_corpus(corpus)
+        sources = [read_corpus(file) for file in train_on]
+        if tokenizer is not None:
+            trained = load_tokenizer(tokenizer)
+        elif not sources:
+            trained = read_tokenizer(None, vocab_size=vocab_size)
+    if sources:
+        n_bytes = sum(source.n_bytes for source in sources)
+        with progress("training the tokenizer", unit="B", total=n_bytes, quiet=quiet) as bar:
+            trained = train_tokenizer((_read(source, bar) for source in sources), vocab_size)
+    with progress("counting tokens", unit="B", total=counted.n_bytes, quiet=quiet) as bar:
+        labels = label_counted(trained, count_tokens(trained, _read(counted, bar)))
+    click.echo(_summary(counted.name, labels))
     if save_tokenizer is not None:
         save_tokenizer.write_text(trained.to_str(), encoding="utf-8")
-        click.echo(f"\nTokenizer written to {save_tokenizer}")
     if save_mask is not None:
         write_mask(save_mask, labels)
-        click.echo(f"Token mask written to {save_mask}")
+    for file, what in ((save_tokenizer, "Tokenizer"), (save_mask, "Token mask")):
+        if file is not None and not quiet:
+            click.echo(f"{what} written to {file}")
+
+
+def _read(corpus: "Corpus", bar: "Progress") -> Iterator[str]:
+    """Yield a text in chunks, and show how much was read."""
+    for chunk in corpus.chunks():
+        yield chunk
+        bar.update(len(chunk.encode()))
+
+
+def _summary(corpus: str, labels: "TokenLabels") -> str:
+    import numpy as np
+
+    n_occurrences, texts = labels.count, labels.text
+    assert n_occurrences is not None
+    assert texts is not None
+    n_live = int(np.count_nonzero(n_occurrences))
+    frequent = np.argsort(-n_occurrences, kind="stable")[: min(n_live, N_SHOWN)]
+    dead = np.flatnonzero(n_occurrences == 0)[-N_SHOWN:]
+    lines = [
+        f"Corpus   {corpus}: {n_occurrences.sum():,} tokens{'' if n_live else ', it is empty'}",
+        f"Tokens   {len(texts):,}: {n_live:,} live, {len(texts) - n_live:,} dead",
+    ]
+    if n_live:
+        rows = [(f"  {texts[token]!r}", f"{n_occurrences[token]:,}") for token in frequent]
+        lines += ["", "Most frequent", aligned(rows)]
+    shown = ", ".join(repr(texts[token]) for token in dead)
+    return "\n".join([*lines, "", f"Dead, for example: {shown or 'none'}"])

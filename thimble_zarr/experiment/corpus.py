@@ -22,56 +22,92 @@ from thimble_zarr.errors import CorpusError
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}
 _LEAST_SOURCE_BYTES = 2**20
+_CHUNK_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and where it is from.
+    """A text in a file, which is read in chunks: it may be larger than the memory.
 
     Attributes
     ----------
     name
-        A file's path, or what the default is called.
-    text
-        All of it.
+        The file's path, or what the default is called.
+    file
+        UTF-8 text.
     """
 
     name: str
-    text: str
+    file: Path
+
+    def chunks(self) -> Iterator[str]:
+        """Yield the text in chunks, with line ends as Python reads them.
+
+        Raises
+        ------
+        CorpusError
+            If the file cannot be read, or is not UTF-8.
+        """
+        try:
+            with self.file.open(encoding="utf-8") as stream:
+                while chunk := stream.read(_CHUNK_CHARACTERS):
+                    yield chunk
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"cannot read the corpus {self.file}: it is not UTF-8 text ({error}); convert it, "
+                "for example with iconv"
+            ) from error
+        except OSError as error:
+            raise CorpusError(f"cannot read the corpus {self.file}: {error.strerror}") from error
+
+    @property
+    def text(self) -> str:
+        """All of the text."""
+        return "".join(self.chunks())
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return self.file.stat().st_size
 
     @property
     def sha256(self) -> str:
         """Checksum of the text in UTF-8, hexadecimal."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        checksum = hashlib.sha256()
+        for chunk in self.chunks():
+            checksum.update(chunk.encode())
+        return checksum.hexdigest()
 
 
 def read_corpus(file: Path | None) -> Corpus:
-    """Return the text of a file, or the default corpus.
+    """Return the text in a file, or the default corpus. The text itself is not read yet.
 
     Raises
     ------
     CorpusError
-        If the file is not readable UTF-8 text, or the standard library has no sources.
+        If there is no such file, or the standard library has no sources.
     """
     if file is None:
         return default_corpus()
-    try:
-        return Corpus(str(file), file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    if file.is_dir():
         raise CorpusError(
-            f"cannot read the corpus {file}: {error}; it must be UTF-8 text"
-        ) from error
+            f"cannot read the corpus {file}: it is a directory; give a text file, for example all "
+            "texts of the directory in one file"
+        )
+    if not file.exists():
+        raise CorpusError(f"cannot read the corpus {file}: there is no such file")
+    return Corpus(str(file), file)
 
 
 def default_corpus() -> Corpus:
     """Return the documentation in the standard library; kept in the user's cache."""
     cached = cache_file("corpus.txt")
-    if not cached.exists():
+    if not is_cached(cached):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old sources have invalid escapes
             texts = [text for file in stdlib_sources() for text in _docstrings(file)]
         write_cache(cached, "\n\n".join([*texts, *_topics()]) + "\n")
-    return Corpus(_default_name("documentation"), cached.read_text(encoding="utf-8"))
+    return Corpus(_default_name("documentation"), cached)
 
 
 def stdlib_sources() -> list[Path]:
@@ -103,6 +139,26 @@ def cache_file(name: str) -> Path:
     """Return where a derived default lies in the user's cache, for this Python."""
     version = f"python-{platform.python_version()}"
     return Path(platformdirs.user_cache_dir("thimble-zarr")) / version / name
+
+
+def is_cached(file: Path) -> bool:
+    """Return whether a cache file is there and can be read.
+
+    Raises
+    ------
+    CorpusError
+        If it is there and cannot be read.
+    """
+    try:
+        with file.open("rb"):
+            return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise CorpusError(
+            f"cannot read the cache {file}: {error.strerror}; make it readable, or set "
+            "XDG_CACHE_HOME to a directory of your own"
+        ) from error
 
 
 def write_cache(file: Path, content: str) -> None:

@@ -32,7 +32,7 @@ class TrainingData:
     corpus_name
         The corpus in words, or its path.
     ids
-        The encoded corpus, int64, shape `(n,)`.
+        The encoded corpus, int32, shape `(n,)`.
     labels
         Counts, live and dead, and texts of the tokens.
     attrs
@@ -74,7 +74,7 @@ def load_data(config: TrainingConfig) -> TrainingData:
     """
     corpus = read_corpus(config.corpus)
     tokenizer = read_tokenizer(config.tokenizer, vocab_size=config.vocab_size)
-    ids = encode(tokenizer, corpus.text)
+    ids = encode(tokenizer, corpus.chunks())
     tokenizer_json: str = tokenizer.to_str()
     attrs: dict[str, Json] = {
         "corpus": {"name": corpus.name, "sha256": corpus.sha256, "n_tokens": len(ids)},

@@ -1,33 +1,57 @@
 """Tokens: train a tokenizer, encode a corpus, and tell live tokens from dead ones."""
 
+import itertools
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from thimble_zarr.errors import CorpusError
-from thimble_zarr.experiment.corpus import cache_file, read_source, stdlib_sources, write_cache
-from thimble_zarr.format.labels import read_mask
+from thimble_zarr.experiment.corpus import (
+    cache_file,
+    is_cached,
+    read_source,
+    stdlib_sources,
+    write_cache,
+)
+from thimble_zarr.format.labels import printable, read_mask
 from thimble_zarr.format.schema import TokenLabels
 
-_PIECE_CHARACTERS = 2**16
+PIECE_CHARACTERS = 2**14
+"""What an encoding of 16 such pieces takes, some 20 MB, is lost beside the libraries."""
+
 _PIECES_A_BATCH = 16
-_SINGLE_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
+_IDS_AT_ONCE = 2**16
+
+# White space is a word of its own, but for the last of it, which a blank adds to what follows. So
+# nothing changes if a text is cut before that. Added tokens are taken out first: white space before
+# one has no last, and must be alone. Python knows all white space that the tokenizer knows.
+_BEFORE_LAST_SPACE = re.compile(r"(?=[ \t\n\r]\S)")
+_BEFORE_LONE_SPACE = re.compile(r"(?<=\S)(?=[ \t\n\r]\S)")
+
+_LIKE_A_BYTE = re.compile(r"<(?=0x[0-9A-F]{2}>)")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str | Iterable[str]],
+    vocab_size: int,
+    *,
+    piece_characters: int = PIECE_CHARACTERS,
+) -> Tokenizer:
     """Train a byte-level BPE, which can encode any text without unknown tokens.
 
     Parameters
     ----------
     texts
-        What to train on.
+        What to train on, each as `encode` takes it. Only its different words are held.
     vocab_size
         Tokens wanted, at least the 256 bytes.
+    piece_characters
+        Least length of the pieces that are read at once.
 
     Raises
     ------
@@ -42,7 +66,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(
+        itertools.chain.from_iterable(
+            _pieces(_chunks(text), _BEFORE_LAST_SPACE, piece_characters) for text in texts
+        ),
+        trainer,
+    )
     if tokenizer.get_vocab_size() != vocab_size:
         raise CorpusError(
             f"{vocab_size} tokens were asked for and {tokenizer.get_vocab_size()} came out: a "
@@ -97,57 +126,103 @@ def load_tokenizer(file: Path) -> Tokenizer:
 
 def _default_tokenizer(vocab_size: int) -> Tokenizer:
     cached = cache_file(f"tokenizer-{vocab_size}.json")
-    if not cached.exists():
+    if not is_cached(cached):
         tokenizer = train_tokenizer(map(read_source, stdlib_sources()), vocab_size)
         write_cache(cached, tokenizer.to_str())
     return load_tokenizer(cached)
 
 
-def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Return the token ids of a text, int64, shape `(n,)`.
+def encode(
+    tokenizer: Tokenizer, text: str | Iterable[str], *, piece_characters: int = PIECE_CHARACTERS
+) -> np.ndarray:
+    """Return the token ids of a text, int32, shape `(n,)`. They are all that is held of it.
 
-    An encoding takes hundreds of bytes a token while it is made, so the text is encoded in pieces,
-    cut where a line begins. A tokenizer that might notice the cut gets the whole text at once.
+    Parameters
+    ----------
+    tokenizer
+        What to encode with.
+    text
+        The text, or the parts of it one after the other, cut anywhere.
+    piece_characters
+        Least length of the pieces that are encoded at once.
     """
-    if not _never_joins_lines(tokenizer):
-        return np.array(tokenizer.encode(text).ids, dtype=np.int64)
-    pieces = _split_lines(text)
-    encoded = [np.empty(0, dtype=np.int64)]
-    while batch := list(islice(pieces, _PIECES_A_BATCH)):
-        encoded += [
-            np.array(piece.ids, dtype=np.int64) for piece in tokenizer.encode_batch_fast(batch)
-        ]
-    return np.concatenate(encoded)
+    ids = array("i")
+    for encoded in _encoded(tokenizer, text, piece_characters):
+        ids.extend(encoded)
+    return np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, dtype=np.int32)
 
 
-def _never_joins_lines(tokenizer: Tokenizer) -> bool:
-    """Return whether cutting after a single line end changes no token.
+def count_tokens(
+    tokenizer: Tokenizer, text: str | Iterable[str], *, piece_characters: int = PIECE_CHARACTERS
+) -> np.ndarray:
+    """Return how often each token occurs in a text, int64, shape `(token,)`.
 
-    So it is for a plain byte-level BPE: its pattern (that of GPT-2) never joins a letter to what is
-    beyond a line end, and it adds nothing to a text.
+    Takes what `encode` takes. Nothing of the text is held.
+    """
+    n_tokens = tokenizer.get_vocab_size()
+    n_occurrences = np.zeros(n_tokens, dtype=np.int64)
+    for encoded in _encoded(tokenizer, text, piece_characters):
+        n_occurrences += np.bincount(encoded, minlength=n_tokens)
+    return n_occurrences
+
+
+def _encoded(
+    tokenizer: Tokenizer, text: str | Iterable[str], piece_characters: int
+) -> Iterator[list[int]]:
+    """Yield the ids of a text, piece by piece.
+
+    An encoding takes hundreds of bytes a token while it is made. A tokenizer that might notice the
+    cut gets the whole text at once.
+    """
+    cut = _cut(tokenizer)
+    if cut is None:
+        yield tokenizer.encode("".join(_chunks(text))).ids
+        return
+    pieces = _pieces(_chunks(text), cut, piece_characters)
+    while batch := list(itertools.islice(pieces, _PIECES_A_BATCH)):
+        for piece in tokenizer.encode_batch_fast(batch):
+            yield piece.ids
+
+
+def _cut(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Return where a text may be cut so that no token changes. None where that is not known.
+
+    It is known of a plain byte-level BPE, whose pattern is that of GPT-2 and which adds nothing to
+    a text.
     """
     parts = json.loads(tokenizer.to_str())
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     pattern = parts["pre_tokenizer"] or {}
-    return (
+    known = (
         {key: pattern.get(key) for key in plain} == plain
         and parts["normalizer"] is None
         and (parts["post_processor"] or plain)["type"] == "ByteLevel"
-        and not any(
-            "\n" in token["content"] or token["lstrip"] or token["rstrip"]
-            for token in parts["added_tokens"]
-        )
     )
+    if not known:
+        return None
+    added = parts["added_tokens"]
+    if any(re.search(r"\s", t["content"]) or t["lstrip"] or t["rstrip"] for t in added):
+        return None
+    return _BEFORE_LONE_SPACE if added else _BEFORE_LAST_SPACE
 
 
-def _split_lines(text: str) -> Iterator[str]:
-    """Cut a text after line ends that stand alone."""
-    start = 0
-    while start < len(text):
-        cut = _SINGLE_LINE_END.search(text, start + _PIECE_CHARACTERS)
-        end = cut.end() if cut else len(text)
-        yield text[start:end]
-        start = end
+def _chunks(text: str | Iterable[str]) -> Iterable[str]:
+    return [text] if isinstance(text, str) else text
+
+
+def _pieces(chunks: Iterable[str], cut: re.Pattern[str], n_characters: int) -> Iterator[str]:
+    """Cut a text into pieces of `n_characters`, and as many more as there are up to a cut."""
+    held = ""
+    for chunk in chunks:
+        searched = max(n_characters, len(held) - 1)  # what the pattern looks ahead
+        held += chunk
+        start = 0
+        while found := cut.search(held, max(start + n_characters, searched)):
+            yield held[start : found.start()]
+            start = found.start()
+        held = held[start:]
+    if held:
+        yield held
 
 
 def label_tokens(
@@ -170,18 +245,65 @@ def label_tokens(
         If the mask cannot be read or is of another vocabulary.
     """
     n_tokens = tokenizer.get_vocab_size()
-    labels = TokenLabels.from_counts(
-        np.bincount(ids, minlength=n_tokens), [_text(tokenizer, token) for token in range(n_tokens)]
-    )
+    n_occurrences = np.zeros(n_tokens, dtype=np.int64)
+    for start in range(
+        0, len(ids), _IDS_AT_ONCE
+    ):  # NumPy counts in int64, of which it makes a copy
+        n_occurrences += np.bincount(ids[start : start + _IDS_AT_ONCE], minlength=n_tokens)
+    return label_counted(tokenizer, n_occurrences, mask_file=mask_file)
+
+
+def label_counted(
+    tokenizer: Tokenizer, n_occurrences: np.ndarray, *, mask_file: Path | None = None
+) -> TokenLabels:
+    """Label tokens by what `count_tokens` counted; else as `label_tokens`."""
+    labels = TokenLabels.from_counts(n_occurrences, texts(tokenizer))
     if mask_file is None:
         return labels
-    live = read_mask(mask_file, n_tokens)
+    live = read_mask(mask_file, tokenizer.get_vocab_size())
     return TokenLabels(count=labels.count, live=live, dead=~live, text=labels.text)
 
 
-def _text(tokenizer: Tokenizer, token: int) -> str:
-    """Return a token as people read it; as the vocabulary spells it where it is half a letter."""
+def texts(tokenizer: Tokenizer) -> list[str]:
+    """Return every token as people read it, no two alike if the tokens are not.
+
+    Bytes that are no text, as of half a letter, are in brackets, as are control characters:
+    `<0xE4>`. A token that itself reads so has its own bracket in brackets: `<0x3C>0xE4>`.
+    """
+    decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+    added = tokenizer.get_added_tokens_decoder()
+    as_bytes = decoder.get("type") == "ByteLevel"
+    return [
+        _bytes_as_text(spelt)
+        if as_bytes and token not in added and _BYTES.keys() >= {*spelt}
+        else _decoded(tokenizer, token, spelt)
+        for token in range(tokenizer.get_vocab_size())
+        for spelt in (tokenizer.id_to_token(token) or "",)
+    ]
+
+
+def _byte_letters() -> dict[str, int]:
+    """Return what a byte-level vocabulary writes for each byte, as GPT-2 began it.
+
+    A byte that Latin-1 prints stands for itself, the others are letters from U+0100 on.
+    """
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(0x100) if byte not in printed)
+    return {chr(byte): byte for byte in printed} | {
+        chr(0x100 + index): byte for index, byte in enumerate(others)
+    }
+
+
+_BYTES = _byte_letters()
+
+
+def _bytes_as_text(spelt: str) -> str:
+    text = bytes(_BYTES[letter] for letter in spelt).decode(errors="surrogateescape")
+    return printable(_LIKE_A_BYTE.sub("<0x3C>", text))
+
+
+def _decoded(tokenizer: Tokenizer, token: int, spelt: str) -> str:
     text = tokenizer.decode([token], skip_special_tokens=False)
     if "\ufffd" in text or not text:
-        return tokenizer.id_to_token(token) or ""
-    return text
+        return printable(spelt)
+    return printable(_LIKE_A_BYTE.sub("<0x3C>", text))

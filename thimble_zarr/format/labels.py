@@ -1,8 +1,10 @@
-"""The token mask: a safetensors file that says which tokens are live and which are dead.
+"""What is known of tokens, outside a store: their texts as people read them, and the token mask.
 
-The second notebook reads its `dead_mask`. Our own masks have `live_mask` beside it.
+The mask is a safetensors file that says which tokens are live and which are dead. The second
+notebook reads its `dead_mask`. Our own masks have `live_mask` beside it.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,26 @@ import safetensors.numpy
 
 from thimble_zarr.errors import CorpusError
 from thimble_zarr.format.schema import TokenLabels
+
+_UNPRINTABLE = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\udc80-\udcff]")
+"""Control characters but for tab and line ends, and bytes that are no text (`surrogateescape`)."""
+
+
+def printable(text: str) -> str:
+    r"""Return a token's text as every terminal shows it and every file format stores it.
+
+    Control characters and bytes that are no text are written as bytes in brackets.
+
+    Examples
+    --------
+    >>> printable("a\0")
+    'a<0x00>'
+    """
+    return _UNPRINTABLE.sub(_in_brackets, text)
+
+
+def _in_brackets(character: re.Match[str]) -> str:
+    return "".join(f"<0x{byte:02X}>" for byte in character[0].encode(errors="surrogateescape"))
 
 
 def write_mask(file: Path, labels: TokenLabels) -> None:

@@ -209,8 +209,13 @@ def _unequal(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[st
 
 
 def _unlike_labels(recorded: TokenLabels, now: TokenLabels) -> Iterator[str]:
-    """Yield names of labels that are known on both sides, and differ."""
+    """Yield names of labels that are known on both sides, and differ.
+
+    The texts are not compared: they are for people, and how they are spelled may change.
+    """
     for known in fields(now):
+        if known.name == "text":
+            continue
         was, is_now = getattr(recorded, known.name), getattr(now, known.name)
         if was is not None and is_now is not None and not np.array_equal(was, is_now):
             yield known.name
