@@ -2,10 +2,12 @@
 
 import ast
 import hashlib
+import itertools
 import json
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,11 @@ def test_it_gives_what_the_dataset_gives_with_nothing_else_at_hand(toy_path: Pat
     forbidden = ("thimble_zarr", "zarr", "xarray", "google_crc32c", "tensorstore", "torch")
     script = f"""
 import sys
+import zlib
 sys.modules |= dict.fromkeys({forbidden!r})
 {SOURCE}
 import hashlib
+import itertools
 for name in ("W", "grad"):
     print(hashlib.sha256(read_array({str(toy_path)!r}, name).tobytes()).hexdigest())
 print(json.dumps(read_commit({str(toy_path)!r})))
@@ -267,3 +271,42 @@ def names_not_documented(store: Path) -> set[str]:
 def test_a_name_that_is_missing_is_seen(toy_copy: Path) -> None:
     (toy_copy / "W/no_such_name").touch()
     assert names_not_documented(toy_copy) == {"no_such_name"}
+
+
+def test_the_ledger_says_what_the_page_says_of_it(page: dict[str, Any], zoo: Recorded) -> None:
+    """Sizes and checksums of every file, and both checksums of every chunk."""
+    files, chunks = {}, {}
+    for line in page["read_ledger"](zoo.path):
+        files |= line["files"]
+        block = (
+            line["rows"][0] // page["read_attribute"](zoo.path / "norm")["layout"]["block_steps"]
+        )
+        chunks |= {(array, block): known for array, known in line["chunks"].items()}
+    for key, known in files.items():
+        content = (zoo.path / key).read_bytes()
+        assert known["bytes"] == len(content)
+        assert known.get("crc32") in (None, zlib.crc32(content))
+        assert ("crc32" in known) == (key.rpartition("/c.")[0] not in {name for name, _ in chunks})
+    for (array, block), known in chunks.items():
+        shape = page["read_attribute"](zoo.path / array.rpartition("/")[0])["shape"]
+        content = (zoo.path / array / (f"c.{block}" + ".0" * len(shape))).read_bytes()
+        index = np.frombuffer(content[-16 * len(known) - 4 : -4], "<u8").reshape(-1, 2)
+        for (offset, n_bytes), (stored, values) in zip(index.tolist(), known, strict=True):
+            encoded = page["checked"](content[offset : offset + n_bytes])
+            assert page["crc32c"](encoded) == stored
+            assert page["crc32c"](numcodecs.blosc.decompress(encoded)) == values
+    assert len(chunks) > len(SHAPES)
+
+
+def test_labels_are_what_the_page_says_of_them(page: dict[str, Any], toy_path: Path) -> None:
+    ds, n = thimble_zarr.open_dataset(toy_path), 11
+    packed = bytes.fromhex(page["read_attribute"](toy_path)["stored_last"])
+    last = np.unpackbits(np.frombuffer(packed, np.uint8))
+    order = np.argsort(last[:n], kind="stable")
+    assert not last[n:].any()
+    np.testing.assert_array_equal(page["read_vector"](toy_path / "token", n), order)
+    np.testing.assert_array_equal(page["read_vector"](toy_path / "dead", n), ds.dead.values[order])
+    ends = page["read_vector"](toy_path / "text_end", n)
+    utf8 = page["read_vector"](toy_path / "text_bytes", int(ends[-1])).tobytes()
+    texts = [utf8[start:end].decode() for start, end in itertools.pairwise([0, *ends.tolist()])]
+    assert texts == [str(text) for text in ds.text.values[order]]
