@@ -1,4 +1,4 @@
-"""Record a real run once and measure everything the README claims; print one Markdown table."""
+"""Record a real run once and measure everything the docs claim; print one Markdown table."""
 
 import datetime
 import json
@@ -84,7 +84,7 @@ def commit() -> str:
 
 
 def markdown(results: Results, early: int, steps: int) -> str:
-    """Return the table of the README."""
+    """Return the table of README and docs."""
     time_s, bare, recorded = results["step_time"], results["bare"], results["recorded"]
     disk = results["disk"]
 

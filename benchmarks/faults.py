@@ -108,7 +108,7 @@ def flips(store: Path, *, trials: int, seed: int) -> dict[str, object]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return the confusion table and the flips as the README has them."""
+    """Return the confusion table and the flips."""
     lines = ["| planted | called | of |", "| --- | --- | --- |"]
     for dtype, counts in results["confusion"].items():
         total: Counter[str] = Counter()
@@ -127,7 +127,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Return the sentence that the README has."""
+    """Return the sentence that the docs have."""
     runs = results["confusion"].values()
     named = sum(
         n for counts in runs for planted, found, n in counts if planted.endswith(f"({found})")

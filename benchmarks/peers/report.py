@@ -212,7 +212,8 @@ def markdown(results: Results) -> str:
         "```console\n$ .venv/bin/python -m benchmarks.peers --repeats 5\n```",
         "and what is larger than the memory with a longer run, and room for its raw numbers:",
         "```console\n"
-        "$ .venv/bin/python -m benchmarks.run runs/long/run.zarr --steps 5000 --batch-size 2\n"
+        "$ .venv/bin/python -m benchmarks.run runs/long/run.zarr "
+        "--steps 5000 --batch-size 2 --early 200\n"
         "$ .venv/bin/python -m benchmarks.peers.larger\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -232,7 +233,7 @@ def medians(results: Results) -> str:
 
 
 def summary(results: Results, measured: str = "reading") -> str:
-    """Return time and peak memory of whole processes: the table of the README."""
+    """Return time and peak memory of whole processes: the table of the docs."""
     tasks, reading = results["tasks"], results[measured]
     peers = list(results["disk"])
     return table(
