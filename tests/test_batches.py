@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 
@@ -100,3 +102,31 @@ def test_a_corpus_of_one_window_and_its_last_target_is_enough() -> None:
 def test_a_shorter_corpus_is_refused_before_the_first_batch(n: int) -> None:
     with pytest.raises(CorpusError, match=rf"has {n} tokens, and one window takes 5"):
         sliding_batches(distinct_ids(n), seq_len=4, batch_size=3, seed=0)
+
+
+PEAK = """
+import resource
+import numpy as np
+from thimble_zarr.experiment.batches import sliding_batches
+ids = np.arange(4_000_000, dtype=np.int32)
+next(sliding_batches(ids[:10], seq_len=4, batch_size=1, seed=0))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+next(sliding_batches(ids, seq_len=4, batch_size=1, seed=0, n_skipped=len(ids)))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_an_epoch_takes_four_bytes_a_window_and_the_next_one_no_more() -> None:
+    shown = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert int(shown.stdout) < 1.5 * 4 * 4_000_000
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_ids_of_any_integer_dtype_make_the_same_batches(dtype: type) -> None:
+    options = {"seq_len": 4, "batch_size": 5, "seed": 42}
+    ours = sliding_batches(distinct_ids(30).astype(dtype), **options)
+    for one, other in zip(
+        islice(ours, 9), sliding_batches(distinct_ids(30), **options), strict=False
+    ):
+        assert one[0].dtype == torch.int64
+        assert torch.equal(torch.stack(one), torch.stack(other))

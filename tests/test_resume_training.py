@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 from benchmarks.resume import differing_files
 from tests.test_trainer import DATA, TINY
+from thimble_zarr import accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import ResumeError, StoreError
-from thimble_zarr.experiment import trainer
+from thimble_zarr.experiment import device, trainer
 from thimble_zarr.experiment.batches import sliding_batches
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
@@ -135,6 +136,76 @@ def test_a_store_without_rows_has_the_settings_of_its_run(tmp_path: Path, left: 
         with pytest.raises(ResumeError, match=message):
             train(config, data, store, memory_bytes=MEMORY, resume=True)
     assert Checkpoints(store).steps() == [1]
+
+
+def test_auto_is_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run keeps its arithmetic, also on a machine that would choose another."""
+    config = replace(CONFIG, dtype="bfloat16", compute_dtype="auto")
+    whole, store = tmp_path / "whole.zarr", tmp_path / "run.zarr"
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: False)
+    train(config, DATA, whole, memory_bytes=MEMORY)
+    train_until(store, 5, config)
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: True)
+    train(config, DATA, store, memory_bytes=MEMORY, resume=True)
+    assert differing_files(whole, store) == []
+    run = RecordedRun.read(store)
+    assert run is not None
+    assert run.config == replace(config, compute_dtype="float32")
+    other = tmp_path / "other.zarr"
+    train(config, DATA, other, memory_bytes=MEMORY)
+    assert differing_files(whole, other) != []  # the arithmetic does make a difference
+
+
+def test_another_arithmetic_than_the_recorded_one_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    train_until(store, 5)
+    for other, message in (
+        (replace(CONFIG, compute_dtype="bfloat16"), "compute_dtype float32 recorded, bfloat16 now"),
+        (replace(CONFIG, loss_chunk=0), "loss_chunk 4 recorded, 0 now"),
+    ):
+        with pytest.raises(ResumeError, match=message):
+            train(other, DATA, store, memory_bytes=MEMORY, resume=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_of_version_0_1_goes_on_in_the_notebooks_arithmetic(
+    tmp_path: Path, dtype: str
+) -> None:
+    """Such a store has no word of either setting."""
+    config = replace(CONFIG, dtype=dtype, compute_dtype=dtype, loss_chunk=0)
+    whole, store = tmp_path / "whole.zarr", tmp_path / "run.zarr"
+
+    def to_earlier(self: TrainingConfig) -> dict[str, object]:
+        names = {known.name for known in fields(self)} - {"compute_dtype", "loss_chunk"}
+        return {name: getattr(self, name) for name in names}
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(TrainingConfig, "to_json", to_earlier)
+        train(config, DATA, whole, memory_bytes=MEMORY)
+        train_until(store, 5, config)
+    run = RecordedRun.read(store)
+    assert run is not None
+    assert run.config == config
+    train(run.config, DATA, store, memory_bytes=MEMORY, resume=True)
+    assert differing_files(whole, store) == []
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("double_shift", [False, True])
+def test_in_any_arithmetic_a_resumed_run_is_the_whole_one_and_the_replay_exact(
+    tmp_path: Path, compute_dtype: str, double_shift: bool
+) -> None:
+    config = replace(
+        CONFIG, dtype="bfloat16", compute_dtype=compute_dtype, double_shift=double_shift
+    )
+    whole, store = tmp_path / "whole.zarr", tmp_path / "run.zarr"
+    train(config, DATA, whole, memory_bytes=MEMORY)
+    train_until(store, 6, config)
+    train(config, DATA, store, memory_bytes=MEMORY, resume=True)
+    assert differing_files(whole, store) == []
+    table = accounting(open_dataset(store))
+    assert int(table.n_different.sum()) == 0
+    assert table.sizes["step"] == config.steps
 
 
 def test_a_schedule_without_rows_begins_anew(tmp_path: Path) -> None:

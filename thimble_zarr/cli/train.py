@@ -306,7 +306,7 @@ def render_validation(store: Path) -> str:
 def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
     """Return what a run takes, by array and in total, beside the notebook's way."""
     title = f"{config.steps:,} steps of {config.vocab_size:,} x {config.hidden_dim}, {config.dtype}"
-    storage, training = plan.storage, human_bytes(plan.training_bytes)
+    storage = plan.storage
     rows = [(title, "this run", "notebook's way")]
     rows += [
         (f"  {name}", human_bytes(n_bytes), human_bytes(plan.notebook_array_bytes[name]))
@@ -315,22 +315,27 @@ def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
     rows += [
         ("Disk, at most", human_bytes(storage.disk_bytes), human_bytes(plan.notebook_bytes)),
         ("RAM for recording", human_bytes(storage.memory_bytes), human_bytes(plan.notebook_bytes)),
-        ("RAM for training, about", training, training),
+        (
+            "RAM for training, about",
+            human_bytes(plan.training_bytes),
+            human_bytes(plan.notebook_training_bytes),
+        ),
         (
             "RAM in all, about",
             human_bytes(plan.memory_bytes),
-            human_bytes(plan.training_bytes + plan.notebook_bytes),
+            human_bytes(plan.notebook_training_bytes + plan.notebook_bytes),
         ),
     ]
-    why = f" ({plan.compute_dtype.reason})" if plan.compute_dtype.reason else ""
+    compute, block_steps = plan.compute_dtype, storage.layout.block_steps
+    why = f" ({compute.reason})" if compute.reason else ""
+    loss = f"chunks of {config.loss_chunk:,} positions" if config.loss_chunk else "one piece"
     return (
         f"{aligned(rows)}\n"
-        f"Forward and backward run in {plan.compute_dtype.name}{why}; the record is "
+        f"Forward and backward run in {compute.name}{why}, the loss in {loss}. The record is "
         f"{config.dtype}.\n"
         f"This machine has {human_bytes(plan.free_memory_bytes)} of RAM and "
-        f"{human_bytes(plan.free_disk_bytes)} of disk free. Blocks of "
-        f"{storage.layout.block_steps} steps; a crash costs one and, where the disk lags, the one "
-        "before it."
+        f"{human_bytes(plan.free_disk_bytes)} of disk free.\n"
+        f"A crash costs at most the last block of {block_steps} steps, or two if the disk lags."
     )
 
 

@@ -67,8 +67,7 @@ def choose_compute_dtype(config: TrainingConfig) -> ComputeDtype:
     'float32'
     """
     if config.compute_dtype != AUTO:
-        differs = config.compute_dtype != config.dtype
-        return ComputeDtype(config.compute_dtype, "as chosen" if differs else "")
+        return ComputeDtype(config.compute_dtype, "")
     slow = (
         config.dtype == "bfloat16"
         and find_device(config.device).type == "cpu"

@@ -19,9 +19,10 @@ from thimble_zarr.record.schedule import count_rows
 NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
 """Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""
 
-_DEFAULT_CORPUS_BYTES = 2 * 10**6
+_DEFAULT_CORPUS_BYTES = 2 * 10**6  # Python 3.11
 
-_CORPUS_BYTES_PER_TEXT_BYTE = 4
+_CORPUS_BYTES_PER_TEXT_BYTE = 3
+"""An id and its place in the order are 8 bytes a token, and English has 3 to 4 bytes a token."""
 
 _LIBRARIES_BYTES = 530 * 10**6  # torch, transformers and xarray imported, measured on Linux
 
@@ -40,6 +41,8 @@ class RunPlan:
         In which dtype forward and backward run, and why.
     training_bytes
         Estimate of the memory of training itself, on the training device and in Python.
+    notebook_training_bytes
+        The same for the arithmetic of the original notebook, whose logits are whole.
     free_memory_bytes, free_disk_bytes
         What the machine has now.
     """
@@ -48,6 +51,7 @@ class RunPlan:
     notebook_array_bytes: Mapping[str, int]
     compute_dtype: ComputeDtype
     training_bytes: int
+    notebook_training_bytes: int
     free_memory_bytes: int
     free_disk_bytes: int
 
@@ -119,6 +123,9 @@ def plan_run(
         notebook_array_bytes={name: elements * size for name, size in NOTEBOOK_ITEMSIZES.items()},
         compute_dtype=compute_dtype,
         training_bytes=training_bytes(replace(config, compute_dtype=compute_dtype.name)),
+        notebook_training_bytes=training_bytes(
+            replace(config, compute_dtype=config.dtype, loss_chunk=0)
+        ),
         free_memory_bytes=psutil.virtual_memory().available,
         free_disk_bytes=free_disk_bytes,
     )
