@@ -29,6 +29,7 @@ from tests.runs import N_TOKENS, Loop, record, token_labels
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.cli.report import csv_text
+from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.schema import FORMAT_VERSION
@@ -240,6 +241,32 @@ def test_train_shows_plan_corpus_validation_and_what_to_type_next(
     assert f"{len(Tokenizer.from_file(option(tiny, 'tokenizer')).encode(TEXT * 3))} tokens" in (
         result.stdout
     )
+
+
+@pytest.mark.parametrize("loss_chunk", [0, 7])
+@pytest.mark.parametrize("chosen", ["auto", "float32", "bfloat16"])
+def test_the_arithmetic_is_shown_recorded_and_no_matter_to_the_replay(
+    tmp_path: Path,
+    tiny: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str,
+    loss_chunk: int,
+) -> None:
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: False)
+    store = tmp_path / "run.zarr"
+    options = (f"--compute-dtype={chosen}", f"--loss-chunk={loss_chunk}")
+    used = "bfloat16" if chosen == "bfloat16" else "float32"
+    assert f"Forward and backward run in {used}" in succeeds("train", store, *tiny, *options).stdout
+    recorded = info_of(store)["attrs"]["config"]
+    assert recorded["compute_dtype"] == used
+    assert recorded["loss_chunk"] == loss_chunk
+    assert used in " ".join(
+        line for line in succeeds("info", store).stdout.splitlines() if "compute" in line.lower()
+    )
+    assert {*StoreReader.open(store).schema.dtypes.values()} == {"bfloat16"}
+    assert checked(store, "--tokens=all")["holds"] is True
+    finished = succeeds("train", store, *tiny, "--resume", "--compute-dtype=auto", options[1])
+    assert "All 5 steps are recorded" in finished.stdout
 
 
 def option(options: tuple[str, ...], name: str) -> str:
@@ -630,7 +657,10 @@ def test_blocks_follow_from_the_memory(tmp_path: Path, tiny: tuple[str, ...]) ->
         store = tmp_path / f"{memory}.zarr"
         succeeds("train", store, *tiny, "--memory", memory)
         steps.append(info_of(store)["layout"]["block_steps"])
-        assert f"Blocks of {steps[-1]} steps" in succeeds("plan", *tiny, "--memory", memory).stdout
+        assert (
+            f"the last block of {steps[-1]} steps"
+            in succeeds("plan", *tiny, "--memory", memory).stdout
+        )
     assert steps == [1, 16]
 
 
@@ -646,7 +676,7 @@ def test_plan_is_beside_the_notebooks_way_and_starts_nothing(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**11))
     result = succeeds("plan")
     assert list(tmp_path.iterdir()) == []
-    assert result.stderr == ""
+    assert told(result.stderr) == []
     rows = {
         name: line.split(name)[1].split("  ")
         for line in result.stdout.splitlines()
@@ -660,6 +690,38 @@ def test_plan_is_beside_the_notebooks_way_and_starts_nothing(
     assert sizes["exp_avg_sq"] == ["1.28 GB", "2.56 GB"]
     assert sizes["Disk, at most"][1] == sizes["RAM for recording"][1] == "7.69 GB"
     assert "100.00 GB of RAM and 10000.00 GB of disk free" in result.stdout
+
+
+def test_memory_of_training_is_that_of_its_arithmetic_beside_the_notebooks() -> None:
+    def row(*options: str) -> list[str]:
+        lines = succeeds("plan", "--device=cpu", *options).stdout.splitlines()
+        (found,) = (line for line in lines if line.startswith("RAM for training, about"))
+        return re.findall(r"[\d.]+ [MG]B", found)
+
+    notebook = row("--compute-dtype=bfloat16", "--loss-chunk=0")
+    assert notebook[0] == notebook[1]
+    ours = row("--compute-dtype=bfloat16")
+    assert ours[1] == notebook[1]
+    assert ours[0].endswith("MB")
+    assert notebook[1].endswith("GB")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_plan_says_in_which_dtype_and_why(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: fast)
+    for options, expected in (
+        ([], "bfloat16" if fast else "float32 (this CPU has no fast bfloat16)"),
+        (["--compute-dtype=float32"], "float32"),
+        (["--compute-dtype=bfloat16"], "bfloat16"),
+        (["--dtype=float32"], "float32"),
+    ):
+        stdout = succeeds("plan", "--device=cpu", *options).stdout
+        dtype = "float32" if "--dtype=float32" in options else "bfloat16"
+        assert (
+            f"Forward and backward run in {expected}, the loss in chunks of 512 positions. "
+            f"The record is {dtype}.\n"
+        ) in stdout
+    assert "the loss in one piece." in succeeds("plan", "--loss-chunk=0").stdout
 
 
 # --- info ----------------------------------------------------------------------------------------

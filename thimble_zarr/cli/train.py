@@ -153,7 +153,8 @@ def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet:
 @config_options
 @MEMORY
 def plan(store: Path, *, config: Path | None, memory: int, **settings: object) -> None:
-    """Show the memory and disk a run would take, beside what there is. Starts nothing."""
+    """Show the memory and disk that a run would take, beside what is free. Starts nothing."""
+    _say_what_is_done("Working out what the run takes", quiet=False)
     from thimble_zarr.experiment.plan import plan_run
 
     run = config_from(config, settings)
