@@ -38,7 +38,7 @@ def main(store: Path | None, *, steps: int, batch_size: int, early: int) -> None
             name=PARAMETER,
             labels=data.labels,
             n_steps=steps,
-            attrs={"config": config.to_json(), **data.attrs},
+            attrs={"config": training.config.to_json(), **data.attrs},
             overwrite=True,
         )
     early_bytes = 0
