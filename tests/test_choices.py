@@ -446,7 +446,7 @@ def test_train_records_what_its_settings_say(tmp_path: Path) -> None:
         ({"windows": "5:1"}, r"windows\(\(5, 1\)\) cannot work"),
         ({"variables": "W,gradient"}, "must be some of W, grad, exp_avg, exp_avg_sq"),
         ({"record_tokens": "some"}, "must be one of all, live, dead"),
-        ({"every": 50, "steps": 40}, r"none of 40 steps would be recorded: the schedule every\(50"),
+        ({"every": 50, "steps": 40}, r"the schedule every\(50.* includes none of the 40 steps"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -201,7 +201,7 @@ def test_a_type_is_told_in_words_for_people(name: str) -> None:
 
 
 def test_an_unknown_setting_is_refused_and_the_known_are_listed() -> None:
-    with pytest.raises(ConfigError, match="no setting 'batchsize'") as caught:
+    with pytest.raises(ConfigError, match="unknown setting 'batchsize'") as caught:
         TrainingConfig.from_settings({"batchsize": 3})
     assert all(name in str(caught.value) for name in NAMES)
 

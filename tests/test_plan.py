@@ -170,7 +170,9 @@ def test_a_disk_too_small_is_told_with_both_sizes(
     tmp_path: Path, free_disk: SimpleNamespace
 ) -> None:
     free_disk.free = 10**9
-    with pytest.raises(DiskSpaceError, match=r"5\.1\d GB of disk and 1\.00 GB are free.*--force"):
+    with pytest.raises(
+        DiskSpaceError, match=r"5\.1\d GB of disk, but only 1\.00 GB is free.*--force"
+    ):
         plan_run(DEFAULT, tmp_path).check_disk()
 
 

@@ -36,8 +36,8 @@ DEMO = TrainingConfig(steps=150, batch_size=16)
 RESUME = click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the run in STORE, with its settings, from its last checkpoint. Where there is "
-    "none, begin it.",
+    help="Resume the run in STORE with its own settings, from its last checkpoint. Without a "
+    "checkpoint, start from the beginning.",
 )
 FORCE = click.option("--force", is_flag=True, help="Start even if the disk may not hold the run.")
 
@@ -64,22 +64,24 @@ def train(
     quiet: bool,
     **settings: object,
 ) -> None:
-    """Train the Thimble 1 model and record every step into STORE, or what is chosen.
+    """Train the Thimble 1 model and record every step into STORE.
 
     A small GPT-2 with tied embeddings learns a text; the recorder streams its embedding, gradient
     and AdamW states to disk with bounded memory. Without --corpus and --tokenizer it trains on the
-    documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly; what was
-    recorded can be checked. However it ended, `thimble-zarr train --resume STORE` goes on, unless
-    --every or --windows left out steps.
+    documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly, and what was
+    recorded can be checked. `thimble-zarr train --resume STORE` continues a run that was stopped or
+    killed, unless --every or --windows leaves out steps.
     """
     run = None
     if resume:
         if overwrite:
-            raise click.UsageError("--resume goes on with a store, --overwrite replaces it")
+            raise click.UsageError(
+                "--resume continues a store and --overwrite replaces it; give one of them"
+            )
         run = _recorded_run(store)
         if run is None and store.exists() and not quiet:
             click.echo(
-                f"Note: {store} has no settings; it is begun with those given here", err=True
+                f"Note: {store} has no settings; the run starts with the ones given here", err=True
             )
     if run is not None and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT:
         memory = run.memory_bytes
@@ -121,10 +123,10 @@ def _check_ready(run: "RecordedRun", config: TrainingConfig, *, memory_bytes: in
 @QUIET
 @click.pass_context
 def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
-    """Train, record and check a short run, from nothing, in about two minutes.
+    """Train, record and check a short run, in about a minute.
 
-    The same as `train` with batches of 16 on the embedded corpus, then `check`. STORE is demo.zarr
-    unless given.
+    The same as `train` for 150 steps with batches of 16 on the default corpus, then `check`. STORE
+    is demo.zarr by default.
     """
     run_training(
         replace(DEMO, steps=steps),
@@ -190,9 +192,7 @@ def run_training(
     if not force:
         found.check_disk()
 
-    _say_what_is_done(
-        "Loading torch, the tokenizer and the corpus (longer the first time)", quiet=quiet
-    )
+    _say_what_is_done("Loading the tokenizer and the corpus (longer the first time)", quiet=quiet)
     from thimble_zarr.experiment.trainer import load_data
     from thimble_zarr.experiment.trainer import train as train_model
 
@@ -219,7 +219,7 @@ def run_training(
         bar.close()
         say(bar.summary(store))
         if bar.last is not None and config.schedule is None:
-            say(f"Go on    thimble-zarr train --resume {shlex.quote(str(store))}")
+            say(f"Resume   thimble-zarr train --resume {shlex.quote(str(store))}")
         raise
     bar.close()
     if not quiet:
@@ -249,7 +249,7 @@ class _ProgressBar:
     def __call__(self, progress: "Progress") -> None:
         if self.first is None:
             self.first = progress
-            self._bar.update(progress.step - 1)  # a run that goes on has taken them before
+            self._bar.update(progress.step - 1)  # a resumed run has taken them before
         self.last = progress
         written = human_bytes(progress.bytes_written)
         self._bar.note(f"loss {progress.loss:.3f}, {written} written")
@@ -292,7 +292,7 @@ def render_validation(store: Path) -> str:
     ds = open_dataset(store)
     checkable = ds.step.values[selected(ds).is_checkable].tolist()
     if "adam_residual" not in ds or not checkable:
-        return "Of what was recorded no step can be checked.\n"
+        return "No recorded step can be checked.\n"
     steps = sorted({*VALIDATION_STEPS} & {*checkable} | {checkable[-1]})
     table = accounting(ds.sel(step=steps), replay=False)
     lines = [
@@ -300,7 +300,9 @@ def render_validation(store: Path) -> str:
         f"cosine={float(row.cosine_similarity):+.3f}"
         for row in (table.sel(step=step) for step in steps)
     ]
-    title = "Predicted and observed weight changes, all tokens (1 and 1 where the formula fits)"
+    title = (
+        "Predicted over observed weight change, all tokens (ratio 1, cosine 1: the formula fits)"
+    )
     return "\n".join([title, *lines, ""])
 
 
@@ -344,7 +346,7 @@ def warn_of_memory(plan: "RunPlan") -> None:
     """Say on stderr that memory is short, where it is."""
     if plan.memory_is_short:
         click.echo(
-            f"Warning: the run needs about {human_bytes(plan.memory_bytes)} of memory and "
-            f"{human_bytes(plan.free_memory_bytes)} are free; a smaller --batch-size needs less",
+            f"Warning: the run needs about {human_bytes(plan.memory_bytes)} of memory, but only "
+            f"{human_bytes(plan.free_memory_bytes)} is free; a smaller --batch-size needs less",
             err=True,
         )

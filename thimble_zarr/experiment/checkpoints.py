@@ -1,4 +1,4 @@
-"""Checkpoints beside a store, from which a killed run goes on: model, optimizer, random numbers.
+"""Checkpoints beside a store, from which a run resumes: model, optimizer, random numbers.
 
 Each is one safetensors file, `run.zarr.checkpoints/step-00000640.safetensors`, whole or not there.
 Where the data stand needs no file: a step takes one batch, and the seed gives their order.
@@ -31,7 +31,7 @@ _RANDOM = "random"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training loop needs to go on after a step as if it had never stopped.
+    """All that a training loop needs to resume after a step as if it had never stopped.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @classmethod
     def take(cls, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Self:
-        """Copy what there is after a step."""
+        """Copy the state after a step."""
         tensors = {f"{_RANDOM}.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             states = torch.cuda.get_rng_state_all()
@@ -164,8 +164,8 @@ class Checkpoints:
             return Checkpoint(found, safetensors.torch.load(file.read_bytes()))
         except (OSError, safetensors.SafetensorError) as error:
             raise StoreError(
-                f"cannot read the checkpoint {file}: {error}; remove it to go on from the one "
-                "before"
+                f"cannot read the checkpoint {file}: {error}; remove it to resume "
+                "from the one before"
             ) from error
 
     def prune(self, committed_step: int) -> None:
@@ -174,7 +174,7 @@ class Checkpoints:
         remove_files(self._file(step) for step in self.steps() if step < needed)
 
     def clear(self, after_step: int = 0) -> None:
-        """Remove all checkpoints of later steps. Anything else that lies there stays."""
+        """Remove all checkpoints of later steps, and no other file."""
         remove_files(self._file(step) for step in self.steps() if step > after_step)
         remove_files(self.path / name for name in self._names() if name.endswith(PARTIAL))
         with suppress(OSError):

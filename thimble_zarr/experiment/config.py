@@ -34,18 +34,18 @@ HELP: Mapping[str, str] = {
     "weight_decay": "Decoupled weight decay.",
     "beta1": "Decay rate of the first moment.",
     "beta2": "Decay rate of the second moment.",
-    "eps": "Term added to AdamW's denominator.",
+    "eps": "Added to AdamW's denominator.",
     "dtype": "Dtype of parameters, gradients and optimizer states, and so of the record.",
     "compute_dtype": "Dtype of forward and backward. auto: float32 for a bfloat16 model on a CPU "
     "without fast bfloat16, else --dtype.",
     "loss_chunk": "Positions whose logits are held at once; 0: all, as in the original notebook.",
-    "device": "Where to train: cuda, mps or cpu; found automatically when not given.",
+    "device": "Where to train: cuda, mps or cpu.  [default: the best one available]",
     "seed": "Seed of initialisation and shuffling.",
     "vocab_size": "Tokens in the vocabulary.",
     "hidden_dim": "Dimensions of the embedding.",
     "layers": "Transformer layers.",
     "heads": "Attention heads.",
-    "init_scale": "Standard deviation of the initial embedding.",
+    "init_scale": "Standard deviation of the embedding at the start.",
     "optimizer_impl": "Which of torch's implementations of AdamW runs.",
     "double_shift": "Train on the token after next, as the original notebook did by mistake.",
     "corpus": "Text file to train on (UTF-8).  [default: the Python standard library's docs]",
@@ -130,8 +130,7 @@ class TrainingConfig:
         self._require("variables", set(chosen) <= set(RECORDED), f"some of {', '.join(RECORDED)}")
         if self.schedule is not None and not count_rows(self.schedule, self.steps):
             raise ConfigError(
-                f"none of {self.steps} steps would be recorded: the schedule {self.schedule} "
-                "includes none of them"
+                f"the schedule {self.schedule} includes none of the {self.steps} steps"
             )
 
     @property
@@ -174,7 +173,7 @@ class TrainingConfig:
         types = {known.name: known.type for known in fields(cls)}
         for name in settings:
             if name not in types:
-                raise ConfigError(f"there is no setting {name!r}; known are {', '.join(types)}")
+                raise ConfigError(f"unknown setting {name!r}; the settings are {', '.join(types)}")
         converted: dict[str, Any] = {
             name: _convert(name, types[name], value) for name, value in settings.items()
         }

@@ -29,7 +29,7 @@ _LIBRARIES_BYTES = 530 * 10**6  # torch, transformers and xarray imported, measu
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run takes and what there is, in bytes.
+    """What a run takes and what is free, in bytes.
 
     Attributes
     ----------
@@ -74,9 +74,9 @@ class RunPlan:
         """Raise DiskSpaceError if the disk cannot hold the run without compression."""
         if self.storage.disk_bytes > self.free_disk_bytes:
             raise DiskSpaceError(
-                f"the run needs up to {human_bytes(self.storage.disk_bytes)} of disk and "
-                f"{human_bytes(self.free_disk_bytes)} are free; make room, choose another disk, "
-                "record fewer steps, or pass --force (compression usually saves a third)"
+                f"the run needs up to {human_bytes(self.storage.disk_bytes)} of disk, but only "
+                f"{human_bytes(self.free_disk_bytes)} is free; free some space, choose another "
+                "disk, record fewer steps, or pass --force (compression usually saves a third)"
             )
 
 
@@ -96,7 +96,7 @@ def plan_run(
     store
         Where the run will be recorded.
     memory_bytes
-        Bound on the recorder's memory.
+        Limit of the recorder's memory.
     overwrite
         Count the room that a store at `store` will leave.
 

@@ -1,4 +1,4 @@
-"""A run that `train` recorded: with which settings, how far, and where it can go on."""
+"""A run that `train` recorded: its settings, how far it is, and where it can resume."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class RecordedRun:
     config
         The settings.
     memory_bytes
-        Bound on the recorder's memory.
+        Limit of the recorder's memory.
     attrs
         All that was kept with it, the two above among it.
     committed_step
@@ -46,10 +46,10 @@ class RecordedRun:
 
     @classmethod
     def read(cls, store: StorePath) -> Self | None:
-        """Return what a store says, None where none was begun.
+        """Return what a store says; None where there is none.
 
-        One into which nothing was committed has its settings all the same, unless its writer was
-        killed before it had declared them.
+        A store without a committed step still has its settings, unless its writer was killed before
+        it had written them.
 
         Raises
         ------
@@ -77,8 +77,8 @@ class RecordedRun:
             config = TrainingConfig.from_json(earlier | {**settings})
         except (KeyError, ConfigError) as error:
             raise ResumeError(
-                f"cannot go on with {store}: `thimble-zarr train` of this version did not record "
-                f"it ({error}); a loop of your own goes on with Recorder(..., resume=True)"
+                f"cannot resume {store}: this version of `thimble-zarr train` did not record it "
+                f"({error}); a loop of your own resumes with Recorder(..., resume=True)"
             ) from error
         return cls(
             path=Path(store),
@@ -96,8 +96,8 @@ class RecordedRun:
         differences += _unequal(self.attrs, {**self.attrs, **attrs})
         if differences:
             raise ResumeError(
-                f"cannot go on with {self.path}: {'; '.join(differences)}; leave these options "
-                "out, which takes them from the store, or record another run"
+                f"cannot resume {self.path}: {'; '.join(differences)}; leave these options out "
+                "(the store has them), or record another run"
             )
 
     def resolve(self, config: TrainingConfig) -> TrainingConfig:
@@ -127,9 +127,9 @@ class RecordedRun:
         # One is taken as soon as a block is full, and that is before the block is committed.
         if not is_there and self.committed_step >= self.block_steps:
             raise ResumeError(
-                f"cannot go on with {self.path}: it has {self.committed_step} steps and no "
-                f"checkpoint of any lies in {checkpoints.path}; put them back, or record anew with "
-                "--overwrite"
+                f"cannot resume {self.path}: it has {self.committed_step} steps, but "
+                f"{checkpoints.path} has no checkpoint of any; put the checkpoints back, or record "
+                "again with --overwrite"
             )
 
 

@@ -99,7 +99,7 @@ class Training:
     data
         What to train on.
     checkpoint
-        Where to go on from; None for the beginning.
+        Where to resume; None starts from the beginning.
 
     Raises
     ------
@@ -159,8 +159,8 @@ def train(
 ) -> None:
     """Train as the config says and record what it says, every step by default.
 
-    However it ends, by itself, by an error or by Ctrl-C, what was recorded is on disk and the store
-    is closed. Until all steps are taken there are checkpoints beside the store to resume it from,
+    However training ends, by itself, by an error or by Ctrl-C, the recorded steps are on disk and
+    the store is closed. Until the last step there are checkpoints beside the store to resume from,
     unless a schedule leaves out steps.
 
     Parameters
@@ -172,13 +172,12 @@ def train(
     store
         Store to create.
     memory_bytes
-        Bound on the recorder's memory.
+        Limit of the recorder's memory.
     overwrite
-        Replace a store that lies at `store`.
+        Replace an existing store.
     resume
-        Go on with the store that lies at `store`, from its last checkpoint: the store will be the
-        same as if nothing had happened. Begin one where there is none, and anew where nothing was
-        committed.
+        Resume an existing store from its last checkpoint: it ends as the store of an uninterrupted
+        run, bit for bit. Where nothing was committed, start from the beginning.
     on_step
         Called after each step.
 
