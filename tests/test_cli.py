@@ -1124,7 +1124,7 @@ def test_tokens_trains_counts_and_writes_what_train_can_use(
     ds = open_dataset(store)
     assert ds.live.values.tolist() == masks["live_mask"].tolist()
     assert ds.dead.values.tolist() == (~masks["live_mask"]).tolist()
-    assert ds["count"].values.tolist() == [ids.count(token) for token in range(310)]
+    assert ds.n_occurrences.values.tolist() == [ids.count(token) for token in range(310)]
 
 
 def test_tokens_counts_with_a_tokenizer_there_is(corpus: Path, tokenizer: Path) -> None:
@@ -1254,8 +1254,8 @@ def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> 
 def test_the_default_tokenizer_leaves_dead_tokens(demo: tuple[Path, Path, Result]) -> None:
     ds = open_dataset(demo[0])
     assert 500 < int(ds.dead.sum()) < 5000
-    assert ds.dead.values.tolist() == (ds["count"].values == 0).tolist()
-    assert int(ds["count"].sum()) == info_of(demo[0])["attrs"]["corpus"]["n_tokens"]
+    assert ds.dead.values.tolist() == (ds.n_occurrences.values == 0).tolist()
+    assert int(ds.n_occurrences.sum()) == info_of(demo[0])["attrs"]["corpus"]["n_tokens"]
 
 
 def test_tokens_without_a_corpus_counts_the_default_one(demo: tuple[Path, Path, Result]) -> None:
