@@ -103,7 +103,7 @@ def test_one_subset_that_fails_fails_the_check(toy_path: Path, faulty: Path) -> 
     shown = check(faulty, "--tokens", "live,dead", exit_code=1).stdout
     assert [line.split()[-1] for line in shown.splitlines()[4:6]] == ["5", "HOLDS"]
     words = shown.split("\n\n")[2]
-    assert words.startswith(f"{faulty}, live: FAILS: ")
+    assert words.startswith(f"{faulty}, live: FAILS")
     assert "bit-flip: " in words
 
 

@@ -17,11 +17,11 @@ class Verdict:
     Attributes
     ----------
     holds
-        Whether every recorded row follows from the one before.
+        Whether the books balance: every recorded row follows from the one before.
     text
         The same in words.
     step
-        The first step that fails; None where all hold.
+        The first step that fails; None where the books balance.
     """
 
     holds: bool
@@ -61,7 +61,7 @@ def _of_formula(table: AnyTable) -> Verdict:
     beyond, not_finite = counts(table, "n_beyond_rounding"), counts(table, NOT_FINITE)
     n_beyond = int(beyond.sum())
     if n_beyond and n_beyond == not_finite.sum():
-        return _not_finite(table, "agree with AdamW's formula")
+        return _not_finite(table, "are AdamW's formula")
     if n_beyond:
         first = _first(table, beyond)
         return Verdict(
@@ -73,8 +73,8 @@ def _of_formula(table: AnyTable) -> Verdict:
         )
     return Verdict(
         holds=True,
-        text=f"HOLDS: all {_total(table):,} weight changes agree with AdamW's formula up to "
-        f"{table.attrs['dtype']} rounding; {_cosines(table)}.",
+        text=f"HOLDS: all {_total(table):,} weight changes are AdamW's formula within what "
+        f"{table.attrs['dtype']} rounding can explain; {_cosines(table)}.",
     )
 
 
@@ -86,12 +86,12 @@ def _of_replay(table: AnyTable) -> Verdict:
         first = _first(table, beyond)
         return Verdict(
             holds=False,
-            text=f"FAILS: rows do not follow from the row before, from step {first} on. Of "
-            f"{_total(table):,} values of each array, {listed} do not.",
+            text=f"FAILS: the books do not balance from step {first} on. Of {_total(table):,} "
+            f"values of each array {listed} do not follow from the row before.",
             step=first,
         )
     if counts(table, NOT_FINITE).any():
-        return _not_finite(table, "follow from the row before")
+        return _not_finite(table, "replay")
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
     total = f"{_total(table):,}"
     if counts(table, "n_different").any():
@@ -99,15 +99,16 @@ def _of_replay(table: AnyTable) -> Verdict:
         return Verdict(
             holds=True,
             text=f"HOLDS: replayed, all {total} values each of {listed} follow from the "
-            f"row before up to rounding: they are at most {max_ulp:.0f} ULP apart. They need not "
-            f"agree to the bit, because {table.attrs['not_exact_because']}.",
+            "row before, within what rounding allows two programs: at most "
+            f"{max_ulp:.0f} ULP apart. To the bit they need not agree, because "
+            f"{table.attrs['not_exact_because']}.",
         )
     text = (
         f"HOLDS to the bit: replayed, all {total} values each of {listed} follow from the row "
         "before."
     )
     if has_formula(table):
-        text += f" {_without_rounding(table)}"
+        text += f" AdamW's formula leaves what rounding does; {_cosines(table)}."
     return Verdict(holds=True, text=text)
 
 
@@ -131,16 +132,6 @@ def _total(table: AnyTable) -> int:
 def _first(table: AnyTable, wrong: np.ndarray) -> int:
     """Return the first step with a count, of shape `(step,)` or `(step, recurrence)`."""
     return int(np.asarray(table["step"])[np.nonzero(wrong)[0][0]])
-
-
-def _without_rounding(table: AnyTable) -> str:
-    cosines = _cosines(table)
-    if not cosines.startswith("cosine"):
-        return f"{cosines.capitalize()}."
-    return (
-        f"AdamW's formula in exact arithmetic predicts these changes with {cosines}; the rest is "
-        "rounding."
-    )
 
 
 def _cosines(table: AnyTable) -> str:
