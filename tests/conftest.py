@@ -51,6 +51,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_terminal() -> Iterator[None]:
+    """Workers of pytest-xdist have COLUMNS, as if a terminal of that width was there."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.delenv("COLUMNS", raising=False)
+        yield
+
+
 def _is_open(descriptor: int) -> None:
     os.fstat(descriptor)
 

@@ -34,10 +34,27 @@ def faulty(toy_path: Path, tmp_path: Path) -> Path:
 # --- subsets -------------------------------------------------------------------------------------
 
 
-def test_subsets_are_shown_one_after_the_other(toy_path: Path) -> None:
-    together = check(toy_path, "--tokens", "dead,live,all").stdout
-    alone = [check(toy_path, "--tokens", subset).stdout for subset in ("dead", "live", "all")]
-    assert together == "\n".join(alone)
+def test_subsets_are_a_line_each(toy_path: Path) -> None:
+    stdout = check(toy_path, "--tokens", "dead,live,all").stdout
+    titles, table = stdout.strip().split("\n\n")
+    assert titles.splitlines() == [f"Store     {toy_path}", f"Steps     1 to {N_STEPS}"]
+    title, *lines = (re.split("  +", line) for line in table.splitlines())
+    assert title == ["tokens", "cosine", "equal bits"]
+    assert [(line[0], *line[-2:]) for line in lines] == [
+        ("dead: 4", "100 %", "HOLDS"),
+        ("live: 7", "100 %", "HOLDS"),
+        ("all: 11", "100 %", "HOLDS"),
+    ]
+
+
+def test_subsets_are_shown_one_after_the_other_if_their_steps_are_asked_for(
+    toy_path: Path,
+) -> None:
+    subsets = ("dead", "live", "all")
+    together = check(toy_path, "--tokens", "dead,live,all", "--rows=6").stdout
+    alone = [check(toy_path, "--tokens", subset, "--rows=6").stdout for subset in subsets]
+    lines = check(toy_path, "--tokens", "dead,live,all").stdout
+    assert together == "\n".join([*alone, lines])
 
 
 def test_subsets_are_one_pass(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +101,10 @@ def test_one_subset_that_fails_fails_the_check(toy_path: Path, faulty: Path) -> 
     assert [finding["token"] for finding in live["findings"]] == [4]
     assert dead["findings"] == []
     shown = check(faulty, "--tokens", "live,dead", exit_code=1).stdout
-    assert "FAILS: " in shown
-    assert shown.splitlines()[-1].startswith("HOLDS to the bit: ")
+    assert [line.split()[-1] for line in shown.splitlines()[4:6]] == ["5", "HOLDS"]
+    words = shown.split("\n\n")[2]
+    assert words.startswith(f"{faulty}, live: FAILS")
+    assert "bit-flip: " in words
 
 
 @pytest.mark.parametrize(
@@ -123,7 +142,8 @@ def stores(tmp_path: Path, toy_path: Path, faulty: Path) -> dict[str, Path]:
 
 def shown_lines(text: str) -> dict[str, list[str]]:
     """Return the columns of each store's line, apart from the title."""
-    lines = text.split("\n\n")[0].splitlines()[1:]
+    table = next(part for part in text.split("\n\n") if part.startswith("store "))
+    lines = table.splitlines()[1:]
     return {Path(cells[0]).stem: cells[1:] for cells in (re.split("  +", line) for line in lines)}
 
 
@@ -131,7 +151,7 @@ def test_several_stores_are_a_line_each(stores: dict[str, Path]) -> None:
     result = check(stores["sound"], stores["short"])
     title, *lines = result.stdout.splitlines()
     assert re.split("  +", title) == [
-        "store", "tokens", "steps", "first cosine", "last cosine", "equal bits"
+        "store", "tokens", "steps", "cosine", "equal bits"
     ]  # fmt: skip
     assert len(lines) == 2
     shown = shown_lines(result.stdout)
@@ -139,7 +159,7 @@ def test_several_stores_are_a_line_each(stores: dict[str, Path]) -> None:
         cosines = [row["cosine_similarity"] for row in checked(stores[name])["rows"]]
         first, last = f"{cosines[0]:.4f}", f"{cosines[-1]:.4f}"
         steps = f"1 to {n_steps}"
-        assert shown[name] == ["dead: 4 of 11", steps, first, last, "100 %", "HOLDS"]
+        assert shown[name] == ["dead: 4", steps, f"{first} to {last}", "100 %", "HOLDS"]
 
 
 def test_what_fails_is_told_below(stores: dict[str, Path]) -> None:
@@ -156,14 +176,27 @@ def test_what_fails_is_told_below(stores: dict[str, Path]) -> None:
 
 def test_subsets_of_several_stores_are_a_line_each(stores: dict[str, Path]) -> None:
     shown = check(stores["sound"], stores["faulty"], "--tokens=live,dead", exit_code=1).stdout
-    lines = shown.split("\n\n")[0].splitlines()[1:]
+    lines = shown.split("\n\n")[1].splitlines()[1:]
     assert [line.split("  ")[-1].split()[0] for line in lines] == ["FAILS", "HOLDS"] + ["HOLDS"] * 2
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_long_paths_are_shortened_to_fit_the_terminal(
+    stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = check(stores["sound"], stores["short"]).stdout
+    assert len(str(stores["short"])) > 60
+    for line in shown.splitlines():
+        assert len(line) <= columns
+    assert re.search(r"…\S*/short\.zarr ", shown)
+    assert shown.count("HOLDS") == 2
 
 
 def test_a_store_that_cannot_be_read_does_not_stop_the_others(stores: dict[str, Path]) -> None:
     result = check(*stores.values(), exit_code=3)
     lines = shown_lines(result.stdout)
-    assert lines["damaged"] == [*["-"] * 5, "not checked"]
+    assert lines["damaged"] == [*["-"] * 4, "not checked"]
     assert [lines[name][-1] for name in ("short", "sound")] == ["HOLDS", "HOLDS"]
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
@@ -214,10 +247,10 @@ def test_without_the_formula_the_overview_has_no_cosines(stores: dict[str, Path]
         check(stores["sound"], stores["short"], *how).stdout for how in (["--no-formula"], [])
     )
     assert "equal bits" in shown.splitlines()[0]
-    assert "first cosine" in both
+    assert "cosine" in both
     assert "cosine" not in shown
     for name, columns in shown_lines(both).items():
-        assert shown_lines(shown)[name] == [*columns[:-4], *columns[-2:]]
+        assert shown_lines(shown)[name] == [*columns[:-3], *columns[-2:]]
 
 
 def test_a_notebooks_file_is_a_store_too(

@@ -17,8 +17,8 @@ from tests.zoo import SHAPES, Recorded
 
 def lines_of(text: str) -> dict[str, list[str]]:
     """Return the columns of each parameter's line, apart from the title."""
-    lines = text.split("\n\n")[0].splitlines()[1:]
-    return {cells[1]: cells[2:] for cells in (re.split("  +", line) for line in lines)}
+    lines = text.split("\n\n")[1].splitlines()[1:]
+    return {cells[0]: cells[1:] for cells in (re.split("  +", line) for line in lines)}
 
 
 @pytest.fixture
@@ -34,21 +34,21 @@ def faulty(zoo: Recorded, tmp_path: Path) -> Path:
 
 def test_every_parameter_is_a_line(zoo: Recorded) -> None:
     shown = check(zoo.path).stdout
-    title = re.split("  +", shown.splitlines()[0])
-    assert title[:3] == ["store", "parameter", "tokens"]
+    titles, table = shown.split("\n\n")
+    assert titles.splitlines() == [f"Store     {zoo.path}", f"Steps     1 to {N_STEPS}"]
+    title = re.split("  +", table.splitlines()[0])
+    assert title[:2] == ["parameter", "tokens"]
     lines = lines_of(shown)
     assert set(lines) == set(SHAPES)
-    assert {(line[1], *line[-2:]) for line in lines.values()} == {
-        (f"1 to {N_STEPS}", "100 %", "HOLDS")
-    }
+    assert {tuple(line[-2:]) for line in lines.values()} == {("100 %", "HOLDS")}
     assert {name: line[0] for name, line in lines.items()} == {
-        "scale": "all: 1 of 1 elements",
-        "norm": "all: 131 of 131 elements",
-        "wte.weight": "dead: 4 of 11",
-        "query": "all: 11 of 11 rows",
-        "up": "all: 3 of 3 rows",
-        "filter": "all: 5 of 5 rows",
-        "image": "all: 3 of 3 rows",
+        "scale": "all: 1 elements",
+        "norm": "all: 131 elements",
+        "wte.weight": "dead: 4",
+        "query": "all: 11 rows",
+        "up": "all: 3 rows",
+        "filter": "all: 5 rows",
+        "image": "all: 3 rows",
     }
 
 
@@ -57,7 +57,7 @@ def test_what_fails_is_named_by_its_own_axes(faulty: Path) -> None:
     lines = lines_of(shown)
     assert {name for name, line in lines.items() if line[-1] != "HOLDS"} == {"image"}
     assert lines["image"][-1] == "FAILS from step 5"
-    words = shown.split("\n\n")[1]
+    words = shown.split("\n\n")[2]
     assert words.startswith(f"{faulty}, image, all: FAILS: ")
     place = "dim_0 2, dim_1 1, dim_2 0, dim_3 5"  # 40 in (2, 5, 7)
     assert f"bit-flip: One bit of W is flipped: bit 20 at step 5, {place}." in words

@@ -1,6 +1,7 @@
 import csv
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -809,13 +811,79 @@ def test_check_of_a_sound_run_is_a_table_and_a_verdict(trained: Path) -> None:
     assert lines[-1].startswith("HOLDS to the bit: ")
 
 
-def test_a_long_table_shows_both_ends(tmp_path: Path) -> None:
+@pytest.fixture
+def long_run(tmp_path: Path) -> Path:
     record(tmp_path / "run.zarr", n_steps=47)
-    lines = succeeds("check", tmp_path / "run.zarr").stdout.splitlines()
-    first, last = lines.index("First 20 steps"), lines.index("Last 20 steps")
-    shown = [int(line.split()[0]) for line in lines[first + 2 : first + 22]]
-    assert shown == list(range(1, 21))
-    assert [int(line.split()[0]) for line in lines[last + 2 : last + 22]] == list(range(28, 48))
+    return tmp_path / "run.zarr"
+
+
+def steps_shown(stdout: str) -> list[int]:
+    """Return the steps in the table, apart from those left out."""
+    lines = stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split() == HEADER.split(","))
+    table = itertools.takewhile(bool, lines[first + 1 :])
+    return [int(line.split()[0]) for line in table if not line.startswith("..")]
+
+
+def test_a_long_table_shows_both_ends_and_all_fits_on_a_screen(
+    long_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(long_run.parent)
+    stdout = succeeds("check", long_run.name).stdout
+    assert steps_shown(stdout) == [*range(1, 6), *range(43, 48)]
+    assert "10 of 47 steps" in stdout
+    lines = stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (4, [1, 2, 46, 47]),
+        (40, [*range(1, 21), *range(28, 48)]),
+        (47, range(1, 48)),
+        (1000, range(1, 48)),
+        ("all", range(1, 48)),
+    ],
+)
+def test_as_many_steps_are_shown_as_asked_for(
+    long_run: Path, rows: object, shown: Iterable[int]
+) -> None:
+    assert steps_shown(succeeds("check", long_run, "--rows", rows).stdout) == [*shown]
+
+
+def test_rows_are_a_number_or_all_and_of_a_table(trained: Path) -> None:
+    for rows in ("0", "-1", "many", "1.5", "²"):
+        message = fails(2, "check", trained, "--rows", rows)
+        assert f"'{rows}' is neither a number of steps, such as 40, nor all" in message
+    message = fails(2, "check", trained, "--rows", "5", "--format", "csv")
+    assert "--rows shortens the table, and --format csv has every step" in message
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 160, 200])
+@pytest.mark.parametrize("options", [(), ("--extended",), ("--tokens=dead,live,all",)])
+def test_tables_fit_the_terminal(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, columns: int, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(trained.parent)
+    lines = succeeds("check", trained.name, *options).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    names = " ".join(lines).split()
+    if "--extended" in options:
+        assert {"norm_unexplained", *HEADER.split(",")} <= {*names}
+
+
+def test_without_a_terminal_words_are_not_broken(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    *table, verdict = succeeds("check", trained, "--extended").stdout.splitlines()
+    assert verdict.startswith("HOLDS to the bit: ")
+    assert len(verdict) > 100
+    assert max(map(len, table[3:])) <= 100
 
 
 def test_csv_is_every_step_with_a_fixed_header(tmp_path: Path) -> None:
@@ -1234,7 +1302,7 @@ def test_tokens_trains_counts_and_writes_what_train_can_use(
     ds = open_dataset(store)
     assert ds.live.values.tolist() == masks["live_mask"].tolist()
     assert ds.dead.values.tolist() == (~masks["live_mask"]).tolist()
-    assert ds["count"].values.tolist() == [ids.count(token) for token in range(310)]
+    assert ds.n_occurrences.values.tolist() == [ids.count(token) for token in range(310)]
 
 
 def test_tokens_counts_with_a_tokenizer_there_is(corpus: Path, tokenizer: Path) -> None:
@@ -1364,8 +1432,8 @@ def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> 
 def test_the_default_tokenizer_leaves_dead_tokens(demo: tuple[Path, Path, Result]) -> None:
     ds = open_dataset(demo[0])
     assert 500 < int(ds.dead.sum()) < 5000
-    assert ds.dead.values.tolist() == (ds["count"].values == 0).tolist()
-    assert int(ds["count"].sum()) == info_of(demo[0])["attrs"]["corpus"]["n_tokens"]
+    assert ds.dead.values.tolist() == (ds.n_occurrences.values == 0).tolist()
+    assert int(ds.n_occurrences.sum()) == info_of(demo[0])["attrs"]["corpus"]["n_tokens"]
 
 
 def test_tokens_without_a_corpus_counts_the_default_one(demo: tuple[Path, Path, Result]) -> None:

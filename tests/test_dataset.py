@@ -18,7 +18,7 @@ from tests.runs import (
     live_mask,
     record,
 )
-from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr import Recorder, TokenLabels, accounting, open_dataset, open_datasets
 from thimble_zarr.errors import NotAStoreError, StoreError
 
 DTYPES = [torch.bfloat16, torch.float32]
@@ -132,12 +132,67 @@ def test_coordinates(toy_path: Path, toy_history: History) -> None:
     ds = open_dataset(toy_path)
     assert ds.step.values.tolist() == list(range(N_STEPS + 1))
     assert ds.token.values.tolist() == list(range(N_TOKENS))
-    np.testing.assert_array_equal(ds["count"], np.where(live_mask(), 3, 0))
-    np.testing.assert_array_equal(ds.dead, ds["count"] == 0)
+    np.testing.assert_array_equal(ds.n_occurrences, np.where(live_mask(), 3, 0))
+    np.testing.assert_array_equal(ds.dead, ds.n_occurrences == 0)
     np.testing.assert_array_equal(ds.live, ~ds.dead)
     assert ds.sel(token=ds.text == " t3").token.values.tolist() == [3]
     np.testing.assert_array_equal(ds.loss[1:], toy_history.losses)
     assert np.isnan(ds.learning_rate[0])
+
+
+TEXTS = ["\0", "a\0", "\x1b[31m", "\x7f", "\u0085", "ä", " the", "\n", "", "数字", "\t"]
+SHOWN = ["<0x00>", "a<0x00>", "<0x1B>[31m", "<0x7F>", "<0xC2><0x85>", *TEXTS[5:]]
+
+
+@pytest.fixture
+def with_controls(tmp_path: Path) -> Path:
+    """A run with tokens whose texts some file formats refuse."""
+    labels = TokenLabels.from_counts(np.arange(N_TOKENS), TEXTS)
+    record(tmp_path / "run.zarr", n_steps=2, recorder_options={"labels": labels})
+    return tmp_path / "run.zarr"
+
+
+def test_texts_are_shown_without_control_characters(with_controls: Path) -> None:
+    ds = open_dataset(with_controls)
+    assert ds.text.values.tolist() == SHOWN
+    for text in (" the", "<0x00>", "数字"):
+        assert ds.sel(token=ds.text == text).token.values.tolist() == [SHOWN.index(text)]
+
+
+def test_a_dataset_can_be_written_as_netcdf(with_controls: Path, tmp_path: Path) -> None:
+    pytest.importorskip("h5netcdf")
+    ds = open_dataset(with_controls)[["W", "adam_residual"]]
+    ds.to_netcdf(tmp_path / "run.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "run.nc", engine="h5netcdf") as written:
+        xr.testing.assert_equal(written, ds.compute())
+        assert written.text.values.tolist() == SHOWN
+
+
+@pytest.mark.parametrize("n_runs", [1, 2])
+def test_a_dataset_can_be_written_as_zarr(
+    with_controls: Path, toy_path: Path, tmp_path: Path, n_runs: int
+) -> None:
+    ds = open_datasets([with_controls, toy_path]) if n_runs > 1 else open_dataset(with_controls)
+    ds[["W"]].drop_vars("run", errors="ignore").to_zarr(tmp_path / "out.zarr", consolidated=False)
+    written = xr.open_zarr(tmp_path / "out.zarr", consolidated=False)
+    np.testing.assert_array_equal(written.W, ds.W)
+    assert written.text.values.tolist() == ds.text.values.tolist()
+
+
+@pytest.mark.parametrize("chunks", ["auto", {"token": 5}])
+def test_the_xarray_engine_chunks_as_it_is_told(with_controls: Path, chunks: object) -> None:
+    ds = xr.open_dataset(with_controls, engine="thimble", chunks=chunks)
+    assert ds.text.values.tolist() == SHOWN
+    assert ds.sel(token=(ds.text == " the").compute()).token.values.tolist() == [6]
+    np.testing.assert_array_equal(ds.W, open_dataset(with_controls).W)
+
+
+def test_the_coordinate_of_occurrences_is_no_method(toy_path: Path) -> None:
+    """As `count` was, which is what a store calls it."""
+    ds = open_dataset(toy_path)
+    assert (toy_path / "count").is_dir()
+    assert "count" not in ds.coords
+    assert ds.n_occurrences.dtype == np.int64
 
 
 def test_attributes_are_what_any_file_format_can_keep(toy_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_every_gradient_row_moves_and_dead_means_never_seen(
     run: tuple[xr.Dataset, History, Path], default_data: TrainingData
 ) -> None:
     ds, _, _ = run
-    np.testing.assert_array_equal(ds["count"], np.bincount(default_data.ids, minlength=10_000))
+    np.testing.assert_array_equal(ds.n_occurrences, np.bincount(default_data.ids, minlength=10_000))
     assert 500 < int(ds.dead.sum()) < 5000
     assert (abs(ds.grad.sel(step=1, token=ds.dead)).max("dim") > 0).all()
 

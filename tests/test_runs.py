@@ -82,7 +82,7 @@ def test_attributes_that_are_the_same_stay(ds: xr.Dataset) -> None:
 
 
 def test_coordinates_that_are_the_same_are_of_the_tokens(ds: xr.Dataset) -> None:
-    for name in ("token", "count", "live", "dead", "text"):
+    for name in ("token", "n_occurrences", "live", "dead", "text"):
         assert ds[name].dims == ("token",)
 
 
@@ -90,7 +90,7 @@ def test_coordinates_that_differ_are_of_the_runs(tmp_path: Path, toy_path: Path)
     labels = token_labels(n_live=5)
     record(tmp_path / "a.zarr", n_steps=1, recorder_options={"labels": labels})
     ds = open_datasets([toy_path, tmp_path / "a.zarr"])
-    for name in ("count", "live", "dead"):
+    for name in ("n_occurrences", "live", "dead"):
         assert ds[name].dims == ("run", "token")
     assert ds.text.dims == ("token",)
     of_run = ds.sel(run=str(tmp_path / "a.zarr"))

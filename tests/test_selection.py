@@ -7,6 +7,7 @@ from tests.runs import record, token_labels
 from thimble_zarr.analysis.selection import select, select_steps, select_tokens
 from thimble_zarr.analysis.windows import Source
 from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.format.store import StoreReader
 
 
@@ -113,3 +114,13 @@ def test_steps_in_the_wrong_order(source: Source, spec: str) -> None:
 def test_steps_that_cannot_be_read(source: Source, spec: str) -> None:
     with pytest.raises(SelectionError, match="expected A:B"):
         select_steps(source, spec)
+
+
+@pytest.mark.parametrize("text", ["\0", "<0x00>"])
+def test_a_token_is_found_by_its_text_as_it_is_and_as_it_is_shown(
+    tmp_path: Path, text: str
+) -> None:
+    labels = TokenLabels(text=["\0", *(f" t{token}" for token in range(1, 11))])
+    record(tmp_path / "run.zarr", n_steps=1, recorder_options={"labels": labels})
+    _, ids = select_tokens(Source(StoreReader.open(tmp_path / "run.zarr")), f"text:{text}")
+    assert ids.tolist() == [0]

@@ -52,7 +52,7 @@ def test_on_disk_the_dead_ones_come_last(path: Path, ds: xr.Dataset, history: Hi
     assert plain.dead.values.tolist() == [False] * N_LIVE + [True] * (N_TOKENS - N_LIVE)
     same = plain.W.sel(token=ds.token).values
     np.testing.assert_array_equal((same.astype("u4") << 16).view("f4"), history["W"])
-    assert plain["count"].sel(token=ds.token).equals(ds["count"])
+    np.testing.assert_array_equal(plain["count"].sel(token=ds.token), ds.n_occurrences)
 
 
 @pytest.mark.parametrize("replay", [False, True])

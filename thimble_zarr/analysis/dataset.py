@@ -1,6 +1,7 @@
 """Open a store as an `xarray.Dataset`: coordinates in memory, everything else lazy."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -9,6 +10,7 @@ from thimble_zarr.analysis.lazy import LazyArray, LazyTokens, TokenNumbers
 from thimble_zarr.analysis.partial import PartialDataset
 from thimble_zarr.analysis.variables import DERIVED, freeze_step, long_name, missing_inputs
 from thimble_zarr.analysis.windows import Source
+from thimble_zarr.format.labels import printable
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import LABELS, ROW_LABEL, SCALARS, Schema
 from thimble_zarr.format.store import StorePath, StoreReader
@@ -41,8 +43,9 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
         have (the gradient or change of the initial state, the change at a step whose row before was
         not recorded) is NaN. What would need a variable that was not recorded is left out.
         Per-step scalars, float64, dims `(step,)`. Coordinates `step` and `token` or `row`, which
-        are ids where not all rows were recorded, and where known `count`, `live`, `dead` and
-        `text`. Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
+        are ids where not all rows were recorded, and where known `n_occurrences` (in the corpus),
+        `live`, `dead` and `text`, where control characters are bytes in brackets: `<0x00>`.
+        Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
         Selecting steps or tokens, by label or position and in any order, narrows what is read from
         disk.
 
@@ -120,18 +123,35 @@ def _attrs(schema: Schema) -> dict[str, str | int]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _coords(source: Source) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
+def _coords(source: Source) -> dict[str, xr.Variable]:
     reader = source.reader
-    coords = {"step": ("step", source.steps, {"long_name": "optimizer step"})}
+    coords = {"step": xr.Variable("step", source.steps, {"long_name": "optimizer step"})}
     if len(reader.schema.dims) == 2 or reader.schema.whole_tokens is not None:
         first = reader.schema.dims[0]
-        coords[first] = first, source.token_ids, {"long_name": LABELS.get(first, ROW_LABEL)}
+        named = {"long_name": LABELS.get(first, ROW_LABEL)}
+        coords[first] = xr.Variable(first, source.token_ids, named)
     if not reader.schema.has_tokens:
         return coords
     labels = source.labels
-    text = None if labels.text is None else np.array(labels.text, dtype=object)
-    known = {"count": labels.count, "live": labels.live, "dead": labels.dead, "text": text}
-    for name, values in known.items():
+    known = {"n_occurrences": ("count", labels.count)}  # a Dataset has a method `count`
+    known |= {"live": ("live", labels.live), "dead": ("dead", labels.dead)}
+    for name, (stored, values) in known.items():
         if values is not None:
-            coords[name] = "token", values, {"long_name": LABELS.get(name, "the token as text")}
+            coords[name] = xr.Variable("token", values, {"long_name": LABELS[stored]})
+    if labels.text is not None:
+        coords["text"] = _as_variable(labels.text)
     return coords
+
+
+def _as_variable(texts: Sequence[str]) -> xr.Variable:
+    """Return the tokens' texts as every file format stores them, and Dask can cut them.
+
+    Dask cuts neither objects nor variable strings into chunks of a size, HDF5 knows no null in a
+    text, and Zarr has no specification of fixed strings: these are written as variable ones.
+    """
+    return xr.Variable(
+        "token",
+        np.array([printable(text) for text in texts], dtype=np.str_),
+        {"long_name": "the token as text"},
+        encoding={"dtype": object},
+    )

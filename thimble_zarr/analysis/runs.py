@@ -124,4 +124,5 @@ def _merged(runs: list[xr.Variable]) -> xr.Variable:
     first = runs[0]
     if all(np.array_equal(run.values, first.values) for run in runs):
         return first
-    return xr.Variable(("run", *first.dims), np.stack([run.values for run in runs]), first.attrs)
+    values = np.stack([run.values for run in runs])
+    return xr.Variable(("run", *first.dims), values, first.attrs, first.encoding)

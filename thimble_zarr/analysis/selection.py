@@ -8,6 +8,7 @@ import numpy as np
 from thimble_zarr.analysis.windows import Selected, Source
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.labels import printable
 
 _WORDS = ("all", "live", "dead")
 
@@ -81,7 +82,8 @@ def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
         A recording whose rows are tokens.
     spec
         `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white space
-        or commas, or `text:` followed by a token's exact text. None means dead where it is known
+        or commas, or `text:` followed by a token's exact text,
+        as `ds.text` has it. None means dead where it is known
         which tokens are, else all.
 
     Returns
@@ -127,7 +129,7 @@ def _with_text(source: Source, text: str) -> np.ndarray:
     texts = source.labels.text
     if texts is None:
         raise SelectionError("the run does not record the tokens' texts; select ids instead")
-    tokens: np.ndarray = source.token_ids[[known == text for known in texts]]
+    tokens: np.ndarray = source.token_ids[[text in (known, printable(known)) for known in texts]]
     if len(tokens) == 0:
         near = [repr(known) for known in texts if text and text.strip() == known.strip()]
         hint = f"; there is {', '.join(near[:5])}" if near else ""

@@ -1,5 +1,6 @@
 """`check`: does every recorded row follow from the one before?"""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,14 +8,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK
-from thimble_zarr.cli.overview import Checked, overview, rendered_runs
-from thimble_zarr.cli.report import Section, in_words, rendered
+from thimble_zarr.cli.overview import Checked, as_text, overview, rendered_runs
+from thimble_zarr.cli.report import DEFAULT_ROWS, Section, in_words, rendered
 from thimble_zarr.cli.scheduling import computed, scheduling_options
 from thimble_zarr.errors import StoreError, ThimbleError
 
 if TYPE_CHECKING:
     from thimble_zarr.format.store import StoreReader
     from thimble_zarr.interchange.notebook import NotebookReader
+
+
+class _Rows(click.ParamType[int]):
+    """A number of rows, or all."""
+
+    name = "rows"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if value == "all":
+            return sys.maxsize
+        if str(value).isdecimal() and int(str(value)) > 0:
+            return int(str(value))
+        self.fail(f"{value!r} is neither a number of steps, such as 40, nor all", param, ctx)
 
 
 @click.command()
@@ -35,6 +51,13 @@ if TYPE_CHECKING:
     default="table",
     show_default=True,
     help="A table for people, or every step for machines.",
+)
+@click.option(
+    "--rows",
+    type=_Rows(),
+    metavar="N",
+    help="Show N steps of the table, from both ends, or all. Of several subsets, parameters or "
+    f"stores show the table of each.  [default: {DEFAULT_ROWS}, and of several a line each]",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write to a file, not to stdout.")
 @click.option(
@@ -84,6 +107,7 @@ def run_check(
     parameters: Sequence[str] = (),
     token_mask: Path | None = None,
     format_: str = "table",
+    rows: int | None = None,
     output: Path | None = None,
     quiet: bool = False,
     **options: Any,
@@ -98,19 +122,27 @@ def run_check(
         raise click.UsageError("--no-formula and --no-replay leave nothing to check")
     if not options.get("formula", True) and options.get("extended"):
         raise click.UsageError("--extended adds to the formula's table, which --no-formula omits")
+    if rows is not None and format_ != "table":
+        raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
     paths = [Path(path) for path in stores_at(stores)]
     opening: dict[str, Any] = {"parameters": parameters, "token_mask": token_mask}
     readers = open_recording(paths[0], **opening) if len(paths) == 1 else ()
-    of_formula = format_ == "table" and len(readers) == 1 and options.get("formula", True)
-    options |= {"quiet": quiet, "pandas": of_formula or format_ == "json"}
+    has_rows = format_ == "table" and options.get("formula", True)
+    options |= {"quiet": quiet, "pandas": has_rows or format_ == "json"}
     if len(readers) == 1:
         runs = [Checked(paths[0], sections=_check(paths[0], readers[0], **options))]
-        text, words = rendered(runs[0].sections, format_), in_words(runs[0].sections)
     else:
         runs = [run for path in paths for run in _check_each(path, opening, **options)]
-        text, words = rendered_runs(runs, format_), overview(runs)
+    sections = [section for run in runs for section in run.sections]
+    if format_ == "table":
+        text = as_text(runs, rows)
+    elif len(readers) == 1:
+        text = rendered(sections, format_)
+    else:
+        text = rendered_runs(runs, format_)
+    words = in_words(sections) if len(readers) == 1 else overview(runs)
     if output is None:
         click.echo(text, nl=False)
     else:

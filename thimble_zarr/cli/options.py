@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from thimble_zarr.cli.width import shortened
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 
@@ -107,13 +108,26 @@ def config_from(
     return TrainingConfig.from_json(recorded.to_json() | settings | given)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as columns: the first to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
+    """Return rows as columns: the first to the left, the others to the right.
+
+    Where they are wider than `width`, the middle of the widest cells is left out.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while width is not None and sum(widths) + 2 * len(widths) - 2 > width:
+        if max(widths) <= _LEAST_WIDTH:
+            break
+        widths[widths.index(max(widths))] -= 1
     return "\n".join(
         "  ".join(
             cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for index, (cell, width) in enumerate(
+                (shortened(cell, width), width) for cell, width in zip(row, widths, strict=True)
+            )
         ).rstrip()
         for row in rows
     )
+
+
+_LEAST_WIDTH = 8
+"""Columns are not made narrower: a number that is cut is none."""

@@ -7,14 +7,17 @@ from pathlib import Path
 from thimble_zarr.cli.exits import FOUND, exit_code
 from thimble_zarr.cli.options import aligned
 from thimble_zarr.cli.report import (
+    DEFAULT_ROWS,
     Section,
     as_json,
     csv_text,
     every_step,
     json_text,
+    section_as_text,
     section_in_words,
     share_of,
 )
+from thimble_zarr.cli.width import text_width
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,29 @@ class Checked:
         return 0 if all(section.found.holds for section in self.sections) else FOUND
 
 
+def as_text(runs: Sequence[Checked], n_rows: int | None) -> str:
+    """Return what people read: of a single subset all that was found, of several a line each.
+
+    With `n_rows` all of each, before the lines.
+    """
+    sections = [section for run in runs for section in run.sections]
+    is_single = len(runs) == len(sections) == 1
+    parts = []
+    if is_single or n_rows is not None:
+        n_shown = DEFAULT_ROWS if n_rows is None else n_rows
+        parts += [section_as_text(section, n_shown) for section in sections]
+    if not is_single:
+        parts.append(overview(runs) + "\n")
+    return "\n".join(parts)
+
+
 def rendered_runs(runs: Sequence[Checked], format_: str) -> str:
-    """Return the runs in a format of `--format`."""
-    if format_ == "csv":
-        return _as_csv(runs)
-    if format_ == "json":
-        return json_text([_as_json(run) for run in runs])
-    return overview(runs) + "\n"
+    """Return several runs in a format of `--format` for machines."""
+    return _as_csv(runs) if format_ == "csv" else json_text([_as_json(run) for run in runs])
 
 
-_OPTIONAL = ("parameter", "first cosine", "last cosine")
-"""Columns of the overview that are left out where no line has them."""
+_TITLES = ("store", "parameter", "steps")
+"""Columns of the overview that are told above it where all lines say the same."""
 
 
 def overview(runs: Sequence[Checked]) -> str:
@@ -64,36 +79,40 @@ def overview(runs: Sequence[Checked]) -> str:
     sections = [section for run in runs for section in run.sections]
     replayed = any("recurrence" in section.table for section in sections)
     equal = "equal bits" if replayed else "within rounding"
-    lines: list[tuple[str, ...]] = [
-        ("store", "parameter", "tokens", "steps", "first cosine", "last cosine", equal, "")
-    ]
+    heads = ("store", "parameter", "tokens", "steps", "cosine", equal, "")
+    lines: list[tuple[str, ...]] = []
     for run in runs:
-        unchecked = (str(run.store), run.parameter or "-", *["-"] * 5, "not checked")
+        unchecked = (str(run.store), run.parameter or "-", *["-"] * 4, "not checked")
         lines += map(_line, run.sections) if run.sections else [unchecked]
-    columns = zip(*lines, strict=True)
-    told = [
-        (head, *cells) for head, *cells in columns if head not in _OPTIONAL or {*cells} != {"-"}
-    ]
-    lines = [*zip(*told, strict=True)]
+    columns = dict(zip(heads, zip(*lines, strict=True), strict=True))
+    columns = {head: cells for head, cells in columns.items() if {*cells} != {"-"}}
+    alike = {
+        head: columns[head][0]
+        for head in _TITLES
+        if len(lines) > 1 and head in columns and len({*columns[head]}) == 1
+    }
+    titles = "\n".join(f"{head.capitalize():<9} {cell}" for head, cell in alike.items())
+    table = [(head, *cells) for head, cells in columns.items() if head not in alike]
+    shown = aligned([*zip(*table, strict=True)], width=text_width())
     failing = [section for section in sections if not section.found.holds]
-    words = [f"{at.of}, {at.subset}: {section_in_words(at)}" for at in failing]
-    return "\n\n".join([aligned(lines), *words])
+    words = [section_in_words(section, f"{section.of}, {section.subset}: ") for section in failing]
+    return "\n\n".join(filter(None, [titles, shown, *words]))
 
 
 def _line(section: Section) -> tuple[str, ...]:
     from thimble_zarr.analysis.table import has_formula
 
     table, found = section.table, section.found
-    cosines = ["-", "-"]
+    cosines = "-"
     if has_formula(table):
-        cosines = [f"{table['cosine_similarity'][step]:.4f}" for step in (0, -1)]
+        cosines = " to ".join(f"{table['cosine_similarity'][step]:.4f}" for step in (0, -1))
     rows = "" if section.schema.has_tokens else f" {section.schema.row_name}s"
     return (
         str(section.store),
         section.parameter or "-",
-        f"{section.subset}: {len(section.selected.tokens):,} of {section.schema.n_tokens:,}{rows}",
+        f"{section.subset}: {len(section.selected.tokens):,}{rows}",
         f"{table['step'][0]} to {table['step'][-1]}{_some(section)}",
-        *cosines,
+        cosines,
         _share(section),
         "HOLDS" if found.holds else f"FAILS from step {found.step}",
     )

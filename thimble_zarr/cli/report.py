@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thimble_zarr.cli.options import aligned
+from thimble_zarr.cli.width import text_width, wrapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from thimble_zarr.analysis.windows import Selected
     from thimble_zarr.format.schema import Schema
 
-EDGE_ROWS = 20
-"""Rows shown from each end of a long table, as in the original notebook."""
+DEFAULT_ROWS = 10
+"""Steps that the table shows, so that all of a check fits on a screen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,32 +85,32 @@ class Section:
 
 
 def rendered(sections: Sequence[Section], format_: str) -> str:
-    """Return the sections of a run in a format of `--format`."""
-    if format_ == "csv":
-        return csv_text(every_step(sections))
-    if format_ == "json":
-        return json_text(as_json(sections))
-    return "\n".join(map(_as_text, sections))
+    """Return the sections of a run in a format of `--format` for machines."""
+    return csv_text(every_step(sections)) if format_ == "csv" else json_text(as_json(sections))
 
 
 def in_words(sections: Sequence[Section]) -> str:
     """Return verdicts and findings, of which subset where there are several."""
     if len(sections) == 1:
         return section_in_words(sections[0])
-    return "\n".join(f"{section.subset}: {section_in_words(section)}" for section in sections)
+    return "\n".join(section_in_words(section, f"{section.subset}: ") for section in sections)
 
 
-def section_in_words(section: Section) -> str:
-    """Return verdict and findings."""
-    causes = (f"  {finding.code}: {finding.message}" for finding in section.findings)
-    return "\n".join([section.found.text, *causes])
+def section_in_words(section: Section, of: str = "") -> str:
+    """Return verdict and findings, and before them of what."""
+    causes = (
+        wrapped(f"  {finding.code}: {finding.message}", indent="    ")
+        for finding in section.findings
+    )
+    return "\n".join([wrapped(of + section.found.text), *causes])
 
 
-def _as_text(section: Section) -> str:
+def section_as_text(section: Section, n_rows: int) -> str:
+    """Return all that was found of a subset, with `n_rows` steps of its table at most."""
     from thimble_zarr.analysis.table import has_formula
 
     parts = [_title(section)]
-    parts += [_as_table(_rows(section))] if has_formula(section.table) else []
+    parts += [_as_table(_rows(section), n_rows)] if has_formula(section.table) else []
     parts += [replay_table(section)] if "recurrence" in section.table else []
     return "\n\n".join([*parts, section_in_words(section)]) + "\n"
 
@@ -202,7 +203,7 @@ def replay_table(section: Section) -> str:
             where = f"step {first['step']}, {place}"
         ulp = f"{found['max_ulp']:g}"
         lines.append((name, f"{total:,}", f"{equal:,}", share_of(equal, total), where, ulp))
-    return f"Replay on {table.attrs['device']}, {how}\n{aligned(lines)}"
+    return f"Replay on {table.attrs['device']}, {how}\n{aligned(lines, width=text_width())}"
 
 
 def _replay(table: "Table") -> "dict[str, dict[str, Any]]":
@@ -261,15 +262,29 @@ def _summary(rows: "pd.DataFrame") -> "pd.DataFrame":
         return rows.drop(columns="t").describe()
 
 
-def _as_table(rows: "pd.DataFrame") -> str:
-    summary = _summary(rows).to_string()
-    if len(rows) <= 2 * EDGE_ROWS:
-        return f"{rows.to_string(index=False)}\n\nSummary\n{summary}"
-    return (
-        f"First {EDGE_ROWS} steps\n{rows.head(EDGE_ROWS).to_string(index=False)}\n\n"
-        f"Last {EDGE_ROWS} steps\n{rows.tail(EDGE_ROWS).to_string(index=False)}\n\n"
-        f"Summary\n{summary}"
+def _as_table(rows: "pd.DataFrame", n_rows: int) -> str:
+    n_shown = min(n_rows, len(rows))
+    title = (
+        "" if n_shown == len(rows) else f"{n_shown} of {len(rows):,} steps (--rows N shows more)\n"
     )
+    steps = _fitted(rows, "t", index=False, max_rows=n_shown)
+    summary = _summary(rows).T[["mean", "std", "min", "50%", "max"]]
+    return f"{title}{steps}\n\nSummary\n{_fitted(summary.rename(columns={'50%': 'median'}))}"
+
+
+def _fitted(table: "pd.DataFrame", *first: str, **options: Any) -> str:
+    """Return a table for people, cut into several where it is too wide, each with `first`."""
+    left, parts = [name for name in table.columns if name not in first], []
+    while left:
+        n_columns, text = len(left), ""
+        while n_columns:
+            text = table[[*first, *left[:n_columns]]].to_string(**options)
+            if n_columns == 1 or len(text.partition("\n")[0]) <= text_width():
+                break
+            n_columns -= 1
+        parts.append(text)
+        left = left[n_columns:]
+    return "\n\n".join(parts)
 
 
 def _section_as_json(section: Section) -> dict[str, Any]:
