@@ -207,6 +207,14 @@ def test_every_option_exists(document: Path) -> None:
 
 
 @every_document
+def test_every_target_exists(document: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    named = {code.split()[1] for code in in_code(document) if code.startswith("make ")}
+    assert named <= targets
+
+
+@every_document
 def test_every_file_exists(document: Path) -> None:
     named = {
         path
