@@ -71,6 +71,9 @@ ROW_LABEL = "position along the first axis"
 """What the coordinate of the first axis is where that has no tokens. It is stored only where not
 all rows are recorded."""
 
+NOTEBOOK_FILE = "notebook_file"
+"""The attribute of an imported run that describes the file it came from."""
+
 PARAMETERS = "parameters"
 """In the root's `thimble` attribute the names of several parameters, each a child group."""
 
@@ -246,7 +249,7 @@ class Schema:
             raise ConfigError(f"no parameter of shape {self.shape} has the dims {self.dims}")
         if not (isinstance(self.n_threads, int) and self.n_threads > 0):
             raise ConfigError(
-                f"torch had {self.n_threads!r} threads, which is no number of threads"
+                f"the number of torch's threads must be a positive integer, not {self.n_threads!r}"
             )
         if self.whole_tokens is not None and not (
             self.shape and type(self.whole_tokens) is int and self.whole_tokens >= self.shape[0]
@@ -301,6 +304,11 @@ class Schema:
                 ) from error
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the run was imported from the notebook's file, and not recorded."""
+        return NOTEBOOK_FILE in self.attrs
 
     @property
     def n_tokens(self) -> int:
