@@ -561,14 +561,14 @@ def _change(evidence: Evidence, step: int, name: str, value: float) -> np.ndarra
     return change
 
 
-class SecondHand(Cause):
-    """A second hand moved the weights: {n} are elsewhere at step {step}.
+class ExternalChange(Cause):
+    """{n} weights were changed at step {step}, but not by the optimizer.
 
-    The states are right, but these weights are not where the optimizer put them: something else
-    moved them, or a number that the update alone uses (eps) is not the one recorded.
+    The states are right, and these weights are not the ones that the optimizer computed. Something
+    else changed them, or a number that only the update uses (eps) is not the recorded one.
     """
 
-    code = "second-hand"
+    code = "external-change"
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
         if not run.states_are_right:
@@ -626,13 +626,13 @@ CAUSES: tuple[Cause, ...] = (
     CastStates(),
     OtherLearningRate(),
     OtherWeightDecay(),
-    SecondHand(),
+    ExternalChange(),
     WrongGradient(),
     Unbalanced(),
 )
 """In the order they are asked: those that prove themselves to the bit come first."""
 
-LOCAL = (BitFlip.code, MissingRow.code, TornRow.code, WrongGradient.code, SecondHand.code)
+LOCAL = (BitFlip.code, MissingRow.code, TornRow.code, WrongGradient.code, ExternalChange.code)
 """Causes that each concern a place of their own, and are reported for each."""
 
 
