@@ -1,4 +1,4 @@
-"""Name the cause: why the books of a record do not balance.
+"""Name the cause: why rows of a record do not follow from the rows before.
 
 Steps that fail in a row are one run; the first of the known causes (`causes`) that explains it is a
 finding. Besides, chunks that were altered after they were recorded are found by their checksums,
@@ -70,9 +70,9 @@ class FlippedBit(Named):
 
 
 class MislabelledRow(Named):
-    """The row of step {step} is not of that step, or a row before it is not of its own.
+    """The row labelled step {step} belongs to another step, or a row before it does.
 
-    The optimizer counts {n_counted} steps since the row before, and the labels {n_labelled}.
+    Since the row before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.
     """
 
     code = "mislabelled-row"
@@ -88,9 +88,9 @@ class AlteredChunk(Named):
 
 
 class MoreFailures(Named):
-    """Steps fail in {n_runs} more places, first at step {step}, that were not looked into.
+    """Steps fail in {n_runs} more places, first at step {step}, which were not examined.
 
-    Check a range of steps to see why.
+    To see why, check a range of steps (--steps).
     """
 
     code = "more-failures"
@@ -110,7 +110,7 @@ def find_altered(
 def find_causes(
     selected: Selected, table: AnyTable, altered: Sequence[Altered] | None = None
 ) -> list[Finding]:
-    """Explain why an accounting does not balance, and look for chunks that were altered.
+    """Explain why rows do not follow from the rows before, and look for altered chunks.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ def find_causes(
     Returns
     -------
     list of Finding
-        The causes, by the step they begin at. Empty where the books balance and every chunk of the
-        steps is the one that was committed.
+        Altered chunks first, then the causes, by the step they begin at. Empty where every row
+        follows from the row before and every chunk of the steps is the one that was committed.
     """
     source = selected.on_device(table.attrs["device"]).source
     tokens, dims = np.asarray(selected.tokens), np.asarray(selected.dims)

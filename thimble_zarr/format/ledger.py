@@ -70,8 +70,7 @@ def seal(entry: Mapping[str, Json]) -> bytes:
         check_size(sealed + b"\n")
     except TooLargeError as error:
         raise StoreError(
-            f"a line of the ledger cannot be written: {error}; record fewer parameters in one "
-            "store, or go on in another one"
+            f"a line of the ledger cannot be written: {error}; record fewer parameters in a store"
         ) from error
     return sealed
 

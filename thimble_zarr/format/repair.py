@@ -199,7 +199,7 @@ class _Planner:
             self._check_blocks()
             self._rebuild_lines()
             if plan.n_rows == 0:
-                plan.hopeless.append("its first block is damaged, and no row would be left")
+                plan.hopeless.append("its first block cannot be read, and so no row would be left")
                 return plan
             self._cut_off()
             self._mend_values()
@@ -362,8 +362,8 @@ class _Planner:
         plan.changes_ledger = True
         if is_chosen:
             plan.hopeless.append(
-                f"{key} is lost, and nothing else tells which {name}s were recorded; restore it "
-                "from a copy"
+                f"{key} cannot be read, and nothing else tells which {name}s were recorded; "
+                "restore it from a copy"
             )
             return
         if not (per_step or name in _COUNTED):
@@ -379,12 +379,12 @@ class _Planner:
             order = np.arange(stop) if per_step else self._stored_order(array)
             if order is None or len(order) < stop:
                 plan.hopeless.append(
-                    f"{key} is lost, and so is in which order the {name}s are stored; restore it "
+                    f"{key} cannot be read, and neither can the order of the {name}s; restore it "
                     "from a copy"
                 )
                 return
             values[: stop - start] = order[start:stop]
-            what = "its values are counted"
+            what = "its values are known"
         plan.steps.append(f"write {key} again: {what}")
         content = plan.written[key] = encode_vector(values)
         self._files[key] = _file_record(content)

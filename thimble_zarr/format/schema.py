@@ -264,12 +264,12 @@ class Schema:
                 f"{self.stored_last!r} does not say which of {self.shape} are stored last"
             )
         if not isinstance(self.schedule, str | None):
-            raise ConfigError(f"the schedule is {self.schedule!r}, which is no text")
+            raise ConfigError(f"the schedule must be text, not {self.schedule!r}")
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
             raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():
             if name not in VARIABLES:
-                raise ConfigError(f"{name!r} is no variable: a store has {', '.join(VARIABLES)}")
+                raise ConfigError(f"{name!r} is not a variable: a store has {', '.join(VARIABLES)}")
             if native not in NATIVE_DTYPES:
                 raise ConfigError(
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"

@@ -132,11 +132,11 @@ class Commit:
             with open_regular(file) as stream:
                 record = unseal(stream.read(_MAX_COMMIT_BYTES))
             if record.pop("format_version", None) != FORMAT_VERSION:
-                raise ValueError("it is of another format version")
+                raise ValueError("it has another format version")
             commit = cls(**record)
             numbers = (commit.n_rows, commit.ledger_bytes, commit.ledger_crc32)
             if not all(type(number) is int and number >= 0 for number in numbers):
-                raise ValueError(f"it counts {numbers}")
+                raise ValueError(f"its numbers are {numbers}")
         except FileNotFoundError as error:
             raise DamagedStoreError("it has no commit record") from error
         except (ValueError, TypeError) as error:
@@ -347,7 +347,7 @@ class StoreReader:
 
     def _file_crc32(self, key: str) -> int:
         if not is_chunk_key(key):
-            raise DamagedStoreError(f"{self.path}: its ledger has a file {key!r}, which cannot be")
+            raise DamagedStoreError(f"{self.path}: its ledger has a file {key!r}, as no store has")
         self._check_file(key)
         with self._decoding(key):
             return zlib.crc32((self.path / key).read_bytes())
@@ -634,8 +634,8 @@ class StoreReader:
             raise StoreError(f"cannot read {what} of {self.path}: {error}") from error
         except Exception as error:
             raise DamagedStoreError(
-                f"cannot decode {what} of {self.path}: {error}; `thimble-zarr verify` finds all "
-                "that is damaged"
+                f"cannot decode {what} of {self.path}: {error}; `thimble-zarr verify` lists all "
+                "damage"
             ) from error
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
@@ -714,7 +714,7 @@ class _Content:
             content = read_content(attribute)
             names = content.get(PARAMETERS, ())
             if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
-                raise DamagedStoreError(f"its parameters are {names!r}, which are no names")
+                raise DamagedStoreError(f"its parameters must be names, not {names!r}")
             for name in names:
                 check_group_name(str(name))
         except ConfigError as error:

@@ -292,7 +292,7 @@ def read_contents(path: Path) -> Contents:
                 kind="commit-record",
                 where=COMMIT,
                 what=f"{error}",
-                repair="write it anew from the ledger",
+                repair="write it again from the ledger",
             )
         )
     try:
@@ -358,7 +358,7 @@ def _read_ledger(contents: Contents) -> None:
                 Finding(
                     kind="uncommitted-line",
                     where=f"{LEDGER}, byte {line.start}",
-                    what="a line of a commit that was cut off, or is still being made",
+                    what="a line of a commit that was cut off, or that is being made now",
                     repair="cut it off",
                     is_damage=False,
                 )
@@ -378,7 +378,7 @@ def _read_ledger(contents: Contents) -> None:
                 kind="commit-record",
                 where=COMMIT,
                 what=f"it claims {commit.n_rows:,} rows, and the ledger has {counted:,}",
-                repair="write it anew from the ledger",
+                repair="write it again from the ledger",
             )
         )
 
@@ -395,7 +395,7 @@ def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
         }
         for key, record in records.items():
             if not is_chunk_key(key) or type(record.n_bytes) is not int:
-                return f"it has a file {key!r} of {record.n_bytes!r} bytes, which cannot be"
+                return f"it has a file {key!r} of {record.n_bytes!r} bytes, as no store has"
             if record.crc32 is None:
                 _checksums(line.entry, key)
         documents = line.entry.get("metadata", {})
@@ -438,7 +438,7 @@ def _add_ledger_damage(
             kind="ledger",
             where=where,
             what=what,
-            repair="write the line anew from the block's files, where their own checksums match",
+            repair="write the line again from the block's files, if their own checksums are right",
         )
     )
 
@@ -501,8 +501,8 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
             kind="damaged-values",
             where=key,
             what=problem,
-            repair="steps and tokens: count them anew, if all are recorded; other values: set them "
-            "to missing; other labels: leave them out",
+            repair="write steps and tokens again, if all were recorded; set other values to "
+            "missing; leave other labels out",
         )
 
 
@@ -691,7 +691,7 @@ def check_metadata(contents: Contents) -> Iterator[Finding]:
                 kind="metadata",
                 where=key,
                 what=problem,
-                repair="write it anew as it was declared",
+                repair="write it again as it was declared",
             )
         elif found.get("node_type") == "group":
             yield from _check_consolidated(contents, key, found)
@@ -887,7 +887,7 @@ def find_leftovers(contents: Contents) -> Iterator[Finding]:
                 kind="stray",
                 where=key,
                 what=f"{_kind_of_file(contents.path / key)} that no store has",
-                repair="none: who put it there may want it",
+                repair="none: whoever put it there may want it",
                 is_damage=False,
             )
 
@@ -895,7 +895,7 @@ def find_leftovers(contents: Contents) -> Iterator[Finding]:
 def _what_is_left(contents: Contents, key: str) -> str:
     """Return what a crash left a file as, nothing where it was no crash or nobody can tell."""
     if key == HOLDER:
-        return f"the name of a writer that is gone ({Holder.read(contents.path) or 'unknown'})"
+        return f"left by a writer that is gone, {Holder.read(contents.path) or 'unknown'}"
     if key.endswith(PARTIAL):
         return "a file that was not written to its end"
     if is_chunk_key(key) and contents.lines and contents.has_whole_ledger:

@@ -421,7 +421,7 @@ class Recorder:
                 "side",
                 f"a loss was logged after the last step, {self.step}: the first one came before "
                 "any step, so each was taken for that of the step to come. If you log after "
-                "optimizer.step(), a GradScaler skipped the first step, and all losses stand one "
+                "optimizer.step(), a GradScaler skipped the first step, and all losses are one "
                 "step late: pass step=recorder.step",
             )
 
@@ -516,13 +516,13 @@ class Recorder:
         self._check()
         if compiled:
             raise OptimizerError(
-                "optimizer.step() is compiled, which rounds in ways that no replay repeats; "
+                "optimizer.step() is compiled, which rounds differently from any replay; "
                 "compile the model and call the step uncompiled"
             )
         if self._on_cuda and torch.cuda.is_current_stream_capturing():
             raise OptimizerError(
-                "optimizer.step() is being captured in a CUDA graph, of whose replays no recorder "
-                "hears; leave the step out of the graph"
+                "optimizer.step() is being captured in a CUDA graph, and the recorder does "
+                "not see the graph's replays; leave the step out of the graph"
             )
         is_recorded = self._is_recorded(self._step + 1)
         if is_recorded or not self._begun:
@@ -657,7 +657,7 @@ class Recorder:
             self._warn_once(
                 "overhead",
                 f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
-                f"{most:.1%}: {spent.advice}. It goes on as before, without a further warning",
+                f"{most:.1%}: {spent.advice}. This is said once; the recording goes on as before",
             )
 
 
