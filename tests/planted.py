@@ -129,7 +129,7 @@ def other_hyperparameter(name: str, code: str, *, more: float) -> Planted:
     return Planted(code, plant)
 
 
-def second_hand(bits, scalars, step, random):
+def external_change(bits, scalars, step, random):
     """Move a few weights, and let the optimizer go on from there."""
     tokens = random.choice(bits["W"].shape[1], 3, replace=False)
     weight = numbers(bits["W"][step, tokens]).clone()
@@ -197,7 +197,7 @@ PLANTED = {
     "another weight decay recorded": other_hyperparameter(
         "weight_decay", "other-weight-decay", more=3
     ),
-    "a second hand on three tokens": Planted("second-hand", second_hand),
+    "three tokens changed by something else": Planted("external-change", external_change),
     "another gradient at one step": Planted("wrong-gradient", wrong_gradient),
 }
 """Faults of any record."""

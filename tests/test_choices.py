@@ -346,13 +346,13 @@ def test_rows_of_any_rank_are_replayed_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([], "expected ids, one at least, or a mask"),
+        ([], "expected at least one id, or a mask"),
         ([1.5], "1 values of float64; expected ids"),
-        ([[1, 2]], "expected ids, one at least, or a mask"),
+        ([[1, 2]], "expected at least one id, or a mask"),
         ([3, 11], "has rows 0 to 10, and 11 was chosen"),
         ([-1, 3], "has rows 0 to 10, and -1 was chosen"),
         ([True] * 10, r"11 rows, and the mask of its tokens has shape \(10,\)"),
-        ([False] * 11, "expected ids, one at least, or a mask"),
+        ([False] * 11, "expected at least one id, or a mask"),
         ({"x": [1]}, "tokens of the one `parameter=` are given as ids"),
     ],
 )

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -35,7 +36,7 @@ from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.schema import FORMAT_VERSION
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.format.store import HOLDER, StoreReader
 from thimble_zarr.format.writer import StoreWriter
 
 TEXT = (
@@ -774,10 +775,34 @@ def test_info_tells_a_store_that_was_not_closed(tmp_path: Path) -> None:
     with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight) as recorder:
         loop.step()
         recorder.flush()
+        writer = f"process {os.getpid()} on {platform.node()} (since "
+        shown = succeeds("info", tmp_path / "run.zarr").stdout
+        assert f", being recorded by {writer}" in shown
+        assert info_of(tmp_path / "run.zarr")["recording"] == "recording"
+        found = checked(tmp_path / "run.zarr")
+        assert found["verdict"].endswith(
+            " The recording goes on: step 1 is the last one committed."
+        )
+        # The name of the writer is copied, and its lock is not.
         copy = Path(shutil.copytree(tmp_path / "run.zarr", tmp_path / "cut-off.zarr"))
-    assert "not closed" in succeeds("info", copy).stdout
-    assert info_of(copy)["complete"] is False
-    assert checked(copy)["steps"] == [1, 1]
+    assert f", cut off: its writer, {writer}" in succeeds("info", copy).stdout
+    assert (info_of(copy)["complete"], info_of(copy)["recording"]) == (False, "cut-off")
+    found = checked(copy)
+    assert (found["steps"], found["holds"], found["has_ended"]) == ([1, 1], True, False)
+    assert found["verdict"].startswith("HOLDS ")
+    assert found["verdict"].endswith(" The recording did not end: it was cut off after step 1.")
+    (copy / HOLDER).unlink()  # a writer that fails takes it away
+    assert ", cut off: it has no writer" in succeeds("info", copy).stdout
+    name = {"pid": os.getpid(), "host": "elsewhere", "since": "2026-01-02T03:04:05+00:00"}
+    (copy / HOLDER).write_text(json.dumps(name))
+    assert info_of(copy)["recording"] == "unknown"
+    assert "by step 1: it is being recorded by process" in checked(copy)["verdict"]
+    closed = checked(tmp_path / "run.zarr")
+    assert closed["has_ended"] is True
+    assert "The recording" not in closed["verdict"]
+    together = run("check", tmp_path / "run.zarr", copy).stdout.splitlines()
+    assert together[1].endswith("HOLDS, not ended")
+    assert together[2].endswith("HOLDS")
 
 
 def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -> None:
@@ -1065,7 +1090,7 @@ def test_a_planted_fault_is_found_where_it_was_planted(faulty: Path) -> None:
     for format_ in ("table", "csv", "json"):
         assert run("check", faulty, "--format", format_).exit_code == 1
     result = run("check", faulty, "--tokens", "all")
-    assert "FAILS: the books do not balance from step 3 on." in result.stdout
+    assert "FAILS from step 3 on: " in result.stdout
     assert result.stdout.splitlines()[-1].startswith("  other-learning-rate: The weights are those")
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("W "))
     assert "step 3, token 0, dim " in line
@@ -1199,8 +1224,8 @@ def test_a_store_that_was_altered_does_not_hold(tmp_path: Path, trained: Path) -
     array[0, 3] = 0  # of the initial state, which nothing consumes
     shown = run("check", store)
     assert shown.exit_code == 1
-    assert "FAILS: the rows follow from one another, but the store was altered" in shown.stdout
-    assert shown.stdout.splitlines()[-1].startswith("  altered-chunk: Values of grad ")
+    assert "FAILS: every row follows from the row before, but the store was changed" in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("  altered-chunk: grad was changed after ")
 
 
 def test_the_verdict_of_a_fault_goes_where_the_good_one_goes(tmp_path: Path, faulty: Path) -> None:

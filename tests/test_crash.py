@@ -144,7 +144,7 @@ def test_the_second_writer_is_told_who_the_first_one_is(
         lambda: Recorder(path, loop.optimizer, parameter=loop.weight, overwrite=True),
         lambda: repair(path),
     ):
-        with pytest.raises(StoreLockedError, match=rf"process {pid} on \S+, since 20\S+, is rec"):
+        with pytest.raises(StoreLockedError, match=rf"process {pid} on \S+ \(since 20\S+\) is rec"):
             call()
     assert StoreReader.open(path).n_rows >= crashing.FLUSH_EVERY + 1  # readers are not kept out
     assert verify(path).is_sound

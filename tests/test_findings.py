@@ -11,7 +11,7 @@ import zarr
 
 from tests.faults import flip_bit, flip_in_place, rewrite
 from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
-from tests.runs import Loop, record
+from tests.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis import causes
 from thimble_zarr.analysis.accounting import selected
@@ -19,6 +19,7 @@ from thimble_zarr.analysis.causes import CAUSES
 from thimble_zarr.analysis.findings import Finding, find_causes
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.format.bits import storage_dtype
+from thimble_zarr.format.schema import LABELS
 from thimble_zarr.format.store import StoreReader
 
 N_STEPS, STEP = 40, 20
@@ -143,11 +144,11 @@ def test_two_causes_are_both_named(runs: dict[str, Path], tmp_path: Path) -> Non
         random = np.random.default_rng(0)
         PLANTED["bit of W"].plant(bits, scalars, 8, random)
         PLANTED["bit of exp_avg"].plant(bits, scalars, 12, random)
-        PLANTED["a second hand on three tokens"].plant(bits, scalars, 25, random)
+        PLANTED["three tokens changed by something else"].plant(bits, scalars, 25, random)
 
     rewrite(runs["bfloat16"], tmp_path / "run.zarr", plant)
     found = [(finding.code, finding.step) for finding in findings(tmp_path / "run.zarr")]
-    assert found == [("bit-flip", 8), ("bit-flip", 12), ("second-hand", 25)]
+    assert found == [("bit-flip", 8), ("bit-flip", 12), ("external-change", 25)]
 
 
 def test_a_gradient_that_flips_where_rounding_hides_it_is_found_by_its_checksum(
@@ -199,6 +200,63 @@ def test_chunks_that_were_stored_anew_are_found_though_the_rows_follow(
     assert (finding.code, finding.variable, finding.step) == ("altered-chunk", "grad", 0)
 
 
+def swap(file: Path, other: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def test_swapped_blocks_are_both_named_first(runs: dict[str, Path], tmp_path: Path) -> None:
+    store = Path(shutil.copytree(runs["bfloat16"], tmp_path / "run.zarr"))
+    length = StoreReader.open(store).schema.layout.block_steps
+    swap(store / "W/c.1.0.0", store / "W/c.2.0.0")
+    first, *others = findings(store)
+    assert (first.code, first.variable, first.step) == ("altered-chunk", "W", length)
+    assert others
+    assert (
+        f"W was changed after it was recorded: W/c.1.0.0 (from step {length} on) is the file that "
+        f"was recorded as W/c.2.0.0; W/c.2.0.0 (from step {2 * length} on) is the file that was "
+        "recorded as W/c.1.0.0." in first.message
+    )
+
+
+def test_files_of_other_arrays_and_runs_are_told_apart(tmp_path: Path) -> None:
+    store, other = tmp_path / "run.zarr", tmp_path / "other.zarr"
+    for path, lr in ((store, 0.01), (other, 0.5)):
+        size = {"n_tokens": 2000, "n_dims": 7, "n_live": 60, "n_steps": 20}
+        record(path, lr=lr, recorder_options={"memory_bytes": 4_000_000}, **size)
+    shutil.copy(other / "exp_avg/c.1.0.0", store / "exp_avg/c.1.0.0")
+    shutil.copy(store / "exp_avg/c.0.0.0", store / "grad/c.1.0.0")
+    shutil.copy(store / "beta1/c.0", store / "beta2/c.0")
+    found = {one.variable: one for one in findings(store) if one.code == "altered-chunk"}
+    assert "exp_avg/c.1.0.0 (from step 8 on) is not a file of this run" in found["exp_avg"].message
+    assert "is the file that was recorded as exp_avg/c.0.0.0" in found["grad"].message
+    assert "beta2/c.0 (from step 0 on) is the file that was recorded as beta1/c.0" in (
+        found["beta2"].message
+    )
+
+
+def test_many_changed_files_are_counted(tmp_path: Path) -> None:
+    """And a block that is as it was before more rows were added is told."""
+    loop, store = Loop(dtype=torch.bfloat16), tmp_path / "run.zarr"
+    with Recorder(
+        store, loop.optimizer, parameter=loop.weight, memory_bytes=TINY_MEMORY
+    ) as recorder:
+        loop.step()
+        recorder.flush()
+        early = (store / "W/c.0.0.0").read_bytes()
+        for _ in range(24):
+            loop.step()
+    blocks = sorted(store.glob("W/c.*"))
+    assert len(blocks) == 7
+    for file in blocks[1:]:
+        file.write_bytes(blocks[0].read_bytes())
+    blocks[0].write_bytes(early)
+    first = findings(store)[0]
+    assert "W/c.0.0.0 (from step 0 on) is the file of an earlier commit; W/c.1" in first.message
+    assert "; and 3 more files." in first.message
+
+
 def test_values_that_were_only_compressed_anew_are_no_finding(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -242,14 +300,18 @@ def test_a_live_fault_is_named_too(tmp_path: Path) -> None:
                 with torch.no_grad():
                     loop.weight[8, 1] += 0.125
     (finding,) = findings(tmp_path / "run.zarr")
-    assert (finding.code, finding.step, finding.token, finding.dim) == ("second-hand", 7, 8, 1)
+    assert (finding.code, finding.step, finding.token, finding.dim) == ("external-change", 7, 8, 1)
 
 
 def test_a_wide_parameter_is_sampled(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("thimble_zarr.analysis.evidence._SAMPLE_ELEMENTS", 70)
-    for name in ("bit of exp_avg_sq", "gradients one step late", "a second hand on three tokens"):
+    for name in (
+        "bit of exp_avg_sq",
+        "gradients one step late",
+        "three tokens changed by something else",
+    ):
         planted, store = PLANTED[name], tmp_path / name
         rewrite(
             runs["bfloat16"],
@@ -306,8 +368,10 @@ def test_scalars_and_labels_that_were_stored_anew_are_found(
     values = np.asarray(array[:])
     array[7] = not values[7] if values.dtype == bool else values[7] * 2 + 1
     found = findings(store)
-    assert found[-1].code == "altered-chunk"
-    assert found[-1].variable == name
+    assert found[0].code == "altered-chunk"
+    assert found[0].variable == name
+    from_step = "" if name in LABELS else " (from step 0 on)"
+    assert f": {name}/c.0{from_step} has other values." in found[0].message
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta1", 1.0), ("optimizer_step", 0.0)])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from tests.runs import N_LIVE, N_STEPS, N_TOKENS, History, record, token_labels
 from tests.test_cli import MAIN, START, checked, fails, info_of, run, succeeds
 from thimble_zarr import open_dataset
 from thimble_zarr.format.labels import write_mask
+from thimble_zarr.format.store import COMMIT, Commit, StoreReader
+from thimble_zarr.format.writer import StoreWriter
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ def test_a_fault_in_the_file_is_found(tmp_path: Path, tensors: dict[str, torch.T
     file = save(tmp_path / "run.safetensors", tensors)
     result = run("check", file)
     assert result.exit_code == 1
-    assert "FAILS: the books do not balance from step 7 on." in result.stdout
+    assert "FAILS from step 7 on: " in result.stdout
     assert "Replay on cpu, not to the bit, because" in result.stdout
     assert "  torn-row: The row of step 7 was overwritten" in result.stdout
 
@@ -202,6 +205,22 @@ def test_a_run_that_does_not_fit_into_the_file(tmp_path: Path) -> None:
     assert "lose precision" in fails(2, "export", tmp_path / "run.zarr", tmp_path / "f")
     assert "not a thimble-zarr store" in fails(3, "export", tmp_path, tmp_path / "f")
     assert not list(tmp_path.glob("f*"))
+
+
+def test_a_killed_import_is_to_be_made_again(tmp_path: Path, file: Path) -> None:
+    succeeds("import", file, tmp_path / "run.zarr")
+    commit = Commit.read(tmp_path / "run.zarr" / COMMIT)
+    (tmp_path / "run.zarr" / COMMIT).write_bytes(replace(commit, complete=False).to_bytes())
+    assert checked(tmp_path / "run.zarr")["verdict"].endswith(
+        f" The import did not end: it was cut off after step {N_STEPS}. Import the file again, "
+        "with --overwrite."
+    )
+    # Killed before a row was committed:
+    schema = StoreReader.open(tmp_path / "run.zarr").schema
+    StoreWriter.create(tmp_path / "empty.zarr", schema).release()
+    told = fails(3, "check", tmp_path / "empty.zarr")
+    assert told.endswith("nobody is recording into it; import the file again, with --overwrite")
+    succeeds("import", file, tmp_path / "empty.zarr", "--overwrite")
 
 
 @pytest.mark.parametrize("command", ["import", "export"])

@@ -216,7 +216,7 @@ def test_a_run_of_few_seconds_tells_nothing() -> None:
 @pytest.mark.parametrize(
     ("slowest", "words"),
     [
-        ("encode_s", "mostly compressing: leave it a core"),
+        ("encode_s", "mostly compressing: leave a core for it"),
         ("write_s", "mostly writing: choose a faster disk"),
         ("sync_s", "mostly syncing: give more memory_bytes"),
     ],

@@ -174,7 +174,7 @@ def test_a_pattern_of_frozen_parameters_is_refused(
 ) -> None:
     model.wpe.requires_grad_(False)
     assert "wpe.weight" not in chosen(optimizer, "*", model=model)
-    with pytest.raises(ConfigError, match=r"not trained only .*: wpe.weight"):
+    with pytest.raises(ConfigError, match=r"only parameters that are not trained .*: wpe.weight"):
         chosen(optimizer, "wpe*", model=model)
 
 

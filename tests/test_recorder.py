@@ -271,7 +271,7 @@ def test_losses_that_may_stand_one_step_late_are_warned_of(path: Path) -> None:
         if iteration > 1:  # a GradScaler skips the first
             loop.step()
         recorder.log(loss=iteration)
-    with pytest.warns(UserWarning, match="all losses stand one step late: pass step="):
+    with pytest.warns(UserWarning, match="all losses are one step late: pass step="):
         recorder.close()
 
 

@@ -74,7 +74,7 @@ def test_every_flipped_bit_is_found(sound: Path, tmp_path: Path, row: int, name:
     assert int(table.n_different.sel(step=slice(1, row - 1)).sum()) == 0
     assert int(table.n_different.sel(step=slice(row + 2, None)).sum()) == 0
     found_text = verdict(table).text
-    assert found_text.startswith(f"FAILS: the books do not balance from step {row} on. ")
+    assert found_text.startswith(f"FAILS from step {row} on: ")
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -239,7 +239,7 @@ def test_another_program_of_the_same_torch_fails(fused: Path, tmp_path: Path) ->
     assert not verdict(table).holds
 
 
-def second_hand(bits: Arrays, scalars: Arrays) -> None:
+def external_change(bits: Arrays, scalars: Arrays) -> None:
     """In one element a value of another, a hundred times larger than rounding can make it."""
     bits["W"][9:, 3, 2] = bits["W"].dtype.type(0x3F80 if bits["W"].dtype == np.uint16 else 1.0)
 
@@ -260,7 +260,7 @@ def a_gradient_of_the_step_before(bits: Arrays, scalars: Arrays) -> None:
 @pytest.mark.parametrize(
     ("change", "recurrence"),
     [
-        (second_hand, "W"),
+        (external_change, "W"),
         (twice_the_learning_rate, "W"),
         (another_beta, "exp_avg"),
         (a_gradient_of_the_step_before, "exp_avg"),
@@ -276,7 +276,7 @@ def test_no_bound_hides_a_real_fault(
     n_beyond = table.n_beyond.sel(recurrence=recurrence)
     assert int(n_beyond.sel(step=9)) > 0
     assert int(table.n_beyond.sel(step=slice(1, 8)).sum()) == 0
-    assert verdict(table).text.startswith("FAILS: the books do not balance from step 9 on. ")
+    assert verdict(table).text.startswith("FAILS from step 9 on: ")
 
 
 class Steps:

@@ -553,7 +553,7 @@ def test_another_run_is_refused(tmp_path: Path, options: dict[str, object], mess
             r"another run: memory_bytes: blocks of 4 steps recorded, \d+ now;",
         ),
         ({"name": "wte"}, r"another run: name: none recorded, wte now;"),
-        ({"labels": TokenLabels.from_counts(np.ones(11, int))}, r"other count of the tokens"),
+        ({"labels": TokenLabels.from_counts(np.ones(11, int))}, r"the count of the tokens differs"),
         ({"after_step": 6}, r"after step 6: steps 0 to 5 are committed"),
         ({"after_step": -1}, r"after step -1: steps 0 to 5 are committed"),
     ],
@@ -725,7 +725,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(
 ) -> None:
     path = killed(tmp_path / "run.zarr", 6, flushed=5)
     monkeypatch.setattr(disk, "os", Failing(0))
-    with pytest.raises(StoreError, match="cannot go on with"):
+    with pytest.raises(StoreError, match="cannot resume"):
         Run().go_to(5).recorder(path, resume=True)
     monkeypatch.setattr(disk, "os", os)
     go_on(path)

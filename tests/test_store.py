@@ -147,7 +147,7 @@ def test_a_short_block_may_be_committed_again_with_more_rows(writer: StoreWriter
 def test_a_block_that_is_none_is_refused(writer: StoreWriter) -> None:
     write_blocks(writer, 2)
     for first_row, n_rows in ((3, BLOCK_STEPS), (BLOCK_STEPS, 1), (0, BLOCK_STEPS)):
-        with pytest.raises(StoreError, match="are no block that goes on"):
+        with pytest.raises(StoreError, match="do not continue the last block"):
             writer.commit_block(first_row, n_rows, block(0), scalars(0))
 
 

@@ -63,15 +63,15 @@ def test_a_selection_is_replayed_as_the_whole(run: tuple[xr.Dataset, History, Pa
 
 
 @pytest.mark.parametrize("row", [1, 6, N_STEPS])
-def test_what_a_second_hand_did_is_unexplained(
+def test_what_an_external_change_did_is_unexplained(
     run: tuple[xr.Dataset, History, Path], tmp_path: Path, row: int
 ) -> None:
     ds, history, path = run
 
-    def second_hand(stored: Arrays, scalars: Arrays) -> None:
+    def external_change(stored: Arrays, scalars: Arrays) -> None:
         stored["W"][row, [2, 9], 3] = stored["W"][row, [9, 2], 4]
 
-    rewrite(path, tmp_path / "faulty.zarr", second_hand)
+    rewrite(path, tmp_path / "faulty.zarr", external_change)
     faulty = open_dataset(tmp_path / "faulty.zarr")
     there = faulty.sel(step=row)
     moved = np.zeros((11, 5), dtype=bool)

@@ -44,7 +44,7 @@ class Cause(Named, ABC):
 class BitFlip(Cause):
     """One bit of {variable} is flipped: bit {bit} at step {step}, {place}.
 
-    With it flipped back, every row follows from the one before.
+    With it flipped back, every row follows from the row before.
     """
 
     code = "bit-flip"
@@ -139,7 +139,7 @@ def _lost(evidence: Evidence, name: str, row: int) -> np.ndarray:
 class TornRow(Cause):
     """The row of step {step} was overwritten, in part or whole: {n} values of {variable}.
 
-    What the replay gives in their place leads to the next row, which is sound.
+    With the values that the replay computes in their place, the next row follows.
     """
 
     code = "torn-row"
@@ -156,7 +156,7 @@ class TornRow(Cause):
 class ShiftedRows(Cause):
     """The rows of {variable} are shifted: row t holds what belongs to row t{by:+d}.
 
-    Shifted back, every row follows from the one before.
+    Shifted back, every row follows from the row before.
     """
 
     code = "shifted-rows"
@@ -190,7 +190,7 @@ def _shift_mends(evidence: Evidence, step: int, group: tuple[str, ...], by: int)
 class ShiftedHyperparameters(Cause):
     """The hyper-parameters are shifted: row t holds those of step t{by:+d}.
 
-    Shifted back, every row follows from the one before.
+    Shifted back, every row follows from the row before.
     """
 
     code = "shifted-hyperparameters"
@@ -322,8 +322,8 @@ def _if_permuted(places: np.ndarray, moved: np.ndarray) -> np.ndarray | None:
 class ScaledGradient(Cause):
     """The recorded gradient is {factor} times the one that the optimizer consumed.
 
-    A gradient scaler's factor was not taken out before it was recorded. Divided by it, every row
-    follows from the one before.
+    It was recorded before a gradient scaler's factor was divided out. Divided by it, every row
+    follows from the row before.
     """
 
     code = "scaled-gradient"
@@ -378,7 +378,7 @@ def _wanted_gradient(evidence: Evidence, step: int) -> np.ndarray:
 class RescaledGradient(Cause):
     """The gradient recorded at step {step} is {factor} times the one that was consumed.
 
-    At other steps it is another multiple: it was clipped, or rescaled, after it was recorded.
+    The factor differs between steps: the gradient was clipped or rescaled after it was recorded.
     """
 
     code = "rescaled-gradient"
@@ -418,7 +418,7 @@ def _bounds(evidence: Evidence, step: int, grad: np.ndarray) -> Bits:
 class CastStates(Cause):
     """The values of {variable} were cast to {lower} and are kept as {native}.
 
-    Every recorded one is a {lower} number, and most that the replay gives are not.
+    Each recorded value fits in {lower}, and most of the replayed values do not.
     """
 
     code = "cast-states"
@@ -476,7 +476,7 @@ def _cast(values: np.ndarray, lower: str) -> np.ndarray:
 class OtherLearningRate(Cause):
     """The weights are those of learning rate {value}, and {recorded:g} is recorded.
 
-    The states are right, and of the values tried these give the recorded weights.
+    The moments are right, and of the values that were tried this one gives the recorded weights.
     """
 
     code = "other-learning-rate"
@@ -501,7 +501,7 @@ class OtherLearningRate(Cause):
 class OtherWeightDecay(OtherLearningRate):
     """The weights are those of weight decay {value}, and {recorded:g} is recorded.
 
-    The states are right, and of the values tried these give the recorded weights.
+    The moments are right, and of the values that were tried this one gives the recorded weights.
     """
 
     code = "other-weight-decay"
@@ -561,14 +561,14 @@ def _change(evidence: Evidence, step: int, name: str, value: float) -> np.ndarra
     return change
 
 
-class SecondHand(Cause):
-    """A second hand moved the weights: {n} are elsewhere at step {step}.
+class ExternalChange(Cause):
+    """Something other than the optimizer changed weights: {n} at step {step}.
 
-    The states are right, but these weights are not where the optimizer put them: something else
-    moved them, or a number that the update alone uses (eps) is not the one recorded.
+    The moments are right, but these weights are not what the optimizer computed. Or else a number
+    that only the update uses (eps) is not the recorded one.
     """
 
-    code = "second-hand"
+    code = "external-change"
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
         if not run.states_are_right:
@@ -579,7 +579,7 @@ class SecondHand(Cause):
 class WrongGradient(Cause):
     """The gradient of step {step} is not the one that the optimizer consumed.
 
-    Another one explains both moments, and the rows before and after the step are sound.
+    Another gradient explains both moments, and the rows before and after the step are sound.
     """
 
     code = "wrong-gradient"
@@ -604,7 +604,7 @@ class WrongGradient(Cause):
 class Unbalanced(Cause):
     """Rows from step {step} on do not follow from the rows before.
 
-    It begins in {variable} at {place}. No cause that is known here explains it.
+    The first difference is in {variable}, at {place}. No known cause explains it.
     """
 
     code = "unbalanced"
@@ -626,13 +626,13 @@ CAUSES: tuple[Cause, ...] = (
     CastStates(),
     OtherLearningRate(),
     OtherWeightDecay(),
-    SecondHand(),
+    ExternalChange(),
     WrongGradient(),
     Unbalanced(),
 )
 """In the order they are asked: those that prove themselves to the bit come first."""
 
-LOCAL = (BitFlip.code, MissingRow.code, TornRow.code, WrongGradient.code, SecondHand.code)
+LOCAL = (BitFlip.code, MissingRow.code, TornRow.code, WrongGradient.code, ExternalChange.code)
 """Causes that each concern a place of their own, and are reported for each."""
 
 

@@ -1,4 +1,4 @@
-"""What can be asked of a record whose books do not balance: its rows, and what would mend them.
+"""What can be asked of a record whose rows do not follow: its rows, and what would mend them.
 
 A cause is a claim that can be tried: "the gradient is twice what it was" means that with half of it
 the replay gives the recorded rows. `Evidence` reads rows of a sample of the elements and replays

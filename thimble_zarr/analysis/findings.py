@@ -1,4 +1,4 @@
-"""Name the cause: why the books of a record do not balance.
+"""Name the cause: why rows of a record do not follow from the rows before.
 
 Steps that fail in a row are one run; the first of the known causes (`causes`) that explains it is a
 finding. Besides, chunks that were altered after they were recorded are found by their checksums,
@@ -16,9 +16,13 @@ from thimble_zarr.analysis.evidence import Evidence, Run
 from thimble_zarr.analysis.table import AnyTable, counts
 from thimble_zarr.analysis.windows import Selected, Source
 from thimble_zarr.format.reader import AlteredChunk as Altered
+from thimble_zarr.format.schema import LABELS
 
 _MAX_RUNS = 16
 """Runs that are looked into; more of them are rarely of different causes."""
+
+_MAX_TOLD = 4
+"""Files that a finding names."""
 
 _MAX_LOCATED = 4
 """Altered chunks in which a flipped bit is looked for, which takes seconds each."""
@@ -66,28 +70,27 @@ class FlippedBit(Named):
 
 
 class MislabelledRow(Named):
-    """The row of step {step} is not of that step, or a row before it is not of its own.
+    """The row labelled step {step} belongs to another step, or a row before it does.
 
-    The optimizer counts {n_counted} steps since the row before, and the labels {n_labelled}.
+    Since the row before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.
     """
 
     code = "mislabelled-row"
 
 
 class AlteredChunk(Named):
-    """Values of {variable} were stored anew after they were recorded.
+    """{variable} was changed after it was recorded: {what}.
 
-    Their own checksum is right, but it is not the one in the ledger. It is somewhere in the chunk
-    that begins at step {step}.
+    The checksums in the files are right, but they are not the ones in the ledger.
     """
 
     code = "altered-chunk"
 
 
 class MoreFailures(Named):
-    """Steps fail in {n_runs} more places, first at step {step}, that were not looked into.
+    """Steps fail in {n_runs} more places, first at step {step}, which were not examined.
 
-    Check a range of steps to see why.
+    To see why, check a range of steps (--steps).
     """
 
     code = "more-failures"
@@ -107,7 +110,7 @@ def find_altered(
 def find_causes(
     selected: Selected, table: AnyTable, altered: Sequence[Altered] | None = None
 ) -> list[Finding]:
-    """Explain why an accounting does not balance, and look for chunks that were altered.
+    """Explain why rows do not follow from the rows before, and look for altered chunks.
 
     Parameters
     ----------
@@ -121,8 +124,8 @@ def find_causes(
     Returns
     -------
     list of Finding
-        The causes, by the step they begin at. Empty where the books balance and every chunk of the
-        steps is the one that was committed.
+        Altered chunks first, then the causes, by the step they begin at. Empty where every row
+        follows from the row before and every chunk of the steps is the one that was committed.
     """
     source = selected.on_device(table.attrs["device"]).source
     tokens, dims = np.asarray(selected.tokens), np.asarray(selected.dims)
@@ -136,7 +139,8 @@ def find_causes(
     checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
     found += _mislabelled(source)
     found += _altered(checked, find_altered(checked) if altered is None else altered)
-    return sorted(_merged(found), key=lambda f: (f.code == AlteredChunk.code, f.step))
+    # What was changed on disk is a fact, and other causes may follow from it.
+    return sorted(_merged(found), key=lambda f: (f.code != AlteredChunk.code, f.step))
 
 
 def _n_steps(runs: list[Run]) -> int:
@@ -173,22 +177,54 @@ def _mislabelled(source: Source) -> list[Finding]:
 
 
 def _altered(selected: Selected, altered: Sequence[Altered]) -> list[Finding]:
-    """Name what was stored anew, as far as the selection depends on it."""
+    """Name what was changed since it was recorded, as far as the selection depends on it."""
     findings, source, tokens = [], selected.source, np.asarray(selected.tokens)
     reader, first_row, last_row = source.reader, min(selected.rows) - 1, max(selected.rows)
+    files: dict[str, dict[str, list[Altered]]] = {}
     for index, chunk in enumerate(altered):
         if chunk.tokens is not None and not np.isin(chunk.tokens, tokens).any():
             continue
-        where: dict[str, object] = {"variable": chunk.variable, "n_steps": 1}
-        place = reader.flipped_bit(chunk) if index < _MAX_LOCATED else None
+        is_sought = index < _MAX_LOCATED and chunk.recorded_as is None
+        place = reader.flipped_bit(chunk) if is_sought else None
         if place is None:
-            first = None if chunk.tokens is None else int(chunk.tokens[0])
-            where |= {"step": chunk.first_row, "token": first}
-            findings.append(_finding(AlteredChunk, where, source))
+            files.setdefault(chunk.variable, {}).setdefault(chunk.file, []).append(chunk)
         elif first_row <= place[0] <= last_row and place[1] in tokens:
-            where |= dict(zip(("step", "token", "dim", "bit"), place, strict=True))
+            where: dict[str, object] = dict(
+                zip(("step", "token", "dim", "bit"), place, strict=True)
+            )
+            where |= {"variable": chunk.variable, "n_steps": 1}
             findings.append(_finding(FlippedBit, where, source))
+    for variable, of_variable in files.items():
+        what = [_how_altered(chunks, source) for chunks in of_variable.values()]
+        more = f"; and {len(what) - _MAX_TOLD:,} more files" if len(what) > _MAX_TOLD else ""
+        first = min((chunk for chunks in of_variable.values() for chunk in chunks), key=_begin)
+        where = {
+            "variable": variable,
+            "step": first.first_row,
+            "token": None if first.tokens is None else int(first.tokens[0]),
+            "n_steps": sum(map(len, of_variable.values())),
+            "what": "; ".join(what[:_MAX_TOLD]) + more,
+        }
+        findings.append(_finding(AlteredChunk, where, source))
     return findings
+
+
+def _begin(chunk: Altered) -> tuple[int, int]:
+    return chunk.first_row, chunk.chunk or 0
+
+
+def _how_altered(chunks: Sequence[Altered], source: Source) -> str:
+    """Return what became of a file, some chunks of which are not those that were recorded."""
+    first = chunks[0]
+    begin = "" if first.variable in LABELS else f" (from step {source.steps[first.first_row]} on)"
+    if first.recorded_as == first.file:
+        return f"{first.file}{begin} is the file of an earlier commit"
+    if first.recorded_as is not None:
+        return f"{first.file}{begin} is the file that was recorded as {first.recorded_as}"
+    if len(chunks) == first.n_chunks > 1:
+        return f"{first.file}{begin} is not a file of this run"
+    of = f" in {len(chunks):,} of {first.n_chunks:,} chunks" if first.n_chunks > 1 else ""
+    return f"{first.file}{begin} has other values{of}"
 
 
 def _runs(source: Source, table: AnyTable) -> Iterator[Run]:

@@ -1,13 +1,15 @@
-"""The verdict: one line in plain words on what an accounting shows."""
+"""The verdict: one line in plain words about what an accounting shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from thimble_zarr.analysis.audit import NOT_FINITE
 from thimble_zarr.analysis.findings import Finding
 from thimble_zarr.analysis.table import AnyTable, counts, has_formula
+from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.store import StoreReader
 
 
 @dataclass(frozen=True)
@@ -17,23 +19,28 @@ class Verdict:
     Attributes
     ----------
     holds
-        Whether the books balance: every recorded row follows from the one before.
+        Whether every recorded row follows from the row before.
     text
         The same in words.
     step
-        The first step that fails; None where the books balance.
+        The first step that fails; None where none does.
+    has_ended
+        Whether the recording has ended. If not, `text` says so.
     """
 
     holds: bool
     text: str
     step: int | None = None
+    has_ended: bool = True
 
 
-def verdict(table: AnyTable, findings: Sequence[Finding] = ()) -> Verdict:
+def verdict(
+    table: AnyTable, findings: Sequence[Finding] = (), reader: Reader | None = None
+) -> Verdict:
     """Judge an accounting.
 
-    The replay judges where there is one: it is sharper than any bound on the formula's rounding.
-    Either way a change that is not finite is none that can be accounted for.
+    Where there is a replay it decides, because it is sharper than any bound on the formula's
+    rounding. In both cases a change that is not finite fails.
 
     Parameters
     ----------
@@ -41,6 +48,8 @@ def verdict(table: AnyTable, findings: Sequence[Finding] = ()) -> Verdict:
         What `tabulated` returned, or `accounting`.
     findings
         What `find_causes` returned.
+    reader
+        Of the recording, to tell whether it has ended.
 
     Returns
     -------
@@ -48,33 +57,54 @@ def verdict(table: AnyTable, findings: Sequence[Finding] = ()) -> Verdict:
     """
     judged = _of_replay(table) if "recurrence" in table else _of_formula(table)
     if judged.holds and findings:
-        return Verdict(
+        first = min(finding.step for finding in findings)
+        judged = Verdict(
             holds=False,
-            text=f"FAILS: the rows follow from one another, but the store was altered after it "
-            f"was recorded, first at step {findings[0].step}.",
-            step=findings[0].step,
+            text=f"FAILS: every row follows from the row before, but the store was changed after "
+            f"it was recorded, first at step {first}.",
+            step=first,
         )
-    return judged
+    if reader is None or not (unended := _unended(reader)):
+        return judged
+    return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
+
+
+def _unended(reader: Reader) -> str:
+    """Return that a recording has not ended, and why; nothing if it has."""
+    if isinstance(reader, StoreReader) and not reader.commit.complete:
+        from thimble_zarr.format.lock import Recording, State  # which few who read need
+
+        recording, last = Recording.of(reader), int(reader.read_steps()[-1])
+        is_imported = reader.schema.is_imported
+        what = "import" if is_imported else "recording"
+        how_on = " Import the file again, with --overwrite." if is_imported else ""
+        return {
+            State.CLOSED: "",
+            State.RECORDING: f"The {what} goes on: step {last} is the last one committed.",
+            State.UNKNOWN: f"The {what} did not end by step {last}: it is {recording}.",
+            State.CUT_OFF: f"The {what} did not end: it was cut off after step {last}.{how_on}",
+        }[recording.state]
+    return ""
 
 
 def _of_formula(table: AnyTable) -> Verdict:
     beyond, not_finite = counts(table, "n_beyond_rounding"), counts(table, NOT_FINITE)
     n_beyond = int(beyond.sum())
     if n_beyond and n_beyond == not_finite.sum():
-        return _not_finite(table, "are AdamW's formula")
+        return _not_finite(table, "agree with AdamW's formula")
     if n_beyond:
         first = _first(table, beyond)
         return Verdict(
             holds=False,
             text=f"FAILS: {n_beyond:,} of {_total(table):,} weight changes differ from AdamW's "
             f"formula by more than {table.attrs['dtype']} rounding can explain, first at step "
-            f"{first}. The recorded states did not make these weights.",
+            f"{first}. These weights do not come from the recorded states.",
             step=first,
         )
     return Verdict(
         holds=True,
-        text=f"HOLDS: all {_total(table):,} weight changes are AdamW's formula within what "
-        f"{table.attrs['dtype']} rounding can explain; {_cosines(table)}.",
+        text=f"HOLDS: all {_total(table):,} weight changes agree with AdamW's formula within "
+        f"{table.attrs['dtype']} rounding; {_cosines(table)}.",
     )
 
 
@@ -86,29 +116,28 @@ def _of_replay(table: AnyTable) -> Verdict:
         first = _first(table, beyond)
         return Verdict(
             holds=False,
-            text=f"FAILS: the books do not balance from step {first} on. Of {_total(table):,} "
-            f"values of each array {listed} do not follow from the row before.",
+            text=f"FAILS from step {first} on: of {_total(table):,} values in each array, "
+            f"{listed} do not follow from the row before.",
             step=first,
         )
     if counts(table, NOT_FINITE).any():
-        return _not_finite(table, "replay")
+        return _not_finite(table, "follow from the row before")
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
     total = f"{_total(table):,}"
     if counts(table, "n_different").any():
         max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
         return Verdict(
             holds=True,
-            text=f"HOLDS: replayed, all {total} values each of {listed} follow from the "
-            "row before, within what rounding allows two programs: at most "
-            f"{max_ulp:.0f} ULP apart. To the bit they need not agree, because "
-            f"{table.attrs['not_exact_because']}.",
+            text=f"HOLDS within rounding: replayed, all {total} values each of {listed} follow "
+            f"from the row before, at most {max_ulp:.0f} ULP apart. They need not be equal to the "
+            f"bit, because {table.attrs['not_exact_because']}.",
         )
     text = (
         f"HOLDS to the bit: replayed, all {total} values each of {listed} follow from the row "
         "before."
     )
     if has_formula(table):
-        text += f" AdamW's formula leaves what rounding does; {_cosines(table)}."
+        text += f" AdamW's formula agrees within rounding; {_cosines(table)}."
     return Verdict(holds=True, text=text)
 
 
@@ -139,7 +168,7 @@ def _cosines(table: AnyTable) -> str:
     moved = ~np.isnan(cosines)
     if not moved.any():
         swallowed = bool((np.asarray(table["norm_predicted"]) > 0).any())
-        return "nothing moved, rounding swallowed every change" if swallowed else "nothing moved"
+        return "no weight moved: every change was rounded away" if swallowed else "no weight moved"
     steps, cosines = steps[moved], cosines[moved]
     shown = sorted({0, int(np.argmin(cosines)), len(steps) - 1})
     return "cosine " + ", ".join(f"{cosines[i]:.4f} at step {steps[i]}" for i in shown)

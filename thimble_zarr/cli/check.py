@@ -235,7 +235,7 @@ def _check(
                 table=table,
                 extended=extended,
                 findings=findings,
-                found=verdict(table, findings),
+                found=verdict(table, findings, reader),
             )
         )
     return sections

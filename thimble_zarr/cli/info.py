@@ -55,12 +55,15 @@ def _of_parameters(readers: "Sequence[Reader]") -> "dict[str, Json]":
 
 
 def _as_json(store: Path, readers: "Sequence[Reader]") -> dict[str, object]:
+    from thimble_zarr.format.lock import Recording
+
     overhead = _overhead(readers[0])
     return {
         "store": str(store),
         "n_rows": readers[0].n_rows,
         "n_skipped": _n_skipped(readers),
         "complete": _is_complete(readers[0]),
+        "recording": Recording.of(readers[0]).state.value,
         "disk_bytes": readers[0].disk_bytes(),
         "raw_bytes": _raw_bytes(readers),
         "resumed_after": _resumed_after(readers[0]),
@@ -69,13 +72,13 @@ def _as_json(store: Path, readers: "Sequence[Reader]") -> dict[str, object]:
 
 
 def _kind(reader: "Reader") -> str:
+    from thimble_zarr.format.lock import Recording
     from thimble_zarr.format.schema import FORMAT_VERSION
     from thimble_zarr.format.store import StoreReader
 
     if not isinstance(reader, StoreReader):
         return "the notebook's file"
-    state = "closed" if reader.commit.complete else "not closed: being recorded, or cut off"
-    return f"format {FORMAT_VERSION}, {state}"
+    return f"format {FORMAT_VERSION}, {Recording.of(reader)}"
 
 
 def _is_complete(reader: "Reader") -> bool:

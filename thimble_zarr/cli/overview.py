@@ -114,7 +114,8 @@ def _line(section: Section) -> tuple[str, ...]:
         f"{table['step'][0]} to {table['step'][-1]}{_some(section)}",
         cosines,
         _share(section),
-        "HOLDS" if found.holds else f"FAILS from step {found.step}",
+        ("HOLDS" if found.holds else f"FAILS from step {found.step}")
+        + ("" if found.has_ended else ", not ended"),
     )
 
 

@@ -306,6 +306,7 @@ def _section_as_json(section: Section) -> dict[str, Any]:
         "not_exact_because": table.attrs.get("not_exact_because"),
         "findings": [finding.to_json() for finding in section.findings],
         "holds": section.found.holds,
+        "has_ended": section.found.has_ended,
         "verdict": section.found.text,
     }
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def verify(ctx: click.Context, store: Path, *, format_: str, quiet: bool) -> None:
     """Read every byte of STORE and compare it with what was committed.
 
-    Sizes, checksums, metadata and bookkeeping; nothing is computed and nothing is written. STORE
-    may be recorded meanwhile.
+    That is sizes, checksums, metadata and the ledger; nothing is computed and nothing is written.
+    It works on a STORE that is being recorded, too.
     Exit code 0 if all that was committed is there, whatever a crash left beside it; 1 if it is not.
     """
     verified = _verified(store, quiet=quiet)
@@ -50,29 +50,33 @@ def verify(ctx: click.Context, store: Path, *, format_: str, quiet: bool) -> Non
     "--apply",
     "is_applied",
     is_flag=True,
-    help="Do it. Without this the command says what it would do, and writes nothing.",
+    help="Repair it. Without this the command says what it would do, and writes nothing.",
 )
 @QUIET
 @click.pass_context
 def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) -> None:
-    """Cut STORE down to what is sound, and take away what a crash left beside it.
+    """Cut STORE down to what can be read, and remove what a crash left beside it.
 
-    The rows before the first damaged block stay. Per-step values that are lost become missing,
-    labels that are lost are left out, metadata and bookkeeping are made anew. Nothing that is sound
-    is touched, but blocks behind a damaged one, which go with it: keep a copy if you want them.
-    Exit code 0 if STORE is sound (with --apply: now), 1 if it is not.
+    The rows before the first block that cannot be read stay, and all rows behind it go: keep a copy
+    if you want them. Per-step values that cannot be read become missing, and labels are left out.
+    Metadata and the commit record are written again. A file that can be read but was changed after
+    it was recorded is left as it is, and STORE stays DAMAGED: `check` may name the value that was
+    changed, and only a copy has the recorded file.
+    Exit code 0 if STORE is sound (with --apply: after it), 1 if it is not.
     """
     from thimble_zarr.format.repair import plan_repair
     from thimble_zarr.format.repair import repair as repair_store
 
     plan = repair_store(store) if is_applied else plan_repair(store)
-    for step in plan.steps:
-        click.echo(step)
+    for line in (*plan.steps, *plan.left):
+        click.echo(line)
     for problem in plan.hopeless:
         click.echo(f"cannot be repaired: {problem}")
     verified = _verified(store, quiet=quiet)
     if plan.hopeless:
         click.echo("Nothing is done: restore what is damaged from a copy.")
+    elif not plan.steps and plan.left:
+        click.echo("There is nothing that a repair can do: the store stays DAMAGED.")
     elif not plan.steps:
         click.echo("There is nothing to repair.")
     elif is_applied:
@@ -96,8 +100,10 @@ def _in_words(verified: "Verified", store: Path) -> str:
         ("Read", f"{verified.n_files:,} files, {human_bytes(verified.n_bytes)}"),
     ]
     text = "\n".join(f"{name:<8} {value}" for name, value in lines)
-    if verified.findings:
-        text += "\n\n" + "\n".join(map(_line, verified.findings))
+    below = [*map(_line, verified.findings)]
+    below += [f"repair  {step}." for step in verified.repairs]
+    if below:
+        text += "\n\n" + "\n".join(below)
     return f"{text}\n\n{_verdict(verified, store)}"
 
 
@@ -111,10 +117,15 @@ def _verdict(verified: "Verified", store: Path) -> str:
 
     if verified.is_sound and not verified.n_rows:
         return f"Nothing is committed yet, and so nothing is compared: {why_empty(verified.path)}."
+    if verified.is_sound and verified.repairs:
+        return (
+            "SOUND after repair: every byte is the one that was committed, or one that the repair "
+            "wrote in place of what was lost."
+        )
     if verified.is_sound:
         return "SOUND: every byte of every committed row is the one that was committed."
-    n_damaged = sum(finding.is_damage for finding in verified.findings)
-    return (
-        f"DAMAGED in {n_damaged:,} {'place' if n_damaged == 1 else 'places'}; what can be done: "
-        f"thimble-zarr repair {shlex.quote(str(store))}"
-    )
+    damages = [finding for finding in verified.findings if finding.is_damage]
+    places = f"{len(damages):,} {'place' if len(damages) == 1 else 'places'}"
+    if all(finding.repair.startswith("none") for finding in damages):
+        return f"DAMAGED in {places}, which no repair can mend: restore the files from a copy."
+    return f"DAMAGED in {places}; what can be done: thimble-zarr repair {shlex.quote(str(store))}"

@@ -81,12 +81,12 @@ class Declared:
         """Return what the content of a `zarr.json` says, or raise ValueError."""
         try:
             if (document["zarr_format"], document["node_type"]) != (3, "array"):
-                raise ValueError("it is no array of Zarr 3")
+                raise ValueError("it is not a Zarr 3 array")
             if document.get("storage_transformers"):
                 raise ValueError("it declares storage transformers")
             encoding = document["chunk_key_encoding"]
             if encoding != {"name": "default", "configuration": {"separator": "."}}:
-                raise ValueError(f"it names its chunks otherwise: {encoding}")
+                raise ValueError(f"its chunk keys have another encoding: {encoding}")
             if document["data_type"] not in DTYPES:
                 raise ValueError(f"its dtype is {document['data_type']!r}")
             dtype = np.dtype(document["data_type"])
@@ -98,12 +98,12 @@ class Declared:
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"it is malformed: {error!r}") from error
         if not len(shape) == len(file_shape) == len(chunk) > 0:
-            raise ValueError(f"{chunk}, {file_shape} and {shape} have not as many axes")
+            raise ValueError(f"its shapes differ in rank: {chunk}, {file_shape} and {shape}")
         if (
             any(size % part for size, part in zip(file_shape, chunk, strict=True))
             or math.prod(chunk) * dtype.itemsize > MAX_CHUNK_BYTES
         ):
-            raise ValueError(f"chunks of shape {chunk} cannot be")
+            raise ValueError(f"chunks of shape {chunk} are not possible")
         is_sharded = document["codecs"][0]["name"] == "sharding_indexed"
         return cls(shape, file_shape, chunk, dtype, fill, is_sharded, level)
 
@@ -140,7 +140,7 @@ def _check_names(codecs: Iterable[Mapping[str, Any]], expected: tuple[str, ...])
     if names not in (expected, expected[1:] if expected[0] == "transpose" else expected):
         others = [str(name) for name in names if name not in expected]
         what = f"the codec {others[0]}" if others else f"the codecs {', '.join(map(str, names))}"
-        raise ValueError(f"it declares {what}, and a store has {', '.join(expected)} only")
+        raise ValueError(f"it declares {what}, and a store has only {', '.join(expected)}")
 
 
 def check_bounds(schema: Schema, n_rows: int, ledger: Path, shards: Iterable[Path]) -> None:
@@ -168,12 +168,12 @@ def check_bounds(schema: Schema, n_rows: int, ledger: Path, shards: Iterable[Pat
     if not n_rows:
         return
     if layout.capacity(n_rows) // layout.block_steps * _MIN_LINE_BYTES > _size(ledger):
-        raise DamagedStoreError(f"it claims {n_rows:,} rows, and its ledger is too short for them")
+        raise DamagedStoreError(f"it claims {n_rows:,} rows, but its ledger is too short")
     held = MAX_COMPRESSION * max(map(_size, shards), default=0)
     if layout.shard_tokens(schema.n_tokens) * row_bytes > held:
         raise DamagedStoreError(
-            f"it declares {schema.n_tokens:,} x {schema.n_dims:,} elements, and its files cannot "
-            "hold as many"
+            f"it declares {schema.n_tokens:,} x {schema.n_dims:,} elements, but its files "
+            "are too small for that many"
         )
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 DEFAULT_MEMORY_BYTES = 256 * 2**20
-"""Default bound on the memory of a recorder: its block buffers and what encoding a block needs."""
+"""Default limit on a recorder's memory: its block buffers and what encoding a block needs."""
 
-N_BUFFERS = 2
+MAX_BUFFERS = 2
 """Blocks in memory at once: one being filled by training, one being written."""
 
 MAX_BLOCK_STEPS = 128
@@ -86,7 +86,7 @@ class StoragePlan:
     Attributes
     ----------
     layout
-        The cut that follows from the memory bound.
+        The block and chunk sizes that follow from the memory limit.
     array_bytes
         Uncompressed size of each `(step, token, dim)` array, by variable.
     scalar_bytes
@@ -126,7 +126,7 @@ def plan_layout(
     itemsizes
         Bytes an element, by variable.
     memory_bytes
-        Bound on the recorder's memory.
+        Limit on the recorder's memory.
 
     Returns
     -------
@@ -142,17 +142,16 @@ def plan_layouts(
 ) -> list[Layout]:
     """Choose block and chunk sizes for parameters that are recorded together.
 
-    The block is the longest power of two of steps, at most `MAX_BLOCK_STEPS`, whose
-    `recorder_memory_bytes` stays within `memory_bytes`. It is the same for all, because they are
-    committed together. One step is the least there is, so parameters whose single row exceeds the
-    bound get blocks of one step.
+    The block is the longest power of two of steps, at most `MAX_BLOCK_STEPS`, of which
+    `MAX_BUFFERS` fit in `memory_bytes`. It is the same for all, because they are committed
+    together. It has at least one step, whatever the limit.
 
     Parameters
     ----------
     rows
         A row of each parameter.
     memory_bytes
-        Bound on the recorder's memory, for all of them together.
+        Limit on the recorder's memory, for all of them together.
 
     Returns
     -------
@@ -162,7 +161,7 @@ def plan_layouts(
     block_steps = 1
     while (
         block_steps < MAX_BLOCK_STEPS
-        and recorder_memory_bytes(rows, 2 * block_steps) <= memory_bytes
+        and recorder_memory_bytes(rows, 2 * block_steps, MAX_BUFFERS) <= memory_bytes
     ):
         block_steps *= 2
     return [Layout(block_steps, _chunk_tokens(row, block_steps)) for row in rows]
@@ -174,15 +173,26 @@ def _chunk_tokens(row: RowSize, block_steps: int) -> int:
     return -(-row.n_tokens // min(n_chunks, row.n_tokens))
 
 
-def recorder_memory_bytes(rows: Sequence[RowSize], block_steps: int) -> int:
-    """Return the memory of a recorder whose blocks have `block_steps` steps.
+def count_buffers(rows: Sequence[RowSize], block_steps: int, memory_bytes: int) -> int:
+    """Return how many blocks a recorder holds: as many as fit, at most `MAX_BUFFERS`, at least one.
 
-    `N_BUFFERS` blocks of all variables of all parameters, and the chunk that is being encoded: as
-    it is, compressed, and with its checksum. Python and its libraries take what they take, whatever
-    the shapes: some 20 MB, and 0.25 MB a parameter, for its metadata. Beside that are
-    `SCALAR_CHUNK_STEPS` values of each per-step scalar, once for all parameters that have the same.
+    With one, training waits while each block is written.
     """
-    return N_BUFFERS * block_steps * sum(row.n_bytes for row in rows) + max(
+    fits = recorder_memory_bytes(rows, block_steps, MAX_BUFFERS) <= memory_bytes
+    return MAX_BUFFERS if fits else 1
+
+
+def recorder_memory_bytes(
+    rows: Sequence[RowSize], block_steps: int, n_buffers: int = MAX_BUFFERS
+) -> int:
+    """Return the memory of a recorder that holds some blocks of `block_steps` steps.
+
+    That is the blocks, of all variables of all parameters, and the chunk that is being encoded: as
+    it is, compressed, and with its checksum. Besides, Python and its libraries take some 20 MB and
+    0.25 MB a parameter for its metadata, whatever the shapes, and `SCALAR_CHUNK_STEPS` values of
+    each per-step scalar, once for all parameters that have the same.
+    """
+    return n_buffers * block_steps * sum(row.n_bytes for row in rows) + max(
         _encoding_bytes(row, block_steps) for row in rows
     )
 
@@ -226,7 +236,9 @@ def plan_storage(
         },
         scalar_bytes=n_rows * n_scalars * 8,
         overhead_bytes=_METADATA_BYTES + _LABEL_BYTES * n_tokens + block_bytes // 64,
-        memory_bytes=recorder_memory_bytes([row], layout.block_steps),
+        memory_bytes=recorder_memory_bytes(
+            [row], layout.block_steps, count_buffers([row], layout.block_steps, memory_bytes)
+        ),
     )
 
 

@@ -9,7 +9,7 @@ of any such file is the same constant: lines need another, and have CRC-32.)
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from thimble_zarr.format.schema import Json
 
 MAX_LINE_BYTES = MAX_DOCUMENT_BYTES
 """Longest line that is read. A line has some 30 bytes a chunk of its block."""
+
+_PIECE_BYTES = 2**16
 
 _SEAL = b', "crc32": '
 
@@ -68,8 +70,7 @@ def seal(entry: Mapping[str, Json]) -> bytes:
         check_size(sealed + b"\n")
     except TooLargeError as error:
         raise StoreError(
-            f"a line of the ledger cannot be written: {error}; record fewer parameters in one "
-            "store, or go on in another one"
+            f"a line of the ledger cannot be written: {error}; record fewer parameters in a store"
         ) from error
     return sealed
 
@@ -116,6 +117,41 @@ def read_lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[
                 return
             yield Line(start, content, _entry(content))
             start += len(content)
+
+
+def read_last_line(file: Path, stop: int) -> Line | None:
+    """Return the line that ends at a byte, or where the file ends before it; None if it has none.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    content = b""
+    with open_regular(file) as ledger:
+        start = stop = min(stop, os.fstat(ledger.fileno()).st_size)
+        while start and b"\n" not in content[:-1]:
+            n_bytes = min(start, max(_PIECE_BYTES, len(content)))
+            start -= n_bytes
+            ledger.seek(start)
+            content = ledger.read(n_bytes) + content
+    begin = content[:-1].rfind(b"\n") + 1
+    return Line(start + begin, content[begin:], _entry(content[begin:])) if content else None
+
+
+FileChecksums = int | tuple[int | None, ...]
+"""What a file is known by: its CRC-32, or of a shard the stored checksums of its chunks."""
+
+
+def recorded_files(entries: Iterable[Mapping[str, Any]]) -> dict[FileChecksums, str]:
+    """Return every file that was ever committed, by what it is known by."""
+    files: dict[FileChecksums, str] = {}
+    for entry in entries:
+        for key, file in entry["files"].items():
+            chunks = entry["chunks"].get(key.rpartition("/")[0])
+            known = file.get("crc32") if chunks is None else tuple(stored for stored, _ in chunks)
+            files[known] = key
+    return files
 
 
 def _entry(content: bytes) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ class Overhead:
                 "parameters, or let a step do more (larger batches, accumulation)"
             )
         remedies = {
-            "compressing": (self.encode_s, "leave it a core (torch.set_num_threads)"),
+            "compressing": (self.encode_s, "leave a core for it (torch.set_num_threads)"),
             "writing": (self.write_s, "choose a faster disk"),
             "syncing": (self.sync_s, "give more memory_bytes, for fewer blocks, or a faster disk"),
         }

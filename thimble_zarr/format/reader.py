@@ -21,8 +21,14 @@ class AlteredChunk:
     ----------
     variable
         Whose chunk it is.
+    file
+        The file it lies in, as a path in the store.
+    n_chunks
+        Chunks of that file.
+    recorded_as
+        The file that was recorded with the contents that this one has now, None if none was.
     first_row
-        Where it begins.
+        Where it begins; 0 of labels.
     chunk, tokens
         Which chunk it is of the rows there, and the tokens in it; None of scalars.
     committed
@@ -30,6 +36,9 @@ class AlteredChunk:
     """
 
     variable: str
+    file: str
+    n_chunks: int
+    recorded_as: str | None
     first_row: int
     chunk: int | None
     tokens: Indices | None

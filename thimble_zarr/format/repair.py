@@ -1,9 +1,15 @@
-"""Cut a store down to what is sound, and take away what a crash left beside it.
+"""Cut a store down to what can be read, and remove what a crash left beside it.
 
-Nothing that was committed and is sound is written to. The rows before the first damaged block stay,
-and what lies behind them goes; per-step values that are lost become missing, labels are left out;
-metadata are written anew as they were declared; lines of the ledger that are lost are made from the
-files, whose own checksums tell that they are sound. What was done is one line more in the ledger.
+A file that cannot be decoded is lost. The rows before the first lost block stay, and the rows
+behind it go; lost per-step values become missing, and lost labels are left out. Damaged metadata
+are written as they were declared. Lines of the ledger that are lost are made from the files whose
+own checksums are right. What was done is one more line in the ledger.
+
+A file that decodes but is not the one in the ledger was changed by another program. Most of its
+values are the recorded ones, and nothing here tells which, so it is left as it is, and the store
+stays damaged until the file is restored. Only values that are known without the file (the labels of
+steps and tokens, where all are recorded) are written again. The ledger, not the commit record, says
+how many rows there are.
 
 It is done in an order that can be cut off anywhere and begun again::
 
@@ -28,10 +34,10 @@ from thimble_zarr.format.declared import Declared
 from thimble_zarr.format.disk import Disk, remove_file
 from thimble_zarr.format.documents import is_chunk_key, leads_out
 from thimble_zarr.format.ledger import read_lines, seal
-from thimble_zarr.format.lock import WriterLock
+from thimble_zarr.format.lock import WriterLock, check_not_recorded
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
-from thimble_zarr.format.shard import encode_vector
+from thimble_zarr.format.shard import decode_vector, encode_vector
 from thimble_zarr.format.store import (
     COMMIT,
     LEDGER,
@@ -41,15 +47,19 @@ from thimble_zarr.format.store import (
     array_of,
 )
 from thimble_zarr.format.verify import (
+    HOW_TO_RESTORE,
     Contents,
     Document,
     Record,
     check_metadata,
     consolidated_copies,
+    copies_fit,
     files_of,
     find_leftovers,
+    how_altered,
     is_at_work,
     is_per_step,
+    is_same,
     is_sound_by_itself,
     matching_record,
     own_checksums,
@@ -79,7 +89,9 @@ class Plan:
     steps
         What is done, in words, in order.
     hopeless
-        What cannot be repaired.
+        Why the store cannot be repaired; then nothing is done.
+    left
+        Damage that stays, in words.
     written
         Contents of the files that are written anew.
     lines
@@ -94,6 +106,7 @@ class Plan:
     n_rows: int
     steps: list[str] = field(default_factory=list)
     hopeless: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     written: dict[str, bytes] = field(default_factory=dict)
     lines: list[bytes] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -107,15 +120,24 @@ def plan_repair(path: StorePath) -> Plan:
 
     Raises
     ------
+    StoreLockedError
+        If it is being recorded.
     NotAStoreError, UnsupportedFormatError, DamagedStoreError
         If there is no store at `path`, or too little of one.
     StoreError
         If it cannot be read.
     """
     path = Path(path).absolute()
+    contents = read_contents(path)
+    if not contents.is_complete:
+        check_not_recorded(path)
+    return _planned(path)
+
+
+def _planned(path: Path) -> Plan:
+    """Plan the repair of a store that nobody records into."""
     try:
-        contents = read_contents(path)
-        return _Planner(contents).plan()
+        return _Planner(read_contents(path)).plan()
     except OSError as error:
         if isinstance(error, StoreError):
             raise
@@ -137,7 +159,7 @@ def repair(path: StorePath) -> Plan:
     read_contents(path)  # what is no store is not locked
     lock = WriterLock(path)
     try:
-        plan = plan_repair(path)
+        plan = _planned(path)
         if plan.hopeless:
             raise StoreError(f"cannot repair {path}: {'; '.join(plan.hopeless)}")
         _apply(plan)
@@ -161,6 +183,8 @@ class _Planner:
         self._rebuilt: dict[int, Mapping[str, Any]] = {}
         self._settled: dict[str, Record] = {}
         self._unknown = dict(contents.missing_rows())
+        self._lost: list[str] = []
+        self._left: dict[str, str] = {}
 
     def plan(self) -> Plan:
         plan, contents = self._plan, self._contents
@@ -175,13 +199,14 @@ class _Planner:
             self._check_blocks()
             self._rebuild_lines()
             if plan.n_rows == 0:
-                plan.hopeless.append("its first block is damaged, and no row would be left")
+                plan.hopeless.append("its first block cannot be read, and so no row would be left")
                 return plan
             self._cut_off()
             self._mend_values()
         self._mend_metadata()
         self._mend_bookkeeping()
         self._find_removed()
+        plan.left += [what for key, what in self._left.items() if key not in plan.removed]
         return plan
 
     def _metadata(self) -> dict[str, Document]:
@@ -206,27 +231,51 @@ class _Planner:
             if committed.line >= contents.end or committed.crc32 is not None:
                 continue
             record = matching_record(contents, key)
-            if record is None and not contents.has_whole_ledger:
+            if record is None and contents.may_be_out_of_date(committed):
                 self._unknown[committed.first_row] = committed.end_row
+            elif record is None and is_sound_by_itself(contents, key):
+                self._leave(key)
             elif record is None:
                 plan.n_rows = min(plan.n_rows, committed.first_row)
+                self._lost.append(key)
             elif record is not committed:
                 # It was stored again, and the commit was cut off: what is there is one line more.
                 self._settled[key] = record
 
+    def _leave(self, key: str) -> None:
+        """Leave a file that another program changed as it is."""
+        what = how_altered(self._contents, key)
+        self._left[key] = f"{key} is left as it is: {what}; {HOW_TO_RESTORE}"
+
     def _rebuild_lines(self) -> None:
         """Make lines that are lost from the files of their blocks."""
-        plan = self._plan
+        plan, contents = self._plan, self._contents
         sharded = [(array, found) for array, found in self._arrays() if found.is_sharded]
         for start, stop in sorted(self._unknown.items()):
             steps = sharded[0][1].file_shape[0] if sharded else 1
             for first_row in range(start - start % steps, min(stop, plan.n_rows), steps):
                 end_row = min(stop, first_row + steps)
+                if self._is_as_in_ledger(first_row):
+                    # Its line is there, and has fewer rows than the commit record claims.
+                    plan.n_rows = min(plan.n_rows, contents.lines[first_row][1])
+                    return
                 line = self._rebuilt_line(first_row, end_row, sharded)
                 if line is None:
                     plan.n_rows = min(plan.n_rows, first_row)
                     return
                 self._rebuilt[first_row] = line
+
+    def _is_as_in_ledger(self, first_row: int) -> bool:
+        """Whether the shards of a block are the ones that its line in the ledger tells of."""
+        contents = self._contents
+        if first_row not in contents.lines:
+            return False
+        keys = [
+            key
+            for key, (committed, *_) in contents.records.items()
+            if committed.first_row == first_row and committed.crc32 is None
+        ]
+        return bool(keys) and all(matching_record(contents, key) for key in keys)
 
     def _rebuilt_line(
         self, first_row: int, end_row: int, sharded: list[tuple[str, Declared]]
@@ -250,8 +299,9 @@ class _Planner:
         lost = contents.n_rows - plan.n_rows
         if not lost:
             return
+        why = f", because {', '.join(self._lost)} cannot be read" if self._lost else ""
         plan.steps.append(
-            f"end the store before row {plan.n_rows}: of {contents.n_rows} committed rows "
+            f"end the store before row {plan.n_rows}{why}: of {contents.n_rows} committed rows "
             f"{plan.n_rows} stay, {lost} go"
         )
 
@@ -276,7 +326,7 @@ class _Planner:
         plan.steps += [f"remove {key}" for key in plan.removed]
 
     def _mend_values(self) -> None:
-        """Keep files of values that are sound; write or leave out those that are not."""
+        """Keep files of values that can be read; write or leave out those that cannot."""
         for array, declared in list(self._arrays()):
             if declared.is_sharded or array in self._plan.dropped:
                 continue
@@ -295,38 +345,79 @@ class _Planner:
                 if record.line >= contents.end:
                     plan.changes_ledger = True
                 return
+        name, known = array.rpartition("/")[2], contents.records.get(key)
+        is_chosen = self._is_chosen(array)
+        if is_sound_by_itself(contents, key):
+            if known is None or contents.may_be_out_of_date(known[0]):
+                plan.changes_ledger = True
+                plan.steps.append(
+                    f"keep {key}: its own checksum is right, and the ledger's is lost"
+                )
+                self._files[key] = _file_record((self._path / key).read_bytes())
+                return
+            if (is_chosen or name not in _COUNTED) and not self._is_missing(key, declared):
+                self._files[key] = {"bytes": known[0].n_bytes, "crc32": known[0].crc32 or 0}
+                self._restore(key, declared, known[0])
+                return
         plan.changes_ledger = True
-        if not contents.has_whole_ledger and is_sound_by_itself(contents, key):
-            self._files[key] = _file_record((self._path / key).read_bytes())
-            return
-        name = array.rpartition("/")[2]
-        if self._is_chosen(array):
+        if is_chosen:
             plan.hopeless.append(
-                f"{key} is lost, and nothing else tells which {name}s were recorded; restore it "
-                "from a copy"
+                f"{key} cannot be read, and nothing else tells which {name}s were recorded; "
+                "restore it from a copy"
             )
             return
         if not (per_step or name in _COUNTED):
             together = _TEXT if name in _TEXT else (name,)
-            self._drop([array.removesuffix(name) + other for other in together])
+            self._drop(key, [array.removesuffix(name) + other for other in together])
             return
         values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
-        what = "set its values to missing"
+        start = _index(key) * len(values)
+        last = min(start + len(values), plan.n_rows) - 1
+        what = f"the values of rows {start} to {last} cannot be read, and become missing"
         if name in _COUNTED:
-            start = _index(key) * len(values)
             stop = min(start + len(values), plan.n_rows if per_step else declared.shape[0])
             order = np.arange(stop) if per_step else self._stored_order(array)
             if order is None or len(order) < stop:
                 plan.hopeless.append(
-                    f"{key} is lost, and so is in which order the {name}s are stored; restore it "
+                    f"{key} cannot be read, and neither can the order of the {name}s; restore it "
                     "from a copy"
                 )
                 return
             values[: stop - start] = order[start:stop]
-            what = "count its values anew"
-        plan.steps.append(f"write {key} anew: {what}")
+            what = "its values are known"
+        plan.steps.append(f"write {key} again: {what}")
         content = plan.written[key] = encode_vector(values)
         self._files[key] = _file_record(content)
+
+    def _is_missing(self, key: str, declared: Declared) -> bool:
+        """Whether no value of a file is there, as where a repair was cut off after it wrote it."""
+        values = self._values(key, declared)
+        return bool(np.array_equal(values, np.full_like(values, declared.fill), equal_nan=True))
+
+    def _values(self, key: str, declared: Declared) -> np.ndarray:
+        content = (self._path / key).read_bytes()
+        return decode_vector(content, declared.file_shape[0], declared.dtype)
+
+    def _restore(self, key: str, declared: Declared, record: Record) -> None:
+        """Write a file as it was recorded, if its checksum in the ledger proves that; or leave it.
+
+        What is tried are its values as they are, which may only have been compressed again, and
+        with one of them put right.
+        """
+        values = self._values(key, declared)
+        for row, value in _guesses(values):
+            tried = values.copy()
+            tried[row] = value
+            content = encode_vector(tried)
+            if _file_record(content) == {"bytes": record.n_bytes, "crc32": record.crc32}:
+                self._plan.written[key] = content
+                what = "its values are the recorded ones"
+                if value != values[row]:
+                    row += _index(key) * len(values)
+                    what = f"its row {row} is {value:g} again, and its checksum the recorded one"
+                self._plan.steps.append(f"write {key} again: {what}")
+                return
+        self._leave(key)
 
     def _is_chosen(self, array: str) -> bool:
         """Whether an array labels what was recorded by choice, so that nobody can count it anew."""
@@ -353,11 +444,11 @@ class _Planner:
         attributes = self._documents.get(f"{group}/{METADATA}".lstrip("/"), {}).get("attributes")
         return attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
 
-    def _drop(self, arrays: list[str]) -> None:
+    def _drop(self, key: str, arrays: list[str]) -> None:
         plan = self._plan
         for array in arrays:
             plan.dropped.append(array)
-            plan.steps.append(f"leave {array} out: the label is lost")
+            plan.steps.append(f"leave {array} out: {key} cannot be read")
             self._documents.pop(f"{array}/{METADATA}", None)
             for file in sorted((self._path / array).glob("*")):
                 plan.removed.append(file.relative_to(self._path).as_posix())
@@ -387,9 +478,11 @@ class _Planner:
                 document["shape"] = [length, *document["shape"][1:]]
         for key, document in final.items():
             self._consolidate(key, document, final, found)
-            if document != found[key]:
+            if not is_same(document, found[key]):
                 plan.written[key] = json.dumps(document, indent=2).encode()
-                plan.steps.append(f"write {key} anew")
+                is_declared = is_same(_alone(document), _alone(found[key]))
+                how = "consolidate the metadata in {}" if is_declared else "write {} again"
+                plan.steps.append(how.format(key))
         self._documents = final
 
     def _consolidate(
@@ -400,9 +493,11 @@ class _Planner:
         found: dict[str, Document],
     ) -> None:
         """Give a group copies of the metadata below it, where it had some or should have."""
-        has_some = found[key].get("consolidated_metadata") is not None
+        has_some = found[key].get(_CONSOLIDATED) is not None
         if has_some or (self._contents.is_complete and key == METADATA):
-            document["consolidated_metadata"] = consolidated_copies(array_of(key), final)
+            copies, group = found[key].get(_CONSOLIDATED), array_of(key)
+            is_right = not self._plan.dropped and copies_fit(self._path, group, copies, final)
+            document[_CONSOLIDATED] = copies if is_right else consolidated_copies(group, final)
 
     def _mend_bookkeeping(self) -> None:
         """Add lines to the ledger that say what is there, and make the commit record fit it."""
@@ -415,13 +510,14 @@ class _Planner:
             for entry in self._rebuilt.values():
                 plan.lines.append(seal({**entry, "repaired": "rebuilt"}) + b"\n")
             plan.lines.append(seal(self._last_entry()) + b"\n")
-            plan.steps.append(f"write {LEDGER} anew: what is sound, and what was repaired")
+            plan.steps.append(f"write {LEDGER} again: its sound lines, and what was repaired")
         elif any(finding.kind == "uncommitted-line" for finding in contents.findings):
             plan.changes_ledger = True
             plan.steps.append(f"cut off what was not committed from {LEDGER}")
-        if contents.commit is None or plan.lines:
+        is_wrong = any(finding.kind == "commit-record" for finding in contents.findings)
+        if is_wrong or plan.lines:
             plan.changes_commit = True
-            plan.steps.append(f"write {COMMIT} anew: {plan.n_rows} rows")
+            plan.steps.append(f"write {COMMIT} again: {plan.n_rows} rows, as the ledger has them")
 
     def _last_entry(self) -> dict[str, Json]:
         """Return a line for the last block as it is, and for all values as they are."""
@@ -440,20 +536,34 @@ class _Planner:
             "rows": (first_row, plan.n_rows),
             "files": {**files, **self._files},
             "chunks": chunks,
-            "metadata": {
-                key: {name: value for name, value in document.items() if name != _CONSOLIDATED}
-                for key, document in self._documents.items()
-            },
+            "metadata": {key: _alone(document) for key, document in self._documents.items()},
             "dropped": plan.dropped,
             "repaired": plan.steps.copy(),
+            "replaces": None if contents.commit is None else [*astuple(contents.commit)],
         }
 
 
 _CONSOLIDATED = "consolidated_metadata"
 
 
+def _alone(document: Document) -> Document:
+    """Return a document without its copies of others."""
+    return {name: value for name, value in document.items() if name != _CONSOLIDATED}
+
+
 def _file_record(content: bytes) -> FileRecord:
     return {"bytes": len(content), "crc32": zlib.crc32(content)}
+
+
+def _guesses(values: np.ndarray) -> Iterator[tuple[int, float]]:
+    """Yield rows and what their values may have been: as they are, or as their neighbours tell."""
+    yield 0, values[0]
+    if values.dtype != np.float64:
+        return
+    for row in range(len(values)):
+        around = [values[row - 1], values[row - 1] + 1] if row else []
+        around += [values[row + 1]] if row + 1 < len(values) else []
+        yield from ((row, value) for value in around if value != values[row])
 
 
 def _index(key: str) -> int:
@@ -486,7 +596,12 @@ def _apply(plan: Plan) -> None:
                 ledger = _Ledger(plan)
                 for _ in ledger:
                     pass
-                commit = replace(commit, ledger_bytes=ledger.n_bytes, ledger_crc32=ledger.crc32)
+                commit = replace(
+                    commit,
+                    n_rows=plan.n_rows,
+                    ledger_bytes=ledger.n_bytes,
+                    ledger_crc32=ledger.crc32,
+                )
             disk.write(path / COMMIT, [commit.to_bytes()])
             disk.sync([(path / COMMIT).parent])
     finally:

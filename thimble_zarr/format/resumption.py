@@ -70,17 +70,17 @@ def check_resumable(
     differences = list(_differences(readers, schemas, labels, token_ids))
     if differences:
         raise ResumeError(
-            f"cannot go on with {path}, which recorded another run: {'; '.join(differences)}; "
+            f"cannot resume {path}, which recorded another run: {'; '.join(differences)}; "
             "make them as they were, or record into another store"
         )
     check_has_every_step(readers[0])
     kept_rows = n_rows if kept_rows is None else kept_rows
     if n_rows == 0:
-        raise ResumeError(f"cannot go on with {path}: nothing was committed; record it anew")
+        raise ResumeError(f"cannot resume {path}: nothing was committed; record it again")
     if not 0 < kept_rows <= n_rows:
         raise ResumeError(
-            f"cannot go on with {path} after step {kept_rows - 1}: steps 0 to {n_rows - 1} are "
-            "committed; take a checkpoint of one of them"
+            f"cannot resume {path} after step {kept_rows - 1}: steps 0 to {n_rows - 1} are "
+            "committed; restore the checkpoint of one of them"
         )
     return kept_rows
 
@@ -93,7 +93,7 @@ def check_has_every_step(reader: StoreReader) -> None:
     """
     if reader.schema.schedule is not None:
         raise ResumeError(
-            f"cannot go on with {reader.path}: it has the steps of the schedule "
+            f"cannot resume {reader.path}: it has the steps of the schedule "
             f"{reader.schema.schedule} only, and no row of the others that a checkpoint could be "
             "compared with; record it anew, or the steps to come into another store"
         )
@@ -134,7 +134,7 @@ def _differences(
                 continue  # what labels them follows
         if reader.group in labels:
             for name in _unlike_labels(reader.read_labels(), labels[reader.group]):
-                yield f"{of}other {name} of the tokens"
+                yield f"{of}the {name} of the tokens differs"
     yield from _other_layouts(recorded, schemas)
 
 
@@ -401,6 +401,6 @@ def _fitting(
 
 def _damaged(readers: Sequence[StoreReader], key: str) -> DamagedStoreError:
     return DamagedStoreError(
-        f"cannot go on with {readers[0].path}: {key} is not what was committed; see what is "
+        f"cannot resume {readers[0].path}: {key} is not what was committed; see what is "
         "damaged with `thimble-zarr verify`, and cut it off with `thimble-zarr repair`"
     )

@@ -71,6 +71,9 @@ ROW_LABEL = "position along the first axis"
 """What the coordinate of the first axis is where that has no tokens. It is stored only where not
 all rows are recorded."""
 
+NOTEBOOK_FILE = "notebook_file"
+"""The attribute of an imported run that describes the file it came from."""
+
 PARAMETERS = "parameters"
 """In the root's `thimble` attribute the names of several parameters, each a child group."""
 
@@ -246,7 +249,7 @@ class Schema:
             raise ConfigError(f"no parameter of shape {self.shape} has the dims {self.dims}")
         if not (isinstance(self.n_threads, int) and self.n_threads > 0):
             raise ConfigError(
-                f"torch had {self.n_threads!r} threads, which is no number of threads"
+                f"the number of torch's threads must be a positive integer, not {self.n_threads!r}"
             )
         if self.whole_tokens is not None and not (
             self.shape and type(self.whole_tokens) is int and self.whole_tokens >= self.shape[0]
@@ -261,12 +264,12 @@ class Schema:
                 f"{self.stored_last!r} does not say which of {self.shape} are stored last"
             )
         if not isinstance(self.schedule, str | None):
-            raise ConfigError(f"the schedule is {self.schedule!r}, which is no text")
+            raise ConfigError(f"the schedule must be text, not {self.schedule!r}")
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
             raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():
             if name not in VARIABLES:
-                raise ConfigError(f"{name!r} is no variable: a store has {', '.join(VARIABLES)}")
+                raise ConfigError(f"{name!r} is not a variable: a store has {', '.join(VARIABLES)}")
             if native not in NATIVE_DTYPES:
                 raise ConfigError(
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"
@@ -301,6 +304,11 @@ class Schema:
                 ) from error
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the run was imported from the notebook's file, and not recorded."""
+        return NOTEBOOK_FILE in self.attrs
 
     @property
     def n_tokens(self) -> int:

@@ -36,7 +36,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,7 +55,14 @@ from thimble_zarr.format.declared import Declared, check_bounds
 from thimble_zarr.format.documents import is_chunk_key, leads_out, open_regular, read_document
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
-from thimble_zarr.format.ledger import read_lines, seal, unseal
+from thimble_zarr.format.ledger import (
+    FileChecksums,
+    read_last_line,
+    read_lines,
+    recorded_files,
+    seal,
+    unseal,
+)
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.rows import OpenedRows
@@ -125,11 +132,11 @@ class Commit:
             with open_regular(file) as stream:
                 record = unseal(stream.read(_MAX_COMMIT_BYTES))
             if record.pop("format_version", None) != FORMAT_VERSION:
-                raise ValueError("it is of another format version")
+                raise ValueError("it has another format version")
             commit = cls(**record)
             numbers = (commit.n_rows, commit.ledger_bytes, commit.ledger_crc32)
             if not all(type(number) is int and number >= 0 for number in numbers):
-                raise ValueError(f"it counts {numbers}")
+                raise ValueError(f"its numbers are {numbers}")
         except FileNotFoundError as error:
             raise DamagedStoreError("it has no commit record") from error
         except (ValueError, TypeError) as error:
@@ -205,7 +212,7 @@ class StoreReader:
         readers: list[Self] = []
         for group in groups:
             try:
-                commit = readers[0].commit if readers else Commit.read(path / COMMIT)
+                commit = readers[0].commit if readers else _read_commit(path)
                 if leads_out(path / group, path):
                     raise DamagedStoreError("it is a link that leads out of the store")
                 schema = Schema.from_attribute(read_attribute(path / group))
@@ -289,6 +296,7 @@ class StoreReader:
         """
         layout = self.schema.layout
         ledger, files = self._read_ledger()
+        recorded: dict[FileChecksums, str] = {}
         for first_row, chunks in ledger.items():
             if not (first_row < rows[1] and rows[0] < first_row + layout.block_steps):
                 continue
@@ -296,15 +304,22 @@ class StoreReader:
                 before_block(first_row + layout.block_steps)
             for name, checksums in chunks.items():
                 altered = self._altered_in(name, first_row, checksums)
-                if altered and self._was_stored_since(name, first_row):
-                    altered = []
-                yield from altered
+                if not altered or self._was_stored_since(name, first_row):
+                    continue
+                recorded = recorded or recorded_files(self._ledger_entries())
+                origin = recorded.get(tuple(self.stored_checksums(name, first_row)))
+                yield from (replace(one, recorded_as=origin) for one in altered)
         for key, crc32 in files.items():
-            if self._file_crc32(key) != crc32:
-                since = [entry["files"].get(key, {}).get("crc32") for entry in self._since()]
-                if self._file_crc32(key) not in since:
-                    name, _, chunk = key.removeprefix(array_path(self.group, "")).partition("/c.")
-                    yield AlteredChunk(name, int(chunk) * SCALAR_CHUNK_STEPS, None, None, None)
+            found = self._file_crc32(key)
+            if found == crc32:
+                continue
+            since = [entry["files"].get(key, {}).get("crc32") for entry in self._since()]
+            if found not in since:
+                recorded = recorded or recorded_files(self._ledger_entries())
+                name, _, chunk = key.removeprefix(array_path(self.group, "")).partition("/c.")
+                first_row = int(chunk) * SCALAR_CHUNK_STEPS
+                origin = recorded.get(found)
+                yield AlteredChunk(name, key, 1, origin, first_row, None, None, None)
 
     def _since(self) -> list[dict[str, Any]]:
         """Return what the ledger says beyond what this reader sees.
@@ -332,15 +347,25 @@ class StoreReader:
 
     def _file_crc32(self, key: str) -> int:
         if not is_chunk_key(key):
-            raise DamagedStoreError(f"{self.path}: its ledger has a file {key!r}, which cannot be")
+            raise DamagedStoreError(f"{self.path}: its ledger has a file {key!r}, as no store has")
         self._check_file(key)
         with self._decoding(key):
             return zlib.crc32((self.path / key).read_bytes())
 
     def _altered_in(self, name: str, first_row: int, checksums: np.ndarray) -> list[AlteredChunk]:
+        file = self._shard_key(name, first_row)
         with self._block(name, first_row) as shard:
             return [
-                AlteredChunk(name, first_row, chunk, self._tokens_of(chunk), Checksums(*committed))
+                AlteredChunk(
+                    name,
+                    file,
+                    len(checksums),
+                    None,
+                    first_row,
+                    chunk,
+                    self._tokens_of(chunk),
+                    Checksums(*committed),
+                )
                 for chunk, (committed, stored) in enumerate(
                     zip(checksums.tolist(), shard.stored_checksums(), strict=True)
                 )
@@ -429,7 +454,7 @@ class StoreReader:
     def _shard(self, name: str, row: int) -> ShardFile:
         """Return the shard of a row's block, not yet open."""
         schema, layout = self.schema, self.schema.layout
-        key = self._key(shard_name(name, row // layout.block_steps, schema.shape))
+        key = self._shard_key(name, row)
         self._check_file(key)
         return ShardFile(
             f"{self.path}/{key}",
@@ -438,6 +463,11 @@ class StoreReader:
             dtype=storage_dtype(schema.dtypes[name]),
             fill=fill_value(schema.dtypes[name]),
         )
+
+    def _shard_key(self, name: str, row: int) -> str:
+        """Return the file of a row's block, as a path in the store."""
+        block = row // self.schema.layout.block_steps
+        return self._key(shard_name(name, block, self.schema.shape))
 
     def _decoding_block(self, name: str, row: int) -> AbstractContextManager[None]:
         """Tell what is wrong with the shard of a row's block, or with what is declared of it."""
@@ -604,8 +634,8 @@ class StoreReader:
             raise StoreError(f"cannot read {what} of {self.path}: {error}") from error
         except Exception as error:
             raise DamagedStoreError(
-                f"cannot decode {what} of {self.path}: {error}; `thimble-zarr verify` finds all "
-                "that is damaged"
+                f"cannot decode {what} of {self.path}: {error}; `thimble-zarr verify` lists all "
+                "damage"
             ) from error
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
@@ -637,6 +667,30 @@ class StoreReader:
             )
 
 
+def _read_commit(path: Path) -> Commit:
+    """Return the commit record, unless it claims other rows than the last line that it covers.
+
+    A ledger that cannot be read says nothing against it: `verify` looks into that.
+    """
+    commit = Commit.read(path / COMMIT)
+    try:
+        last = read_last_line(path / LEDGER, commit.ledger_bytes)
+    except (OSError, ValueError):
+        return commit
+    if last is None:
+        n_rows = 0
+    elif last.entry is None:
+        return commit
+    else:
+        n_rows = last.entry["rows"][1]
+    if n_rows != commit.n_rows:
+        raise DamagedStoreError(
+            f"its commit record claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}; "
+            "`thimble-zarr repair` writes the record anew from the ledger"
+        )
+    return commit
+
+
 @dataclass(frozen=True)
 class _Content:
     """What the root of a store says of it: the Schema of its one parameter, or several groups."""
@@ -660,7 +714,7 @@ class _Content:
             content = read_content(attribute)
             names = content.get(PARAMETERS, ())
             if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
-                raise DamagedStoreError(f"its parameters are {names!r}, which are no names")
+                raise DamagedStoreError(f"its parameters must be names, not {names!r}")
             for name in names:
                 check_group_name(str(name))
         except ConfigError as error:

@@ -10,7 +10,8 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,14 @@ from thimble_zarr.errors import (
 from thimble_zarr.format.declared import Declared
 from thimble_zarr.format.disk import PARTIAL
 from thimble_zarr.format.documents import is_chunk_key, leads_out, open_regular, read_document
-from thimble_zarr.format.ledger import Line, read_lines
-from thimble_zarr.format.lock import Holder
+from thimble_zarr.format.ledger import (
+    FileChecksums,
+    Line,
+    read_last_line,
+    read_lines,
+    recorded_files,
+)
+from thimble_zarr.format.lock import Holder, Recording, State
 from thimble_zarr.format.schema import ATTRIBUTE, FORMAT_VERSION, Schema
 from thimble_zarr.format.shard import Checksums, ShardFile, decode_vector, values_checksum
 from thimble_zarr.format.store import (
@@ -42,6 +49,8 @@ from thimble_zarr.format.store import (
 Document = dict[str, Any]
 
 _PIECE_BYTES = 2**20
+
+_MAX_FILE_BYTES = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +95,8 @@ class Verified:
         Files of committed blocks that were read, and their size.
     findings
         In the order of the files.
+    repairs
+        What repairs did to the store, as the ledger has it.
     """
 
     path: Path
@@ -93,6 +104,7 @@ class Verified:
     n_files: int
     n_bytes: int
     findings: Sequence[Finding]
+    repairs: Sequence[str] = ()
 
     @property
     def is_sound(self) -> bool:
@@ -146,6 +158,10 @@ class Contents:
         Where the committed part of the ledger ends.
     findings
         What is wrong with the bookkeeping.
+    repairs
+        What repairs did, in their own words.
+    doubtful_until
+        The ledger is damaged up to this byte: what a line before it says may be out of date.
     """
 
     path: Path
@@ -156,6 +172,8 @@ class Contents:
     lines: dict[int, tuple[int, int]] = field(default_factory=dict)
     end: int = 0
     findings: list[Finding] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
+    doubtful_until: int = 0
     _last: tuple[int, Mapping[str, Any]] | None = None
 
     @property
@@ -188,6 +206,16 @@ class Contents:
     def has_whole_ledger(self) -> bool:
         """Whether every line that was committed is there, so that no other can be the last word."""
         return not any(finding.kind == "ledger" for finding in self.findings)
+
+    @cached_property
+    def recorded_files(self) -> dict[FileChecksums, str]:
+        """Every file that was committed, by its checksums."""
+        lines = read_lines(self.path / LEDGER, stop=self.end)
+        return recorded_files(line.entry for line in lines if line.entry is not None)
+
+    def may_be_out_of_date(self, record: Record) -> bool:
+        """Whether a line that is lost may have said something else of a file."""
+        return record.line < self.doubtful_until
 
     def missing_rows(self) -> Iterator[tuple[int, int]]:
         """Yield committed rows that are in no sound line."""
@@ -243,7 +271,7 @@ def verify(
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"cannot read {path}: {error}") from error
-    return Verified(path, contents.n_rows, n_files, n_bytes, findings)
+    return Verified(path, contents.n_rows, n_files, n_bytes, findings, contents.repairs)
 
 
 # --- bookkeeping ---------------------------------------------------------------------------------
@@ -254,6 +282,8 @@ def read_contents(path: Path) -> Contents:
     _check_is_store(path)
     try:
         commit = Commit.read(path / COMMIT)
+        if _is_replaced(path, commit):
+            raise DamagedStoreError("a repair was cut off before it could write it")
         contents = Contents(path, commit, commit.n_rows)
     except DamagedStoreError as error:
         contents = Contents(path, None)
@@ -262,23 +292,33 @@ def read_contents(path: Path) -> Contents:
                 kind="commit-record",
                 where=COMMIT,
                 what=f"{error}",
-                repair="write it anew from the ledger",
+                repair="write it again from the ledger",
             )
         )
     try:
         _read_ledger(contents)
     except (FileNotFoundError, ValueError) as error:
         what = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        contents.findings.append(_ledger_finding(LEDGER, what))
+        _add_ledger_damage(contents, LEDGER, what)
     for first_row, end_row in contents.missing_rows():
-        what = f"no line of it tells of rows {first_row} to {end_row - 1}"
-        contents.findings.append(_ledger_finding(LEDGER, what))
+        what = f"it has no line for rows {first_row} to {end_row - 1}"
+        _add_ledger_damage(contents, LEDGER, what, until=contents.doubtful_until or _MAX_FILE_BYTES)
     if contents.commit is None and not contents.lines:
         raise DamagedStoreError(
             f"cannot read {path}: neither its commit record nor its ledger can be read, and "
             "nothing else tells what was committed; restore them from a copy"
         )
     return contents
+
+
+def _is_replaced(path: Path, commit: Commit) -> bool:
+    """Whether a repair has written a ledger that no longer belongs to a commit record."""
+    try:
+        last = read_last_line(path / LEDGER, _MAX_FILE_BYTES)
+    except (FileNotFoundError, ValueError):
+        return False
+    entry = last.entry if last is not None else None
+    return entry is not None and entry.get("replaces") == [*astuple(commit)]
 
 
 def _check_is_store(path: Path) -> None:
@@ -312,13 +352,13 @@ def _read_ledger(contents: Contents) -> None:
             crc32 = zlib.crc32(line.content, crc32)
         problem = _add_line(contents, line, is_committed=is_committed)
         if problem and is_committed and not (commit is None and not line.content.endswith(b"\n")):
-            contents.findings.append(_ledger_finding(f"{LEDGER}, byte {line.start}", problem))
+            _add_ledger_damage(contents, f"{LEDGER}, byte {line.start}", problem, until=line.start)
         elif problem or not is_committed:
             contents.findings.append(
                 Finding(
                     kind="uncommitted-line",
                     where=f"{LEDGER}, byte {line.start}",
-                    what="a line of a commit that was cut off, or is still being made",
+                    what="a line of a commit that was cut off, or that is being made now",
                     repair="cut it off",
                     is_damage=False,
                 )
@@ -326,13 +366,20 @@ def _read_ledger(contents: Contents) -> None:
     counted = max((end_row for _, end_row in contents.lines.values()), default=0)
     if commit is None:
         contents.n_rows = counted
-    elif contents.has_whole_ledger and (contents.end, crc32, counted) != (
-        commit.ledger_bytes,
-        commit.ledger_crc32,
-        commit.n_rows,
+    elif contents.end != commit.ledger_bytes or (
+        contents.has_whole_ledger and crc32 != commit.ledger_crc32
     ):
+        what = "it is not the one that was committed, or is cut off"
+        _add_ledger_damage(contents, LEDGER, what)
+    elif contents.has_whole_ledger and counted != commit.n_rows:
+        contents.n_rows = counted
         contents.findings.append(
-            _ledger_finding(LEDGER, "it is not the one that was committed, or is cut off")
+            Finding(
+                kind="commit-record",
+                where=COMMIT,
+                what=f"it claims {commit.n_rows:,} rows, and the ledger has {counted:,}",
+                repair="write it again from the ledger",
+            )
         )
 
 
@@ -348,7 +395,7 @@ def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
         }
         for key, record in records.items():
             if not is_chunk_key(key) or type(record.n_bytes) is not int:
-                return f"it has a file {key!r} of {record.n_bytes!r} bytes, which cannot be"
+                return f"it has a file {key!r} of {record.n_bytes!r} bytes, as no store has"
             if record.crc32 is None:
                 _checksums(line.entry, key)
         documents = line.entry.get("metadata", {})
@@ -363,6 +410,9 @@ def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
             return f"it has rows {first_row!r} to {end_row!r}"
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         return f"a line is malformed: {error!r}"
+    repaired = line.entry.get("repaired")
+    if is_committed and isinstance(repaired, list):
+        contents.repairs += map(str, repaired)
     if is_committed and "resumed" in line.entry:
         contents.go_back(end_row, removed)
     if is_committed:
@@ -378,12 +428,18 @@ def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
     return ""
 
 
-def _ledger_finding(where: str, what: str) -> Finding:
-    return Finding(
-        kind="ledger",
-        where=where,
-        what=what,
-        repair="write the line anew from the block's files, where their own checksums match",
+def _add_ledger_damage(
+    contents: Contents, where: str, what: str, *, until: int = _MAX_FILE_BYTES
+) -> None:
+    """Note that a line that begins at a byte is damaged, by default any of them."""
+    contents.doubtful_until = max(contents.doubtful_until, until)
+    contents.findings.append(
+        Finding(
+            kind="ledger",
+            where=where,
+            what=what,
+            repair="write the line again from the block's files, if their own checksums are right",
+        )
     )
 
 
@@ -418,10 +474,19 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
         return
     if any(_problem(contents, key, record) is None for record in _written_since(contents, key)):
         return
-    if not contents.has_whole_ledger and is_sound_by_itself(contents, key):
+    is_sound = is_sound_by_itself(contents, key)
+    if is_sound and contents.may_be_out_of_date(committed):
         return
     rows = f"rows {committed.first_row} to {committed.end_row - 1}"
-    if committed.crc32 is None:
+    if is_sound:
+        yield Finding(
+            kind="damaged-block" if committed.crc32 is None else "damaged-values",
+            where=key,
+            what=f"{how_altered(contents, key)} ({rows})",
+            repair="none: " + HOW_TO_RESTORE,
+            first_row=committed.first_row if committed.crc32 is None else None,
+        )
+    elif committed.crc32 is None:
         yield Finding(
             kind="damaged-block",
             where=key,
@@ -436,9 +501,38 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
             kind="damaged-values",
             where=key,
             what=problem,
-            repair="steps and tokens: count them anew, if all are recorded; other values: set them "
-            "to missing; other labels: leave them out",
+            repair="write steps and tokens again, if all were recorded; set other values to "
+            "missing; leave other labels out",
         )
+
+
+HOW_TO_RESTORE = (
+    "nothing here tells the recorded values, but `thimble-zarr check` may; restore the file from "
+    "a copy"
+)
+"""What to do about a file that was changed by a program that gave it good checksums."""
+
+
+def how_altered(contents: Contents, key: str) -> str:
+    """Return how a file differs from the committed one, though its own checksums are right."""
+    recorded = _recorded_as(contents, key)
+    if recorded == key:
+        return "it is the file of an earlier commit"
+    if recorded is not None:
+        return f"it is the file that was recorded as {recorded}"
+    last, *_ = contents.records[key]
+    how = "its own checksum is right, but is not the one in the ledger"
+    if last.crc32 is None:
+        how = _problem(contents, key, last) or how
+    return f"it was changed after it was recorded: {how}"
+
+
+def _recorded_as(contents: Contents, key: str) -> str | None:
+    """Return the key under which a file was recorded, None if it never was."""
+    if contents.records[key][0].crc32 is not None:
+        return contents.recorded_files.get(_crc32(contents.path / key))
+    with shard_file(contents, key, declared_array(contents, array_of(key)).n_chunks) as shard:
+        return contents.recorded_files.get(tuple(shard.stored_checksums()))
 
 
 def _written_since(contents: Contents, key: str) -> Iterator[Record]:
@@ -451,6 +545,8 @@ def _written_since(contents: Contents, key: str) -> Iterator[Record]:
 
 def is_sound_by_itself(contents: Contents, key: str) -> bool:
     """Whether a file's own checksums match, whatever the ledger says."""
+    if _no_plain_file(contents, key):
+        return False
     try:
         declared = declared_array(contents, array_of(key))
         if declared.is_sharded:
@@ -490,6 +586,21 @@ def matching_record(contents: Contents, key: str) -> Record | None:
 
 def _problem(contents: Contents, key: str, record: Record) -> str | None:
     """Return what is wrong with a file, None if it is what the record says."""
+    if problem := _no_plain_file(contents, key):
+        return problem
+    file = contents.path / key
+    n_bytes = file.lstat().st_size
+    if record.crc32 is not None:
+        if n_bytes != record.n_bytes:
+            return f"it has {n_bytes:,} bytes, not {record.n_bytes:,}"
+        return None if _crc32(file) == record.crc32 else "its checksum does not match"
+    if n_bytes == 0:
+        return "it is empty"
+    return _shard_problem(contents, key, record)
+
+
+def _no_plain_file(contents: Contents, key: str) -> str:
+    """Return why a file is not opened, nothing if it may be."""
     file = contents.path / key
     if leads_out(file.parent, contents.path):
         return "it lies behind a link that leads out of the store"
@@ -497,15 +608,7 @@ def _problem(contents: Contents, key: str, record: Record) -> str | None:
         found = file.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return "it is missing"
-    if not stat.S_ISREG(found.st_mode):
-        return "it is not a plain file"
-    if record.crc32 is not None:
-        if found.st_size != record.n_bytes:
-            return f"it has {found.st_size:,} bytes, not {record.n_bytes:,}"
-        return None if _crc32(file) == record.crc32 else "its checksum does not match"
-    if found.st_size == 0:
-        return "it is empty"
-    return _shard_problem(contents, key, record)
+    return "" if stat.S_ISREG(found.st_mode) else "it is not a plain file"
 
 
 def _crc32(file: Path) -> int:
@@ -588,24 +691,51 @@ def check_metadata(contents: Contents) -> Iterator[Finding]:
                 kind="metadata",
                 where=key,
                 what=problem,
-                repair="write it anew as it was declared",
+                repair="write it again as it was declared",
             )
-        elif not consolidated_fits(contents.path / key, found):
-            yield Finding(
-                kind="consolidated-metadata",
-                where=key,
-                what="the copy of the arrays' metadata in it is out of date, or missing",
-                repair="consolidate anew",
-                is_damage=False,
-            )
-        elif contents.is_complete and key == METADATA and "consolidated_metadata" not in found:
-            yield Finding(
-                kind="consolidated-metadata",
-                where=key,
-                what="it has no copy of the arrays' metadata, as other tools like to have",
-                repair="consolidate anew",
-                is_damage=False,
-            )
+        elif found.get("node_type") == "group":
+            yield from _check_consolidated(contents, key, found)
+
+
+def _check_consolidated(contents: Contents, key: str, found: Document) -> Iterator[Finding]:
+    """Check a group's copies of the metadata below it, which many tools read in their place."""
+    consolidated, group = found.get("consolidated_metadata"), array_of(key)
+    problem, is_damage = "", False
+    if consolidated is None:
+        if contents.is_complete and key == METADATA:
+            problem = "it has no copy of the arrays' metadata, which other tools read faster"
+    elif damage := _wrong_copy(contents, group, consolidated):
+        problem, is_damage = damage, True
+    elif not copies_fit(contents.path, group, consolidated, _on_disk(contents)):
+        problem = "its copies of the arrays' metadata are out of date"
+    if problem:
+        yield Finding(
+            kind="consolidated-metadata",
+            where=key,
+            what=problem,
+            repair="consolidate again",
+            is_damage=is_damage,
+        )
+
+
+def _wrong_copy(contents: Contents, group: str, consolidated: object) -> str:
+    """Return which copy in a group is not what was declared, and how."""
+    copies = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+    if not isinstance(copies, dict):
+        return "its copies of the arrays' metadata are malformed"
+    for path, declared in _below(group, contents.metadata):
+        copy = copies.get(path)
+        problem = (
+            _difference(contents, copy, declared) if isinstance(copy, dict) else "it is missing"
+        )
+        if problem:
+            return f"its copy of the metadata of {path} is wrong: {problem}"
+    return ""
+
+
+def _on_disk(contents: Contents) -> dict[str, Document]:
+    """Return every declared document as it is on disk."""
+    return {key: read_found(contents.path / key)[0] for key in contents.metadata}
 
 
 def _check_undeclared(contents: Contents) -> Iterator[Finding]:
@@ -654,7 +784,7 @@ def _difference(contents: Contents, found: Document, declared: Document) -> str:
     names = sorted((found.keys() | declared.keys()) - changing)
     missing = object()
     for name in names:
-        if not _same(found.get(name, missing), declared.get(name, missing)):
+        if not is_same(found.get(name, missing), declared.get(name, missing)):
             return f"its {name} is not what was declared"
     if "shape" not in declared:
         return "it has a shape" if "shape" in found else ""
@@ -666,17 +796,17 @@ def _difference(contents: Contents, found: Document, declared: Document) -> str:
         if contents.is_complete and shape[0] != least:
             return f"its shape is {shape}, and the store was closed with {least} rows"
         expected = [shape[0], *expected[1:]]
-    return "" if _same(shape, expected) else f"its shape is {shape}, not {expected}"
+    return "" if is_same(shape, expected) else f"its shape is {shape}, not {expected}"
 
 
-def _same(found: object, declared: object) -> bool:
+def is_same(found: object, declared: object) -> bool:
     """Whether two JSON values are the same: 1, 1.0 and true are not."""
     if isinstance(declared, dict) and isinstance(found, dict):
         return declared.keys() == found.keys() and all(
-            _same(found[name], declared[name]) for name in declared
+            is_same(found[name], declared[name]) for name in declared
         )
     if isinstance(declared, list) and isinstance(found, list):
-        return len(found) == len(declared) and all(map(_same, found, declared))
+        return len(found) == len(declared) and all(map(is_same, found, declared))
     return type(found) is type(declared) and found == declared
 
 
@@ -686,33 +816,37 @@ def is_per_step(document: Document) -> bool:
     return isinstance(names, list) and "step" in names[:1]
 
 
-def consolidated_fits(file: Path, document: Document) -> bool:
-    """Whether a group's copies of the metadata below it, if it has any, are what is on disk."""
-    consolidated = document.get("consolidated_metadata")
-    if consolidated is None:
+def copies_fit(
+    store: Path, group: str, consolidated: object, documents: Mapping[str, Document]
+) -> bool:
+    """Whether a group's copies are those of documents, and perhaps of others that lie below it."""
+    if is_same(consolidated, consolidated_copies(group, documents)):
         return True
-    return _same(consolidated, consolidated_of(file.parent))
-
-
-def consolidated_of(group: Path) -> Document:
-    """Return the copies that a group should have of the metadata below it on disk."""
-    files = [file for file in sorted(group.rglob(METADATA)) if file.parent != group]
-    documents = {file.relative_to(group).as_posix(): read_found(file)[0] for file in files}
-    return consolidated_copies("", documents)
+    others = {
+        key: read_found(store / key)[0]
+        for key in files_of(store)
+        if key.endswith(f"/{METADATA}") and key not in documents
+    }
+    return is_same(consolidated, consolidated_copies(group, {**documents, **others}))
 
 
 def consolidated_copies(group: str, documents: Mapping[str, Document]) -> Document:
     """Return the copies that a group should have of documents, by their keys, that are below it."""
     copies = {}
-    for key, document in documents.items():
-        path = array_of(key)
-        if path == group or (group and not path.startswith(f"{group}/")):
-            continue
+    for path, document in _below(group, documents):
         copy = {name: value for name, value in document.items() if name != "consolidated_metadata"}
         if copy.get("node_type") == "group":
             copy["consolidated_metadata"] = _consolidated({})
-        copies[path.removeprefix(f"{group}/")] = copy
+        copies[path] = copy
     return _consolidated(copies)
+
+
+def _below(group: str, documents: Mapping[str, Document]) -> Iterator[tuple[str, Document]]:
+    """Yield documents below a group, by the paths of what they describe from there."""
+    for key, document in documents.items():
+        path = array_of(key)
+        if path != group and (not group or path.startswith(f"{group}/")):
+            yield path.removeprefix(f"{group}/"), document
 
 
 def _consolidated(copies: Document) -> Document:
@@ -723,10 +857,12 @@ def _consolidated(copies: Document) -> Document:
 
 
 def is_at_work(contents: Contents) -> bool:
-    """Whether another process may be recording, by the name it left."""
-    holder = Holder.read(contents.path)
-    is_other = holder is not None and holder.may_run and not holder.is_this_process
-    return is_other and not contents.is_complete
+    """Whether another process may be recording."""
+    if contents.is_complete:
+        return False
+    recording = Recording.of_open_store(contents.path)
+    is_this_process = recording.writer is not None and recording.writer.is_this_process
+    return recording.state is not State.CUT_OFF and not is_this_process
 
 
 def find_leftovers(contents: Contents) -> Iterator[Finding]:
@@ -751,7 +887,7 @@ def find_leftovers(contents: Contents) -> Iterator[Finding]:
                 kind="stray",
                 where=key,
                 what=f"{_kind_of_file(contents.path / key)} that no store has",
-                repair="none: who put it there may want it",
+                repair="none: whoever put it there may want it",
                 is_damage=False,
             )
 
@@ -759,7 +895,7 @@ def find_leftovers(contents: Contents) -> Iterator[Finding]:
 def _what_is_left(contents: Contents, key: str) -> str:
     """Return what a crash left a file as, nothing where it was no crash or nobody can tell."""
     if key == HOLDER:
-        return f"the name of a writer that is gone ({Holder.read(contents.path) or 'unknown'})"
+        return f"left by a writer that is gone, {Holder.read(contents.path) or 'unknown'}"
     if key.endswith(PARTIAL):
         return "a file that was not written to its end"
     if is_chunk_key(key) and contents.lines and contents.has_whole_ledger:

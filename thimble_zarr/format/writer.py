@@ -269,7 +269,7 @@ class StoreWriter:
                 raise
             except OSError as error:
                 raise StoreError(
-                    f"cannot go on with {path}: {error.strerror or error}; make room or choose a "
+                    f"cannot resume {path}: {error.strerror or error}; make room or choose a "
                     "disk that can be written"
                 ) from error
             undo.pop_all()
@@ -323,7 +323,7 @@ class StoreWriter:
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
         if offset or first_row + n_rows < self.n_rows:
-            raise StoreError(f"rows from {first_row} on are no block that goes on from the last")
+            raise StoreError(f"rows from {first_row} on do not continue the last block")
         if steps is None:
             steps = np.arange(first_row, first_row + n_rows)
         files = dict(self._declared)
@@ -416,7 +416,7 @@ class StoreWriter:
         self._commit, self.last_step = Commit(), -1  # nothing of it is left
         raise StoreError(
             f"the store at {self.path} was removed or replaced while it was recorded, and nothing "
-            "more is written there; record anew, to a path that nothing else writes to"
+            "more is written there; record again, to a path that nothing else writes to"
         )
 
     @property
@@ -429,7 +429,9 @@ class StoreWriter:
         for group in self.schemas:
             if group:
                 if (self.path / group).exists():
-                    raise StoreError(f"the disk takes {group} and another parameter for one name")
+                    raise StoreError(
+                        f"this disk takes {group} and another parameter's name for the same"
+                    )
                 make_directory(self.path / group)
         for key, content in values.items():
             # The first commit has what was declared in the ledger.
@@ -516,9 +518,9 @@ class StoreWriter:
         except TooLargeError as error:
             attrs_bytes = sum(len(json.dumps(one.attrs)) for one in self.schemas.values())
             raise ConfigError(
-                f"what is known of the run is too large for one document: {error}; {attrs_bytes:,} "
-                "of the bytes are `attrs`, which are kept with each parameter: keep large things "
-                "in a file beside the store, or record fewer parameters"
+                f"the description of the run is too large for one document: {error}; "
+                f"{attrs_bytes:,} of the bytes are `attrs`, which are kept with each parameter: "
+                "keep large things in a file beside the store, or record fewer parameters"
             ) from error
 
     def _declare_variables(self, group: str, schema: Schema, capacity: int) -> None:
@@ -779,7 +781,7 @@ def _check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabe
     lengths = {schema.layout.block_steps for schema in schemas.values()}
     if len(lengths) != 1:
         raise ConfigError(
-            f"parameters of one store have blocks of equally many steps, not of {sorted(lengths)}"
+            f"all parameters of a store need blocks of the same length, not {sorted(lengths)} steps"
         )
     for group, schema in schemas.items():
         if group or len(schemas) > 1:

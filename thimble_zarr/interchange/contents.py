@@ -10,11 +10,9 @@ import numpy as np
 
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError
 from thimble_zarr.format.bits import decode
+from thimble_zarr.format.schema import NOTEBOOK_FILE as NOTEBOOK_FILE
 from thimble_zarr.format.schema import Json
 from thimble_zarr.interchange.header import DTYPES, Header, Tensor, read_into
-
-NOTEBOOK_FILE = "notebook_file"
-"""The attribute of a store that was imported: what of the file has no place elsewhere."""
 
 FILE_NAMES: Mapping[str, str] = {
     "W": "W",

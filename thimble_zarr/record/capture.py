@@ -205,7 +205,7 @@ def missed_step(count: float, before: float, name: str = "") -> RecordingError:
     of = f" for {name}" if name else ""
     return RecordingError(
         f"the optimizer counts {count:.0f} steps{of}, and counted {before:.0f} at the last row: a "
-        "step was not recorded, or a state was loaded; record anew"
+        "step was not recorded, or a state was loaded; start a new recording"
     )
 
 

@@ -39,7 +39,7 @@ def declare(
     attrs
         What the user says of the run.
     memory_bytes
-        Bound on the memory of all blocks.
+        Limit on the recorder's memory.
 
     Raises
     ------

@@ -132,7 +132,7 @@ def choose_parameters(
     labels = labels or {}
     if unknown := [name for name in labels if name not in named]:
         raise ConfigError(
-            f"there are labels of {unknown[0]}, which is not recorded; recorded are "
+            f"labels were given for {unknown[0]}, which is not recorded; recorded are "
             f"{_listed(named)}"
         )
     modules = [module for module in (model, parameters) if isinstance(module, nn.Module)]
@@ -180,7 +180,7 @@ def choose_rows(
     of = tokens if isinstance(tokens, Mapping) else {"": tokens}
     if unknown := [name for name in of if name not in chosen]:
         raise ConfigError(
-            f"there are tokens of {unknown[0]}, which is not recorded; recorded are "
+            f"tokens were given for {unknown[0]}, which is not recorded; recorded are "
             f"{_listed(chosen)}"
         )
     return {
@@ -213,8 +213,8 @@ def _row_ids(tokens: Rows, shape: torch.Size, name: str) -> np.ndarray:
     ids = np.flatnonzero(given) if given.dtype == bool else np.unique(given)
     if not (given.ndim == 1 and len(ids) and np.issubdtype(ids.dtype, np.integer)):
         raise ConfigError(
-            f"the tokens of {name} are {given.size} values of {given.dtype}; expected ids, one at "
-            "least, or a mask of all rows"
+            f"the tokens of {name} are {given.size} values of {given.dtype}; expected at least "
+            "one id, or a mask of all rows"
         )
     if not (ids[0] >= 0 and ids[-1] < shape[0]):
         wrong = ids[0] if ids[0] < 0 else ids[-1]
@@ -270,13 +270,13 @@ def _named_tensors(
 def _matching(pattern: str, known: Mapping[str, Tensor]) -> list[Tensor]:
     if not known:
         raise ConfigError(
-            f"nothing has names that {pattern!r} could match; pass `model=` beside `parameters=`"
+            f"no parameter here has a name that {pattern!r} could match; pass `model=` too"
         )
     matching = {name: known[name] for name in known if fnmatch.fnmatchcase(name, pattern)}
     trainable = [tensor for tensor in matching.values() if tensor.requires_grad]
     if matching and not trainable:
         raise ConfigError(
-            f"{pattern!r} matches parameters that are not trained only (requires_grad is False): "
+            f"{pattern!r} matches only parameters that are not trained (requires_grad is False): "
             f"{_listed(matching)}"
         )
     if not matching:

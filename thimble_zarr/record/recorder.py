@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Self, cast
@@ -22,7 +22,13 @@ from torch import Tensor, nn
 
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreError
 from thimble_zarr.format.interrupts import interrupts_held
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
+from thimble_zarr.format.layout import (
+    DEFAULT_MEMORY_BYTES,
+    MAX_BUFFERS,
+    count_buffers,
+    human_bytes,
+    recorder_memory_bytes,
+)
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import (
     VARIABLES,
@@ -30,6 +36,7 @@ from thimble_zarr.format.schema import (
     Schema,
     TokenLabels,
     array_path,
+    row_size,
 )
 from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 from thimble_zarr.format.writer import StoreWriter
@@ -105,7 +112,10 @@ class Recorder:
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
-        Bound on all memory of the recorder, for all parameters together.
+        Limits the recorder's memory, for all parameters together, and so determines how many steps
+        make a block. The recorder takes at most this much or one row of all that is recorded,
+        whichever is more, and beside it some 20 MB of Python's own. If two rows do not fit it holds
+        one, and training waits while each step is written. If one row does not fit it warns.
     max_overhead
         Share of training time that recording may take before it warns, once, with what would help;
         None never warns. Judged after a block, from 50 steps and 10 seconds of training on. What is
@@ -206,6 +216,7 @@ class Recorder:
             attrs=attrs or {},
             memory_bytes=memory_bytes,
         )
+        self._n_buffers = _check_memory(schemas.values(), memory_bytes)
         self._max_overhead = max_overhead
         self._kept: Kept | None = None
         labels = {group: of.labels for group, of in chosen.items() if of.labels is not None}
@@ -242,7 +253,7 @@ class Recorder:
         self._turns = Turns()
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
-        self._writer = BlockWriter(self._store, self._stopwatch)
+        self._writer = BlockWriter(self._store, self._stopwatch, self._n_buffers)
         self._block = self._writer.acquire()
         # The call of `optimizer.step()` that training is in; of one that failed it is left behind.
         self._stepping: FrameType | None = None
@@ -410,7 +421,7 @@ class Recorder:
                 "side",
                 f"a loss was logged after the last step, {self.step}: the first one came before "
                 "any step, so each was taken for that of the step to come. If you log after "
-                "optimizer.step(), a GradScaler skipped the first step, and all losses stand one "
+                "optimizer.step(), a GradScaler skipped the first step, and all losses are one "
                 "step late: pass step=recorder.step",
             )
 
@@ -505,13 +516,13 @@ class Recorder:
         self._check()
         if compiled:
             raise OptimizerError(
-                "optimizer.step() is compiled, which rounds in ways that no replay repeats; "
+                "optimizer.step() is compiled, which rounds differently from any replay; "
                 "compile the model and call the step uncompiled"
             )
         if self._on_cuda and torch.cuda.is_current_stream_capturing():
             raise OptimizerError(
-                "optimizer.step() is being captured in a CUDA graph, of whose replays no recorder "
-                "hears; leave the step out of the graph"
+                "optimizer.step() is being captured in a CUDA graph, and the recorder does "
+                "not see the graph's replays; leave the step out of the graph"
             )
         is_recorded = self._is_recorded(self._step + 1)
         if is_recorded or not self._begun:
@@ -646,8 +657,26 @@ class Recorder:
             self._warn_once(
                 "overhead",
                 f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
-                f"{most:.1%}: {spent.advice}. It goes on as before, without a further warning",
+                f"{most:.1%}: {spent.advice}. This is said once; the recording goes on as before",
             )
+
+
+def _check_memory(schemas: Collection[Schema], memory_bytes: int) -> int:
+    """Return how many blocks are held, and warn if even one row takes more than the limit."""
+    rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
+    (block_steps,) = {schema.layout.block_steps for schema in schemas}
+    n_buffers = count_buffers(rows, block_steps, memory_bytes)
+    needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
+    if needed > memory_bytes:
+        warnings.warn(
+            f"one row of what is recorded has {human_bytes(sum(row.n_bytes for row in rows))}: the "
+            f"recorder needs {human_bytes(needed)}, more than memory_bytes "
+            f"({human_bytes(memory_bytes)}), and training waits while each step is written. With "
+            f"memory_bytes={wished} it need not wait; to need less, record fewer rows (tokens=), "
+            "variables or parameters",
+            stacklevel=3,
+        )
+    return n_buffers
 
 
 def _is_within(call: FrameType, frame: FrameType) -> bool:

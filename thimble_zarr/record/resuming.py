@@ -23,7 +23,7 @@ def check_beginning(path: StorePath, after_step: int | None) -> None:
     """Raise ResumeError if a loop that has taken steps goes on where nothing is recorded."""
     if after_step:
         raise ResumeError(
-            f"cannot go on after step {after_step}: nothing is recorded at {path}; check the path, "
+            f"cannot resume after step {after_step}: nothing is recorded at {path}; check the path "
             "or leave `after_step` out to record from here on"
         )
 
@@ -119,7 +119,7 @@ def check_state(
     )
     listed = "; ".join(f"{name} {how}" for name, how in differences.items())
     raise ResumeError(
-        f"cannot go on with {readers[0].path} after step {n_rows - 1}: model and optimizer are not "
+        f"cannot resume {readers[0].path} after step {n_rows - 1}: model and optimizer are not "
         f"as they were after it ({listed}); restore the checkpoint of that step before the "
         f"recorder is made, {_or_else(next(stands_at, None), readers, differences)}"
     )
@@ -137,7 +137,7 @@ def _or_else(
         first = stands_at + 1
         dropped = f"step{f's {first} to' if first < last else ''} {last}"
         drops = f", which drops {dropped}" if first <= last else ""
-        return f"or go on from where they stand, with after_step={stands_at}{drops}"
+        return f"or resume from where they are, with after_step={stands_at}{drops}"
     advice = "or that of an earlier one, and pass its step as after_step="
     if {array_path(reader.group, "W") for reader in readers} & {*differing}:
         advice += "; or another parameter of that shape was passed than the one recorded"

@@ -1,8 +1,8 @@
 """One background thread that commits blocks while training goes on.
 
 Blocks go round: training fills one, `submit` passes it on, the thread commits it, `acquire` hands
-it out again. There are `N_BUFFERS` of them and no more, so memory is bounded and a disk that cannot
-keep up slows training down. If a commit fails, the error reaches training at its next call.
+it out again. There are a few of them and no more, so memory is bounded and a disk that cannot keep
+up slows training down. If a commit fails, the error reaches training at its next call.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from thimble_zarr.errors import RecordingError
-from thimble_zarr.format.layout import N_BUFFERS
+from thimble_zarr.format.layout import MAX_BUFFERS
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.writer import StoreWriter
 from thimble_zarr.record.block import Block, Counted
@@ -29,15 +29,19 @@ class BlockWriter:
         The store to commit to. While blocks are pending it belongs to the thread.
     stopwatch
         Training's, which measures how long it waits. A lap ends whenever rows are passed on.
+    n_buffers
+        Blocks there are. With one, training waits while each is committed.
     """
 
-    def __init__(self, store: StoreWriter, stopwatch: Stopwatch) -> None:
+    def __init__(
+        self, store: StoreWriter, stopwatch: Stopwatch, n_buffers: int = MAX_BUFFERS
+    ) -> None:
         self._store = store
         self._stopwatch = stopwatch
         devices = {schema.device for schema in store.schemas.values()}
         streams = {device: side_stream(device) for device in devices}
         copies = {device: stream for device, stream in streams.items() if stream is not None}
-        self._free = [Block(store.schemas, copies) for _ in range(N_BUFFERS)]
+        self._free = [Block(store.schemas, copies) for _ in range(n_buffers)]
         self._rows_before = {0: Counted(-1, dict.fromkeys(store.schemas, math.nan))}
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
