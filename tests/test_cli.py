@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 import thimble_zarr
 from tests.runs import N_TOKENS, Loop, record, token_labels
+from tests.zoo import Recorded
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.cli.report import csv_text
@@ -615,7 +616,7 @@ def test_plan_is_beside_the_notebooks_way_and_starts_nothing(
     assert sizes["exp_avg"] == ["1.28 GB", "2.56 GB"]
     assert sizes["exp_avg_sq"] == ["1.28 GB", "2.56 GB"]
     assert sizes["Disk, at most"][1] == sizes["RAM for recording"][1] == "7.69 GB"
-    assert "100.00 GB of RAM and 10000.00 GB of disk free" in result.stdout
+    assert "100.00 GB of RAM and 10.00 TB of disk free" in result.stdout
 
 
 # --- info ----------------------------------------------------------------------------------------
@@ -623,7 +624,9 @@ def test_plan_is_beside_the_notebooks_way_and_starts_nothing(
 
 def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     stdout = succeeds("info", trained).stdout
-    lines = dict(line.split(maxsplit=1) for line in stdout.splitlines())
+    assert "{" not in stdout
+    first, *sections = stdout.strip().split("\n\n")
+    lines = dict(line.split(maxsplit=1) for line in first.splitlines())
     reader = StoreReader.open(trained)
     live = reader.read_labels().live
     assert live is not None
@@ -639,8 +642,45 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
         r"which was busy [\d.]+% of it, [\d.]+ MB/s",
         lines["Overhead"],
     )
-    assert json.loads(lines["Config"])["seed"] == 42
-    assert json.loads(lines["Corpus"])["name"] == str(corpus)
+    assert lines["Memory"] == "268.44 MB"
+    rows = {
+        title: dict(row.split(maxsplit=1) for row in rows)
+        for title, *rows in (section.splitlines() for section in sections)
+    }
+    assert list(rows) == ["Config", "Corpus", "Tokenizer"]
+    assert list(rows["Config"]) == [setting.name for setting in fields(TrainingConfig)]
+    found = {name: rows["Config"][name] for name in ("seed", "lr", "double_shift", "windows")}
+    assert found == {"seed": "42", "lr": "0.001", "double_shift": "no", "windows": "-"}
+    assert rows["Corpus"]["name"] == str(corpus)
+    assert rows["Corpus"]["n_tokens"] == f"{info_of(trained)['attrs']['corpus']['n_tokens']:,}"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_info_is_aligned_and_fits_the_terminal(
+    trained: Path, zoo: Recorded, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for store in (trained, zoo.path):
+        monkeypatch.chdir(store.parent)
+        lines = succeeds("info", store.name).stdout.splitlines()
+        assert max(len(line) for line in lines if os.sep not in line) <= columns
+
+
+def test_info_shows_whatever_the_recorder_was_given(tmp_path: Path) -> None:
+    attrs = {"note": "a run", "tries": 1234, "budget_bytes": 5 * 10**12, "none": {}, "of": [1, 2]}
+    record(tmp_path / "run.zarr", n_steps=1, recorder_options={"attrs": attrs})
+    stdout = succeeds("info", tmp_path / "run.zarr").stdout
+    first, rest = stdout.split("\n\n")
+    assert [re.split("  +", line) for line in first.splitlines()[-4:]] == [
+        ["Note", "a run"], ["Tries", "1,234"], ["Budget", "5.00 TB"], ["Of", "[1, 2]"]
+    ]  # fmt: skip
+    assert rest == "None\n"
+
+
+def test_the_fields_of_infos_json_are_told(trained: Path) -> None:
+    told = re.findall(r"^    (\w+)  ", succeeds("info", "--help").stdout, flags=re.MULTILINE)
+    schema = StoreReader.open(trained).schema.to_attribute()
+    assert {*told} == {*info_of(trained)} - {*schema} | {"attrs"}
 
 
 def test_info_as_json_holds_everything(trained: Path) -> None:
