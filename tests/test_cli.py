@@ -1454,6 +1454,35 @@ def test_sigterm_ends_a_run_cleanly_and_keeps_what_was_recorded(
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize(
+    "module", ["thimble_zarr.cli.main", "click", "tqdm", "thimble_zarr.cli.verify", "numpy"]
+)
+def test_ctrl_c_while_the_command_starts_is_no_traceback(trained: Path, module: str) -> None:
+    """Whatever it is that is just being imported."""
+    script = (
+        "import signal, sys\n"
+        "class Interrupter:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupter())\n"
+        f"sys.argv = ['thimble-zarr', 'check', {str(trained)!r}]\n"
+        "from thimble_zarr.__main__ import main; main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", START + script], capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (130, "")
+    assert shown.stderr.strip() == "Interrupted."
+
+
+def test_ctrl_c_while_options_are_read_is_no_finding_of_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Group, "parse_args", interrupt)
+    assert run("check").exit_code == 130
+
+
 def test_a_quiet_piped_run_prints_a_warning_as_one_line_and_nothing_else(
     tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:

@@ -19,7 +19,8 @@ from click.testing import CliRunner
 import thimble_zarr
 from benchmarks.__main__ import EARLY_STEP, markdown
 from benchmarks.faults import summary
-from thimble_zarr.cli.main import cli, main
+from thimble_zarr.__main__ import main
+from thimble_zarr.cli.main import cli
 from thimble_zarr.cli.train import DEMO
 from thimble_zarr.experiment import trainer
 from thimble_zarr.experiment.config import TrainingConfig

@@ -22,6 +22,13 @@ from thimble_zarr.errors import ThimbleError
 class _Group(click.Group):
     """Shows an error as one line on stderr, without a traceback, and exits by its kind."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **options)
+        except KeyboardInterrupt:  # click would exit with 1, which is what a check found
+            click.echo("Interrupted.", err=True)
+            sys.exit(INTERRUPTED)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
