@@ -186,7 +186,13 @@ def test_every_setting_is_an_option_and_its_default_is_told(command: str) -> Non
 
 def test_the_exit_codes_are_told() -> None:
     text = " ".join(succeeds("--help").stdout.split())
-    for code in ("0 all holds", "1 the check found", "2 usage", "3 unreadable", "130 interrupted"):
+    for code in (
+        "0 all is well",
+        "1 a check found",
+        "2 wrong usage",
+        "3 a store",
+        "130 interrupted",
+    ):
         assert code in text
 
 
@@ -639,7 +645,7 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     assert torch.__version__ in lines["Recorded"]
     assert re.fullmatch(
         r"[\d.]+% of training time; 0 of 5 steps waited for the writer, "
-        r"which was busy [\d.]+% of it, [\d.]+ MB/s",
+        r"which was busy [\d.]+% of it and wrote [\d.]+ MB/s",
         lines["Overhead"],
     )
     assert lines["Memory"] == "268.44 MB"
@@ -1067,7 +1073,7 @@ def test_csv_is_what_pandas_writes() -> None:
 
 def test_formula_and_replay_are_not_both_left_out(trained: Path) -> None:
     assert "leave nothing to check" in fails(2, "check", trained, "--no-formula", "--no-replay")
-    assert "--no-formula omits" in fails(2, "check", trained, "--no-formula", "--extended")
+    assert "--no-formula turns that off" in fails(2, "check", trained, "--no-formula", "--extended")
 
 
 @pytest.mark.parametrize(
@@ -1120,7 +1126,9 @@ def test_a_device_that_is_not_here_is_told(trained: Path) -> None:
     assert "torch finds no device mps here" in fails(2, "check", trained, "--device", "mps")
     assert "no device abacus" in fails(2, "check", trained, "--device", "abacus")
     assert checked(trained, "--device", "cpu")["holds"] is True
-    assert "--no-replay not to" in fails(2, "check", trained, "--device", "cpu", "--no-replay")
+    assert "--no-replay turns it off" in fails(
+        2, "check", trained, "--device", "cpu", "--no-replay"
+    )
 
 
 def test_a_store_that_was_altered_does_not_hold(tmp_path: Path, trained: Path) -> None:
@@ -1289,6 +1297,37 @@ def test_tokens_shows_progress_unless_it_is_quiet(tmp_path: Path, corpus: Path) 
     assert "(100%)" in result.stderr
     quiet = succeeds(*args, "--quiet", "--save-mask", tmp_path / "mask")
     assert (quiet.stdout, quiet.stderr) == (result.stdout, "")
+
+
+@pytest.mark.usefixtures("shown_at_once")
+@pytest.mark.parametrize(
+    ("args", "doing"),
+    [
+        (["check", "STORE"], "checking"),
+        (["check", "STORE", "STORE", "--tokens=dead,live"], "checking"),
+        (["verify", "STORE"], "verifying"),
+        (["repair", "STORE"], "verifying"),
+        (["export", "STORE", "run.safetensors"], "exporting"),
+        (["import", "FILE", "imported.zarr"], "importing"),
+    ],
+)
+def test_commands_say_what_they_are_doing_unless_they_are_quiet(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], doing: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "notebook.safetensors"
+    succeeds("export", trained, file)
+    places = {"STORE": trained, "FILE": file}
+    args = [str(places.get(arg, arg)) for arg in args]
+    lines = succeeds(*args).stderr.splitlines()
+    assert lines
+    assert all(line.startswith(f"{doing}: ") for line in lines)
+    (tmp_path / "run.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "imported.zarr", ignore_errors=True)
+    quiet = succeeds(*args, "--quiet")
+    assert quiet.stderr == ""
+    is_result = args[0] in ("check", "verify", "repair")
+    assert bool(quiet.stdout) == is_result
 
 
 def test_tokens_never_replaces_a_file(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thimble_zarr.format.schema import Json, Schema
 
 
-@click.command()
+@click.command(short_help="Show what was recorded, by what, and how large it is.")
 @STORE
 @PARAMETERS
 @click.option(
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="A summary for people, or everything for machines.",
+    help="A summary for people; json with everything for machines.",
 )
 def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
     """Show what was recorded in STORE, by what, how far, how large, and how it slowed training.
@@ -211,7 +211,7 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 def _size(readers: "Sequence[Reader]") -> str:
     """Return the size of the store, and how it compares with what is in it."""
     disk_bytes, raw_bytes = readers[0].disk_bytes(), _raw_bytes(readers)
-    ratio = f", {disk_bytes / raw_bytes:.2f} of raw" if raw_bytes else ""
+    ratio = f", {disk_bytes / raw_bytes:.2f} of the uncompressed size" if raw_bytes else ""
     return human_bytes(disk_bytes) + ratio
 
 
@@ -257,5 +257,6 @@ def _summary(overhead: "Overhead") -> str:
     return (
         f"{overhead.training_share:.2%} of training time; "
         f"{overhead.n_waits:,} of {overhead.n_steps:,} steps waited for the writer, "
-        f"which was busy {overhead.writer_share:.1%} of it, {overhead.bytes_per_s / 1e6:.1f} MB/s"
+        f"which was busy {overhead.writer_share:.1%} of it and wrote "
+        f"{overhead.bytes_per_s / 1e6:.1f} MB/s"
     )
