@@ -142,8 +142,9 @@ def run_check(
     paths = [Path(path) for path in stores_at(stores)]
     opening: dict[str, Any] = {"parameters": parameters, "token_mask": token_mask}
     readers = open_recording(paths[0], **opening) if len(paths) == 1 else ()
-    has_rows = format_ == "table" and options.get("formula", True)
-    options |= {"quiet": quiet, "pandas": has_rows or format_ == "json"}
+    has_steps = format_ == "table" and (len(readers) == 1 or rows is not None)
+    pandas = format_ == "json" or (has_steps and options.get("formula", True))
+    options |= {"quiet": quiet, "pandas": pandas}
     if len(readers) == 1:
         runs = [Checked(paths[0], sections=_check(paths[0], readers[0], **options))]
     else:

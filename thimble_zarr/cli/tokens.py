@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from thimble_zarr.cli.options import QUIET, aligned
-from thimble_zarr.errors import StoreExistsError
+from thimble_zarr.errors import StoreError, StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -54,18 +54,20 @@ def tokens(
 
     A token is dead if it never occurs in the corpus. To get dead tokens, train the tokenizer on
     more text than the corpus (repeat --train-on). Without CORPUS the default corpus is counted. The
-    texts may be larger than the memory. A token that is only a part of a letter is shown as bytes:
-    <0xE4>.
+    texts may be larger than the memory, unless --tokenizer is another kind than a plain byte-level
+    BPE. A token that is only a part of a letter is shown as bytes: <0xE4>.
     """
     if tokenizer is not None and train_on:
         raise click.UsageError("--tokenizer and --train-on exclude each other")
     for file in (save_tokenizer, save_mask):
         if file is not None and file.exists():
             raise StoreExistsError(f"{file} exists; choose another name or remove it")
+        if file is not None and not file.absolute().parent.is_dir():
+            raise StoreError(f"cannot write {file}: there is no directory {file.parent}")
 
     from thimble_zarr.cli.progress import progress
 
-    with progress("loading corpus and tokenizer", unit="B", quiet=quiet):
+    with progress("loading corpus and tokenizer", quiet=quiet):
         from thimble_zarr.experiment.corpus import read_corpus
         from thimble_zarr.experiment.vocabulary import (
             count_tokens,
