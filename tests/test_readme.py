@@ -187,7 +187,7 @@ def test_make_demo_ends_with_the_verdict(
 ) -> None:
     """What `make demo` runs, with dead tokens and a falling loss.
 
-    Fewer steps are as long a table: it shows the first 20 and the last 20. Smaller batches print
+    Fewer steps are as long a table: it shows the first 5 and the last 5. Smaller batches print
     the same; `make soak` runs the demo as it is.
     """
     monkeypatch.chdir(tmp_path)
