@@ -53,9 +53,13 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_terminal() -> Iterator[None]:
-    """Workers of pytest-xdist have COLUMNS, as if a terminal of that width was there."""
+    """No terminal, of which workers of pytest-xdist have COLUMNS, and no machine that is slow.
+
+    Where there is no terminal, what takes five seconds says so on stderr.
+    """
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.delenv("COLUMNS", raising=False)
+        monkeypatch.setattr("thimble_zarr.cli.progress.LINE_INTERVAL_S", 3600.0)
         yield
 
 

@@ -75,7 +75,7 @@ def measure_refused(store: Path) -> float:
     )
     assert shown.returncode == 2
     found = re.fullmatch(
-        r"Error: 1.00 MB of memory are too little: at least ([\d.]+) MB are needed here, .*\n",
+        r"Error: the check needs at least ([\d.]+) MB of memory and may use only 1.00 MB: .*\n",
         shown.stderr,
     )
     assert found is not None, shown.stderr
@@ -108,7 +108,7 @@ def test_needs_do_not_grow_with_tokens_beyond_a_window(runs: Path) -> None:
 def test_as_many_tasks_as_fit() -> None:
     needs = Needs(task_bytes=30, table_bytes=10)
     assert [needs.n_at_once(memory, 100, 4) for memory in (140, 169, 170, 10_000)] == [1, 1, 2, 4]
-    with pytest.raises(ConfigError, match="139 B of memory are too little: at least 140 B"):
+    with pytest.raises(ConfigError, match="needs at least 140 B of memory and may use only 139 B"):
         needs.n_at_once(139, 100, 4)
 
 

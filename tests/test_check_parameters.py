@@ -122,10 +122,10 @@ def test_a_damaged_parameter_does_not_stop_the_others(faulty: Path) -> None:
 
 def test_info_lists_parameters_with_their_shapes(zoo: Recorded) -> None:
     shown = succeeds("info", zoo.path).stdout
-    assert "Parameters 7, each a group\n" in shown
+    assert "Parameters  7, each a group\n" in shown
     assert re.search(r"image +3 x 2 x 5 x 7 +\(dim_0, dim_1, dim_2, dim_3\) +float32", shown)
     assert re.search(r"scale +scalar +\(\) +float64", shown)
-    assert f"Steps      {N_STEPS} and the initial state" in shown
+    assert f"Steps       {N_STEPS} and the initial state" in shown
     content = info_of(zoo.path)
     shapes = {of["parameter"]: tuple(of["shape"]) for of in content["parameters"]}
     assert shapes == SHAPES

@@ -460,7 +460,7 @@ def test_check_and_info_say_what_was_chosen(tmp_path: Path) -> None:
     options = {"schedule": windows((5, 7)) | every(13)}
     record(tmp_path / "run.zarr", n_steps=13, recorder_options=options)
     shown = run("check", tmp_path / "run.zarr", "--tokens", "all").stdout
-    assert "Steps    4 to 13: 4 of 6 recorded steps are checked, the row before" in shown
+    assert "Steps    4 to 13: 4 of 6 recorded steps are checked; of the others" in shown
     content = run("check", tmp_path / "run.zarr", "--format", "json").stdout
     assert json.loads(content)["n_steps"] == {"checked": 4, "recorded": 6}
     shown = run("info", tmp_path / "run.zarr").stdout

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 
 import thimble_zarr
 from tests.runs import N_TOKENS, Loop, record, token_labels
+from tests.zoo import Recorded
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.cli.report import csv_text
@@ -193,7 +194,13 @@ def test_every_setting_is_an_option_and_its_default_is_told(command: str) -> Non
 
 def test_the_exit_codes_are_told() -> None:
     text = " ".join(succeeds("--help").stdout.split())
-    for code in ("0 all holds", "1 the check found", "2 usage", "3 unreadable", "130 interrupted"):
+    for code in (
+        "0 all is well",
+        "1 a check found",
+        "2 wrong usage",
+        "3 a store",
+        "130 interrupted",
+    ):
         assert code in text
 
 
@@ -694,7 +701,7 @@ def test_plan_is_beside_the_notebooks_way_and_starts_nothing(
     assert sizes["exp_avg"] == ["1.28 GB", "2.56 GB"]
     assert sizes["exp_avg_sq"] == ["1.28 GB", "2.56 GB"]
     assert sizes["Disk, at most"][1] == sizes["RAM for recording"][1] == "7.69 GB"
-    assert "100.00 GB of RAM and 10000.00 GB of disk free" in result.stdout
+    assert "100.00 GB of RAM and 10.00 TB of disk free" in result.stdout
 
 
 def test_memory_of_training_is_that_of_its_arithmetic_beside_the_notebooks() -> None:
@@ -734,7 +741,9 @@ def test_plan_says_in_which_dtype_and_why(monkeypatch: pytest.MonkeyPatch, fast:
 
 def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     stdout = succeeds("info", trained).stdout
-    lines = dict(line.split(maxsplit=1) for line in stdout.splitlines())
+    assert "{" not in stdout
+    first, *sections = stdout.strip().split("\n\n")
+    lines = dict(line.split(maxsplit=1) for line in first.splitlines())
     reader = StoreReader.open(trained)
     live = reader.read_labels().live
     assert live is not None
@@ -747,11 +756,48 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
     assert torch.__version__ in lines["Recorded"]
     assert re.fullmatch(
         r"[\d.]+% of training time; 0 of 5 steps waited for the writer, "
-        r"which was busy [\d.]+% of it, [\d.]+ MB/s",
+        r"which was busy [\d.]+% of it and wrote [\d.]+ MB/s",
         lines["Overhead"],
     )
-    assert json.loads(lines["Config"])["seed"] == 42
-    assert json.loads(lines["Corpus"])["name"] == str(corpus)
+    assert lines["Memory"] == "268.44 MB"
+    rows = {
+        title: dict(row.split(maxsplit=1) for row in rows)
+        for title, *rows in (section.splitlines() for section in sections)
+    }
+    assert list(rows) == ["Config", "Corpus", "Tokenizer"]
+    assert list(rows["Config"]) == [setting.name for setting in fields(TrainingConfig)]
+    found = {name: rows["Config"][name] for name in ("seed", "lr", "double_shift", "windows")}
+    assert found == {"seed": "42", "lr": "0.001", "double_shift": "no", "windows": "-"}
+    assert rows["Corpus"]["name"] == str(corpus)
+    assert rows["Corpus"]["n_tokens"] == f"{info_of(trained)['attrs']['corpus']['n_tokens']:,}"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_info_is_aligned_and_fits_the_terminal(
+    trained: Path, zoo: Recorded, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for store in (trained, zoo.path):
+        monkeypatch.chdir(store.parent)
+        lines = succeeds("info", store.name).stdout.splitlines()
+        assert max(len(line) for line in lines if os.sep not in line) <= columns
+
+
+def test_info_shows_whatever_the_recorder_was_given(tmp_path: Path) -> None:
+    attrs = {"note": "a run", "tries": 1234, "budget_bytes": 5 * 10**12, "none": {}, "of": [1, 2]}
+    record(tmp_path / "run.zarr", n_steps=1, recorder_options={"attrs": attrs})
+    stdout = succeeds("info", tmp_path / "run.zarr").stdout
+    first, rest = stdout.split("\n\n")
+    assert [re.split("  +", line) for line in first.splitlines()[-4:]] == [
+        ["Note", "a run"], ["Tries", "1,234"], ["Budget", "5.00 TB"], ["Of", "[1, 2]"]
+    ]  # fmt: skip
+    assert rest == "None\n"
+
+
+def test_the_fields_of_infos_json_are_told(trained: Path) -> None:
+    told = re.findall(r"^    (\w+)  ", succeeds("info", "--help").stdout, flags=re.MULTILINE)
+    schema = StoreReader.open(trained).schema.to_attribute()
+    assert {*told} == {*info_of(trained)} - {*schema} | {"attrs"}
 
 
 def test_info_as_json_holds_everything(trained: Path) -> None:
@@ -1162,7 +1208,7 @@ def test_csv_is_what_pandas_writes() -> None:
 
 def test_formula_and_replay_are_not_both_left_out(trained: Path) -> None:
     assert "leave nothing to check" in fails(2, "check", trained, "--no-formula", "--no-replay")
-    assert "--no-formula omits" in fails(2, "check", trained, "--no-formula", "--extended")
+    assert "--no-formula turns that off" in fails(2, "check", trained, "--no-formula", "--extended")
 
 
 @pytest.mark.parametrize(
@@ -1215,7 +1261,9 @@ def test_a_device_that_is_not_here_is_told(trained: Path) -> None:
     assert "torch finds no device mps here" in fails(2, "check", trained, "--device", "mps")
     assert "no device abacus" in fails(2, "check", trained, "--device", "abacus")
     assert checked(trained, "--device", "cpu")["holds"] is True
-    assert "--no-replay not to" in fails(2, "check", trained, "--device", "cpu", "--no-replay")
+    assert "--no-replay turns it off" in fails(
+        2, "check", trained, "--device", "cpu", "--no-replay"
+    )
 
 
 def test_a_store_that_was_altered_does_not_hold(tmp_path: Path, trained: Path) -> None:
@@ -1386,6 +1434,37 @@ def test_tokens_shows_progress_unless_it_is_quiet(tmp_path: Path, corpus: Path) 
     assert (quiet.stdout, quiet.stderr) == (result.stdout, "")
 
 
+@pytest.mark.usefixtures("shown_at_once")
+@pytest.mark.parametrize(
+    ("args", "doing"),
+    [
+        (["check", "STORE"], "checking"),
+        (["check", "STORE", "STORE", "--tokens=dead,live"], "checking"),
+        (["verify", "STORE"], "verifying"),
+        (["repair", "STORE"], "verifying"),
+        (["export", "STORE", "run.safetensors"], "exporting"),
+        (["import", "FILE", "imported.zarr"], "importing"),
+    ],
+)
+def test_commands_say_what_they_are_doing_unless_they_are_quiet(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], doing: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "notebook.safetensors"
+    succeeds("export", trained, file)
+    places = {"STORE": trained, "FILE": file}
+    args = [str(places.get(arg, arg)) for arg in args]
+    lines = succeeds(*args).stderr.splitlines()
+    assert lines
+    assert all(line.startswith(f"{doing}: ") for line in lines)
+    (tmp_path / "run.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "imported.zarr", ignore_errors=True)
+    quiet = succeeds(*args, "--quiet")
+    assert quiet.stderr == ""
+    is_result = args[0] in ("check", "verify", "repair")
+    assert bool(quiet.stdout) == is_result
+
+
 def test_tokens_never_replaces_a_file(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
     file = tmp_path / "precious"
     file.write_text("precious")
@@ -1398,8 +1477,9 @@ def test_tokens_never_replaces_a_file(tmp_path: Path, corpus: Path, tokenizer: P
 def test_tokens_tells_what_it_cannot_write(
     tmp_path: Path, corpus: Path, tokenizer: Path, flag: str
 ) -> None:
-    file = tmp_path / "nothing" / "file"
-    assert str(file) in fails(3, "tokens", corpus, "--tokenizer", tokenizer, flag, file)
+    for file in (tmp_path / "nothing" / "file", corpus / "file"):
+        message = fails(3, "tokens", "not-even-read", "--tokenizer", tokenizer, flag, file)
+        assert f"cannot write {file}: there is no directory {file.parent}" in message
 
 
 @pytest.mark.parametrize(
@@ -1549,6 +1629,35 @@ def test_sigterm_ends_a_run_cleanly_and_keeps_what_was_recorded(
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize(
+    "module", ["thimble_zarr.cli.main", "click", "tqdm", "thimble_zarr.cli.verify", "numpy"]
+)
+def test_ctrl_c_while_the_command_starts_is_no_traceback(trained: Path, module: str) -> None:
+    """Whatever it is that is just being imported."""
+    script = (
+        "import signal, sys\n"
+        "class Interrupter:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupter())\n"
+        f"sys.argv = ['thimble-zarr', 'check', {str(trained)!r}]\n"
+        "from thimble_zarr.__main__ import main; main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", START + script], capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (130, "")
+    assert shown.stderr.strip() == "Interrupted."
+
+
+def test_ctrl_c_while_options_are_read_is_no_finding_of_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Group, "parse_args", interrupt)
+    assert run("check").exit_code == 130
+
+
 def test_a_quiet_piped_run_prints_a_warning_as_one_line_and_nothing_else(
     tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:

@@ -1,6 +1,5 @@
 """`import`, `export`, and the notebook's file where a store is expected."""
 
-import json
 import os
 import signal
 import subprocess
@@ -44,7 +43,7 @@ def test_import_and_export_give_the_file_back(tmp_path: Path, file: Path) -> Non
     assert imported.stderr == ""
     for part in (
         f"Imported {N_STEPS} steps of {N_TOKENS} x 5; ",
-        "States   hold only bfloat16 values: stored as bfloat16, nothing lost",
+        "States   stored as bfloat16: nothing is lost, since all their values are",
         f"Store    {store}",
         f"Next     thimble-zarr check '{store}'",
     ):
@@ -151,10 +150,10 @@ def test_a_fault_in_the_file_is_found(tmp_path: Path, tensors: dict[str, torch.T
 
 def test_info_of_a_file(file: Path, tmp_path: Path) -> None:
     stdout = succeeds("info", file).stdout
-    lines = dict(line.split(maxsplit=1) for line in stdout.splitlines())
+    lines = dict(line.split(maxsplit=1) for line in stdout.splitlines() if "  " in line)
     assert lines["Store"] == f"{file}, the notebook's file"
     assert lines["Variables"].startswith("W bfloat16, grad bfloat16, exp_avg bfloat16")
-    assert json.loads(lines["Config"])["lr"] == 0.01
+    assert lines["lr"] == "0.01"
     assert " with " not in lines["Recorded"]
     content = info_of(file)
     assert content["disk_bytes"] == file.stat().st_size

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,6 +8,7 @@ from thimble_zarr.format.layout import (
     SCALAR_CHUNK_STEPS,
     TARGET_CHUNK_BYTES,
     RowSize,
+    human_bytes,
     plan_layout,
     plan_layouts,
     plan_storage,
@@ -77,3 +79,22 @@ def test_split_range_cuts_at_multiples(start: int, stop: int, length: int) -> No
     assert [i for part in parts for i in range(*part)] == list(range(start, stop))
     assert all(end % length == 0 for _, end in parts[:-1])
     assert all(end - begin <= length for begin, end in parts)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (999_994, "999.99 kB"),
+        (999_995, "1.00 MB"),
+        (7_690_000_000, "7.69 GB"),
+        (999_996_000_000, "1.00 TB"),
+        (512_006_410_000_000, "512.01 TB"),
+        (3 * 10**15, "3.00 PB"),
+        (4 * 10**20, "400.00 EB"),
+    ],
+)
+def test_sizes_have_the_unit_that_keeps_them_short(n_bytes: int, text: str) -> None:
+    assert human_bytes(n_bytes) == text

@@ -70,6 +70,14 @@ def test_bytes_are_shown_as_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stderr.getvalue().splitlines()[-1] == "importing: 10.0MB of 20.0MB (50%), 0 s"
 
 
+def test_what_counts_nothing_only_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stderr in (io.StringIO(), _Terminal()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with progress("loading"):
+            pass
+        assert stderr.getvalue().strip() == "loading ..."
+
+
 def test_without_a_total_only_what_is_done_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)

@@ -173,8 +173,8 @@ def _workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
         (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "leave out --workers"),
         (["--memory", "1GB", "--scheduler", "tcp://127.0.0.1:1"], "leave out --workers"),
         (["--workers", "0"], "0 is not in the range x>=1"),
-        (["--scheduler", "there"], "is no address of a scheduler"),
-        (["--workers", "3", "--memory", "1GB"], "1.00 GB of memory are too little"),
+        (["--scheduler", "there"], "is not the address of a scheduler"),
+        (["--workers", "3", "--memory", "1GB"], "and may use only 1.00 GB: "),
     ],
 )
 def test_what_does_not_go_together_is_a_usage_error(

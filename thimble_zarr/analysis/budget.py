@@ -83,10 +83,10 @@ class Needs:
         least = held_bytes + self.table_bytes + self.task_bytes
         if memory_bytes < least:
             raise ConfigError(
-                f"{human_bytes(memory_bytes)} of memory are too little: at least "
-                f"{human_bytes(least)} are needed here, {human_bytes(held_bytes)} by Python and "
-                f"its libraries, {human_bytes(self.table_bytes)} for the table and "
-                f"{human_bytes(self.task_bytes)} to compute it"
+                f"the check needs at least {human_bytes(least)} of memory and may use only "
+                f"{human_bytes(memory_bytes)}: Python and its libraries take "
+                f"{human_bytes(held_bytes)}, the table {human_bytes(self.table_bytes)}, and "
+                f"computing it {human_bytes(self.task_bytes)}"
             )
         room = memory_bytes - held_bytes - self.table_bytes
         return min(most, room // self.task_bytes)

@@ -33,70 +33,81 @@ class _Rows(click.ParamType[int]):
         self.fail(f"{value!r} is neither a number of steps, such as 40, nor all", param, ctx)
 
 
-@click.command()
+@click.command(short_help="Check that every row follows from the row before.")
 @STORES
 @click.option(
     "--tokens",
     metavar="SUBSET",
-    help="all, live, dead, ids such as 17,42, @FILE of ids, text:TEXT for the token that reads "
-    "TEXT; or several subsets such as dead,live,all, in one pass.  "
+    help="Which tokens: all, live, dead, ids such as 17,42, @FILE with ids, or text:TEXT for the "
+    "token with that text. Several subsets, such as dead,live,all, are checked in one pass.  "
     "[default: dead where known, else all]",
 )
 @PARAMETERS
-@click.option("--steps", metavar="A:B", help="First and last step.  [default: every step]")
+@click.option(
+    "--steps", metavar="A:B", help="First and last step, such as 100:200.  [default: all]"
+)
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["table", "csv", "json"]),
     default="table",
     show_default=True,
-    help="A table for people, or every step for machines.",
+    help="A table for people; csv or json with every step for machines.",
 )
 @click.option(
     "--rows",
     type=_Rows(),
     metavar="N",
-    help="Show N steps of the table, from both ends, or all. Of several subsets, parameters or "
-    f"stores show the table of each.  [default: {DEFAULT_ROWS}, and of several a line each]",
+    help="How many steps the table shows, half of them from either end; or all. With several "
+    "subsets, parameters or stores, show the table of each, too.  "
+    f"[default: {DEFAULT_ROWS}; of several only a line each]",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Write to a file, not to stdout.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write to this file, not to stdout."
+)
 @click.option(
     "--extended",
     is_flag=True,
-    help="Add columns: shares of elements that stalled and that moved, mean distance moved in ULP, "
-    "norm of what the replay leaves.",
+    help="Add columns: the shares of weights that stalled and that moved, how far they moved on "
+    "average (in ULP), and the norm of what the replay does not explain.",
 )
 @click.option(
     "--formula/--no-formula",
     default=True,
-    help="Compare with AdamW's formula, or only take the steps again.  [default: formula]",
+    help="Compare every step with AdamW's formula, or only replay.  [default: formula]",
 )
 @click.option(
     "--replay/--no-replay",
     default=True,
-    help="Take every step again with torch and compare bits, or check the formula only.  "
+    help="Take every step again with torch and compare bits, or only check the formula.  "
     "[default: replay]",
 )
 @click.option(
     "--device",
     metavar="DEVICE",
-    help="Where to replay: cpu, cuda or mps.  [default: where it was recorded, if that is here]",
+    help="Where to replay: cpu, cuda or mps.  [default: the device of the recording, if this "
+    "machine has it]",
 )
 @scheduling_options
 @TOKEN_MASK
 @QUIET
 @click.pass_context
 def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> None:
-    """Check whether every recorded row in STORE follows from the one before.
+    """Check that every recorded row in STORE follows from the row before.
 
-    Step by step it compares the observed change of the selected embeddings with what AdamW's
-    formula predicts from the recorded states: both norms, the norm of the difference, cosine and
-    ratio. Then torch takes every step again, and weights and moments are compared bit by bit; where
-    they differ, the cause is looked for and named.
-    STORE may be the safetensors file of the original notebook; it is read in place. Several, or a
-    quoted pattern such as "seed*/run.zarr", are checked one after the other and shown as a line
-    each; one that cannot be read does not stop the others. So are several parameters of a STORE.
-    Exit code 0 if the books balance, else 1; of several stores the worst.
+    Formula: for every step, AdamW's formula predicts the change of the selected weights from the
+    recorded states. The table compares it with the observed change: both norms, the norm of the
+    difference, cosine and ratio.
+
+    Replay: torch takes every step again, and weights and moments are compared bit by bit. If they
+    differ, the cause is looked for and named.
+
+    STORE may be the safetensors file of the original notebook, which is read in place. Several
+    stores, or a quoted pattern such as "seed*/run.zarr", are checked one after the other, with a
+    line for each. So are several parameters of a store. If one cannot be read, the others are
+    still checked.
+
+    Exit code 0 if every row follows, 1 if not; of several stores the highest.
     """
     ctx.exit(run_check(stores, **options))
 
@@ -117,11 +128,13 @@ def run_check(
     from thimble_zarr.interchange.recording import open_recording
 
     if options.get("device") is not None and not options.get("replay", True):
-        raise click.UsageError("--device says where to replay, and --no-replay not to")
+        raise click.UsageError("--device chooses where to replay, and --no-replay turns it off")
     if not options.get("formula", True) and not options.get("replay", True):
         raise click.UsageError("--no-formula and --no-replay leave nothing to check")
     if not options.get("formula", True) and options.get("extended"):
-        raise click.UsageError("--extended adds to the formula's table, which --no-formula omits")
+        raise click.UsageError(
+            "--extended adds columns to the formula's table, and --no-formula turns that off"
+        )
     if rows is not None and format_ != "table":
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
     if output is not None and not output.absolute().parent.is_dir():
@@ -129,8 +142,9 @@ def run_check(
     paths = [Path(path) for path in stores_at(stores)]
     opening: dict[str, Any] = {"parameters": parameters, "token_mask": token_mask}
     readers = open_recording(paths[0], **opening) if len(paths) == 1 else ()
-    has_rows = format_ == "table" and options.get("formula", True)
-    options |= {"quiet": quiet, "pandas": has_rows or format_ == "json"}
+    has_steps = format_ == "table" and (len(readers) == 1 or rows is not None)
+    pandas = format_ == "json" or (has_steps and options.get("formula", True))
+    options |= {"quiet": quiet, "pandas": pandas}
     if len(readers) == 1:
         runs = [Checked(paths[0], sections=_check(paths[0], readers[0], **options))]
     else:

@@ -1,7 +1,7 @@
 """`info`: what a store holds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from thimble_zarr.cli.options import PARAMETERS, STORE, aligned
+from thimble_zarr.cli.width import text_width, wrapped
 from thimble_zarr.format.layout import human_bytes
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from thimble_zarr.format.schema import Json, Schema
 
 
-@click.command()
+@click.command(short_help="Show what was recorded, by what, and how large it is.")
 @STORE
 @PARAMETERS
 @click.option(
@@ -26,14 +27,27 @@ if TYPE_CHECKING:
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="A summary for people, or everything for machines.",
+    help="A summary for people; json with everything for machines.",
 )
 def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
-    """Show what was recorded in STORE: by what, how far, how large, at what cost to training.
+    """Show what was recorded in STORE, by what, how far, how large, and how it slowed training.
 
-    STORE may be the safetensors file of the original notebook. Of several parameters it shows a
-    line each.
-    """
+    STORE may be the safetensors file of the original notebook. If it holds several parameters, each
+    is a line.
+
+    \b
+    With --format json it prints one object. Besides the schema of the parameter
+    (docs/format.md; of several parameters a list, `parameters`) it has:
+      store           path
+      n_rows          rows recorded, the initial state included
+      n_skipped       steps that the optimizer skipped
+      complete        whether the recording ended
+      disk_bytes      size on disk
+      raw_bytes       size of the same arrays uncompressed
+      resumed_after   steps after which the run was resumed
+      overhead        what recording took; null where nobody measured it
+      attrs           configuration, corpus, tokenizer: what the recorder was given
+    """  # noqa: D301  # click wants the character
     from thimble_zarr.interchange.recording import open_recording
 
     every = open_recording(store)
@@ -44,7 +58,10 @@ def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
     lines = [("Store", f"{store}, {_kind(every[0])}")]
     lines += _of_one(readers[0]) if len(readers) == 1 else _of_several(readers)
     lines += _of_run(every)
-    click.echo("\n".join(f"{name:<10} {value}" for name, value in lines))
+    attrs = _attrs(every[0].schema)
+    lines += [_row(name, value) for name, value in attrs.items() if not isinstance(value, dict)]
+    sections = [_section(name, value) for name, value in attrs.items() if isinstance(value, dict)]
+    click.echo("\n\n".join([_rows(lines), *sections]))
 
 
 def _of_parameters(readers: "Sequence[Reader]") -> "dict[str, Json]":
@@ -103,8 +120,9 @@ def _of_one(reader: "Reader") -> list[tuple[str, str]]:
 
 def _of_several(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
     schemas = [reader.schema for reader in readers]
-    table = aligned([_columns(schema) for schema in schemas]).splitlines()
     lines = [("Parameters", f"{len(schemas)}, each a group")]
+    width = text_width() - len("Parameters  ")
+    table = aligned([_columns(schema) for schema in schemas], width=width).splitlines()
     lines += [("", line) for line in table]
     optimizers = dict.fromkeys(map(_optimizer, schemas))
     return [*lines, ("Optimizer", "; ".join(optimizers)), ("Steps", _steps(readers))]
@@ -140,8 +158,6 @@ def _raw_bytes(readers: "Sequence[Reader]") -> int:
 
 def _of_run(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
     """Return what is of all parameters, as the first has it."""
-    from thimble_zarr.interchange.contents import NOTEBOOK_FILE
-
     lines, schema, overhead = [], readers[0].schema, _overhead(readers[0])
     if resumed_after := _resumed_after(readers[0]):
         steps = ", ".join(f"{step:,}" for step in resumed_after)
@@ -154,18 +170,51 @@ def _of_run(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
         *lines,
         ("Size", f"{_size(readers)}; {blocks}"),
         ("Recorded", f"{schema.created}{f' with {versions}' if versions else ''}"),
-        *(
-            (name.capitalize(), json.dumps(value))
-            for name, value in schema.attrs.items()
-            if name != NOTEBOOK_FILE  # for machines; `config` says the same
-        ),
     ]
+
+
+def _attrs(schema: "Schema") -> "dict[str, Json]":
+    """Return what the recorder was given to keep, apart from what is for machines only."""
+    from thimble_zarr.interchange.contents import NOTEBOOK_FILE
+
+    # `config` says the same.
+    return {name: value for name, value in schema.attrs.items() if name != NOTEBOOK_FILE}
+
+
+def _section(name: str, values: "Mapping[str, Json]") -> str:
+    """Return a title, and a row for each of some values."""
+    rows = [(f"  {key}", _cell(value)) for key, value in values.items()]
+    return "\n".join([_row(name, None)[0], *([_rows(rows)] if rows else [])])
+
+
+def _row(name: str, value: "Json") -> tuple[str, str]:
+    words, is_size = name.removesuffix("_bytes"), name.endswith("_bytes")
+    cell = human_bytes(value) if is_size and isinstance(value, int) else _cell(value)
+    return words.replace("_", " ").capitalize(), cell
+
+
+def _cell(value: "Json") -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> str:
+    """Return rows of a name and a value, aligned."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        wrapped(f"{name:<{width}}  {value}", indent=" " * (width + 2)) for name, value in rows
+    )
 
 
 def _size(readers: "Sequence[Reader]") -> str:
     """Return the size of the store, and how it compares with what is in it."""
     disk_bytes, raw_bytes = readers[0].disk_bytes(), _raw_bytes(readers)
-    ratio = f", {disk_bytes / raw_bytes:.2f} of raw" if raw_bytes else ""
+    ratio = f", {disk_bytes / raw_bytes:.2f} of the uncompressed size" if raw_bytes else ""
     return human_bytes(disk_bytes) + ratio
 
 
@@ -211,5 +260,6 @@ def _summary(overhead: "Overhead") -> str:
     return (
         f"{overhead.training_share:.2%} of training time; "
         f"{overhead.n_waits:,} of {overhead.n_steps:,} steps waited for the writer, "
-        f"which was busy {overhead.writer_share:.1%} of it, {overhead.bytes_per_s / 1e6:.1f} MB/s"
+        f"which was busy {overhead.writer_share:.1%} of it and wrote "
+        f"{overhead.bytes_per_s / 1e6:.1f} MB/s"
     )

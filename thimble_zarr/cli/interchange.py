@@ -11,7 +11,7 @@ from thimble_zarr.format.layout import human_bytes
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
-@click.command(name="import")
+@click.command(name="import", short_help="Import a file of the original notebook.")
 @FILE
 @STORE
 @TOKEN_MASK
@@ -20,10 +20,10 @@ FILE = click.argument("file", type=click.Path(path_type=Path))
 def import_(
     file: Path, store: Path, *, token_mask: Path | None, overwrite: bool, quiet: bool
 ) -> None:
-    """Make STORE of FILE, the safetensors file that the original notebook saves.
+    """Import FILE, the safetensors file that the original notebook saves, into a new STORE.
 
-    Nothing is lost, and `export` gives the file back. A failure leaves no store. To check the file
-    once, `check` reads it as it is.
+    Nothing is lost: `export` gives the same file back. If the import fails, no store is left. You
+    need not import a file to check it, because `check` reads it directly.
     """
     from thimble_zarr.cli.progress import progress
     from thimble_zarr.format.writer import check_vacant
@@ -44,22 +44,23 @@ def import_(
         f"Imported {reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; {sizes}"
     )
     if has_narrow_states(schema):
-        click.echo("States   hold only bfloat16 values: stored as bfloat16, nothing lost")
+        click.echo("States   stored as bfloat16: nothing is lost, since all their values are")
     else:
         click.echo(f"States   stored as {schema.dtypes['exp_avg']}, as they are in the file")
     click.echo(f"Store    {store}\nNext     thimble-zarr check {shlex.quote(str(store))}")
 
 
-@click.command(name="export")
+@click.command(name="export", short_help="Export a store as a file of the original notebook.")
 @STORE
 @FILE
-@click.option("--parameter", metavar="NAME", help="Which, where STORE holds several.")
-@click.option("--overwrite", is_flag=True, help="Replace a safetensors file of that name.")
+@click.option("--parameter", metavar="NAME", help="Which parameter, if STORE holds several.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is a safetensors file.")
 @QUIET
 def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, quiet: bool) -> None:
-    """Write STORE to FILE as the original notebook would have saved it.
+    """Export STORE to FILE as the original notebook would have saved it.
 
-    An imported STORE becomes the file it came from, bit for bit. A failure leaves no file.
+    From an imported STORE you get the same file back, bit for bit. If the export fails, no file is
+    left.
     """
     from thimble_zarr.cli.progress import progress
     from thimble_zarr.format.store import StoreReader

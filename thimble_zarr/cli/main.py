@@ -22,6 +22,13 @@ from thimble_zarr.errors import ThimbleError
 class _Group(click.Group):
     """Shows an error as one line on stderr, without a traceback, and exits by its kind."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **options)
+        except KeyboardInterrupt:  # click would exit with 1, which is what a check found
+            click.echo("Interrupted.", err=True)
+            sys.exit(INTERRUPTED)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -42,15 +49,15 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all holds, 1 the check found something, 2 usage, "
-    "3 unreadable store or I/O, 130 interrupted, 143 terminated.",
+    epilog="Exit codes: 0 all is well, 1 a check found something, 2 wrong usage, "
+    "3 a store or file cannot be read or written, 130 interrupted, 143 terminated.",
 )
 @click.version_option(__version__)
 def cli() -> None:
     """Record and audit neural-network training.
 
-    A flight recorder: it keeps what the optimizer saw and did at every step, and then checks
-    whether AdamW's formula explains every weight change.
+    thimble-zarr records what the optimizer saw and did at every step. Then it checks that every
+    weight change follows from that.
     """
 
 

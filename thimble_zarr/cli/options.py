@@ -17,14 +17,14 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 STORES = click.argument(
     "stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and results.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only results, warnings and errors.")
 OVERWRITE = click.option(
-    "--overwrite", is_flag=True, help="Replace a store at that path. Nothing else is ever replaced."
+    "--overwrite", is_flag=True, help="Replace the store at that path, but never anything else."
 )
 TOKEN_MASK = click.option(
     "--token-mask",
     type=click.Path(path_type=Path),
-    help="Safetensors with live_mask or dead_mask, which a notebook's file lacks.",
+    help="Safetensors file with live_mask or dead_mask, which a notebook's file does not have.",
 )
 
 
@@ -33,8 +33,8 @@ PARAMETERS = click.option(
     "parameters",
     multiple=True,
     metavar="NAME",
-    help='Of several parameters only this one, or those of a pattern such as "*.weight"; may be '
-    "given again.  [default: all]",
+    help='Only this parameter, or those that match a pattern such as "*.weight"; may be repeated.  '
+    "[default: all]",
 )
 
 
@@ -61,8 +61,8 @@ MEMORY = click.option(
     "--memory",
     type=Size(),
     default=DEFAULT_MEMORY_BYTES,
-    help="Bound on all memory of the recorder, of one step at least; block sizes follow from it."
-    "  [default: 256MiB]",
+    help="Limits the recorder's memory (minimum: one step) and so determines the block length.  "
+    "[default: 256MiB]",
 )
 
 

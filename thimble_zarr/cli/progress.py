@@ -15,6 +15,13 @@ class Progress(tqdm):  # type: ignore[type-arg]  # it is generic for type checke
     monitor_interval = 0
     """No thread that watches the bar: commands fork processes, and each update shows itself."""
 
+    def __str__(self) -> str:
+        return super().__str__() if self.unit else f"{self._doing} ..."
+
+    @property
+    def _doing(self) -> str:
+        return str(self.desc.removesuffix(": "))
+
     def reach(self, n_done: int, n_total: int) -> None:
         """Show that so much is done of so much."""
         self.total = n_total
@@ -38,18 +45,22 @@ class _Lines(Progress):
             print(self, file=self.fp, flush=True)
 
     def __str__(self) -> str:
+        if not self.unit:
+            return super().__str__()
         done, total = self._amount(self.n), "" if self.total is None else self._amount(self.total)
         unit = "" if self.unit == "B" else f" {self.unit}s"
         of = f" of {total}{unit} ({self.n / self.total:.0%})" if self.total else unit
         elapsed_s = self.format_dict["elapsed"]
         note = f", {self.postfix}" if self.postfix else ""
-        return f"{self.desc.removesuffix(': ')}: {done}{of}, {elapsed_s:.0f} s{note}"
+        return f"{self._doing}: {done}{of}, {elapsed_s:.0f} s{note}"
 
     def _amount(self, n: float) -> str:
         return f"{self.format_sizeof(n)}B" if self.unit == "B" else f"{n:,}"
 
 
-def progress(doing: str, *, unit: str, total: int | None = None, quiet: bool = False) -> Progress:
+def progress(
+    doing: str, *, unit: str = "", total: int | None = None, quiet: bool = False
+) -> Progress:
     """Begin to show progress on stderr: at once on a terminal, elsewhere after some seconds.
 
     Parameters
@@ -57,7 +68,8 @@ def progress(doing: str, *, unit: str, total: int | None = None, quiet: bool = F
     doing
         What the command is doing, such as "checking".
     unit
-        What is counted, in the singular: "step". "B" for bytes, which are shown as MB and GB.
+        What is counted, in the singular: "step". "B" for bytes, which are shown as MB and GB. Empty
+        if nothing is counted; then only `doing` is shown.
     total
         How many there are, where that is known.
     quiet

@@ -245,8 +245,8 @@ def _left_out(section: Section) -> str:
     words, n_checked = "", len(section.table["step"])
     if n_checked < section.n_recorded:
         words += (
-            f": {n_checked:,} of {section.n_recorded:,} recorded steps are checked, the row before "
-            "the others was not recorded"
+            f": {n_checked:,} of {section.n_recorded:,} recorded steps are checked; of the others "
+            "the row before was not recorded"
         )
     if n_skipped := int(section.table["skipped"].sum()):
         words += f"; {n_skipped:,} skipped by the optimizer"

@@ -122,7 +122,7 @@ def computed(
 
     if scheduler is not None and (workers, memory_bytes) != (None, None):
         raise ConfigError(
-            "--scheduler has workers with memory of their own: leave out --workers and --memory"
+            "--scheduler brings workers with their own memory: leave out --workers and --memory"
         )
     needs = Needs.of(reduction, replay=replay)
     bar = progress("checking", unit="part", total=reduction.n_parts, quiet=quiet)
@@ -142,7 +142,7 @@ def computed(
             yield Computed(lambda: _from_cluster(client, future, bar), lambda row: None)
         except distributed.KilledWorker as error:
             raise ThimbleError(
-                f"worker processes died again and again, for want of memory perhaps: {error}"
+                f"worker processes kept dying, perhaps because memory ran out: {error}"
             ) from error
 
 
@@ -266,8 +266,8 @@ def _forked(n_processes: int) -> Iterator[ProcessPoolExecutor]:
         yield processes
     except BrokenProcessPool as error:
         raise ThimbleError(
-            "a process that computed was killed, for want of memory perhaps; "
-            "give less of it to the check (--memory)"
+            "a process of the check was killed, perhaps because memory ran out; "
+            "set a lower limit (--memory)"
         ) from error
     finally:
         processes.shutdown(cancel_futures=True)
@@ -393,7 +393,7 @@ def _connected(distributed: Any, scheduler: Any) -> Any:
         return distributed.Client(scheduler, set_as_default=False)
     except ValueError as error:
         raise ConfigError(
-            f"{scheduler!r} is no address of a scheduler, such as tcp://10.0.0.1:8786: {error}"
+            f"{scheduler!r} is not the address of a scheduler, such as tcp://10.0.0.1:8786: {error}"
         ) from error
 
 
@@ -450,19 +450,19 @@ def scheduling_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--memory",
                 "memory_bytes",
                 type=Size(),
-                help="Bound on the memory of all processes together.  [default: four fifths of "
-                "what is free]",
+                help="Limits the memory of all processes together.  [default: four fifths of what "
+                "is free]",
             ),
             click.option(
                 "--workers",
                 type=click.IntRange(min=1),
-                help="Compute in so many worker processes of a Dask cluster.  [default: forked "
-                "processes, as many as there are CPUs]",
+                help="Start a Dask cluster of this many processes.  [default: no cluster, but a "
+                "forked process for each CPU]",
             ),
             click.option(
                 "--scheduler",
                 metavar="ADDRESS",
-                help="Compute on the Dask cluster of a scheduler, such as tcp://10.0.0.1:8786; its "
+                help="Use the Dask cluster of this scheduler, such as tcp://10.0.0.1:8786. Its "
                 "workers must see STORE at the same path.",
             ),
         )

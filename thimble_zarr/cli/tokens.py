@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from thimble_zarr.cli.options import QUIET, aligned
-from thimble_zarr.errors import StoreExistsError
+from thimble_zarr.errors import StoreError, StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -20,24 +20,25 @@ N_SHOWN = 10
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Count the tokens of a text file: which are live, which dead?")
 @click.argument("corpus", type=_FILE, required=False)
-@click.option("--tokenizer", type=_FILE, help="Use this tokenizer; train none.")
+@click.option("--tokenizer", type=_FILE, help="Use this tokenizer (tokenizers JSON).")
 @click.option(
     "--train-on",
     type=_FILE,
     multiple=True,
-    help="Train a byte-level BPE on this text; may be repeated.  [default: the default tokenizer]",
+    help="Train a byte-level BPE tokenizer on this text file; may be repeated.  "
+    "[default: use the default tokenizer]",
 )
 @click.option(
     "--vocab-size",
     type=click.IntRange(min=256),
     default=TrainingConfig.vocab_size,
     show_default=True,
-    help="Tokens to train.",
+    help="Size of the vocabulary to train.",
 )
-@click.option("--save-tokenizer", type=_FILE, help="Write the tokenizer (tokenizers JSON).")
-@click.option("--save-mask", type=_FILE, help="Write live_mask and dead_mask (safetensors).")
+@click.option("--save-tokenizer", type=_FILE, help="Write the tokenizer to this file.")
+@click.option("--save-mask", type=_FILE, help="Write live_mask and dead_mask to this file.")
 @QUIET
 def tokens(
     corpus: Path | None,
@@ -52,19 +53,21 @@ def tokens(
     """Count the tokens of CORPUS, a text file, and tell live tokens from dead ones.
 
     A token is dead if it never occurs in the corpus. To get dead tokens, train the tokenizer on
-    more text than the corpus (--train-on, repeated). Without CORPUS the default corpus is counted.
-    The corpus may be larger than the memory. Bytes that are no text, such as half a letter, are
-    shown as <0xE4>.
+    more text than the corpus (repeat --train-on). Without CORPUS the default corpus is counted. The
+    texts may be larger than the memory, unless --tokenizer is another kind than a plain byte-level
+    BPE. A token that is only a part of a letter is shown as bytes: <0xE4>.
     """
     if tokenizer is not None and train_on:
         raise click.UsageError("--tokenizer and --train-on exclude each other")
     for file in (save_tokenizer, save_mask):
         if file is not None and file.exists():
             raise StoreExistsError(f"{file} exists; choose another name or remove it")
+        if file is not None and not file.absolute().parent.is_dir():
+            raise StoreError(f"cannot write {file}: there is no directory {file.parent}")
 
     from thimble_zarr.cli.progress import progress
 
-    with progress("loading corpus and tokenizer", unit="B", quiet=quiet):
+    with progress("loading corpus and tokenizer", quiet=quiet):
         from thimble_zarr.experiment.corpus import read_corpus
         from thimble_zarr.experiment.vocabulary import (
             count_tokens,

@@ -74,8 +74,9 @@ def train_tokenizer(
     )
     if tokenizer.get_vocab_size() != vocab_size:
         raise CorpusError(
-            f"{vocab_size} tokens were asked for and {tokenizer.get_vocab_size()} came out: a "
-            "byte-level tokenizer has at least 256, and a larger one needs more text"
+            f"cannot train a tokenizer of {vocab_size:,} tokens on this text, only one of "
+            f"{tokenizer.get_vocab_size():,}; a byte-level tokenizer has at least 256, and a "
+            "larger one needs more text"
         )
     return tokenizer
 

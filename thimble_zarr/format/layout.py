@@ -244,9 +244,10 @@ def plan_storage(
 
 def human_bytes(n_bytes: int) -> str:
     """Return a size as people read it, in decimal units."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.2f} {unit}"
+    for power, unit in ((18, "EB"), (15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        # Not "1000.00 MB", which is what rounding makes of a little less than 1 GB.
+        if n_bytes >= 10**power - 10**power // 200_000:
+            return f"{n_bytes / 10**power:.2f} {unit}"
     return f"{n_bytes} B"
 
 
