@@ -16,6 +16,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --no-compile
 
+INSTALL_TORCH = @echo "Installing torch into $(VENV) ..."; \
+	$(PIP) -qq --no-deps --retries 0 --timeout 10 --constraint constraints.txt torch --index-url $(TORCH_INDEX) >/dev/null 2>&1 || \
+	echo "$(TORCH_INDEX) cannot be reached, or has no torch for this Python. PyPI's is taken, several GB on Linux."
+
 # Quietly; if that fails, again with all that pip has to say.
 INSTALL = @echo "Installing $(WHAT) into $(VENV) ..."; \
 	$(PIP) -qq --constraint constraints.txt --editable $(PACKAGE) >/dev/null 2>&1 || \
@@ -32,9 +36,7 @@ $(FOR_DEMO): PACKAGE = .
 $(FOR_DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: try PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing torch into $(VENV) ..."
-	@$(PIP) -qq --no-deps --retries 0 --timeout 10 --index-url $(TORCH_INDEX) --constraint constraints.txt torch >/dev/null 2>&1 || \
-	echo "$(TORCH_INDEX) cannot be reached, or has none for $(PYTHON). PyPI's torch is taken: several GB on Linux."
+	$(INSTALL_TORCH)
 	$(INSTALL)
 	@touch $@
 

@@ -35,13 +35,28 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-SLOWEST = ("test_readme.py", "test_budget.py", "test_memory.py", "test_real_run.py")
+SLOWEST = ("test_readme.py", "test_docs.py", "test_budget.py", "test_memory.py", "test_real_run.py")
 """Files of a few long tests: left to the end, one process would run them and the others wait."""
 
+SLOW = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("accounting", "budget", "crash", "findings", "hostile", "memory", "model", "power_loss"),
+        *("real_run", "recurrences", "replay", "resume", "resume_training", "schedule", "several"),
+        *("variables", "verify"),
+    )
+)
+"""Files that take half of the time, and test our arithmetic, the disk and memory: another Python
+changes little there, and `make quick` leaves them out."""
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: index for index, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import os
 import shutil
 import signal
 import sys
@@ -11,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_stack
-from types import FrameType
+from types import CodeType, FrameType
 
 import numpy as np
 import pytest
@@ -53,31 +52,65 @@ def is_finalizing(frame: FrameType) -> bool:
 Place = tuple[str, str, int]
 """A bytecode: file, function and offset."""
 
+if sys.version_info >= (3, 12):
+    TOOL, INSTRUCTION = sys.monitoring.DEBUGGER_ID, sys.monitoring.events.INSTRUCTION
+
 
 class Interrupter:
     """Sends SIGINT just before a bytecode runs for the n-th time.
 
-    Without a bytecode it counts what runs. With one it traces that function only, which is quick.
+    Without a bytecode it counts what runs. With one it looks at that function only, which is quick.
     """
 
     def __init__(self, place: Place | None = None, time: int = 1) -> None:
         self.seen: Counter[Place] = Counter()
         self._target = (place, time)
+        self._thread = threading.get_ident()
 
-    def trace(self, frame: FrameType, event: str, arg: object) -> object:
-        code, (target, _) = frame.f_code, self._target
-        if code.co_filename not in TRACED:
-            return None
-        if target is not None and (code.co_filename, code.co_qualname) != target[:2]:
+    def start(self) -> None:
+        """Look at the bytecodes of this thread from here on."""
+        if sys.version_info < (3, 12):
+            sys.settrace(self._trace)
+            return
+        sys.monitoring.use_tool_id(TOOL, "tests")
+        sys.monitoring.register_callback(TOOL, INSTRUCTION, self._instruction)
+        sys.monitoring.restart_events()
+        sys.monitoring.set_events(TOOL, INSTRUCTION)
+
+    def stop(self) -> None:
+        """Look at none."""
+        if sys.version_info < (3, 12):
+            sys.settrace(None)
+        elif sys.monitoring.get_tool(TOOL) is not None:
+            sys.monitoring.set_events(TOOL, 0)
+            sys.monitoring.free_tool_id(TOOL)
+
+    def _trace(self, frame: FrameType, event: str, arg: object) -> object:
+        if not self._is_watched(frame.f_code):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
-            place = (code.co_filename, code.co_qualname, frame.f_lasti)
-            self.seen[place] += 1
-            if (place, self.seen[place]) == self._target and not is_finalizing(frame):
-                sys.settrace(None)
-                signal.raise_signal(signal.SIGINT)
-        return self.trace
+            self._pass(frame.f_code, frame.f_lasti, frame)
+        return self._trace
+
+    def _instruction(self, code: CodeType, offset: int) -> object:
+        if not self._is_watched(code):
+            return sys.monitoring.DISABLE
+        if threading.get_ident() == self._thread:
+            self._pass(code, offset, sys._getframe(1))
+        return None
+
+    def _is_watched(self, code: CodeType) -> bool:
+        target, _ = self._target
+        function = (code.co_filename, code.co_qualname)
+        return code.co_filename in TRACED and (target is None or function == target[:2])
+
+    def _pass(self, code: CodeType, offset: int, frame: FrameType) -> None:
+        place = (code.co_filename, code.co_qualname, offset)
+        self.seen[place] += 1
+        if (place, self.seen[place]) == self._target and not is_finalizing(frame):
+            self.stop()
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +130,7 @@ def run(path: Path, interrupter: Interrupter) -> tuple[list[torch.Tensor], bool]
         ) as recorder:
             for step in range(N_STEPS):
                 if step == 1:  # from here on there are rows to lose
-                    sys.settrace(interrupter.trace)
+                    interrupter.start()
                 loss = loop.step()
                 weights.append(loop.weight.detach().clone())
                 recorder.log(loss=loss)
@@ -106,7 +139,7 @@ def run(path: Path, interrupter: Interrupter) -> tuple[list[torch.Tensor], bool]
     except KeyboardInterrupt:
         return weights, True
     finally:
-        sys.settrace(None)
+        interrupter.stop()
     return weights, False
 
 
@@ -121,12 +154,11 @@ def check_nothing_is_lost(path: Path, interrupter: Interrupter) -> bool:
     return interrupted
 
 
-@pytest.fixture
-def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[Place]:
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[Place]:
     """The places a run passes, and how often."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     interrupter = Interrupter()
-    run(tmp_path / "whole.zarr", interrupter)
+    run(tmp_path_factory.mktemp("whole") / "run.zarr", interrupter)
     return interrupter.seen
 
 
@@ -156,24 +188,21 @@ def import_(file: Path, interrupter: Interrupter) -> bool:
     path = file.with_suffix(".zarr")
     before = set(file.parent.iterdir())
     try:
-        sys.settrace(interrupter.trace)
+        interrupter.start()
         import_notebook(file, path)
     except KeyboardInterrupt:
-        sys.settrace(None)
+        interrupter.stop()
         assert set(file.parent.iterdir()) == before or StoreReader.open(path).commit.complete
         return not path.exists()
     finally:
-        sys.settrace(None)
+        interrupter.stop()
         assert not any("thimble-zarr" in thread.name for thread in threading.enumerate())
         shutil.rmtree(path, ignore_errors=True)
     return False
 
 
-def test_ctrl_c_at_any_bytecode_of_an_import_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_at_any_bytecode_of_an_import_leaves_nothing(tmp_path: Path) -> None:
     """And ends: a lock that it left taken would be waited for, for ever."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     file = save(tmp_path / "run.safetensors", notebook_tensors(record(tmp_path / "run")))
     interrupter = Interrupter()
     import_(file, interrupter)

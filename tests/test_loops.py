@@ -239,6 +239,7 @@ def test_the_gradient_recorded_is_the_one_the_step_consumed(
     assert np.isfinite(open_dataset(path).grad[1:]).all()
 
 
+@pytest.mark.filterwarnings("default:Guards may run slower on Python 3.13.0")
 def test_a_model_that_torch_compiled(path: Path) -> None:
     loop = make_loop("foreach")
     assert record(path, loop, compiled_model(loop)) == 0
