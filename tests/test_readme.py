@@ -80,6 +80,7 @@ def test_make_demo_as_it_is(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
+    assert "Training to step 150" in shown.stderr
     printed = {shape(line) for line in shown.stdout.splitlines()}
     (output,) = (block for block in blocks(README) if block.language == "text")
     for line in output.content.splitlines():
