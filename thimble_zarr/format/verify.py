@@ -478,13 +478,21 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
     if is_sound and contents.may_be_out_of_date(committed):
         return
     rows = f"rows {committed.first_row} to {committed.end_row - 1}"
-    if is_sound:
+    if is_sound and committed.crc32 is None:
         yield Finding(
-            kind="damaged-block" if committed.crc32 is None else "damaged-values",
+            kind="damaged-block",
             where=key,
             what=f"{how_altered(contents, key)} ({rows})",
-            repair="none: " + HOW_TO_RESTORE,
-            first_row=committed.first_row if committed.crc32 is None else None,
+            repair=f"none: {HOW_TO_RESTORE}",
+            first_row=committed.first_row,
+        )
+    elif is_sound:
+        yield Finding(
+            kind="damaged-values",
+            where=key,
+            what=how_altered(contents, key),
+            repair="write it again, if the ledger tells the recorded values; else restore it from "
+            "a copy",
         )
     elif committed.crc32 is None:
         yield Finding(
@@ -506,10 +514,7 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
         )
 
 
-HOW_TO_RESTORE = (
-    "nothing here tells the recorded values, but `thimble-zarr check` may; restore the file from "
-    "a copy"
-)
+HOW_TO_RESTORE = "restore the file from a copy (`thimble-zarr check` may name what was changed)"
 """What to do about a file that was changed by a program that gave it good checksums."""
 
 
@@ -519,7 +524,7 @@ def how_altered(contents: Contents, key: str) -> str:
     if recorded == key:
         return "it is the file of an earlier commit"
     if recorded is not None:
-        return f"it is the file that was recorded as {recorded}"
+        return f"it is the file that was recorded as {recorded}, and can be put back there"
     last, *_ = contents.records[key]
     how = "its own checksum is right, but is not the one in the ledger"
     if last.crc32 is None:
