@@ -688,8 +688,10 @@ def check_metadata(contents: Contents) -> Iterator[Finding]:
     """Compare every metadata document with the one that was declared."""
     if not contents.metadata:
         yield from _check_undeclared(contents)
+    read = {key: read_found(contents.path / key) for key in contents.metadata}
+    on_disk = {key: found for key, (found, _) in read.items()}
     for key, declared in contents.metadata.items():
-        found, problem = read_found(contents.path / key)
+        found, problem = read[key]
         problem = problem or _difference(contents, found, declared)
         if problem:
             yield Finding(
@@ -699,19 +701,21 @@ def check_metadata(contents: Contents) -> Iterator[Finding]:
                 repair="write it again as it was declared",
             )
         elif found.get("node_type") == "group":
-            yield from _check_consolidated(contents, key, found)
+            yield from _check_consolidated(contents, key, on_disk)
 
 
-def _check_consolidated(contents: Contents, key: str, found: Document) -> Iterator[Finding]:
+def _check_consolidated(
+    contents: Contents, key: str, on_disk: Mapping[str, Document]
+) -> Iterator[Finding]:
     """Check a group's copies of the metadata below it, which many tools read in their place."""
-    consolidated, group = found.get("consolidated_metadata"), array_of(key)
+    consolidated, group = on_disk[key].get("consolidated_metadata"), array_of(key)
     problem, is_damage = "", False
     if consolidated is None:
         if contents.is_complete and key == METADATA:
             problem = "it has no copy of the arrays' metadata, which other tools read faster"
     elif damage := _wrong_copy(contents, group, consolidated):
         problem, is_damage = damage, True
-    elif not copies_fit(contents.path, group, consolidated, _on_disk(contents)):
+    elif not copies_fit(contents.path, group, consolidated, on_disk):
         problem = "its copies of the arrays' metadata are out of date"
     if problem:
         yield Finding(
@@ -736,11 +740,6 @@ def _wrong_copy(contents: Contents, group: str, consolidated: object) -> str:
         if problem:
             return f"its copy of the metadata of {path} is wrong: {problem}"
     return ""
-
-
-def _on_disk(contents: Contents) -> dict[str, Document]:
-    """Return every declared document as it is on disk."""
-    return {key: read_found(contents.path / key)[0] for key in contents.metadata}
 
 
 def _check_undeclared(contents: Contents) -> Iterator[Finding]:
