@@ -233,7 +233,7 @@ def test_the_replay_fails_where_a_planted_fault_begins(
     table = accounting(open_dataset(tmp_path / "run.zarr"))
     found = verdict(table)
     assert not found.holds
-    assert found.text.startswith(f"FAILS from step {first} on: ")
+    assert found.text.startswith(f"FAILS: from step {first} on, ")
     assert found.step == first
     assert int(table.n_different.sel(step=slice(1, first - 1)).sum()) == 0
     assert (table.n_different.sel(recurrence=["exp_avg", "exp_avg_sq"]) == 0).all()
@@ -250,7 +250,7 @@ def test_the_replay_sees_states_that_were_changed_between_steps(
     # The change made after step 4 is in what step 5 starts from, not in what step 4 recorded.
     assert np.flatnonzero(n_different).tolist() == [4]
     assert int(n_different.sel(step=5)) > 50
-    assert verdict(table).text.startswith("FAILS from step 5 on: ")
+    assert verdict(table).text.startswith("FAILS: from step 5 on, ")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -347,7 +347,7 @@ def test_rows_of_any_rank_are_replayed_to_the_bit(tmp_path: Path) -> None:
     ("tokens", "message"),
     [
         ([], "expected at least one id, or a mask"),
-        ([1.5], "1 values of float64; expected ids"),
+        ([1.5], "1 values of float64; expected at least one id"),
         ([[1, 2]], "expected at least one id, or a mask"),
         ([3, 11], "has rows 0 to 10, and 11 was chosen"),
         ([-1, 3], "has rows 0 to 10, and -1 was chosen"),
@@ -368,7 +368,7 @@ def test_tokens_that_there_are_not_are_refused(
     ("tokens", "message"),
     [
         ([1, 2], "those of several `parameters=` by name"),
-        ({"wte": [1]}, "tokens of wte, which is not recorded; recorded are up, norm"),
+        ({"wte": [1]}, "tokens were given for wte, which is not recorded; recorded are up, norm"),
         ({"scale": [0]}, "scale is a single number and has no rows"),
     ],
 )

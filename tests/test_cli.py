@@ -976,7 +976,7 @@ def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> No
     ds = open_dataset(trained)
     about = ["store", "tokens", "steps", "n_skipped", "n_steps", "rows", "summary"]
     replay = ["replay", "replay_device", "not_exact_because", "findings"]
-    assert list(content) == [*about, *replay, "holds", "verdict"]
+    assert list(content) == [*about, *replay, "holds", "has_ended", "verdict"]
     total = 5 * 8 * int(ds.dead.sum())
     equal = {"total": total, "equal": total, "max_ulp": 0, "first": None}
     assert content["replay"] == dict.fromkeys(("W", "exp_avg", "exp_avg_sq"), equal)
@@ -1136,7 +1136,7 @@ def test_a_planted_fault_is_found_where_it_was_planted(faulty: Path) -> None:
     for format_ in ("table", "csv", "json"):
         assert run("check", faulty, "--format", format_).exit_code == 1
     result = run("check", faulty, "--tokens", "all")
-    assert "FAILS from step 3 on: " in result.stdout
+    assert "FAILS: from step 3 on, " in result.stdout
     assert result.stdout.splitlines()[-1].startswith("  other-learning-rate: The weights are those")
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("W "))
     assert "step 3, token 0, dim " in line

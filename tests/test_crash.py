@@ -26,6 +26,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format import disk as disk_module
 from thimble_zarr.format.bits import decode
+from thimble_zarr.format.lock import Recording, State
 from thimble_zarr.format.repair import repair
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.verify import verify
@@ -148,8 +149,12 @@ def test_the_second_writer_is_told_who_the_first_one_is(
             call()
     assert StoreReader.open(path).n_rows >= crashing.FLUSH_EVERY + 1  # readers are not kept out
     assert verify(path).is_sound
+    assert Recording.of_open_store(path).state is State.RECORDING
     os.kill(pid, signal.SIGKILL)
     server.wait(pid)
+    assert str(Recording.of(StoreReader.open(path))).startswith(
+        f"cut off: its writer, process {pid} on "
+    )
     # The lock of a dead writer blocks nobody, and its name says nothing any more.
     Recorder(path, loop.optimizer, parameter=loop.weight, overwrite=True).close()
     assert not path.exists()

@@ -143,7 +143,7 @@ def test_a_fault_in_the_file_is_found(tmp_path: Path, tensors: dict[str, torch.T
     file = save(tmp_path / "run.safetensors", tensors)
     result = run("check", file)
     assert result.exit_code == 1
-    assert "FAILS from step 7 on: " in result.stdout
+    assert "FAILS: from step 7 on, " in result.stdout
     assert "Replay on cpu, not to the bit, because" in result.stdout
     assert "  torn-row: The row of step 7 was overwritten" in result.stdout
 

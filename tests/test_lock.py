@@ -13,7 +13,7 @@ from tests.runs import TINY_MEMORY, Loop
 from thimble_zarr import Recorder
 from thimble_zarr.errors import RecordingError, StoreError, StoreLockedError
 from thimble_zarr.format.disk import Disk
-from thimble_zarr.format.lock import Holder, WriterLock
+from thimble_zarr.format.lock import Holder, Recording, State, WriterLock
 from thimble_zarr.format.store import HOLDER, StoreReader
 from thimble_zarr.format.verify import verify
 from thimble_zarr.format.writer import StoreWriter
@@ -121,6 +121,23 @@ def test_a_stale_lock_keeps_the_other_name(path: Path) -> None:
     assert Holder.read(path) is not None
     writer.release()
     assert not (path / HOLDER).exists()
+
+
+@pytest.mark.parametrize("can_tell", [True, False])
+def test_who_records_is_told_with_and_without_the_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, can_tell: bool
+) -> None:
+    """Not every system tells who holds a lock; then the name of the writer does."""
+    if not can_tell:
+        monkeypatch.setattr("thimble_zarr.format.lock._is_locked", lambda store: None)
+    writer = stores.create(path)
+    assert str(Recording.of_open_store(path)).startswith(f"being recorded by process {os.getpid()}")
+    name = (path / HOLDER).read_text()
+    writer.release()
+    assert str(Recording.of_open_store(path)) == "cut off: it has no writer"
+    (path / HOLDER).write_text(name)  # the process goes on, but does not record
+    state = State.CUT_OFF if can_tell else State.RECORDING
+    assert Recording.of_open_store(path).state is state
 
 
 def test_files_without_numbers_are_not_taken_for_another(

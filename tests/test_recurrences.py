@@ -74,7 +74,7 @@ def test_every_flipped_bit_is_found(sound: Path, tmp_path: Path, row: int, name:
     assert int(table.n_different.sel(step=slice(1, row - 1)).sum()) == 0
     assert int(table.n_different.sel(step=slice(row + 2, None)).sum()) == 0
     found_text = verdict(table).text
-    assert found_text.startswith(f"FAILS from step {row} on: ")
+    assert found_text.startswith(f"FAILS: from step {row} on, ")
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -276,7 +276,7 @@ def test_no_bound_hides_a_real_fault(
     n_beyond = table.n_beyond.sel(recurrence=recurrence)
     assert int(n_beyond.sel(step=9)) > 0
     assert int(table.n_beyond.sel(step=slice(1, 8)).sum()) == 0
-    assert verdict(table).text.startswith("FAILS from step 9 on: ")
+    assert verdict(table).text.startswith("FAILS: from step 9 on, ")
 
 
 class Steps:

@@ -594,7 +594,7 @@ def test_the_wrong_checkpoint_is_refused_and_the_right_step_named(
     assert_refused(
         path,
         rf"after step {after_step or 8}: .*optimizer_step is {stands_at}, not {after_step or 8}; "
-        rf"W differs in \d+ of 55 elements; .*go on from where they stand, {offered}$",
+        rf"W differs in \d+ of 55 elements; .*resume from where they are, {offered}$",
         lambda: run.recorder(path, resume=True, after_step=after_step),
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from thimble_zarr.errors import (
 from thimble_zarr.format import writer as writer_module
 from thimble_zarr.format.bits import decode
 from thimble_zarr.format.disk import Disk
+from thimble_zarr.format.ledger import MAX_LINE_BYTES, read_last_line, seal
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.format.store import StoreReader
 from thimble_zarr.format.writer import StoreWriter
@@ -406,3 +408,35 @@ def test_a_reader_pickles_small(path: Path) -> None:
     pickled = pickle.dumps(reader)
     assert len(pickled) < 2000
     np.testing.assert_array_equal(pickle.loads(pickled).read("W", (0, 9)), reader.read("W", (0, 9)))
+
+
+def test_the_last_line_of_a_ledger_is_found_from_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "ledger"
+    lines = [seal({"rows": [0, n], "files": {}, "chunks": {}}) + b"\n" for n in range(1, 4)]
+    lines.insert(1, seal({"rows": [0, 9], "files": {"x": {"bytes": 1}}, "chunks": {}}) + b"\n")
+    lines[1] = lines[1].replace(b"}\n", b" " * 200_000 + b"}\n")  # longer than is read at once
+    file.write_bytes(b"".join(lines))
+    stop = 0
+    assert read_last_line(file, 0) is None
+    for line in lines:
+        start, stop = stop, stop + len(line)
+        found = read_last_line(file, stop)
+        assert found is not None
+        assert (found.start, found.content) == (start, line)
+    assert read_last_line(file, 10**9) == found
+    torn = read_last_line(file, stop - 1)
+    assert torn is not None
+    assert torn.entry is None
+
+
+def test_a_ledger_of_no_lines_costs_no_more_than_the_longest_line(tmp_path: Path) -> None:
+    file = tmp_path / "ledger"
+    file.touch()
+    os.truncate(file, 2**32)
+    tracemalloc.start()
+    line = read_last_line(file, 2**32)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert line is not None
+    assert line.entry is None
+    assert most < 5 * MAX_LINE_BYTES

@@ -116,8 +116,8 @@ def _of_replay(table: AnyTable) -> Verdict:
         first = _first(table, beyond)
         return Verdict(
             holds=False,
-            text=f"FAILS from step {first} on: of {_total(table):,} values in each array, "
-            f"{listed} do not follow from the row before.",
+            text=f"FAILS: from step {first} on, rows do not follow from the row before. Of "
+            f"{_total(table):,} values in each array, {listed} differ.",
             step=first,
         )
     if counts(table, NOT_FINITE).any():

@@ -76,9 +76,11 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
     if plan.hopeless:
         click.echo("Nothing is done: restore what is damaged from a copy.")
     elif not plan.steps and plan.left:
-        click.echo("There is nothing that a repair can do: the store stays DAMAGED.")
+        click.echo("A repair can do nothing: the store stays DAMAGED by what is left as it is.")
     elif not plan.steps:
         click.echo("There is nothing to repair.")
+    elif is_applied and plan.left:
+        click.echo("The rest is repaired. The store stays DAMAGED by what is left as it is.")
     elif is_applied:
         click.echo(_verdict(verified, store))
     else:
@@ -127,5 +129,5 @@ def _verdict(verified: "Verified", store: Path) -> str:
     damages = [finding for finding in verified.findings if finding.is_damage]
     places = f"{len(damages):,} {'place' if len(damages) == 1 else 'places'}"
     if all(finding.repair.startswith("none") for finding in damages):
-        return f"DAMAGED in {places}, which no repair can mend: restore the files from a copy."
+        return f"DAMAGED in {places}, which repair leaves as they are: restore them from a copy."
     return f"DAMAGED in {places}; what can be done: thimble-zarr repair {shlex.quote(str(store))}"

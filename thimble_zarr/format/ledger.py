@@ -122,6 +122,8 @@ def read_lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[
 def read_last_line(file: Path, stop: int) -> Line | None:
     """Return the line that ends at a byte, or where the file ends before it; None if it has none.
 
+    It reads a few times the longest line at most, whatever the file holds.
+
     Raises
     ------
     OSError
@@ -130,7 +132,7 @@ def read_last_line(file: Path, stop: int) -> Line | None:
     content = b""
     with open_regular(file) as ledger:
         start = stop = min(stop, os.fstat(ledger.fileno()).st_size)
-        while start and b"\n" not in content[:-1]:
+        while start and b"\n" not in content[:-1] and len(content) <= MAX_LINE_BYTES:
             n_bytes = min(start, max(_PIECE_BYTES, len(content)))
             start -= n_bytes
             ledger.seek(start)

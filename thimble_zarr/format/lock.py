@@ -155,8 +155,8 @@ def why_empty(store: Path) -> str:
     if recording.state is not State.CUT_OFF:
         is_known = recording.state is State.RECORDING
         return (
-            f"{writer} {'is' if is_known else 'may be'} recording into it and commits nothing "
-            "before its first block is full; try again then"
+            f"{writer or 'a process'} {'is' if is_known else 'may be'} recording into it and "
+            "commits nothing before its first block is full; try again then"
         )
     gone = "nobody is recording into it" if writer is None else f"its writer, {writer}, is gone"
     return f"{gone}; {_how_to_go_on(store)}"

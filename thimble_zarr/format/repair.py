@@ -185,6 +185,7 @@ class _Planner:
         self._unknown = dict(contents.missing_rows())
         self._lost: list[str] = []
         self._left: dict[str, str] = {}
+        self._of_values: list[str] = []
 
     def plan(self) -> Plan:
         plan, contents = self._plan, self._contents
@@ -203,6 +204,7 @@ class _Planner:
                 return plan
             self._cut_off()
             self._mend_values()
+        self._of_values = plan.steps.copy()
         self._mend_metadata()
         self._mend_bookkeeping()
         self._find_removed()
@@ -264,6 +266,10 @@ class _Planner:
                     plan.n_rows = min(plan.n_rows, first_row)
                     return
                 self._rebuilt[first_row] = line
+                plan.steps.append(
+                    f"keep rows {first_row} to {end_row - 1} as they are: the checksums in their "
+                    "files are right, and the ledger's are lost"
+                )
 
     def _is_as_in_ledger(self, first_row: int) -> bool:
         """Whether the shards of a block are the ones that its line in the ledger tells of."""
@@ -302,7 +308,7 @@ class _Planner:
         why = f", because {', '.join(self._lost)} cannot be read" if self._lost else ""
         plan.steps.append(
             f"end the store before row {plan.n_rows}{why}: of {contents.n_rows} committed rows "
-            f"{plan.n_rows} stay, {lost} go"
+            f"{plan.n_rows} stay and {lost} go"
         )
 
     def _find_removed(self) -> None:
@@ -351,7 +357,7 @@ class _Planner:
             if known is None or contents.may_be_out_of_date(known[0]):
                 plan.changes_ledger = True
                 plan.steps.append(
-                    f"keep {key}: its own checksum is right, and the ledger's is lost"
+                    f"keep {key} as it is: its own checksum is right, and the ledger's is lost"
                 )
                 self._files[key] = _file_record((self._path / key).read_bytes())
                 return
@@ -414,7 +420,9 @@ class _Planner:
                 what = "its values are the recorded ones"
                 if value != values[row]:
                     row += _index(key) * len(values)
-                    what = f"its row {row} is {value:g} again, and its checksum the recorded one"
+                    what = (
+                        f"its row {row} is {float(value)} again, and its checksum the recorded one"
+                    )
                 self._plan.steps.append(f"write {key} again: {what}")
                 return
         self._leave(key)
@@ -538,7 +546,7 @@ class _Planner:
             "chunks": chunks,
             "metadata": {key: _alone(document) for key, document in self._documents.items()},
             "dropped": plan.dropped,
-            "repaired": plan.steps.copy(),
+            "repaired": self._of_values,
             "replaces": None if contents.commit is None else [*astuple(contents.commit)],
         }
 

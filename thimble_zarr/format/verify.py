@@ -478,13 +478,21 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
     if is_sound and contents.may_be_out_of_date(committed):
         return
     rows = f"rows {committed.first_row} to {committed.end_row - 1}"
-    if is_sound:
+    if is_sound and committed.crc32 is None:
         yield Finding(
-            kind="damaged-block" if committed.crc32 is None else "damaged-values",
+            kind="damaged-block",
             where=key,
             what=f"{how_altered(contents, key)} ({rows})",
-            repair="none: " + HOW_TO_RESTORE,
-            first_row=committed.first_row if committed.crc32 is None else None,
+            repair=f"none: {HOW_TO_RESTORE}",
+            first_row=committed.first_row,
+        )
+    elif is_sound:
+        yield Finding(
+            kind="damaged-values",
+            where=key,
+            what=how_altered(contents, key),
+            repair="write it again, if the ledger tells the recorded values; else restore it from "
+            "a copy",
         )
     elif committed.crc32 is None:
         yield Finding(
@@ -506,10 +514,7 @@ def check_file(contents: Contents, key: str) -> Iterator[Finding]:
         )
 
 
-HOW_TO_RESTORE = (
-    "nothing here tells the recorded values, but `thimble-zarr check` may; restore the file from "
-    "a copy"
-)
+HOW_TO_RESTORE = "restore the file from a copy (`thimble-zarr check` may name what was changed)"
 """What to do about a file that was changed by a program that gave it good checksums."""
 
 
@@ -519,7 +524,7 @@ def how_altered(contents: Contents, key: str) -> str:
     if recorded == key:
         return "it is the file of an earlier commit"
     if recorded is not None:
-        return f"it is the file that was recorded as {recorded}"
+        return f"it is the file that was recorded as {recorded}, and can be put back there"
     last, *_ = contents.records[key]
     how = "its own checksum is right, but is not the one in the ledger"
     if last.crc32 is None:
@@ -683,8 +688,10 @@ def check_metadata(contents: Contents) -> Iterator[Finding]:
     """Compare every metadata document with the one that was declared."""
     if not contents.metadata:
         yield from _check_undeclared(contents)
+    read = {key: read_found(contents.path / key) for key in contents.metadata}
+    on_disk = {key: found for key, (found, _) in read.items()}
     for key, declared in contents.metadata.items():
-        found, problem = read_found(contents.path / key)
+        found, problem = read[key]
         problem = problem or _difference(contents, found, declared)
         if problem:
             yield Finding(
@@ -694,19 +701,21 @@ def check_metadata(contents: Contents) -> Iterator[Finding]:
                 repair="write it again as it was declared",
             )
         elif found.get("node_type") == "group":
-            yield from _check_consolidated(contents, key, found)
+            yield from _check_consolidated(contents, key, on_disk)
 
 
-def _check_consolidated(contents: Contents, key: str, found: Document) -> Iterator[Finding]:
+def _check_consolidated(
+    contents: Contents, key: str, on_disk: Mapping[str, Document]
+) -> Iterator[Finding]:
     """Check a group's copies of the metadata below it, which many tools read in their place."""
-    consolidated, group = found.get("consolidated_metadata"), array_of(key)
+    consolidated, group = on_disk[key].get("consolidated_metadata"), array_of(key)
     problem, is_damage = "", False
     if consolidated is None:
         if contents.is_complete and key == METADATA:
             problem = "it has no copy of the arrays' metadata, which other tools read faster"
     elif damage := _wrong_copy(contents, group, consolidated):
         problem, is_damage = damage, True
-    elif not copies_fit(contents.path, group, consolidated, _on_disk(contents)):
+    elif not copies_fit(contents.path, group, consolidated, on_disk):
         problem = "its copies of the arrays' metadata are out of date"
     if problem:
         yield Finding(
@@ -731,11 +740,6 @@ def _wrong_copy(contents: Contents, group: str, consolidated: object) -> str:
         if problem:
             return f"its copy of the metadata of {path} is wrong: {problem}"
     return ""
-
-
-def _on_disk(contents: Contents) -> dict[str, Document]:
-    """Return every declared document as it is on disk."""
-    return {key: read_found(contents.path / key)[0] for key in contents.metadata}
 
 
 def _check_undeclared(contents: Contents) -> Iterator[Finding]:
