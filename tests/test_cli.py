@@ -784,12 +784,12 @@ def test_info_is_aligned_and_fits_the_terminal(
 
 
 def test_info_shows_whatever_the_recorder_was_given(tmp_path: Path) -> None:
-    attrs = {"note": "a run", "tries": 1234, "budget_bytes": 5 * 10**12, "none": {}, "of": [1, 2]}
+    attrs = {"note": "a\nrun", "tries": 1234, "budget_bytes": 5 * 10**12, "none": {}, "of": [1, 2]}
     record(tmp_path / "run.zarr", n_steps=1, recorder_options={"attrs": attrs})
     stdout = succeeds("info", tmp_path / "run.zarr").stdout
     first, rest = stdout.split("\n\n")
     assert [re.split("  +", line) for line in first.splitlines()[-4:]] == [
-        ["Note", "a run"], ["Tries", "1,234"], ["Budget", "5.00 TB"], ["Of", "[1, 2]"]
+        ["Note", r'"a\nrun"'], ["Tries", "1,234"], ["Budget", "5.00 TB"], ["Of", "[1, 2]"]
     ]  # fmt: skip
     assert rest == "None\n"
 

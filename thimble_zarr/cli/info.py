@@ -200,7 +200,7 @@ def _cell(value: "Json") -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> str:

@@ -203,7 +203,8 @@ def replay_table(section: Section) -> str:
             where = f"step {first['step']}, {place}"
         ulp = f"{found['max_ulp']:g}"
         lines.append((name, f"{total:,}", f"{equal:,}", share_of(equal, total), where, ulp))
-    return f"Replay on {table.attrs['device']}, {how}\n{aligned(lines, width=text_width())}"
+    title = wrapped(f"Replay on {table.attrs['device']}, {how}", indent="  ")
+    return f"{title}\n{aligned(lines, width=text_width())}"
 
 
 def _replay(table: "Table") -> "dict[str, dict[str, Any]]":
@@ -231,13 +232,14 @@ def _replay(table: "Table") -> "dict[str, dict[str, Any]]":
 
 def _title(section: Section) -> str:
     schema, steps = section.schema, section.selected.steps
-    return (
+    title = (
         f"Store    {section.of}: {schema.dtypes['W']}, {schema.optimizer.name} "
         f"({schema.optimizer.implementation})\n"
         f"{f'{schema.row_name.capitalize()}s':<8} "
         f"{section.subset}: {len(section.selected.tokens):,} of {schema.n_tokens:,}\n"
         f"Steps    {max(1, int(steps[0]))} to {int(steps[-1])}{_left_out(section)}"
     )
+    return "\n".join(wrapped(line, indent=" " * 9) for line in title.splitlines())
 
 
 def _left_out(section: Section) -> str:

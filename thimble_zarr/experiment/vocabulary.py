@@ -22,14 +22,16 @@ from thimble_zarr.format.labels import printable, read_mask
 from thimble_zarr.format.schema import TokenLabels
 
 PIECE_CHARACTERS = 2**14
-"""What an encoding of 16 such pieces takes, some 20 MB, is lost beside the libraries."""
+"""Encoding 16 such pieces at once takes some 20 MB."""
 
 _PIECES_A_BATCH = 16
 _IDS_AT_ONCE = 2**16
 
-# White space is a word of its own, but for the last of it, which a blank adds to what follows. So
-# nothing changes if a text is cut before that. Added tokens are taken out first: white space before
-# one has no last, and must be alone. Python knows all white space that the tokenizer knows.
+# The tokenizer's pattern takes white space as a word of its own, except the last character of it
+# before a word: a blank there joins the word. So a cut before that character changes no token.
+# Added tokens are split off before the pattern is applied, so white space before one of them is
+# taken as at the end of a text; there a cut is safe only before white space that stands alone.
+# What is white space for the tokenizer is so for Python, too.
 _BEFORE_LAST_SPACE = re.compile(r"(?=[ \t\n\r]\S)")
 _BEFORE_LONE_SPACE = re.compile(r"(?<=\S)(?=[ \t\n\r]\S)")
 
@@ -172,8 +174,8 @@ def _encoded(
 ) -> Iterator[list[int]]:
     """Yield the ids of a text, piece by piece.
 
-    An encoding takes hundreds of bytes a token while it is made. A tokenizer that might notice the
-    cut gets the whole text at once.
+    While it is made, an encoding takes hundreds of bytes a token. A tokenizer whose tokens a cut
+    might change gets the whole text at once.
     """
     cut = _cut(tokenizer)
     if cut is None:
@@ -186,10 +188,9 @@ def _encoded(
 
 
 def _cut(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Return where a text may be cut so that no token changes. None where that is not known.
+    """Return where a text may be cut so that no token changes, None if that is not known.
 
-    It is known of a plain byte-level BPE, whose pattern is that of GPT-2 and which adds nothing to
-    a text.
+    It is known for a plain byte-level BPE, which has GPT-2's pattern and adds nothing to a text.
     """
     parts = json.loads(tokenizer.to_str())
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -247,9 +248,8 @@ def label_tokens(
     """
     n_tokens = tokenizer.get_vocab_size()
     n_occurrences = np.zeros(n_tokens, dtype=np.int64)
-    for start in range(
-        0, len(ids), _IDS_AT_ONCE
-    ):  # NumPy counts in int64, of which it makes a copy
+    # NumPy counts a copy in int64.
+    for start in range(0, len(ids), _IDS_AT_ONCE):
         n_occurrences += np.bincount(ids[start : start + _IDS_AT_ONCE], minlength=n_tokens)
     return label_counted(tokenizer, n_occurrences, mask_file=mask_file)
 
