@@ -2,6 +2,7 @@
 # there. Another interpreter (`make test PYTHON=python3.12`) has an environment of its own.
 
 PYTHON ?= python3
+unexport PYTHON  # the tests look at what `make` does without it
 VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(or $(VERSION),$(error $(PYTHON) does not run)))
 BIN := $(VENV)/bin
