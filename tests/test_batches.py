@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import islice
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tests.peak import linux_only, measured
 from thimble_zarr.errors import CorpusError
 from thimble_zarr.experiment.batches import sliding_batches
 
@@ -104,21 +103,20 @@ def test_a_shorter_corpus_is_refused_before_the_first_batch(n: int) -> None:
         sliding_batches(distinct_ids(n), seq_len=4, batch_size=3, seed=0)
 
 
-PEAK = """
-import resource
+SECOND_EPOCH = """
 import numpy as np
 from thimble_zarr.experiment.batches import sliding_batches
-ids = np.arange(4_000_000, dtype=np.int32)
+ids = np.arange(10_000_000, dtype=np.int32)
 next(sliding_batches(ids[:10], seq_len=4, batch_size=1, seed=0))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 next(sliding_batches(ids, seq_len=4, batch_size=1, seed=0, n_skipped=len(ids)))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 
 
+@linux_only
 def test_an_epoch_takes_four_bytes_a_window_and_the_next_one_no_more() -> None:
-    shown = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert int(shown.stdout) < 1.5 * 4 * 4_000_000
+    assert 4 * 10_000_000 <= measured(SECOND_EPOCH) < 1.5 * 4 * 10_000_000
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])

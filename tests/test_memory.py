@@ -1,13 +1,11 @@
 """The bounds on memory, each measured in a process of its own."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.peak import linux_only, measured
 from thimble_zarr.format.layout import RowSize, recorder_memory_bytes
 
 MB = 10**6
@@ -16,17 +14,9 @@ N_TOKENS, BUDGET = 4000, 32 * 2**20
 
 SIZES = dict.fromkeys(("W", "grad", "exp_avg", "exp_avg_sq"), 2)
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+pytestmark = linux_only
 
-PEAK = """
-import json, resource, sys
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-"""
-
-RECORD = (
-    PEAK
-    + """
+RECORD = """
 import torch, thimble_zarr
 from tests.runs import Loop
 path, n_tokens, memory, early, late = sys.argv[1], *map(int, sys.argv[2:])
@@ -48,11 +38,8 @@ with thimble_zarr.Recorder(path, loop.optimizer, parameter=loop.weight, memory_b
 found["late"] = peak()
 print(json.dumps(found))
 """
-)
 
-LARGE_ROW = (
-    PEAK
-    + """
+LARGE_ROW = """
 import warnings
 import torch, thimble_zarr
 path, n_tokens, memory = sys.argv[1], *map(int, sys.argv[2:])
@@ -79,11 +66,8 @@ recorder.close()
 found["after"] = peak()
 print(json.dumps(found))
 """
-)
 
-CHECK = (
-    PEAK
-    + """
+CHECK = """
 import thimble_zarr
 ds = thimble_zarr.open_dataset(sys.argv[1])
 ds.sel(step=[1, 2], token=[0]).adam_residual.compute()
@@ -95,11 +79,8 @@ thimble_zarr.accounting(ds.sel(step=slice(0, int(sys.argv[2]))))
 found["accounting"] = peak()
 print(json.dumps(found))
 """
-)
 
-HALF = (
-    PEAK
-    + """
+HALF = """
 import thimble_zarr
 ds = thimble_zarr.open_dataset(sys.argv[1])
 ds.sel(step=[1, 2], token=[0]).adam_residual.compute()
@@ -109,11 +90,8 @@ half.compute()
 found["after"] = peak()
 print(json.dumps(found))
 """
-)
 
-COUNT = (
-    PEAK
-    + """
+COUNT = """
 from pathlib import Path
 from thimble_zarr.cli.tokens import tokens
 found = {}
@@ -129,11 +107,8 @@ tokens.main([sys.argv[1] + "/small", "--train-on", sys.argv[1] + "/large", "--vo
 found["large, trained"] = peak()
 print(json.dumps(found))
 """
-)
 
-LOAD = (
-    PEAK
-    + """
+LOAD = """
 from dataclasses import replace
 from pathlib import Path
 from thimble_zarr.experiment.config import TrainingConfig
@@ -145,30 +120,17 @@ for name in ("small", "large"):
     found[name], found[name + ", ids"] = peak(), data.ids.nbytes
 print(json.dumps(found))
 """
-)
-
-
-def run(script: str, *arguments: object) -> dict[str, Any]:
-    shown = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    content: dict[str, Any] = json.loads(shown.stdout.splitlines()[-1])
-    return content
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("memory") / "run.zarr"
-    return path, run(RECORD, path, N_TOKENS, BUDGET, 80, 320)
+    return path, measured(RECORD, path, N_TOKENS, BUDGET, 80, 320)
 
 
 @pytest.fixture(scope="module")
 def checked(recorded: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
-    return run(CHECK, recorded[0], 320)
+    return measured(CHECK, recorded[0], 320)
 
 
 def test_the_recorder_keeps_within_its_bound(recorded: tuple[Path, dict[str, Any]]) -> None:
@@ -181,7 +143,7 @@ def test_the_recorder_keeps_within_its_bound(recorded: tuple[Path, dict[str, Any
 def test_a_row_that_is_larger_than_the_limit_is_held_once(tmp_path: Path) -> None:
     """And the recorder says what it takes."""
     n_tokens = 140_000  # glibc gives tensors above 32 MB back at once
-    found = run(LARGE_ROW, tmp_path / "run.zarr", n_tokens, BUDGET)
+    found = measured(LARGE_ROW, tmp_path / "run.zarr", n_tokens, BUDGET)
     row_bytes = 4 * 4 * 64 * n_tokens
     assert row_bytes > BUDGET + 32 * MB
     assert found["block_steps"] == 1
@@ -213,7 +175,7 @@ def test_a_selection_takes_its_own_size_and_a_constant(checked: dict[str, Any]) 
 
 def test_a_large_selection_is_not_held_twice(recorded: tuple[Path, dict[str, Any]]) -> None:
     path, _ = recorded
-    found = run(HALF, path)
+    found = measured(HALF, path)
     assert found["bytes"] > 160 * MB
     assert found["n_chunks"] > 1
     assert found["after"] - found["before"] <= found["bytes"] + 40 * MB
@@ -233,13 +195,13 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_counting_tokens_takes_no_more_of_a_larger_text(corpora: Path) -> None:
-    found = run(COUNT, corpora)
+    found = measured(COUNT, corpora)
     assert found["large"] - found["small"] <= 6 * MB
     assert found["large, trained"] - found["small, trained"] <= 6 * MB
 
 
 def test_loading_a_larger_text_takes_only_its_ids(corpora: Path) -> None:
-    found = run(LOAD, corpora)
+    found = measured(LOAD, corpora)
     ids_bytes = found["large, ids"]
     assert ids_bytes > 5 * MB
     # An array that grows is copied now and then, as long as it is small.

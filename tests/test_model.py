@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.notebook import notebook_model
+from tests.peak import linux_only, measured
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.model import (
     _ChunkedCrossEntropy,
@@ -203,27 +202,25 @@ def test_each_parameter_is_cast_once_tied_ones_too() -> None:
         assert sorted(casts.shapes) == shapes
 
 
-PEAKS = """
-import resource, torch
+LOGITS = """
+import torch
 from thimble_zarr.experiment.model import _ChunkedCrossEntropy, chunked_cross_entropy
 hidden = torch.randn(8192, 4, requires_grad=True)
 head, targets = torch.randn(10_000, 4, requires_grad=True), torch.randint(10_000, (8192,))
-def run(loss, chunk):
-    loss(hidden, head, targets, chunk).backward()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-run(chunked_cross_entropy, 1)
+chunked_cross_entropy(hidden, head, targets, 1).backward()
+peaks = [peak()]
 for loss, chunk in (
     (chunked_cross_entropy, 256), (_ChunkedCrossEntropy.apply, 256), (chunked_cross_entropy, 8192)
 ):
-    run(loss, chunk)
+    loss(hidden, head, targets, chunk).backward()
+    peaks.append(peak())
+print(peaks)
 """
 
 
+@linux_only
 def test_with_a_chunk_the_logits_are_never_whole() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True
-    )
-    before, chunked, older, whole = map(int, shown.stdout.split())
+    before, chunked, older, whole = measured(LOGITS)
     logits = 8192 * 10_000 * 4
     assert chunked - before < logits / 2
     assert older - before < logits / 2

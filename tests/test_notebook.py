@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import xarray as xr
 from safetensors.torch import load_file
 
 from tests.notebook_file import live_mask, notebook_tensors, save
+from tests.peak import linux_only, measured
 from tests.runs import N_DIMS, N_LIVE, N_STEPS, N_TOKENS, History, Loop, record, token_labels
 from thimble_zarr import Recorder, TokenLabels, accounting, open_dataset
 from thimble_zarr.analysis.dataset import dataset_of
@@ -688,11 +687,8 @@ def test_progress_ends_with_everything(
 # --- memory --------------------------------------------------------------------------------------
 
 MEASURE = """
-import json, resource, sys
 from pathlib import Path
 from thimble_zarr.interchange.notebook import NotebookReader, export_notebook, import_notebook
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 small, large, store, again = map(Path, sys.argv[1:])
 export_notebook(import_notebook(small, store), again)
 found = {"before": peak()}
@@ -709,7 +705,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+@linux_only
 def test_memory_is_that_of_a_block(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """A sparse file of 500 MB, of which most was never written."""
     small = save(tmp_path / "small.safetensors", tensors)
@@ -735,11 +731,7 @@ def test_memory_is_that_of_a_block(tmp_path: Path, tensors: dict[str, torch.Tens
         stream.truncate(8 + len(text) + offset)
     assert large.stat().st_size > 500 * MB
 
-    arguments = [small, large, tmp_path / "run.zarr", tmp_path / "again.safetensors"]
-    shown = subprocess.run(
-        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
-    )
-    found = json.loads(shown.stdout)
+    found = measured(MEASURE, small, large, tmp_path / "run.zarr", tmp_path / "again.safetensors")
     assert found["read"] - found["before"] <= 40 * MB
     assert found["import"] - found["before"] <= 200 * MB
     assert found["export"] - found["before"] <= 200 * MB

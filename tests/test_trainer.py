@@ -197,7 +197,7 @@ def test_the_store_says_what_was_trained_and_on_what(tmp_path: Path) -> None:
 
 def test_progress_is_told_after_each_step(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    train(TINY, DATA, tmp_path / "run.zarr", memory_bytes=1, on_step=seen.append)
+    train(TINY, DATA, tmp_path / "run.zarr", memory_bytes=8_000, on_step=seen.append)
     ds = open_dataset(tmp_path / "run.zarr")
     assert [progress.step for progress in seen] == list(range(1, 8))
     assert [progress.loss for progress in seen] == ds.loss.values[1:].tolist()
