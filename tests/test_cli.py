@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -1646,6 +1647,25 @@ def test_ctrl_c_while_the_command_starts_is_no_traceback(trained: Path, module: 
     shown = subprocess.run([sys.executable, "-c", START + script], capture_output=True, text=True)
     assert (shown.returncode, shown.stdout) == (130, "")
     assert shown.stderr.strip() == "Interrupted."
+
+
+@pytest.mark.soak
+def test_ctrl_c_at_any_moment_of_the_start_is_no_traceback_of_ours() -> None:
+    """Before our first line Python itself may show one."""
+    ended = set()
+    for delay_ms in range(0, 400, 10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"{START}from thimble_zarr.__main__ import main; main()"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(delay_ms / 1000)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+        assert "thimble_zarr" not in stderr, f"after {delay_ms} ms"
+        ended.add((process.returncode, stderr))
+    assert (130, "Interrupted.\n") in ended
 
 
 def test_ctrl_c_while_options_are_read_is_no_finding_of_the_check(

@@ -187,6 +187,15 @@ def test_the_xarray_engine_chunks_as_it_is_told(with_controls: Path, chunks: obj
     np.testing.assert_array_equal(ds.W, open_dataset(with_controls).W)
 
 
+def test_a_very_long_text_is_not_paid_for_by_every_token(tmp_path: Path) -> None:
+    texts = [*map(str, range(N_TOKENS - 1)), "x" * 4_000_000]
+    labels = TokenLabels.from_counts(np.arange(N_TOKENS), texts)
+    record(tmp_path / "run.zarr", n_steps=1, recorder_options={"labels": labels})
+    text = open_dataset(tmp_path / "run.zarr").text
+    assert text.nbytes < 4_000_000  # and not 176 MB
+    assert text.values.tolist() == texts
+
+
 def test_the_coordinate_of_occurrences_is_no_method(toy_path: Path) -> None:
     """As `count` was, which is what a store calls it."""
     ds = open_dataset(toy_path)

@@ -567,6 +567,17 @@ def test_other_options_are_refused(
     assert_refused(path, message, lambda: run.recorder(path, resume=True, **options))
 
 
+def test_tokens_may_be_spelled_otherwise(tmp_path: Path) -> None:
+    """The texts are for people; a later version may write control characters in another way."""
+    path = killed(tmp_path / "run.zarr", 6, flushed=5)
+    labels = replace(token_labels(), text=[f"<{token}>" for token in range(11)])
+    run = Run().go_to(5)
+    with run.recorder(path, resume=True, labels=labels) as recorder:
+        run.go_to(8, recorder)
+    assert StoreReader.open(path).n_rows == 9
+    assert StoreReader.open(path).read_labels().text == token_labels().text
+
+
 def test_another_torch_is_refused(tmp_path: Path) -> None:
     path = killed(tmp_path / "run.zarr", 6, flushed=5)
     schema = StoreReader.open(path).schema

@@ -144,14 +144,23 @@ def _coords(source: Source) -> dict[str, xr.Variable]:
 
 
 def _as_variable(texts: Sequence[str]) -> xr.Variable:
-    """Return the tokens' texts as every file format stores them, and Dask can cut them.
+    """Return the tokens' texts in a form that Dask can chunk and every file format can store.
 
-    Dask cuts neither objects nor variable strings into chunks of a size, HDF5 knows no null in a
-    text, and Zarr has no specification of fixed strings: these are written as variable ones.
+    Dask chunks neither objects nor variable-length strings by size, and HDF5 accepts no null
+    character. Zarr has no specification of fixed-length strings, so the encoding says to write
+    them with variable length. If a very long text would make fixed-length strings too large, they
+    have variable length here, too.
     """
+    shown = [printable(text) for text in texts]
+    n_characters = len(shown) * max(map(len, shown), default=0)
+    is_fixed = n_characters <= _MAX_FIXED_CHARACTERS
     return xr.Variable(
         "token",
-        np.array([printable(text) for text in texts], dtype=np.str_),
+        np.array(shown, dtype=np.str_ if is_fixed else np.dtypes.StringDType()),
         {"long_name": "the token as text"},
         encoding={"dtype": object},
     )
+
+
+_MAX_FIXED_CHARACTERS = 2**25
+"""Fixed-length strings take four bytes a character, and each takes what the longest does."""
