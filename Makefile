@@ -27,7 +27,7 @@ INSTALL = @echo "Installing $(WHAT) into $(VENV) ..."; \
 	$(PIP) --constraint constraints.txt --editable $(PACKAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick soak lint bench clean
+.PHONY: help demo install test quick soak lint bench clean
 
 help:  ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -49,6 +49,8 @@ $(FOR_TEST): $(FOR_DEMO)
 
 demo: $(FOR_DEMO)  ## Train, record and check a short run
 	$(BIN)/thimble-zarr demo runs/demo.zarr --overwrite
+
+install: $(FOR_TEST)  ## Install what demo and tests need, without running them
 
 test: $(FOR_TEST)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -41,13 +41,14 @@ SLOWEST = ("test_readme.py", "test_docs.py", "test_budget.py", "test_memory.py",
 SLOW = frozenset(
     f"test_{name}.py"
     for name in (
-        *("accounting", "budget", "crash", "findings", "hostile", "memory", "model", "power_loss"),
-        *("real_run", "recurrences", "replay", "resume", "resume_training", "schedule", "several"),
-        *("variables", "verify"),
+        *("accounting", "adamw", "batches", "budget", "choices", "crash", "findings", "hostile"),
+        *("limits", "memory", "model", "power_loss", "real_run", "recurrences", "replay"),
+        *("resume", "resume_training", "scalars", "schedule", "several", "variables", "verify"),
+        "vocabulary",
     )
 )
-"""Files that take half of the time, and test our arithmetic, the disk and memory: another Python
-changes little there, and `make quick` leaves them out."""
+"""Files that take two thirds of the time, and test our arithmetic, the disk and memory: another
+Python changes little there, and `make quick` leaves them out."""
 
 
 @pytest.hookimpl(tryfirst=True)
