@@ -167,7 +167,12 @@ def training_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "time", Clock)
 
 
-def record_within(path: Path, max_overhead: float | None, n_steps: int = 66) -> list[str]:
+def record_within(
+    path: Path,
+    max_overhead: float | None,
+    n_steps: int = 66,
+    memory_bytes: int = 4 * TINY_MEMORY,  # blocks of 16 steps
+) -> list[str]:
     """Record a run and return what was warned of."""
     loop = Loop()
     with (
@@ -176,7 +181,7 @@ def record_within(path: Path, max_overhead: float | None, n_steps: int = 66) -> 
             path,
             loop.optimizer,
             parameter=loop.weight,
-            memory_bytes=4 * TINY_MEMORY,  # blocks of 16 steps
+            memory_bytes=memory_bytes,
             max_overhead=max_overhead,
         ),
     ):
@@ -197,6 +202,23 @@ def test_too_much_overhead_is_warned_of_once_and_changes_nothing(path: Path) -> 
     assert one.n_rows == other.n_rows == 67
     for name in one.schema.dtypes:
         assert (one.read(name, (0, 67)) == other.read(name, (0, 67))).all()
+
+
+ONE_ROW = 1000
+"""Memory for one row of the toy run and its encoding, and not for two."""
+
+
+@pytest.mark.usefixtures("training_clock")
+def test_where_one_row_fits_each_step_waits_and_more_memory_is_advised(path: Path) -> None:
+    (warned,) = record_within(path, 0.03, memory_bytes=ONE_ROW)
+    assert "because memory_bytes holds one row only: give more, for two" in warned
+    assert total(path).n_waits == total(path).n_steps == 66
+    assert record_within(path.with_name("two.zarr"), None) == []
+    one, two = StoreReader.open(path), StoreReader.open(path.with_name("two.zarr"))
+    assert (one.schema.layout.block_steps, two.schema.layout.block_steps) == (1, 16)
+    for name in one.schema.dtypes:
+        rows = one.read(name, (0, 67))
+        assert rows.tobytes() == two.read(name, (0, 67)).tobytes()
 
 
 @pytest.mark.usefixtures("training_clock", "idle_writer")

@@ -654,10 +654,16 @@ class Recorder:
     def _check_overhead(self) -> None:
         spent, most = self._store.spent, self._max_overhead
         if most is not None and spent.telling and spent.training_share > most:
+            advice = spent.advice
+            if self._n_buffers == 1 and 2 * spent.wait_s > spent.copy_s:
+                advice = (
+                    "each step waits until it is written, because memory_bytes holds one row only: "
+                    "give more, for two"
+                )
             self._warn_once(
                 "overhead",
                 f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
-                f"{most:.1%}: {spent.advice}. This is said once; the recording goes on as before",
+                f"{most:.1%}: {advice}. This is said once; the recording goes on as before",
             )
 
 
