@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import errno
 import io
 import json
@@ -9,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +33,7 @@ from thimble_zarr.cli.report import csv_text
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.schema import FORMAT_VERSION
-from thimble_zarr.format.store import HOLDER, StoreReader
+from thimble_zarr.format.store import COMMIT, HOLDER, Commit, StoreReader
 from thimble_zarr.format.writer import StoreWriter
 
 TEXT = (
@@ -170,7 +170,7 @@ def test_every_option_of_every_command_is_explained() -> None:
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_every_setting_is_an_option_and_its_default_is_told(command: str) -> None:
     text = " ".join(succeeds(command, "--help").stdout.split())
-    for setting in fields(TrainingConfig):
+    for setting in dataclasses.fields(TrainingConfig):
         assert f"--{setting.name.replace('_', '-')} " in text
         if setting.default is not None and not isinstance(setting.default, bool):
             assert f"[default: {setting.default}]" in text
@@ -277,7 +277,7 @@ def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokeni
         "variables": "W,grad",
         "record_tokens": "live",
     }
-    assert list(settings) == [setting.name for setting in fields(TrainingConfig)]
+    assert list(settings) == [setting.name for setting in dataclasses.fields(TrainingConfig)]
     flags = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
         for name, value in settings.items()
@@ -305,10 +305,10 @@ def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokeni
 
 def test_settings_not_given_are_kept_too(trained: Path) -> None:
     config = info_of(trained)["attrs"]["config"]
-    assert list(config) == [setting.name for setting in fields(TrainingConfig)]
+    assert list(config) == [setting.name for setting in dataclasses.fields(TrainingConfig)]
     given = {"steps", "batch_size", "seq_len", "vocab_size", "hidden_dim", "layers", "heads"}
     given |= {"device", "corpus", "tokenizer"}
-    for setting in fields(TrainingConfig):
+    for setting in dataclasses.fields(TrainingConfig):
         if setting.name not in given:
             assert config[setting.name] == setting.default, setting.name
 
@@ -685,6 +685,17 @@ def test_info_tells_a_store_that_was_not_closed(tmp_path: Path) -> None:
     together = run("check", tmp_path / "run.zarr", copy).stdout.splitlines()
     assert together[1].endswith("HOLDS, not ended")
     assert together[2].endswith("HOLDS")
+
+
+def test_a_run_that_was_cut_off_says_how_many_steps_it_was_to_take(
+    trained: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(trained, tmp_path / "run.zarr"))
+    commit = Commit.read(store / COMMIT)
+    (store / COMMIT).write_bytes(dataclasses.replace(commit, complete=False).to_bytes())
+    assert checked(store)["verdict"].endswith(
+        " The recording did not end: it was cut off after step 5 of 5."
+    )
 
 
 def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -> None:
