@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import errno
 import io
 import itertools
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +38,7 @@ from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.schema import FORMAT_VERSION
-from thimble_zarr.format.store import HOLDER, StoreReader
+from thimble_zarr.format.store import COMMIT, HOLDER, Commit, StoreReader
 from thimble_zarr.format.writer import StoreWriter
 
 TEXT = (
@@ -187,7 +187,7 @@ def test_every_option_of_every_command_is_explained() -> None:
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_every_setting_is_an_option_and_its_default_is_told(command: str) -> None:
     text = " ".join(succeeds(command, "--help").stdout.split())
-    for setting in fields(TrainingConfig):
+    for setting in dataclasses.fields(TrainingConfig):
         assert f"--{setting.name.replace('_', '-')} " in text
         if setting.default is not None and not isinstance(setting.default, bool):
             assert f"[default: {setting.default}]" in text
@@ -366,7 +366,7 @@ def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokeni
         "variables": "W,grad",
         "record_tokens": "live",
     }
-    assert list(settings) == [setting.name for setting in fields(TrainingConfig)]
+    assert list(settings) == [setting.name for setting in dataclasses.fields(TrainingConfig)]
     flags = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
         for name, value in settings.items()
@@ -394,12 +394,12 @@ def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokeni
 
 def test_settings_not_given_are_kept_too(trained: Path) -> None:
     config = info_of(trained)["attrs"]["config"]
-    assert list(config) == [setting.name for setting in fields(TrainingConfig)]
+    assert list(config) == [setting.name for setting in dataclasses.fields(TrainingConfig)]
     given = {"steps", "batch_size", "seq_len", "vocab_size", "hidden_dim", "layers", "heads"}
     given |= {"device", "corpus", "tokenizer"}
     assert config["compute_dtype"] in ("float32", "bfloat16")  # what auto was
     given |= {"compute_dtype"}
-    for setting in fields(TrainingConfig):
+    for setting in dataclasses.fields(TrainingConfig):
         if setting.name not in given:
             assert config[setting.name] == setting.default, setting.name
 
@@ -766,7 +766,7 @@ def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:
         for title, *rows in (section.splitlines() for section in sections)
     }
     assert list(rows) == ["Config", "Corpus", "Tokenizer"]
-    assert list(rows["Config"]) == [setting.name for setting in fields(TrainingConfig)]
+    assert list(rows["Config"]) == [setting.name for setting in dataclasses.fields(TrainingConfig)]
     found = {name: rows["Config"][name] for name in ("seed", "lr", "double_shift", "windows")}
     assert found == {"seed": "42", "lr": "0.001", "double_shift": "no", "windows": "-"}
     assert rows["Corpus"]["name"] == str(corpus)
@@ -848,8 +848,19 @@ def test_info_tells_a_store_that_was_not_closed(tmp_path: Path) -> None:
     assert closed["has_ended"] is True
     assert "The recording" not in closed["verdict"]
     together = run("check", tmp_path / "run.zarr", copy).stdout.splitlines()
-    assert together[1].endswith("HOLDS, not ended")
-    assert together[2].endswith("HOLDS")
+    assert together[3].endswith("HOLDS, not ended")
+    assert together[4].endswith("HOLDS")
+
+
+def test_a_run_that_was_cut_off_says_how_many_steps_it_was_to_take(
+    trained: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(trained, tmp_path / "run.zarr"))
+    commit = Commit.read(store / COMMIT)
+    (store / COMMIT).write_bytes(dataclasses.replace(commit, complete=False).to_bytes())
+    assert checked(store)["verdict"].endswith(
+        " The recording did not end: it was cut off after step 5 of 5."
+    )
 
 
 def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -> None:

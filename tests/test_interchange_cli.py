@@ -211,8 +211,8 @@ def test_a_killed_import_is_to_be_made_again(tmp_path: Path, file: Path) -> None
     commit = Commit.read(tmp_path / "run.zarr" / COMMIT)
     (tmp_path / "run.zarr" / COMMIT).write_bytes(replace(commit, complete=False).to_bytes())
     assert checked(tmp_path / "run.zarr")["verdict"].endswith(
-        f" The import did not end: it was cut off after step {N_STEPS}. Import the file again, "
-        "with --overwrite."
+        f" The import did not end: it was cut off after step {N_STEPS} of {N_STEPS}. "
+        "Import the file again, with --overwrite."
     )
     # Killed before a row was committed:
     schema = StoreReader.open(tmp_path / "run.zarr").schema

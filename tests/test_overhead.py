@@ -204,7 +204,7 @@ def test_too_much_overhead_is_warned_of_once_and_changes_nothing(path: Path) -> 
         assert (one.read(name, (0, 67)) == other.read(name, (0, 67))).all()
 
 
-ONE_ROW = 1500
+ONE_ROW = 1000
 """Memory for one row of the toy run and its encoding, and not for two."""
 
 

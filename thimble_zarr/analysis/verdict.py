@@ -1,6 +1,6 @@
 """The verdict: one line in plain words about what an accounting shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +74,8 @@ def _unended(reader: Reader) -> str:
     if isinstance(reader, StoreReader) and not reader.commit.complete:
         from thimble_zarr.format.lock import Recording, State  # which few who read need
 
-        recording, last = Recording.of(reader), int(reader.read_steps()[-1])
+        recording = Recording.of(reader)
+        last = f"{reader.read_steps()[-1]}{_of_planned(reader)}"
         is_imported = reader.schema.is_imported
         what = "import" if is_imported else "recording"
         how_on = " Import the file again, with --overwrite." if is_imported else ""
@@ -85,6 +86,13 @@ def _unended(reader: Reader) -> str:
             State.CUT_OFF: f"The {what} did not end: it was cut off after step {last}.{how_on}",
         }[recording.state]
     return ""
+
+
+def _of_planned(reader: Reader) -> str:
+    """Return how many steps a run was to take, where its settings are kept with it."""
+    config = reader.schema.attrs.get("config")
+    steps = config.get("steps") if isinstance(config, Mapping) else None
+    return f" of {steps}" if isinstance(steps, int) else ""
 
 
 def _of_formula(table: AnyTable) -> Verdict:

@@ -42,6 +42,7 @@ def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
       n_rows          rows recorded, the initial state included
       n_skipped       steps that the optimizer skipped
       complete        whether the recording ended
+      recording       closed, recording, cut-off, or unknown
       disk_bytes      size on disk
       raw_bytes       size of the same arrays uncompressed
       resumed_after   steps after which the run was resumed

@@ -60,8 +60,8 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
     The rows before the first block that cannot be read stay, and all rows behind it go: keep a copy
     if you want them. Per-step values that cannot be read become missing, and labels are left out.
     Metadata and the commit record are written again. A file that can be read but was changed after
-    it was recorded is left as it is, and STORE stays DAMAGED: `check` may name the value that was
-    changed, and only a copy has the recorded file.
+    it was recorded is written again if the ledger proves what its values were. Otherwise it is left
+    as it is, and STORE stays DAMAGED: `check` may name the value, and a copy has the file.
     Exit code 0 if STORE is sound (with --apply: after it), 1 if it is not.
     """
     from thimble_zarr.format.repair import plan_repair

@@ -5,10 +5,11 @@ behind it go; lost per-step values become missing, and lost labels are left out.
 are written as they were declared. Lines of the ledger that are lost are made from the files whose
 own checksums are right. What was done is one more line in the ledger.
 
-A file that decodes but is not the one in the ledger was changed by another program. Most of its
-values are the recorded ones, and nothing here tells which, so it is left as it is, and the store
-stays damaged until the file is restored. Only values that are known without the file (the labels of
-steps and tokens, where all are recorded) are written again. The ledger, not the commit record, says
+A file that decodes but is not the one in the ledger was changed by another program. It is written
+again only where its recorded values are certain: labels of steps and tokens are known if all were
+recorded, and per-step values with one of them put right may have the checksum in the ledger.
+Otherwise most of its values are the recorded ones and nothing here tells which, so it is left as it
+is, and the store stays damaged until the file is restored. The ledger, not the commit record, says
 how many rows there are.
 
 It is done in an order that can be cut off anywhere and begun again::
