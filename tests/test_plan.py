@@ -130,12 +130,14 @@ def test_training_memory_is_near_what_was_measured(
         {"vocab_size": 20_000},
         {"hidden_dim": 128},
         {"layers": 4},
-        {"dtype": "float32"},
+        {"compute_dtype": "float32"},
+        {"loss_chunk": 0},
     ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_more_of_anything_takes_more_memory(tmp_path: Path, larger: dict[str, object]) -> None:
-    less, more = (plan_run(config, tmp_path) for config in (DEFAULT, replace(DEFAULT, **larger)))
+    config = replace(DEFAULT, compute_dtype="bfloat16")
+    less, more = (plan_run(one, tmp_path) for one in (config, replace(config, **larger)))
     assert more.training_bytes > less.training_bytes
 
 
