@@ -550,6 +550,15 @@ def test_no_row_is_made_up_where_the_ledger_is_damaged_too(store: Path) -> None:
     reseal(store, n_rows=12)  # the last block is declared that long
     flip(store / ".thimble/blocks.jsonl", 0.01)
     assert repair(store).n_rows == 10
+def test_a_ledger_that_is_cut_off_says_nothing_against_the_commit_record(store: Path) -> None:
+    """All rows are there and can be read, and a repair makes its lines again."""
+    before, file = everything(store), store / ".thimble/blocks.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+    assert everything(store) == before
+    assert repair(store).n_rows == 10
+    assert everything(store) == before
+
+
     assert_sound(store, 10)
 
 
