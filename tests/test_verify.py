@@ -635,6 +635,22 @@ def test_a_store_that_is_recorded_is_not_repaired(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("call", [plan_repair, repair])
+def test_a_store_that_another_machine_may_be_recording_is_not_repaired(
+    tmp_path: Path, call: Callable[[Path], object]
+) -> None:
+    """Its lock may not reach this machine."""
+    writer = stores.create(tmp_path / "run.zarr")
+    stores.commit(writer, 4)
+    writer.release()
+    name = {"pid": os.getpid(), "host": "elsewhere", "since": "2026-01-02T03:04:05+00:00"}
+    (writer.path / HOLDER).write_text(json.dumps(name))
+    with pytest.raises(StoreLockedError, match=r"on elsewhere .* may be recording"):
+        call(writer.path)
+    (writer.path / HOLDER).unlink()  # as the error advises
+    call(writer.path)
+
+
 @pytest.mark.parametrize("is_changed", [False, True])
 def test_a_repair_that_was_cut_off_is_begun_again(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_changed: bool
