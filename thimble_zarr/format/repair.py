@@ -423,7 +423,7 @@ class _Planner:
             if _file_record(content) == {"bytes": record.n_bytes, "crc32": record.crc32}:
                 self._plan.written[key] = content
                 what = "its values are the recorded ones"
-                if value != values[row]:
+                if tried.tobytes() != values.tobytes():
                     row += _index(key) * len(values)
                     what = (
                         f"its row {row} is {float(value)} again, and its checksum the recorded one"
