@@ -806,6 +806,31 @@ def test_damage_beyond_repair_is_told(store: Path) -> None:
     assert "no row would be left" in stderr
 
 
+@pytest.mark.parametrize(
+    ("place", "is_there"),
+    [
+        ("W", False),
+        ("W", True),
+        ("learning_rate", False),
+        ("learning_rate", True),
+        (".thimble", True),
+    ],
+)
+def test_nothing_is_repaired_where_metadata_and_their_copy_in_the_ledger_are_lost(
+    store: Path, place: str, *, is_there: bool
+) -> None:
+    """Files of an array that nothing describes are not leftovers."""
+    (store / ".thimble/blocks.jsonl").write_bytes(b"")
+    (store / place / "zarr.json").unlink()
+    if is_there:
+        (store / place / "zarr.json").write_bytes(b"{")
+    assert f"{place}/zarr.json" in {finding.where for finding in verify(store).findings}
+    before = {file: (store / file).read_bytes() for file in files(store)}
+    with pytest.raises(StoreError, match=rf"cannot repair .*{place}/zarr.json: it "):
+        repair(store)
+    assert before.items() <= {file: (store / file).read_bytes() for file in files(store)}.items()
+
+
 @pytest.mark.parametrize(("name", "key"), [("step", "step/c.0"), ("token", "token/c.0")])
 def test_labels_of_what_was_chosen_are_never_counted_anew(
     tmp_path: Path, name: str, key: str
