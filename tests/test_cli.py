@@ -924,7 +924,9 @@ def test_a_long_table_shows_both_ends_and_all_fits_on_a_screen(
 @pytest.mark.parametrize(
     ("rows", "shown"),
     [
+        (1, [1, 47]),
         (4, [1, 2, 46, 47]),
+        (5, [1, 2, 3, 45, 46, 47]),
         (40, [*range(1, 21), *range(28, 48)]),
         (47, range(1, 48)),
         (1000, range(1, 48)),
@@ -934,7 +936,9 @@ def test_a_long_table_shows_both_ends_and_all_fits_on_a_screen(
 def test_as_many_steps_are_shown_as_asked_for(
     long_run: Path, rows: object, shown: Iterable[int]
 ) -> None:
-    assert steps_shown(succeeds("check", long_run, "--rows", rows).stdout) == [*shown]
+    stdout, n_shown = succeeds("check", long_run, "--rows", rows).stdout, len([*shown])
+    assert steps_shown(stdout) == [*shown]
+    assert (f"\n{n_shown} of 47 steps (" in stdout) == (n_shown < 47)
 
 
 def test_rows_are_a_number_or_all_and_of_a_table(trained: Path) -> None:

@@ -103,11 +103,13 @@ def test_line_ends_are_read_as_python_and_the_notebook_read_them(tmp_path: Path)
 
 
 def test_the_checksum_is_sha256_of_the_utf8_text(tmp_path: Path) -> None:
-    file = tmp_path / "corpus.txt"
+    file, checksum = tmp_path / "corpus.txt", hashlib.sha256()
     file.write_text("abc")
-    assert read_corpus(file).sha256 == SHA256_OF_ABC
+    assert [*read_corpus(file).chunks(checksum)] == ["abc"]
+    assert checksum.hexdigest() == SHA256_OF_ABC
     file.write_bytes("Tönt 🙂\n".encode())
-    assert read_corpus(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert [*read_corpus(file).chunks(checksum)] == ["Tönt 🙂\n"]
+    assert checksum.digest() == hashlib.sha256(b"abc" + file.read_bytes()).digest()
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00a", b"caf\xe9", b"ok\x80"])

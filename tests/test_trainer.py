@@ -1,4 +1,6 @@
 import hashlib
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +273,18 @@ def test_loaded_data_are_the_corpus_encoded_and_counted(files: TrainingConfig) -
     assert data.ids.tolist() == expected
     assert data.labels.count is not None
     assert data.labels.count.tolist() == [expected.count(token) for token in range(270)]
+
+
+def test_a_corpus_may_be_a_pipe_which_is_read_only_once(files: TrainingConfig) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, TEXT.encode())
+    os.close(writer)
+    piped = replace(files, corpus=Path(f"/dev/fd/{reader}"))
+    from_pipe, from_file = load_data(piped), load_data(files)
+    os.close(reader)
+    assert from_pipe.ids.tolist() == from_file.ids.tolist()
+    was, now = json.dumps(from_file.attrs), json.dumps(from_pipe.attrs)
+    assert now == was.replace(str(files.corpus), str(piped.corpus))
 
 
 def test_loaded_data_say_where_they_are_from(files: TrainingConfig) -> None:

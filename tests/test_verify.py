@@ -495,10 +495,14 @@ def test_a_value_that_its_neighbours_tell_is_restored_by_its_checksum(
     assert {file: (store / file).read_bytes() for file in files(store)} == before
 
 
-def test_values_that_were_only_compressed_again_are_restored(store: Path) -> None:
+@pytest.mark.parametrize("first", [0.5, np.nan])
+def test_values_that_were_only_compressed_again_are_restored(store: Path, first: float) -> None:
+    writer = StoreWriter.create(store, stores.SCHEMA, overwrite=True)
+    values = np.array([first, 1.0, 2.0, 3.0])
+    writer.commit_block(0, 4, stores.block(0), dict.fromkeys(stores.scalars(0), values))
+    writer.close()
     file = store / "learning_rate/c.0"
-    before, values = file.read_bytes(), StoreReader.open(store).read_scalars()["learning_rate"]
-    whole = np.full(4096, np.nan)
+    before, whole = file.read_bytes(), np.full(4096, np.nan)
     whole[: len(values)] = values
     encoded = Blosc(cname="lz4", clevel=1, shuffle=Blosc.NOSHUFFLE).encode(whole)
     file.write_bytes(encoded + google_crc32c.value(encoded).to_bytes(4, "little"))
@@ -544,6 +548,15 @@ def test_the_ledger_says_how_many_rows_there_are(store: Path, n_rows: int) -> No
     assert [finding.kind for finding in verified.findings] == ["commit-record"]
     assert repair(store).n_rows == 10
     assert_sound(store, 10)
+
+
+def test_a_ledger_that_is_cut_off_says_nothing_against_the_commit_record(store: Path) -> None:
+    """All rows are there and can be read, and a repair makes its lines again."""
+    before, file = everything(store), store / ".thimble/blocks.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+    assert everything(store) == before
+    assert repair(store).n_rows == 10
+    assert everything(store) == before
 
 
 def test_no_row_is_made_up_where_the_ledger_is_damaged_too(store: Path) -> None:
@@ -624,6 +637,22 @@ def test_a_store_that_is_recorded_is_not_repaired(tmp_path: Path) -> None:
     assert repair(writer.path).steps == [
         "cut off what was not committed from .thimble/blocks.jsonl"
     ]
+
+
+@pytest.mark.parametrize("call", [plan_repair, repair])
+def test_a_store_that_another_machine_may_be_recording_is_not_repaired(
+    tmp_path: Path, call: Callable[[Path], object]
+) -> None:
+    """Its lock may not reach this machine."""
+    writer = stores.create(tmp_path / "run.zarr")
+    stores.commit(writer, 4)
+    writer.release()
+    name = {"pid": os.getpid(), "host": "elsewhere", "since": "2026-01-02T03:04:05+00:00"}
+    (writer.path / HOLDER).write_text(json.dumps(name))
+    with pytest.raises(StoreLockedError, match=r"on elsewhere .* may be recording"):
+        call(writer.path)
+    (writer.path / HOLDER).unlink()  # as the error advises
+    call(writer.path)
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
@@ -775,6 +804,31 @@ def test_damage_beyond_repair_is_told(store: Path) -> None:
     code, _, stderr = run("repair", store, "--apply")
     assert code == 3
     assert "no row would be left" in stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "is_there"),
+    [
+        ("W", False),
+        ("W", True),
+        ("learning_rate", False),
+        ("learning_rate", True),
+        (".thimble", True),
+    ],
+)
+def test_nothing_is_repaired_where_metadata_and_their_copy_in_the_ledger_are_lost(
+    store: Path, place: str, *, is_there: bool
+) -> None:
+    """Files of an array that nothing describes are not leftovers."""
+    (store / ".thimble/blocks.jsonl").write_bytes(b"")
+    (store / place / "zarr.json").unlink()
+    if is_there:
+        (store / place / "zarr.json").write_bytes(b"{")
+    assert f"{place}/zarr.json" in {finding.where for finding in verify(store).findings}
+    before = {file: (store / file).read_bytes() for file in files(store)}
+    with pytest.raises(StoreError, match=rf"cannot repair .*{place}/zarr.json: it "):
+        repair(store)
+    assert before.items() <= {file: (store / file).read_bytes() for file in files(store)}.items()
 
 
 @pytest.mark.parametrize(("name", "key"), [("step", "step/c.0"), ("token", "token/c.0")])

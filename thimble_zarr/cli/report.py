@@ -106,7 +106,7 @@ def section_in_words(section: Section, of: str = "") -> str:
 
 
 def section_as_text(section: Section, n_rows: int) -> str:
-    """Return all that was found of a subset, with `n_rows` steps of its table at most."""
+    """Return all that was found of a subset, with `n_rows` steps of its table, or one more."""
     from thimble_zarr.analysis.table import has_formula
 
     parts = [_title(section)]
@@ -265,7 +265,7 @@ def _summary(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _as_table(rows: "pd.DataFrame", n_rows: int) -> str:
-    n_shown = min(n_rows, len(rows))
+    n_shown = min(n_rows + n_rows % 2, len(rows))  # as many from either end
     title = (
         "" if n_shown == len(rows) else f"{n_shown} of {len(rows):,} steps (--rows N shows more)\n"
     )

@@ -40,8 +40,13 @@ class Corpus:
     name: str
     file: Path
 
-    def chunks(self) -> Iterator[str]:
+    def chunks(self, checksum: "hashlib._Hash | None" = None) -> Iterator[str]:
         """Yield the text in chunks, with line ends as Python reads them.
+
+        Parameters
+        ----------
+        checksum
+            Updated with the text in UTF-8, because a pipe can be read only once.
 
         Raises
         ------
@@ -51,6 +56,8 @@ class Corpus:
         try:
             with self.file.open(encoding="utf-8") as stream:
                 while chunk := stream.read(_CHUNK_CHARACTERS):
+                    if checksum is not None:
+                        checksum.update(chunk.encode())
                     yield chunk
         except UnicodeDecodeError as error:
             raise CorpusError(
@@ -69,14 +76,6 @@ class Corpus:
     def n_bytes(self) -> int:
         """Size of the file."""
         return self.file.stat().st_size
-
-    @property
-    def sha256(self) -> str:
-        """Checksum of the text in UTF-8, hexadecimal."""
-        checksum = hashlib.sha256()
-        for chunk in self.chunks():
-            checksum.update(chunk.encode())
-        return checksum.hexdigest()
 
 
 def read_corpus(file: Path | None) -> Corpus:

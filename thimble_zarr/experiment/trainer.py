@@ -74,10 +74,11 @@ def load_data(config: TrainingConfig) -> TrainingData:
     """
     corpus = read_corpus(config.corpus)
     tokenizer = read_tokenizer(config.tokenizer, vocab_size=config.vocab_size)
-    ids = encode(tokenizer, corpus.chunks())
+    checksum = hashlib.sha256()
+    ids = encode(tokenizer, corpus.chunks(checksum))
     tokenizer_json: str = tokenizer.to_str()
     attrs: dict[str, Json] = {
-        "corpus": {"name": corpus.name, "sha256": corpus.sha256, "n_tokens": len(ids)},
+        "corpus": {"name": corpus.name, "sha256": checksum.hexdigest(), "n_tokens": len(ids)},
         "tokenizer": {
             "name": str(config.tokenizer or "trained on the Python standard library"),
             "sha256": hashlib.sha256(tokenizer_json.encode()).hexdigest(),

@@ -129,10 +129,14 @@ def plan_repair(path: StorePath) -> Plan:
         If it cannot be read.
     """
     path = Path(path).absolute()
-    contents = read_contents(path)
-    if not contents.is_complete:
-        check_not_recorded(path)
+    _check_not_recorded(path)
     return _planned(path)
+
+
+def _check_not_recorded(path: Path) -> None:
+    """Raise an error where there is no store, or one that a writer may be recording."""
+    if not read_contents(path).is_complete:
+        check_not_recorded(path)
 
 
 def _planned(path: Path) -> Plan:
@@ -157,7 +161,7 @@ def repair(path: StorePath) -> Plan:
         again goes on where this one stopped.
     """
     path = Path(path).absolute()
-    read_contents(path)  # what is no store is not locked
+    _check_not_recorded(path)
     lock = WriterLock(path)
     try:
         plan = _planned(path)
@@ -419,7 +423,7 @@ class _Planner:
             if _file_record(content) == {"bytes": record.n_bytes, "crc32": record.crc32}:
                 self._plan.written[key] = content
                 what = "its values are the recorded ones"
-                if value != values[row]:
+                if tried.tobytes() != values.tobytes():
                     row += _index(key) * len(values)
                     what = (
                         f"its row {row} is {float(value)} again, and its checksum the recorded one"

@@ -670,7 +670,7 @@ class StoreReader:
 def _read_commit(path: Path) -> Commit:
     """Return the commit record, unless it claims other rows than the last line that it covers.
 
-    A ledger that cannot be read says nothing against it: `verify` looks into that.
+    A ledger that cannot be read, or is cut off, says nothing against it: `verify` looks into that.
     """
     commit = Commit.read(path / COMMIT)
     try:
@@ -678,12 +678,12 @@ def _read_commit(path: Path) -> Commit:
     except (OSError, ValueError):
         return commit
     if last is None:
-        n_rows = 0
+        end, n_rows = 0, 0
     elif last.entry is None:
         return commit
     else:
-        n_rows = last.entry["rows"][1]
-    if n_rows != commit.n_rows:
+        end, n_rows = last.stop, last.entry["rows"][1]
+    if end == commit.ledger_bytes and n_rows != commit.n_rows:
         raise DamagedStoreError(
             f"its commit record claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}; "
             "`thimble-zarr repair` writes the record anew from the ledger"

@@ -759,14 +759,22 @@ def _check_undeclared(contents: Contents) -> Iterator[Finding]:
             what=problem,
             repair="none: nothing else tells what was recorded; restore it from a copy",
         )
+    problems = {}
+    for key in files_of(contents.path):
+        place = array_of(key)
+        if place and (is_chunk_key(key) or key.endswith(f"/{METADATA}")):
+            problems[place] = read_found(contents.path / place / METADATA)[1]
     for array in dict.fromkeys(map(array_of, contents.records)):
         try:
             declared_array(contents, array)
         except ValueError as error:
+            problems[array] = str(error)
+    for place, problem in problems.items():
+        if problem:
             yield Finding(
                 kind="metadata",
-                where=f"{array}/{METADATA}",
-                what=str(error),
+                where=f"{place}/{METADATA}",
+                what=problem,
                 repair="none: nothing else tells what was declared; restore it from a copy",
             )
 
