@@ -176,6 +176,12 @@ def test_the_commands_are_these() -> None:
     assert set(cli.commands) == names
 
 
+def test_the_list_of_commands_cuts_no_description_off() -> None:
+    text = CliRunner().invoke(cli, ["--help"], terminal_width=80).stdout
+    assert all(f"\n  {name} " in text for name in cli.commands)
+    assert "..." not in text.partition("\nCommands:\n")[2]
+
+
 def test_every_option_of_every_command_is_explained() -> None:
     for name, command in cli.commands.items():
         assert command.help, name

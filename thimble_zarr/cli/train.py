@@ -155,7 +155,10 @@ def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet:
 @config_options
 @MEMORY
 def plan(store: Path, *, config: Path | None, memory: int, **settings: object) -> None:
-    """Show the memory and disk that a run would take, beside what is free. Starts nothing."""
+    """Show how much memory and disk a run takes, and how much is free.
+
+    Nothing is started. STORE, run.zarr by default, says which disk.
+    """
     _say_what_is_done("Working out what the run takes", quiet=False)
     from thimble_zarr.experiment.plan import plan_run
 
