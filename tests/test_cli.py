@@ -434,8 +434,8 @@ def test_settings_come_from_a_file_and_flags_win(
     ("content", "expected"),
     [
         ("batchsize = 3", "unknown setting 'batchsize'"),
-        ('steps = "3"', "steps is '3', but must be int"),
-        ("lr = true", "lr is True, but must be float"),
+        ('steps = "3"', "steps is '3', but must be a whole number"),
+        ("lr = true", "lr is True, but must be a number"),
         ("steps = 0", "steps is 0, but must be at least 1"),
         ("[model]\nheads = 2", "unknown setting 'model'"),
         ("steps =", "cannot read settings from"),
@@ -470,7 +470,7 @@ def test_a_settings_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         (["--memory", "much"], "'much' is not a size such as 256MiB"),
         (["--memory", "-1MiB"], "'-1MiB' is not a size such as 256MiB"),
         (["--memory", ""], "'' is not a size such as 256MiB"),
-        (["--seq-len", "100000"], "one window takes 100001"),
+        (["--seq-len", "100000"], "one sequence takes 100001"),
         (["--vocab-size", "301"], "pass --vocab-size 300"),
         (["--corpus", "/nothing.txt"], "cannot read the corpus /nothing.txt"),
         (["--corpus", "/"], "cannot read the corpus /"),
@@ -1420,7 +1420,7 @@ def test_tokens_of_an_empty_corpus_are_all_dead(tmp_path: Path, tokenizer: Path)
     corpus = tmp_path / "empty.txt"
     corpus.touch()
     stdout = succeeds("tokens", corpus, "--tokenizer", tokenizer).stdout
-    assert "empty.txt: 0 tokens, it is empty\n" in stdout
+    assert "empty.txt: 0 tokens (it is empty)\n" in stdout
     assert f"0 live, {N_VOCABULARY} dead" in stdout
     assert "Most frequent" not in stdout
 
@@ -1507,7 +1507,7 @@ def test_tokens_tells_what_it_cannot_write(
         (["--vocab-size", "255"], "255 is not in the range"),
         (["--tokenizer", "/nothing"], "cannot read the tokenizer /nothing"),
         (["--train-on", "/nothing"], "cannot read the corpus /nothing"),
-        (["--train-on", "CORPUS", "--vocab-size", "9000"], "needs more text"),
+        (["--train-on", "CORPUS", "--vocab-size", "9000"], "or train on more text"),
     ],
 )
 def test_tokens_refuses_what_cannot_work(corpus: Path, args: list[str], expected: str) -> None:

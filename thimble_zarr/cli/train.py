@@ -123,7 +123,7 @@ def _check_ready(run: "RecordedRun", config: TrainingConfig, *, memory_bytes: in
 @QUIET
 @click.pass_context
 def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
-    """Train, record and check a short run, in about a minute.
+    """Train, record and check a short run, in a minute or two.
 
     The same as `train` for 150 steps with batches of 16 on the default corpus, then `check`. STORE
     is demo.zarr by default.
@@ -267,8 +267,10 @@ class _ProgressBar:
             return "Nothing was recorded."
         elapsed_s = time.perf_counter() - self._start_s
         n_steps = self.last.step - self.first.step + 1
+        is_resumed = self.first.step > 1
+        which = f" ({self.first.step:,} to {self.last.step:,})" if is_resumed else ""
         return (
-            f"Recorded {self._chosen}{n_steps:,} steps in {elapsed_s:.0f} s "
+            f"Recorded {self._chosen}{n_steps:,} steps{which} in {elapsed_s:.0f} s "
             f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
             f"Store    {store}\n"
@@ -350,6 +352,7 @@ def warn_of_memory(plan: "RunPlan") -> None:
     if plan.memory_is_short:
         click.echo(
             f"Warning: the run needs about {human_bytes(plan.memory_bytes)} of memory, but only "
-            f"{human_bytes(plan.free_memory_bytes)} is free; a smaller --batch-size needs less",
+            f"{human_bytes(plan.free_memory_bytes)} is free; a smaller --batch-size or "
+            "--seq-len needs less",
             err=True,
         )
