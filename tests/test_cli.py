@@ -199,6 +199,11 @@ def test_every_setting_is_an_option_and_its_default_is_told(command: str) -> Non
             assert f"[default: {setting.default}]" in text
 
 
+def test_an_error_of_the_system_is_its_file_and_reason(trained: Path, tmp_path: Path) -> None:
+    message = fails(3, "check", trained, "--format=csv", f"--output={tmp_path}")
+    assert message == f"Error: {tmp_path}: Is a directory"
+
+
 def test_the_exit_codes_are_told() -> None:
     text = " ".join(succeeds("--help").stdout.split())
     for code in (
