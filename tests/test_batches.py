@@ -99,7 +99,7 @@ def test_a_corpus_of_one_window_and_its_last_target_is_enough() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 4])
 def test_a_shorter_corpus_is_refused_before_the_first_batch(n: int) -> None:
-    with pytest.raises(CorpusError, match=rf"has {n} tokens, and one window takes 5"):
+    with pytest.raises(CorpusError, match=rf"has {n} tokens, and one sequence takes 5"):
         sliding_batches(distinct_ids(n), seq_len=4, batch_size=3, seed=0)
 
 

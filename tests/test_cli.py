@@ -176,6 +176,12 @@ def test_the_commands_are_these() -> None:
     assert set(cli.commands) == names
 
 
+def test_the_list_of_commands_cuts_no_description_off() -> None:
+    text = CliRunner().invoke(cli, ["--help"], terminal_width=80).stdout
+    assert all(f"\n  {name} " in text for name in cli.commands)
+    assert "..." not in text.partition("\nCommands:\n")[2]
+
+
 def test_every_option_of_every_command_is_explained() -> None:
     for name, command in cli.commands.items():
         assert command.help, name
@@ -191,6 +197,11 @@ def test_every_setting_is_an_option_and_its_default_is_told(command: str) -> Non
         assert f"--{setting.name.replace('_', '-')} " in text
         if setting.default is not None and not isinstance(setting.default, bool):
             assert f"[default: {setting.default}]" in text
+
+
+def test_an_error_of_the_system_is_its_file_and_reason(trained: Path, tmp_path: Path) -> None:
+    message = fails(3, "check", trained, "--format=csv", f"--output={tmp_path}")
+    assert message == f"Error: {tmp_path}: Is a directory"
 
 
 def test_the_exit_codes_are_told() -> None:
@@ -428,8 +439,8 @@ def test_settings_come_from_a_file_and_flags_win(
     ("content", "expected"),
     [
         ("batchsize = 3", "unknown setting 'batchsize'"),
-        ('steps = "3"', "steps is '3', but must be int"),
-        ("lr = true", "lr is True, but must be float"),
+        ('steps = "3"', "steps is '3', but must be a whole number"),
+        ("lr = true", "lr is True, but must be a number"),
         ("steps = 0", "steps is 0, but must be at least 1"),
         ("[model]\nheads = 2", "unknown setting 'model'"),
         ("steps =", "cannot read settings from"),
@@ -464,7 +475,7 @@ def test_a_settings_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         (["--memory", "much"], "'much' is not a size such as 256MiB"),
         (["--memory", "-1MiB"], "'-1MiB' is not a size such as 256MiB"),
         (["--memory", ""], "'' is not a size such as 256MiB"),
-        (["--seq-len", "100000"], "one window takes 100001"),
+        (["--seq-len", "100000"], "one sequence takes 100001"),
         (["--vocab-size", "301"], "pass --vocab-size 300"),
         (["--corpus", "/nothing.txt"], "cannot read the corpus /nothing.txt"),
         (["--corpus", "/"], "cannot read the corpus /"),
@@ -1418,7 +1429,7 @@ def test_tokens_of_an_empty_corpus_are_all_dead(tmp_path: Path, tokenizer: Path)
     corpus = tmp_path / "empty.txt"
     corpus.touch()
     stdout = succeeds("tokens", corpus, "--tokenizer", tokenizer).stdout
-    assert "empty.txt: 0 tokens, it is empty\n" in stdout
+    assert "empty.txt: 0 tokens (it is empty)\n" in stdout
     assert f"0 live, {N_VOCABULARY} dead" in stdout
     assert "Most frequent" not in stdout
 
@@ -1505,7 +1516,7 @@ def test_tokens_tells_what_it_cannot_write(
         (["--vocab-size", "255"], "255 is not in the range"),
         (["--tokenizer", "/nothing"], "cannot read the tokenizer /nothing"),
         (["--train-on", "/nothing"], "cannot read the corpus /nothing"),
-        (["--train-on", "CORPUS", "--vocab-size", "9000"], "needs more text"),
+        (["--train-on", "CORPUS", "--vocab-size", "9000"], "or train on more text"),
     ],
 )
 def test_tokens_refuses_what_cannot_work(corpus: Path, args: list[str], expected: str) -> None:

@@ -174,15 +174,15 @@ def test_an_integer_is_a_fine_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('steps = "5"', "steps is '5', but must be int"),
-        ("steps = 5.0", r"steps is 5\.0, but must be int"),
-        ("steps = true", "steps is True, but must be int"),
-        ("lr = true", "lr is True, but must be float"),
-        ('lr = "1e-3"', "lr is '1e-3', but must be float"),
-        ("double_shift = 1", "double_shift is 1, but must be bool"),
-        ("dtype = 16", "dtype is 16, but must be str"),
+        ('steps = "5"', "steps is '5', but must be a whole number"),
+        ("steps = 5.0", r"steps is 5\.0, but must be a whole number"),
+        ("steps = true", "steps is True, but must be a whole number"),
+        ("lr = true", "lr is True, but must be a number"),
+        ('lr = "1e-3"', "lr is '1e-3', but must be a number"),
+        ("double_shift = 1", "double_shift is 1, but must be true or false"),
+        ("dtype = 16", "dtype is 16, but must be a string"),
         ("device = 0", "device is 0, but must be "),
-        ("steps = [5]", r"steps is \[5\], but must be int"),
+        ("steps = [5]", r"steps is \[5\], but must be a whole number"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, line: str, expected: str) -> None:

@@ -150,7 +150,7 @@ def test_a_row_that_is_larger_than_the_limit_is_held_once(tmp_path: Path) -> Non
     assert found["block_steps"] == 1
     assert found["after"] - found["before"] <= row_bytes + 32 * MB  # Python's own
     (warned,) = found["warned"]
-    assert warned.startswith("one row of what is recorded has 143.36 MB: the recorder needs 144.")
+    assert warned.startswith("one row of what is recorded takes 143.36 MB: the recorder needs 144.")
     assert "more than memory_bytes (33.55 MB), and training waits" in warned
     wished = recorder_memory_bytes([RowSize(n_tokens, 64, dict.fromkeys(SIZES, 4))], 1)
     assert f"With memory_bytes={wished} it need not wait" in warned

@@ -1,6 +1,7 @@
 """`train --resume`: a run that was ended anyhow ends as the store of one that was not."""
 
 import functools
+import re
 import shutil
 import signal
 import subprocess
@@ -467,7 +468,10 @@ def test_the_command_goes_on_with_the_settings_of_the_store(
     assert "lr 0.001 recorded, 0.5 now; leave these options out" in stderr
     assert run("train", store, "--resume", "--overwrite")[0] == 2
     check_is_first(store)
-    assert run("train", "--resume", store)[0] == 0
+    code, stdout, _ = run("train", "--resume", store)
+    assert code == 0
+    assert (told := re.search(r"^Recorded (\d+) steps \((\d+) to 40\) in ", stdout, re.MULTILINE))
+    assert int(told[1]) == 40 - int(told[2]) + 1 < 40
     assert differing_files(whole, store) == []
     code, stdout, _ = run("train", "--resume", store)
     assert code == 0

@@ -740,6 +740,18 @@ def test_the_command_says_what_is_damaged_and_repairs_it(store: Path) -> None:
     assert_sound(store, 8)
 
 
+def test_repair_says_that_it_removed_the_name_of_a_writer_that_is_gone(store: Path) -> None:
+    writer = store / ".thimble/writer.json"
+    writer.write_text('{"pid": 99999999, "host": "elsewhere", "since": "2026"}')
+    planned = run("repair", store)[1].splitlines()[:-1]
+    assert planned == ["remove .thimble/writer.json"]
+    code, stdout, _ = run("repair", store, "--apply")
+    assert code == 0
+    assert stdout.splitlines()[:-1] == planned
+    assert stdout.splitlines()[-1].startswith("SOUND: ")
+    assert not writer.exists()
+
+
 def why_empty(store: Path) -> str:
     """Return why nothing is committed, as every command says that needs a row."""
     code, stdout, _ = run("verify", store)

@@ -73,8 +73,8 @@ def _check_shapes(stores: list[str], runs: list[xr.Dataset]) -> None:
     for store, shape in zip(stores, shapes, strict=True):
         if shape != shapes[0]:
             raise ConfigError(
-                "runs of one dataset are of parameters of one shape, and that of "
-                f"{stores[0]} is {shapes[0]}, of {store} {shape}"
+                "runs in one dataset must have a parameter of one shape, but that of "
+                f"{stores[0]} is {shapes[0]}, and that of {store} is {shape}"
             )
     for name in runs[0].indexes:
         for store, run in zip(stores, runs, strict=True):

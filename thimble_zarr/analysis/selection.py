@@ -110,7 +110,9 @@ def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
     else:
         tokens = _ids(source, spec)
     if len(tokens) == 0:
-        raise SelectionError(f"no token is selected: --tokens {spec} is empty in this run")
+        raise SelectionError(
+            f"no token is selected: --tokens {spec or repr(spec)} is empty in this run"
+        )
     return spec, tokens
 
 
@@ -142,7 +144,10 @@ def _ids(source: Source, spec: str) -> np.ndarray:
     if spec.startswith("@"):
         try:
             written = Path(spec[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            reason = error.strerror
+            raise SelectionError(f"cannot read token ids from {spec[1:]}: {reason}") from error
+        except UnicodeDecodeError as error:
             raise SelectionError(f"cannot read token ids from {spec[1:]}: {error}") from error
     try:
         ids = np.array([int(word) for word in written.replace(",", " ").split()], dtype=np.int64)

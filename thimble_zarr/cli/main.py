@@ -42,8 +42,15 @@ class _Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(UNREADABLE)
         except (ThimbleError, OSError) as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {_in_words(error)}", err=True)
             ctx.exit(exit_code(error))
+
+
+def _in_words(error: ThimbleError | OSError) -> str:
+    """Return what an error says; of the system's own errors the file and the reason."""
+    if isinstance(error, ThimbleError) or error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}"
 
 
 @click.group(

@@ -73,7 +73,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--config",
         type=click.Path(path_type=Path),
-        help="TOML file of settings, one key an option (batch_size = 16). Flags win.",
+        help="TOML file of settings, named as the options: batch_size = 16. Options win.",
     )(command)
 
 

@@ -53,9 +53,9 @@ def tokens(
     """Count the tokens of CORPUS, a text file, and tell live tokens from dead ones.
 
     A token is dead if it never occurs in the corpus. To get dead tokens, train the tokenizer on
-    more text than the corpus (repeat --train-on). Without CORPUS the default corpus is counted. The
-    texts may be larger than the memory, unless --tokenizer is another kind than a plain byte-level
-    BPE. A token that is only a part of a letter is shown as bytes: <0xE4>.
+    more text than the corpus (repeat --train-on). Without CORPUS the default corpus is counted.
+    With a plain byte-level BPE tokenizer the texts may be larger than memory. A token that is only
+    a part of a character is shown as bytes: <0xE4>.
     """
     if tokenizer is not None and train_on:
         raise click.UsageError("--tokenizer and --train-on exclude each other")
@@ -117,7 +117,7 @@ def _summary(corpus: str, labels: "TokenLabels") -> str:
     frequent = np.argsort(-n_occurrences, kind="stable")[: min(n_live, N_SHOWN)]
     dead = np.flatnonzero(n_occurrences == 0)[-N_SHOWN:]
     lines = [
-        f"Corpus   {corpus}: {n_occurrences.sum():,} tokens{'' if n_live else ', it is empty'}",
+        f"Corpus   {corpus}: {n_occurrences.sum():,} tokens{'' if n_live else ' (it is empty)'}",
         f"Tokens   {len(texts):,}: {n_live:,} live, {len(texts) - n_live:,} dead",
     ]
     if n_live:

@@ -123,7 +123,7 @@ def _check_ready(run: "RecordedRun", config: TrainingConfig, *, memory_bytes: in
 @QUIET
 @click.pass_context
 def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
-    """Train, record and check a short run, in about a minute.
+    """Train, record and check a short run, in a minute or two.
 
     The same as `train` for 150 steps with batches of 16 on the default corpus, then `check`. STORE
     is demo.zarr by default.
@@ -155,7 +155,10 @@ def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet:
 @config_options
 @MEMORY
 def plan(store: Path, *, config: Path | None, memory: int, **settings: object) -> None:
-    """Show the memory and disk that a run would take, beside what is free. Starts nothing."""
+    """Show how much memory and disk a run takes, and how much is free.
+
+    Nothing is started. STORE, run.zarr by default, says which disk.
+    """
     _say_what_is_done("Working out what the run takes", quiet=False)
     from thimble_zarr.experiment.plan import plan_run
 
@@ -264,8 +267,10 @@ class _ProgressBar:
             return "Nothing was recorded."
         elapsed_s = time.perf_counter() - self._start_s
         n_steps = self.last.step - self.first.step + 1
+        is_resumed = self.first.step > 1
+        which = f" ({self.first.step:,} to {self.last.step:,})" if is_resumed else ""
         return (
-            f"Recorded {self._chosen}{n_steps:,} steps in {elapsed_s:.0f} s "
+            f"Recorded {self._chosen}{n_steps:,} steps{which} in {elapsed_s:.0f} s "
             f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
             f"Store    {store}\n"
@@ -347,6 +352,7 @@ def warn_of_memory(plan: "RunPlan") -> None:
     if plan.memory_is_short:
         click.echo(
             f"Warning: the run needs about {human_bytes(plan.memory_bytes)} of memory, but only "
-            f"{human_bytes(plan.free_memory_bytes)} is free; a smaller --batch-size needs less",
+            f"{human_bytes(plan.free_memory_bytes)} is free; a smaller --batch-size or "
+            "--seq-len needs less",
             err=True,
         )

@@ -55,10 +55,10 @@ def verify(ctx: click.Context, store: Path, *, format_: str, quiet: bool) -> Non
 @QUIET
 @click.pass_context
 def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) -> None:
-    """Cut STORE down to what can be read, and remove what a crash left beside it.
+    """Cut STORE down to what can be read, and tidy up after a crash.
 
-    The rows before the first block that cannot be read stay, and all rows behind it go: keep a copy
-    if you want them. Per-step values that cannot be read become missing, and labels are left out.
+    The rows before the first block that cannot be read stay. All later rows go, so keep a copy if
+    you want them. Per-step values that cannot be read become missing, and labels are left out.
     Metadata and the commit record are written again. A file that can be read but was changed after
     it was recorded is written again if the ledger proves what its values were. Otherwise it is left
     as it is, and STORE stays DAMAGED: `check` may name the value, and a copy has the file.

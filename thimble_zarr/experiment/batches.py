@@ -44,7 +44,7 @@ def sliding_batches(
     n_windows = len(ids) - seq_len
     if n_windows < 1:
         raise CorpusError(
-            f"the corpus has {len(ids)} tokens, and one window takes {seq_len + 1}; "
+            f"the corpus has {len(ids)} tokens, and one sequence takes {seq_len + 1}; "
             "use a longer text or a smaller --seq-len"
         )
     return _epochs(torch.from_numpy(ids).unfold(0, seq_len + 1, 1), batch_size, seed, n_skipped)

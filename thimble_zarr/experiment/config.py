@@ -210,7 +210,9 @@ def read_toml(file: Path) -> dict[str, object]:
     """
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read settings from {file}: {error}") from error
 
 
@@ -226,6 +228,7 @@ def _convert(name: str, kind: object, value: object) -> object:
     )
     if not matches:
         plain = int if kind == int | None else kind
-        expected = plain.__name__ if isinstance(plain, type) else "a string"
+        words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+        expected = words.get(plain, "a string")
         raise ConfigError(f"{name} is {value!r}, but must be {expected}")
     return value

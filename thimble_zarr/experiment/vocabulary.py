@@ -77,8 +77,8 @@ def train_tokenizer(
     if tokenizer.get_vocab_size() != vocab_size:
         raise CorpusError(
             f"cannot train a tokenizer of {vocab_size:,} tokens on this text, only one of "
-            f"{tokenizer.get_vocab_size():,}; a byte-level tokenizer has at least 256, and a "
-            "larger one needs more text"
+            f"{tokenizer.get_vocab_size():,}; pass --vocab-size {tokenizer.get_vocab_size()}, or "
+            "train on more text"
         )
     return tokenizer
 
@@ -109,6 +109,8 @@ def load_tokenizer(file: Path) -> Tokenizer:
     CorpusError
         If the file is no tokenizer, or its ids have holes.
     """
+    if not file.exists():
+        raise CorpusError(f"cannot read the tokenizer {file}: there is no such file")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception

@@ -41,6 +41,7 @@ from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
 from thimble_zarr.format.shard import decode_vector, encode_vector
 from thimble_zarr.format.store import (
     COMMIT,
+    HOLDER,
     LEDGER,
     METADATA,
     Commit,
@@ -162,6 +163,7 @@ def repair(path: StorePath) -> Plan:
     """
     path = Path(path).absolute()
     _check_not_recorded(path)
+    names_a_writer = (path / HOLDER).exists()
     lock = WriterLock(path)
     try:
         plan = _planned(path)
@@ -170,6 +172,8 @@ def repair(path: StorePath) -> Plan:
         _apply(plan)
     finally:
         lock.release()
+    if names_a_writer:  # one that is gone: taking the lock replaced its name, before the plan
+        plan.steps.append(f"remove {HOLDER}")
     return plan
 
 

@@ -94,8 +94,8 @@ def check_has_every_step(reader: StoreReader) -> None:
     if reader.schema.schedule is not None:
         raise ResumeError(
             f"cannot resume {reader.path}: it has the steps of the schedule "
-            f"{reader.schema.schedule} only, and no row of the others that a checkpoint could be "
-            "compared with; record it anew, or the steps to come into another store"
+            f"{reader.schema.schedule} only, so no row tells where the steps that it left out "
+            "ended; record the run again, or record the steps that are left into another store"
         )
 
 

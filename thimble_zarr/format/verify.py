@@ -325,6 +325,11 @@ def _check_is_store(path: Path) -> None:
     """Raise NotAStoreError or UnsupportedFormatError for what is none, or another version's."""
     if not path.exists():
         raise NotAStoreError(f"there is nothing at {path}; check the path")
+    if path.is_file():
+        raise NotAStoreError(
+            f"{path} is not a thimble-zarr store but a file; a store is a directory. `thimble-zarr "
+            "check` and `thimble-zarr import` read the file of the original notebook"
+        )
     if not (path / BOOKKEEPING).is_dir():
         raise NotAStoreError(
             f"{path} is not a thimble-zarr store: it has no {BOOKKEEPING}; "

@@ -675,8 +675,8 @@ def _check_memory(schemas: Collection[Schema], memory_bytes: int) -> int:
     needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
     if needed > memory_bytes:
         warnings.warn(
-            f"one row of what is recorded has {human_bytes(sum(row.n_bytes for row in rows))}: the "
-            f"recorder needs {human_bytes(needed)}, more than memory_bytes "
+            f"one row of what is recorded takes {human_bytes(sum(row.n_bytes for row in rows))}: "
+            f"the recorder needs {human_bytes(needed)}, more than memory_bytes "
             f"({human_bytes(memory_bytes)}), and training waits while each step is written. With "
             f"memory_bytes={wished} it need not wait; to need less, record fewer rows (tokens=), "
             "variables or parameters",
