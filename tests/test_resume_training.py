@@ -462,7 +462,15 @@ def test_the_command_goes_on_with_the_settings_of_the_store(
         interrupted.setattr(Training, "step", step_until_seventeen)
         code, stdout, _ = run("train", store, *options)
     assert code == 130
-    assert f"Resume   thimble-zarr train --resume {store}" in stdout
+    (start,) = re.findall(
+        rf"^Resume   thimble-zarr train --resume {store}  \(from step (\d+) on\)$", stdout, re.M
+    )
+    last = StoreReader.open(store).n_rows - 1
+    stopped = f"The run was stopped after step {last} of 40."
+    assert stopped in run("check", store)[1]
+    assert f"{last} of 40 and the initial state" in run("info", store)[1]
+    assert "stopped" not in run("check", whole)[1]
+    assert "40 and the initial state" in run("info", whole)[1]
     code, _, stderr = run("train", store, "--resume", "--lr", "0.5")
     assert code == 2
     assert "lr 0.001 recorded, 0.5 now; leave these options out" in stderr
@@ -472,6 +480,7 @@ def test_the_command_goes_on_with_the_settings_of_the_store(
     assert code == 0
     assert (told := re.search(r"^Recorded (\d+) steps \((\d+) to 40\) in ", stdout, re.MULTILINE))
     assert int(told[1]) == 40 - int(told[2]) + 1 < 40
+    assert told[2] == start
     assert differing_files(whole, store) == []
     code, stdout, _ = run("train", "--resume", store)
     assert code == 0

@@ -432,7 +432,7 @@ def test_what_was_changed_is_left_and_not_called_sound(store: Path, what: str) -
     assert everything(store) == before
     code, stdout, _ = run("repair", store, "--apply")
     assert code == 1
-    assert stdout.endswith("the store stays DAMAGED by what is left as it is.\n")
+    assert stdout.endswith("the store stays DAMAGED until these files are restored.\n")
     code, stdout, _ = run("verify", store)
     assert code == 1
     assert stdout.splitlines()[-1].startswith("DAMAGED in 1 place")

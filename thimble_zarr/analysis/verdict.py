@@ -64,9 +64,23 @@ def verdict(
             f"it was recorded, first at step {first}.",
             step=first,
         )
-    if reader is None or not (unended := _unended(reader)):
+    if reader is None:
         return judged
-    return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
+    if unended := _unended(reader):
+        return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
+    if of_planned := stopped_of(reader):
+        last = reader.read_steps()[-1]
+        return replace(
+            judged, text=f"{judged.text} The run was stopped after step {last}{of_planned}."
+        )
+    return judged
+
+
+def stopped_of(reader: Reader) -> str:
+    """Return ` of N` where a run of N steps recorded fewer, and nothing elsewhere."""
+    planned = _planned_steps(reader)
+    is_short = planned is not None and reader.schema.schedule is None and reader.n_rows <= planned
+    return f" of {planned:,}" if is_short else ""
 
 
 def _unended(reader: Reader) -> str:
@@ -75,7 +89,8 @@ def _unended(reader: Reader) -> str:
         from thimble_zarr.format.lock import Recording, State  # which few who read need
 
         recording = Recording.of(reader)
-        last = f"{reader.read_steps()[-1]}{_of_planned(reader)}"
+        planned = _planned_steps(reader)
+        last = f"{reader.read_steps()[-1]}{'' if planned is None else f' of {planned}'}"
         is_imported = reader.schema.is_imported
         what = "import" if is_imported else "recording"
         how_on = " Import the file again, with --overwrite." if is_imported else ""
@@ -88,11 +103,11 @@ def _unended(reader: Reader) -> str:
     return ""
 
 
-def _of_planned(reader: Reader) -> str:
-    """Return how many steps a run was to take, where its settings are kept with it."""
+def _planned_steps(reader: Reader) -> int | None:
+    """Return how many steps a run was to take; None where its settings are not kept with it."""
     config = reader.schema.attrs.get("config")
     steps = config.get("steps") if isinstance(config, Mapping) else None
-    return f" of {steps}" if isinstance(steps, int) else ""
+    return steps if isinstance(steps, int) else None
 
 
 def _of_formula(table: AnyTable) -> Verdict:

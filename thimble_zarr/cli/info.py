@@ -166,7 +166,8 @@ def _of_run(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
     if overhead is not None:
         lines.append(("Overhead", _summary(overhead)))
     versions = ", ".join(f"{name} {version}" for name, version in schema.software.items())
-    blocks = f"blocks of {schema.layout.block_steps} steps"
+    block_steps = schema.layout.block_steps
+    blocks = f"blocks of {block_steps} step{'s' * (block_steps != 1)}"
     return [
         *lines,
         ("Size", f"{_size(readers)}; {blocks}"),
@@ -226,7 +227,9 @@ def _steps(readers: "Sequence[Reader]") -> str:
     n_skipped = _n_skipped(readers)
     skipped = f"; {n_skipped:,} skipped by the optimizer" if n_skipped else ""
     if schedule is None:
-        return f"{n_rows - 1:,} and the initial state{skipped}"
+        from thimble_zarr.analysis.verdict import stopped_of
+
+        return f"{n_rows - 1:,}{stopped_of(readers[0])} and the initial state{skipped}"
     steps = readers[0].read_steps()
     rows = f"{n_rows:,} rows of steps {steps[0]:,} to {steps[-1]:,}"
     return f"{rows}, by schedule {schedule}{skipped}"

@@ -54,8 +54,8 @@ def tokens(
 
     A token is dead if it never occurs in the corpus. To get dead tokens, train the tokenizer on
     more text than the corpus (repeat --train-on). Without CORPUS the default corpus is counted.
-    With a plain byte-level BPE tokenizer the texts may be larger than memory. A token that is only
-    a part of a character is shown as bytes: <0xE4>.
+    With a plain byte-level BPE tokenizer a text may be larger than memory, if it has spaces or line
+    ends to cut it at. A token that is only a part of a character is shown as bytes: <0xE4>.
     """
     if tokenizer is not None and train_on:
         raise click.UsageError("--tokenizer and --train-on exclude each other")

@@ -222,13 +222,20 @@ def run_training(
         bar.close()
         say(bar.summary(store))
         if bar.last is not None and config.schedule is None:
-            say(f"Resume   thimble-zarr train --resume {shlex.quote(str(store))}")
+            say(f"Resume   thimble-zarr train --resume {shlex.quote(str(store))}{_repeats(store)}")
         raise
     bar.close()
     if not quiet:
         say(render_validation(store))
     is_finished = resume and bar.last is None
     say(f"All {config.steps:,} steps are recorded." if is_finished else bar.summary(store))
+
+
+def _repeats(store: Path) -> str:
+    """Return which step a resumed run starts with: the one after its last checkpoint."""
+    from thimble_zarr.experiment.checkpoints import Checkpoints
+
+    return f"  (from step {max(Checkpoints(store).steps(), default=0) + 1:,} on)"
 
 
 def _say_what_is_done(text: str, *, quiet: bool) -> None:
@@ -269,8 +276,9 @@ class _ProgressBar:
         n_steps = self.last.step - self.first.step + 1
         is_resumed = self.first.step > 1
         which = f" ({self.first.step:,} to {self.last.step:,})" if is_resumed else ""
+        recorded = f"{self._chosen}{n_steps:,} step{'s' * (n_steps != 1)}{which}"
         return (
-            f"Recorded {self._chosen}{n_steps:,} steps{which} in {elapsed_s:.0f} s "
+            f"Recorded {recorded} in {elapsed_s:.0f} s "
             f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
             f"Store    {store}\n"

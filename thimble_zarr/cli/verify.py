@@ -76,7 +76,9 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
     if plan.hopeless:
         click.echo("Nothing is done: restore what is damaged from a copy.")
     elif not plan.steps and plan.left:
-        click.echo("A repair can do nothing: the store stays DAMAGED by what is left as it is.")
+        click.echo(
+            "Nothing here can be repaired; the store stays DAMAGED until these files are restored."
+        )
     elif not plan.steps:
         click.echo("There is nothing to repair.")
     elif is_applied and plan.left:

@@ -68,14 +68,14 @@ class RecordedRun:
                 return None
             schema, n_rows, is_closed = declared, 0, False
         attrs = schema.attrs
+        settings, memory_bytes = attrs.get("config"), attrs.get("memory_bytes")
         try:
-            settings, memory_bytes = attrs["config"], attrs["memory_bytes"]
             if not isinstance(settings, Mapping) or type(memory_bytes) is not int:
-                raise ConfigError(f"its settings are {settings!r}, {memory_bytes!r}")
+                raise ConfigError("the store has no settings of it")
             # Version 0.1.0 recorded neither: it computed as the original notebook does.
             earlier = {"compute_dtype": settings.get("dtype"), "loss_chunk": 0}
             config = TrainingConfig.from_json(earlier | {**settings})
-        except (KeyError, ConfigError) as error:
+        except ConfigError as error:
             raise ResumeError(
                 f"cannot resume {store}: this version of `thimble-zarr train` did not record it "
                 f"({error}); a loop of your own resumes with Recorder(..., resume=True)"
