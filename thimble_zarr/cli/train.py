@@ -123,7 +123,7 @@ def _check_ready(run: "RecordedRun", config: TrainingConfig, *, memory_bytes: in
 @QUIET
 @click.pass_context
 def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
-    """Train, record and check a short run, in a minute or two.
+    """Train, record and check a short run, in about a minute.
 
     The same as `train` for 150 steps with batches of 16 on the default corpus, then `check`. STORE
     is demo.zarr by default.
