@@ -839,7 +839,7 @@ def test_info_tells_a_store_that_was_not_closed(tmp_path: Path) -> None:
         assert info_of(tmp_path / "run.zarr")["recording"] == "recording"
         found = checked(tmp_path / "run.zarr")
         assert found["verdict"].endswith(
-            " The recording goes on: step 1 is the last one committed."
+            " The recording is still running: step 1 is the last one committed."
         )
         # The name of the writer is copied, and its lock is not.
         copy = Path(shutil.copytree(tmp_path / "run.zarr", tmp_path / "cut-off.zarr"))

@@ -72,7 +72,7 @@ class OptimizerError(ThimbleError, TypeError):
 
 
 class ResumeError(ThimbleError, ValueError):
-    """A run cannot go on into a store: it is not the one recorded there, or stands elsewhere."""
+    """A store cannot be resumed: another run was recorded there, or it is at another step."""
 
 
 class RecordingError(ThimbleError, RuntimeError):

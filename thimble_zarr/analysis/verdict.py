@@ -96,7 +96,7 @@ def _unended(reader: Reader) -> str:
         how_on = " Import the file again, with --overwrite." if is_imported else ""
         return {
             State.CLOSED: "",
-            State.RECORDING: f"The {what} goes on: step {last} is the last one committed.",
+            State.RECORDING: f"The {what} is still running: step {last} is the last one committed.",
             State.UNKNOWN: f"The {what} did not end by step {last}: it is {recording}.",
             State.CUT_OFF: f"The {what} did not end: it was cut off after step {last}.{how_on}",
         }[recording.state]

@@ -12,7 +12,7 @@ Otherwise most of its values are the recorded ones and nothing here tells which,
 is, and the store stays damaged until the file is restored. The ledger, not the commit record, says
 how many rows there are.
 
-It is done in an order that can be cut off anywhere and begun again::
+It is done in an order that can be cut off anywhere and started again::
 
     values and metadata -> ledger -> commit record -> removal
 """
@@ -95,7 +95,7 @@ class Plan:
     left
         Damage that stays, in words.
     written
-        Contents of the files that are written anew.
+        Contents of the files that are written again.
     lines
         Lines that are added to the ledger.
     dropped
@@ -159,7 +159,7 @@ def repair(path: StorePath) -> Plan:
         If it is being recorded.
     StoreError
         If nothing of it can be kept, or it cannot be written. Then it is as it was, or repairing it
-        again goes on where this one stopped.
+        again continues where this one stopped.
     """
     path = Path(path).absolute()
     _check_not_recorded(path)
@@ -437,7 +437,7 @@ class _Planner:
         self._leave(key)
 
     def _is_chosen(self, array: str) -> bool:
-        """Whether an array labels what was recorded by choice, so that nobody can count it anew."""
+        """Whether an array labels what was chosen for recording, which nothing else tells."""
         name, schema = array.rpartition("/")[2], self._schema_of(array)
         if not isinstance(schema, dict):
             return False
@@ -473,7 +473,7 @@ class _Planner:
                 del self._files[key]
 
     def _mend_metadata(self) -> None:
-        """Write metadata anew that are damaged, too long, or out of date."""
+        """Write metadata again that are damaged, too long, or out of date."""
         plan, contents = self._plan, self._contents
         findings = {finding.where: finding for finding in check_metadata(contents)}
         if not contents.metadata:

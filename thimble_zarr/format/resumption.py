@@ -1,8 +1,8 @@
-"""Go on with a store: is it the same run, and how is it made to end where the run goes on?
+"""Resume a store: is it the same run, and how is it cut back to where the run continues?
 
 A store is cut off by one line more in its ledger and then by the commit record, and only after that
 are files removed. No file that stays is written to: rows behind the last one are never read, and
-the block that they lie in is written anew when the run has filled it. So the store can be read at
+their block is written again when the run has filled it. So the store can be read at
 any moment, as it was before or as it is after.
 
 A killed writer may have left lines behind the last that was committed. What they promised may have

@@ -278,8 +278,8 @@ class StoreReader:
     ) -> Iterator[AlteredChunk]:
         """Find chunks, and files of scalars and labels, that are not those that were committed.
 
-        Their files are sound: something stored them anew, with good checksums. Only chunks that
-        were stored anew are decoded, so that looking for them costs next to nothing.
+        Their files are sound: something stored them again, with good checksums. Only chunks that
+        were stored again are decoded, so that looking for them costs next to nothing.
 
         Parameters
         ----------
@@ -686,7 +686,7 @@ def _read_commit(path: Path) -> Commit:
     if end == commit.ledger_bytes and n_rows != commit.n_rows:
         raise DamagedStoreError(
             f"its commit record claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}; "
-            "`thimble-zarr repair` writes the record anew from the ledger"
+            "`thimble-zarr repair` writes the record again from the ledger"
         )
     return commit
 

@@ -632,7 +632,7 @@ def _crc32(file: Path) -> int:
 def _shard_problem(contents: Contents, key: str, record: Record) -> str | None:
     """Compare every chunk of a shard with its checksums.
 
-    A chunk that was stored anew is decoded, and may hold the same values.
+    A chunk that was stored again is decoded, and may hold the same values.
     """
     checksums = _checksums(contents.entry(record.line), key)
     try:

@@ -189,5 +189,5 @@ def _is_metadata(metadata: object) -> bool:
 def _cut_off(n_bytes: int, n_expected: int) -> DamagedStoreError:
     return DamagedStoreError(
         f"it has {n_bytes:,} bytes, and its header promises {n_expected:,}; copy it again, or "
-        "save it anew"
+        "save it again"
     )

@@ -182,7 +182,7 @@ class Recorder:
             )
         if (resume and overwrite) or (after_step is not None and not resume):
             raise ConfigError(
-                "`resume` goes on with a store and `overwrite` replaces it: choose one; "
+                "`resume` continues a store and `overwrite` replaces it: choose one; "
                 "`after_step` is for `resume`"
             )
         check_optimizer(optimizer)
@@ -663,7 +663,7 @@ class Recorder:
             self._warn_once(
                 "overhead",
                 f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
-                f"{most:.1%}: {advice}. This is said once; the recording goes on as before",
+                f"{most:.1%}: {advice}. This warning is shown once; recording continues as before",
             )
 
 

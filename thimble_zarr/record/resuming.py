@@ -20,7 +20,7 @@ from thimble_zarr.record.capture import optimizer_step, state_tensors
 
 
 def check_beginning(path: StorePath, after_step: int | None) -> None:
-    """Raise ResumeError if a loop that has taken steps goes on where nothing is recorded."""
+    """Raise ResumeError if a loop that has taken steps resumes where nothing is recorded."""
     if after_step:
         raise ResumeError(
             f"cannot resume after step {after_step}: nothing is recorded at {path}; check the path "

@@ -45,7 +45,7 @@ class Turns:
         """
         if self.is_forked:
             raise RecordingError(
-                "this process was forked from the one that records, and only that one can go on; "
+                "this process was forked from the one that records, and only that one can; "
                 "make a recorder of its own here, with another path"
             )
         with interrupts_held(), self._lock:
