@@ -886,6 +886,13 @@ def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -
 # --- check ---------------------------------------------------------------------------------------
 
 
+def test_a_single_step_needs_no_summary(trained: Path) -> None:
+    stdout = succeeds("check", trained, "--steps", "3").stdout
+    assert "\nSteps    3\n" in stdout
+    assert "Summary" not in stdout
+    assert "Summary" in succeeds("check", trained, "--steps", "3:4").stdout
+
+
 def test_check_of_a_sound_run_is_a_table_and_a_verdict(trained: Path) -> None:
     result = succeeds("check", trained)
     assert result.stderr == ""

@@ -232,12 +232,13 @@ def _replay(table: "Table") -> "dict[str, dict[str, Any]]":
 
 def _title(section: Section) -> str:
     schema, steps = section.schema, section.selected.steps
+    first, last = max(1, int(steps[0])), int(steps[-1])
     title = (
         f"Store    {section.of}: {schema.dtypes['W']}, {schema.optimizer.name} "
         f"({schema.optimizer.implementation})\n"
         f"{f'{schema.row_name.capitalize()}s':<8} "
         f"{section.subset}: {len(section.selected.tokens):,} of {schema.n_tokens:,}\n"
-        f"Steps    {max(1, int(steps[0]))} to {int(steps[-1])}{_left_out(section)}"
+        f"Steps    {first if first == last else f'{first} to {last}'}{_left_out(section)}"
     )
     return "\n".join(wrapped(line, indent=" " * 9) for line in title.splitlines())
 
@@ -270,6 +271,8 @@ def _as_table(rows: "pd.DataFrame", n_rows: int) -> str:
         "" if n_shown == len(rows) else f"{n_shown} of {len(rows):,} steps (--rows N shows more)\n"
     )
     steps = _fitted(rows, "t", index=False, max_rows=n_shown)
+    if len(rows) == 1:
+        return steps
     summary = _summary(rows).T[["mean", "std", "min", "50%", "max"]]
     return f"{title}{steps}\n\nSummary\n{_fitted(summary.rename(columns={'50%': 'median'}))}"
 
