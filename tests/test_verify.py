@@ -528,6 +528,19 @@ def test_swapped_files_are_named_and_left(store: Path) -> None:
     assert verify(store).findings == []
 
 
+def test_the_file_of_another_block_is_not_taken_for_one_whose_line_is_lost(store: Path) -> None:
+    shutil.copy(store / "W/c.0.0.0", store / "W/c.1.0.0")
+    ledger = store / ".thimble/blocks.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    (number,) = [at for at, line in enumerate(lines) if b'"W/c.1.0.0"' in line]
+    lines[number] = lines[number].replace(b"crc32", b"crc33", 1)
+    ledger.write_bytes(b"".join(lines))
+    left = {key: (store / key).read_bytes() for key in files(store)}
+    with pytest.raises(StoreError, match=r"W/c\.1\.0\.0 is the file that was recorded as W/c\.0"):
+        repair(store)
+    assert {key: (store / key).read_bytes() for key in files(store)} == left
+
+
 # --- a commit record that does not fit the ledger -------------------------------------------------
 
 

@@ -304,6 +304,12 @@ class _Planner:
                 checksums = own_checksums(self._contents, key)
             except (OSError, ValueError, RuntimeError):
                 return None
+            recorded = self._contents.recorded_files.get(tuple(chunk.stored for chunk in checksums))
+            if recorded not in (None, key):
+                self._plan.hopeless.append(
+                    f"{key} is the file that was recorded as {recorded}, and the line of the "
+                    f"ledger that tells which file belongs there is lost; restore {key} from a copy"
+                )
             files[key] = {"bytes": (self._path / key).stat().st_size}
             chunks[array] = [astuple(pair) for pair in checksums]
         return {"rows": (first_row, end_row), "files": files, "chunks": chunks}

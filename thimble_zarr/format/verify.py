@@ -209,7 +209,9 @@ class Contents:
 
     @cached_property
     def recorded_files(self) -> dict[FileChecksums, str]:
-        """Every file that was committed, by its checksums."""
+        """Every file that was committed, by its checksums, as far as the ledger is there."""
+        if not (self.path / LEDGER).exists():
+            return {}
         lines = read_lines(self.path / LEDGER, stop=self.end)
         return recorded_files(line.entry for line in lines if line.entry is not None)
 
