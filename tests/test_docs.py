@@ -26,7 +26,7 @@ OTHERS = [document for document in DOCUMENTS if document.name != "README.md"]
 """Those that are followed here; the README has a file of its own."""
 
 NOT_RUN = [("architecture.md", "an illustration"), ("format.md", "an illustration")]
-"""Blocks that nobody runs, and why. Whoever adds one answers for it here."""
+"""Blocks that are not run, and why. A new one must be added here."""
 
 
 def name_of(document: Path) -> str:

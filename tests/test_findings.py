@@ -237,7 +237,7 @@ def test_files_of_other_arrays_and_runs_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_many_changed_files_are_counted(tmp_path: Path) -> None:
-    """And a block that is as it was before more rows were added is told."""
+    """A block file from before more rows were added is called that of an earlier commit."""
     loop, store = Loop(dtype=torch.bfloat16), tmp_path / "run.zarr"
     with Recorder(
         store, loop.optimizer, parameter=loop.weight, memory_bytes=TINY_MEMORY

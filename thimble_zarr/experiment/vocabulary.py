@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from thimble_zarr.errors import CorpusError
@@ -164,10 +165,13 @@ def count_tokens(
 
     Takes what `encode` takes. Nothing of the text is held.
     """
-    n_tokens = tokenizer.get_vocab_size()
+    return _counted(_encoded(tokenizer, text, piece_characters), tokenizer.get_vocab_size())
+
+
+def _counted(parts: Iterable[ArrayLike], n_tokens: int) -> np.ndarray:
     n_occurrences = np.zeros(n_tokens, dtype=np.int64)
-    for encoded in _encoded(tokenizer, text, piece_characters):
-        n_occurrences += np.bincount(encoded, minlength=n_tokens)
+    for ids in parts:
+        n_occurrences += np.bincount(ids, minlength=n_tokens)
     return n_occurrences
 
 
@@ -249,10 +253,9 @@ def label_tokens(
         If the mask cannot be read or is of another vocabulary.
     """
     n_tokens = tokenizer.get_vocab_size()
-    n_occurrences = np.zeros(n_tokens, dtype=np.int64)
-    # NumPy counts a copy in int64.
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        n_occurrences += np.bincount(ids[start : start + _IDS_AT_ONCE], minlength=n_tokens)
+    # In parts, because NumPy counts a copy in int64.
+    parts = (ids[start : start + _IDS_AT_ONCE] for start in range(0, len(ids), _IDS_AT_ONCE))
+    n_occurrences = _counted(parts, n_tokens)
     return label_counted(tokenizer, n_occurrences, mask_file=mask_file)
 
 
