@@ -15,7 +15,7 @@ import click
 import psutil
 
 from benchmarks.processes import Measured, measure
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.store.reader import StoreReader
 
 EARLY_STEP = 200
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorstore
 
 from thimble_zarr import accounting, open_dataset
-from thimble_zarr.analysis.table import COLUMNS
+from thimble_zarr.analysis.audit.table import COLUMNS
 
 N_RANDOM = 37
 

@@ -21,8 +21,8 @@ import psutil
 import torch
 
 from thimble_zarr import Recorder
-from thimble_zarr.format import disk
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.store.files import local as disk
+from thimble_zarr.store.reader import StoreReader
 
 EARLY_STEP = 200
 """Where memory and commits are compared with those at the end."""

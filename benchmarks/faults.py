@@ -17,13 +17,13 @@ import numpy as np
 
 from benchmarks.__main__ import about, python, say
 from benchmarks.processes import measure
-from tests.faults import flip_in_place, rewrite
-from tests.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
+from tests.support.faults import flip_in_place, rewrite
+from tests.support.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from thimble_zarr import accounting, open_dataset
-from thimble_zarr.analysis.accounting import selected
-from thimble_zarr.analysis.findings import Finding, find_causes
-from thimble_zarr.format.bits import storage_dtype
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.analysis.audit.accounting import selected
+from thimble_zarr.analysis.causes.findings import Finding, find_causes
+from thimble_zarr.bits import storage_dtype
+from thimble_zarr.store.reader import StoreReader
 
 SOUND = "nothing"
 NOTHING_FOUND = "no finding"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thimble_zarr import Recorder
 from thimble_zarr.format.overhead import Overhead
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.store.reader import StoreReader
 
 WARM_UP_STEPS = 20
 

@@ -13,8 +13,8 @@ import click
 import pytest
 
 from tests import crashing, power, stores, test_crash, test_power_loss, test_verify
-from tests.runs import record
-from thimble_zarr.format import disk as disk_module
+from tests.support.runs import record
+from thimble_zarr.store.files import local as disk_module
 
 
 def kills(directory: Path, n_kills: int) -> str:

@@ -6,7 +6,7 @@ import click
 import numpy as np
 import torch
 
-from thimble_zarr.format.bits import storage_dtype
+from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.schema import (
     SCALARS,
@@ -15,8 +15,8 @@ from thimble_zarr.format.schema import (
     Schema,
     recorded_variables,
 )
-from thimble_zarr.format.store import StorePath
-from thimble_zarr.format.writer import StoreWriter
+from thimble_zarr.store.reader import StorePath
+from thimble_zarr.store.writer import StoreWriter
 
 _OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)
 _HYPERPARAMETERS = {

@@ -22,8 +22,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from tests.runs import History
-    from tests.zoo import Recorded
+    from tests.support.runs import History
+    from tests.support.zoo import Recorded
     from thimble_zarr.experiment.trainer import TrainingData
 
 # A test run that was started in the background ignores it.
@@ -117,7 +117,7 @@ def default_data(cache: Path) -> "TrainingData":
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, History]":
     """A recorded bfloat16 run of 13 steps, never to be written to, and what really happened."""
-    from tests.runs import record
+    from tests.support.runs import record
 
     path = tmp_path_factory.mktemp("toy") / "run.zarr"
     return path, record(path)
@@ -128,7 +128,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Recorded":
     """A recorded model of several parameters, never to be written to."""
     from torch.optim import AdamW
 
-    from tests.zoo import record_zoo
+    from tests.support.zoo import record_zoo
 
     return record_zoo(tmp_path_factory.mktemp("zoo") / "run.zarr", AdamW)
 

@@ -13,16 +13,25 @@ ROOT = Path(thimble_zarr.__file__).parent
 
 MAY_IMPORT = {
     "errors": set(),
-    "format": {"errors"},
-    "record": {"format", "errors"},
-    "optim": {"format", "errors"},
-    "analysis": {"format", "optim", "errors"},
-    "experiment": {"record", "format", "errors"},
-    "interchange": {"format", "errors"},
-    "integrations": {"record", "format", "errors"},
+    "interrupts": set(),
+    "tuning": set(),
+    "bits": {"errors"},
+    "optim": {"bits", "errors"},
+    "format": {"optim", "bits", "errors"},
+    "store": {"format", "optim", "bits", "errors", "interrupts", "tuning"},
+    "sources": {"store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
+    "record": {"store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
+    "analysis": {"format", "optim", "bits", "errors", "tuning"},
+    "report": {"analysis", "format", "errors"},
+    "experiment": {"record", "store", "format", "errors"},
+    "integrations": {"record", "store", "format", "errors"},
     "__main__": {"cli"},
-    "cli": {"analysis", "errors", "experiment", "format", "interchange", "record", "optim"},
+    "cli": {"analysis", "errors", "experiment", "format", "interrupts", "record", "report"}
+    | {"optim", "sources", "store"},
 }
+
+OPENERS = {"analysis.check": {"sources"}, "analysis.dataset.open": {"sources"}}
+"""Modules of the analysis that open what they read."""
 
 HEAVY = (
     "torch",

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import record
+from tests.support.runs import record
 from thimble_zarr import accounting, open_dataset
-from thimble_zarr.analysis.table import COLUMNS
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.analysis.audit.table import COLUMNS
+from thimble_zarr.store.reader import StoreReader
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("matplotlib")

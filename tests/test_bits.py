@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from thimble_zarr.format.bits import (
+from thimble_zarr.bits import (
     BFLOAT16_RECIPE,
     NATIVE_DTYPES,
     all_finite,

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from tests import crashing, stores
-from tests.runs import TINY_MEMORY, History, Loop, record
+from tests.support.runs import TINY_MEMORY, History, Loop, record
 from thimble_zarr import Recorder
-from thimble_zarr.analysis.accounting import accounting
-from thimble_zarr.analysis.dataset import open_dataset
+from thimble_zarr.analysis.audit.accounting import accounting
+from thimble_zarr.analysis.dataset.open import open_dataset
+from thimble_zarr.bits import decode
 from thimble_zarr.errors import (
     DamagedStoreError,
     NotAStoreError,
@@ -24,13 +25,12 @@ from thimble_zarr.errors import (
     StoreError,
     StoreLockedError,
 )
-from thimble_zarr.format import disk as disk_module
-from thimble_zarr.format.bits import decode
-from thimble_zarr.format.lock import Recording, State
-from thimble_zarr.format.repair import repair
-from thimble_zarr.format.store import StoreReader
-from thimble_zarr.format.verify import verify
-from thimble_zarr.format.writer import StoreWriter
+from thimble_zarr.store.files import local as disk_module
+from thimble_zarr.store.integrity.repair import repair
+from thimble_zarr.store.integrity.verify import verify
+from thimble_zarr.store.lock import Recording, State
+from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.store.writer import StoreWriter
 
 N_KILLS = 20
 """`make soak`: 200."""

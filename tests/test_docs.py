@@ -15,10 +15,10 @@ from benchmarks.__main__ import EARLY_STEP, markdown
 from benchmarks.faults import summary
 from benchmarks.peers import report
 from benchmarks.peers.report import LARGER
-from tests.documents import DOCUMENTS, ROOT, Block, Reader, blocks, follow, prose
+from tests.support.documents import DOCUMENTS, ROOT, Block, Reader, blocks, follow, prose
 from tests.test_architecture import MAY_IMPORT
-from thimble_zarr.analysis.causes import CAUSES
-from thimble_zarr.analysis.findings import AlteredChunk, MislabelledRow, MoreFailures
+from thimble_zarr.analysis.causes.catalogue import CAUSES
+from thimble_zarr.analysis.causes.findings import AlteredChunk, MislabelledRow, MoreFailures
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.trainer import TrainingData
 

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 import thimble_zarr
-from tests.documents import ROOT, blocks
-from tests.runs import Loop, record
-from tests.stores import create, write_run
+from tests.support.documents import ROOT, blocks
+from tests.support.runs import Loop, record
+from tests.support.stores import create, write_run
+from tests.support.zoo import SHAPES, Recorded
 from tests.test_docs import in_code
-from tests.zoo import SHAPES, Recorded
 from thimble_zarr import Recorder, every, windows
-from thimble_zarr.format.repair import repair
 from thimble_zarr.format.schema import Schema
+from thimble_zarr.store.integrity.repair import repair
 
 PAGE = ROOT / "docs/format.md"
 

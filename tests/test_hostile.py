@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from numcodecs import Blosc
 
 import thimble_zarr
-from tests import stores
-from tests.test_verify import everything
-from thimble_zarr.analysis.dataset import open_dataset
+from tests.store.test_verify import everything
+from tests.support import stores
+from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError, ThimbleError
-from thimble_zarr.format import documents
-from thimble_zarr.format.documents import MAX_DEPTH
-from thimble_zarr.format.ledger import seal, unseal
-from thimble_zarr.format.repair import plan_repair, repair
-from thimble_zarr.format.shard import ShardFile, decode_vector
-from thimble_zarr.format.store import StoreReader
-from thimble_zarr.format.verify import verify
+from thimble_zarr.store.files import documents
+from thimble_zarr.store.files.documents import MAX_DEPTH
+from thimble_zarr.store.integrity.repair import plan_repair, repair
+from thimble_zarr.store.integrity.verify import verify
+from thimble_zarr.store.ledger import seal, unseal
+from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.store.shard import ShardFile, decode_vector
 
 MB = 2**20
 
@@ -238,8 +238,8 @@ def test_nothing_outside_of_the_store_is_opened_to_read_it_ahead(
     monkeypatch.setattr(
         ShardFile, "__enter__", lambda shard: opened.append(shard._file) or enter(shard)
     )
-    monkeypatch.setattr("thimble_zarr.format.rows._FEW_CHUNKS", 1)
-    monkeypatch.setattr("thimble_zarr.format.rows.CAN_TELL", True)
+    monkeypatch.setattr("thimble_zarr.store.rows._FEW_CHUNKS", 1)
+    monkeypatch.setattr("thimble_zarr.store.rows.CAN_TELL", True)
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: None, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", "soon", raising=False)
     will_read(StoreReader.open(store))

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-import thimble_zarr.format.disk
 import thimble_zarr.record
-from tests.notebook_file import notebook_tensors, save
-from tests.runs import TINY_MEMORY, Loop, record
+import thimble_zarr.store.files.local
+from tests.support.notebook_file import notebook_tensors, save
+from tests.support.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder
-from thimble_zarr.format.interrupts import interrupts_held
-from thimble_zarr.format.store import StoreReader
-from thimble_zarr.interchange.notebook import import_notebook
+from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.sources.notebook.reader import import_notebook
+from thimble_zarr.store.reader import StoreReader
 
 N_STEPS = 5
 
@@ -37,7 +37,7 @@ TRACED = {
     str(file)
     for file in (
         *Path(thimble_zarr.record.__file__).parent.glob("*.py"),
-        Path(thimble_zarr.format.disk.__file__),
+        Path(thimble_zarr.store.files.local.__file__),
         *Path(concurrent.futures.__file__).parent.glob("*.py"),
         *(Path(module.__file__) for module in (contextlib, signal, threading)),
     )

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests import stores
-from thimble_zarr.analysis.dataset import open_dataset
+from tests.support import stores
+from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, StoreError
 from thimble_zarr.format import documents, ledger
-from thimble_zarr.format import writer as writer_module
-from thimble_zarr.format.ledger import read_lines, seal
 from thimble_zarr.format.schema import Json, Schema, array_path
-from thimble_zarr.format.store import LEDGER, StoreReader
-from thimble_zarr.format.verify import verify
-from thimble_zarr.format.writer import StoreWriter
+from thimble_zarr.store import writer as writer_module
+from thimble_zarr.store.integrity.verify import verify
+from thimble_zarr.store.ledger import read_lines, seal
+from thimble_zarr.store.reader import LEDGER, StoreReader
+from thimble_zarr.store.writer import StoreWriter
 
 MOST_BYTES, MOST_ITEMS = 2**19, 2**14
 """What readers of these tests take: less than they do, so that little is written."""

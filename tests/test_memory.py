@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.peak import linux_only, measured
+from tests.support.peak import linux_only, measured
 from thimble_zarr.format.layout import RowSize, recorder_memory_bytes
 
 MB = 10**6
@@ -18,7 +18,7 @@ pytestmark = linux_only
 
 RECORD = """
 import torch, thimble_zarr
-from tests.runs import Loop
+from tests.support.runs import Loop
 path, n_tokens, memory, early, late = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(1)
 loop = Loop(n_tokens=n_tokens, n_dims=64, n_live=100, lr=1e-3)

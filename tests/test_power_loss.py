@@ -6,10 +6,10 @@ import pytest
 
 from tests import power, stores
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError
-from thimble_zarr.format import disk as disk_module
-from thimble_zarr.format.repair import repair
-from thimble_zarr.format.store import StoreReader
-from thimble_zarr.format.verify import verify
+from thimble_zarr.store.files import local as disk_module
+from thimble_zarr.store.integrity.repair import repair
+from thimble_zarr.store.integrity.verify import verify
+from thimble_zarr.store.reader import StoreReader
 
 EVERY = 23
 """Of some 1300 calls the power is lost after one in so many, with every policy. `make soak`: 1."""
@@ -125,6 +125,6 @@ def test_overwriting_never_mixes_two_stores(
         removed.append(file.name)
         real(file)
 
-    monkeypatch.setattr("thimble_zarr.format.writer.remove_file", remove_file)
+    monkeypatch.setattr("thimble_zarr.store.writer.remove_file", remove_file)
     stores.StoreWriter.create(path, stores.SCHEMA, overwrite=True).release()
     assert removed == ["commit.json"]

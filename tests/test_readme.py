@@ -13,7 +13,7 @@ import pytest
 
 import thimble_zarr
 from benchmarks.__main__ import EARLY_STEP, markdown
-from tests.documents import ROOT, Reader, blocks, follow, recipe, shape
+from tests.support.documents import ROOT, Reader, blocks, follow, recipe, shape
 from thimble_zarr.__main__ import main
 from thimble_zarr.cli.train import DEMO
 from thimble_zarr.experiment.trainer import TrainingData

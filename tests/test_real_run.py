@@ -8,13 +8,13 @@ import tensorstore
 import torch
 import xarray as xr
 
-from tests import oracles
-from tests.runs import threads
+from tests.support import oracles
+from tests.support.runs import threads
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.trainer import Training, TrainingData
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.store.reader import StoreReader
 
 N_STEPS = 17
 

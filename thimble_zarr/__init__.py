@@ -13,9 +13,9 @@ Names are loaded when they are first used, so that importing the package stays c
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes 10 ms
 
 if TYPE_CHECKING:
-    from thimble_zarr.analysis.accounting import accounting
-    from thimble_zarr.analysis.dataset import open_dataset, open_datatree
-    from thimble_zarr.analysis.runs import open_datasets
+    from thimble_zarr.analysis.audit.accounting import accounting
+    from thimble_zarr.analysis.dataset.open import open_dataset, open_datatree
+    from thimble_zarr.analysis.dataset.runs import open_datasets
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
@@ -40,12 +40,12 @@ _HOMES = {
     "Recorder": "thimble_zarr.record.recorder",
     "ThimbleError": "thimble_zarr.errors",
     "TokenLabels": "thimble_zarr.format.schema",
-    "accounting": "thimble_zarr.analysis.accounting",
+    "accounting": "thimble_zarr.analysis.audit.accounting",
     "every": "thimble_zarr.record.schedule",
     "log_spaced": "thimble_zarr.record.schedule",
-    "open_dataset": "thimble_zarr.analysis.dataset",
-    "open_datasets": "thimble_zarr.analysis.runs",
-    "open_datatree": "thimble_zarr.analysis.dataset",
+    "open_dataset": "thimble_zarr.analysis.dataset.open",
+    "open_datasets": "thimble_zarr.analysis.dataset.runs",
+    "open_datatree": "thimble_zarr.analysis.dataset.open",
     "windows": "thimble_zarr.record.schedule",
 }
 

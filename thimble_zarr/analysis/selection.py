@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thimble_zarr.analysis.windows import Selected, Source
+from thimble_zarr.analysis.compute.windows import Selected, Source
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.labels import printable

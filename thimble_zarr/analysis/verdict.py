@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thimble_zarr.analysis.audit import NOT_FINITE
-from thimble_zarr.analysis.findings import Finding
-from thimble_zarr.analysis.table import AnyTable, counts, has_formula
+from thimble_zarr.analysis.audit.audit import NOT_FINITE
+from thimble_zarr.analysis.audit.table import AnyTable, counts, has_formula
+from thimble_zarr.analysis.causes.findings import Finding
 from thimble_zarr.format.reader import Reader
-from thimble_zarr.format.store import StoreReader
+from thimble_zarr.store.reader import StoreReader
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def stopped_of(reader: Reader) -> str:
 def _unended(reader: Reader) -> str:
     """Return that a recording has not ended, and why; nothing if it has."""
     if isinstance(reader, StoreReader) and not reader.commit.complete:
-        from thimble_zarr.format.lock import Recording, State  # which few who read need
+        from thimble_zarr.store.lock import Recording, State  # which few who read need
 
         recording = Recording.of(reader)
         planned = _planned_steps(reader)

@@ -14,8 +14,8 @@ from thimble_zarr.cli.scheduling import computed, scheduling_options
 from thimble_zarr.errors import StoreError, ThimbleError
 
 if TYPE_CHECKING:
-    from thimble_zarr.format.store import StoreReader
-    from thimble_zarr.interchange.notebook import NotebookReader
+    from thimble_zarr.sources.notebook.reader import NotebookReader
+    from thimble_zarr.store.reader import StoreReader
 
 
 class _Rows(click.ParamType[int]):
@@ -125,7 +125,7 @@ def run_check(
 ) -> int:
     """Compute, print and judge; return the exit code."""
     from thimble_zarr.analysis.paths import stores_at
-    from thimble_zarr.interchange.recording import open_recording
+    from thimble_zarr.sources.open import open_recording
 
     if options.get("device") is not None and not options.get("replay", True):
         raise click.UsageError("--device chooses where to replay, and --no-replay turns it off")
@@ -168,7 +168,7 @@ def run_check(
 
 def _check_each(store: Path, opening: Mapping[str, Any], **options: Any) -> Iterator[Checked]:
     """Check the parameters of a run; if one cannot be, say so and let the others be checked."""
-    from thimble_zarr.interchange.recording import open_recording
+    from thimble_zarr.sources.open import open_recording
 
     try:
         readers = open_recording(store, **opening)
@@ -215,10 +215,10 @@ def _check(
 
     With `pandas` the report needs it.
     """
-    from thimble_zarr.analysis.audit import Audit
+    from thimble_zarr.analysis.audit.audit import Audit
+    from thimble_zarr.analysis.compute.variables import missing_inputs
+    from thimble_zarr.analysis.compute.windows import Source
     from thimble_zarr.analysis.selection import select
-    from thimble_zarr.analysis.variables import missing_inputs
-    from thimble_zarr.analysis.windows import Source
 
     selected, subsets = select(Source.of(reader, device), tokens, steps)
     if formula:  # else there is nothing to do without the replay, and an error says why
@@ -229,8 +229,8 @@ def _check(
         if pandas:
             import pandas as _pandas  # noqa: F401
 
-        from thimble_zarr.analysis.findings import find_altered, find_causes
-        from thimble_zarr.analysis.table import tabulated
+        from thimble_zarr.analysis.audit.table import tabulated
+        from thimble_zarr.analysis.causes.findings import find_altered, find_causes
         from thimble_zarr.analysis.verdict import verdict
 
         checked = audit.reduction.selected

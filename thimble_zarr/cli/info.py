@@ -49,7 +49,7 @@ def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
       overhead        what recording took; null where nobody measured it
       attrs           configuration, corpus, tokenizer: what the recorder was given
     """  # noqa: D301  # click wants the character
-    from thimble_zarr.interchange.recording import open_recording
+    from thimble_zarr.sources.open import open_recording
 
     every = open_recording(store)
     readers = open_recording(store, parameters=parameters) if parameters else every
@@ -73,7 +73,7 @@ def _of_parameters(readers: "Sequence[Reader]") -> "dict[str, Json]":
 
 
 def _as_json(store: Path, readers: "Sequence[Reader]") -> dict[str, object]:
-    from thimble_zarr.format.lock import Recording
+    from thimble_zarr.store.lock import Recording
 
     overhead = _overhead(readers[0])
     return {
@@ -90,9 +90,9 @@ def _as_json(store: Path, readers: "Sequence[Reader]") -> dict[str, object]:
 
 
 def _kind(reader: "Reader") -> str:
-    from thimble_zarr.format.lock import Recording
     from thimble_zarr.format.schema import FORMAT_VERSION
-    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.store.lock import Recording
+    from thimble_zarr.store.reader import StoreReader
 
     if not isinstance(reader, StoreReader):
         return "the notebook's file"
@@ -100,7 +100,7 @@ def _kind(reader: "Reader") -> str:
 
 
 def _is_complete(reader: "Reader") -> bool:
-    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.store.reader import StoreReader
 
     return not isinstance(reader, StoreReader) or reader.commit.complete
 
@@ -148,7 +148,7 @@ def _n_skipped(readers: "Sequence[Reader]") -> int:
     """Return how many recorded steps changed none of the parameters."""
     import numpy as np
 
-    from thimble_zarr.analysis.windows import Source
+    from thimble_zarr.analysis.compute.windows import Source
 
     return int(np.logical_and.reduce([Source(reader).skipped for reader in readers]).sum())
 
@@ -177,7 +177,7 @@ def _of_run(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
 
 def _attrs(schema: "Schema") -> "dict[str, Json]":
     """Return what the recorder was given to keep, apart from what is for machines only."""
-    from thimble_zarr.interchange.contents import NOTEBOOK_FILE
+    from thimble_zarr.sources.notebook.contents import NOTEBOOK_FILE
 
     # `config` says the same.
     return {name: value for name, value in schema.attrs.items() if name != NOTEBOOK_FILE}
@@ -238,7 +238,7 @@ def _steps(readers: "Sequence[Reader]") -> str:
 def _overhead(reader: "Reader") -> "Overhead | None":
     """Return what recording the run took, None where nobody measured a step."""
     from thimble_zarr.format.overhead import Overhead
-    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.store.reader import StoreReader
 
     if not isinstance(reader, StoreReader):
         return None
@@ -255,7 +255,7 @@ def _shares(overhead: "Overhead") -> dict[str, float]:
 
 
 def _resumed_after(reader: "Reader") -> list[int]:
-    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.store.reader import StoreReader
 
     return reader.read_resumptions() if isinstance(reader, StoreReader) else []
 

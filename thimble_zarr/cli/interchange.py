@@ -26,9 +26,9 @@ def import_(
     need not import a file to check it, because `check` reads it directly.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.format.writer import check_vacant
-    from thimble_zarr.interchange.notebook import has_narrow_states, import_notebook
-    from thimble_zarr.interchange.recording import open_notebook
+    from thimble_zarr.sources.notebook.reader import has_narrow_states, import_notebook
+    from thimble_zarr.sources.open import open_notebook
+    from thimble_zarr.store.writer import check_vacant
 
     check_vacant(store, overwrite=overwrite)
     labels = open_notebook(file, token_mask=token_mask).read_labels()
@@ -63,8 +63,8 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
     left.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.format.store import StoreReader
-    from thimble_zarr.interchange.notebook import export_notebook
+    from thimble_zarr.sources.notebook.reader import export_notebook
+    from thimble_zarr.store.reader import StoreReader
 
     reader = StoreReader.open(store, parameter)
     with progress("exporting", unit="B", quiet=quiet) as bar:

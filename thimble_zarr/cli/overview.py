@@ -100,7 +100,7 @@ def overview(runs: Sequence[Checked]) -> str:
 
 
 def _line(section: Section) -> tuple[str, ...]:
-    from thimble_zarr.analysis.table import has_formula
+    from thimble_zarr.analysis.audit.table import has_formula
 
     table, found = section.table, section.found
     cosines = "-"

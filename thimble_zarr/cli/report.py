@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from thimble_zarr.analysis.findings import Finding
-    from thimble_zarr.analysis.table import Table
+    from thimble_zarr.analysis.audit.table import Table
+    from thimble_zarr.analysis.causes.findings import Finding
+    from thimble_zarr.analysis.compute.windows import Selected
     from thimble_zarr.analysis.verdict import Verdict
-    from thimble_zarr.analysis.windows import Selected
     from thimble_zarr.format.schema import Schema
 
 DEFAULT_ROWS = 10
@@ -68,7 +68,7 @@ class Section:
     @property
     def not_replayed(self) -> str:
         """What was not recorded that the replay needs; empty where it can be made."""
-        from thimble_zarr.analysis.variables import how_to_record, missing_inputs
+        from thimble_zarr.analysis.compute.variables import how_to_record, missing_inputs
 
         missing = missing_inputs("unexplained", self.schema)
         return how_to_record(missing, self.schema) if missing else ""
@@ -107,7 +107,7 @@ def section_in_words(section: Section, of: str = "") -> str:
 
 def section_as_text(section: Section, n_rows: int) -> str:
     """Return all that was found of a subset, with `n_rows` steps of its table, or one more."""
-    from thimble_zarr.analysis.table import has_formula
+    from thimble_zarr.analysis.audit.table import has_formula
 
     parts = [_title(section)]
     parts += [_as_table(_rows(section), n_rows)] if has_formula(section.table) else []
@@ -164,7 +164,7 @@ def _columns(section: Section) -> dict[str, "np.ndarray"]:
     Of each recurrence these say how many elements differ, how many of them by more than they may,
     and how far.
     """
-    from thimble_zarr.analysis.table import COLUMNS, EXTENDED, has_formula
+    from thimble_zarr.analysis.audit.table import COLUMNS, EXTENDED, has_formula
 
     table = section.table
     columns = {"t": table["step"]}

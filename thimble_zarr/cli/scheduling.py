@@ -31,8 +31,8 @@ from thimble_zarr.errors import ConfigError, ThimbleError
 if TYPE_CHECKING:
     import numpy as np
 
-    from thimble_zarr.analysis.budget import Needs
-    from thimble_zarr.analysis.reduction import Reduction
+    from thimble_zarr.analysis.compute.budget import Needs
+    from thimble_zarr.analysis.compute.reduction import Reduction
     from thimble_zarr.cli.progress import Progress
 
 _FREE_SHARE = 4, 5
@@ -117,7 +117,7 @@ def computed(
     ThimbleError
         If the workers failed.
     """
-    from thimble_zarr.analysis.budget import Needs
+    from thimble_zarr.analysis.compute.budget import Needs
     from thimble_zarr.cli.progress import progress
 
     if scheduler is not None and (workers, memory_bytes) != (None, None):
@@ -182,7 +182,7 @@ class _Tasks:
         return np.concatenate(self._merged, axis=-1)
 
     def _merge_next(self) -> None:
-        from thimble_zarr.analysis.reduction import by_fan_in
+        from thimble_zarr.analysis.compute.reduction import by_fan_in
 
         groups, numbers = by_fan_in(self._waiting.popleft()[1]), []
         while groups:
@@ -196,7 +196,7 @@ class _Tasks:
 
 
 def _as_dask(reduction: "Reduction") -> Any:
-    from thimble_zarr.analysis.lazy import as_dask
+    from thimble_zarr.analysis.dataset.lazy import as_dask
 
     return as_dask(reduction)
 

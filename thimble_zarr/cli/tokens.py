@@ -76,7 +76,7 @@ def tokens(
             read_tokenizer,
             train_tokenizer,
         )
-        from thimble_zarr.format.labels import write_mask
+        from thimble_zarr.store.token_mask import write_mask
 
         counted = read_corpus(corpus)
         sources = [read_corpus(file) for file in train_on]

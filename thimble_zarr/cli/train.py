@@ -182,7 +182,7 @@ def run_training(
     """Plan, train, validate and sum up."""
     _say_what_is_done(f"Training to step {config.steps:,}, recording into {store}", quiet=quiet)
     from thimble_zarr.experiment.plan import plan_run
-    from thimble_zarr.format.writer import check_vacant
+    from thimble_zarr.store.writer import check_vacant
 
     def say(text: str = "") -> None:
         if not quiet:
@@ -288,8 +288,8 @@ class _ProgressBar:
 
 def _next_command(store: Path) -> str:
     """Return what can be done with what was recorded."""
-    from thimble_zarr.analysis.variables import missing_inputs
-    from thimble_zarr.format.store import StoreReader
+    from thimble_zarr.analysis.compute.variables import missing_inputs
+    from thimble_zarr.store.reader import StoreReader
 
     schema = StoreReader.open(store).schema
     if missing_inputs("adam_residual", schema):
@@ -299,8 +299,8 @@ def _next_command(store: Path) -> str:
 
 def render_validation(store: Path) -> str:
     """Return the original notebook's quick validation: ratio and cosine over all tokens."""
-    from thimble_zarr.analysis.accounting import accounting, selected
-    from thimble_zarr.analysis.dataset import open_dataset
+    from thimble_zarr.analysis.audit.accounting import accounting, selected
+    from thimble_zarr.analysis.dataset.open import open_dataset
 
     ds = open_dataset(store)
     checkable = ds.step.values[selected(ds).is_checkable].tolist()

@@ -13,7 +13,7 @@ from thimble_zarr.cli.options import QUIET, STORE
 from thimble_zarr.format.layout import human_bytes
 
 if TYPE_CHECKING:
-    from thimble_zarr.format.verify import Finding, Verified
+    from thimble_zarr.store.integrity.verify import Finding, Verified
 
 
 @click.command()
@@ -64,8 +64,8 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
     as it is, and STORE stays DAMAGED: `check` may name the value, and a copy has the file.
     Exit code 0 if STORE is sound (with --apply: after it), 1 if it is not.
     """
-    from thimble_zarr.format.repair import plan_repair
-    from thimble_zarr.format.repair import repair as repair_store
+    from thimble_zarr.store.integrity.repair import plan_repair
+    from thimble_zarr.store.integrity.repair import repair as repair_store
 
     plan = repair_store(store) if is_applied else plan_repair(store)
     for line in (*plan.steps, *plan.left):
@@ -92,7 +92,7 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
 
 def _verified(store: Path, *, quiet: bool) -> "Verified":
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.format.verify import verify as verify_store
+    from thimble_zarr.store.integrity.verify import verify as verify_store
 
     with progress("verifying", unit="B", quiet=quiet) as bar:
         return verify_store(store, bar.reach)
@@ -117,7 +117,7 @@ def _line(finding: "Finding") -> str:
 
 
 def _verdict(verified: "Verified", store: Path) -> str:
-    from thimble_zarr.format.lock import why_empty
+    from thimble_zarr.store.lock import why_empty
 
     if verified.is_sound and not verified.n_rows:
         return f"Nothing is committed yet, and so nothing is compared: {why_empty(verified.path)}."

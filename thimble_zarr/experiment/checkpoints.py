@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from thimble_zarr.errors import ResumeError, StoreError
-from thimble_zarr.format.disk import PARTIAL, Disk, remove_files
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.format.store import StorePath
+from thimble_zarr.store.files.local import PARTIAL, Disk, remove_files
+from thimble_zarr.store.reader import StorePath
 
 MAX_SHARE = 0.005
 """Share of a run's time that taking checkpoints may have."""

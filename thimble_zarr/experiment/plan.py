@@ -7,14 +7,14 @@ from pathlib import Path
 
 import psutil
 
+from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
-from thimble_zarr.format.bits import storage_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
 from thimble_zarr.format.schema import SCALARS
-from thimble_zarr.format.store import StorePath, StoreReader, is_begun
 from thimble_zarr.record.schedule import count_rows
+from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
 
 NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
 """Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""

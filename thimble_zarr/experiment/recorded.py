@@ -8,10 +8,10 @@ from typing import Self
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import AUTO, TrainingConfig
-from thimble_zarr.format.lock import WriterLock
-from thimble_zarr.format.resumption import check_has_every_step
 from thimble_zarr.format.schema import Json
-from thimble_zarr.format.store import StorePath, StoreReader, is_begun, read_declared
+from thimble_zarr.store.lock import WriterLock
+from thimble_zarr.store.reader import StorePath, StoreReader, is_begun, read_declared
+from thimble_zarr.store.resume import check_has_every_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.vocabulary import encode, label_tokens, read_tokenizer
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.schema import Json, TokenLabels
-from thimble_zarr.format.store import StorePath
 from thimble_zarr.record.recorder import Recorder
+from thimble_zarr.store.reader import StorePath
 
 PARAMETER = "transformer.wte.weight"
 

@@ -19,8 +19,9 @@ from thimble_zarr.experiment.corpus import (
     stdlib_sources,
     write_cache,
 )
-from thimble_zarr.format.labels import printable, read_mask
+from thimble_zarr.format.labels import printable
 from thimble_zarr.format.schema import TokenLabels
+from thimble_zarr.store.token_mask import read_mask
 
 PIECE_CHARACTERS = 2**14
 """Encoding 16 such pieces at once takes some 20 MB."""

@@ -1,18 +1,6 @@
-"""What is known of tokens, outside a store: their texts as people read them, and the token mask.
-
-The mask is a safetensors file that says which tokens are live and which are dead. The second
-notebook reads its `dead_mask`. Our own masks have `live_mask` beside it.
-"""
+"""Texts of tokens, as people read them."""
 
 import re
-from pathlib import Path
-
-import numpy as np
-import safetensors
-import safetensors.numpy
-
-from thimble_zarr.errors import CorpusError
-from thimble_zarr.format.schema import TokenLabels
 
 _UNPRINTABLE = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\udc80-\udcff]")
 """Control characters but for tab and line ends, and bytes that are no text (`surrogateescape`)."""
@@ -33,68 +21,3 @@ def printable(text: str) -> str:
 
 def _in_brackets(character: re.Match[str]) -> str:
     return "".join(f"<0x{byte:02X}>" for byte in character[0].encode(errors="surrogateescape"))
-
-
-def write_mask(file: Path, labels: TokenLabels) -> None:
-    """Write `live_mask` and `dead_mask` as the notebook kept them, bool, shape `(token,)`.
-
-    Parameters
-    ----------
-    file
-        Safetensors file to write.
-    labels
-        Labels that know live tokens.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
-    assert labels.live is not None
-    masks = {"live_mask": labels.live, "dead_mask": ~labels.live}
-    file.write_bytes(safetensors.numpy.save(masks))
-
-
-def read_mask(file: Path, n_tokens: int) -> np.ndarray:
-    """Read which tokens are live, from `live_mask`, or from `dead_mask` where there is no other.
-
-    Parameters
-    ----------
-    file
-        Safetensors file of masks.
-    n_tokens
-        Tokens of the vocabulary.
-
-    Returns
-    -------
-    numpy.ndarray
-        Whether each token is live: bool, shape `(token,)`.
-
-    Raises
-    ------
-    CorpusError
-        If the mask cannot be read or is of another vocabulary.
-    """
-    try:
-        with safetensors.safe_open(file, "np") as tensors:
-            names = list(tensors.keys())
-            masks = {
-                name: tensors.get_tensor(name).astype(bool)
-                for name in ("live_mask", "dead_mask")
-                if name in names
-            }
-    except (OSError, TypeError, safetensors.SafetensorError) as error:
-        raise CorpusError(f"cannot read the token mask {file}: {error}") from error
-    if not masks:
-        raise CorpusError(
-            f"the token mask {file} has neither live_mask nor dead_mask, only {', '.join(names)}"
-        )
-    live: np.ndarray = masks["live_mask"] if "live_mask" in masks else ~masks["dead_mask"]
-    if "dead_mask" in masks and not np.array_equal(live, ~masks["dead_mask"]):
-        raise CorpusError(f"the token mask {file}: some tokens are both live and dead, or neither")
-    if live.shape != (n_tokens,):
-        raise CorpusError(
-            f"the token mask {file} has shape {live.shape}, but the vocabulary has {n_tokens:,} "
-            "tokens; use the mask of this tokenizer"
-        )
-    return live

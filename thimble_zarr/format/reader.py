@@ -10,7 +10,7 @@ import numpy as np
 
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema, TokenLabels
-from thimble_zarr.format.shard import Checksums
+from thimble_zarr.store.shard import Checksums
 
 
 @dataclass(frozen=True)

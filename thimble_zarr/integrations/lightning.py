@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from thimble_zarr.errors import ConfigError
-from thimble_zarr.format.store import StorePath
 from thimble_zarr.integrations.unwrapping import unwrapped
 from thimble_zarr.record.ending import close_after
 from thimble_zarr.record.parameters import Parameters
 from thimble_zarr.record.recorder import Recorder
+from thimble_zarr.store.reader import StorePath
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

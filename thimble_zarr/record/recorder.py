@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreError
-from thimble_zarr.format.interrupts import interrupts_held
 from thimble_zarr.format.layout import (
     DEFAULT_MEMORY_BYTES,
     MAX_BUFFERS,
@@ -38,8 +37,7 @@ from thimble_zarr.format.schema import (
     array_path,
     row_size,
 )
-from thimble_zarr.format.store import StorePath, StoreReader, is_begun
-from thimble_zarr.format.writer import StoreWriter
+from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.capture import (
     check_optimizer,
     check_unchanged,
@@ -49,6 +47,7 @@ from thimble_zarr.record.capture import (
     optimizer_step,
     state_tensors,
 )
+from thimble_zarr.record.committer import BlockWriter
 from thimble_zarr.record.declaration import declare
 from thimble_zarr.record.ending import close_after, close_at_exit, is_closed
 from thimble_zarr.record.parameters import (
@@ -59,10 +58,11 @@ from thimble_zarr.record.parameters import (
     choose_parameters,
     choose_rows,
 )
-from thimble_zarr.record.resuming import Kept, check_beginning, check_state, read_kept
+from thimble_zarr.record.resume import Kept, check_beginning, check_state, read_kept
 from thimble_zarr.record.schedule import RowChoice, as_schedule
 from thimble_zarr.record.turns import Turns, in_turn, in_turn_or_later
-from thimble_zarr.record.writer import BlockWriter
+from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
+from thimble_zarr.store.writer import StoreWriter
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from thimble_zarr.errors import RecordingError
-from thimble_zarr.format.interrupts import interrupts_held
+from thimble_zarr.interrupts import interrupts_held
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,0 +1,144 @@
+"""Files are there whole or not at all, and the caller waits for the disk once."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from thimble_zarr.format.overhead import Stopwatch
+from thimble_zarr.store.files import local as disk_module
+from thimble_zarr.store.files.local import Disk
+
+
+@pytest.fixture
+def stopwatch() -> Stopwatch:
+    return Stopwatch()
+
+
+@pytest.fixture
+def disk(stopwatch: Stopwatch) -> Iterator[Disk]:
+    disk = Disk(stopwatch)
+    yield disk
+    disk.close()
+
+
+def test_files_are_replaced_whole(disk: Disk, stopwatch: Stopwatch, tmp_path: Path) -> None:
+    file = tmp_path / "a/b/file"
+    assert disk.write(file, iter([b"one", b"", b"two"])) == 6
+    disk.sync([file.parent])
+    assert disk.write(file, [b"three"]) == 5
+    disk.sync([file.parent])
+    assert file.read_bytes() == b"three"
+    assert list(file.parent.iterdir()) == [file]
+    spent = stopwatch.lap()
+    assert min(spent.encode_s, spent.write_s, spent.sync_s) > 0
+
+
+def test_the_caller_goes_on_while_the_disk_is_slow(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        assert synced.wait(timeout=60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        disk.write(file, [b"content"])
+    assert not any(file.exists() for file in files)
+    synced.set()
+    disk.sync([tmp_path])
+    assert all(file.read_bytes() == b"content" for file in files)
+
+
+def test_a_slow_disk_does_not_keep_all_files_open(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit of a hundred parameters has more files than a process may open by default."""
+    opened, closed, n_open = os.open, os.close, [0]
+
+    def counted(*args: object) -> int:
+        descriptor = opened(*args)
+        descriptors.add(descriptor)
+        n_open.append(len(descriptors))
+        return descriptor
+
+    def close(descriptor: int) -> None:
+        descriptors.discard(descriptor)
+        closed(descriptor)
+
+    descriptors: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: threading.Event().wait(0.01))
+    monkeypatch.setattr(os, "open", counted)
+    monkeypatch.setattr(os, "close", close)
+    files = [tmp_path / str(index) for index in range(200)]
+    for file in files:
+        disk.write(file, [b"content"])
+    disk.sync([tmp_path])
+    assert 16 < max(n_open) < 80
+    assert all(file.read_bytes() == b"content" for file in files)
+
+
+def test_a_disk_that_fails_meanwhile_is_an_error_of_a_later_write(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError("No space left")
+
+    def write_many() -> None:
+        for index in range(200):
+            disk.write(tmp_path / str(index), [b"content"])
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_many()
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        disk.sync([tmp_path])
+    assert not [file for file in tmp_path.iterdir() if file.suffix != ".partial"]
+
+
+def test_directories_are_synced_after_every_rename(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def sync_directory(directory: Path) -> None:
+        seen.append(sorted(file.name for file in directory.iterdir()))
+
+    monkeypatch.setattr(disk_module, "sync_directory", sync_directory)
+    for name in "abc":
+        disk.write(tmp_path / name, [b"content"])
+    disk.sync([tmp_path, tmp_path])
+    assert seen == [["a", "b", "c"]]
+
+
+def test_a_disk_that_fails_is_an_error_of_sync(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError("No space left")
+
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    disk.write(tmp_path / "file", [b"new"])
+    with pytest.raises(OSError, match="No space left"):
+        disk.sync([tmp_path])
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_what_cannot_be_encoded_replaces_nothing(disk: Disk, tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"new"
+        raise ValueError("cannot encode")
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(ValueError, match="cannot encode"):
+        disk.write(tmp_path / "file", parts())
+    disk.sync([tmp_path])
+    assert (tmp_path / "file").read_bytes() == b"old"

@@ -1,0 +1,317 @@
+"""What an accounting compares and counts: which elements, and of each step of them which numbers.
+
+The formula and the replay of some elements, summed up by step. Changes of 16-bit weights are
+compared in float32, which is finer than they by 13 bits or more, all others in float64. Sums over
+tokens are float64, so cosines stay within [-1, 1]. NumPy is all that this needs, and torch for the
+replay; `analysis.accounting` makes a table of the numbers.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
+from thimble_zarr.analysis.compute.replayed import (
+    compare,
+    not_exact_because,
+    recurrences,
+    replay_device,
+    replayed,
+)
+from thimble_zarr.analysis.compute.variables import (
+    adam_decay,
+    adam_update,
+    decays,
+    formula_inputs,
+    how_to_record,
+    missing_inputs,
+    replay_inputs,
+    rounding_bound,
+    ulp,
+)
+from thimble_zarr.analysis.compute.windows import Selected, Window
+from thimble_zarr.bits import all_finite, decode, storage_dtype
+from thimble_zarr.errors import ConfigError, SelectionError
+from thimble_zarr.format.indexing import as_range
+from thimble_zarr.format.schema import Schema
+
+NOT_FINITE = "n_not_finite"
+
+OF_FORMULA = ("predicted", "observed", "difference", "product", NOT_FINITE)
+"""Numbers of each step: sums of squares, the sum of products, and a count."""
+
+OF_MOVES = ("n_moved", "n_stalled", "displacement")
+
+OF_REPLAY = {
+    "n_different": np.add,
+    "n_beyond": np.add,
+    "max_ulp": np.maximum,
+    "first": np.minimum,
+}
+"""Numbers of each step and recurrence, and how those of two parts become those of both."""
+
+
+def check_inputs(schema: Schema, *, formula: bool = True, replay: bool) -> None:
+    """Raise SelectionError unless what the formula, or the replay, needs was recorded."""
+    missing = missing_inputs("adam_residual", schema)
+    if missing:
+        raise SelectionError(
+            "neither AdamW's formula nor the replay can be checked: "
+            f"{how_to_record(missing, schema)}"
+        )
+    missing = missing_inputs("unexplained", schema)
+    if replay and missing:
+        alone = (
+            "with replay=False (--no-replay)" if formula else "without formula=False (--no-formula)"
+        )
+        raise SelectionError(
+            f"the steps cannot be replayed: {how_to_record(missing, schema)}. The formula alone "
+            f"can be checked, {alone}"
+        )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is compared. Made by `of`.
+
+    Attributes
+    ----------
+    reduction
+        The numbers of each step, for each class of tokens: of those that are in the same subsets.
+    tally
+        Which numbers they are.
+    subsets
+        By name, which classes each subset has, bool. None where it is all that is selected.
+    attrs
+        What the numbers depend on besides.
+    """
+
+    reduction: Reduction
+    tally: "Tally"
+    subsets: Mapping[str, np.ndarray] | None
+    attrs: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        selected: Selected,
+        *,
+        formula: bool = True,
+        replay: bool = True,
+        extended: bool = False,
+        subsets: Mapping[str, np.ndarray] | None = None,
+    ) -> "Audit":
+        """Return the audit of a selection, of those of its steps that can be checked.
+
+        Parameters
+        ----------
+        selected
+            The elements.
+        formula, replay, extended, subsets
+            As `analysis.accounting.accounting` takes them.
+
+        Raises
+        ------
+        ConfigError
+            If neither formula nor replay is asked for, or more columns without the formula.
+        SelectionError
+            If nothing is selected that can be checked, or a variable that is needed was not
+            recorded.
+        """
+        if not formula and (extended or not replay):
+            raise ConfigError(
+                "extended columns are of the formula's table, and formula=False leaves it out"
+                if replay
+                else "nothing is left to check with formula=False and replay=False"
+            )
+        source = selected.source
+        schema = source.reader.schema
+        check_inputs(schema, formula=formula, replay=replay)
+        checkable = selected.is_checkable
+        if not checkable.all():
+            selected = replace(selected, rows=as_range(np.asarray(selected.rows)[checkable]))
+        if 0 in (len(selected.rows), len(selected.tokens), len(selected.dims)):
+            raise SelectionError(
+                "nothing is selected that can be checked: an accounting needs at least one token "
+                "and one step whose row before was recorded, and of this selection there are "
+                f"{len(selected.rows):,} such steps, {len(selected.tokens):,} "
+                f"{schema.row_name}s and {len(selected.dims):,} dims"
+            )
+        attrs = {"dtype": schema.dtypes["W"]}
+        if replay:
+            attrs["device"] = replay_device(source)
+            attrs["not_exact_because"] = not_exact_because(source)
+        tally = Tally(
+            recurrences(schema) if replay else (),
+            exact=not attrs.get("not_exact_because"),
+            extended=extended,
+            formula=formula,
+        )
+        narrow = storage_dtype(schema.dtypes["W"]).itemsize == 2
+        statistics = Statistics(
+            tally,
+            tally.combine,
+            np.float32 if narrow else np.float64,
+            replay_inputs(schema) if replay else formula_inputs(schema),
+            cached=not replay,
+        )
+        if subsets is None:
+            return cls(Reduction(selected, statistics), tally, None, attrs)
+        members, classes = _classes(selected.ids, subsets)
+        of_subsets = dict(zip(subsets, members, strict=True))
+        return cls(Reduction(selected, statistics, classes), tally, of_subsets, attrs)
+
+
+def _classes(
+    tokens: np.ndarray, subsets: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sort tokens by the subsets they are in, so that none is gone through twice.
+
+    Returns
+    -------
+    numpy.ndarray
+        Whether a subset has a class, bool, shape `(subset, class)`.
+    numpy.ndarray
+        The class of each token. No subset has that of tokens that are in none.
+    """
+    for name, ids in subsets.items():
+        if len(unknown := np.setdiff1d(ids, tokens)):
+            raise SelectionError(f"subset {name} has tokens that are not selected: {unknown[0]}")
+        if len(ids) == 0:
+            raise SelectionError(f"subset {name} is empty")
+    of_token = np.stack([np.isin(tokens, ids) for ids in subsets.values()])
+    members, classes = np.unique(of_token, axis=1, return_inverse=True)
+    return members, classes.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Computes the numbers of a part of a window.
+
+    They are those of `names`, then `OF_REPLAY` for each recurrence.
+    """
+
+    recurrences: tuple[str, ...]
+    exact: bool
+    extended: bool
+    formula: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The numbers that are of the weights alone."""
+        judged = "unexplained" if self.recurrences else "n_beyond_rounding"
+        of_formula = *OF_FORMULA, *(OF_MOVES if self.extended else ())
+        return *(of_formula if self.formula else (NOT_FINITE,)), judged
+
+    @property
+    def combine(self) -> tuple[np.ufunc, ...]:
+        """How the numbers of two parts become those of both, by number."""
+        of_replay = tuple(OF_REPLAY.values()) * len(self.recurrences)
+        return (np.add,) * len(self.names) + of_replay
+
+    def __call__(self, part: Window) -> Iterator[np.ndarray]:
+        """Yield the numbers of a part, an array each, by step."""
+        if self.formula:
+            yield from self._of_formula(part)
+        else:
+            yield _n_not_finite(part)
+        if self.recurrences:
+            yield from _of_replay(part, exact=self.exact)
+
+    def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
+        previous, current = part.previous("W"), part.current("W")
+        memory = part.memory("update"), part.memory("term")
+        update = adam_update(part, out=memory)
+        predicted = update
+        if part.of_rows(decays):
+            predicted = adam_decay(part)
+            predicted += update
+        observed = np.subtract(current, previous, out=part.memory("observed"))
+        sums = [_dot(predicted, predicted), _dot(observed, observed)]
+        beyond = _beyond_float32(sums[0], predicted) or _beyond_float32(sums[1], observed)
+        product = _dot(predicted, observed)
+        moves = list(_of_moves(part, observed, predicted)) if self.extended else []
+        difference = np.subtract(observed, predicted, out=observed)  # which is not needed any more
+        sums += [_dot(difference, difference), product]
+        beyond = beyond or _beyond_float32(sums[2], difference)
+        if beyond and part.dtype != np.float64:
+            yield from self._of_formula(part.in_float64())
+            return
+        yield from sums
+        yield _NONE if np.isfinite(sums[2]).all() else _count(~np.isfinite(difference))
+        yield from moves
+        if not self.recurrences:
+            bound = rounding_bound(part, update, out=memory)
+            explained = np.abs(difference, out=difference) <= bound  # NaN is not explained
+            yield _NONE if explained.all() else _count(~explained)
+
+
+_NONE = np.zeros(1)
+
+
+def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the sum of products of each step, float64 but for the products of one token.
+
+    So it does not depend on which tokens are added together first.
+    """
+    sums: np.ndarray = np.vecdot(left, right).sum(axis=1, dtype=np.float64)
+    return sums
+
+
+def _beyond_float32(squares: np.ndarray, values: np.ndarray) -> bool:
+    """Return whether squares of float32 values overflowed, or may have underflowed."""
+    suspect = ~((squares > _LEAST_SQUARE) & (squares < np.inf))
+    if not suspect.any():
+        return False
+    values = values[suspect]
+    return bool(values.max() > 0 or values.min() < 0)  # `any` takes several times as long
+
+
+_LEAST_SQUARE = 1e-25
+"""Sums of squares below are computed in float64: some squares may be no float32 number."""
+
+
+def _count(elements: np.ndarray) -> np.ndarray:
+    counts: np.ndarray = np.count_nonzero(elements, axis=(1, 2))
+    return counts
+
+
+def _n_not_finite(part: Window) -> np.ndarray:
+    """Count the weights that are not finite; from one that is not, no step leads to one that is."""
+    if all_finite(part.bits("W")):
+        return _NONE
+    return _count(~np.isfinite(part.current("W")))
+
+
+def _of_moves(part: Window, observed: np.ndarray, predicted: np.ndarray) -> Iterator[np.ndarray]:
+    moved = observed != 0
+    yield _count(moved)
+    yield _count(~moved & (predicted != 0))
+    yield np.abs(observed / ulp(part)).sum(axis=(1, 2))
+
+
+def _of_replay(part: Window, *, exact: bool) -> Iterator[np.ndarray]:
+    after = replayed(part)
+    comparisons = compare(part, after, exact=exact)
+    differs = comparisons["W"].differs
+    if not differs.any():
+        yield _NONE
+    else:
+        native = part.source.reader.schema.dtypes["W"]
+        replay = decode(after["W"], native, np.float64)
+        unexplained = np.where(differs, part.current("W") - replay, 0.0)
+        yield _dot(unexplained, unexplained)
+    for comparison in comparisons.values():
+        if not comparison.differs.any():
+            yield from (_NONE, _NONE, _NONE, _NOWHERE)
+            continue
+        yield _count(comparison.differs)
+        yield _count(comparison.beyond)
+        yield comparison.distance.max(axis=(1, 2))
+        beyond = comparison.beyond.any(axis=(1, 2), keepdims=True)
+        wrong = np.where(beyond, comparison.beyond, comparison.differs)
+        yield np.where(wrong, part.positions, np.inf).min(axis=(1, 2))
+
+
+_NOWHERE = np.full(1, np.inf)

@@ -1,0 +1,134 @@
+"""The numbers of an audit as a table: columns by step.
+
+NumPy is all that this needs, so that the command line need not wait for xarray to be imported;
+`analysis.accounting` makes a dataset of it.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from thimble_zarr.analysis.audit.audit import NOT_FINITE, OF_REPLAY, Audit, Tally
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+COLUMNS = ("norm_predicted", "norm_observed", "norm_difference", "cosine_similarity", "ratio")
+"""What the original notebook tabulates."""
+
+EXTENDED = ("share_stalled", "share_moved", "mean_displacement_ulp", "norm_unexplained")
+"""What is tabulated besides; the last only with the replay."""
+
+DIMS = ("step", "recurrence")
+"""The labels of a table, and the axes of its columns."""
+
+
+class Table(dict[str, np.ndarray]):
+    """What `analysis.accounting.accounting` returns, as arrays by name.
+
+    Parameters
+    ----------
+    columns
+        The columns, of shape `(step,)` or `(step, recurrence)`; `n_elements`, a number; and the
+        labels of both axes, under the names `DIMS`.
+    attrs
+        What they depend on besides.
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray], attrs: Mapping[str, str]) -> None:
+        super().__init__(columns)
+        self.attrs = dict(attrs)
+
+
+AnyTable: TypeAlias = "Table | xr.Dataset"
+"""A table, or the dataset that was made of it: both have columns by name, and attributes."""
+
+
+def counts(table: AnyTable, name: str) -> np.ndarray:
+    """Return counts, int64; zero at steps that are not there, as of the shorter of two runs."""
+    values: np.ndarray = np.nan_to_num(np.asarray(table[name])).astype(np.int64)
+    return values
+
+
+def has_formula(table: AnyTable) -> bool:
+    """Return whether a table has the columns of AdamW's formula."""
+    return COLUMNS[0] in table
+
+
+def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
+    """Return the tables of an audit: one for each subset, or one of all that is selected.
+
+    Parameters
+    ----------
+    audit
+        What was compared.
+    numbers
+        What its reduction gave, shape `(class, number, step)`.
+    """
+    reduction = audit.reduction
+    selected, classes = reduction.selected, reduction.classes
+    source, n_dims = selected.source, len(selected.dims)
+    labels = {"step": selected.steps}
+    if audit.tally.recurrences:
+        labels["recurrence"] = np.array(audit.tally.recurrences)
+    skipped = source.skipped[np.asarray(selected.rows)].astype(np.int64)
+
+    def table(of_classes: np.ndarray, n_tokens: int) -> Table:
+        parts = (numbers[index : index + 1] for index in np.flatnonzero(of_classes))
+        (merged,) = reduction.statistics.merge(*parts)
+        columns = _columns(
+            audit.tally,
+            merged,
+            n_elements=n_dims * n_tokens,
+            n_dims=source.reader.schema.n_dims,
+        )
+        return Table(labels | columns | {"skipped": skipped}, audit.attrs)
+
+    if audit.subsets is None or classes is None:
+        return [table(np.ones(1, bool), len(selected.tokens))]
+    return [table(members, int(members[classes].sum())) for members in audit.subsets.values()]
+
+
+def _columns(
+    tally: Tally, numbers: np.ndarray, *, n_elements: int, n_dims: int
+) -> dict[str, np.ndarray]:
+    """Return the columns that follow from the numbers of a subset, shape `(number, step)`."""
+    by_name = dict(zip(tally.names, numbers, strict=False))
+    columns = _formula_columns(by_name) if tally.formula else {}
+    columns[NOT_FINITE] = by_name[NOT_FINITE].astype(np.int64)
+    if tally.extended:
+        columns["share_moved"] = by_name["n_moved"] / n_elements
+        columns["share_stalled"] = by_name["n_stalled"] / n_elements
+        columns["mean_displacement_ulp"] = by_name["displacement"] / n_elements
+    columns["n_elements"] = np.array(n_elements)
+    if not tally.recurrences:
+        return columns | {"n_beyond_rounding": by_name["n_beyond_rounding"].astype(np.int64)}
+    columns["norm_unexplained"] = np.sqrt(by_name["unexplained"])
+    of_replay = numbers[len(tally.names) :].reshape(len(tally.recurrences), len(OF_REPLAY), -1)
+    return columns | _replay_columns(of_replay, n_dims)
+
+
+def _formula_columns(by_name: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return `COLUMNS`, each of shape `(step,)`."""
+    norm_predicted, norm_observed = np.sqrt(by_name["predicted"]), np.sqrt(by_name["observed"])
+    norm_difference = np.sqrt(by_name["difference"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine_similarity = by_name["product"] / (norm_predicted * norm_observed)
+        ratio = norm_predicted / norm_observed
+    columns = norm_predicted, norm_observed, norm_difference, cosine_similarity, ratio
+    return dict(zip(COLUMNS, columns, strict=True))
+
+
+def _replay_columns(numbers: np.ndarray, n_dims: int) -> dict[str, np.ndarray]:
+    """Return the columns of shape `(step, recurrence)`."""
+    by_name = dict(zip(OF_REPLAY, numbers.transpose(1, 2, 0), strict=True))
+    first = by_name["first"]
+    position = np.where(np.isfinite(first), first, 0).astype(np.int64)
+    return {
+        "n_different": by_name["n_different"].astype(np.int64),
+        "n_beyond": by_name["n_beyond"].astype(np.int64),
+        "max_ulp": by_name["max_ulp"].copy(),  # a view would hold all the numbers
+        "first_token": np.where(np.isfinite(first), position // n_dims, -1),
+        "first_dim": np.where(np.isfinite(first), position % n_dims, -1),
+    }

@@ -1,0 +1,1 @@
+"""Why rows do not follow from the rows before."""

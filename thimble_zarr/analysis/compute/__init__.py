@@ -1,0 +1,1 @@
+"""The engine: windows of a recording, computed in pieces that fit the memory."""

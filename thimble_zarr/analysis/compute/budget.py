@@ -1,0 +1,146 @@
+"""How much memory an accounting takes, and so how many of its tasks may run side by side.
+
+Integer arithmetic in bytes, from shapes alone. A task holds a window (`analysis.windows`), what the
+replay of one of its rows takes, temporaries of one part, and the few numbers a step that are its
+result. None of it grows with the steps of a run; its table does.
+"""
+
+from dataclasses import dataclass
+
+from thimble_zarr.analysis.compute.reduction import FAN_IN, Reduction, reduction_steps
+from thimble_zarr.analysis.compute.windows import PART_BYTES, window_rows, window_tokens
+from thimble_zarr.bits import storage_dtype
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.format.schema import Schema
+
+STEP_BYTES = 768
+"""What the table takes a step while it is made; about 250 of them are the table itself."""
+
+_PART_ARRAYS = 32
+"""Arrays of a part that exist at once: inputs, both sides of each comparison, temporaries."""
+
+_STEP_TENSORS = 8
+"""Tensors of a row, in the dtype of the weights, that torch's program makes for itself."""
+
+_STEP_NUMBERS = 32
+"""Numbers a step that a task returns for each class of tokens."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an accounting takes, in bytes.
+
+    Attributes
+    ----------
+    task_bytes
+        A task while it runs, and results that wait to be combined.
+    table_bytes
+        The table, with all it is made of, and what else grows with steps.
+    n_tasks
+        Tasks there are.
+    """
+
+    task_bytes: int
+    table_bytes: int
+    n_tasks: int = 1
+
+    @classmethod
+    def of(cls, reduction: Reduction, *, replay: bool) -> "Needs":
+        """Return what the reduction of an audit takes."""
+        rows, tokens = reduction.selected.rows, reduction.selected.tokens
+        schema, n_classes = reduction.selected.source.reader.schema, reduction.n_classes
+        return cls(
+            task_bytes=task_bytes(
+                schema,
+                n_rows=len(rows),
+                n_tokens=len(tokens),
+                n_classes=n_classes,
+                replay=replay,
+            ),
+            table_bytes=table_bytes(len(rows), n_classes)
+            + (checksum_bytes(schema, len(rows)) if replay else 0),
+            n_tasks=reduction.n_parts,
+        )
+
+    def n_at_once(self, memory_bytes: int, held_bytes: int, most: int) -> int:
+        """Return how many tasks may run at once.
+
+        Parameters
+        ----------
+        memory_bytes
+            What the process may take in all.
+        held_bytes
+            What it takes already.
+        most
+            At most so many.
+
+        Raises
+        ------
+        ConfigError
+            If not even one task fits.
+        """
+        least = held_bytes + self.table_bytes + self.task_bytes
+        if memory_bytes < least:
+            raise ConfigError(
+                f"the check needs at least {human_bytes(least)} of memory and may use only "
+                f"{human_bytes(memory_bytes)}: Python and its libraries take "
+                f"{human_bytes(held_bytes)}, the table {human_bytes(self.table_bytes)}, and "
+                f"computing it {human_bytes(self.task_bytes)}"
+            )
+        room = memory_bytes - held_bytes - self.table_bytes
+        return min(most, room // self.task_bytes)
+
+
+def task_bytes(
+    schema: Schema, *, n_rows: int, n_tokens: int, n_classes: int = 1, replay: bool = True
+) -> int:
+    """Return what one running task of an accounting takes at most.
+
+    Parameters
+    ----------
+    schema
+        Of the recording.
+    n_rows, n_tokens
+        What is selected.
+    n_classes
+        Classes of tokens that are counted apart.
+    replay
+        Whether steps are taken again with torch.
+
+    Returns
+    -------
+    int
+        Bits of a window of all variables, and its row before; a chunk as stored and decoded; with
+        the replay the states after each step, and inputs, outputs and temporaries of one step; one
+        part's arrays; the results that wait to be combined. And half as much again, which the
+        allocator keeps between arrays.
+    """
+    n_tokens = min(n_tokens, window_tokens(schema))
+    steps = min(window_rows(schema, n_tokens), n_rows)
+    row_elements = n_tokens * schema.n_dims
+    itemsizes = {name: storage_dtype(native).itemsize for name, native in schema.dtypes.items()}
+    item_bytes, weight_bytes = sum(itemsizes.values()), itemsizes["W"]
+    layout = schema.layout
+    chunk_bytes = layout.block_steps * layout.chunk_tokens * schema.n_dims * max(itemsizes.values())
+    # A row before the first of a block is of another block.
+    taken = (steps + 1) * row_elements * item_bytes + 2 * chunk_bytes
+    if replay:
+        taken += steps * row_elements * (item_bytes - itemsizes["grad"])
+        taken += row_elements * (2 * item_bytes + _STEP_TENSORS * weight_bytes)
+    taken += _PART_ARRAYS * max(PART_BYTES * 5 // 4, 8 * schema.n_dims)
+    n_results = min(reduction_steps(schema), n_rows) * n_classes * _STEP_NUMBERS
+    taken += (FAN_IN + 1) * 8 * n_results
+    return taken * 3 // 2
+
+
+def checksum_bytes(schema: Schema, n_rows: int) -> int:
+    """Return what the checksums of the chunks of so many rows take, which are looked through."""
+    layout = schema.layout
+    n_chunks = len(schema.dtypes) * layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens
+    return 8 * n_chunks * n_rows // layout.block_steps
+
+
+def table_bytes(n_rows: int, n_classes: int = 1) -> int:
+    """Return what the tables of so many rows take while they are made."""
+    return STEP_BYTES * n_rows * n_classes

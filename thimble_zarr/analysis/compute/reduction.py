@@ -1,0 +1,212 @@
+"""A selection reduced to a few numbers a step: cut into tasks, which run anywhere, and merged.
+
+A task goes through some tokens at some hundred steps, window by window (`analysis.windows`), and
+returns its numbers. There is no intermediate of the size of a run, and the numbers are the same bit
+for bit wherever the tasks run and whichever ends first. NumPy is all that this needs, so that the
+command line starts its processes at once (`cli.scheduling`); `analysis.lazy` makes a Dask graph of
+it.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+
+from thimble_zarr.analysis.compute.windows import (
+    Selected,
+    Source,
+    TokenGroup,
+    Window,
+    row_groups,
+    token_groups,
+    windows_of,
+)
+from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.schema import Schema
+
+T = TypeVar("T")
+
+Part = functools.partial[np.ndarray]
+"""A task: what to call, with everything it needs, which pickles small."""
+
+TASK_STEPS = 256
+"""Steps a task, in whole blocks. Each reads the row before its first step, and so a block more."""
+
+FAN_IN = 16
+"""Parts of a reduction that are combined at once."""
+
+_NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A few numbers a step, and how those of two parts of a selection become those of both.
+
+    Attributes
+    ----------
+    compute
+        From a part of a window to one array a number, float64, shape `(step,)`. It must pickle.
+    combine
+        For each number `np.add`, `np.maximum` or `np.minimum`.
+    dtype
+        Of the part's numbers.
+    inputs
+        The stored variables that they are computed from; those that are named are read ahead.
+    cached
+        Whether windows may be so small that what they read stays in the cache. Not what computes on
+        whole windows (`Window.of_whole`), which takes long for each.
+    """
+
+    compute: Callable[[Window], Iterable[np.ndarray]]
+    combine: tuple[np.ufunc, ...]
+    dtype: type[np.floating] = np.float64
+    inputs: tuple[str, ...] = ()
+    cached: bool = False
+
+    def neutral(self, n_classes: int, n_rows: int) -> np.ndarray:
+        """Return what combines with numbers to the same numbers."""
+        column = np.array([_NEUTRAL[ufunc] for ufunc in self.combine])[:, np.newaxis]
+        return np.tile(column, (n_classes, 1, n_rows))
+
+    def merge(self, *parts: np.ndarray) -> np.ndarray:
+        """Return the numbers of several parts together, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        merged = parts[0].copy()
+        for part in parts[1:]:
+            for index, ufunc in enumerate(self.combine):
+                ufunc(merged[:, index], part[:, index], out=merged[:, index])
+        return merged
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Every row of a selection reduced to a few numbers, in one pass.
+
+    Attributes
+    ----------
+    selected
+        What is reduced.
+    statistics
+        The numbers.
+    classes
+        Which class each selected token is of, int, counted from zero; the numbers are of each class
+        alone. One class if None.
+    """
+
+    selected: Selected
+    statistics: Statistics
+    classes: np.ndarray | None = None
+
+    @cached_property
+    def n_classes(self) -> int:
+        """Classes there are."""
+        return 1 if self.classes is None else int(self.classes.max(initial=0)) + 1
+
+    @cached_property
+    def of_rows(self) -> list[Indices]:
+        """The rows, cut as tasks are."""
+        rows, source = self.selected.rows, self.selected.source
+        return row_groups(rows, reduction_steps(source.reader.schema))
+
+    @cached_property
+    def _of_tokens(self) -> list[tuple[Indices, np.ndarray | None]]:
+        """The tokens, cut as tasks are, and their classes where there are several.
+
+        What tasks have in common is one object for all of them, so that a graph pickles small.
+        """
+        classes = self.classes if self.n_classes > 1 else None
+        return [
+            (ids, None if classes is None else _narrow(classes[where], self.n_classes))
+            for ids, where in token_groups(self.selected.source, self.selected.tokens)
+        ]
+
+    @property
+    def n_parts(self) -> int:
+        """Tasks there are."""
+        return len(self.of_rows) * len(self._of_tokens)
+
+    def parts(self) -> Iterator[list[Part]]:
+        """Yield for each of `of_rows` its tasks, whose numbers are to be `merged`."""
+        source, dims = self.selected.source, self.selected.dims
+        for rows in self.of_rows:
+            yield [
+                Part(_reduce, source, self.statistics, rows, ids, dims, classes, self.n_classes)
+                for ids, classes in self._of_tokens
+            ]
+
+    def merged(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the numbers of some rows from those of their tasks, `(class, number, step)`.
+
+        Of many a few are merged at a time, as `lazy.as_dask` has it done.
+        """
+        while len(numbers) > FAN_IN:
+            numbers = [self.statistics.merge(*group) for group in by_fan_in(numbers)]
+        return self.statistics.merge(*numbers)
+
+
+def by_fan_in(parts: Sequence[T]) -> list[Sequence[T]]:
+    """Cut parts, in their order, into the groups that are merged at once."""
+    return [parts[start : start + FAN_IN] for start in range(0, len(parts), FAN_IN)]
+
+
+def task_steps(schema: Schema, n_steps: int) -> int:
+    """Return at most so many steps, but at least one block of them, in whole blocks."""
+    block_steps = schema.layout.block_steps
+    return max(1, n_steps // block_steps) * block_steps
+
+
+def reduction_steps(schema: Schema) -> int:
+    """Return the steps that a task of a reduction goes through at most."""
+    return task_steps(schema, TASK_STEPS)
+
+
+def _narrow(classes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return classes in the smallest signed integers that hold them."""
+    return classes.astype(np.min_scalar_type(-n_classes))
+
+
+def _reduce(
+    source: Source,
+    statistics: Statistics,
+    rows: Indices,
+    tokens: Indices,
+    dims: Indices,
+    classes: np.ndarray | None,
+    n_classes: int,
+) -> np.ndarray:
+    """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
+    numbers = statistics.neutral(n_classes, len(rows))
+    classes = np.zeros(len(tokens), np.int8) if classes is None else classes
+    groups: list[TokenGroup] = [(tokens, slice(0, len(tokens)))]
+    if statistics.cached:
+        groups = token_groups(source, tokens, cached=True)
+    groups = [_by_class(group, classes) for group in groups]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        np.setbufsize(_UFUNC_BUFFER)  # until the block ends
+        for (steps, where), window in windows_of(source, rows, groups, dims, statistics.inputs):
+            of_window, of_tokens = numbers[..., steps], classes[where]
+            for (part_rows, part_tokens), part in window.parts(of_tokens, statistics.dtype):
+                of_part = of_window[of_tokens[part_tokens.start], :, part_rows]
+                computed = zip(statistics.combine, of_part, statistics.compute(part), strict=True)
+                for combine, of_steps, values in computed:
+                    combine(of_steps, values, out=of_steps)
+    return numbers
+
+
+def _by_class(group: TokenGroup, classes: np.ndarray) -> TokenGroup:
+    """Return a group with the tokens of a class after those of another."""
+    tokens, where = group
+    of_tokens = classes[where]
+    if (np.diff(of_tokens) >= 0).all():
+        return group
+    order = np.argsort(of_tokens, kind="stable")
+    return np.asarray(tokens)[order], np.arange(len(classes))[where][order]
+
+
+_UFUNC_BUFFER = 512
+"""Elements that NumPy copies to have scalars of steps beside them where rows are shorter than half
+of its buffer, which takes longer than to compute."""

@@ -1,0 +1,319 @@
+"""The recorded recurrences against their exact replay, window by window.
+
+A step takes the row before and the gradient to the row after, by one recurrence for each variable
+that it changes. Here torch takes the step again (`optim.replay`) and the outcome is compared with
+the record. torch is imported only when a window is replayed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from thimble_zarr.analysis.compute.windows import Source, Window
+from thimble_zarr.bits import (
+    decode,
+    fill_value,
+    is_nan,
+    least_positive,
+    patterns,
+    same_bits,
+    ulp_distance,
+    unit_roundoff,
+)
+from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim import adam as adamw
+
+HYPERPARAMETERS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
+
+_FUSED_MULTIPLY_ADD = ("AVX2", "AVX512")
+"""Vector instructions, by torch's names, with which it rounds alike."""
+
+
+def recurrences(schema: Schema) -> tuple[str, ...]:
+    """Return the variables that a step changes: all that are recorded but the gradient."""
+    return tuple(name for name in schema.dtypes if name != "grad")
+
+
+class Replay:
+    """torch's program of a run, ready to take any step of some of its elements again.
+
+    Parameters
+    ----------
+    source
+        The recording.
+    positions
+        Indices of the elements in the flattened parameter, any shape; rows have that shape.
+    """
+
+    def __init__(self, source: Source, positions: np.ndarray) -> None:
+        from thimble_zarr.optim.replay import Lanes, Program
+
+        schema = source.reader.schema
+        lanes = Lanes.of(schema.optimizer, n_elements=schema.n_elements, n_threads=schema.n_threads)
+        self._source = source
+        self._pieces = lanes.split(positions.ravel())
+        self._program = Program(schema.optimizer, schema.dtypes, replay_device(source))
+
+    def step(
+        self, row: int, inputs: Mapping[str, np.ndarray], **hyperparameters: float
+    ) -> dict[str, np.ndarray]:
+        """Take the step to a row.
+
+        Parameters
+        ----------
+        row
+            The row, which follows the one before.
+        inputs
+            Stored bits: the states of the row before and `grad`.
+        **hyperparameters
+            To take instead of the recorded ones, `optimizer_step` included.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Stored bits of the states after the step; those before where the optimizer skipped it,
+            missing where no optimizer can take it.
+        """
+        states = {name: bits for name, bits in inputs.items() if name != "grad"}
+        if self._source.skipped[row] and "optimizer_step" not in hyperparameters:
+            return states
+        recorded = {name: float(values[row]) for name, values in self._source.recorded.items()}
+        numbers = recorded | hyperparameters
+        try:
+            return self._program.step(
+                inputs,
+                self._pieces,
+                hyperparameters={name: numbers[name] for name in HYPERPARAMETERS},
+                optimizer_step=numbers["optimizer_step"],
+            )
+        except ArithmeticError:  # beta of 1, or a step 0: no optimizer took that step
+            dtypes = self._source.reader.schema.dtypes
+            return {
+                name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()
+            }
+
+
+def replayed(window: Window) -> dict[str, np.ndarray]:
+    """Take the steps of a window again.
+
+    All steps of the whole window are taken when the first of its parts asks.
+
+    Parameters
+    ----------
+    window
+        The steps.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        For each recurrence the stored bits after the step, shape `(step, token, dim)`; missing at
+        rows that follow none. Do not write to them.
+    """
+    return window.of_whole(_replayed)
+
+
+def _replayed(window: Window) -> dict[str, np.ndarray]:
+    schema = window.source.reader.schema
+    names = recurrences(schema)
+    inputs: dict[str, Sequence[np.ndarray]] = {
+        **{name: window.bits_before(name) for name in names},
+        "grad": list(window.bits("grad")),
+    }
+    recorded = {name: window.bits(name) for name in names}
+    replay = window.of_tokens(_replay_of)
+    after = dict(recorded)  # what is replayed is as recorded, until it is not
+    for index, (row, follows) in enumerate(zip(window.rows.tolist(), window.follows, strict=True)):
+        if follows:
+            states = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
+        else:
+            states = {
+                name: np.full_like(bits[index], fill_value(schema.dtypes[name]))
+                for name, bits in recorded.items()
+            }
+        for name, bits in states.items():
+            if not same_bits(bits, recorded[name][index]):
+                if after[name] is recorded[name]:
+                    after[name] = recorded[name].copy(order="K")
+                after[name][index] = bits
+    return after
+
+
+def _replay_of(window: Window) -> Replay:
+    return Replay(window.source, window.positions)
+
+
+def replay_device(source: Source) -> str:
+    """Return where the optimizer is replayed.
+
+    Raises
+    ------
+    SelectionError
+        If it was asked for on a device that is not there.
+    """
+    import torch
+
+    def there(device: str) -> bool:
+        kind = device.partition(":")[0]
+        return (
+            kind == "cpu"
+            or (kind == "cuda" and torch.cuda.is_available())
+            or (kind == "mps" and torch.backends.mps.is_available())
+        )
+
+    recorded_on = source.reader.schema.device
+    if source.device is None:
+        return recorded_on if there(recorded_on) else "cpu"
+    if not there(source.device):
+        raise SelectionError(f"torch finds no device {source.device} here; replay on the CPU")
+    return source.device
+
+
+def not_exact_because(source: Source) -> str:
+    """Return why a replay cannot be expected to give the recorded bits; empty where it must."""
+    import torch
+
+    schema = source.reader.schema
+    made_by, here = schema.software.get("torch"), torch.__version__
+    recorded_on = schema.device.partition(":")[0]
+    reasons = []
+    if made_by is None:
+        reasons.append("the record does not say which torch made it")
+    elif made_by.partition("+")[0] != here.partition("+")[0]:
+        reasons.append(f"it was recorded with torch {made_by}")
+    if made_by is not None and recorded_on != replay_device(source).partition(":")[0]:
+        reasons.append(f"it was recorded on {schema.device}")
+    elif recorded_on == "cpu" and not _round_alike(
+        schema.cpu_capability, torch.backends.cpu.get_cpu_capability()
+    ):
+        reasons.append(f"it was recorded on a CPU that torch used as {schema.cpu_capability}")
+    if not schema.contiguous:
+        reasons.append("its parameter was not contiguous")
+    return " and ".join(reasons)
+
+
+def _round_alike(recorded: str | None, here: str) -> bool:
+    return recorded in (None, here) or {recorded, here} <= set(_FUSED_MULTIPLY_ADD)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recurrence, recorded and replayed, element by element.
+
+    Attributes
+    ----------
+    differs
+        Where the bits are not the same: bool, shape `(step, token, dim)`, or what broadcasts to it
+        where all are the same. NaN is NaN.
+    beyond
+        Where they differ by more than they may: at all if the replay is exact, else by more than
+        rounding allows two programs (`optim.adamw.recurrence_bounds`).
+    distance
+        Between recorded and replayed number, in ULP, float64.
+    """
+
+    differs: np.ndarray
+    beyond: np.ndarray
+    distance: np.ndarray
+
+
+def compare(
+    window: Window, after: Mapping[str, np.ndarray], *, exact: bool
+) -> dict[str, Comparison]:
+    """Compare the rows of a window with their replay.
+
+    The states before an optimizer's first step are zeros; where the record has something else, that
+    counts as a difference of the first step.
+
+    Parameters
+    ----------
+    window
+        The steps.
+    after
+        What `replayed` returned.
+    exact
+        Whether the replay must give the recorded bits.
+
+    Returns
+    -------
+    dict of str to Comparison
+        By recurrence; nothing differs at rows that follow none.
+    """
+    source = window.source
+    allowed = {} if exact else _allowed(window)
+    first = (window.rows == 1) & window.follows & (source.recorded["optimizer_step"][0] == 0)
+    comparisons = {}
+    for name, bits in after.items():
+        recorded = window.bits(name)
+        differs = np.zeros((len(bits), 1, 1), bool)
+        if not np.may_share_memory(bits, recorded):  # else it is what `replayed` found equal
+            differs = patterns(bits) != patterns(recorded)
+        distance = np.zeros((len(bits), 1, 1))
+        if differs.any():
+            differs &= ~(is_nan(bits) & is_nan(recorded))
+            differs[~window.follows] = False
+            distance = np.zeros(differs.shape)
+            distance[differs] = ulp_distance(bits[differs], recorded[differs])
+        beyond = differs
+        if not exact:
+            native = source.reader.schema.dtypes[name]
+            apart = np.abs(window.current(name) - decode(bits, native, np.float64))
+            beyond = differs & ~(apart <= allowed[name])
+        if first.any() and name != "W":
+            before = np.stack(window.bits_before(name))
+            not_zero = (patterns(before) != 0) & first[:, np.newaxis, np.newaxis]
+            differs, beyond = differs | not_zero, beyond | not_zero
+        comparisons[name] = Comparison(differs, beyond, distance)
+    return comparisons
+
+
+def _allowed(window: Window) -> dict[str, np.ndarray]:
+    schema = window.source.reader.schema
+    return bounds(
+        schema,
+        {name: window.previous(name) for name in recurrences(schema)},
+        window.current("grad"),
+        {name: window.scalar(name) for name in (*HYPERPARAMETERS, "optimizer_step")},
+        own_roundoff=unit_roundoff("float64"),
+    )
+
+
+def bounds(
+    schema: Schema,
+    before: Mapping[str, np.ndarray],
+    grad: np.ndarray,
+    hyperparameters: Mapping[str, np.ndarray],
+    *,
+    own_roundoff: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """Return how far two programs of a run's optimizer can end apart.
+
+    Parameters
+    ----------
+    schema
+        What was recorded.
+    before
+        The states before the step, by variable, float64.
+    grad
+        The gradient as the optimizer was given it.
+    hyperparameters
+        The scalars of the step, by their names in a store.
+    own_roundoff
+        Relative error of what is compared besides torch's own.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        For each state the largest distance (`optim.adamw.recurrence_bounds`).
+    """
+    native = schema.dtypes["W"]
+    return adamw.recurrence_bounds(
+        before,
+        -grad if schema.optimizer.maximize else grad,
+        decoupled_weight_decay=schema.optimizer.decoupled_weight_decay,
+        hyperparameters=hyperparameters,
+        unit_roundoff=unit_roundoff(native) + own_roundoff,
+        scalar_roundoff=4 * unit_roundoff("float32"),
+        least=least_positive(native),
+    )

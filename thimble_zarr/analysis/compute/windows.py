@@ -1,0 +1,672 @@
+"""From stored bits to numbers: a selection of a store, cut into pieces that fit the cache.
+
+Everything that is computed from a store goes through here. `iter_windows` goes through a selection
+some tokens at a time, block after block of steps, and hands out windows: the steps of a block for
+those tokens. `windows_of` goes through all of several such groups of tokens in a block before the
+next block, so that they may be few enough for what is read to stay in the cache. A window reads a
+variable when it is first asked for, each chunk once; the row before its first step it has from the
+window before. Formulas work on its `parts`, which are small enough for their temporaries to stay in
+the cache. No array of the size of a run exists at any time.
+"""
+
+import itertools
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from thimble_zarr.bits import decode, storage_dtype
+from thimble_zarr.format.indexing import Indices, as_range, as_slice, by_chunk
+from thimble_zarr.format.layout import split_range
+from thimble_zarr.format.reader import Reader, Rows
+from thimble_zarr.format.schema import Schema, TokenLabels
+
+T = TypeVar("T")
+
+TokenGroup = tuple[Indices, slice | np.ndarray]
+"""Some tokens, and where they lie among those that were asked for."""
+
+_WINDOW_ELEMENTS = 2**21
+"""Elements a window of several chunks: so many that reading and replay run at full speed."""
+
+_ROW_ELEMENTS = 2**19
+"""Elements a row of it at most, where blocks are short: the replay's temporaries are of a row."""
+
+PART_BYTES = 2**19
+"""Size of an array of numbers of a part, or up to a quarter more where that saves one."""
+
+_CACHED_ELEMENTS = 2**18
+"""About the elements a window of several chunks where what was read is to stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recording as formulas see it: variables by name, rows by step.
+
+    Attributes
+    ----------
+    reader
+        The recording.
+    device
+        Where the optimizer is replayed, as torch names it; where it was recorded, if None, or on
+        the CPU where there is no such device.
+    """
+
+    reader: Reader
+    device: str | None = None
+
+    @classmethod
+    def of(cls, reader: Reader, device: str | None = None) -> Self:
+        """Return a recording that has begun.
+
+        Raises
+        ------
+        StoreError
+            If no row was committed yet.
+        """
+        if reader.n_rows == 0:
+            from thimble_zarr.store.lock import not_begun  # which few who read need
+
+            raise not_begun(reader.path)
+        return cls(reader, device)
+
+    @cached_property
+    def recorded(self) -> dict[str, np.ndarray]:
+        """Per-step scalars as recorded, float64, shape `(n_rows,)`."""
+        return self.reader.read_scalars()
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """The step of each row, int64, shape `(n_rows,)`: the row itself where all are recorded."""
+        return self.reader.read_steps()
+
+    @cached_property
+    def follows(self) -> np.ndarray:
+        """Whether the row before is that of the step before, bool, shape `(n_rows,)`.
+
+        It is not at the first row, and where a schedule left out the steps before.
+        """
+        follows: np.ndarray = np.diff(self.steps, prepend=-2) == 1
+        return follows
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """Which row of the whole parameter each recorded one is, int64, shape `(token,)`."""
+        return self.reader.read_token_ids()
+
+    @cached_property
+    def skipped(self) -> np.ndarray:
+        """Rows whose step the optimizer skipped: its count did not move, nothing was updated.
+
+        Of a row that follows none this is not known.
+        """
+        counts = self.recorded["optimizer_step"]
+        skipped: np.ndarray = (np.diff(counts, prepend=-1.0) == 0) & self.follows
+        return skipped
+
+    @cached_property
+    def scalars(self) -> dict[str, np.ndarray]:
+        """Per-step scalars as the formula takes them, float64, shape `(n_rows,)`.
+
+        The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
+        is 1, for which the formula is defined.
+        """
+        count = self.recorded["optimizer_step"]
+        return self.recorded | {
+            "learning_rate": np.where(self.skipped, 0.0, self.recorded["learning_rate"]),
+            "optimizer_step": np.where(self.skipped, np.maximum(count, 1), count),
+        }
+
+    @property
+    def second_moment(self) -> str:
+        """The variable in the denominator."""
+        return "max_exp_avg_sq" if self.reader.schema.optimizer.amsgrad else "exp_avg_sq"
+
+    @cached_property
+    def labels(self) -> TokenLabels:
+        """What is known of the tokens."""
+        return self.reader.read_labels()
+
+    def __reduce__(self) -> "tuple[Callable[[bytes], Source], tuple[bytes]]":
+        """Pickle without the scalars: whoever unpickles it reads them."""
+        return _unpickled, (pickle.dumps((self.reader, self.device)),)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(content: bytes) -> Source:
+    """Return one source for all tasks that a process is sent, so that it reads the scalars once."""
+    return Source(*pickle.loads(content))
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection of a recording, of whatever rank its parameter is, as that of a matrix.
+
+    Attributes
+    ----------
+    source
+        The recording.
+    rows, tokens, dims
+        Positions along each axis, in the order they were asked for. Rows may be beyond those that
+        are recorded.
+    """
+
+    source: Source
+    rows: Indices
+    tokens: Indices
+    dims: Indices
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The step of each row, int64, shape `(step,)`."""
+        steps: np.ndarray = self.source.steps[np.asarray(self.rows, np.int64)]
+        return steps
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Which row of the whole parameter each token is, int64, shape `(token,)`."""
+        ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens, np.int64)]
+        return ids
+
+    def of_ids(self, ids: np.ndarray) -> "Selected":
+        """Return the same of those tokens alone that have these ids."""
+        return replace(self, tokens=as_range(np.searchsorted(self.source.token_ids, ids)))
+
+    @property
+    def is_checkable(self) -> np.ndarray:
+        """Which of the rows follow a recorded one, and so can be checked: bool, shape `(step,)`."""
+        rows, n_rows = np.asarray(self.rows, np.int64), self.source.reader.n_rows
+        follows: np.ndarray = self.source.follows[np.minimum(rows, n_rows - 1)] & (rows < n_rows)
+        return follows
+
+    def on_device(self, device: str | None) -> "Selected":
+        """Return the same, with replays on `device`."""
+        return replace(self, source=replace(self.source, device=device))
+
+
+class _Pass:
+    """What the windows of some tokens share, one after the other.
+
+    Attributes
+    ----------
+    source
+        The recording.
+    opened
+        Its rows.
+    """
+
+    def __init__(self, source: Source, opened: Rows) -> None:
+        self.source = source
+        self.opened = opened
+        self._memory: dict[tuple[str, type[np.generic]], np.ndarray] = {}
+
+    def memory(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+        """Return an array in memory that all have who ask by the same name.
+
+        Fresh memory is slow, and so is more than the cache has.
+        """
+        size = math.prod(shape)
+        known = self._memory.get((name, dtype))
+        if known is None or known.size < size:
+            known = self._memory[name, dtype] = np.empty(size, dtype)
+        return known[:size].reshape(shape)
+
+
+class _Piece:
+    """The bits of some tokens at consecutive rows, read when asked for, each chunk once.
+
+    Parameters
+    ----------
+    of_pass
+        The pass it belongs to.
+    rows
+        `(start, stop)`.
+    tokens
+        In any order.
+    after
+        The piece of the same tokens that ends where this one begins. It must not be used any more.
+    """
+
+    def __init__(
+        self, of_pass: _Pass, rows: tuple[int, int], tokens: Indices, after: "_Piece | None"
+    ) -> None:
+        self.of_pass = of_pass
+        self.source = of_pass.source
+        self.rows = rows
+        self.tokens = tokens
+        self.shared: dict[Any, Any] = {} if after is None else after.shared
+        self._bits: dict[str, np.ndarray] = {}
+        self._before: dict[str, np.ndarray] = {}
+        if after is not None and after.rows[1] == rows[0]:
+            self._before = after._last
+
+    def end(self) -> None:
+        """Let go of the bits, but for the last row of what has a row before it, too."""
+        self._last = {
+            name: self._bits[name][-1:].copy() for name in self._before if name in self._bits
+        }
+        self._bits.clear()
+
+    def bits(self, name: str) -> np.ndarray:
+        """Return a variable's bits, shape `(step, token, dim)`."""
+        if name not in self._bits:
+            self._bits[name] = self._read(name)
+        return self._bits[name]
+
+    def before(self, name: str) -> np.ndarray:
+        """Return a variable's bits at the row before, shape `(1, token, dim)`.
+
+        Before row 0 that is row 0.
+        """
+        first = self.rows[0]
+        if name not in self._before and (first == 0 or self._has_row_before):
+            bits = self.bits(name)
+            self._before.setdefault(name, bits[:1])
+        if name not in self._before:
+            before = self.of_pass.opened.read(name, (first - 1, first), self.tokens)
+            self._before[name] = before
+        return self._before[name]
+
+    @property
+    def _has_row_before(self) -> bool:
+        """Whether the row before is in the same block, and so comes with the others."""
+        return self.rows[0] % self.source.reader.schema.layout.block_steps > 0
+
+    def _read(self, name: str) -> np.ndarray:
+        """Read a variable, into the memory of a piece before."""
+        rows = self.rows[0] - self._has_row_before, self.rows[1]
+        schema = self.source.reader.schema
+        shape = rows[1] - rows[0], len(self.tokens), schema.n_dims
+        dtype = storage_dtype(schema.dtypes[name]).type
+        memory = self.of_pass.memory(f"bits of {name}", shape, dtype)
+        bits = self.of_pass.opened.read(name, rows, self.tokens, memory)
+        if self._has_row_before:
+            self._before[name] = bits[:1]
+        return bits[self._has_row_before :]
+
+
+class Window:
+    """A few rows of some tokens, as arrays of shape `(step, token, dim)`.
+
+    It can be used until the next window is asked for.
+
+    Attributes
+    ----------
+    source
+        The recording the window is of.
+    rows
+        Its rows.
+    dtype
+        Of its numbers, float64 unless less was asked for (`parts`).
+    """
+
+    def __init__(
+        self,
+        piece: _Piece,
+        rows: np.ndarray,
+        dims: Indices,
+        of_rows: dict[Any, Any],
+        *,
+        part_of: "Window | None" = None,
+        at: tuple[slice, slice] = (slice(None), slice(None)),
+        dtype: type[np.floating] = np.float64,
+    ) -> None:
+        self.source = piece.source
+        self.rows = rows
+        self.dtype = dtype
+        self._piece = piece
+        self._dims = dims
+        self._part_of = part_of
+        self._at = at
+        self._current: dict[str, np.ndarray] = {}
+        self._previous: dict[str, np.ndarray] = {}
+        self._computed: dict[Callable[[Window], Mapping[str, np.ndarray]], Any] = {}
+        self._of_rows = of_rows
+
+    @property
+    def follows(self) -> np.ndarray:
+        """Whether each row follows the one before it, bool, shape `(step,)`."""
+        follows: np.ndarray = self.source.follows[self.rows]
+        return follows
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Index of each element in the whole parameter, flattened: int64, shape `(token, dim)`."""
+        tokens = self.source.token_ids[np.asarray(self._piece.tokens[self._at[1]])]
+        starts = tokens[:, np.newaxis] * self.source.reader.schema.n_dims
+        positions: np.ndarray = starts + np.asarray(self._dims)
+        return positions
+
+    def parts(
+        self, classes: np.ndarray | None = None, dtype: type[np.floating] = np.float64
+    ) -> "Iterator[tuple[tuple[slice, slice], Window]]":
+        """Cut the window so that formulas run in the cache.
+
+        Parameters
+        ----------
+        classes
+            Which class each token is of, ascending. No part has tokens of two.
+        dtype
+            Of the parts' numbers.
+
+        Yields
+        ------
+        tuple
+            Where the part lies in the window, along rows and tokens, and the part, a window too.
+        """
+        n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
+        n_elements = PART_BYTES // np.dtype(dtype).itemsize
+        part_rows = min(n_rows, max(1, n_elements // n_dims))
+        part_tokens = max(1, n_elements // (part_rows * n_dims))
+        ends = [] if classes is None else (np.flatnonzero(np.diff(classes)) + 1).tolist()
+        for of_class in itertools.pairwise([0, *ends, n_tokens]):
+            for tokens in _cut_evenly(*of_class, part_tokens):
+                for rows in _cut(0, n_rows, part_rows):
+                    yield (rows, tokens), self._part((rows, tokens), dtype)
+
+    def in_float64(self) -> "Window":
+        """Return the same window with numbers of float64."""
+        part_of = self._part_of or self
+        return Window(
+            self._piece, self.rows, self._dims, self._of_rows, part_of=part_of, at=self._at
+        )
+
+    def of_whole(
+        self, compute: "Callable[[Window], Mapping[str, np.ndarray]]"
+    ) -> dict[str, np.ndarray]:
+        """Return arrays that are computed once for the whole window, where this part has them."""
+        whole = self._part_of or self
+        if compute not in whole._computed:
+            whole._computed[compute] = compute(whole)
+        return {name: array[self._at] for name, array in whole._computed[compute].items()}
+
+    def of_tokens(self, make: "Callable[[Window], T]") -> T:
+        """Return what is made once for all windows of the same tokens, one after the other."""
+        shared = self._piece.shared
+        if make not in shared:
+            shared[make] = make(self)
+        made: T = shared[make]
+        return made
+
+    def memory(self, name: str, n_rows: int | None = None) -> np.ndarray:
+        """Return an array for numbers of the window, or so many rows of it, to compute in.
+
+        The next window has the same memory by the same name.
+        """
+        shape = n_rows or len(self.rows), len(self._piece.tokens[self._at[1]]), len(self._dims)
+        return self._piece.of_pass.memory(name, shape, self.dtype)
+
+    def of_rows(self, make: "Callable[[Window], T]") -> T:
+        """Return what is made once for all that have these rows and numbers of this dtype."""
+        key = make, self.dtype
+        if key not in self._of_rows:
+            self._of_rows[key] = make(self)
+        made: T = self._of_rows[key]
+        return made
+
+    def current(self, name: str) -> np.ndarray:
+        """Return a variable at the window's rows; do not write to it."""
+        if name not in self._current:
+            self._current[name] = self.decoded(name)
+        return self._current[name]
+
+    def decoded(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """Return what `current` does, in `out` if that is given."""
+        return self._decode(name, self.bits(name), out)
+
+    def previous(self, name: str) -> np.ndarray:
+        """Return a variable at the rows before, NaN where a row follows none; do not write to it.
+
+        Ask for it before `current`, so that both come from one read.
+        """
+        if name not in self._previous:
+            self._previous[name] = self._decode_previous(name)
+        return self._previous[name]
+
+    def scalar(self, name: str) -> np.ndarray:
+        """Return a per-step scalar, float64, shape `(step, 1, 1)`."""
+        if name not in self._of_rows:
+            self._of_rows[name] = self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
+        scalar: np.ndarray = self._of_rows[name]
+        return scalar
+
+    def bits(self, name: str) -> np.ndarray:
+        """Return a variable's stored bits at the window's rows; do not write to them."""
+        return self._select(self._piece.bits(name)[self.of_rows(_steps)])
+
+    def bits_before(self, name: str) -> list[np.ndarray]:
+        """Return the stored bits at each row before, those of row 0 before row 0 too."""
+        bits, before = self._piece.bits(name), self._piece.before(name)
+        steps = np.arange(len(bits))[self.of_rows(_steps)].tolist()
+        rows = [bits[step - 1] if step else before[0] for step in steps]
+        return [self._select(row) for row in rows]
+
+    def _first_before(self, name: str) -> np.ndarray:
+        """Return the stored bits at the row before the first."""
+        step = int(self.rows[0]) - self._piece.rows[0]
+        piece = self._piece
+        return self._select(piece.bits(name)[step - 1] if step else piece.before(name)[0])
+
+    def _part(self, at: tuple[slice, slice], dtype: type[np.floating]) -> "Window":
+        rows = self.rows[at[0]]
+        of_rows = self._of_rows if len(rows) == len(self.rows) else {}
+        return Window(self._piece, rows, self._dims, of_rows, part_of=self, at=at, dtype=dtype)
+
+    def _decode_previous(self, name: str) -> np.ndarray:
+        current = self.bits(name)
+        if isinstance(self.of_rows(_steps), slice):
+            both = self.memory(f"{name} and before", len(self.rows) + 1)
+            self._decode(name, current, both[1:])
+            self._decode(name, self._first_before(name), both[0])
+            self._current[name], previous = both[1:], both[:-1]
+        else:
+            previous = self._decode(
+                name, np.stack(self.bits_before(name)), self.memory(f"{name} before")
+            )
+        alone = self.of_rows(_alone)
+        if len(alone):
+            previous = previous.copy()
+            previous[alone] = np.nan
+        return previous
+
+    def _select(self, bits: np.ndarray) -> np.ndarray:
+        """Return this window's tokens and dims of bits of shape `(..., token, dim)`."""
+        selected = bits[..., self._at[1], :]
+        if isinstance(self._dims, np.ndarray) or self._dims != range(bits.shape[-1]):
+            selected = selected[..., np.asarray(self._dims)]
+        return selected
+
+    def _decode(self, name: str, bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        native = self.source.reader.schema.dtypes[name]
+        if out is None and storage_dtype(native) != self.dtype:
+            out = self.memory(name)
+        return decode(bits, native, self.dtype, out)
+
+
+def _steps(window: Window) -> slice | np.ndarray:
+    """Return where the window's rows lie in its piece."""
+    return as_slice(window.rows - window._piece.rows[0])
+
+
+def _alone(window: Window) -> np.ndarray:
+    """Return which of the window's rows follow none."""
+    return np.flatnonzero(~window.follows)
+
+
+def iter_windows(
+    source: Source, rows: Indices, tokens: Indices, dims: Indices, inputs: Sequence[str] = ()
+) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
+    """Cut a selection into windows, reading each touched chunk of rows once.
+
+    Parameters
+    ----------
+    source
+        The store.
+    rows, tokens, dims
+        What is selected, along each axis.
+    inputs
+        Variables that will be asked of every window. The disk is told of the next window of the
+        same tokens while one is used, of the first just before.
+
+    Yields
+    ------
+    tuple
+        Where the window lies in the selection, along rows and tokens, and the window.
+    """
+    for group in token_groups(source, tokens):
+        yield from windows_of(source, rows, [group], dims, inputs)
+
+
+def windows_of(
+    source: Source,
+    rows: Indices,
+    groups: Sequence[TokenGroup],
+    dims: Indices,
+    inputs: Sequence[str] = (),
+) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
+    """Do what `iter_windows` does for tokens that are already cut into groups.
+
+    All groups have their windows of a block of steps, then all of the next block.
+    """
+    if 0 in (len(rows), len(dims), len(groups)):
+        return
+    schema = source.reader.schema
+    every = _joined([ids for ids, _ in groups])
+    consecutive = isinstance(rows, range) and rows.step == 1
+    length = window_rows(schema, len(every)) if consecutive else schema.layout.block_steps
+    pieces: list[_Piece | None] = [None] * len(groups)
+    start = 0
+    with source.reader.opened() as opened:
+        of_pass = _Pass(source, opened)
+        for run in _read_ahead(opened, inputs, row_groups(rows, length), every):
+            steps, of_rows = np.asarray(run), dict[Any, Any]()
+            at = slice(start, start + len(steps))
+            for index, (ids, where) in enumerate(groups):
+                piece = pieces[index] = _Piece(of_pass, _span(run), ids, pieces[index])
+                yield (at, where), Window(piece, steps, dims, of_rows)
+                piece.end()
+            start = at.stop
+
+
+def _read_ahead(
+    opened: Rows, names: Sequence[str], groups: list[Indices], tokens: Indices
+) -> Iterator[Indices]:
+    """Yield groups of rows, each when the disk was told of it and of the one after it."""
+    for group, following in itertools.pairwise([None, *groups, None]):
+        if names and following is not None:
+            opened.will_read(names, _span(following), tokens)
+        if group is not None:
+            yield group
+
+
+def _span(rows: Indices) -> tuple[int, int]:
+    """Return the consecutive rows that some lie in, as `(start, stop)`."""
+    if isinstance(rows, range) and rows.step == 1:
+        return rows.start, rows.stop
+    return int(np.min(rows)), int(np.max(rows)) + 1
+
+
+def row_groups(rows: Indices, length: int) -> list[Indices]:
+    """Cut rows, in their order, into runs that lie in one block of `length` rows."""
+    if isinstance(rows, range) and rows.step == 1 and rows:
+        return [range(*part) for part in split_range(rows.start, rows.stop, length)]
+    ids = np.asarray(rows)
+    starts = [0, *(np.flatnonzero(np.diff(ids // length)) + 1).tolist(), len(ids)]
+    return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
+
+
+def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> list[TokenGroup]:
+    """Cut tokens into groups that make a window each.
+
+    A group ends where a chunk does, so that no chunk is decoded for two of them. Several groups
+    have their tokens in the order in which they lie in the store, a single one in the given order.
+
+    Parameters
+    ----------
+    source, tokens
+        The tokens of a store.
+    cached
+        Make groups so small that what a window reads stays in the cache.
+
+    Returns
+    -------
+    list of tuple
+        The tokens of a group, and where they lie among `tokens`. No group is empty.
+    """
+    if len(tokens) == 0:
+        return []
+    schema = source.reader.schema
+    most = cached_tokens(schema) if cached else window_tokens(schema)
+    if schema.places is not None and len(tokens) <= most:
+        return [(tokens, slice(0, len(tokens)))]
+    if schema.places is None:
+        return _groups(tokens, schema.layout.chunk_tokens, most)
+    ids = np.asarray(tokens)
+    order = np.argsort(schema.places[ids])
+    groups = _groups(as_range(schema.places[ids[order]]), schema.layout.chunk_tokens, most)
+    return [(ids[order[where]], as_slice(order[where])) for _, where in groups]
+
+
+def _groups(tokens: Indices, length: int, most: int) -> list[TokenGroup]:
+    if isinstance(tokens, range) and tokens.step == 1:
+        return [
+            (range(start, stop), slice(start - tokens.start, stop - tokens.start))
+            for start, stop in split_range(tokens.start, tokens.stop, most // length * length)
+        ]
+    ids = np.asarray(tokens)
+    if len(ids) <= most:
+        return [(ids, slice(0, len(ids)))]
+    groups: list[list[np.ndarray]] = []
+    n_tokens = most
+    for _, _, where in by_chunk(ids, length):
+        positions = np.arange(len(ids))[where]
+        n_tokens += len(positions)
+        if n_tokens > most:
+            groups.append([])
+            n_tokens = len(positions)
+        groups[-1].append(positions)
+    joined = [np.concatenate(group) for group in groups]
+    return [(ids[where], as_slice(where)) for where in joined]
+
+
+def window_tokens(schema: Schema) -> int:
+    """Return how many tokens a window has at most."""
+    layout = schema.layout
+    row_elements = min(_WINDOW_ELEMENTS // layout.block_steps, _ROW_ELEMENTS)
+    return max(layout.chunk_tokens, row_elements // schema.n_dims)
+
+
+def cached_tokens(schema: Schema) -> int:
+    """Return how many tokens a window has at most if what it reads is to stay in the cache."""
+    chunk_tokens = schema.layout.chunk_tokens
+    chunk_elements = schema.layout.block_steps * chunk_tokens * schema.n_dims
+    return max(1, round(_CACHED_ELEMENTS / chunk_elements)) * chunk_tokens
+
+
+def window_rows(schema: Schema, n_tokens: int) -> int:
+    """Return how many rows a window of so many tokens has at most.
+
+    Those of a block; of several if all of it is one part, because a window costs some hundred
+    calls.
+    """
+    block_steps = schema.layout.block_steps
+    n_elements = PART_BYTES // np.dtype(np.float64).itemsize
+    return block_steps * max(1, n_elements // max(1, block_steps * n_tokens * schema.n_dims))
+
+
+def _joined(parts: Sequence[Indices]) -> Indices:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
+
+
+def _cut_evenly(start: int, stop: int, length: int) -> list[slice]:
+    """Cut a range into parts of one length, of about `length` or at most a quarter more."""
+    n_parts = max(1, (4 * (stop - start) + 3 * length) // (4 * length))
+    return _cut(start, stop, max(1, -(-(stop - start) // n_parts)))
+
+
+def _cut(start: int, stop: int, length: int) -> list[slice]:
+    return [slice(first, min(first + length, stop)) for first in range(start, stop, length)]

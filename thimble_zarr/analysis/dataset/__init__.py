@@ -1,0 +1,1 @@
+"""Recordings as xarray datasets, everything big lazy."""

@@ -1,0 +1,166 @@
+"""Open a store as an `xarray.Dataset`: coordinates in memory, everything else lazy."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from thimble_zarr.analysis.compute.variables import DERIVED, freeze_step, long_name, missing_inputs
+from thimble_zarr.analysis.compute.windows import Source
+from thimble_zarr.analysis.dataset.lazy import LazyArray, LazyTokens, TokenNumbers
+from thimble_zarr.analysis.dataset.partial import PartialDataset
+from thimble_zarr.format.labels import printable
+from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.schema import LABELS, ROW_LABEL, SCALARS, Schema
+from thimble_zarr.store.reader import StorePath, StoreReader
+
+
+def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
+    """Open a recorded parameter. Nothing big is read before it is asked for.
+
+    A store that is still being written opens too; the dataset has the steps that were committed at
+    that moment.
+
+    Parameters
+    ----------
+    path
+        The store.
+    parameter
+        Which of its parameters, by name. None where it has only one.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dask-backed float32 variables with dims `(step, token, dim)` of an embedding, `(step, row,
+        col)` of another matrix, `(step, dim)` of a vector, `(step,)` of a scalar and `(step, dim_0,
+        dim_1, ...)` of more axes: the stored `W`, `grad`, `exp_avg`, `exp_avg_sq` (and
+        `max_exp_avg_sq` with amsgrad) and the derived `delta_W`, `adam_update`, `adam_decay`,
+        `adam_residual` and its parts `rounding` and `unexplained` (which replay the optimizer and
+        need torch), `ulp`, `displacement_ulp`, `stalled`. Lazy too, int64, with the first of these
+        dims after `step`: `freeze_step`, 0 for a token or row that never moved, and over the whole
+        run whatever steps are selected. `step` labels rows by optimizer step; what a row does not
+        have (the gradient or change of the initial state, the change at a step whose row before was
+        not recorded) is NaN. What would need a variable that was not recorded is left out.
+        Per-step scalars, float64, dims `(step,)`. Coordinates `step` and `token` or `row`, which
+        are ids where not all rows were recorded, and where known `n_occurrences` (in the corpus),
+        `live`, `dead` and `text`, where control characters are bytes in brackets: `<0x00>`.
+        Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
+        Selecting steps or tokens, by label or position and in any order, narrows what is read from
+        disk.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If the store cannot be read.
+    StoreError
+        If no row was committed yet.
+    SelectionError
+        If it holds several parameters and none was chosen, or not the one that was.
+    """
+    return dataset_of(StoreReader.open(path, parameter))
+
+
+def open_datatree(path: StorePath) -> xr.DataTree:
+    """Open all parameters of a recorded run, at the same steps.
+
+    Parameters
+    ----------
+    path
+        The store.
+
+    Returns
+    -------
+    xarray.DataTree
+        A child for each parameter, by name, of what `open_dataset` returns: `tree["wte.weight"]`.
+        A run of a single one, recorded with `parameter=`, has it at the root.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If the store cannot be read.
+    StoreError
+        If no row was committed yet.
+    """
+    readers = StoreReader.open_each(path)
+    return xr.DataTree.from_dict({f"/{reader.group}": dataset_of(reader) for reader in readers})
+
+
+def dataset_of(reader: Reader) -> xr.Dataset:
+    """Return what `open_dataset` returns, for any recording that can be read."""
+    source = Source.of(reader)
+    derived = [name for name in DERIVED if not missing_inputs(name, reader.schema)]
+    names = (*reader.schema.dtypes, *derived)
+    dims = reader.schema.dims
+    variables = {
+        name: (("step", *dims), LazyArray.of(source, name), {"long_name": long_name(name)})
+        for name in names
+    }
+    frozen = LazyTokens.of(source, TokenNumbers(freeze_step, np.maximum, ("W",)))
+    moved = f"last step at which a {reader.schema.row_name} moved"
+    tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
+    scalars = {
+        name: ("step", values, {"long_name": SCALARS[name]})
+        for name, values in source.recorded.items()
+    }
+    kind = xr.Dataset if set(derived) == set(DERIVED) else PartialDataset
+    return kind(
+        {**variables, **tokens, **scalars}, coords=_coords(source), attrs=_attrs(reader.schema)
+    )
+
+
+def _attrs(schema: Schema) -> dict[str, str | int]:
+    """Return what is known of the run as strings and numbers, which any file format can keep."""
+    known = {
+        "parameter": schema.parameter,
+        "dtype": schema.dtypes["W"],
+        "optimizer": schema.optimizer.name,
+        "implementation": schema.optimizer.implementation,
+        "block_steps": schema.layout.block_steps,
+        "created": schema.created,
+        "thimble": json.dumps(schema.to_attribute()),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _coords(source: Source) -> dict[str, xr.Variable]:
+    reader = source.reader
+    coords = {"step": xr.Variable("step", source.steps, {"long_name": "optimizer step"})}
+    if len(reader.schema.dims) == 2 or reader.schema.whole_tokens is not None:
+        first = reader.schema.dims[0]
+        named = {"long_name": LABELS.get(first, ROW_LABEL)}
+        coords[first] = xr.Variable(first, source.token_ids, named)
+    if not reader.schema.has_tokens:
+        return coords
+    labels = source.labels
+    known = {"n_occurrences": ("count", labels.count)}  # a Dataset has a method `count`
+    known |= {"live": ("live", labels.live), "dead": ("dead", labels.dead)}
+    for name, (stored, values) in known.items():
+        if values is not None:
+            coords[name] = xr.Variable("token", values, {"long_name": LABELS[stored]})
+    if labels.text is not None:
+        coords["text"] = _as_variable(labels.text)
+    return coords
+
+
+def _as_variable(texts: Sequence[str]) -> xr.Variable:
+    """Return the tokens' texts in a form that Dask can chunk and every file format can store.
+
+    Dask chunks neither objects nor variable-length strings by size, and HDF5 accepts no null
+    character. Zarr has no specification of fixed-length strings, so the encoding says to write
+    them with variable length. If a very long text would make fixed-length strings too large, they
+    have variable length here, too.
+    """
+    shown = [printable(text) for text in texts]
+    n_characters = len(shown) * max(map(len, shown), default=0)
+    is_fixed = n_characters <= _MAX_FIXED_CHARACTERS
+    return xr.Variable(
+        "token",
+        np.array(shown, dtype=np.str_ if is_fixed else np.dtypes.StringDType()),
+        {"long_name": "the token as text"},
+        encoding={"dtype": object},
+    )
+
+
+_MAX_FIXED_CHARACTERS = 2**25
+"""Fixed-length strings take four bytes a character, and each takes what the longest does."""

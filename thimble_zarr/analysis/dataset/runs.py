@@ -1,0 +1,128 @@
+"""Open several runs as one `xarray.Dataset`, to be compared."""
+
+import functools
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import xarray as xr
+
+from thimble_zarr.analysis.dataset.lazy import LazyArray
+from thimble_zarr.analysis.dataset.lazy_runs import LazyRuns
+from thimble_zarr.analysis.dataset.open import open_dataset
+from thimble_zarr.analysis.paths import stores_at
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.indexing import Indices
+
+
+def open_datasets(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    parameter: str | None = None,
+) -> xr.Dataset:
+    """Open recorded runs of a parameter of one shape. Nothing big is read before it is asked for.
+
+    Parameters
+    ----------
+    paths
+        Stores and glob patterns such as `seed*/run.zarr`, or a single one.
+    parameter
+        Which of their parameters, by name. None where each has only one.
+
+    Returns
+    -------
+    xarray.Dataset
+        What `open_dataset` returns of each, for the variables that all have, with one more
+        dimension `run` before the others, whose coordinate is the paths, sorted. Steps are those
+        that any run has; what another does not have of them is NaN. Coordinates of the tokens
+        that differ between runs have dims `(run, token)`, and those that some run lacks are left
+        out, as are attributes that differ. Selecting runs, too, narrows what is read from disk.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If a pattern matches nothing, or a store cannot be read.
+    StoreError
+        If a run has no committed row yet.
+    ConfigError
+        If no path was given, or the parameter has another shape, or other rows of it were recorded,
+        in one of the runs.
+    SelectionError
+        If a store holds several parameters and none was chosen, or not the one that was.
+    """
+    stores = stores_at(paths)
+    runs = [open_dataset(store, parameter) for store in stores]
+    _check_shapes(stores, runs)
+    steps = functools.reduce(np.union1d, (run.step.values for run in runs))
+    step = xr.Variable(("step",), steps, runs[0].step.attrs)
+    rows = [_rows(run.step.values, steps) for run in runs]
+    variables = {name: _stacked(of, rows) for name, of in _shared(runs, "data_vars").items()}
+    labels = {name: _merged(of) for name, of in _shared(runs, "coords").items() if name != "step"}
+    return xr.Dataset(
+        variables,
+        coords={"run": ("run", stores, {"long_name": "the run's store"}), "step": step} | labels,
+        attrs={
+            name: value
+            for name, value in runs[0].attrs.items()
+            if all(run.attrs.get(name) == value for run in runs)
+        },
+    )
+
+
+def _check_shapes(stores: list[str], runs: list[xr.Dataset]) -> None:
+    shapes = [dict(zip(run.W.dims[1:], run.W.shape[1:], strict=True)) for run in runs]
+    for store, shape in zip(stores, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ConfigError(
+                "runs in one dataset must have a parameter of one shape, but that of "
+                f"{stores[0]} is {shapes[0]}, and that of {store} is {shape}"
+            )
+    for name in runs[0].indexes:
+        for store, run in zip(stores, runs, strict=True):
+            if name != "step" and not run.indexes[name].equals(runs[0].indexes[name]):
+                raise ConfigError(
+                    f"runs of one dataset have the same {name}s, and {stores[0]} and {store} were "
+                    f"recorded with others (`tokens=`); open them one by one"
+                )
+
+
+def _rows(own: np.ndarray, steps: np.ndarray) -> Indices:
+    """Return the row that a run has of each step, or one beyond its last where it has none."""
+    if np.array_equal(own, steps[: len(own)]):
+        return range(len(steps))
+    rows = np.searchsorted(own, steps)
+    there = own[np.minimum(rows, len(own) - 1)] == steps
+    return np.where(there, rows, len(own))
+
+
+def _shared(runs: list[xr.Dataset], kind: str) -> dict[str, list[xr.Variable]]:
+    """Return the variables or coordinates that all runs have, each of all runs."""
+    return {
+        name: [run[name].variable for run in runs]
+        for name in getattr(runs[0], kind)
+        if all(name in getattr(run, kind) for run in runs)
+    }
+
+
+def _stacked(runs: list[xr.Variable], rows: list[Indices]) -> xr.Variable:
+    """Stack a variable of all runs, at these rows of each."""
+    first = runs[0]
+    if isinstance(first.data, np.ndarray):
+        data = np.full((len(runs), len(rows[0])), np.nan)
+        for values, run, of_run in zip(data, runs, map(np.asarray, rows), strict=True):
+            there = of_run < run.size
+            values[there] = run.values[of_run[there]]
+        return xr.Variable(("run", *first.dims), data, first.attrs)
+    parts = [run.data for run in runs]
+    if isinstance(first.data, LazyArray):
+        rest = first.data.selection[1:]
+        parts = [part.at((of_run, *rest)) for part, of_run in zip(parts, rows, strict=True)]
+    return xr.Variable(("run", *first.dims), LazyRuns.of(parts), first.attrs)
+
+
+def _merged(runs: list[xr.Variable]) -> xr.Variable:
+    """Return a coordinate of the tokens once, or of each run where they differ."""
+    first = runs[0]
+    if all(np.array_equal(run.values, first.values) for run in runs):
+        return first
+    values = np.stack([run.values for run in runs])
+    return xr.Variable(("run", *first.dims), values, first.attrs, first.encoding)

@@ -1,0 +1,1 @@
+"""Anything that reads as a recording: our stores, and other people's files."""

@@ -1,0 +1,1 @@
+"""The safetensors file of the original notebook, in and out."""

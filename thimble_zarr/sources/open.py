@@ -1,0 +1,102 @@
+"""Open a recording wherever it lies: a store, or a file of the original notebook."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError
+from thimble_zarr.format.schema import TokenLabels
+from thimble_zarr.sources.notebook.reader import NotebookReader
+from thimble_zarr.store.reader import StorePath, StoreReader
+from thimble_zarr.store.token_mask import read_mask
+
+R = TypeVar("R", StoreReader, NotebookReader)
+
+
+def open_recording(
+    path: StorePath, *, parameters: Sequence[str] = (), token_mask: Path | None = None
+) -> Sequence[StoreReader] | Sequence[NotebookReader]:
+    """Open the parameters of a store, or of a notebook's file in place.
+
+    Parameters
+    ----------
+    path
+        A store's directory or a safetensors file.
+    parameters
+        Names or patterns (`fnmatch`) of the parameters to open, all by default.
+    token_mask
+        The token mask of a notebook's file. A store has its labels.
+
+    Returns
+    -------
+    sequence of StoreReader or NotebookReader
+        One a parameter, in the order of the recording.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError
+        If it is neither, of another format version, or damaged.
+    ConfigError
+        If a mask was given for a store.
+    SelectionError
+        If one of `parameters` matches nothing.
+    CorpusError
+        If the mask cannot be read or is of another vocabulary.
+    StoreError
+        If it cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        try:
+            return _chosen([open_notebook(path, token_mask=token_mask)], parameters)
+        except NotAStoreError as error:
+            raise NotAStoreError(f"{path} is not a thimble-zarr store; {error}") from error
+    if token_mask is not None:
+        raise ConfigError(
+            f"{path} is no safetensors file, and a token mask is for those only; a store has the "
+            "labels it was recorded or imported with"
+        )
+    return _chosen(StoreReader.open_each(path), parameters)
+
+
+def _chosen(readers: Sequence[R], patterns: Sequence[str]) -> Sequence[R]:
+    """Return the readers whose parameters match one of some patterns; all of no pattern."""
+    names = [reader.schema.parameter or "" for reader in readers]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            there = ", ".join(filter(None, names)) or "one without a name"
+            raise SelectionError(f"{readers[0].path} has no parameter {pattern}; there is {there}")
+    matching = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    return [
+        reader
+        for reader, name in zip(readers, names, strict=True)
+        if not patterns or name in matching
+    ]
+
+
+def open_notebook(file: StorePath, *, token_mask: Path | None = None) -> NotebookReader:
+    """Open a notebook's file in place, with the labels of a token mask.
+
+    Parameters
+    ----------
+    file
+        The safetensors file.
+    token_mask
+        Its token mask.
+
+    Raises
+    ------
+    NotAStoreError, DamagedStoreError
+        If it is not one of the notebook, or was cut off.
+    CorpusError
+        If the mask cannot be read or is of another vocabulary.
+    StoreError
+        If it cannot be read.
+    """
+    reader = NotebookReader.open(file)
+    if token_mask is None:
+        return reader
+    live = read_mask(token_mask, reader.schema.n_tokens)
+    return replace(reader, labels=TokenLabels(live=live, dead=~live))

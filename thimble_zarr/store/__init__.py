@@ -1,0 +1,1 @@
+"""A store of ours on disk: what it holds, how it is written, read and checked."""

@@ -1,0 +1,194 @@
+"""Files that are on disk whole or not at all, also after a power loss.
+
+A file is written under a temporary name and fsynced; then it is renamed, and then its directory is
+fsynced. Waiting for the disk takes no processor, and waiting for many files takes little longer
+than for one: so a few threads wait while the next file is encoded and written. Ctrl-C takes effect
+between files, because a lock of the threads that it leaves taken would never be given back.
+
+Nothing else in the package writes into a store: what `os` is asked for here is all that a crash can
+cut off.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from thimble_zarr.format.overhead import Stopwatch
+from thimble_zarr.interrupts import interrupts_held
+
+PARTIAL = ".partial"
+"""What the name of a file that is being written ends with."""
+
+_N_THREADS = 8
+
+_MOST_UNSYNCED = 64
+"""Files that wait for the disk at once. Each is open, and a process may open 1024 by default."""
+
+
+class Disk:
+    """Writes files. One thread uses it at a time.
+
+    Parameters
+    ----------
+    stopwatch
+        Measures what the caller spends on encoding, writing and waiting for the disk.
+    """
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
+        self._threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="thimble-zarr-disk")
+        self._unsynced: deque[Future[None]] = deque()
+        self._unnamed: list[Path] = []
+
+    @interrupts_held()
+    def write(self, file: Path, parts: Iterable[bytes]) -> int:
+        """Replace `file`, when `sync` is called, and return its size.
+
+        After a crash it is the old or the new one, whole. If it cannot be written, neither it nor
+        what was written since the last `sync` gets its name.
+        """
+        n_bytes = 0
+        with self._stopwatch.time("write_s"):
+            make_directory(file.parent)
+        with ExitStack() as undo:
+            undo.callback(self._unnamed.clear)
+            while len(self._unsynced) >= _MOST_UNSYNCED:
+                with self._stopwatch.time("sync_s"):
+                    self._unsynced.popleft().result()
+            descriptor = os.open(_partial(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY)
+            undo.callback(os.close, descriptor)
+            for part in self._stopwatch.time_each("encode_s", parts):
+                with self._stopwatch.time("write_s"):
+                    _write_all(descriptor, part)
+                n_bytes += len(part)
+            undo.pop_all()
+        self._unsynced.append(self._threads.submit(_sync, descriptor))
+        self._unnamed.append(file)
+        return n_bytes
+
+    @interrupts_held()
+    def settle(self) -> None:
+        """Wait until what was written survives a power loss, though not yet under its name.
+
+        Raises
+        ------
+        OSError
+            If any of it could not be written. Then none of it gets its name.
+        """
+        with self._stopwatch.time("sync_s"):
+            unsynced, self._unsynced = self._unsynced, deque()
+            try:
+                for future in unsynced:
+                    future.result()
+            except OSError:
+                self._unnamed.clear()
+                raise
+
+    @interrupts_held()
+    def sync(self, directories: Iterable[Path]) -> None:
+        """Give every file that was written its name, for good.
+
+        Parameters
+        ----------
+        directories
+            Those that the files lie in.
+
+        Raises
+        ------
+        OSError
+            If a file could not be written or renamed. The others may have their names.
+        """
+        self.settle()
+        with self._stopwatch.time("sync_s"):
+            unnamed, self._unnamed = self._unnamed, []
+            for file in unnamed:
+                os.replace(_partial(file), file)  # noqa: PTH105  # one module asks the system
+            for _ in self._threads.map(sync_directory, set(directories)):
+                pass
+
+    def append(self, file: Path, offset: int, content: bytes) -> None:
+        """Make `content` what a file ends with from `offset` on. It survives a power loss.
+
+        The file stays as it is up to `offset`, whatever happens.
+        """
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | _BINARY)
+        try:
+            os.ftruncate(descriptor, offset)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            _write_all(descriptor, content)
+            with self._stopwatch.time("sync_s"):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @interrupts_held()
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory and those above it, so that a power loss leaves them there."""
+    missing = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory)  # noqa: PTH102
+        except FileExistsError:
+            if not directory.is_dir():
+                raise
+        sync_directory(directory.parent)
+
+
+def remove_file(file: Path) -> None:
+    """Remove a file for good, before anything that is done later."""
+    os.unlink(file)  # noqa: PTH108
+    sync_directory(file.parent)
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    """Remove files for good, before anything that is done later. They may be gone already."""
+    directories = set()
+    for file in files:
+        with suppress(FileNotFoundError):
+            os.unlink(file)  # noqa: PTH108
+            directories.add(file.parent)
+    for directory in directories:
+        sync_directory(directory)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power loss; Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}{PARTIAL}")
+
+
+def _sync(descriptor: int) -> None:
+    """Wait until a file's content is on disk, and close it."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while len(rest):
+        rest = rest[os.write(descriptor, rest) :]

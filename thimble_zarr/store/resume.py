@@ -1,0 +1,406 @@
+"""Resume a store: is it the same run, and how is it cut back to where the run continues?
+
+A store is cut off by one line more in its ledger and then by the commit record, and only after that
+are files removed. No file that stays is written to: rows behind the last one are never read, and
+their block is written again when the run has filled it. So the store can be read at
+any moment, as it was before or as it is after.
+
+A killed writer may have left lines behind the last that was committed. What they promised may have
+come true for some files and not for others, so they stay, and the line of the cut says for each
+file that they tell of what it is now, or that it is removed.
+"""
+
+import datetime
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thimble_zarr.errors import DamagedStoreError, ResumeError
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
+from thimble_zarr.format.schema import PER_STEP, Json, Schema, TokenLabels, array_path
+from thimble_zarr.store.files.local import PARTIAL
+from thimble_zarr.store.ledger import read_lines, seal
+from thimble_zarr.store.reader import LEDGER, StoreReader, array_of, shard_name
+
+_MAY_DIFFER = ("software", "created", "attrs")
+"""What a schema has that is no property of the run's arithmetic."""
+
+_TOLD_OTHERWISE = ("shape", "dims", "whole_tokens", "stored_last", "dtypes", "optimizer", "layout")
+"""What follows from what the user passed, and is told in words of that."""
+
+_PASSED_AS = {
+    "parameter": "name",
+    "n_threads": "torch.get_num_threads()",
+    "cpu_capability": "torch.backends.cpu.get_cpu_capability()",
+}
+"""What the user knows other parts of a schema as, where it is not their name."""
+
+
+def check_resumable(
+    readers: Sequence[StoreReader],
+    schemas: Mapping[str, Schema],
+    labels: Mapping[str, TokenLabels],
+    token_ids: Mapping[str, np.ndarray],
+    *,
+    kept_rows: int | None,
+) -> int:
+    """Return how many rows are kept, once it is clear that the run is the one recorded.
+
+    Parameters
+    ----------
+    readers
+        Of each parameter of the store.
+    schemas, labels, token_ids
+        What would be recorded now, by group.
+    kept_rows
+        Rows to keep, all by default.
+
+    Raises
+    ------
+    ResumeError
+        If something differs, which it names, fewer rows are committed, or not every step was
+        recorded.
+    """
+    path, n_rows = readers[0].path, readers[0].n_rows
+    differences = list(_differences(readers, schemas, labels, token_ids))
+    if differences:
+        raise ResumeError(
+            f"cannot resume {path}, which recorded another run: {'; '.join(differences)}; "
+            "make them as they were, or record into another store"
+        )
+    check_has_every_step(readers[0])
+    kept_rows = n_rows if kept_rows is None else kept_rows
+    if n_rows == 0:
+        raise ResumeError(f"cannot resume {path}: nothing was committed; record it again")
+    if not 0 < kept_rows <= n_rows:
+        raise ResumeError(
+            f"cannot resume {path} after step {kept_rows - 1}: steps 0 to {n_rows - 1} are "
+            "committed; restore the checkpoint of one of them"
+        )
+    return kept_rows
+
+
+def check_has_every_step(reader: StoreReader) -> None:
+    """Raise ResumeError if a schedule left out steps.
+
+    Nothing tells then which of them the optimizer took after the last row, and whether a checkpoint
+    of one of them is of this run.
+    """
+    if reader.schema.schedule is not None:
+        raise ResumeError(
+            f"cannot resume {reader.path}: it has the steps of the schedule "
+            f"{reader.schema.schedule} only, so no row tells where the steps that it left out "
+            "ended; record the run again, or record the steps that are left into another store"
+        )
+
+
+def chosen_ids(readers: Sequence[StoreReader]) -> dict[str, np.ndarray]:
+    """Return which rows of a parameter were recorded, by group, where not all were."""
+    return {
+        reader.group: reader.read_token_ids()
+        for reader in readers
+        if reader.schema.whole_tokens is not None
+    }
+
+
+def _differences(
+    readers: Sequence[StoreReader],
+    schemas: Mapping[str, Schema],
+    labels: Mapping[str, TokenLabels],
+    token_ids: Mapping[str, np.ndarray],
+) -> Iterator[str]:
+    recorded = {reader.group: reader.schema for reader in readers}
+    if [*recorded] != [*schemas]:
+        yield _told("parameters", _names(recorded), _names(schemas))
+        return
+    recorded_ids = chosen_ids(readers)
+    for reader in readers:
+        of = f"{reader.group}: " if reader.group else ""
+        was, now = reader.schema, schemas[reader.group]
+        for name, *values in _unequal(_content(was, now), _content(now, was)):
+            yield of + _told(name, *values)
+        if (was.shape, was.whole_tokens) != (now.shape, now.whole_tokens):
+            continue
+        if reader.group in recorded_ids.keys() & token_ids:
+            was_ids, ids = recorded_ids[reader.group], token_ids[reader.group]
+            if gone := np.setdiff1d(was_ids, ids).tolist():
+                new = np.setdiff1d(ids, was_ids).tolist()
+                yield of + _told(f"ids of {now.row_name}s", _listed(gone), _listed(new))
+                continue  # what labels them follows
+        if reader.group in labels:
+            for name in _unlike_labels(reader.read_labels(), labels[reader.group]):
+                yield f"{of}the {name} of the tokens differs"
+    yield from _other_layouts(recorded, schemas)
+
+
+def _other_layouts(recorded: Mapping[str, Schema], now: Mapping[str, Schema]) -> Iterator[str]:
+    """Yield how blocks differ, unless they follow from shapes and dtypes that differ already."""
+    if any(
+        (recorded[group].shape, recorded[group].dtypes) != (now[group].shape, now[group].dtypes)
+        for group in recorded
+    ):
+        return
+    for group in recorded:
+        was, layout = recorded[group].layout, now[group].layout
+        if was.block_steps != layout.block_steps:  # of all parameters, then
+            yield _told("memory_bytes", f"blocks of {was.block_steps} steps", layout.block_steps)
+            return
+        if was != layout:
+            of = f"{group}: " if group else ""
+            yield of + _told("tokens a chunk", was.chunk_tokens, layout.chunk_tokens)
+
+
+def _names(schemas: Mapping[str, Schema]) -> str:
+    return ", ".join(name or "one at the root" for name in schemas)
+
+
+def _listed(ids: Sequence[int]) -> str:
+    more = f" and {len(ids) - _MOST_LISTED:,} more" if len(ids) > _MOST_LISTED else ""
+    return ", ".join(map(str, ids[:_MOST_LISTED])) + more
+
+
+_MOST_LISTED = 8
+"""Ids that an error lists."""
+
+
+def _told(name: str, recorded: object, now: object) -> str:
+    was, is_now = ("none" if value is None else value for value in (recorded, now))
+    return f"{name}: {was} recorded, {is_now} now"
+
+
+def _content(schema: Schema, other: Schema) -> dict[str, Any]:
+    """Return what must be as in another schema, by what the user knows it as."""
+    some, shape = schema.whole_tokens, schema.shape
+    follows = {"max_exp_avg_sq"} if schema.optimizer.amsgrad != other.optimizer.amsgrad else set()
+    content: dict[str, Any] = {
+        "torch": schema.software.get("torch"),
+        "shape": shape if some is None else (some, *shape[1:]),
+        "dims": schema.dims if len(shape) == len(other.shape) else None,
+        "tokens": "all" if some is None else f"{schema.n_tokens:,} of {some:,}",
+        "variables": ", ".join(name for name in schema.dtypes if name not in follows),
+        "dtype": _dtypes(
+            {name: schema.dtypes[name] for name in schema.dtypes if name in other.dtypes}
+        ),
+    }
+    content |= {f"optimizer.{name}": value for name, value in asdict(schema.optimizer).items()}
+    for known in fields(schema):
+        if known.name not in (*_MAY_DIFFER, *_TOLD_OTHERWISE):
+            content[_PASSED_AS.get(known.name, known.name)] = getattr(schema, known.name)
+    return content
+
+
+def _dtypes(dtypes: Mapping[str, str]) -> str:
+    """Return the dtype of variables, which is one unless they were imported."""
+    if len({*dtypes.values()}) == 1:
+        return dtypes["W"]
+    return ", ".join(f"{name} {native}" for name, native in dtypes.items())
+
+
+def _unequal(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
+    for name in recorded | now:
+        was, is_now = recorded.get(name), now.get(name)
+        if was != is_now:
+            yield name, was, is_now
+
+
+def _unlike_labels(recorded: TokenLabels, now: TokenLabels) -> Iterator[str]:
+    """Yield names of labels that are known on both sides, and differ.
+
+    The texts are not compared: they are for people, and how they are spelled may change.
+    """
+    for known in fields(now):
+        if known.name == "text":
+            continue
+        was, is_now = getattr(recorded, known.name), getattr(now, known.name)
+        if was is not None and is_now is not None and not np.array_equal(was, is_now):
+            yield known.name
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a store is made to end earlier.
+
+    Attributes
+    ----------
+    n_rows
+        Rows that stay.
+    line
+        The line that says so, for the end of the ledger.
+    ledger_bytes, ledger_crc32
+        How much of the ledger comes before it, and the CRC-32 of that.
+    """
+
+    n_rows: int
+    line: bytes
+    ledger_bytes: int
+    ledger_crc32: int
+
+
+def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> Cut:
+    """Return how a store is made to end after `n_rows` rows. Nothing is written.
+
+    Parameters
+    ----------
+    readers
+        Of each parameter, all at the same commit.
+    n_rows
+        Rows that stay, at least one, all of them committed.
+
+    Raises
+    ------
+    DamagedStoreError
+        If ledger or files are not what was committed.
+    """
+    ledger = _Ledger.read(readers, n_rows)
+    gone = {key for key in ledger.known if _begins_at(readers, key) >= n_rows}
+    shards = {key for key in ledger.shards if key not in gone}
+    promised = {key for key in ledger.promised if key not in gone | shards}
+    files: dict[str, Json] = {}
+    chunks: dict[str, Json] = {}
+    for key in sorted(shards):
+        entry = _fitting(readers, key, ledger.shards[key])
+        files[key] = entry["files"][key]
+        chunks[array_of(key)] = entry["chunks"][array_of(key)]
+    for key in sorted(promised):
+        content = (readers[0].path / key).read_bytes()
+        files[key] = {"bytes": len(content), "crc32": zlib.crc32(content)}
+        if files[key] not in [entry["files"][key] for entry in ledger.promised[key]]:
+            raise _damaged(readers, key)
+    block_steps = readers[0].schema.layout.block_steps
+    line: dict[str, Json] = {
+        "rows": ((n_rows - 1) // block_steps * block_steps, n_rows),
+        "files": files,
+        "chunks": chunks,
+        "removed": sorted(gone),
+        "resumed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return Cut(n_rows, seal(line) + b"\n", ledger.n_bytes, ledger.crc32)
+
+
+def leftovers(readers: Sequence[StoreReader], n_rows: int) -> Iterator[Path]:
+    """Yield files that a store of `n_rows` rows does not have: later rows, and unfinished files."""
+    path = readers[0].path
+    per_step = {
+        array_path(reader.group, name)
+        for reader in readers
+        for name in (*reader.schema.dtypes, *PER_STEP)
+    }
+    for directory, _, names in os.walk(path):
+        array = Path(directory).relative_to(path).as_posix()
+        for name in names:
+            is_later = (
+                array in per_step
+                and name.startswith("c.")
+                and _begins_at(readers, f"{array}/{name}") >= n_rows
+            )
+            if name.endswith(PARTIAL) or is_later:
+                yield Path(directory, name)
+
+
+def _begins_at(readers: Sequence[StoreReader], key: str) -> int:
+    """Return the first row of a file; labels of tokens have none, and never go."""
+    array, _, chunk = key.rpartition("/c.")
+    index = chunk.partition(".")[0]
+    for reader in readers:
+        if array in {array_path(reader.group, name) for name in reader.schema.dtypes}:
+            return int(index) * reader.schema.layout.block_steps
+        if array in {array_path(reader.group, name) for name in PER_STEP}:
+            return int(index) * SCALAR_CHUNK_STEPS
+    return -1
+
+
+@dataclass
+class _Ledger:
+    """What a ledger says of the files that a cut concerns.
+
+    Attributes
+    ----------
+    n_bytes, crc32
+        How much of it is sound lines, committed or not, and its CRC-32.
+    known
+        Every file that it tells of and that is not removed.
+    shards
+        For each shard of the block of the last row the line that was committed last, and those of
+        later commits that were cut off.
+    promised
+        For each other file that lines behind the commit tell of: likewise.
+    """
+
+    n_bytes: int = 0
+    crc32: int = 0
+    known: set[str] = field(default_factory=set)
+    shards: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    promised: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    _values: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, readers: Sequence[StoreReader], n_rows: int) -> "_Ledger":
+        ledger, commit = cls(), readers[0].commit
+        block = (n_rows - 1) // readers[0].schema.layout.block_steps
+        ours = {
+            array_path(reader.group, shard_name(name, block, reader.schema.shape))
+            for reader in readers
+            for name in reader.schema.dtypes
+        }
+        is_sound = False
+        for line in read_lines(readers[0].path / LEDGER):
+            is_committed = line.stop <= commit.ledger_bytes
+            if line.entry is None:
+                if is_committed or not is_sound:
+                    break
+                return ledger  # it was torn, and so it promised nothing
+            ledger.n_bytes, ledger.crc32 = line.stop, zlib.crc32(line.content, ledger.crc32)
+            ledger._add(line.entry, ours, is_committed=is_committed)
+            if line.stop == commit.ledger_bytes:
+                is_sound = ledger.crc32 == commit.ledger_crc32
+        if not is_sound:
+            raise _damaged(readers, LEDGER)
+        return ledger
+
+    def _add(self, entry: Mapping[str, Any], ours: set[str], *, is_committed: bool) -> None:
+        for key in entry.get("removed", ()):
+            self.known.discard(key)
+            self.shards.pop(key, None)
+            self._values.pop(key, None)
+        self.known.update(entry["files"])
+        for key, file in entry["files"].items():
+            if key in ours:
+                before = [] if is_committed else self.shards.get(key, [])
+                self.shards[key] = [*before, entry]
+            elif "crc32" in file and is_committed:
+                self._values[key] = {"files": {key: file}}
+            elif "crc32" in file:
+                before = [self._values[key]] if key in self._values else []
+                self.promised.setdefault(key, before).append(entry)
+
+
+def _fitting(
+    readers: Sequence[StoreReader], key: str, entries: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return the entry that tells of a shard as it is. If there is one only, it is not read."""
+    if len(entries) == 1:
+        return entries[0]
+    array = array_of(key)
+    reader, name = next(
+        (reader, name)
+        for reader in readers
+        for name in reader.schema.dtypes
+        if array_path(reader.group, name) == array
+    )
+    stored = reader.stored_checksums(name, _begins_at(readers, key))
+    for entry in entries:
+        if [checksums[0] for checksums in entry["chunks"][array]] == stored:
+            return entry
+    raise _damaged(readers, key)
+
+
+def _damaged(readers: Sequence[StoreReader], key: str) -> DamagedStoreError:
+    return DamagedStoreError(
+        f"cannot resume {readers[0].path}: {key} is not what was committed; see what is "
+        "damaged with `thimble-zarr verify`, and cut it off with `thimble-zarr repair`"
+    )

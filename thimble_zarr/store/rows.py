@@ -1,0 +1,129 @@
+"""Rows of a store's arrays: which chunks of which shards hold them, read into one array.
+
+Shards of the last blocks stay open between calls, because whoever goes through a block a few tokens
+at a time asks for each of its shards again and again, and opening one takes as long as reading a
+chunk of it.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Self
+
+import numpy as np
+
+from thimble_zarr.bits import storage_dtype
+from thimble_zarr.errors import StoreError
+from thimble_zarr.format.indexing import ChunkPart, Indices, as_range, by_chunk
+from thimble_zarr.format.layout import split_range
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.store.shard import CAN_TELL, CHUNK_ORDER, ShardFile
+
+_FEW_CHUNKS = 4
+"""Of fewer in a block the disk is not told: asking takes as long as to read them."""
+
+_BLOCKS_OPEN = 2
+"""Blocks whose shards stay open: the one that is read, and the one that the disk is told of. Every
+thread that reads has as many, and a process may open some hundred files by default."""
+
+_N_KNOWN = 64
+"""Selections of tokens of which is remembered where they lie."""
+
+
+class OpenedRows:
+    """Rows of a store, for one thread. Use it as a context manager.
+
+    Parameters
+    ----------
+    schema
+        Of the store.
+    find
+        From a variable and a row to the shard that holds it, not yet open.
+    decoding
+        From the same to what turns errors of finding, opening and decoding into a StoreError.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        find: Callable[[str, int], ShardFile],
+        decoding: Callable[[str, int], AbstractContextManager[None]],
+    ) -> None:
+        self._schema, self._find, self._decoding = schema, find, decoding
+        self._shards: dict[int, dict[str, ShardFile]] = {}
+        self._known: dict[int, tuple[Indices, list[ChunkPart]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._keep(0)
+
+    def read(
+        self,
+        name: str,
+        rows: tuple[int, int],
+        tokens: Indices,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Read stored bits as `StoreReader.read` does."""
+        block_steps = self._schema.layout.block_steps
+        chunks = self._chunks(tokens)
+        shape = rows[1] - rows[0], len(tokens), self._schema.n_dims
+        if out is None:
+            out = np.empty(shape, storage_dtype(self._schema.dtypes[name]))
+        row = f"V{out.itemsize * shape[2]}"  # what is copied at once, in half the time
+        for start, stop in split_range(*rows, block_steps):
+            offset = start % block_steps
+            steps = slice(offset, offset + stop - start)
+            into = out[start - rows[0] : stop - rows[0]].view(row)
+            with self._decoding(name, start):
+                shard = self._shard(name, start)
+                for chunk, take, where in chunks:
+                    part = shard.decode(chunk)[take][:, steps].astype(out.dtype, copy=False)
+                    into[:, where] = part.view(row).transpose(CHUNK_ORDER)
+        return out
+
+    def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
+        """Say that `read` will be asked for these of several variables, so the disk may begin."""
+        chunks = [chunk for chunk, _, _ in self._chunks(tokens)]
+        if not CAN_TELL or len(chunks) < _FEW_CHUNKS:
+            return
+        for start, _ in split_range(*rows, self._schema.layout.block_steps):
+            for name in names:
+                with suppress(StoreError), self._decoding(name, start):
+                    self._shard(name, start).will_read(chunks)
+
+    def _chunks(self, tokens: Indices) -> list[ChunkPart]:
+        """Return the chunks that tokens lie in, and remember them while the same are asked for."""
+        if id(tokens) not in self._known:
+            if len(self._known) == _N_KNOWN:
+                self._known.clear()
+            chunks = list(by_chunk(_placed(self._schema, tokens), self._schema.layout.chunk_tokens))
+            self._known[id(tokens)] = tokens, chunks  # held, so that no others have its id
+        return self._known[id(tokens)][1]
+
+    def _shard(self, name: str, row: int) -> ShardFile:
+        """Return an open shard, and close those of a block that was not asked for lately."""
+        block = row // self._schema.layout.block_steps
+        shards = self._shards.pop(block, None)
+        if shards is None:
+            self._keep(_BLOCKS_OPEN - 1)
+            shards = {}
+        self._shards[block] = shards
+        if name not in shards:
+            shards[name] = self._find(name, row).__enter__()
+        return shards[name]
+
+    def _keep(self, n_blocks: int) -> None:
+        while len(self._shards) > n_blocks:
+            for shard in self._shards.pop(next(iter(self._shards))).values():
+                shard.__exit__()
+
+
+def _placed(schema: Schema, tokens: Indices) -> Indices:
+    """Return where tokens lie on disk."""
+    if schema.places is None:
+        return tokens
+    if isinstance(tokens, range):
+        tokens = np.arange(tokens.start, tokens.stop, tokens.step)
+    return as_range(schema.places[tokens])
