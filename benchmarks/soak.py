@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from tests import crashing, power, stores, test_crash, test_power_loss, test_verify
+from tests import test_crash, test_power_loss
+from tests.store import test_verify
+from tests.support import crashing, power, stores
 from tests.support.runs import record
 from thimble_zarr.store.files import local as disk_module
 

@@ -1,37 +1,18 @@
 """The picture of the house, held against the imports."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
 
 import thimble_zarr
+from tests.support.rooms import MAY_IMPORT, OPENERS
 
 ROOT = Path(thimble_zarr.__file__).parent
-
-MAY_IMPORT = {
-    "errors": set(),
-    "interrupts": set(),
-    "tuning": set(),
-    "bits": {"errors"},
-    "optim": {"bits", "errors"},
-    "format": {"optim", "bits", "errors"},
-    "store": {"format", "optim", "bits", "errors", "interrupts", "tuning"},
-    "sources": {"store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
-    "record": {"store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
-    "analysis": {"format", "optim", "bits", "errors", "tuning"},
-    "report": {"analysis", "format", "errors"},
-    "experiment": {"record", "store", "format", "errors"},
-    "integrations": {"record", "store", "format", "errors"},
-    "__main__": {"cli"},
-    "cli": {"analysis", "errors", "experiment", "format", "interrupts", "record", "report"}
-    | {"optim", "sources", "store"},
-}
-
-OPENERS = {"analysis.check": {"sources"}, "analysis.dataset.open": {"sources"}}
-"""Modules of the analysis that open what they read."""
 
 HEAVY = (
     "torch",
@@ -73,9 +54,62 @@ def room(name: str) -> str:
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_a_room_imports_only_what_the_picture_allows(file: Path) -> None:
-    here = room(module_name(file))
+    name = module_name(file)
+    here = room(name)
     others = {room(name) for name in imported_modules(file)} - {here}
-    assert others <= MAY_IMPORT[here]
+    assert others <= MAY_IMPORT[here] | OPENERS.get(name.partition(".")[2], set())
+
+
+MAX_LINES, MAX_CODE_LINES, MAX_MODULES = 450, 40, 12
+
+
+def code_lines(file: Path) -> dict[str, int]:
+    """Return the lines of code of each function: without docstring, comments and blank lines."""
+    text = file.read_text()
+    coded = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in _NO_CODE
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    found = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            doc = range(0)
+            if ast.get_docstring(node) is not None:
+                doc = range(first.lineno, first.end_lineno + 1)
+            lines = range(node.lineno, node.end_lineno + 1)
+            found[node.name] = len((coded & {*lines}) - {*doc})
+    return found
+
+
+_NO_CODE = {
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
+    tokenize.ENDMARKER,
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_modules_and_functions_are_small(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= MAX_LINES
+    assert {name: n for name, n in code_lines(file).items() if n > MAX_CODE_LINES} == {}
+
+
+def test_folders_are_small() -> None:
+    folders = [folder for folder in ROOT.rglob("*") if folder.is_dir()]
+    n_modules = {
+        module_name(folder): len([f for f in folder.glob("*.py") if f.name != "__init__.py"])
+        for folder in folders
+    }
+    assert {name: n for name, n in n_modules.items() if n > MAX_MODULES} == {}
+
+
+def test_no_test_serves_another_as_a_library() -> None:
+    for file in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert ".test_" not in f".{node.module}", f"{file}: {node.module}"
 
 
 def test_every_room_is_in_the_picture() -> None:
@@ -133,7 +167,7 @@ def test_reading_needs_no_torch() -> None:
 
 
 def test_processes_can_be_forked_before_what_only_a_report_needs() -> None:
-    names = ("selection", "audit", "budget")
+    names = ("selection", "audit.audit", "compute.budget")
     code = "\n".join(f"import thimble_zarr.analysis.{name}" for name in names)
     assert not modules_after(code) & {"torch", "xarray", "dask", "pandas", "zarr", "distributed"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import crashing, stores
+from tests.support import crashing, stores
 from tests.support.runs import TINY_MEMORY, History, Loop, record
 from thimble_zarr import Recorder
 from thimble_zarr.analysis.audit.accounting import accounting

@@ -15,8 +15,18 @@ from benchmarks.__main__ import EARLY_STEP, markdown
 from benchmarks.faults import summary
 from benchmarks.peers import report
 from benchmarks.peers.report import LARGER
-from tests.support.documents import DOCUMENTS, ROOT, Block, Reader, blocks, follow, prose
-from tests.test_architecture import MAY_IMPORT
+from tests.support.documents import (
+    DOCUMENTS,
+    ROOT,
+    Block,
+    Reader,
+    blocks,
+    follow,
+    in_code,
+    prose,
+    text_of,
+)
+from tests.support.rooms import MAY_IMPORT
 from thimble_zarr.analysis.causes.catalogue import CAUSES
 from thimble_zarr.analysis.causes.findings import AlteredChunk, MislabelledRow, MoreFailures
 from thimble_zarr.cli.main import cli
@@ -31,10 +41,6 @@ NOT_RUN = [("architecture.md", "an illustration"), ("format.md", "an illustratio
 
 def name_of(document: Path) -> str:
     return document.relative_to(ROOT).as_posix()
-
-
-def text_of(document: Path) -> str:
-    return document.read_text(encoding="utf-8")
 
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -183,10 +189,6 @@ def test_every_document_is_found_from_the_readme() -> None:
         linked = {(document.parent / link).resolve() for link in links if link.endswith(".md")}
         ahead += sorted(linked & set(DOCUMENTS) - found)
     assert found == set(DOCUMENTS)
-
-
-def in_code(document: Path) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", prose(text_of(document)))
 
 
 NOT_OURS = {"--index-url", "--help"}

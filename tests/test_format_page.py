@@ -18,11 +18,10 @@ import pytest
 import torch
 
 import thimble_zarr
-from tests.support.documents import ROOT, blocks
+from tests.support.documents import ROOT, blocks, in_code
 from tests.support.runs import Loop, record
 from tests.support.stores import create, write_run
 from tests.support.zoo import SHAPES, Recorded
-from tests.test_docs import in_code
 from thimble_zarr import Recorder, every, windows
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.store.integrity.repair import repair

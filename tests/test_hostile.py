@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from numcodecs import Blosc
 
 import thimble_zarr
-from tests.store.test_verify import everything
 from tests.support import stores
+from tests.support.faults import everything
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError, ThimbleError
 from thimble_zarr.store.files import documents

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import power, stores
+from tests.support import power, stores
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError
 from thimble_zarr.store.files import local as disk_module
 from thimble_zarr.store.integrity.repair import repair

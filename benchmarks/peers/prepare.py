@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 
 from benchmarks.peers.inputs import VARIABLES, Inputs
-from thimble_zarr.format.labels import write_mask
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.sources.notebook.reader import export_notebook
 from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.store.token_mask import write_mask
 
 BLOCK_STEPS = 32
 HDF5_OPTIONS = {"compression": "lzf", "shuffle": True}

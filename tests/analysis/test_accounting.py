@@ -8,9 +8,9 @@ import pytest
 import torch
 import xarray as xr
 
-from tests.analysis.test_lazy import Reads
 from tests.support import oracles
 from tests.support.oracles import assert_same_table
+from tests.support.reads import Reads
 from tests.support.runs import N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.windows import _cut_evenly
@@ -374,7 +374,7 @@ SUBSETS_IN_ONE_PASS = {"dead": [7, 8, 9, 10], "all": list(range(11)), "ids": [9,
 def test_subsets_in_one_pass_are_as_each_alone(
     toy_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.analysis.test_lazy import Reads
+    from tests.support.reads import Reads
 
     ds = open_dataset(toy_path)
     subsets = {name: np.array(ids) for name, ids in SUBSETS_IN_ONE_PASS.items()}

@@ -262,7 +262,7 @@ def test_the_xarray_engine_gives_the_same(toy_path: Path) -> None:
 def test_the_xarray_engine_pushes_selections_down(
     toy_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.analysis.test_lazy import Reads
+    from tests.support.reads import Reads
 
     ds = xr.open_dataset(toy_path, engine="thimble")
     reads = Reads(monkeypatch)

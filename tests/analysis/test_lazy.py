@@ -1,8 +1,6 @@
 """Selections of lazy variables against the same selections of arrays in memory."""
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import dask
@@ -12,28 +10,12 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.reads import VARIABLES, Reads, axis_keys, no_computing
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
 from thimble_zarr import open_dataset
 from thimble_zarr.analysis.dataset.lazy import LazyArray
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.rows import OpenedRows
 from thimble_zarr.store.shard import ShardFile
-
-VARIABLES = (
-    "W",
-    "grad",
-    "exp_avg",
-    "exp_avg_sq",
-    "delta_W",
-    "adam_update",
-    "adam_decay",
-    "adam_residual",
-    "rounding",
-    "unexplained",
-    "ulp",
-    "displacement_ulp",
-    "stalled",
-)
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +26,6 @@ def ds(toy_run: tuple[Path, object]) -> xr.Dataset:
 @pytest.fixture(scope="module")
 def loaded(ds: xr.Dataset) -> xr.Dataset:
     return ds.compute()
-
-
-@contextmanager
-def no_computing() -> Iterator[None]:
-    def scheduler(*args: object, **kwargs: object) -> None:
-        raise AssertionError("Dask was asked to compute")
-
-    with dask.config.set(scheduler=scheduler):
-        yield
-
-
-def axis_keys(length: int) -> st.SearchStrategy[object]:
-    positions = st.integers(-length, length - 1)
-    return st.one_of(
-        st.slices(length),
-        positions,
-        st.lists(positions, max_size=2 * length),
-        st.lists(st.booleans(), min_size=length, max_size=length).map(np.array),
-    )
 
 
 @given(
@@ -147,32 +110,6 @@ def test_names_tell_selections_and_stores_apart(ds: xr.Dataset, tmp_path: Path) 
     arrays = [ds.W.data, ds.grad.data, ds.W.data[1:], ds.W.data[:, [1, 2]], other.W.data]
     assert len({array.name for array in arrays}) == len(arrays)
     assert ds.W.data[1:].name == ds.W.data[1:].name
-
-
-class Reads:
-    """Counts what is read from a store."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[str, tuple[int, int], list[int]]] = []
-        self.chunks: list[tuple[str, int]] = []
-        real, real_decode = OpenedRows.read, ShardFile.decode
-
-        def read(
-            opened: OpenedRows, name: str, rows: tuple[int, int], *options: object
-        ) -> np.ndarray:
-            self.calls.append((name, rows, np.asarray(options[0]).tolist()))
-            return real(opened, name, rows, *options)
-
-        def decode(shard: ShardFile, chunk: int, *options: object) -> np.ndarray:
-            self.chunks.append(("/".join(shard._file.split("/")[-2:]), chunk))
-            return real_decode(shard, chunk, *options)
-
-        monkeypatch.setattr(OpenedRows, "read", read)
-        monkeypatch.setattr(ShardFile, "decode", decode)
-
-    @property
-    def elements(self) -> int:
-        return sum((rows[1] - rows[0]) * len(tokens) for _, rows, tokens in self.calls)
 
 
 @pytest.fixture(scope="module")

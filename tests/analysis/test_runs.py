@@ -11,7 +11,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.analysis.test_lazy import VARIABLES, Reads, axis_keys, no_computing
+from tests.support.reads import VARIABLES, Reads, axis_keys, no_computing
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, record, token_labels
 from thimble_zarr import TokenLabels, accounting, open_dataset, open_datasets
 from thimble_zarr.analysis.audit.accounting import selected

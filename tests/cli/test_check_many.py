@@ -8,19 +8,12 @@ from pathlib import Path
 
 import pytest
 import zarr
-from click.testing import Result
 
-from tests.cli.test_cli import checked, fails, run
+from tests.support.commands import check, checked, fails
 from tests.support.faults import flip_bit, rewrite
 from tests.support.notebook_file import notebook_tensors, save
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, History, record
 from thimble_zarr.analysis.compute.reduction import Reduction
-
-
-def check(*args: object, exit_code: int = 0) -> Result:
-    result = run("check", *args)
-    assert result.exit_code == exit_code, result.output
-    return result
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_check_many import check
-from tests.cli.test_cli import checked, fails, info_of, succeeds
+from tests.support.commands import check, checked, fails, info_of, succeeds
 from tests.support.faults import Arrays, flip_bit, rewrite
 from tests.support.runs import N_STEPS
 from tests.support.zoo import SHAPES, Recorded

@@ -29,6 +29,17 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 import thimble_zarr
+from tests.support.commands import (
+    MAIN,
+    START,
+    checked,
+    fails,
+    info_of,
+    run,
+    strict_json,
+    succeeds,
+    told,
+)
 from tests.support.runs import N_TOKENS, Loop, record, token_labels
 from tests.support.zoo import Recorded
 from thimble_zarr import Recorder, accounting, open_dataset
@@ -50,9 +61,6 @@ TEXT = (
 N_VOCABULARY = 300
 
 HEADER = "t,norm_predicted,norm_observed,norm_difference,cosine_similarity,ratio"
-
-START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-MAIN = "from thimble_zarr.cli.main import main; main()"
 
 
 @pytest.fixture(scope="session")
@@ -105,57 +113,6 @@ def shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(total=10**12, used=10**12 - 1000, free=1000)
     monkeypatch.setattr("thimble_zarr.experiment.plan.shutil.disk_usage", lambda path: usage)
-
-
-def run(*args: object) -> Result:
-    """Run the command line; an exception that would be shown as a traceback fails the test."""
-    result = CliRunner().invoke(cli, [str(arg) for arg in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def succeeds(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def told(stderr: str) -> list[str]:
-    """Return the lines of stderr, but for those that say what is being done, and how far it is."""
-    progress = re.compile(r".* \.\.\.|(training|checking): .*")
-    return [line for line in stderr.splitlines() if not progress.fullmatch(line)]
-
-
-def fails(exit_code: int, *args: object) -> str:
-    """Expect an exit code and an error of one line, and return that line."""
-    result = run(*args)
-    assert result.exit_code == exit_code, result.output
-    lines = told(result.stderr)
-    if lines[0].startswith("Usage: "):  # click says where help is, too
-        lines = lines[3:]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("Error: ")
-    return lines[0]
-
-
-def strict_json(text: str) -> dict:
-    """Read JSON as RFC 8259 has it, which knows no NaN and no Infinity."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def checked(store: Path, *args: object, exit_code: int = 0) -> dict:
-    result = run("check", store, "--format", "json", *args)
-    assert result.exit_code == exit_code, result.output
-    return strict_json(result.stdout)
-
-
-def info_of(store: Path) -> dict:
-    return strict_json(succeeds("info", store, "--format", "json").stdout)
 
 
 # --- help ----------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.test_cli import MAIN, START, checked, fails, info_of, run, succeeds
+from tests.support.commands import MAIN, START, checked, fails, info_of, run, succeeds
 from tests.support.notebook_file import live_mask, notebook_tensors, save
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, History, record, token_labels
 from thimble_zarr import open_dataset
-from thimble_zarr.format.labels import write_mask
 from thimble_zarr.store.reader import COMMIT, Commit, StoreReader
+from thimble_zarr.store.token_mask import write_mask
 from thimble_zarr.store.writer import StoreWriter
 
 

@@ -3,24 +3,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pytest
 import torch
 
-from thimble_zarr import TokenLabels
+from tests.support.tiny import SMALL, random_data
 from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.model import build_model
 from thimble_zarr.experiment.plan import plan_run, training_bytes
-from thimble_zarr.experiment.trainer import TrainingData, train
+from thimble_zarr.experiment.trainer import train
 from thimble_zarr.store.reader import StoreReader
 
 DEFAULT = TrainingConfig()
 
-SMALL = TrainingConfig(
-    steps=40, batch_size=2, seq_len=8, vocab_size=307, hidden_dim=16, layers=1, dtype="float32"
-)
 
 MEMORY_BYTES = 4_000_000
 
@@ -37,13 +33,6 @@ def free_disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     return disk
-
-
-def random_data(config: TrainingConfig) -> TrainingData:
-    ids = np.random.default_rng(0).integers(config.vocab_size, size=500)
-    count = np.bincount(ids, minlength=config.vocab_size)
-    texts = [f" token {token}" for token in range(config.vocab_size)]
-    return TrainingData("random", ids, TokenLabels.from_counts(count, texts), {})
 
 
 def test_the_notebooks_way_is_what_its_safety_check_prints(tmp_path: Path) -> None:

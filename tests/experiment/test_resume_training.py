@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.resume import differing_files
-from tests.experiment.test_trainer import DATA, TINY
+from tests.support.tiny import DATA, TINY
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import ResumeError, StoreError

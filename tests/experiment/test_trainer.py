@@ -11,46 +11,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.support.notebook import notebook_model
-from thimble_zarr import TokenLabels, open_dataset
+from tests.support.tiny import DATA, IDS, TINY
+from thimble_zarr import open_dataset
 from thimble_zarr.errors import ConfigError, CorpusError, StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.trainer import (
     PARAMETER,
     Progress,
     Training,
-    TrainingData,
     load_data,
     train,
 )
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.store.reader import StoreReader
-
-TINY = TrainingConfig(
-    steps=7,
-    batch_size=3,
-    seq_len=5,
-    vocab_size=29,
-    hidden_dim=6,
-    layers=1,
-    heads=2,
-    lr=1e-2,
-    weight_decay=0.1,
-    dtype="float32",
-    compute_dtype="float32",
-    loss_chunk=4,
-    device="cpu",
-)
-"""Four batches an epoch of `DATA`, the last one smaller, so that seven steps see two epochs."""
-
-IDS = np.random.default_rng(1).integers(23, size=16)
-
-DATA = TrainingData(
-    "random",
-    IDS,
-    TokenLabels.from_counts(np.bincount(IDS, minlength=29), [f" t{token}" for token in range(29)]),
-    {"corpus": {"name": "random"}},
-)
 
 TEXT = "The step of the weights is the weights of the step.\n" * 20
 

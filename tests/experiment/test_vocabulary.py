@@ -35,7 +35,7 @@ from thimble_zarr.experiment.vocabulary import (
     texts,
     train_tokenizer,
 )
-from thimble_zarr.format.labels import write_mask
+from thimble_zarr.store.token_mask import write_mask
 
 SAMPLE = """The first step is the initial state, the second is not.
 The gradient of a step\tis what the step consumed;

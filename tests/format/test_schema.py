@@ -4,28 +4,13 @@ import json
 import numpy as np
 import pytest
 
+from tests.support.stores import OPTIMIZER, SCHEMA
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
-from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.schema import (
     FORMAT_VERSION,
-    OptimizerInfo,
     Schema,
     TokenLabels,
     recorded_variables,
-)
-
-OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)
-
-SCHEMA = Schema(
-    shape=(11, 5),
-    dims=("token", "dim"),
-    dtypes={"W": "bfloat16", "grad": "float32"},
-    layout=Layout(block_steps=4, chunk_tokens=3),
-    optimizer=OPTIMIZER,
-    parameter="wte.weight",
-    software={"torch": "2.13.0"},
-    created="2026-01-01T00:00:00+00:00",
-    attrs={"config": {"lr": 1e-3, "corpus": None}},
 )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.analysis.test_lazy import Reads
 from tests.support.faults import relabel
+from tests.support.reads import Reads
 from tests.support.runs import History, live_mask, record, token_labels
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.errors import ConfigError, DamagedStoreError

@@ -15,10 +15,10 @@ import zarr
 from click.testing import CliRunner, Result
 from torch import nn
 
-from tests.experiment.test_plan import SMALL, random_data
-from tests.optim.test_replay import LANE_SENSITIVE, draw, gradient, needs_vectors
+from tests.support.draws import LANE_SENSITIVE, draw, gradient, needs_vectors
 from tests.support.faults import Arrays, flip_bit, relabel, rewrite
 from tests.support.runs import N_TOKENS, TINY_MEMORY, record, token_labels
+from tests.support.tiny import SMALL, random_data
 from thimble_zarr import (
     Recorder,
     accounting,

@@ -13,9 +13,8 @@ import pytest
 import tensorstore
 import xarray as xr
 
-from tests.format.test_schema import SCHEMA
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, History, token_labels
-from tests.support.stores import BLOCK_STEPS, block, scalars
+from tests.support.stores import BLOCK_STEPS, SCHEMA, block, scalars
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import (
     DamagedStoreError,

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from numcodecs import Blosc
 
 from tests.support import stores
+from tests.support.faults import everything
 from tests.support.runs import record, token_labels
 from thimble_zarr import every
 from thimble_zarr.cli.main import cli
@@ -50,17 +51,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(sound: Path, tmp_path: Path) -> Path:
     """A copy of a sound store, to be damaged."""
     return Path(shutil.copytree(sound, tmp_path / "run.zarr"))
-
-
-def everything(path: Path) -> list[Any]:
-    """Return all that can be read of a store."""
-    reader = StoreReader.open(path)
-    rows = (0, reader.n_rows)
-    labels = reader.read_labels()
-    arrays = [reader.read(name, rows) for name in reader.schema.dtypes]
-    arrays += [*reader.read_scalars().values(), labels.count, labels.live, labels.dead]
-    content = [None if array is None else array.tobytes() for array in arrays]
-    return [reader.schema, reader.commit.complete, labels.text, *content]
 
 
 def files(path: Path) -> list[str]:

@@ -253,3 +253,11 @@ def follow(document: Path, directory: Path, data: TrainingData) -> Reader:
             if block.not_run is None:
                 reader.follow(block)
     return reader
+
+
+def text_of(document: Path) -> str:
+    return document.read_text(encoding="utf-8")
+
+
+def in_code(document: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(text_of(document)))

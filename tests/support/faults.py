@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -106,3 +107,14 @@ def _merge(target: dict[str, object], changes: dict[str, object]) -> None:
             target.pop(name, None)
         else:
             target[name] = value
+
+
+def everything(path: Path) -> list[Any]:
+    """Return all that can be read of a store."""
+    reader = StoreReader.open(path)
+    rows = (0, reader.n_rows)
+    labels = reader.read_labels()
+    arrays = [reader.read(name, rows) for name in reader.schema.dtypes]
+    arrays += [*reader.read_scalars().values(), labels.count, labels.live, labels.dead]
+    content = [None if array is None else array.tobytes() for array in arrays]
+    return [reader.schema, reader.commit.complete, labels.text, *content]

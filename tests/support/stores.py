@@ -4,11 +4,29 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.format.test_schema import SCHEMA
 from tests.support.runs import token_labels
-from thimble_zarr.format.schema import SCALARS
+from thimble_zarr.format.layout import Layout
+from thimble_zarr.format.schema import (
+    SCALARS,
+    OptimizerInfo,
+    Schema,
+)
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
+
+OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)
+
+SCHEMA = Schema(
+    shape=(11, 5),
+    dims=("token", "dim"),
+    dtypes={"W": "bfloat16", "grad": "float32"},
+    layout=Layout(block_steps=4, chunk_tokens=3),
+    optimizer=OPTIMIZER,
+    parameter="wte.weight",
+    software={"torch": "2.13.0"},
+    created="2026-01-01T00:00:00+00:00",
+    attrs={"config": {"lr": 1e-3, "corpus": None}},
+)
 
 BLOCK_STEPS = SCHEMA.layout.block_steps
 
@@ -66,3 +84,6 @@ def check_rows(path: Path) -> int:
         assert labels.text == expected.text
         np.testing.assert_array_equal(labels.count, expected.count)
     return n_rows
+
+
+OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)

@@ -1,0 +1,73 @@
+"""What a lazy array reads and computes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from thimble_zarr.store.rows import OpenedRows
+from thimble_zarr.store.shard import ShardFile
+
+VARIABLES = (
+    "W",
+    "grad",
+    "exp_avg",
+    "exp_avg_sq",
+    "delta_W",
+    "adam_update",
+    "adam_decay",
+    "adam_residual",
+    "rounding",
+    "unexplained",
+    "ulp",
+    "displacement_ulp",
+    "stalled",
+)
+
+
+@contextmanager
+def no_computing() -> Iterator[None]:
+    def scheduler(*args: object, **kwargs: object) -> None:
+        raise AssertionError("Dask was asked to compute")
+
+    with dask.config.set(scheduler=scheduler):
+        yield
+
+
+def axis_keys(length: int) -> st.SearchStrategy[object]:
+    positions = st.integers(-length, length - 1)
+    return st.one_of(
+        st.slices(length),
+        positions,
+        st.lists(positions, max_size=2 * length),
+        st.lists(st.booleans(), min_size=length, max_size=length).map(np.array),
+    )
+
+
+class Reads:
+    """Counts what is read from a store."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, tuple[int, int], list[int]]] = []
+        self.chunks: list[tuple[str, int]] = []
+        real, real_decode = OpenedRows.read, ShardFile.decode
+
+        def read(
+            opened: OpenedRows, name: str, rows: tuple[int, int], *options: object
+        ) -> np.ndarray:
+            self.calls.append((name, rows, np.asarray(options[0]).tolist()))
+            return real(opened, name, rows, *options)
+
+        def decode(shard: ShardFile, chunk: int, *options: object) -> np.ndarray:
+            self.chunks.append(("/".join(shard._file.split("/")[-2:]), chunk))
+            return real_decode(shard, chunk, *options)
+
+        monkeypatch.setattr(OpenedRows, "read", read)
+        monkeypatch.setattr(ShardFile, "decode", decode)
+
+    @property
+    def elements(self) -> int:
+        return sum((rows[1] - rows[0]) * len(tokens) for _, rows, tokens in self.calls)
