@@ -289,8 +289,8 @@ def test_losses_that_are_logged_before_the_step_stay_with_it(tmp_path: Path) -> 
 def test_per_step_values_go_on_in_the_middle_of_their_chunk_and_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("schema", "writer", "resumption", "store"):
-        monkeypatch.setattr(f"thimble_zarr.store.{module}.SCALAR_CHUNK_STEPS", 8)
+    for module in ("format.schema", "store.writer", "store.resume", "store.reader"):
+        monkeypatch.setattr(f"thimble_zarr.{module}.SCALAR_CHUNK_STEPS", 8)
     expected = whole(tmp_path / "whole.zarr", 29)
     for after_step in (13,):
         path = killed(tmp_path / f"{after_step}.zarr", 26, flushed=25)
