@@ -50,9 +50,9 @@ from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.schema import FORMAT_VERSION
-from thimble_zarr.store.commit import Commit
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, HOLDER
+from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 

@@ -61,7 +61,8 @@ from thimble_zarr.record.parameters import (
 from thimble_zarr.record.resume import Kept, check_beginning, check_state, read_kept
 from thimble_zarr.record.schedule import RowChoice, as_schedule
 from thimble_zarr.record.turns import Turns, in_turn, in_turn_or_later
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
+from thimble_zarr.store.contents import is_begun
+from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 
