@@ -32,8 +32,9 @@ from thimble_zarr.errors import (
 from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
 from thimble_zarr.format.reader import AlteredChunk, Reader
-from thimble_zarr.format.schema import SCALARS, TOKEN_DIMS, OptimizerInfo, Schema, TokenLabels
+from thimble_zarr.format.schema import SCALARS, TOKEN_DIMS, Schema, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.optim.adam import Adam
 from thimble_zarr.sources.notebook.contents import (
     CONFIG,
     FILE_NAMES,
@@ -443,7 +444,7 @@ def _schema(path: Path, contents: Contents) -> Schema:
         dims=TOKEN_DIMS,
         dtypes=dtypes,
         layout=_plan(n_tokens, n_dims, dtypes),
-        optimizer=OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True),
+        optimizer=Adam(name="AdamW", implementation="single", decoupled_weight_decay=True),
         device="unknown",
         created=saved.isoformat(timespec="seconds"),
         attrs={"config": contents.config(), NOTEBOOK_FILE: contents.to_attribute()},
@@ -558,7 +559,8 @@ def _check_fits(reader: Reader) -> None:
             f"{reader.path} has {', '.join(lost)} by step, for which the notebook's file has no "
             "place; a copy would not be the same run"
         )
-    if not schema.optimizer.decoupled_weight_decay and scalars["weight_decay"][1:].any():
+    decoupled = isinstance(schema.optimizer, Adam) and schema.optimizer.decoupled_weight_decay
+    if not decoupled and scalars["weight_decay"][1:].any():
         raise ConfigError(
             f"{reader.path} was trained with L2 decay, and the notebook's file is of AdamW, whose "
             "decay is decoupled; a copy would not be the same run"
