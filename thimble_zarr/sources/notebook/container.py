@@ -58,14 +58,7 @@ class Tensor:
 
 
 def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """Read what a file holds, and make sure that it is all there.
-
-    Returns
-    -------
-    tensors
-        By name, in the order in which they lie in the file.
-    metadata
-        What the file's writer noted; None where there is nothing.
+    """Return the tensors of a file in the order in which they lie, and its writer's notes.
 
     Raises
     ------
@@ -135,15 +128,7 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
 
 def read_bits(file: Path, tensor: Tensor) -> np.ndarray:
-    """Read a small tensor whole, as its bits.
-
-    Raises
-    ------
-    DamagedStoreError
-        If the file was cut off.
-    OSError
-        If it cannot be read.
-    """
+    """Read a small tensor whole, as its bits."""
     bits = np.empty(tensor.shape, DTYPES[tensor.dtype])
     with file.open("rb", buffering=0) as stream:
         stream.seek(tensor.offset)
@@ -154,10 +139,7 @@ def read_bits(file: Path, tensor: Tensor) -> np.ndarray:
 def read_rows(
     file: Path, tensor: Tensor, rows: Iterable[int], columns: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """Yield the bits of rows, from the first column to before the last, in one and the same array.
-
-    Raises as `read_bits` does.
-    """
+    """Yield the bits of rows, from the first column to before the last, in one array."""
     first, end = columns
     bits = np.empty((end - first, *tensor.shape[2:]), DTYPES[tensor.dtype])
     row_bytes = tensor.n_bytes // tensor.shape[0]

@@ -118,11 +118,16 @@ def _as_notebook(reader: Reader) -> NotebookLayout:
 
 def _check_fits(reader: Reader) -> None:
     """Raise ConfigError if the notebook's file has no place for something of the recording."""
+    for obstacle in _obstacles(reader):
+        raise ConfigError(f"{reader.path} {obstacle}")
+
+
+def _obstacles(reader: Reader) -> Iterator[str]:
     schema, scalars = reader.schema, reader.read_scalars()
     if len(schema.shape) != 2:
-        raise ConfigError(
-            f"{reader.path} holds a parameter of shape {schema.shape}, and the notebook's file an "
-            "embedding of shape (token, dim) only"
+        yield (
+            f"holds a parameter of shape {schema.shape}, and the notebook's file an embedding of "
+            "shape (token, dim) only"
         )
     missing = [name for name in FILE_NAMES if name not in schema.dtypes]
     choices = {
@@ -130,29 +135,29 @@ def _check_fits(reader: Reader) -> None:
         "only some of its tokens": schema.whole_tokens is not None,
         "only some of its steps": schema.schedule is not None,
     }
-    if chosen := [words for words, made in choices.items() if made]:
-        raise ConfigError(
-            f"{reader.path} has {' and '.join(chosen)}, and the notebook's file needs all of a "
-            "run; export one that was recorded whole"
+    if any(choices.values()):
+        yield (
+            f"has {' and '.join(words for words, made in choices.items() if made)}, and the "
+            "notebook's file needs all of a run; export one that was recorded whole"
         )
     if set(schema.dtypes.values()) != {"bfloat16"}:
-        raise ConfigError(
-            f"{reader.path} holds {schema.dtypes['W']}, and the notebook's file bfloat16 "
-            "weights only; a copy would lose precision"
+        yield (
+            f"holds {schema.dtypes['W']}, and the notebook's file bfloat16 weights only; a copy "
+            "would lose precision"
         )
     lost = [name for name in schema.dtypes if name not in FILE_NAMES]
     lost += [name for name in HYPERPARAMETERS if len(np.unique(scalars[name][1:])) > 1]
     if not np.array_equal(scalars["optimizer_step"], np.arange(reader.n_rows)):
         lost.append("optimizer_step")
     if lost:
-        raise ConfigError(
-            f"{reader.path} has {', '.join(lost)} by step, for which the notebook's file has no "
-            "place; a copy would not be the same run"
+        yield (
+            f"has {', '.join(lost)} by step, for which the notebook's file has no place; a copy "
+            "would not be the same run"
         )
     if not schema.optimizer.decoupled_weight_decay and scalars["weight_decay"][1:].any():
-        raise ConfigError(
-            f"{reader.path} was trained with L2 decay, and the notebook's file is of AdamW, whose "
-            "decay is decoupled; a copy would not be the same run"
+        yield (
+            "was trained with L2 decay, and the notebook's file is of AdamW, whose decay is "
+            "decoupled; a copy would not be the same run"
         )
 
 

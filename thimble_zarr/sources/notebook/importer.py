@@ -66,7 +66,7 @@ def import_notebook(
     if n_scanned:
         # The store's dtype must hold every row, and so every row is looked at.
         reader = reader.narrowed(range(reader.n_rows), on_bytes=count.add)
-        count.reach(n_scanned)
+        count.add(n_scanned - count.n_done)  # it ends where one is found that is not
     schema = reader.schema.labelled(labels)
     undo = ExitStack()
     with all_or_nothing(Path(path).absolute(), undo.close):

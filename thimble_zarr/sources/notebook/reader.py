@@ -136,26 +136,9 @@ class NotebookReader:
         tokens: Indices | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Read the bits of a variable, as a store would hold them.
+        """Return the bits of a variable as a store would hold them, and as `Reader.read` says.
 
-        Besides what it returns it takes the memory of two rows.
-
-        Parameters
-        ----------
-        name
-            One of the variables of the schema.
-        rows
-            `(start, stop)`, within the rows.
-        tokens
-            In any order. All by default.
-        out
-            Of no use here.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape `(step, token, dim)`, dtype `storage_dtype` of the variable. The gradient of row 0
-            is missing.
+        Besides what it returns it takes the memory of two rows. `out` is of no use here.
 
         Raises
         ------

@@ -22,11 +22,7 @@ class ByteCount:
 
     def add(self, n_bytes: int) -> None:
         """Count more bytes."""
-        self.reach(self.n_done + n_bytes)
-
-    def reach(self, n_bytes: int) -> None:
-        """Count all up to so many."""
-        self.n_done = n_bytes
+        self.n_done += n_bytes
         if self.on_progress is not None:
             self.on_progress(self.n_done, self.n_total)
 
