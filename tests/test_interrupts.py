@@ -17,12 +17,12 @@ import pytest
 import torch
 
 import thimble_zarr.record
-import thimble_zarr.store.files.local
+import thimble_zarr.store.files.disk
 from tests.support.notebook_file import notebook_tensors, save
 from tests.support.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.sources.notebook.reader import import_notebook
+from thimble_zarr.sources.notebook.importer import import_notebook
 from thimble_zarr.store.reader import StoreReader
 
 N_STEPS = 5
@@ -37,7 +37,7 @@ TRACED = {
     str(file)
     for file in (
         *Path(thimble_zarr.record.__file__).parent.glob("*.py"),
-        Path(thimble_zarr.store.files.local.__file__),
+        Path(thimble_zarr.store.files.disk.__file__),
         *Path(concurrent.futures.__file__).parent.glob("*.py"),
         *(Path(module.__file__) for module in (contextlib, signal, threading)),
     )

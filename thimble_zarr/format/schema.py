@@ -21,12 +21,12 @@ import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
+from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.registry import SCALARS as SCALARS
 from thimble_zarr.optim.registry import VARIABLES as VARIABLES
 from thimble_zarr.optim.registry import read_optimizer
-from thimble_zarr.store.files.documents import MAX_DEPTH, TooLargeError, parsed
 
 FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"
