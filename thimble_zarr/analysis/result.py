@@ -212,7 +212,8 @@ class CheckResult:
     @property
     def verdict(self) -> str:
         """The answer in words, a line for each subset of each parameter."""
-        if len(results := [*self]) == 1:
+        results = list(self)
+        if len(results) == 1:
             return results[0].verdict.text
         lines = []
         for parameter in self.parameters:
@@ -250,11 +251,11 @@ def _summary(values: np.ndarray) -> dict[str, float]:
     missing = np.isnan(values)
     known = values[~missing]
     mean = std = math.nan
-    order = np.full(5, math.nan)
+    order = [math.nan] * 5
     with np.errstate(invalid="ignore"):  # a ratio is infinite where nothing moved
         if len(known):
             mean = np.where(missing, 0, values).sum(dtype=np.float64) / len(known)
-            order = np.percentile(known, [0, 25, 50, 75, 100])
+            order = [known.min(), *np.percentile(known, [25, 50, 75]), known.max()]
         if len(known) > 1:
             squares = np.where(missing, 0, (mean - values) ** 2)
             std = np.sqrt(squares.sum() / (len(known) - 1))

@@ -37,7 +37,7 @@ def in_words(results: Sequence[CheckResult]) -> str:
     """Return verdicts and findings; of several parameters or stores the overview."""
     if not is_single(results):
         return overview(results)
-    subsets = [*results[0]]
+    subsets = list(results[0])
     of = (f"{subset.subset}: " if len(subsets) > 1 else "" for subset in subsets)
     return "\n".join(map(_in_words, subsets, of))
 
