@@ -139,22 +139,25 @@ class _Asked:
         if self.formula:  # else there is nothing to do without the replay, and an error says why
             replay = replay and not missing_inputs("unexplained", schema)
         audit = Audit.of(
-            selected, formula=self.formula, replay=replay, extended=self.extended, subsets=subsets
+            selected,
+            formula=self.formula,
+            replay=replay,
+            extended=self.extended,
+            subsets={name: subset.ids for name, subset in subsets.items()},
         )
         with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
             checked = audit.reduction.selected
             altered = find_altered(checked, before_block=numbers.reach) if replay else ()
             tables = tabulated(audit, numbers.result())
         results, steps = [], selected.steps
-        for table, (subset, ids) in zip(tables, subsets.items(), strict=True):
-            of_subset = selected.of_ids(ids)
-            findings = find_causes(of_subset, table, altered) if replay else []
+        for table, (name, subset) in zip(tables, subsets.items(), strict=True):
+            findings = find_causes(subset, table, altered) if replay else []
             result = SubsetResult(
                 store=store,
                 parameter=parameter,
                 schema=schema,
-                subset=subset,
-                n_tokens=len(ids),
+                subset=name,
+                n_tokens=len(subset.tokens),
                 steps=(int(steps[0]), int(steps[-1])),
                 n_recorded=int((steps > 0).sum()),
                 extended=self.extended,
