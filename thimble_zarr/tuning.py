@@ -28,5 +28,11 @@ class Tuning:
     remembered_selections: int = 64
     told_bytes: int = 2**17
 
+    piece_characters: int = 2**14
+    """Least length of the pieces of a text that are encoded: 16 at once take some 20 MB."""
+
+    checkpoint_share: float = 0.005
+    """Share of a run's time that taking checkpoints may have."""
+
 
 TUNING = Tuning()

@@ -16,12 +16,12 @@ from thimble_zarr.cli.options import (
     OVERWRITE,
     QUIET,
     STORE,
-    aligned,
     config_from,
     config_options,
 )
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
+from thimble_zarr.report.text import aligned
 
 if TYPE_CHECKING:
     from thimble_zarr.experiment.plan import RunPlan
@@ -182,7 +182,7 @@ def run_training(
     """Plan, train, validate and sum up."""
     _say_what_is_done(f"Training to step {config.steps:,}, recording into {store}", quiet=quiet)
     from thimble_zarr.experiment.plan import plan_run
-    from thimble_zarr.store.writer import check_vacant
+    from thimble_zarr.store.contents import check_vacant
 
     def say(text: str = "") -> None:
         if not quiet:
