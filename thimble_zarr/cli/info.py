@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.options import PARAMETERS, STORE, aligned
-from thimble_zarr.cli.width import text_width, wrapped
+from thimble_zarr.cli.options import PARAMETERS, STORE
 from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.report.text import aligned, text_width, wrapped
 
 if TYPE_CHECKING:
     from thimble_zarr.format.overhead import Overhead
