@@ -33,7 +33,8 @@ from tests.support.optimizers import DTYPES, IMPLEMENTATIONS
 from tests.support.runs import Loop, threads
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.replayed import compare, recurrences, replayed
-from thimble_zarr.analysis.compute.windows import Source, iter_windows
+from thimble_zarr.analysis.compute.source import Source
+from thimble_zarr.analysis.compute.windows import iter_windows
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
 from thimble_zarr.store.reader import StoreReader

@@ -12,7 +12,7 @@ import xarray as xr
 
 from thimble_zarr.analysis.audit.audit import Audit
 from thimble_zarr.analysis.audit.table import DIMS, Table, tabulated
-from thimble_zarr.analysis.compute.windows import Selected
+from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.dataset.lazy import LazyArray, as_dask
 from thimble_zarr.errors import SelectionError
 

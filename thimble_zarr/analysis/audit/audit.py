@@ -19,6 +19,7 @@ from thimble_zarr.analysis.compute.replayed import (
     replay_device,
     replayed,
 )
+from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,
@@ -30,7 +31,7 @@ from thimble_zarr.analysis.compute.variables import (
     ulp,
     update,
 )
-from thimble_zarr.analysis.compute.windows import Selected, Window
+from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
 from thimble_zarr.errors import ConfigError, SelectionError
 from thimble_zarr.format.indexing import as_range

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.windows import Source, Window
+from thimble_zarr.analysis.compute.source import Source
+from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import (
     decode,
     fill_value,
