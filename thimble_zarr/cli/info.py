@@ -132,7 +132,7 @@ def _n_skipped(readers: "Sequence[Reader]") -> int:
     """Return how many recorded steps changed none of the parameters."""
     import numpy as np
 
-    from thimble_zarr.analysis.compute.windows import Source
+    from thimble_zarr.analysis.compute.source import Source
 
     return int(np.logical_and.reduce([Source(reader).skipped for reader in readers]).sum())
 
