@@ -31,7 +31,7 @@ from thimble_zarr.record.capture import (
 )
 from thimble_zarr.record.concurrency import CallLock, close_after, close_at_exit
 from thimble_zarr.record.counting import StepCounter, StepCounts
-from thimble_zarr.record.hooks import StepHooks, uncompiled
+from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, with_rows
 from thimble_zarr.record.resume_state import ResumeState
 from thimble_zarr.record.schedule import RowChoice
@@ -380,7 +380,6 @@ class Recorder:
         else:
             self._finish_step()
 
-    @uncompiled
     def _begin_row(self) -> None:
         with self._calls.held():
             self._check()
@@ -404,7 +403,6 @@ class Recorder:
                 # Steps before it are not recorded: what it finds is what it starts from.
                 self._counter.last = self._counter.counts(self._step)
 
-    @uncompiled
     def _take_gradients(self) -> None:
         """Copy gradients that the step will overwrite."""
         if not self._is_recorded(self._step + 1):
@@ -414,7 +412,6 @@ class Recorder:
             early = {array_path(group, "grad"): grad for group, grad in grads.items()}
             self._writer.block.take_early(early)
 
-    @uncompiled
     def _end_row(self) -> None:
         with self._calls.held():
             step = self._step + 1
