@@ -357,7 +357,7 @@ def test_rows_of_any_rank_are_replayed_to_the_bit(tmp_path: Path) -> None:
         ([-1, 3], "has rows 0 to 10, and -1 was chosen"),
         ([True] * 10, r"11 rows, and the mask of its tokens has shape \(10,\)"),
         ([False] * 11, "expected at least one id, or a mask"),
-        ({"x": [1]}, "tokens of the one `parameter=` are given as ids"),
+        ({"x": [1]}, "tokens of the one `parameter=` are given as they are"),
     ],
 )
 def test_tokens_that_there_are_not_are_refused(
