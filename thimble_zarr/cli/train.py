@@ -292,7 +292,7 @@ def _next_command(store: Path) -> str:
     from thimble_zarr.store.reader import StoreReader
 
     schema = StoreReader.open(store).schema
-    if missing_inputs("adam_residual", schema):
+    if missing_inputs("residual", schema):
         return "info"
     return "check --no-replay" if missing_inputs("unexplained", schema) else "check"
 
