@@ -161,7 +161,7 @@ def _of_run(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
 
 def _attrs(schema: "Schema") -> "dict[str, Json]":
     """Return what the recorder was given to keep, apart from what is for machines only."""
-    from thimble_zarr.sources.notebook.contents import NOTEBOOK_FILE
+    from thimble_zarr.format.schema import NOTEBOOK_FILE
 
     # `config` says the same.
     return {name: value for name, value in schema.attrs.items() if name != NOTEBOOK_FILE}

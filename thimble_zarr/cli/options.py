@@ -104,4 +104,4 @@ def config_from(
     given = {name: value for name, value in flags.items() if value is not None}
     if recorded is None:
         return TrainingConfig.from_settings(settings | given)
-    return TrainingConfig.from_json(recorded.to_json() | settings | given)
+    return TrainingConfig.from_settings(recorded.to_json() | settings | given)
