@@ -88,7 +88,8 @@ def _left_out(subset: SubsetResult) -> str:
     if n_skipped := int(subset.numbers["skipped"].sum()):
         words += f"; {n_skipped:,} skipped by the optimizer"
     if subset.not_replayed:
-        words += f"\nChecked  AdamW's formula, without a replay: {subset.not_replayed}"
+        formula = f"{subset.schema.optimizer.name}'s formula"
+        words += f"\nChecked  {formula}, without a replay: {subset.not_replayed}"
     return words
 
 

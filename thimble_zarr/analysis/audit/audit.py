@@ -57,7 +57,7 @@ def check_inputs(schema: Schema, *, formula: bool = True, replay: bool) -> None:
     missing = missing_inputs("residual", schema)
     if missing:
         raise SelectionError(
-            "neither AdamW's formula nor the replay can be checked: "
+            f"neither {schema.optimizer.name}'s formula nor the replay can be checked: "
             f"{how_to_record(missing, schema)}"
         )
     missing = missing_inputs("unexplained", schema)
@@ -138,7 +138,7 @@ class Audit:
                 f"{len(selected.rows):,} such steps, {len(selected.tokens):,} "
                 f"{schema.row_name}s and {len(selected.dims):,} dims"
             )
-        attrs = {"dtype": schema.dtypes["W"]}
+        attrs = {"dtype": schema.dtypes["W"], "optimizer": schema.optimizer.name}
         if replay:
             attrs["device"] = replay_device(source)
             attrs["not_exact_because"] = not_exact_because(source)
