@@ -60,6 +60,7 @@ class NotebookReader:
     schema: Schema
     labels: TokenLabels = field(default_factory=TokenLabels, compare=False)
 
+    group: ClassVar = ""
     kind: ClassVar = "the notebook's file"
     recording: ClassVar = Recording(State.CLOSED)
     integrity: ClassVar = None  # the file has no checksums
