@@ -31,12 +31,8 @@ _RANDOM = "random"
 class Checkpoint:
     """All that a training loop needs to resume after a step as if it had never stopped.
 
-    Attributes
-    ----------
-    step
-        The step it was taken after.
-    tensors
-        Copies of parameters, the optimizer's states and the states of random generators, by name.
+    `tensors` has copies of parameters, the optimizer's states and the states of random generators,
+    by name.
     """
 
     step: int
@@ -59,10 +55,7 @@ class Checkpoint:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make model, optimizer and random numbers what they were, in the memory they have.
 
-        Raises
-        ------
-        ResumeError
-            If the checkpoint is of another model.
+        Raises ResumeError if the checkpoint is of another model.
         """
         owned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         numbers = {id(tensor): number for number, tensor in enumerate(owned)}
@@ -76,7 +69,12 @@ class Checkpoint:
                 )
             with torch.no_grad():
                 parameter.copy_(saved)
-            states[numbers[id(parameter)]] = self._states(f"optimizer.{name}.")
+            prefix = f"optimizer.{name}."
+            states[numbers[id(parameter)]] = {
+                key.removeprefix(prefix): tensor.clone()
+                for key, tensor in self.tensors.items()
+                if key.startswith(prefix)
+            }
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
         torch.set_rng_state(self.tensors[f"{_RANDOM}.cpu"])
@@ -84,22 +82,9 @@ class Checkpoint:
             if name.startswith(f"{_RANDOM}.cuda."):
                 torch.cuda.set_rng_state(state, int(name.rpartition(".")[2]))
 
-    def _states(self, prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor.clone()
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
-
 
 class Checkpoints:
-    """The checkpoints of a run, beside its store.
-
-    Parameters
-    ----------
-    store
-        The store.
-    """
+    """The checkpoints of a run, beside its store. Raises StoreError where one cannot be written."""
 
     def __init__(self, store: StorePath) -> None:
         store = Path(store).absolute()
@@ -116,26 +101,14 @@ class Checkpoints:
         return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._names()) if found)
 
     def take(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take a checkpoint after a step and save it, and note when the next is due.
-
-        Raises
-        ------
-        StoreError
-            If it cannot be written.
-        """
+        """Take a checkpoint after a step and save it, and note when the next is due."""
         start_s = time.perf_counter()
         self.save(Checkpoint.take(step, model, optimizer))
         now_s = time.perf_counter()
         self._next_s = now_s + (now_s - start_s) / tuning.TUNING.checkpoint_share
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, whole or not at all. When this returns it survives a power loss.
-
-        Raises
-        ------
-        StoreError
-            If it cannot be written.
-        """
+        """Write a checkpoint, whole or not at all. When this returns it survives a power loss."""
         file = self._file(checkpoint.step)
         disk = Disk(Stopwatch())
         try:
@@ -149,10 +122,7 @@ class Checkpoints:
     def newest(self, step: int) -> Checkpoint | None:
         """Return the newest checkpoint that was taken after `step` or before; None without one.
 
-        Raises
-        ------
-        StoreError
-            If it cannot be read.
+        Raises StoreError if it cannot be read.
         """
         found = max((known for known in self.steps() if known <= step), default=None)
         if found is None:

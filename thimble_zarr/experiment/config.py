@@ -158,10 +158,7 @@ class TrainingConfig:
     def from_settings(cls, settings: Mapping[str, object]) -> Self:
         """Make a config from settings by name, as `to_json` returns them; the rest are defaults.
 
-        Raises
-        ------
-        ConfigError
-            If a name is unknown, or a value has the wrong type or cannot work.
+        Raises ConfigError if a name is unknown, or a value has the wrong type or cannot work.
         """
         types = {known.name: known.type for known in fields(cls)}
         for name in settings:
@@ -181,13 +178,7 @@ class TrainingConfig:
 
 
 def read_toml(file: Path) -> dict[str, object]:
-    """Read settings from a TOML file, one key a setting.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read.
-    """
+    """Read settings from a TOML file, one key a setting; raise ConfigError if that fails."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

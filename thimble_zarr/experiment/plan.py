@@ -39,10 +39,9 @@ class RunPlan:
         Size of each array as the original notebook holds it, in RAM and on disk.
     compute_dtype
         In which dtype forward and backward run, and why.
-    training_bytes
-        Estimate of the memory of training itself, on the training device and in Python.
-    notebook_training_bytes
-        The same for the arithmetic of the original notebook, whose logits are whole.
+    training_bytes, notebook_training_bytes
+        Estimates of the memory of training itself, on the training device and in Python: in this
+        arithmetic, and in that of the original notebook, whose logits are whole.
     free_memory_bytes, free_disk_bytes
         What the machine has now.
     """
@@ -89,16 +88,7 @@ def plan_run(
 ) -> RunPlan:
     """Work out what a run takes; looks only at the machine: device, free memory and disk.
 
-    Parameters
-    ----------
-    config
-        The settings.
-    store
-        Where the run will be recorded.
-    memory_bytes
-        Limit of the recorder's memory.
-    overwrite
-        Count the room that a store at `store` will leave.
+    `overwrite` counts the room that a store at `store` will leave.
     """
     free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
     if overwrite and is_begun(store):

@@ -20,12 +20,8 @@ class RecordedRun:
 
     Attributes
     ----------
-    path
-        The store.
-    config
-        The settings.
-    memory_bytes
-        Limit of the recorder's memory.
+    path, config, memory_bytes
+        The store, the settings, and the limit of the recorder's memory.
     attrs
         All that was kept with it, the two above among it.
     committed_step
@@ -49,14 +45,8 @@ class RecordedRun:
         """Return what a store says; None where there is none.
 
         A store without a committed step still has its settings, unless its writer was killed before
-        it had written them.
-
-        Raises
-        ------
-        ResumeError
-            If something else than `train` recorded it, or a schedule left out steps.
-        StoreError
-            If it cannot be read.
+        it had written them. Raises ResumeError if something else than `train` recorded it, or a
+        schedule left out steps.
         """
         if is_begun(store):
             reader = StoreReader.open_each(store)[0]

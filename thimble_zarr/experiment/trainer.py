@@ -25,18 +25,9 @@ PARAMETER = "transformer.wte.weight"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on.
+    """What a run trains on: the encoded corpus, its name or path in words, and the tokens' labels.
 
-    Attributes
-    ----------
-    corpus_name
-        The corpus in words, or its path.
-    ids
-        The encoded corpus, int32, shape `(n,)`.
-    labels
-        Counts, live and dead, and texts of the tokens.
-    attrs
-        Where it is from, to be kept with the run.
+    `attrs` says where it is from, and is kept with the run.
     """
 
     corpus_name: str
@@ -47,17 +38,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after a step.
-
-    Attributes
-    ----------
-    step
-        Steps taken.
-    loss
-        Loss of the step, nats.
-    bytes_written
-        Bytes of the recording on disk.
-    """
+    """The steps a run has taken, the loss of the last one in nats, and the bytes on disk."""
 
     step: int
     loss: float
@@ -67,10 +48,7 @@ class Progress:
 def load_data(config: TrainingConfig) -> TrainingData:
     """Read corpus, tokenizer and mask as the config says, and encode the corpus.
 
-    Raises
-    ------
-    CorpusError
-        If one of them cannot be read, or they do not fit each other.
+    Raises CorpusError if one of them cannot be read, or they do not fit each other.
     """
     corpus = read_corpus(config.corpus)
     tokenizer = read_tokenizer(config.tokenizer, vocab_size=config.vocab_size)
@@ -91,25 +69,10 @@ def load_data(config: TrainingConfig) -> TrainingData:
 class Training:
     """A model being trained: one call of `step` is one optimizer step.
 
-    `config` has the compute dtype that is used, also where `auto` was asked for.
-
-    Parameters
-    ----------
-    config
-        The settings; the global random seed is set from them.
-    data
-        What to train on.
-    checkpoint
-        Where to resume; None starts from the beginning.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there.
-    ResumeError
-        If the checkpoint is of another model.
-    CorpusError
-        If the corpus is shorter than one window.
+    `config` has the compute dtype that is used, also where `auto` was asked for. The global random
+    seed is set from it. A checkpoint says where to resume. Raises ConfigError if the device is not
+    there, CorpusError if the corpus is shorter than one window, and ResumeError if the checkpoint
+    is of another model.
     """
 
     def __init__(
@@ -167,10 +130,8 @@ def train(
 
     Parameters
     ----------
-    config
-        The settings.
-    data
-        From `load_data`.
+    config, data
+        The settings, and what `load_data` returns for them.
     store
         Store to create.
     memory_bytes

@@ -36,16 +36,14 @@ def open_recording(
 
     Raises
     ------
-    NotAStoreError, UnsupportedFormatError, DamagedStoreError
-        If it is neither, of another format version, or damaged.
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError, StoreError
+        If it is neither, of another format version, damaged, or cannot be read.
     ConfigError
         If a mask was given for a store.
     SelectionError
         If one of `parameters` matches nothing.
     CorpusError
         If the mask cannot be read or is of another vocabulary.
-    StoreError
-        If it cannot be read.
     """
     path = Path(path)
     if path.is_file():

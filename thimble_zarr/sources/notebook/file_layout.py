@@ -89,14 +89,7 @@ class NotebookLayout:
     def read(cls, file: Path) -> Self:
         """Read everything but the rows, as far as it is small.
 
-        Raises
-        ------
-        NotAStoreError
-            If it is not a safetensors file, or its layout is not the notebook's.
-        DamagedStoreError
-            If it was cut off.
-        OSError
-            If it cannot be read.
+        Raises as `read_header` does, and NotAStoreError if the layout is not the notebook's.
         """
         tensors, metadata = read_header(file)
         _check_layout(tensors)
@@ -114,13 +107,7 @@ class NotebookLayout:
 
     @classmethod
     def from_attribute(cls, attribute: Any) -> Self:
-        """Read what `to_attribute` wrote.
-
-        Raises
-        ------
-        DamagedStoreError
-            If it is something else.
-        """
+        """Read what `to_attribute` wrote; raise DamagedStoreError if it is something else."""
         try:
             entries = attribute["tensors"].items()
             tensors = {n: Tensor(entry["dtype"], tuple(entry["shape"])) for n, entry in entries}
@@ -179,13 +166,7 @@ class NotebookLayout:
         return numbers
 
     def hyperparameters(self) -> dict[str, float]:
-        """Return the per-step scalars that the file has one value of.
-
-        Raises
-        ------
-        NotAStoreError
-            If one is not finite.
-        """
+        """Return the per-step scalars that the file has one value of."""
         numbers = self.numbers()
         for name in HYPERPARAMETERS.values():
             if not math.isfinite(numbers[name]):
