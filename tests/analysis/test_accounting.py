@@ -263,7 +263,7 @@ def test_the_replay_alone_is_that_beside_the_formula(
     subsets = {"some": np.array([7, 8]), "all": np.arange(11)}
     both = accounting(ds, subsets=subsets)
     # Nothing of the formula is computed.
-    monkeypatch.delattr("thimble_zarr.analysis.audit.audit.adam_update")
+    monkeypatch.delattr("thimble_zarr.analysis.audit.audit.update")
     alone = accounting(ds, subsets=subsets, formula=False)
     xr.testing.assert_identical(alone, both.drop_vars(oracles.COLUMNS))
     assert (

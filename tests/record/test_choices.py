@@ -72,12 +72,16 @@ def without_gradient(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("fixture", "stored", "derived"),
     [
-        ("without_moments", {"W", "grad"}, {"delta_W", "adam_decay", "ulp", "displacement_ulp"}),
+        (
+            "without_moments",
+            {"W", "grad"},
+            {"delta_W", "decay", "adam_decay", "ulp", "displacement_ulp"},
+        ),
         (
             "without_gradient",
             {"W", "exp_avg", "exp_avg_sq"},
-            {"delta_W", "adam_decay", "ulp", "displacement_ulp"}
-            | {"adam_update", "adam_residual", "stalled"},
+            {"delta_W", "decay", "adam_decay", "ulp", "displacement_ulp"}
+            | {"update", "residual", "adam_update", "adam_residual", "stalled"},
         ),
     ],
 )

@@ -32,8 +32,9 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.store.integrity.repair import plan_repair, repair
 from thimble_zarr.store.integrity.verify import Verified, verify
+from thimble_zarr.store.keys import HOLDER
 from thimble_zarr.store.ledger import seal, unseal
-from thimble_zarr.store.reader import HOLDER, StoreReader
+from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 PLACES = 2

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _default_to_fused_or_foreach
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thimble_zarr.errors import OptimizerError, RecordingError
-from thimble_zarr.format.schema import OptimizerInfo, Schema
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim.base import Optimizer
+from thimble_zarr.optim.registry import spec_of
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -134,39 +135,16 @@ def _changed(name: str, now: Mapping[str, object], then: Mapping[str, object]) -
     )
 
 
-def optimizer_info(optimizer: torch.optim.Optimizer, parameter: Tensor) -> OptimizerInfo:
+def optimizer_info(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Optimizer:
     """Return what the optimizer's arithmetic on `parameter` depends on."""
     return _info(optimizer, param_group(optimizer, parameter))
 
 
-def _info(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> OptimizerInfo:
-    return OptimizerInfo(
-        name=type(optimizer).__name__,
-        implementation=_implementation(group),
-        decoupled_weight_decay=bool(
-            group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
-        ),
-        amsgrad=bool(group["amsgrad"]),
-        maximize=bool(group["maximize"]),
-        capturable=bool(group["capturable"]),
-        differentiable=bool(group["differentiable"]),
-        lr_dtype=_tensor_dtype(group["lr"]),
-        betas_dtype=_tensor_dtype(group["betas"][0]),
-    )
-
-
-def _tensor_dtype(value: float | Tensor) -> str | None:
-    return dtype_name(value) if isinstance(value, Tensor) else None
-
-
-def _implementation(group: Mapping[str, Any]) -> str:
-    """Decide as `torch.optim.adam.adam` does which of its three programs runs."""
-    foreach, fused = group["foreach"], group["fused"]
-    if foreach is None and fused is None:
-        _, foreach = _default_to_fused_or_foreach(group["params"], group["differentiable"])
-        if foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
-            foreach = False
-    return "fused" if fused else "foreach" if foreach else "single"
+def _info(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Optimizer:
+    spec = spec_of(type(optimizer))
+    if spec is None:
+        raise OptimizerError(f"{type(optimizer).__name__} cannot be recorded")
+    return spec.from_group(group, type(optimizer))
 
 
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, float | Tensor]:

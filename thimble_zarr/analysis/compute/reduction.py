@@ -3,8 +3,7 @@
 A task goes through some tokens at some hundred steps, window by window (`analysis.windows`), and
 returns its numbers. There is no intermediate of the size of a run, and the numbers are the same bit
 for bit wherever the tasks run and whichever ends first. NumPy is all that this needs, so that the
-command line starts its processes at once (`cli.scheduling`); `analysis.lazy` makes a Dask graph of
-it.
+processes of a check start at once (`compute.run`); `dataset.lazy` makes a Dask graph of it.
 """
 
 import functools
@@ -18,13 +17,12 @@ import numpy as np
 from thimble_zarr.analysis.compute.windows import (
     Selected,
     Source,
-    TokenGroup,
     Window,
     row_groups,
     token_groups,
     windows_of,
 )
-from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.indexing import Indices, TokenGroup
 from thimble_zarr.format.schema import Schema
 
 T = TypeVar("T")

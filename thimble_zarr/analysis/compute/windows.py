@@ -20,15 +20,13 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from thimble_zarr.bits import decode, storage_dtype
-from thimble_zarr.format.indexing import Indices, as_range, as_slice, by_chunk
+from thimble_zarr.format.indexing import Indices, TokenGroup, as_range, as_slice
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.reader import Reader, Rows
+from thimble_zarr.format.reader import Reader, Rows, not_begun
 from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.optim.base import COUNT, LEARNING_RATE
 
 T = TypeVar("T")
-
-TokenGroup = tuple[Indices, slice | np.ndarray]
-"""Some tokens, and where they lie among those that were asked for."""
 
 _WINDOW_ELEMENTS = 2**21
 """Elements a window of several chunks: so many that reading and replay run at full speed."""
@@ -69,9 +67,7 @@ class Source:
             If no row was committed yet.
         """
         if reader.n_rows == 0:
-            from thimble_zarr.store.lock import not_begun  # which few who read need
-
-            raise not_begun(reader.path)
+            raise not_begun(reader)
         return cls(reader, device)
 
     @cached_property
@@ -104,7 +100,7 @@ class Source:
 
         Of a row that follows none this is not known.
         """
-        counts = self.recorded["optimizer_step"]
+        counts = self.recorded[COUNT]
         skipped: np.ndarray = (np.diff(counts, prepend=-1.0) == 0) & self.follows
         return skipped
 
@@ -115,16 +111,11 @@ class Source:
         The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
         is 1, for which the formula is defined.
         """
-        count = self.recorded["optimizer_step"]
+        count, rate = self.recorded[COUNT], LEARNING_RATE.name
         return self.recorded | {
-            "learning_rate": np.where(self.skipped, 0.0, self.recorded["learning_rate"]),
-            "optimizer_step": np.where(self.skipped, np.maximum(count, 1), count),
+            rate: np.where(self.skipped, 0.0, self.recorded[rate]),
+            COUNT: np.where(self.skipped, np.maximum(count, 1), count),
         }
-
-    @property
-    def second_moment(self) -> str:
-        """The variable in the denominator."""
-        return "max_exp_avg_sq" if self.reader.schema.optimizer.amsgrad else "exp_avg_sq"
 
     @cached_property
     def labels(self) -> TokenLabels:
@@ -597,40 +588,9 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
     list of tuple
         The tokens of a group, and where they lie among `tokens`. No group is empty.
     """
-    if len(tokens) == 0:
-        return []
     schema = source.reader.schema
     most = cached_tokens(schema) if cached else window_tokens(schema)
-    if schema.places is not None and len(tokens) <= most:
-        return [(tokens, slice(0, len(tokens)))]
-    if schema.places is None:
-        return _groups(tokens, schema.layout.chunk_tokens, most)
-    ids = np.asarray(tokens)
-    order = np.argsort(schema.places[ids])
-    groups = _groups(as_range(schema.places[ids[order]]), schema.layout.chunk_tokens, most)
-    return [(ids[order[where]], as_slice(order[where])) for _, where in groups]
-
-
-def _groups(tokens: Indices, length: int, most: int) -> list[TokenGroup]:
-    if isinstance(tokens, range) and tokens.step == 1:
-        return [
-            (range(start, stop), slice(start - tokens.start, stop - tokens.start))
-            for start, stop in split_range(tokens.start, tokens.stop, most // length * length)
-        ]
-    ids = np.asarray(tokens)
-    if len(ids) <= most:
-        return [(ids, slice(0, len(ids)))]
-    groups: list[list[np.ndarray]] = []
-    n_tokens = most
-    for _, _, where in by_chunk(ids, length):
-        positions = np.arange(len(ids))[where]
-        n_tokens += len(positions)
-        if n_tokens > most:
-            groups.append([])
-            n_tokens = len(positions)
-        groups[-1].append(positions)
-    joined = [np.concatenate(group) for group in groups]
-    return [(ids[where], as_slice(where)) for where in joined]
+    return source.reader.token_groups(tokens, most)
 
 
 def window_tokens(schema: Schema) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, DamagedStoreError, StoreExistsError
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import NOTEBOOK_FILE
+from thimble_zarr.optim.adam import Adam
 from thimble_zarr.sources.notebook.container import DTYPES, Tensor, header_bytes, read_header
 from thimble_zarr.sources.notebook.exchange import ByteCount, Progress, all_or_nothing
 from thimble_zarr.sources.notebook.file_layout import (
@@ -55,9 +56,7 @@ def export_notebook(
     file = file.absolute()
     _check_file_vacant(file, overwrite=overwrite)
     if reader.n_rows == 0:
-        from thimble_zarr.store.lock import not_begun  # which few who read need
-
-        raise not_begun(reader.path)
+        raise not_begun(reader)
     attribute = reader.schema.attrs.get(NOTEBOOK_FILE)
     layout = _as_notebook(reader) if attribute is None else NotebookLayout.from_attribute(attribute)
     layout.check_all_kept()
@@ -146,7 +145,8 @@ def _obstacles(reader: Reader) -> Iterator[str]:
             f"has {', '.join(lost)} by step, for which the notebook's file has no place; a copy "
             "would not be the same run"
         )
-    if not schema.optimizer.decoupled_weight_decay and scalars["weight_decay"][1:].any():
+    decoupled = isinstance(schema.optimizer, Adam) and schema.optimizer.decoupled_weight_decay
+    if not decoupled and scalars["weight_decay"][1:].any():
         yield (
             "was trained with L2 decay, and the notebook's file is of AdamW, whose decay is "
             "decoupled; a copy would not be the same run"

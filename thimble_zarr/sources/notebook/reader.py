@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from thimble_zarr.bits import decode, fill_value, storage_dtype
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
-from thimble_zarr.format.indexing import Indices, as_slice
+from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice, token_groups
 from thimble_zarr.format.layout import plan_layout
-from thimble_zarr.format.reader import AlteredChunk
+from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import (
     NOTEBOOK_FILE,
     SCALARS,
     TOKEN_DIMS,
-    OptimizerInfo,
     Schema,
     TokenLabels,
 )
+from thimble_zarr.optim.adam import Adam
 from thimble_zarr.sources.notebook.container import read_bits, read_rows
 from thimble_zarr.sources.notebook.file_layout import (
     FILE_NAMES,
@@ -59,6 +59,10 @@ class NotebookReader:
     layout: NotebookLayout
     schema: Schema
     labels: TokenLabels = field(default_factory=TokenLabels, compare=False)
+
+    kind: ClassVar = "the notebook's file"
+    recording: ClassVar = Recording(State.CLOSED)
+    integrity: ClassVar = None  # the file has no checksums
 
     @classmethod
     def open(cls, path: StorePath, *, labels: TokenLabels | None = None) -> Self:
@@ -186,15 +190,14 @@ class NotebookReader:
         """Return what is known of the tokens."""
         return self.labels
 
-    def altered_chunks(
-        self, rows: tuple[int, int], *, before_block: Callable[[int], object] | None = None
-    ) -> Iterator[AlteredChunk]:
-        """Return an empty iterator: the file has no checksums."""
-        return iter(())
+    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
+        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks."""
+        chunk_tokens = self.schema.layout.chunk_tokens
+        return token_groups(tokens, most, places=None, chunk_tokens=chunk_tokens)
 
-    def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
-        """Return None: the file has no checksums."""
-        return None
+    def read_history(self) -> History:
+        """Return an empty history: the file has none."""
+        return History()
 
     def disk_bytes(self) -> int:
         """Return the size of the file."""
@@ -246,7 +249,7 @@ def _schema(path: Path, layout: NotebookLayout, dtypes: dict[str, str]) -> Schem
         dims=TOKEN_DIMS,
         dtypes=dtypes,
         layout=plan_layout(n_tokens, n_dims, itemsizes),
-        optimizer=OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True),
+        optimizer=Adam(name="AdamW", implementation="single", decoupled_weight_decay=True),
         device="unknown",
         created=saved.isoformat(timespec="seconds"),
         attrs={"config": layout.config(), NOTEBOOK_FILE: layout.to_attribute()},

@@ -24,17 +24,20 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
-from thimble_zarr.store.files.documents import is_chunk_key, leads_out
-from thimble_zarr.store.files.local import Disk, remove_file
+from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.files.disk import Disk, remove_file
+from thimble_zarr.store.files.documents import leads_out
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.verify import (
     HOW_TO_RESTORE,
     Contents,
@@ -55,18 +58,11 @@ from thimble_zarr.store.integrity.verify import (
     read_contents,
     read_found,
 )
+from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, METADATA, array_of, is_chunk_key
 from thimble_zarr.store.ledger import read_lines, seal
 from thimble_zarr.store.lock import WriterLock, check_not_recorded
 from thimble_zarr.store.metadata import Declared
-from thimble_zarr.store.reader import (
-    COMMIT,
-    HOLDER,
-    LEDGER,
-    METADATA,
-    Commit,
-    StorePath,
-    array_of,
-)
+from thimble_zarr.store.reader import StorePath
 from thimble_zarr.store.shard import decode_vector, encode_vector
 
 FileRecord = dict[str, int]
@@ -137,7 +133,7 @@ def plan_repair(path: StorePath) -> Plan:
 def _check_not_recorded(path: Path) -> None:
     """Raise an error where there is no store, or one that a writer may be recording."""
     if not read_contents(path).is_complete:
-        check_not_recorded(path)
+        check_not_recorded(LocalFiles(path))
 
 
 def _planned(path: Path) -> Plan:
@@ -562,7 +558,9 @@ class _Planner:
             "metadata": {key: _alone(document) for key, document in self._documents.items()},
             "dropped": plan.dropped,
             "repaired": self._of_values,
-            "replaces": None if contents.commit is None else [*astuple(contents.commit)],
+            "replaces": None
+            if contents.commit is None
+            else [*msgspec.structs.astuple(contents.commit)],
         }
 
 
@@ -611,7 +609,7 @@ def _apply(plan: Plan) -> None:
             ledger = _Ledger(plan)
             disk.write(path / LEDGER, ledger)
             disk.sync([(path / LEDGER).parent])
-            commit = replace(
+            commit = msgspec.structs.replace(
                 commit, n_rows=plan.n_rows, ledger_bytes=ledger.n_bytes, ledger_crc32=ledger.crc32
             )
         if plan.changes_commit:
@@ -619,7 +617,7 @@ def _apply(plan: Plan) -> None:
                 ledger = _Ledger(plan)
                 for _ in ledger:
                     pass
-                commit = replace(
+                commit = msgspec.structs.replace(
                     commit,
                     n_rows=plan.n_rows,
                     ledger_bytes=ledger.n_bytes,

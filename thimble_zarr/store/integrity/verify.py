@@ -10,10 +10,12 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from thimble_zarr.errors import (
     DamagedStoreError,
@@ -21,9 +23,22 @@ from thimble_zarr.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from thimble_zarr.format.reader import Checksums, State
 from thimble_zarr.format.schema import ATTRIBUTE, FORMAT_VERSION, Schema
-from thimble_zarr.store.files.documents import is_chunk_key, leads_out, open_regular, read_document
-from thimble_zarr.store.files.local import PARTIAL
+from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.files.base import PARTIAL
+from thimble_zarr.store.files.documents import leads_out, open_regular, read_document
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import (
+    BOOKKEEPING,
+    COMMIT,
+    HOLDER,
+    LEDGER,
+    LOCK,
+    METADATA,
+    array_of,
+    is_chunk_key,
+)
 from thimble_zarr.store.ledger import (
     FileChecksums,
     Line,
@@ -31,20 +46,10 @@ from thimble_zarr.store.ledger import (
     read_lines,
     recorded_files,
 )
-from thimble_zarr.store.lock import Holder, Recording, State
+from thimble_zarr.store.lock import Holder, recording_of
 from thimble_zarr.store.metadata import Declared
-from thimble_zarr.store.reader import (
-    BOOKKEEPING,
-    COMMIT,
-    HOLDER,
-    LEDGER,
-    LOCK,
-    METADATA,
-    Commit,
-    StorePath,
-    array_of,
-)
-from thimble_zarr.store.shard import Checksums, ShardFile, decode_vector, values_checksum
+from thimble_zarr.store.reader import StorePath
+from thimble_zarr.store.shard import ShardFile, decode_vector, values_checksum
 
 Document = dict[str, Any]
 
@@ -283,7 +288,7 @@ def read_contents(path: Path) -> Contents:
     """Read commit record and ledger: what there should be, and what is wrong with the two."""
     _check_is_store(path)
     try:
-        commit = Commit.read(path / COMMIT)
+        commit = Commit.read(LocalFiles(path))
         if _is_replaced(path, commit):
             raise DamagedStoreError("a repair was cut off before it could write it")
         contents = Contents(path, commit, commit.n_rows)
@@ -320,7 +325,7 @@ def _is_replaced(path: Path, commit: Commit) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     entry = last.entry if last is not None else None
-    return entry is not None and entry.get("replaces") == [*astuple(commit)]
+    return entry is not None and entry.get("replaces") == [*msgspec.structs.astuple(commit)]
 
 
 def _check_is_store(path: Path) -> None:
@@ -683,7 +688,7 @@ def declared_array(contents: Contents, array: str) -> Declared:
     if key in contents.metadata:
         return Declared.of(contents.metadata[key])
     try:
-        return Declared.read(contents.path / key)
+        return Declared.read(LocalFiles(contents.path), key)
     except OSError as error:
         raise ValueError(f"the metadata of {array} cannot be read: {error}") from error
 
@@ -789,7 +794,7 @@ def _check_undeclared(contents: Contents) -> Iterator[Finding]:
 def read_found(file: Path) -> tuple[Document, str]:
     """Return a document, and what is wrong with it."""
     try:
-        document = read_document(file)
+        document = read_document(LocalFiles(file.parent), file.name)
     except (FileNotFoundError, NotADirectoryError):
         return {}, "it is missing"
     except ValueError as error:
@@ -879,8 +884,9 @@ def is_at_work(contents: Contents) -> bool:
     """Whether another process may be recording."""
     if contents.is_complete:
         return False
-    recording = Recording.of_open_store(contents.path)
-    is_this_process = recording.writer is not None and recording.writer.is_this_process
+    files = LocalFiles(contents.path)
+    recording, holder = recording_of(files), Holder.read(files)
+    is_this_process = holder is not None and holder.is_this_process
     return recording.state is not State.CUT_OFF and not is_this_process
 
 
@@ -892,7 +898,7 @@ def find_leftovers(contents: Contents) -> Iterator[Finding]:
     if is_at_work(contents):
         return
     known = {METADATA, COMMIT, LEDGER, LOCK, *contents.metadata}
-    holder = Holder.read(contents.path)
+    holder = Holder.read(LocalFiles(contents.path))
     known |= {HOLDER} if holder is not None and holder.is_this_process else set()
     for key, records in contents.records.items():
         known |= {key} if _is_committed(contents, records[0]) else set()
@@ -914,7 +920,9 @@ def find_leftovers(contents: Contents) -> Iterator[Finding]:
 def _what_is_left(contents: Contents, key: str) -> str:
     """Return what a crash left a file as, nothing where it was no crash or nobody can tell."""
     if key == HOLDER:
-        return f"left by a writer that is gone, {Holder.read(contents.path) or 'unknown'}"
+        return (
+            f"left by a writer that is gone, {Holder.read(LocalFiles(contents.path)) or 'unknown'}"
+        )
     if key.endswith(PARTIAL):
         return "a file that was not written to its end"
     if is_chunk_key(key) and contents.lines and contents.has_whole_ledger:
