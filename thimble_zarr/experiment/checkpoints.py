@@ -6,8 +6,8 @@ Where the data stand needs no file: a step takes one batch, and the seed gives t
 
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from thimble_zarr import tuning
 from thimble_zarr.errors import ResumeError, StoreError
-from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.store.files.base import PARTIAL
-from thimble_zarr.store.files.disk import Disk, remove_files
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.reader import StorePath
 
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -90,6 +89,7 @@ class Checkpoints:
     def __init__(self, store: StorePath) -> None:
         store = Path(store).absolute()
         self.path = store.with_name(f"{store.name}.checkpoints")
+        self._files = LocalFiles(self.path)
         self._next_s = time.perf_counter()
 
     @property
@@ -99,7 +99,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of those that there are, in order."""
-        return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._names()) if found)
+        return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._files.list()) if found)
 
     def take(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take a checkpoint after a step and save it, and note when the next is due."""
@@ -110,15 +110,13 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, whole or not at all. When this returns it survives a power loss."""
-        file = self._file(checkpoint.step)
-        disk = Disk(Stopwatch())
+        name = _name(checkpoint.step)
         try:
-            disk.write(file, [safetensors.torch.save(dict(checkpoint.tensors))])
-            disk.sync([file.parent])
+            with closing(self._files.writer()) as writer:
+                writer.put(name, [safetensors.torch.save(dict(checkpoint.tensors))])
+                writer.sync()
         except OSError as error:
-            raise StoreError(f"cannot write the checkpoint {file}: {error}") from error
-        finally:
-            disk.close()
+            raise StoreError(f"cannot write the checkpoint {self.path / name}: {error}") from error
 
     def newest(self, step: int) -> Checkpoint | None:
         """Return the newest checkpoint that was taken after `step` or before; None without one.
@@ -128,7 +126,7 @@ class Checkpoints:
         found = max((known for known in self.steps() if known <= step), default=None)
         if found is None:
             return None
-        file = self._file(found)
+        file = self.path / _name(found)
         try:
             return Checkpoint(found, safetensors.torch.load(file.read_bytes()))
         except (OSError, safetensors.SafetensorError) as error:
@@ -140,18 +138,19 @@ class Checkpoints:
     def prune(self, committed_step: int) -> None:
         """Remove what no resumption can need: all before the newest one of a committed step."""
         needed = max((step for step in self.steps() if step <= committed_step), default=0)
-        remove_files(self._file(step) for step in self.steps() if step < needed)
+        self._remove(_name(step) for step in self.steps() if step < needed)
 
     def clear(self, after_step: int = 0) -> None:
         """Remove all checkpoints of later steps, and no other file."""
-        remove_files(self._file(step) for step in self.steps() if step > after_step)
-        remove_files(self.path / name for name in self._names() if name.endswith(PARTIAL))
+        self._remove(_name(step) for step in self.steps() if step > after_step)
+        self._remove(name for name in self._files.list() if name.endswith(PARTIAL))
         with suppress(OSError):
             self.path.rmdir()
 
-    def _names(self) -> Iterator[str]:
-        if self.path.is_dir():
-            yield from [file.name for file in self.path.iterdir()]
+    def _remove(self, names: Iterable[str]) -> None:
+        with closing(self._files.writer()) as writer:
+            writer.delete([*names])
 
-    def _file(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}.safetensors"
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}.safetensors"

@@ -12,9 +12,6 @@ from typing import Any, Self
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
 
-RECORDED = ("W", "grad", "exp_avg", "exp_avg_sq")
-"""The variables of a run: its AdamW has no others."""
-
 AUTO = "auto"
 """The compute dtype that the machine decides."""
 
@@ -119,8 +116,6 @@ class TrainingConfig:
         self._require(
             "hidden_dim", self.hidden_dim % self.heads == 0, f"a multiple of heads ({self.heads})"
         )
-        chosen = self.recorded_variables or ()
-        self._require("variables", set(chosen) <= set(RECORDED), f"some of {', '.join(RECORDED)}")
         if self.schedule is not None and not count_rows(self.schedule, self.steps):
             raise ConfigError(
                 f"the schedule {self.schedule} includes none of the {self.steps} steps"

@@ -120,6 +120,8 @@ def _obstacles(reader: Reader) -> Iterator[str]:
             f"holds a parameter of shape {schema.shape}, and the notebook's file an embedding of "
             "shape (token, dim) only"
         )
+    if not isinstance(schema.optimizer, Adam):
+        yield f"was trained with {schema.optimizer.name}, and the notebook's file is of AdamW"
     missing = [name for name in FILE_NAMES if name not in schema.dtypes]
     choices = {
         f"no {', '.join(missing)}": bool(missing),
