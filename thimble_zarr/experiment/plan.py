@@ -90,7 +90,9 @@ def plan_run(
     `overwrite` counts the room that a store at `store` will leave. Raises ConfigError if a variable
     that is to be recorded is none.
     """
-    free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
+    path = Path(store).absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    free_disk_bytes = shutil.disk_usage(there).free
     if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     compute_dtype = choose_compute_dtype(config)
@@ -155,10 +157,3 @@ def _corpus_bytes(config: TrainingConfig) -> int:
 def _itemsize(dtype: str) -> int:
     itemsize: int = getattr(torch, dtype).itemsize
     return itemsize
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

@@ -18,18 +18,9 @@ from thimble_zarr.store.resume import check_has_every_step
 class RecordedRun:
     """What the store of a run says of it.
 
-    Attributes
-    ----------
-    path, config, memory_bytes
-        The store, the settings, and the limit of the recorder's memory.
-    attrs
-        All that was kept with it, the two above among it.
-    committed_step
-        The last step that is recorded for good, -1 where not even the initial state is.
-    block_steps
-        Steps a block.
-    is_finished
-        Whether all steps were taken and the store is closed.
+    `attrs` is all that was kept with it, config and memory limit among it. `committed_step` is -1
+    where not even the initial state is recorded for good. `is_finished` says whether all steps were
+    taken and the store is closed.
     """
 
     path: Path

@@ -1,7 +1,7 @@
 """The training loop: Thimble 1 as an ordinary user of the recorder."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,12 @@ from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.device import choose_compute_dtype, find_device
 from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
 from thimble_zarr.experiment.recorded import RecordedRun
-from thimble_zarr.experiment.vocabulary import encode, label_tokens, read_tokenizer
+from thimble_zarr.experiment.vocabulary import (
+    count_tokens,
+    encode,
+    label_tokens,
+    read_tokenizer,
+)
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.schema import Json, TokenLabels
 from thimble_zarr.record.recorder import Recorder
@@ -62,7 +67,8 @@ def load_data(config: TrainingConfig) -> TrainingData:
             "sha256": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
         },
     }
-    labels = label_tokens(tokenizer, ids, mask_file=config.token_mask)
+    counts = count_tokens(tokenizer, ids)
+    labels = label_tokens(tokenizer, counts, mask_file=config.token_mask)
     return TrainingData(corpus.name, ids, labels, attrs)
 
 
@@ -70,9 +76,9 @@ class Training:
     """A model being trained: one call of `step` is one optimizer step.
 
     `config` has the compute dtype that is used, also where `auto` was asked for. The global random
-    seed is set from it. A checkpoint says where to resume. Raises ConfigError if the device is not
-    there, CorpusError if the corpus is shorter than one window, and ResumeError if the checkpoint
-    is of another model.
+    seed is set from it. A checkpoint says where to resume, after step `start`. Raises ConfigError
+    if the device is not there, CorpusError if the corpus is shorter than one window, and
+    ResumeError if the checkpoint is of another model.
     """
 
     def __init__(
@@ -80,13 +86,14 @@ class Training:
     ) -> None:
         config = replace(config, compute_dtype=choose_compute_dtype(config).name)
         self.config = config
+        self.start = 0 if checkpoint is None else checkpoint.step
         self._device = find_device(config.device)
         self._batches = sliding_batches(
             data.ids,
             seq_len=config.seq_len,
             batch_size=config.batch_size,
             seed=config.seed,
-            n_skipped=0 if checkpoint is None else checkpoint.step,
+            n_skipped=self.start,
         )
         torch.manual_seed(config.seed)
         self.model = build_model(config, self._device)
@@ -161,7 +168,6 @@ def train(
         run.check_has(checkpoints)
         checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
-    start = 0 if checkpoint is None else checkpoint.step
     with Recorder(
         store,
         training.optimizer,
@@ -176,16 +182,20 @@ def train(
         memory_bytes=memory_bytes,
         overwrite=overwrite,
         resume=resume,
-        after_step=start if resume else None,
+        after_step=training.start if resume else None,
     ) as recorder:
-        checkpoints.clear(after_step=start)  # of a run that was overwritten, or went on
-        for progress in _steps(training, recorder, checkpoints):
-            on_step(progress)
+        _record(training, recorder, checkpoints, on_step)
     checkpoints.clear()
 
 
-def _steps(training: Training, recorder: Recorder, checkpoints: Checkpoints) -> Iterator[Progress]:
+def _record(
+    training: Training,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+    on_step: Callable[[Progress], object],
+) -> None:
     """Take and record steps, and a checkpoint now and then as a block is full."""
+    checkpoints.clear(after_step=training.start)  # of a run that was overwritten, or went on
     block_steps = recorder.schemas[""].layout.block_steps
     is_resumable = training.config.schedule is None
     for step in range(recorder.next_step, training.config.steps + 1):
@@ -194,4 +204,4 @@ def _steps(training: Training, recorder: Recorder, checkpoints: Checkpoints) -> 
         if is_resumable and (step + 1) % block_steps == 0 and checkpoints.is_due:
             checkpoints.take(step, training.model, training.optimizer)
             checkpoints.prune(recorder.committed_step)
-        yield Progress(step, loss, recorder.bytes_written)
+        on_step(Progress(step, loss, recorder.bytes_written))

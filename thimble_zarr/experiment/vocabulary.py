@@ -5,6 +5,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,15 +112,16 @@ def encode(tokenizer: Tokenizer, text: Text) -> np.ndarray:
     return np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, dtype=np.int32)
 
 
-def count_tokens(tokenizer: Tokenizer, text: Text) -> np.ndarray:
-    """Return how often each token occurs in a text, int64, shape `(token,)`. Nothing is held."""
-    return _counted(_encoded(tokenizer, text), tokenizer.get_vocab_size())
-
-
-def _counted(parts: Iterable[ArrayLike], n_tokens: int) -> np.ndarray:
-    n_occurrences = np.zeros(n_tokens, dtype=np.int64)
+def count_tokens(tokenizer: Tokenizer, text: Text | np.ndarray) -> np.ndarray:
+    """Return how often each token occurs in a text, or in its ids: int64, shape `(token,)`."""
+    if isinstance(text, np.ndarray):  # in parts, because NumPy counts a copy in int64
+        starts = range(0, len(text), _IDS_AT_ONCE)
+        parts: Iterable[ArrayLike] = (text[start : start + _IDS_AT_ONCE] for start in starts)
+    else:
+        parts = _encoded(tokenizer, text)
+    n_occurrences = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for ids in parts:
-        n_occurrences += np.bincount(ids, minlength=n_tokens)
+        n_occurrences += np.bincount(ids, minlength=len(n_occurrences))
     return n_occurrences
 
 
@@ -176,16 +178,6 @@ def _pieces(text: Text, cut: re.Pattern[str]) -> Iterator[str]:
 
 
 def label_tokens(
-    tokenizer: Tokenizer, ids: np.ndarray, *, mask_file: Path | None = None
-) -> TokenLabels:
-    """Count tokens in an encoded corpus and label them, as `label_counted` does."""
-    # In parts, because NumPy counts a copy in int64.
-    parts = (ids[start : start + _IDS_AT_ONCE] for start in range(0, len(ids), _IDS_AT_ONCE))
-    counts = _counted(parts, tokenizer.get_vocab_size())
-    return label_counted(tokenizer, counts, mask_file=mask_file)
-
-
-def label_counted(
     tokenizer: Tokenizer, n_occurrences: np.ndarray, *, mask_file: Path | None = None
 ) -> TokenLabels:
     """Label tokens by what `count_tokens` counted.
@@ -197,7 +189,7 @@ def label_counted(
     if mask_file is None:
         return labels
     live = read_mask(mask_file, tokenizer.get_vocab_size())
-    return TokenLabels(count=labels.count, live=live, dead=~live, text=labels.text)
+    return replace(labels, live=live, dead=~live)
 
 
 def texts(tokenizer: Tokenizer) -> list[str]:

@@ -13,12 +13,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError
 from thimble_zarr.format.schema import NOTEBOOK_FILE, Json
 from thimble_zarr.sources.notebook.container import DTYPES, Tensor, read_bits, read_header
 
-FILE_NAMES: Mapping[str, str] = {
-    "W": "W",
-    "grad": "grad_W",
-    "exp_avg": "momentum_W",
-    "exp_avg_sq": "variance_W",
-}
+FILE_NAMES = {"W": "W", "grad": "grad_W", "exp_avg": "momentum_W", "exp_avg_sq": "variance_W"}
 """What the notebook calls our variables."""
 
 STATES = ("exp_avg", "exp_avg_sq")
@@ -55,12 +50,7 @@ CONFIG: Mapping[str, str] = {
 FLOAT_SCALARS = (*HYPERPARAMETERS.values(), "init_scale")
 """Those of the notebook's scalars that are float32; the others are int64."""
 
-NATIVE: Mapping[str, str] = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-}
+NATIVE = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 """The dtypes a recording can have: as safetensors names them, and as torch does."""
 
 _MAX_KEPT_BYTES = 2**16

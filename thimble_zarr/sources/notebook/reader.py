@@ -42,16 +42,8 @@ from thimble_zarr.store.reader import StorePath
 class NotebookReader:
     """The rows of a notebook's file, read in place. Made by `open`; small to pickle.
 
-    Attributes
-    ----------
-    path
-        The file.
-    layout
-        Where everything lies in it.
-    schema
-        What it holds. What it does not say (versions, device) is not there.
-    labels
-        What is known of the tokens; the file itself knows nothing of them.
+    What the file does not say (versions, device) is not in `schema`. The labels of its tokens come
+    from elsewhere.
     """
 
     path: Path
