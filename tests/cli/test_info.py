@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from tests.support.zoo import Recorded
 from thimble_zarr import Recorder
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.schema import FORMAT_VERSION
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, HOLDER
 from thimble_zarr.store.reader import Commit, StoreReader
 
@@ -137,8 +139,8 @@ def test_a_run_that_was_cut_off_says_how_many_steps_it_was_to_take(
     trained: Path, tmp_path: Path
 ) -> None:
     store = Path(shutil.copytree(trained, tmp_path / "run.zarr"))
-    commit = Commit.read(store / COMMIT)
-    (store / COMMIT).write_bytes(dataclasses.replace(commit, complete=False).to_bytes())
+    commit = Commit.read(LocalFiles(store))
+    (store / COMMIT).write_bytes(msgspec.structs.replace(commit, complete=False).to_bytes())
     assert checked(store)["verdict"].endswith(
         " The recording did not end: it was cut off after step 5 of 5."
     )
