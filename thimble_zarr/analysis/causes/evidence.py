@@ -12,8 +12,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from thimble_zarr.analysis.compute.replayed import Replay, recurrences
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import formula_of
-from thimble_zarr.analysis.compute.windows import Source
 from thimble_zarr.bits import decode, is_nan, patterns
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema

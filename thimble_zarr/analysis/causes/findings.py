@@ -14,7 +14,7 @@ import numpy as np
 from thimble_zarr.analysis.audit.table import AnyTable, counts
 from thimble_zarr.analysis.causes.catalogue import CAUSES, LOCAL, Facts, Named
 from thimble_zarr.analysis.causes.evidence import Evidence, Run
-from thimble_zarr.analysis.compute.windows import Selected, Source
+from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.format.reader import AlteredChunk as Altered
 from thimble_zarr.format.schema import LABELS
 

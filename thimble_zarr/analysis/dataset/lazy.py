@@ -30,8 +30,9 @@ from thimble_zarr.analysis.compute.reduction import (
     reduction_steps,
     task_steps,
 )
+from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.analysis.compute.variables import evaluate, inputs
-from thimble_zarr.analysis.compute.windows import Selected, Source, Window, iter_windows, row_groups
+from thimble_zarr.analysis.compute.windows import Window, iter_windows, row_groups
 from thimble_zarr.format.indexing import Indices, rows_and_dims
 
 Selection = tuple[Indices | int, ...]

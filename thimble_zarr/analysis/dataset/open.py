@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import DERIVED, derived_names, freeze_step, long_name
-from thimble_zarr.analysis.compute.windows import Source
 from thimble_zarr.analysis.dataset.lazy import LazyArray, LazyTokens, TokenNumbers
 from thimble_zarr.analysis.dataset.partial import PartialDataset
 from thimble_zarr.format.labels import printable
