@@ -21,7 +21,6 @@ from thimble_zarr.format.schema import (
     ATTRIBUTE,
     LABELS,
     PARAMETERS,
-    PER_STEP,
     ROW_LABEL,
     VARIABLES,
     Json,
@@ -77,13 +76,17 @@ def declare(
     attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
     documents: dict[str, Document] = {
         METADATA: _group({ATTRIBUTE: attribute}),
-        metadata_key(BOOKKEEPING): _group({"description": "bookkeeping of thimble-zarr, no arrays"}),
+        metadata_key(BOOKKEEPING): _group(
+            {"description": "bookkeeping of thimble-zarr, no arrays"}
+        ),
     }
     for group, schema in schemas.items():
         if group:
             documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
         arrays = itertools.chain(
-            _variables(schema, capacity), _scalars(capacity), _coordinates(schema, labels[group])
+            _variables(schema, capacity),
+            _scalars(schema, capacity),
+            _coordinates(schema, labels[group]),
         )
         for name, array in arrays:
             path = array_key((group, name))
@@ -223,8 +226,8 @@ def _variables(schema: Schema, capacity: int) -> Iterator[tuple[str, _Array]]:
         )
 
 
-def _scalars(capacity: int) -> Iterator[tuple[str, _Array]]:
-    for name, long_name in PER_STEP.items():
+def _scalars(schema: Schema, capacity: int) -> Iterator[tuple[str, _Array]]:
+    for name, long_name in schema.per_step.items():
         is_label = name == "step"
         yield (
             name,
@@ -239,9 +242,7 @@ def _scalars(capacity: int) -> Iterator[tuple[str, _Array]]:
         )
 
 
-def _coordinates(
-    schema: Schema, labels: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, _Array]]:
+def _coordinates(schema: Schema, labels: Mapping[str, np.ndarray]) -> Iterator[tuple[str, _Array]]:
     for name, values in labels.items():
         dim = {"text_bytes": "text_byte"}.get(name, schema.dims[0])
         yield (
