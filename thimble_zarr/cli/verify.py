@@ -13,7 +13,7 @@ from thimble_zarr.cli.options import QUIET, STORE
 from thimble_zarr.format.layout import human_bytes
 
 if TYPE_CHECKING:
-    from thimble_zarr.store.integrity.verify import Finding, Verified
+    from thimble_zarr.store.integrity.result import Discrepancy, VerifyResult
 
 
 @click.command()
@@ -37,11 +37,11 @@ def verify(ctx: click.Context, store: Path, *, format_: str, quiet: bool) -> Non
     """
     verified = _verified(store, quiet=quiet)
     if format_ == "json":
-        content = asdict(verified) | {"path": str(store), "sound": verified.is_sound}
+        content = asdict(verified) | {"path": str(store), "sound": verified.holds}
         click.echo(json.dumps(content, indent=1))
     else:
         click.echo(_in_words(verified, store))
-    ctx.exit(0 if verified.is_sound else FOUND)
+    ctx.exit(0 if verified.holds else FOUND)
 
 
 @click.command()
@@ -87,10 +87,10 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
         click.echo(_verdict(verified, store))
     else:
         click.echo(f"Nothing is done yet: thimble-zarr repair {shlex.quote(str(store))} --apply")
-    ctx.exit(0 if verified.is_sound else FOUND)
+    ctx.exit(0 if verified.holds else FOUND)
 
 
-def _verified(store: Path, *, quiet: bool) -> "Verified":
+def _verified(store: Path, *, quiet: bool) -> "VerifyResult":
     from thimble_zarr.cli.progress import progress
     from thimble_zarr.store.integrity.verify import verify as verify_store
 
@@ -98,7 +98,7 @@ def _verified(store: Path, *, quiet: bool) -> "Verified":
         return verify_store(store, bar.reach)
 
 
-def _in_words(verified: "Verified", store: Path) -> str:
+def _in_words(verified: "VerifyResult", store: Path) -> str:
     lines = [
         ("Store", f"{store}: {verified.n_rows:,} rows committed"),
         ("Read", f"{verified.n_files:,} files, {human_bytes(verified.n_bytes)}"),
@@ -111,22 +111,22 @@ def _in_words(verified: "Verified", store: Path) -> str:
     return f"{text}\n\n{_verdict(verified, store)}"
 
 
-def _line(finding: "Finding") -> str:
+def _line(finding: "Discrepancy") -> str:
     word = "DAMAGE" if finding.is_damage else "note"
     return f"{word:<6}  {finding.where}: {finding.what}. Repair: {finding.repair}."
 
 
-def _verdict(verified: "Verified", store: Path) -> str:
+def _verdict(verified: "VerifyResult", store: Path) -> str:
     from thimble_zarr.store.lock import why_empty
 
-    if verified.is_sound and not verified.n_rows:
+    if verified.holds and not verified.n_rows:
         return f"Nothing is committed yet, and so nothing is compared: {why_empty(verified.path)}."
-    if verified.is_sound and verified.repairs:
+    if verified.holds and verified.repairs:
         return (
             "SOUND after repair: every byte is the one that was committed, or one that the repair "
             "wrote in place of what was lost."
         )
-    if verified.is_sound:
+    if verified.holds:
         return "SOUND: every byte of every committed row is the one that was committed."
     damages = [finding for finding in verified.findings if finding.is_damage]
     places = f"{len(damages):,} {'place' if len(damages) == 1 else 'places'}"
