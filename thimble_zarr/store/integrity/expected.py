@@ -6,15 +6,29 @@ files of a block: so what there should be is known whatever was recorded.
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
+
+import msgspec
+import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, UnsupportedFormatError
 from thimble_zarr.format.schema import ATTRIBUTE, FORMAT_VERSION
-from thimble_zarr.store.files.documents import is_chunk_key, leads_out, read_document
+from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.files.base import Files
+from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.integrity.result import Discrepancy
+from thimble_zarr.store.keys import (
+    BOOKKEEPING,
+    COMMIT,
+    LEDGER,
+    METADATA,
+    array_of,
+    is_chunk_key,
+    metadata_key,
+)
 from thimble_zarr.store.ledger import (
     FileChecksums,
     Line,
@@ -23,35 +37,41 @@ from thimble_zarr.store.ledger import (
     recorded_files,
 )
 from thimble_zarr.store.metadata import Declared
-from thimble_zarr.store.reader import BOOKKEEPING, COMMIT, LEDGER, METADATA, Commit, array_of
-from thimble_zarr.store.shard import Checksums
 
-Document = dict[str, Any]
+Document = Mapping[str, Any]
 
 _MAX_FILE_BYTES = 2**63
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """What a line of the ledger says of a file.
+    """What a line of the ledger says of a file, or the file itself.
 
     Attributes
     ----------
     n_bytes
         Its size.
     crc32
-        That of its content, None of a shard, whose chunks have checksums of their own.
-    line
-        Where the line begins.
+        That of its content, None of a shard.
+    chunks
+        Checksums of a shard's chunks, as stored and of their values: uint32, shape `(chunk, 2)`.
     first_row, end_row
         The rows of the line's block.
+    line
+        Where the line begins.
     """
 
     n_bytes: int
-    crc32: int | None
-    line: int
-    first_row: int
-    end_row: int
+    crc32: int | None = None
+    chunks: np.ndarray | None = None
+    first_row: int = 0
+    end_row: int = 0
+    line: int = 0
+
+    @property
+    def checksums(self) -> FileChecksums:
+        """What the file is known by among all that were recorded."""
+        return tuple(self.chunks[:, 0].tolist()) if self.chunks is not None else self.crc32 or 0
 
 
 @dataclass
@@ -60,82 +80,62 @@ class Expected:
 
     Attributes
     ----------
-    path
+    files
         The store.
     commit
         The commit record, None if it cannot be read.
     n_rows
         Rows that are committed: without a commit record, those of the sound lines.
-    files
+    records
         What the last committed line that tells of a file says of it.
     metadata
         Every metadata document as the writer declared it; empty where that is lost.
-    lines
-        Where each sound committed line begins, and the row behind its last, by the first row of its
-        block; the last of each.
-    end
+    ends
+        The row behind each block that has a sound line, by its first row.
+    ledger_bytes
         Where the committed part of the ledger ends.
+    doubtful_bytes
+        The ledger is damaged before this byte: what it says up to there may be out of date.
     findings
         What is wrong with the bookkeeping.
     repairs
         What repairs did, in their own words.
-    doubtful_until
-        The ledger is damaged up to this byte: what a line before it says may be out of date.
     """
 
-    path: Path
+    files: Files
     commit: Commit | None = None
     n_rows: int = 0
-    files: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
     metadata: dict[str, Document] = field(default_factory=dict)
-    lines: dict[int, tuple[int, int]] = field(default_factory=dict)
-    end: int = 0
+    ends: dict[int, int] = field(default_factory=dict)
+    ledger_bytes: int = 0
+    doubtful_bytes: int = 0
     findings: list[Discrepancy] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
-    doubtful_until: int = 0
-    _last: tuple[int, Mapping[str, Any]] | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether the store was closed."""
         return self.commit is not None and self.commit.complete
 
-    @property
-    def has_whole_ledger(self) -> bool:
-        """Whether every line that was committed is there, so that no other can be the last word."""
-        return not self.doubtful_until
-
-    def is_doubtful(self, record: Record) -> bool:
-        """Whether a line that is lost may have said something else of a file."""
-        return record.line < self.doubtful_until
-
-    def entry(self, line: int) -> Mapping[str, Any]:
-        """Return what the ledger's line at a byte says. The last one is kept."""
-        if self._last is None or self._last[0] != line:
-            found = next(read_lines(self.path / LEDGER, line)).entry
-            if found is None:
-                raise DamagedStoreError(f"{self.path}: the ledger changed while it was read")
-            self._last = (line, found)
-        return self._last[1]
+    def lines(self, start: int = 0, stop: int | None = None) -> Iterator[Line]:
+        """Yield lines of the ledger, none where it is missing."""
+        with suppress(FileNotFoundError):
+            yield from read_lines(self.files.path / LEDGER, start, stop)
 
     def promised(self, key: str) -> Iterator[Record]:
-        """Yield what lines behind the commit say of a file: it is that, or as it was committed.
+        """Yield what lines behind the commit say of a file, which may be as they say by now.
 
         They are of a commit that was cut off, or of a writer that is at work.
         """
-        if not (self.path / LEDGER).exists():
-            return
-        for line in read_lines(self.path / LEDGER, self.end):
-            promise = _read_line(line)
-            if isinstance(promise, _Promise) and key in promise.files:
-                yield promise.files[key]
+        for line in self.lines(self.ledger_bytes):
+            with suppress(ValueError, KeyError):
+                yield _records(line)[key]
 
     @cached_property
     def recorded_files(self) -> dict[FileChecksums, str]:
         """Every file that was committed, by its checksums, as far as the ledger is there."""
-        if not (self.path / LEDGER).exists():
-            return {}
-        lines = read_lines(self.path / LEDGER, stop=self.end)
+        lines = self.lines(stop=self.ledger_bytes)
         return recorded_files(line.entry for line in lines if line.entry is not None)
 
     @cached_property
@@ -143,77 +143,74 @@ class Expected:
         """Every metadata document: as declared, or where that is lost as it is on disk."""
         if self.metadata:
             return self.metadata
-        files = sorted(self.path.rglob(METADATA))
-        return {file.relative_to(self.path).as_posix(): read_found(file)[0] for file in files}
+        keys = [key for key in self.files.list() if is_chunk_key(key) or _is_metadata(key)]
+        nodes = sorted({"", *map(array_of, keys), *map(array_of, self.records)})
+        return {metadata_key(node): read_found(self.files, metadata_key(node))[0] for node in nodes}
 
     def declared(self, array: str) -> Declared:
-        """Return what an array was declared to be; if the ledger lost that, what is on disk.
-
-        Raises
-        ------
-        ValueError
-            If neither can be read.
-        """
-        key = f"{array}/{METADATA}"
-        if key in self.metadata:
-            return Declared.of(self.metadata[key])
-        try:
-            return Declared.read(self.path / key)
-        except OSError as error:
-            raise ValueError(f"the metadata of {array} cannot be read: {error}") from error
+        """Return what an array was declared to be; raise ValueError if that is lost."""
+        return Declared.of(self.documents.get(metadata_key(array), {}))
 
     def missing_rows(self) -> Iterator[tuple[int, int]]:
         """Yield committed rows that are in no sound line."""
         row = 0
-        for first_row, (_, end_row) in sorted(self.lines.items()):
+        for first_row, end_row in sorted(self.ends.items()):
             if first_row > row:
                 yield row, first_row
             row = max(row, end_row)
         if row < self.n_rows:
             yield row, self.n_rows
 
-    def add(self, promise: "_Promise", start: int) -> None:
-        """Take a committed line, which begins at a byte, at its word."""
-        if promise.is_resumption:  # the run went on from there
-            self.lines = {row: at for row, at in self.lines.items() if row < promise.end_row}
-        for key in promise.removed:
-            self.files.pop(key, None)
-        self.lines[promise.first_row] = (start, promise.end_row)
-        self.metadata |= promise.metadata
-        self.repairs += promise.repairs
-        self.files |= promise.files
-        for array in promise.dropped:
+    def add(self, line: Line) -> None:
+        """Take a committed line at its word; raise ValueError if it cannot be read."""
+        records, entry = _records(line), line.entry or {}
+        metadata, repaired = entry.get("metadata", {}), entry.get("repaired")
+        try:
+            for document in metadata.values():
+                if "shape" in document or document["node_type"] != "group":
+                    Declared.of(document)
+            removed, dropped = ({*entry.get(name, ())} for name in ("removed", "dropped"))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"a line is malformed: {error!r}") from error
+        first_row, end_row = entry["rows"]
+        if "resumed" in entry:  # the run went on from there
+            self.ends = {row: end for row, end in self.ends.items() if row < end_row}
+        self.ends[first_row] = end_row
+        self.repairs += map(str, repaired) if isinstance(repaired, list) else ()
+        self.metadata |= metadata
+        for array in dropped:
             self.metadata.pop(f"{array}/{METADATA}", None)
-        if promise.dropped:
-            gone = {*promise.dropped}
-            self.files = {key: one for key, one in self.files.items() if array_of(key) not in gone}
+        for key in [key for key in self.records if key in removed or array_of(key) in dropped]:
+            del self.records[key]
+        self.records |= records
 
-    def doubt(self, where: str, what: str, *, until: int = _MAX_FILE_BYTES) -> None:
+    def doubt(self, where: str, what: str, *, before: int = _MAX_FILE_BYTES) -> None:
         """Note that the ledger is damaged before a byte, by default anywhere."""
-        self.doubtful_until = max(self.doubtful_until, until)
+        self.doubtful_bytes = max(self.doubtful_bytes, before)
         self.findings.append(Discrepancy("ledger", where, what))
 
 
-def read_expected(path: Path) -> Expected:
+def read_expected(files: Files) -> Expected:
     """Read commit record and ledger: what there should be, and what is wrong with the two.
 
     Raises
     ------
     NotAStoreError, UnsupportedFormatError
-        If there is no store at `path`, or one of another format version.
+        If there is no store, or one of another format version.
     DamagedStoreError
         If too little is left to tell what it should hold.
     """
-    _check_is_store(path)
-    expected = Expected(path)
+    _check_is_store(files)
+    expected = Expected(files)
     try:
-        commit = Commit.read(path / COMMIT)
-        if _is_replaced(path, commit):
+        commit = Commit.read(files)
+        if _is_replaced(files, commit):
             raise DamagedStoreError("a repair was cut off before it could write it")
         expected.commit, expected.n_rows = commit, commit.n_rows
     except DamagedStoreError as error:
         expected.findings.append(Discrepancy("commit-record", COMMIT, str(error)))
     try:
+        files.size(LEDGER)
         _read_ledger(expected)
     except FileNotFoundError:
         expected.doubt(LEDGER, "it is missing")
@@ -221,19 +218,19 @@ def read_expected(path: Path) -> Expected:
         expected.doubt(LEDGER, str(error))
     for first_row, end_row in expected.missing_rows():
         what = f"it has no line for rows {first_row} to {end_row - 1}"
-        expected.doubt(LEDGER, what, until=expected.doubtful_until or _MAX_FILE_BYTES)
-    if expected.commit is None and not expected.lines:
+        expected.doubt(LEDGER, what, before=expected.doubtful_bytes or _MAX_FILE_BYTES)
+    if expected.commit is None and not expected.ends:
         raise DamagedStoreError(
-            f"cannot read {path}: neither its commit record nor its ledger can be read, and "
+            f"cannot read {files.path}: neither its commit record nor its ledger can be read, and "
             "nothing else tells what was committed; restore them from a copy"
         )
     return expected
 
 
-def read_found(file: Path) -> tuple[Document, str]:
+def read_found(files: Files, key: str) -> tuple[Document, str]:
     """Return a document, and what is wrong with it."""
     try:
-        document = read_document(file)
+        document = read_document(files, key)
     except (FileNotFoundError, NotADirectoryError):
         return {}, "it is missing"
     except ValueError as error:
@@ -241,118 +238,88 @@ def read_found(file: Path) -> tuple[Document, str]:
     return (document, "") if isinstance(document, dict) else ({}, "it is not an object")
 
 
-def checksums_in(entry: Mapping[str, Any], key: str) -> list[Checksums]:
-    """Return what a line of the ledger says of the chunks of a shard."""
-    return [Checksums(*map(int, pair)) for pair in entry["chunks"][array_of(key)]]
+def _is_metadata(key: str) -> bool:
+    return key.rpartition("/")[2] == METADATA
 
 
-def _is_replaced(path: Path, commit: Commit) -> bool:
+def _is_replaced(files: Files, commit: Commit) -> bool:
     """Whether a repair has written a ledger that no longer belongs to a commit record."""
     try:
-        last = read_last_line(path / LEDGER, _MAX_FILE_BYTES)
+        last = read_last_line(files.path / LEDGER, _MAX_FILE_BYTES)
     except (FileNotFoundError, ValueError):
         return False
     entry = last.entry if last is not None else None
-    return entry is not None and entry.get("replaces") == [*astuple(commit)]
+    return entry is not None and entry.get("replaces") == [*msgspec.structs.astuple(commit)]
 
 
-def _check_is_store(path: Path) -> None:
+def _check_is_store(files: Files) -> None:
     """Raise NotAStoreError or UnsupportedFormatError for what is none, or another version's."""
-    if not path.exists():
-        raise NotAStoreError(f"there is nothing at {path}; check the path")
-    if path.is_file():
+    if not files.is_there:
+        raise NotAStoreError(f"there is nothing at {files.path}; check the path")
+    if not any(files.list(BOOKKEEPING)):
         raise NotAStoreError(
-            f"{path} is not a thimble-zarr store but a file; a store is a directory. `thimble-zarr "
-            "check` and `thimble-zarr import` read the file of the original notebook"
+            f"{files.path} is not a thimble-zarr store: it has no {BOOKKEEPING}. Record one with "
+            "`thimble-zarr train` or `thimble_zarr.Recorder`; the file of the original notebook is "
+            "read by `thimble-zarr check` and `thimble-zarr import`"
         )
-    if not (path / BOOKKEEPING).is_dir():
-        raise NotAStoreError(
-            f"{path} is not a thimble-zarr store: it has no {BOOKKEEPING}; "
-            "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
-        )
-    if leads_out(path / BOOKKEEPING, path):
-        raise DamagedStoreError(f"cannot read {path}: {BOOKKEEPING} is a link, and not followed")
-    attribute = read_found(path / METADATA)[0].get("attributes", {})
+    attribute = read_found(files, METADATA)[0].get("attributes", {})
     attribute = attribute.get(ATTRIBUTE) if isinstance(attribute, dict) else None
     version = attribute.get("format_version") if isinstance(attribute, dict) else None
     if type(version) is int and version != FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"cannot read {path}: it has format version {version}, and this release reads version "
-            f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
+            f"cannot read {files.path}: it has format version {version}, and this release reads "
+            f"version {FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Promise:
-    """What a line of the ledger promises."""
-
-    first_row: int
-    end_row: int
-    files: dict[str, Record]
-    metadata: dict[str, Document]
-    is_resumption: bool
-    removed: list[str]
-    dropped: list[str]
-    repairs: list[str]
-
-
-def _read_line(line: Line) -> _Promise | str:
-    """Return what a line says, or what is wrong with it."""
+def _records(line: Line) -> dict[str, Record]:
+    """Return what a line says of files; raise ValueError if it cannot be read."""
     if line.entry is None:
-        return "the checksum of a line does not match"
-    try:
-        first_row, end_row = line.entry["rows"]
-        files = {
-            key: Record(file["bytes"], file.get("crc32"), line.start, first_row, end_row)
-            for key, file in line.entry["files"].items()
-        }
-        for key, record in files.items():
-            if not is_chunk_key(key):
-                return f"it has a file {key!r} of {record.n_bytes!r} bytes, as no store has"
-            if record.crc32 is None:
-                checksums_in(line.entry, key)
-        metadata = {key: dict(one) for key, one in line.entry.get("metadata", {}).items()}
-        for document in metadata.values():
-            if "shape" in document or document.get("node_type") != "group":
-                Declared.of(document)
-        repaired = line.entry.get("repaired")
-        return _Promise(
+        raise ValueError("the checksum of a line does not match")
+    first_row, end_row = line.entry["rows"]
+    records = {}
+    for key, file in line.entry["files"].items():
+        n_bytes, crc32, chunks = file["bytes"], file.get("crc32"), None
+        if not is_chunk_key(key):
+            raise ValueError(f"it has a file {key!r} of {n_bytes!r} bytes, as no store has")
+        if crc32 is None:
+            try:
+                chunks = np.array(line.entry["chunks"][array_of(key)], np.uint32).reshape(-1, 2)
+            except (LookupError, TypeError, OverflowError) as error:
+                raise ValueError(f"a line is malformed: {error!r}") from error
+        records[key] = Record(
+            n_bytes=n_bytes,
+            crc32=crc32,
+            chunks=chunks,
             first_row=first_row,
             end_row=end_row,
-            files=files,
-            metadata=metadata,
-            is_resumption="resumed" in line.entry,
-            removed=[str(key) for key in line.entry.get("removed", ())],
-            dropped=[str(array) for array in line.entry.get("dropped", ())],
-            repairs=[str(step) for step in repaired] if isinstance(repaired, list) else [],
+            line=line.start,
         )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        return f"a line is malformed: {error!r}"
+    return records
 
 
 def _read_ledger(expected: Expected) -> None:
     commit, crc32 = expected.commit, 0
-    for line in read_lines(expected.path / LEDGER):
-        promise, where = _read_line(line), f"{LEDGER}, byte {line.start}"
-        is_committed = commit is None or line.start < commit.ledger_bytes
-        if is_committed:
-            expected.end, crc32 = line.stop, zlib.crc32(line.content, crc32)
+    for line in expected.lines():
+        where = f"{LEDGER}, byte {line.start}"
         is_torn = commit is None and not line.content.endswith(b"\n")
-        if is_torn or not is_committed:
+        if is_torn or (commit is not None and line.start >= commit.ledger_bytes):
             what = "a line of a commit that was cut off, or that is being made now"
             expected.findings.append(Discrepancy("uncommitted-line", where, what, is_damage=False))
-        elif isinstance(promise, _Promise):
-            expected.add(promise, line.start)
-        else:
-            expected.doubt(where, promise, until=line.stop)
-    counted = max((end_row for _, end_row in expected.lines.values()), default=0)
+            continue
+        expected.ledger_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
+        try:
+            expected.add(line)
+        except ValueError as error:
+            expected.doubt(where, str(error), before=line.stop)
+    n_rows = max(expected.ends.values(), default=0)
     if commit is None:
-        expected.n_rows = counted
-    elif expected.end != commit.ledger_bytes or (
-        expected.has_whole_ledger and crc32 != commit.ledger_crc32
+        expected.n_rows = n_rows
+    elif expected.ledger_bytes != commit.ledger_bytes or (
+        not expected.doubtful_bytes and crc32 != commit.ledger_crc32
     ):
         expected.doubt(LEDGER, "it is not the one that was committed, or is cut off")
-    elif expected.has_whole_ledger and counted != commit.n_rows:
-        expected.n_rows = counted
-        what = f"it claims {commit.n_rows:,} rows, and the ledger has {counted:,}"
+    elif not expected.doubtful_bytes and n_rows != commit.n_rows:
+        expected.n_rows = n_rows
+        what = f"it claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}"
         expected.findings.append(Discrepancy("commit-record", COMMIT, what))

@@ -1,22 +1,21 @@
 """One file of a committed block against what the ledger says of it."""
 
-import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 
-from thimble_zarr.store.files.documents import leads_out, open_regular
-from thimble_zarr.store.integrity.expected import Expected, Record, checksums_in
+import numpy as np
+
+from thimble_zarr.store.integrity.expected import Expected, Record
 from thimble_zarr.store.integrity.result import HOW_TO_RESTORE, Discrepancy
-from thimble_zarr.store.reader import array_of
-from thimble_zarr.store.shard import Checksums, ShardFile, decode_vector, values_checksum
+from thimble_zarr.store.keys import array_of
+from thimble_zarr.store.shard import ShardFile, decode_vector, values_checksum
 
 _PIECE_BYTES = 2**20
 
 
-class State(Enum):
+class FileState(Enum):
     """What became of a file."""
 
     RECORDED = auto()
@@ -30,81 +29,86 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class FileState:
+class Comparison:
     """What became of a file.
 
     Attributes
     ----------
-    key
-        The file, as a path in the store.
     state
         See there.
     record
-        What the ledger says of it: the line that it fits, else the last that was committed.
+        What the ledger says of it, the line that it fits; of an untold one what it says itself.
     problem
         How it differs from what was committed.
     """
 
-    key: str
-    state: State
-    record: Record | None
+    state: FileState
+    record: Record
     problem: str = ""
 
 
-def compare_file(expected: Expected, key: str) -> FileState:
+def compare_file(expected: Expected, key: str) -> Comparison:
     """Read a file and tell what became of it."""
-    committed, problem = expected.files.get(key), ""
-    if committed is not None:
-        problem = _problem(expected, key, committed)
-        if not problem:
-            return FileState(key, State.RECORDED, committed)
+    committed = expected.records.get(key)
+    problem = "" if committed is None else _problem(expected, key, committed)
+    if committed is not None and not problem:
+        return Comparison(FileState.RECORDED, committed)
     for record in expected.promised(key):
         if not _problem(expected, key, record):
-            return FileState(key, State.RECORDED, record, problem)
+            return Comparison(FileState.RECORDED, record, problem)
     try:
-        known = own_checksums(expected, key)
+        itself = record_of(expected, key)
     except (OSError, ValueError, RuntimeError) as error:
-        return FileState(key, State.LOST, committed, problem or str(error))
-    if committed is None or expected.is_doubtful(committed):
-        return FileState(key, State.UNTOLD, committed, problem)
-    return FileState(key, State.ALTERED, committed, _how_altered(expected, key, known, problem))
+        return Comparison(FileState.LOST, committed or Record(n_bytes=0), problem or str(error))
+    recorded = expected.recorded_files.get(itself.checksums)
+    is_elsewhere = itself.chunks is not None and recorded not in (None, key)
+    if not is_elsewhere and (committed is None or committed.line < expected.doubtful_bytes):
+        return Comparison(FileState.UNTOLD, itself, problem)
+    if recorded == key:
+        problem = "it is the file of an earlier commit"
+    elif recorded is not None:
+        problem = f"it is the file that was recorded as {recorded}, and can be put back there"
+    elif itself.chunks is None:
+        problem = "its own checksum is right, but is not the one in the ledger"
+    if recorded is None:
+        problem = f"it was changed after it was recorded: {problem}"
+    return Comparison(FileState.ALTERED, committed or itself, problem)
 
 
 def find_in_file(expected: Expected, key: str) -> Iterator[Discrepancy]:
     """Find what is wrong with a committed file."""
-    file, committed = compare_file(expected, key), expected.files[key]
-    rows = f"rows {committed.first_row} to {committed.end_row - 1}"
-    is_block = committed.crc32 is None
-    first_row = committed.first_row if is_block else None
-    kind = "damaged-block" if is_block else "damaged-values"
-    what = f"{file.problem} ({rows})" if is_block else file.problem
-    if file.record is committed and file.state is State.RECORDED:
-        n_bytes = (expected.path / key).lstat().st_size
+    committed, file = expected.records[key], compare_file(expected, key)
+    if file.record is committed and file.state is FileState.RECORDED:
+        n_bytes = expected.files.size(key)
         if n_bytes != committed.n_bytes:
             what = f"it has {n_bytes:,} bytes, not {committed.n_bytes:,}, and the same values"
             yield Discrepancy("size", key, what, is_damage=False)
-    elif file.state is State.ALTERED:
-        repair = f"none: {HOW_TO_RESTORE}"
-        if not is_block:
-            repair = (
-                "write it again, if the ledger tells the recorded values; else restore it from "
-                "a copy"
-            )
-        yield Discrepancy(kind, key, what, repair, first_row=first_row)
-    elif file.state is State.LOST:
+    if file.state not in (FileState.ALTERED, FileState.LOST):
+        return
+    is_lost = file.state is FileState.LOST
+    if committed.chunks is None:
+        yield Discrepancy("damaged-values", key, file.problem, _REPAIRS_OF_VALUES[file.state])
+        return
+    first_row = committed.first_row
+    repair = f"none: {HOW_TO_RESTORE}"
+    if is_lost and first_row:
         repair = f"end the store before row {first_row}"
-        if first_row == 0:
-            repair = "none: no row would be left; restore it from a copy"
-        elif first_row is None:
-            repair = (
-                "write steps and tokens again, if all were recorded; set other values to missing; "
-                "leave other labels out"
-            )
-        yield Discrepancy(kind, key, what, repair, first_row=first_row)
+    elif is_lost:
+        repair = "none: no row would be left; restore it from a copy"
+    what = f"{file.problem} (rows {first_row} to {committed.end_row - 1})"
+    yield Discrepancy("damaged-block", key, what, repair, first_row=first_row)
 
 
-def own_checksums(expected: Expected, key: str) -> list[Checksums] | int:
-    """Return the checksums of a shard's chunks as the file itself has them, else its CRC-32.
+_REPAIRS_OF_VALUES = {
+    FileState.ALTERED: "write it again, if the ledger tells the recorded values; else restore it "
+    "from a copy",
+    FileState.LOST: "write steps and tokens again, if all were recorded; set other values to "
+    "missing; leave other labels out",
+}
+
+
+def record_of(expected: Expected, key: str) -> Record:
+    """Return what a file says itself.
 
     Raises
     ------
@@ -113,72 +117,51 @@ def own_checksums(expected: Expected, key: str) -> list[Checksums] | int:
     OSError
         If it cannot be read.
     """
-    if problem := _no_plain_file(expected, key):
-        raise ValueError(problem)
-    declared = expected.declared(array_of(key))
+    declared, n_bytes = expected.declared(array_of(key)), expected.files.size(key)
     if not declared.is_sharded:
-        with open_regular(expected.path / key) as stream:
-            content = stream.read()
+        content = expected.files.get(key)
         decode_vector(content, declared.file_shape[0], declared.dtype)
-        return zlib.crc32(content)
+        return Record(n_bytes=n_bytes, crc32=zlib.crc32(content))
     with _shard(expected, key, declared.n_chunks) as shard:
-        return [
-            Checksums(shard.computed_checksum(chunk) or 0, values_checksum(shard.decode(chunk)))
+        checksums = [
+            (shard.computed_checksum(chunk) or 0, values_checksum(shard.decode(chunk)))
             for chunk in range(declared.n_chunks)
         ]
+    return Record(n_bytes=n_bytes, chunks=np.array(checksums, np.uint32))
 
 
 def _problem(expected: Expected, key: str, record: Record) -> str:
-    """Return what is wrong with a file, nothing if it is what the record says."""
-    if problem := _no_plain_file(expected, key):
-        return problem
-    file = expected.path / key
-    n_bytes = file.lstat().st_size
-    if record.crc32 is not None:
-        if n_bytes != record.n_bytes:
-            return f"it has {n_bytes:,} bytes, not {record.n_bytes:,}"
-        return "" if _crc32(file) == record.crc32 else "its checksum does not match"
-    if n_bytes == 0:
-        return "it is empty"
-    return _shard_problem(expected, key, record)
-
-
-def _no_plain_file(expected: Expected, key: str) -> str:
-    """Return why a file is not opened, nothing if it may be."""
-    file = expected.path / key
-    if leads_out(file.parent, expected.path):
-        return "it lies behind a link that leads out of the store"
-    try:
-        found = file.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return "it is missing"
-    return "" if stat.S_ISREG(found.st_mode) else "it is not a plain file"
-
-
-def _crc32(file: Path) -> int:
-    crc32 = 0
-    with open_regular(file) as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            crc32 = zlib.crc32(piece, crc32)
-    return crc32
-
-
-def _shard_problem(expected: Expected, key: str, record: Record) -> str:
-    """Compare every chunk of a shard with its checksums.
+    """Return what is wrong with a file, nothing if it is what the record says.
 
     A chunk that was stored again is decoded, and may hold the same values.
     """
-    checksums = checksums_in(expected.entry(record.line), key)
     try:
-        with _shard(expected, key, len(checksums)) as shard:
-            for chunk, committed in enumerate(checksums):
-                if shard.computed_checksum(chunk) == committed.stored:
+        n_bytes = expected.files.size(key)
+        if record.chunks is None:
+            if n_bytes != record.n_bytes:
+                return f"it has {n_bytes:,} bytes, not {record.n_bytes:,}"
+            return "" if _crc32(expected, key) == record.crc32 else "its checksum does not match"
+        if n_bytes == 0:
+            return "it is empty"
+        with _shard(expected, key, len(record.chunks)) as shard:
+            for chunk, (stored, values) in enumerate(record.chunks.tolist()):
+                if shard.computed_checksum(chunk) == stored:
                     continue
-                if values_checksum(shard.decode(chunk)) != committed.values:
+                if values_checksum(shard.decode(chunk)) != values:
                     return f"the values of chunk {chunk} are not those that were committed"
+    except (FileNotFoundError, NotADirectoryError):
+        return "it is missing"
     except (ValueError, RuntimeError) as error:
         return str(error)
     return ""
+
+
+def _crc32(expected: Expected, key: str) -> int:
+    crc32, offset = 0, 0
+    with expected.files.open(key) as file:
+        while piece := file.read(offset, _PIECE_BYTES):
+            crc32, offset = zlib.crc32(piece, crc32), offset + len(piece)
+    return crc32
 
 
 def _shard(expected: Expected, key: str, n_chunks: int) -> ShardFile:
@@ -186,27 +169,9 @@ def _shard(expected: Expected, key: str, n_chunks: int) -> ShardFile:
     declared = expected.declared(array_of(key))
     steps, *rest = declared.chunk_shape
     return ShardFile(
-        f"{expected.path}/{key}",
+        f"{expected.files.path}/{key}",
         n_chunks=n_chunks,
         shape=(rest[0], steps, *rest[1:]) if rest else (steps,),
         dtype=declared.dtype,
         fill=declared.fill,
     )
-
-
-def _how_altered(expected: Expected, key: str, known: list[Checksums] | int, problem: str) -> str:
-    """Return how a file differs from the committed one, though its own checksums are right."""
-    recorded = recorded_as(expected, known)
-    if recorded == key:
-        return "it is the file of an earlier commit"
-    if recorded is not None:
-        return f"it is the file that was recorded as {recorded}, and can be put back there"
-    if isinstance(known, int):
-        problem = "its own checksum is right, but is not the one in the ledger"
-    return f"it was changed after it was recorded: {problem}"
-
-
-def recorded_as(expected: Expected, known: list[Checksums] | int) -> str | None:
-    """Return the key under which a file was recorded, None if it never was."""
-    stored = known if isinstance(known, int) else tuple(chunk.stored for chunk in known)
-    return expected.recorded_files.get(stored)

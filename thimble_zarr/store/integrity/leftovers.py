@@ -1,69 +1,46 @@
 """What lies in a store that no committed line knows."""
 
-import os
-import stat
 from collections.abc import Iterator
-from pathlib import Path
 
-from thimble_zarr.store.files.documents import is_chunk_key
-from thimble_zarr.store.files.local import PARTIAL
+from thimble_zarr.format.reader import State
+from thimble_zarr.store.files.base import PARTIAL, NotPlainFileError
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.result import Discrepancy
-from thimble_zarr.store.lock import Holder, Recording, State
-from thimble_zarr.store.reader import COMMIT, HOLDER, LEDGER, LOCK, METADATA
+from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, METADATA, is_chunk_key
+from thimble_zarr.store.lock import Holder, recording_of
 
 
 def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
-    """Find what no committed line knows. A writer that is at work may be making it.
-
-    Without a sound ledger nobody can tell which chunks are left over, and none is called so.
-    """
-    if _is_at_work(expected):
-        return
-    known = {METADATA, COMMIT, LEDGER, LOCK, *expected.metadata, *expected.files}
-    holder = Holder.read(expected.path)
+    """Find what no committed line knows, unless a writer is at work that may be making it."""
+    files, known = expected.files, {METADATA, COMMIT, LEDGER, LOCK}
+    holder = Holder.read(files)
     if holder is not None and holder.is_this_process:
         known.add(HOLDER)
-    for key in files_below(expected.path):
-        if key in known:
+    elif not expected.is_complete and recording_of(files).state is not State.CUT_OFF:
+        return
+    for key in files.list():
+        if key in known or key in expected.metadata or key in expected.records:
             continue
-        if what := _what_is_left(expected, key):
+        if what := _what_is_left(expected, key, holder):
             yield Discrepancy("leftover", key, what, is_damage=False)
         elif not (is_chunk_key(key) or key.endswith(f"/{METADATA}")):
-            what = f"{_kind_of_file(expected.path / key)} that no store has"
+            try:
+                files.size(key)
+                what = "a file that no store has"
+            except NotPlainFileError:
+                what = "a link, or something else that is no plain file, and that no store has"
             yield Discrepancy("stray", key, what, is_damage=False)
 
 
-def _is_at_work(expected: Expected) -> bool:
-    """Whether another process may be recording."""
-    if expected.is_complete:
-        return False
-    recording = Recording.of_open_store(expected.path)
-    is_this_process = recording.writer is not None and recording.writer.is_this_process
-    return recording.state is not State.CUT_OFF and not is_this_process
+def _what_is_left(expected: Expected, key: str, holder: Holder | None) -> str:
+    """Return what a crash left a file as, nothing where it was no crash or nobody can tell.
 
-
-def _what_is_left(expected: Expected, key: str) -> str:
-    """Return what a crash left a file as, nothing where it was no crash or nobody can tell."""
+    Without a sound ledger nobody can tell which chunks are left over.
+    """
     if key == HOLDER:
-        return f"left by a writer that is gone, {Holder.read(expected.path) or 'unknown'}"
+        return f"left by a writer that is gone, {holder or 'unknown'}"
     if key.endswith(PARTIAL):
         return "a file that was not written to its end"
-    if is_chunk_key(key) and expected.lines and expected.has_whole_ledger:
+    if is_chunk_key(key) and expected.ends and not expected.doubtful_bytes:
         return "a file of a block that was never committed"
     return ""
-
-
-def _kind_of_file(file: Path) -> str:
-    mode = file.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        return "a link"
-    return "a file" if stat.S_ISREG(mode) else "something that is not a plain file and"
-
-
-def files_below(path: Path) -> Iterator[str]:
-    """Yield everything below a store that is no directory."""
-    for directory, names, files in os.walk(path):
-        links = [name for name in names if (Path(directory) / name).is_symlink()]
-        for name in sorted([*files, *links]):
-            yield (Path(directory) / name).relative_to(path).as_posix()

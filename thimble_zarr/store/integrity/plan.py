@@ -1,15 +1,19 @@
 """What a repair does, as data: nothing of it is done yet."""
 
+import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+import msgspec
+
+from thimble_zarr.format.schema import Json
 from thimble_zarr.store.integrity.expected import Expected, Record
 from thimble_zarr.store.integrity.result import HOW_TO_RESTORE
+from thimble_zarr.store.keys import array_of
+from thimble_zarr.store.ledger import seal
 from thimble_zarr.store.metadata import Declared
-from thimble_zarr.store.reader import array_of
 
 
 @dataclass
@@ -22,6 +26,8 @@ class Plan:
         What there should be.
     n_rows
         Rows that stay.
+    records
+        What the ledger says of files from now on.
     steps
         What is done, in words, in order.
     hopeless
@@ -34,12 +40,8 @@ class Plan:
         Files that go.
     dropped
         Arrays that are left out from now on.
-    settled
-        Shards that are not what the last committed line says, but a line behind it.
     rebuilt
-        Lines of the ledger made from the files of their blocks, by the first rows of these.
-    values
-        What the ledger says from now on of the files that are no shards.
+        The rows of blocks whose lines are made from their files: the row behind each, by its first.
     lines
         Lines that are added to the ledger.
     changes_ledger, changes_commit
@@ -48,15 +50,14 @@ class Plan:
 
     expected: Expected
     n_rows: int
+    records: dict[str, Record]
     steps: list[str] = field(default_factory=list)
     hopeless: list[str] = field(default_factory=list)
     altered: dict[str, str] = field(default_factory=dict)
     written: dict[str, bytes] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    settled: dict[str, Record] = field(default_factory=dict)
-    rebuilt: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    values: dict[str, dict[str, int]] = field(default_factory=dict)
+    rebuilt: dict[int, int] = field(default_factory=dict)
     lines: list[bytes] = field(default_factory=list)
     changes_ledger: bool = False
     changes_commit: bool = False
@@ -70,11 +71,6 @@ class Plan:
             if key not in self.removed
         ]
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether rows go that were committed."""
-        return self.n_rows < self.expected.n_rows
-
     def arrays(self) -> Iterator[tuple[str, Declared]]:
         """Yield every array that stays, and what is declared of it."""
         for key, document in self.expected.documents.items():
@@ -83,12 +79,26 @@ class Plan:
                 with suppress(ValueError):
                     yield array, Declared.of(document)
 
+    def put(self, key: str, record: Record) -> None:
+        """Have the ledger say something else of a file."""
+        self.records[key] = record
+        self.changes_ledger = True
+
     def write(self, key: str, content: bytes, why: str) -> None:
-        """Write a file again."""
+        """Write a file of values again."""
         self.written[key] = content
+        self.records[key] = Record(n_bytes=len(content), crc32=zlib.crc32(content))
         self.steps.append(f"write {key} again: {why}")
 
-
-def file_record(content: bytes) -> dict[str, int]:
-    """Return what the ledger says of a file that is no shard."""
-    return {"bytes": len(content), "crc32": zlib.crc32(content)}
+    def add_line(self, first_row: int, end_row: int, **more: Json) -> None:
+        """Add a line to the ledger for a block as it is; the last one for all other files too."""
+        files: dict[str, Json] = {}
+        chunks: dict[str, Json] = {}
+        for key, record in self.records.items():
+            if record.chunks is not None and record.first_row == first_row:
+                files[key] = {"bytes": record.n_bytes}
+                chunks[array_of(key)] = record.chunks.tolist()
+            elif record.chunks is None and "replaces" in more and key not in self.removed:
+                files[key] = {"bytes": record.n_bytes, "crc32": record.crc32}
+        line: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        self.lines.append(seal(line | more) + b"\n")

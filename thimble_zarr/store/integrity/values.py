@@ -6,17 +6,25 @@ the ledger proves what it was.
 """
 
 import math
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
-from thimble_zarr.store.integrity.files import State, compare_file
+from thimble_zarr.store.integrity.expected import Record
+from thimble_zarr.store.integrity.files import FileState, compare_file
 from thimble_zarr.store.integrity.metadata import is_per_step
-from thimble_zarr.store.integrity.plan import Plan, file_record
+from thimble_zarr.store.integrity.plan import Plan
+from thimble_zarr.store.keys import (
+    array_key,
+    array_of,
+    chunk_index,
+    metadata_key,
+    split_array_key,
+)
 from thimble_zarr.store.metadata import Declared
-from thimble_zarr.store.reader import METADATA, array_of
 from thimble_zarr.store.shard import decode_vector, encode_vector
 
 _COUNTED = ("step", "token")
@@ -29,43 +37,35 @@ _TEXT = ("text_bytes", "text_end")
 def plan_values(plan: Plan) -> None:
     """Keep files of values that can be read; write or leave out those that cannot."""
     for array, declared in list(plan.arrays()):
-        if declared.is_sharded:
-            continue
-        is_long = is_per_step(plan.expected.documents[f"{array}/{METADATA}"])
+        is_long = is_per_step(plan.expected.documents[metadata_key(array)])
         length = plan.n_rows if is_long else declared.shape[0]
         for index in range(math.ceil(length / declared.file_shape[0])):
-            if array not in plan.dropped:
-                _plan_file(plan, f"{array}/c.{index}", declared, index)
-    plan.values = {
-        key: one for key, one in plan.values.items() if array_of(key) not in plan.dropped
-    }
+            if not declared.is_sharded and array not in plan.dropped:
+                _plan_file(plan, f"{array}/c.{index}", declared)
+    gone = {key for key in plan.records if array_of(key) in plan.dropped}
+    plan.records = {key: record for key, record in plan.records.items() if key not in gone}
 
 
-def _plan_file(plan: Plan, key: str, declared: Declared, index: int) -> None:
-    expected, array = plan.expected, array_of(key)
-    file = compare_file(expected, key)
-    record = file.record
-    if file.state is State.RECORDED and record is not None and record.crc32 is not None:
-        plan.values[key] = {"bytes": record.n_bytes, "crc32": record.crc32}
-        plan.changes_ledger |= record.line >= expected.end
+def _plan_file(plan: Plan, key: str, declared: Declared) -> None:
+    expected, file = plan.expected, compare_file(plan.expected, key)
+    group, name = split_array_key(array_of(key))
+    schema = _schema_of(plan, group)
+    is_chosen = _is_chosen(name, schema)
+    if file.state is FileState.RECORDED:
+        if file.record is not expected.records.get(key):
+            plan.put(key, file.record)
         return
-    if file.state is State.UNTOLD:
-        plan.changes_ledger = True
+    if file.state is FileState.UNTOLD:
+        plan.put(key, file.record)
         plan.steps.append(
             f"keep {key} as it is: its own checksum is right, and the ledger's is lost"
         )
-        plan.values[key] = file_record((expected.path / key).read_bytes())
         return
-    name, schema = array.rpartition("/")[2], _schema_of(plan, array)
-    is_chosen = _is_chosen(name, schema)
-    if file.state is State.ALTERED and record is not None and (is_chosen or name not in _COUNTED):
-        values = decode_vector(
-            (expected.path / key).read_bytes(), declared.file_shape[0], declared.dtype
-        )
-        missing = np.full_like(values, declared.fill)
+    missing = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
+    if file.state is FileState.ALTERED and (is_chosen or name not in _COUNTED):
+        values = decode_vector(expected.files.get(key), len(missing), declared.dtype)
         if not np.array_equal(values, missing, equal_nan=True):  # else a repair was cut off here
-            plan.values[key] = {"bytes": record.n_bytes, "crc32": record.crc32 or 0}
-            if not _restore(plan, key, values, index):
+            if not _restore(plan, key, values, file.record):
                 plan.altered[key] = file.problem
             return
     plan.changes_ledger = True
@@ -75,23 +75,21 @@ def _plan_file(plan: Plan, key: str, declared: Declared, index: int) -> None:
             "restore it from a copy"
         )
     elif name in _COUNTED:
-        _count(plan, key, declared, index, schema)
-    elif is_per_step(expected.documents[f"{array}/{METADATA}"]):
-        values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
-        start = index * len(values)
-        last = min(start + len(values), plan.n_rows) - 1
+        _count(plan, key, missing, schema)
+    elif is_per_step(expected.documents[metadata_key(array_of(key))]):
+        start = chunk_index(key) * len(missing)
+        last = min(start + len(missing), plan.n_rows) - 1
         why = f"the values of rows {start} to {last} cannot be read, and become missing"
-        _write(plan, key, values, why)
+        plan.write(key, encode_vector(missing), why)
     else:
-        _drop(plan, key, array.removesuffix(name), _TEXT if name in _TEXT else (name,))
+        for label in _TEXT if name in _TEXT else (name,):
+            array = array_key((group, label))
+            plan.dropped.append(array)
+            plan.removed += expected.files.list(array)
+            plan.steps.append(f"leave {array} out: {key} cannot be read")
 
 
-def _write(plan: Plan, key: str, values: np.ndarray, why: str) -> None:
-    plan.write(key, encode_vector(values), why)
-    plan.values[key] = file_record(plan.written[key])
-
-
-def _restore(plan: Plan, key: str, values: np.ndarray, index: int) -> bool:
+def _restore(plan: Plan, key: str, values: np.ndarray, record: Record) -> bool:
     """Write a file as it was recorded, if its checksum in the ledger proves that.
 
     What is tried are its values as they are, which may only have been compressed again, and
@@ -101,10 +99,10 @@ def _restore(plan: Plan, key: str, values: np.ndarray, index: int) -> bool:
         tried = values.copy()
         tried[row] = value
         content = encode_vector(tried)
-        if file_record(content) == plan.values[key]:
+        if (len(content), zlib.crc32(content)) == (record.n_bytes, record.crc32):
             why = "its values are the recorded ones"
             if tried.tobytes() != values.tobytes():
-                row += index * len(values)
+                row += chunk_index(key) * len(values)
                 why = f"its row {row} is {float(value)} again, and its checksum the recorded one"
             plan.write(key, content, why)
             return True
@@ -122,12 +120,9 @@ def _guesses(values: np.ndarray) -> Iterator[tuple[int, float]]:
         yield from ((row, value) for value in around if value != values[row])
 
 
-def _schema_of(plan: Plan, array: str) -> Json:
-    """Return what the group of an array says of what it holds, None if it does not."""
-    group = array.rpartition("/")[0]
-    attributes = plan.expected.documents.get(f"{group}/{METADATA}".lstrip("/"), {}).get(
-        "attributes"
-    )
+def _schema_of(plan: Plan, group: str) -> Json:
+    """Return what a group says of what it holds, None if it does not."""
+    attributes = plan.expected.documents.get(metadata_key(group), {}).get("attributes")
     return attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
 
 
@@ -142,9 +137,9 @@ def _is_chosen(name: str, schema: Json) -> bool:
     return schema.get("whole_tokens") is not None and first == [name]
 
 
-def _count(plan: Plan, key: str, declared: Declared, index: int, schema: Json) -> None:
+def _count(plan: Plan, key: str, values: np.ndarray, schema: Json) -> None:
     """Write steps or tokens again, in the order in which they lie on disk."""
-    name = array_of(key).rpartition("/")[2]
+    _, name = split_array_key(array_of(key))
     order: np.ndarray | range = range(plan.n_rows)
     if name != "step":
         try:
@@ -156,17 +151,6 @@ def _count(plan: Plan, key: str, declared: Declared, index: int, schema: Json) -
             )
             return
         order = range(known.n_tokens) if known.stored_order is None else known.stored_order
-    values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
-    some = order[index * len(values) :][: len(values)]
+    some = order[chunk_index(key) * len(values) :][: len(values)]
     values[: len(some)] = some
-    _write(plan, key, values, "its values are known")
-
-
-def _drop(plan: Plan, key: str, group: str, names: tuple[str, ...]) -> None:
-    """Leave labels out that cannot be read."""
-    for name in names:
-        array = group + name
-        plan.dropped.append(array)
-        plan.steps.append(f"leave {array} out: {key} cannot be read")
-        files = sorted((plan.expected.path / array).glob("*"))
-        plan.removed += [file.relative_to(plan.expected.path).as_posix() for file in files]
+    plan.write(key, encode_vector(values), "its values are known")

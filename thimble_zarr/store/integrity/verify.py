@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thimble_zarr.errors import StoreError
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.expected import read_expected
 from thimble_zarr.store.integrity.files import find_in_file
 from thimble_zarr.store.integrity.leftovers import find_leftovers
-from thimble_zarr.store.integrity.metadata import find_in_metadata
+from thimble_zarr.store.integrity.metadata import compare_documents
 from thimble_zarr.store.integrity.result import VerifyResult
 from thimble_zarr.store.reader import StorePath
 
@@ -49,20 +50,27 @@ def verify(
         result = thimble_zarr.verify("run.zarr")
         assert result.holds, result.findings
     """
-    path = Path(store).absolute()
+    files = LocalFiles(Path(store).absolute())
     try:
-        expected = read_expected(path)
+        expected = read_expected(files)
         findings, n_bytes = list(expected.findings), 0
-        total = sum(record.n_bytes for record in expected.files.values())
-        for key, record in expected.files.items():
+        total = sum(record.n_bytes for record in expected.records.values())
+        for key, record in expected.records.items():
             findings += find_in_file(expected, key)
             n_bytes += record.n_bytes
             progress(n_bytes, total)
-        findings += find_in_metadata(expected)
+        documents = compare_documents(expected, expected.n_rows).values()
+        findings += [one.finding for one in documents if one.finding is not None]
         findings += find_leftovers(expected)
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error}") from error
-    n_files = len(expected.files)
-    return VerifyResult(path, expected.n_rows, n_files, n_bytes, findings, expected.repairs)
+        raise StoreError(f"cannot read {store}: {error}") from error
+    return VerifyResult(
+        path=Path(store),
+        n_rows=expected.n_rows,
+        n_files=len(expected.records),
+        n_bytes=n_bytes,
+        findings=findings,
+        repairs=expected.repairs,
+    )
