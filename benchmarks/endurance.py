@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from thimble_zarr import Recorder
-from thimble_zarr.store.files import local as disk
+from thimble_zarr.store.files import disk
 from thimble_zarr.store.reader import StoreReader
 
 EARLY_STEP = 200

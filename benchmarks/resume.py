@@ -22,8 +22,9 @@ import click
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment import checkpoints
 from thimble_zarr.format.overhead import Overhead
+from thimble_zarr.store.keys import BOOKKEEPING, LEDGER, METADATA
 from thimble_zarr.store.ledger import read_lines
-from thimble_zarr.store.reader import BOOKKEEPING, LEDGER, METADATA, StoreReader, read_declared
+from thimble_zarr.store.reader import StoreReader, read_declared
 
 TINY = (
     "--steps=199",

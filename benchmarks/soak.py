@@ -16,7 +16,7 @@ from tests import test_crash, test_power_loss
 from tests.store import test_verify
 from tests.support import crashing, power, stores
 from tests.support.runs import record
-from thimble_zarr.store.files import local as disk_module
+from thimble_zarr.store.files import disk as disk_module
 
 
 def kills(directory: Path, n_kills: int) -> str:

@@ -25,10 +25,12 @@ from thimble_zarr.errors import (
     StoreError,
     StoreLockedError,
 )
-from thimble_zarr.store.files import local as disk_module
+from thimble_zarr.format.reader import State
+from thimble_zarr.store.files import disk as disk_module
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.repair import repair
 from thimble_zarr.store.integrity.verify import verify
-from thimble_zarr.store.lock import Recording, State
+from thimble_zarr.store.lock import recording_of
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
@@ -149,10 +151,10 @@ def test_the_second_writer_is_told_who_the_first_one_is(
             call()
     assert StoreReader.open(path).n_rows >= crashing.FLUSH_EVERY + 1  # readers are not kept out
     assert verify(path).holds
-    assert Recording.of_open_store(path).state is State.RECORDING
+    assert recording_of(LocalFiles(path)).state is State.RECORDING
     os.kill(pid, signal.SIGKILL)
     server.wait(pid)
-    assert str(Recording.of(StoreReader.open(path))).startswith(
+    assert str(StoreReader.open(path).recording).startswith(
         f"cut off: its writer, process {pid} on "
     )
     # The lock of a dead writer blocks nobody, and its name says nothing any more.

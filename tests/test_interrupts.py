@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import thimble_zarr.record
-import thimble_zarr.store.files.local
+import thimble_zarr.store.files.disk
 from tests.support.notebook_file import notebook_tensors, save
 from tests.support.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder
@@ -37,7 +37,7 @@ TRACED = {
     str(file)
     for file in (
         *Path(thimble_zarr.record.__file__).parent.glob("*.py"),
-        Path(thimble_zarr.store.files.local.__file__),
+        Path(thimble_zarr.store.files.disk.__file__),
         *Path(concurrent.futures.__file__).parent.glob("*.py"),
         *(Path(module.__file__) for module in (contextlib, signal, threading)),
     )

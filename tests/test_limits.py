@@ -11,13 +11,14 @@ import pytest
 from tests.support import stores
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, StoreError
+from thimble_zarr.format import documents
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.store import ledger
 from thimble_zarr.store import writer as writer_module
-from thimble_zarr.store.files import documents
 from thimble_zarr.store.integrity.verify import verify
+from thimble_zarr.store.keys import LEDGER
 from thimble_zarr.store.ledger import read_lines, seal
-from thimble_zarr.store.reader import LEDGER, StoreReader
+from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 MOST_BYTES, MOST_ITEMS = 2**19, 2**14

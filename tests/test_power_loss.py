@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import power, stores
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError
-from thimble_zarr.store.files import local as disk_module
+from thimble_zarr.store.files import disk as disk_module
 from thimble_zarr.store.integrity.repair import repair
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.reader import StoreReader

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import msgspec
 import numpy as np
 import pandas as pd
 import psutil
@@ -49,7 +50,10 @@ from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.format.schema import FORMAT_VERSION
-from thimble_zarr.store.reader import COMMIT, HOLDER, Commit, StoreReader
+from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import COMMIT, HOLDER
+from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 TEXT = (
@@ -824,8 +828,8 @@ def test_a_run_that_was_cut_off_says_how_many_steps_it_was_to_take(
     trained: Path, tmp_path: Path
 ) -> None:
     store = Path(shutil.copytree(trained, tmp_path / "run.zarr"))
-    commit = Commit.read(store / COMMIT)
-    (store / COMMIT).write_bytes(dataclasses.replace(commit, complete=False).to_bytes())
+    commit = Commit.read(LocalFiles(store))
+    (store / COMMIT).write_bytes(msgspec.structs.replace(commit, complete=False).to_bytes())
     assert checked(store)["verdict"].endswith(
         " The recording did not end: it was cut off after step 5 of 5."
     )

@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,7 +16,10 @@ from tests.support.commands import MAIN, START, checked, fails, info_of, run, su
 from tests.support.notebook_file import live_mask, notebook_tensors, save
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, History, record, token_labels
 from thimble_zarr import open_dataset
-from thimble_zarr.store.reader import COMMIT, Commit, StoreReader
+from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import COMMIT
+from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.token_mask import write_mask
 from thimble_zarr.store.writer import StoreWriter
 
@@ -208,8 +211,10 @@ def test_a_run_that_does_not_fit_into_the_file(tmp_path: Path) -> None:
 
 def test_a_killed_import_is_to_be_made_again(tmp_path: Path, file: Path) -> None:
     succeeds("import", file, tmp_path / "run.zarr")
-    commit = Commit.read(tmp_path / "run.zarr" / COMMIT)
-    (tmp_path / "run.zarr" / COMMIT).write_bytes(replace(commit, complete=False).to_bytes())
+    commit = Commit.read(LocalFiles(tmp_path / "run.zarr"))
+    (tmp_path / "run.zarr" / COMMIT).write_bytes(
+        msgspec.structs.replace(commit, complete=False).to_bytes()
+    )
     assert checked(tmp_path / "run.zarr")["verdict"].endswith(
         f" The import did not end: it was cut off after step {N_STEPS} of {N_STEPS}. "
         "Import the file again, with --overwrite."

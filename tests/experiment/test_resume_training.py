@@ -26,8 +26,9 @@ from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.trainer import Progress, Training, train
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.store.integrity.verify import verify
+from thimble_zarr.store.keys import COMMIT, LOCK
 from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.reader import COMMIT, LOCK, StoreReader
+from thimble_zarr.store.reader import StoreReader
 
 CONFIG = replace(TINY, steps=11)
 

@@ -8,6 +8,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.runs import N_STEPS, TINY_MEMORY, Loop
@@ -276,7 +277,7 @@ def rewritten(path: Path, content: str) -> StoreReader:
     """Return a reader of a store whose ledger is another one."""
     (path / ".thimble/blocks.jsonl").write_text(content)
     reader = StoreReader.open(path)
-    commit = dataclasses.replace(
+    commit = msgspec.structs.replace(
         reader.commit, ledger_bytes=len(content), ledger_crc32=zlib.crc32(content.encode())
     )
     return dataclasses.replace(reader, commit=commit)

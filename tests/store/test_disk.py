@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.store.files import local as disk_module
-from thimble_zarr.store.files.local import Disk
+from thimble_zarr.store.files import disk as disk_module
+from thimble_zarr.store.files.disk import Disk
 
 
 @pytest.fixture

@@ -12,10 +12,13 @@ from tests.support import stores
 from tests.support.runs import TINY_MEMORY, Loop
 from thimble_zarr import Recorder
 from thimble_zarr.errors import RecordingError, StoreError, StoreLockedError
-from thimble_zarr.store.files.local import Disk
+from thimble_zarr.format.reader import State
+from thimble_zarr.store.files.disk import Disk
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.verify import verify
-from thimble_zarr.store.lock import Holder, Recording, State, WriterLock
-from thimble_zarr.store.reader import HOLDER, StoreReader
+from thimble_zarr.store.keys import HOLDER
+from thimble_zarr.store.lock import Holder, WriterLock, recording_of
+from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 GONE = r"run\.zarr was removed or replaced while it was recorded"
@@ -118,7 +121,7 @@ def test_a_stale_lock_keeps_the_other_name(path: Path) -> None:
     shutil.rmtree(path)
     writer = stores.create(path)
     stale.release()
-    assert Holder.read(path) is not None
+    assert Holder.read(LocalFiles(path)) is not None
     writer.release()
     assert not (path / HOLDER).exists()
 
@@ -131,13 +134,15 @@ def test_who_records_is_told_with_and_without_the_lock(
     if not can_tell:
         monkeypatch.setattr("thimble_zarr.store.lock._is_locked", lambda store: None)
     writer = stores.create(path)
-    assert str(Recording.of_open_store(path)).startswith(f"being recorded by process {os.getpid()}")
+    assert str(recording_of(LocalFiles(path))).startswith(
+        f"being recorded by process {os.getpid()}"
+    )
     name = (path / HOLDER).read_text()
     writer.release()
-    assert str(Recording.of_open_store(path)) == "cut off: it has no writer"
+    assert str(recording_of(LocalFiles(path))) == "cut off: it has no writer"
     (path / HOLDER).write_text(name)  # the process goes on, but does not record
     state = State.CUT_OFF if can_tell else State.RECORDING
-    assert Recording.of_open_store(path).state is state
+    assert recording_of(LocalFiles(path)).state is state
 
 
 def test_files_without_numbers_are_not_taken_for_another(

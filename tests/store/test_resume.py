@@ -30,9 +30,10 @@ from thimble_zarr.errors import (
     StoreExistsError,
     StoreLockedError,
 )
-from thimble_zarr.store.files import local as disk
+from thimble_zarr.store.files import disk
 from thimble_zarr.store.integrity.verify import verify
-from thimble_zarr.store.reader import COMMIT, LEDGER, LOCK, StoreReader
+from thimble_zarr.store.keys import COMMIT, LEDGER, LOCK
+from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 BLOCK_STEPS = 4

@@ -26,7 +26,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.store import writer as writer_module
-from thimble_zarr.store.files.local import Disk
+from thimble_zarr.store.files.disk import Disk
 from thimble_zarr.store.ledger import MAX_LINE_BYTES, read_last_line, seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter

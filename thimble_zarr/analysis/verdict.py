@@ -8,8 +8,7 @@ import numpy as np
 from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import AnyTable, counts, has_formula
 from thimble_zarr.analysis.causes.findings import Finding
-from thimble_zarr.format.reader import Reader
-from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.format.reader import Reader, State
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,14 @@ def stopped_of(reader: Reader) -> str:
 
 def _unended(reader: Reader) -> str:
     """Return that a recording has not ended, and why; nothing if it has."""
-    if isinstance(reader, StoreReader) and not reader.commit.complete:
-        from thimble_zarr.store.lock import Recording, State  # which few who read need
-
-        recording = Recording.of(reader)
+    recording = reader.recording
+    if recording.state is not State.CLOSED:
         planned = _planned_steps(reader)
         last = f"{reader.read_steps()[-1]}{'' if planned is None else f' of {planned}'}"
         is_imported = reader.schema.is_imported
         what = "import" if is_imported else "recording"
         how_on = " Import the file again, with --overwrite." if is_imported else ""
         return {
-            State.CLOSED: "",
             State.RECORDING: f"The {what} is still running: step {last} is the last one committed.",
             State.UNKNOWN: f"The {what} did not end by step {last}: it is {recording}.",
             State.CUT_OFF: f"The {what} did not end: it was cut off after step {last}.{how_on}",

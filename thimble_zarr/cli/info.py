@@ -56,7 +56,7 @@ def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
     if format_ == "json":
         click.echo(json.dumps({**_of_parameters(readers), **_as_json(store, every)}, indent=1))
         return
-    lines = [("Store", f"{store}, {_kind(every[0])}")]
+    lines = [("Store", f"{store}, {every[0].kind}")]
     lines += _of_one(readers[0]) if len(readers) == 1 else _of_several(readers)
     lines += _of_run(every)
     attrs = _attrs(every[0].schema)
@@ -73,36 +73,20 @@ def _of_parameters(readers: "Sequence[Reader]") -> "dict[str, Json]":
 
 
 def _as_json(store: Path, readers: "Sequence[Reader]") -> dict[str, object]:
-    from thimble_zarr.store.lock import Recording
+    from thimble_zarr.format.reader import State
 
     overhead = _overhead(readers[0])
     return {
         "store": str(store),
         "n_rows": readers[0].n_rows,
         "n_skipped": _n_skipped(readers),
-        "complete": _is_complete(readers[0]),
-        "recording": Recording.of(readers[0]).state.value,
+        "complete": readers[0].recording.state is State.CLOSED,
+        "recording": readers[0].recording.state.value,
         "disk_bytes": readers[0].disk_bytes(),
         "raw_bytes": _raw_bytes(readers),
         "resumed_after": _resumed_after(readers[0]),
         "overhead": overhead and asdict(overhead) | _shares(overhead),
     }
-
-
-def _kind(reader: "Reader") -> str:
-    from thimble_zarr.format.schema import FORMAT_VERSION
-    from thimble_zarr.store.lock import Recording
-    from thimble_zarr.store.reader import StoreReader
-
-    if not isinstance(reader, StoreReader):
-        return "the notebook's file"
-    return f"format {FORMAT_VERSION}, {Recording.of(reader)}"
-
-
-def _is_complete(reader: "Reader") -> bool:
-    from thimble_zarr.store.reader import StoreReader
-
-    return not isinstance(reader, StoreReader) or reader.commit.complete
 
 
 def _of_one(reader: "Reader") -> list[tuple[str, str]]:
@@ -238,11 +222,8 @@ def _steps(readers: "Sequence[Reader]") -> str:
 def _overhead(reader: "Reader") -> "Overhead | None":
     """Return what recording the run took, None where nobody measured a step."""
     from thimble_zarr.format.overhead import Overhead
-    from thimble_zarr.store.reader import StoreReader
 
-    if not isinstance(reader, StoreReader):
-        return None
-    overhead = sum(reader.read_overhead().values(), Overhead())
+    overhead = sum(reader.read_history().overhead.values(), Overhead())
     return overhead if overhead.n_steps else None
 
 
@@ -255,9 +236,7 @@ def _shares(overhead: "Overhead") -> dict[str, float]:
 
 
 def _resumed_after(reader: "Reader") -> list[int]:
-    from thimble_zarr.store.reader import StoreReader
-
-    return reader.read_resumptions() if isinstance(reader, StoreReader) else []
+    return [*reader.read_history().resumed_after]
 
 
 def _summary(overhead: "Overhead") -> str:

@@ -117,7 +117,7 @@ def _line(finding: "Discrepancy") -> str:
 
 
 def _verdict(verified: "VerifyResult", store: Path) -> str:
-    from thimble_zarr.store.lock import why_empty
+    from thimble_zarr.store.reader import why_empty
 
     if verified.holds and not verified.n_rows:
         return f"Nothing is committed yet, and so nothing is compared: {why_empty(verified.path)}."

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from thimble_zarr.errors import ResumeError, StoreError
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.store.files.local import PARTIAL, Disk, remove_files
+from thimble_zarr.store.files.base import PARTIAL
+from thimble_zarr.store.files.disk import Disk, remove_files
 from thimble_zarr.store.reader import StorePath
 
 MAX_SHARE = 0.005

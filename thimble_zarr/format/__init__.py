@@ -1,1 +1,1 @@
-"""The contract: what is on disk, and the only place that reads and writes it."""
+"""The contract: what a store holds, under which names, and what may be asked of a recording."""

@@ -13,6 +13,9 @@ Indices = range | np.ndarray
 ChunkPart = tuple[int, slice | np.ndarray, slice | np.ndarray]
 """A chunk, which of its positions are asked for, and where these are among all."""
 
+TokenGroup = tuple[Indices, slice | np.ndarray]
+"""Some tokens, and where they lie among those that were asked for."""
+
 
 def rows_and_dims(axes: Sequence[Indices], shape: Sequence[int]) -> tuple[Indices, Indices]:
     """Return a selection of a parameter as that of a matrix: rows, and all other axes as dims.
@@ -42,6 +45,61 @@ def rows_and_dims(axes: Sequence[Indices], shape: Sequence[int]) -> tuple[Indice
     grid = np.ix_(*(np.asarray(axis, dtype=np.int64) for axis in rest))
     dims: np.ndarray = np.ravel_multi_index(grid, tuple(shape[1:])).ravel()
     return rows, dims
+
+
+def token_groups(
+    tokens: Indices, most: int, *, places: np.ndarray | None, chunk_tokens: int
+) -> list[TokenGroup]:
+    """Cut tokens into groups of at most `most`, or of one chunk, that share few chunks.
+
+    Parameters
+    ----------
+    tokens
+        In any order.
+    most
+        Tokens of a group, if a chunk has not more.
+    places
+        Where each token lies on disk; None where that is its own number.
+    chunk_tokens
+        Tokens a chunk.
+
+    Returns
+    -------
+    list of tuple
+        The tokens of each group, and where they lie among `tokens`. No group is empty.
+    """
+    if len(tokens) == 0:
+        return []
+    if places is None:
+        return _groups(tokens, chunk_tokens, most)
+    if len(tokens) <= most:
+        return [(tokens, slice(0, len(tokens)))]
+    ids = np.asarray(tokens)
+    order = np.argsort(places[ids])
+    groups = _groups(as_range(places[ids[order]]), chunk_tokens, most)
+    return [(ids[order[where]], as_slice(order[where])) for _, where in groups]
+
+
+def _groups(tokens: Indices, length: int, most: int) -> list[TokenGroup]:
+    if isinstance(tokens, range) and tokens.step == 1:
+        return [
+            (range(start, stop), slice(start - tokens.start, stop - tokens.start))
+            for start, stop in split_range(tokens.start, tokens.stop, most // length * length)
+        ]
+    ids = np.asarray(tokens)
+    if len(ids) <= most:
+        return [(ids, slice(0, len(ids)))]
+    groups: list[list[np.ndarray]] = []
+    n_tokens = most
+    for _, _, where in by_chunk(ids, length):
+        positions = np.arange(len(ids))[where]
+        n_tokens += len(positions)
+        if n_tokens > most:
+            groups.append([])
+            n_tokens = len(positions)
+        groups[-1].append(positions)
+    joined = [np.concatenate(group) for group in groups]
+    return [(ids[where], as_slice(where)) for where in joined]
 
 
 def by_chunk(tokens: Indices, chunk_tokens: int) -> Iterator[ChunkPart]:

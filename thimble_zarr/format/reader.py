@@ -1,16 +1,35 @@
 """What the analysis asks of a recording, wherever it lies: a store of ours or another's file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from thimble_zarr.format.indexing import Indices
+from thimble_zarr.errors import StoreError
+from thimble_zarr.format.indexing import Indices, TokenGroup
+from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import Schema, TokenLabels
-from thimble_zarr.store.shard import Checksums
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """What a chunk is known by.
+
+    Attributes
+    ----------
+    stored
+        crc32c of the chunk as it is stored, compressed. It follows the chunk in its file.
+    values
+        crc32c of the chunk's values. Two chunks that differ in a single bit differ in it by what
+        tells which bit (`locate_bit`).
+    """
+
+    stored: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,18 @@ class Reader(Protocol):
         """What was recorded, and by what."""
 
     @property
+    def kind(self) -> str:
+        """What kind of recording it is, and whether it has ended, in words."""
+
+    @property
+    def recording(self) -> "Recording":
+        """Whether the recording has ended, and if not, who is or was recording."""
+
+    @property
+    def integrity(self) -> "Integrity | None":
+        """What compares the recording with what was recorded; None where nothing can."""
+
+    @property
     def n_rows(self) -> int:
         """Rows that can be read: the initial state and each step, as far as they are recorded."""
 
@@ -107,16 +138,108 @@ class Reader(Protocol):
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
 
+    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
+        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks.
+
+        With each group comes where its tokens lie among `tokens`.
+        """
+
+    def read_history(self) -> "History":
+        """Return what recording took and where it was resumed, as far as that was noted."""
+
     def disk_bytes(self) -> int:
         """Return the size of the recording where it lies."""
+
+
+class Integrity(Protocol):
+    """Compares a recording with the checksums that were taken when it was recorded."""
 
     def altered_chunks(
         self, rows: tuple[int, int], *, before_block: Callable[[int], object] | None = None
     ) -> Iterator[AlteredChunk]:
-        """Find chunks whose values are not those that were recorded, as far as that is known.
+        """Find chunks whose values are not those that were recorded.
 
         Before each block `before_block` is called with the row it ends before, and may wait.
         """
 
     def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
-        """Return row, token, dim and bit, if one flipped bit is all that altered a chunk."""
+        """Return row, token, dim and bit, if one flipped bit is all that altered a chunk.
+
+        It takes seconds.
+        """
+
+
+@dataclass(frozen=True)
+class History:
+    """How a run was recorded.
+
+    Attributes
+    ----------
+    overhead
+        What recording took, of all parameters together, by the first row of each block. Blocks
+        that nobody measured are left out.
+    resumed_after
+        The steps after which the run was resumed, in the order in which that was done.
+    """
+
+    overhead: Mapping[int, Overhead] = field(default_factory=dict)
+    resumed_after: Sequence[int] = ()
+
+
+class State(Enum):
+    """How far a recording has come."""
+
+    CLOSED = "closed"
+    RECORDING = "recording"
+    UNKNOWN = "unknown"
+    CUT_OFF = "cut-off"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Whether a recording has ended, and if not, who is or was recording.
+
+    Attributes
+    ----------
+    state
+        `UNKNOWN` of a recording that a process on another machine may still make.
+    writer
+        Who left its name, in words; None where nobody did. A writer that ends removes it.
+    """
+
+    state: State
+    writer: str | None = None
+
+    def __str__(self) -> str:
+        by = f" by {self.writer}" if self.writer else ""
+        gone = f"its writer, {self.writer}, is gone" if self.writer else "it has no writer"
+        return {
+            State.CLOSED: "closed",
+            State.RECORDING: f"being recorded{by}",
+            State.UNKNOWN: f"being recorded{by}, or cut off",
+            State.CUT_OFF: f"cut off: {gone}",
+        }[self.state]
+
+    def why_empty(self, *, is_imported: bool) -> str:
+        """Return why nothing is committed, as far as that is known, and what to do."""
+        if self.state is not State.CUT_OFF:
+            is_known = self.state is State.RECORDING
+            return (
+                f"{self.writer or 'a process'} {'is' if is_known else 'may be'} recording into it "
+                "and commits nothing before its first block is full; try again then"
+            )
+        gone = "nobody is recording into it"
+        if self.writer is not None:
+            gone = f"its writer, {self.writer}, is gone"
+        if is_imported:
+            return f"{gone}; import the file again, with --overwrite"
+        return (
+            f"{gone}; resume it (`thimble-zarr train --resume`, resume=True) or replace it "
+            "(--overwrite, overwrite=True)"
+        )
+
+
+def not_begun(reader: Reader) -> StoreError:
+    """Return the error of who needs a row of a recording that has none."""
+    why = reader.recording.why_empty(is_imported=reader.schema.is_imported)
+    return StoreError(f"{reader.path} has no committed step yet: {why}")

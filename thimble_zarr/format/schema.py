@@ -21,8 +21,8 @@ import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
+from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
-from thimble_zarr.store.files.documents import MAX_DEPTH, TooLargeError, parsed
 
 FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"

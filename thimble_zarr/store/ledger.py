@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from thimble_zarr.errors import StoreError
+from thimble_zarr.format.documents import MAX_DOCUMENT_BYTES, TooLargeError, check_size, parsed
 from thimble_zarr.format.schema import Json
-from thimble_zarr.store.files.documents import (
-    MAX_DOCUMENT_BYTES,
-    TooLargeError,
-    check_size,
-    open_regular,
-    parsed,
-)
+from thimble_zarr.store.files.documents import open_regular
 
 MAX_LINE_BYTES = MAX_DOCUMENT_BYTES
 """Longest line that is read. A line has some 30 bytes a chunk of its block."""

@@ -7,7 +7,6 @@ is taken from memory that the files cannot hold.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +14,9 @@ import numpy as np
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import Schema
+from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.keys import LEDGER
 from thimble_zarr.store.shard import MAX_CHUNK_BYTES, MAX_COMPRESSION
 
 DTYPES = ("bool", "uint8", "uint16", "int64", "float16", "float32", "float64")
@@ -64,8 +65,8 @@ class Declared:
         return math.prod(self.file_shape) // math.prod(self.chunk_shape)
 
     @classmethod
-    def read(cls, file: Path) -> Self:
-        """Read a `zarr.json`.
+    def read(cls, files: Files, key: str) -> Self:
+        """Read a `zarr.json` of a store.
 
         Raises
         ------
@@ -74,7 +75,7 @@ class Declared:
         OSError
             If it cannot be read.
         """
-        return cls.of(read_document(file))
+        return cls.of(read_document(files, key))
 
     @classmethod
     def of(cls, document: Any) -> Self:
@@ -143,7 +144,7 @@ def _check_names(codecs: Iterable[Mapping[str, Any]], expected: tuple[str, ...])
         raise ValueError(f"it declares {what}, and a store has only {', '.join(expected)}")
 
 
-def check_bounds(schema: Schema, n_rows: int, ledger: Path, shards: Iterable[Path]) -> None:
+def check_bounds(schema: Schema, n_rows: int, files: Files, shards: Iterable[str]) -> None:
     """Raise DamagedStoreError if a store claims to hold more than its files can.
 
     Parameters
@@ -152,10 +153,10 @@ def check_bounds(schema: Schema, n_rows: int, ledger: Path, shards: Iterable[Pat
         What it claims.
     n_rows
         Rows that it claims.
-    ledger
-        The ledger, which has a line a block.
+    files
+        The store, whose ledger has a line a block.
     shards
-        Some shards. The largest of them is measured.
+        Keys of some shards. The largest of them is measured.
     """
     layout = schema.layout
     itemsize = max((storage_dtype(native).itemsize for native in schema.dtypes.values()), default=1)
@@ -167,9 +168,9 @@ def check_bounds(schema: Schema, n_rows: int, ledger: Path, shards: Iterable[Pat
         )
     if not n_rows:
         return
-    if layout.capacity(n_rows) // layout.block_steps * _MIN_LINE_BYTES > _size(ledger):
+    if layout.capacity(n_rows) // layout.block_steps * _MIN_LINE_BYTES > _size(files, LEDGER):
         raise DamagedStoreError(f"it claims {n_rows:,} rows, but its ledger is too short")
-    held = MAX_COMPRESSION * max(map(_size, shards), default=0)
+    held = MAX_COMPRESSION * max((_size(files, key) for key in shards), default=0)
     if layout.shard_tokens(schema.n_tokens) * row_bytes > held:
         raise DamagedStoreError(
             f"it declares {schema.n_tokens:,} x {schema.n_dims:,} elements, but its files "
@@ -177,8 +178,8 @@ def check_bounds(schema: Schema, n_rows: int, ledger: Path, shards: Iterable[Pat
         )
 
 
-def _size(file: Path) -> int:
+def _size(files: Files, key: str) -> int:
     try:
-        return file.lstat().st_size
-    except OSError:
+        return files.size(key)
+    except (OSError, ValueError):
         return 0

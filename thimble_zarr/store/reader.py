@@ -36,7 +36,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,10 +51,10 @@ from thimble_zarr.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.indexing import Indices, TokenGroup, token_groups
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
 from thimble_zarr.format.overhead import Overhead
-from thimble_zarr.format.reader import AlteredChunk
+from thimble_zarr.format.reader import AlteredChunk, Checksums, History, Recording, State
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
     FORMAT_VERSION,
@@ -68,84 +68,25 @@ from thimble_zarr.format.schema import (
     check_group_name,
     read_content,
 )
-from thimble_zarr.store.files.documents import is_chunk_key, leads_out, open_regular, read_document
-from thimble_zarr.store.ledger import (
-    FileChecksums,
-    read_last_line,
-    read_lines,
-    recorded_files,
-    seal,
-    unseal,
+from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError
+from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import (
+    COMMIT,
+    LEDGER,
+    LOCK,
+    array_of,
+    is_chunk_key,
+    metadata_key,
+    shard_key,
 )
+from thimble_zarr.store.ledger import FileChecksums, read_lines, recorded_files
 from thimble_zarr.store.metadata import Declared, check_bounds
 from thimble_zarr.store.rows import OpenedRows
-from thimble_zarr.store.shard import (
-    Checksums,
-    ShardFile,
-    decode_vector,
-    locate_bit,
-    values_checksum,
-)
+from thimble_zarr.store.shard import ShardFile, decode_vector, locate_bit, values_checksum
 
 StorePath = str | os.PathLike[str]
-
-BOOKKEEPING = ".thimble"
-COMMIT = f"{BOOKKEEPING}/commit.json"
-LEDGER = f"{BOOKKEEPING}/blocks.jsonl"
-LOCK = f"{BOOKKEEPING}/lock"
-HOLDER = f"{BOOKKEEPING}/writer.json"
-METADATA = "zarr.json"
-
-_MAX_COMMIT_BYTES = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """The commit record.
-
-    Attributes
-    ----------
-    n_rows
-        Committed rows: rows 0 to `n_rows - 1` can be read.
-    complete
-        True once the writer has closed the store.
-    ledger_bytes, ledger_crc32
-        How much of the ledger counts, and the CRC-32 of that much. (A chunk file ends with its own
-        crc32c, and the crc32c of any such file is the same constant: the ledger needs another.)
-    """
-
-    n_rows: int = 0
-    complete: bool = False
-    ledger_bytes: int = 0
-    ledger_crc32: int = 0
-
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        """Read what `to_bytes` wrote.
-
-        Raises
-        ------
-        DamagedStoreError
-            If there is none or it is malformed.
-        """
-        try:
-            with open_regular(file) as stream:
-                record = unseal(stream.read(_MAX_COMMIT_BYTES))
-            if record.pop("format_version", None) != FORMAT_VERSION:
-                raise ValueError("it has another format version")
-            commit = cls(**record)
-            numbers = (commit.n_rows, commit.ledger_bytes, commit.ledger_crc32)
-            if not all(type(number) is int and number >= 0 for number in numbers):
-                raise ValueError(f"its numbers are {numbers}")
-        except FileNotFoundError as error:
-            raise DamagedStoreError("it has no commit record") from error
-        except (ValueError, TypeError) as error:
-            raise DamagedStoreError(f"its commit record is malformed: {error}") from error
-        return commit
-
-    def to_bytes(self) -> bytes:
-        """Return the content of the file."""
-        return seal({"format_version": FORMAT_VERSION} | asdict(self))
 
 
 @dataclass(frozen=True)
@@ -156,8 +97,8 @@ class StoreReader:
 
     Attributes
     ----------
-    path
-        Root directory of the store.
+    files
+        The files of the store.
     schema
         What was declared.
     commit
@@ -166,7 +107,7 @@ class StoreReader:
         The parameter's group in the store; empty where it is the root itself.
     """
 
-    path: Path
+    files: Files
     schema: Schema
     commit: Commit
     group: str = ""
@@ -208,20 +149,44 @@ class StoreReader:
 
     @classmethod
     def _open_groups(cls, content: "_Content", groups: tuple[str, ...]) -> tuple[Self, ...]:
-        path = content.path
+        files = content.files
         readers: list[Self] = []
         for group in groups:
             try:
-                commit = readers[0].commit if readers else _read_commit(path)
-                if leads_out(path / group, path):
-                    raise DamagedStoreError("it is a link that leads out of the store")
-                schema = Schema.from_attribute(read_attribute(path / group))
-                reader = cls(path, schema, commit, group)
+                commit = readers[0].commit if readers else Commit.read_checked(files)
+                reader = cls(files, read_schema(files, group), commit, group)
                 reader._check_bounds()
             except (UnsupportedFormatError, DamagedStoreError) as error:
-                raise type(error)(f"cannot read {path / group}: {error}") from error
+                raise type(error)(f"cannot read {files.path / group}: {error}") from error
             readers.append(reader)
         return tuple(readers)
+
+    @property
+    def path(self) -> Path:
+        """Root directory of the store."""
+        return self.files.path
+
+    @property
+    def kind(self) -> str:
+        """The format, and whether the recording has ended, in words."""
+        return f"format {FORMAT_VERSION}, {self.recording}"
+
+    @property
+    def recording(self) -> Recording:
+        """Whether the recording has ended, and if not, who is or was recording."""
+        if self.commit.complete:
+            return Recording(State.CLOSED)
+        from thimble_zarr.store.lock import recording_of  # which few who read need
+
+        recording = recording_of(self.files)
+        if recording.state is State.CUT_OFF and Commit.read(self.files).complete:
+            return Recording(State.RECORDING)  # it was, when the reader was opened
+        return recording
+
+    @property
+    def integrity(self) -> Self:
+        """What compares the store with what was committed."""
+        return self
 
     @property
     def n_rows(self) -> int:
@@ -467,7 +432,7 @@ class StoreReader:
     def _shard_key(self, name: str, row: int) -> str:
         """Return the file of a row's block, as a path in the store."""
         block = row // self.schema.layout.block_steps
-        return self._key(shard_name(name, block, self.schema.shape))
+        return shard_key((self.group, name), block, self.schema.shape)
 
     def _decoding_block(self, name: str, row: int) -> AbstractContextManager[None]:
         """Tell what is wrong with the shard of a row's block, or with what is declared of it."""
@@ -530,6 +495,22 @@ class StoreReader:
             labels.check_length(self.schema.n_tokens)
         return labels if self.schema.places is None else labels.of(self.schema.places)
 
+    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
+        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks."""
+        schema = self.schema
+        places, chunk_tokens = schema.places, schema.layout.chunk_tokens
+        return token_groups(tokens, most, places=places, chunk_tokens=chunk_tokens)
+
+    def read_history(self) -> History:
+        """Return what recording took and where it was resumed.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the ledger is damaged.
+        """
+        return History(self.read_overhead(), self.read_resumptions())
+
     def read_overhead(self) -> dict[int, Overhead]:
         """Return what recording took, of all parameters together, by the first row of each block.
 
@@ -576,23 +557,18 @@ class StoreReader:
         """Raise DamagedStoreError if the store claims to hold more than its files can."""
         last = max(0, self.n_rows - 1) // self.schema.layout.block_steps
         shards = [
-            self.path / self._key(shard_name(name, block, self.schema.shape))
+            shard_key((self.group, name), block, self.schema.shape)
             for name in self.schema.dtypes
             for block in (0, last)
         ]
-        check_bounds(self.schema, self.n_rows, self.path / LEDGER, shards)
+        check_bounds(self.schema, self.n_rows, self.files, shards)
 
     def _declared(self, name: str) -> Declared:
         """Return what the metadata of an array say, once they fit what was committed."""
         known = self.__dict__.setdefault("_arrays", {})
         if name not in known:
-            if leads_out(self.path / self._key(name), self.path):
-                raise DamagedStoreError(
-                    f"{self.path}: {self._key(name)} is a link that leads out of it, and is not "
-                    "followed"
-                )
             try:
-                array = Declared.read(self.path / self._key(name) / METADATA)
+                array = Declared.read(self.files, metadata_key(self._key(name)))
             except (OSError, ValueError) as error:
                 raise DamagedStoreError(
                     f"cannot open array {self._key(name)} of {self.path}: {error}"
@@ -602,8 +578,8 @@ class StoreReader:
         declared: Declared = known[name]
         return declared
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, Schema, Commit, str]]:
-        return type(self), (self.path, self.schema, self.commit, self.group)
+    def __reduce__(self) -> tuple[type[Self], tuple[Files, Schema, Commit, str]]:
+        return type(self), (self.files, self.schema, self.commit, self.group)
 
     def _key(self, name: str) -> str:
         """Return the path of an array or file of the parameter from the root of the store."""
@@ -667,44 +643,21 @@ class StoreReader:
             )
 
 
-def _read_commit(path: Path) -> Commit:
-    """Return the commit record, unless it claims other rows than the last line that it covers.
-
-    A ledger that cannot be read, or is cut off, says nothing against it: `verify` looks into that.
-    """
-    commit = Commit.read(path / COMMIT)
-    try:
-        last = read_last_line(path / LEDGER, commit.ledger_bytes)
-    except (OSError, ValueError):
-        return commit
-    if last is None:
-        end, n_rows = 0, 0
-    elif last.entry is None:
-        return commit
-    else:
-        end, n_rows = last.stop, last.entry["rows"][1]
-    if end == commit.ledger_bytes and n_rows != commit.n_rows:
-        raise DamagedStoreError(
-            f"its commit record claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}; "
-            "`thimble-zarr repair` writes the record again from the ledger"
-        )
-    return commit
-
-
 @dataclass(frozen=True)
 class _Content:
     """What the root of a store says of it: the Schema of its one parameter, or several groups."""
 
-    path: Path
+    files: Files
     content: Mapping[str, Json]
     names: tuple[str, ...]
 
     @classmethod
     def read(cls, path: StorePath) -> Self:
-        path = Path(path).absolute()  # the process may change its directory
-        if not path.exists():
+        files = LocalFiles(Path(path).absolute())  # the process may change its directory
+        path = files.path
+        if not files.is_there:
             raise NotAStoreError(f"there is nothing at {path}; check the path")
-        attribute = None if leads_out(path / BOOKKEEPING, path) else read_attribute(path)
+        attribute = read_attribute(files) if _has_bookkeeping(files) else None
         if attribute is None:
             raise NotAStoreError(
                 f"{path} is not a thimble-zarr store; "
@@ -721,7 +674,7 @@ class _Content:
             raise DamagedStoreError(f"cannot read {path}: {error}") from error
         except (UnsupportedFormatError, DamagedStoreError) as error:
             raise type(error)(f"cannot read {path}: {error}") from error
-        return cls(path, content, tuple(map(str, names)))
+        return cls(files, content, tuple(map(str, names)))
 
     def choose(self, parameter: str | None) -> str:
         """Return the group of a parameter, by default of the only one there is."""
@@ -733,17 +686,12 @@ class _Content:
             return parameter
         if parameter is None:
             raise SelectionError(
-                f"{self.path} holds {len(self.names)} parameters, and one must be chosen, by "
+                f"{self.files.path} holds {len(self.names)} parameters, and one must be chosen, by "
                 "`parameter=` in Python or --parameter on the command line: "
                 f"{_listed(self.names)}"
             )
         there = _listed(self.names) or self.content.get("parameter") or "one without a name"
-        raise SelectionError(f"{self.path} has no parameter {parameter}; there is {there}")
-
-
-def shard_name(name: str, block: int, shape: Sequence[int]) -> str:
-    """Return the file of a block of a variable of a parameter of some shape, from its group."""
-    return f"{name}/c.{block}" + ".0" * len(shape)
+        raise SelectionError(f"{self.files.path} has no parameter {parameter}; there is {there}")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -755,15 +703,32 @@ _MOST_LISTED = 24
 """Parameters that an error lists."""
 
 
-def read_attribute(path: Path) -> Json:
-    """Return the `thimble` attribute of the group at `path`, None where there is none."""
+def read_attribute(files: Files, group: str = "") -> Json:
+    """Return the `thimble` attribute of a group, None where there is none."""
     try:
-        attribute: Json = read_document(path / METADATA)["attributes"][ATTRIBUTE]
+        attribute: Json = read_document(files, metadata_key(group))["attributes"][ATTRIBUTE]
         return attribute
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        raise StoreError(f"cannot read {files.path / group}: {error.strerror}") from error
+
+
+def read_schema(files: Files, group: str) -> Schema:
+    """Return what a group of a store says it holds.
+
+    Raises
+    ------
+    UnsupportedFormatError, DamagedStoreError
+        If that cannot be read.
+    """
+    try:
+        files.size(metadata_key(group))
+    except NotPlainFileError as error:
+        raise DamagedStoreError(str(error)) from error
+    except OSError:
+        pass  # it has no attribute
+    return Schema.from_attribute(read_attribute(files, group))
 
 
 def read_declared(path: StorePath) -> Schema | None:
@@ -776,39 +741,64 @@ def read_declared(path: StorePath) -> Schema | None:
     UnsupportedFormatError, DamagedStoreError
         If what is declared cannot be read.
     """
-    if read_attribute(Path(path)) is None:
+    files = LocalFiles(Path(path).absolute())
+    if read_attribute(files) is None:
         return None
-    root = _Content.read(path)
-    group = root.path / root.names[0] if root.names else root.path
-    attribute = read_attribute(group)
+    group = next(iter(_Content.read(path).names), "")
+    attribute = read_attribute(files, group)
     try:
         return None if attribute is None else Schema.from_attribute(attribute)
     except (UnsupportedFormatError, DamagedStoreError) as error:
-        raise type(error)(f"cannot read {group}: {error}") from error
+        raise type(error)(f"cannot read {files.path / group}: {error}") from error
+
+
+def why_empty(path: StorePath) -> str:
+    """Return why nothing is committed in a store, as far as that is known, and what to do."""
+    from thimble_zarr.store.lock import recording_of  # which few who read need
+
+    schema = None
+    with suppress(StoreError):
+        schema = read_declared(path)
+    is_imported = schema is not None and schema.is_imported
+    return recording_of(LocalFiles(Path(path))).why_empty(is_imported=is_imported)
 
 
 def is_begun(path: StorePath) -> bool:
     """Return whether there is anything at `path` but a store without a row: perhaps a recording."""
-    path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return False
-    return not is_without_rows(path)
+    files = LocalFiles(Path(path))
+    return not files.is_vacant and not is_without_rows(files)
 
 
-def is_without_rows(path: Path) -> bool:
-    """Return whether a store lies at `path` into which nothing was ever committed.
+def is_without_rows(files: Files) -> bool:
+    """Return whether it is a store into which nothing was ever committed.
 
     It may not be declared wholly either, if its writer was killed as soon as it began.
     """
-    if not (path / LOCK).is_file():
+    if not _has(files, LOCK):
         return False
     try:
-        return Commit.read(path / COMMIT).n_rows == 0
+        return Commit.read(files).n_rows == 0
     except DamagedStoreError:
-        ledger = path / LEDGER
-        return not (path / COMMIT).exists() and not (ledger.exists() and ledger.stat().st_size)
+        return not _has(files, COMMIT) and not (_has(files, LEDGER) and files.size(LEDGER))
 
 
-def array_of(key: str) -> str:
-    """Return the path of the array that a chunk file belongs to."""
-    return key.rpartition("/")[0]
+def _has(files: Files, key: str) -> bool:
+    """Return whether there is a file, or what should be one."""
+    try:
+        files.size(key)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except NotPlainFileError:
+        return key != LOCK
+    return True
+
+
+def _has_bookkeeping(files: Files) -> bool:
+    """Return whether a store's own files do not lie elsewhere."""
+    try:
+        files.size(COMMIT)
+    except OutsideError:
+        return False
+    except (OSError, ValueError):
+        pass  # somebody else says what is wrong with it
+    return True

@@ -23,9 +23,10 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError, ResumeError
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
 from thimble_zarr.format.schema import PER_STEP, Json, Schema, TokenLabels, array_path
-from thimble_zarr.store.files.local import PARTIAL
+from thimble_zarr.store.files.base import PARTIAL
+from thimble_zarr.store.keys import LEDGER, array_of, shard_key
 from thimble_zarr.store.ledger import read_lines, seal
-from thimble_zarr.store.reader import LEDGER, StoreReader, array_of, shard_name
+from thimble_zarr.store.reader import StoreReader
 
 _MAY_DIFFER = ("software", "created", "attrs")
 """What a schema has that is no property of the run's arithmetic."""
@@ -343,7 +344,7 @@ class _Ledger:
         ledger, commit = cls(), readers[0].commit
         block = (n_rows - 1) // readers[0].schema.layout.block_steps
         ours = {
-            array_path(reader.group, shard_name(name, block, reader.schema.shape))
+            shard_key((reader.group, name), block, reader.schema.shape)
             for reader in readers
             for name in reader.schema.dtypes
         }

@@ -25,6 +25,7 @@ import numpy as np
 from numcodecs import Blosc, blosc
 
 from thimble_zarr.format.layout import split_range
+from thimble_zarr.format.reader import Checksums
 
 CHUNK_ORDER = (1, 0, 2)
 """How the axes of a `(step, token, dim)` chunk are stored: token, step, dim. Its own inverse."""
@@ -57,23 +58,6 @@ _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = struct.Struct("<4B3I")
 _EMPTY = 2**64 - 1
 """Offset and length of a chunk that was left out, because it held nothing but the fill value."""
-
-
-@dataclass(frozen=True)
-class Checksums:
-    """What a chunk is known by.
-
-    Attributes
-    ----------
-    stored
-        crc32c of the chunk as it is stored, compressed. It follows the chunk in its file.
-    values
-        crc32c of the chunk's values. Two chunks that differ in a single bit differ in it by what
-        tells which bit (`locate_bit`).
-    """
-
-    stored: int
-    values: int
 
 
 @dataclass

@@ -22,6 +22,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
@@ -33,6 +34,7 @@ from zarr.storage import MemoryStore
 
 from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
+from thimble_zarr.format.documents import TooLargeError, check_size, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import (
@@ -49,24 +51,21 @@ from thimble_zarr.format.schema import (
     check_group_name,
     versioned,
 )
-from thimble_zarr.store.files.documents import TooLargeError, check_size, parsed
-from thimble_zarr.store.files.local import Disk, make_directory, remove_file, remove_files
-from thimble_zarr.store.ledger import seal
-from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.reader import (
+from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.files.disk import Disk, make_directory, remove_file, remove_files
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import (
     BOOKKEEPING,
     COMMIT,
     HOLDER,
     LEDGER,
     LOCK,
     METADATA,
-    Commit,
-    StorePath,
-    StoreReader,
-    is_without_rows,
-    read_attribute,
-    shard_name,
+    shard_key,
 )
+from thimble_zarr.store.ledger import seal
+from thimble_zarr.store.lock import WriterLock
+from thimble_zarr.store.reader import StorePath, StoreReader, is_without_rows, read_attribute
 from thimble_zarr.store.resume import (
     Cut,
     check_resumable,
@@ -336,7 +335,7 @@ class StoreWriter:
                 bits[n_rows:] = fill
                 shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill, schema.stored_order)
                 # Each chunk has its own checksums: one of the file would only take time.
-                key = shard_name(path, block, schema.shape)
+                key = shard_key((group, name), block, schema.shape)
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
         files |= self._write_scalars(first_row, steps[:n_rows], scalars)
@@ -354,7 +353,7 @@ class StoreWriter:
         self._append(seal(entry) + b"\n")
         self._disk.sync((self.path / key).parent for key in files)
         self._replace_commit(
-            replace(
+            msgspec.structs.replace(
                 self._commit,
                 n_rows=end_row,
                 ledger_bytes=self._ledger_bytes,
@@ -385,7 +384,7 @@ class StoreWriter:
             self._resize(self.n_rows)
             self._consolidate()
             self._write_metadata()
-            self._replace_commit(replace(self._commit, complete=True))
+            self._replace_commit(msgspec.structs.replace(self._commit, complete=True))
         finally:
             self.release()
 
@@ -500,7 +499,7 @@ class StoreWriter:
             n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
             for name in schema.dtypes:
                 path = array_path(group, name)
-                files[shard_name(path, 0, schema.shape)] = largest
+                files[shard_key((group, name), 0, schema.shape)] = largest
                 chunks[path] = [(2**32, 2**32)] * n_chunks
             files |= {f"{array_path(group, name)}/c.0": largest for name in PER_STEP}
         try:
@@ -800,7 +799,8 @@ def check_vacant(path: StorePath, *, overwrite: bool) -> None:
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if read_attribute(path) is None and not is_without_rows(path):
+    files = LocalFiles(path)
+    if read_attribute(files) is None and not is_without_rows(files):
         raise StoreExistsError(
             f"{path} exists and is not a thimble-zarr store, so it is never overwritten; "
             "choose another path"
@@ -817,7 +817,7 @@ def _clear(path: Path, *, overwrite: bool) -> None:
 
     The commit record goes first: whatever a crash leaves, nobody takes it for the old store.
     """
-    if not overwrite and read_attribute(path) is not None:
+    if not overwrite and read_attribute(LocalFiles(path)) is not None:
         raise StoreExistsError(f"{path} was just recorded by another process; choose another path")
     if (path / COMMIT).exists():
         remove_file(path / COMMIT)

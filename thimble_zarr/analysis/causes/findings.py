@@ -104,7 +104,8 @@ def find_altered(
     `before_block` is called before each block of them with the row it ends before, and may wait.
     """
     rows = min(selected.rows) - 1, max(selected.rows) + 1
-    return list(selected.source.reader.altered_chunks(rows, before_block=before_block))
+    integrity = selected.source.reader.integrity
+    return [] if integrity is None else [*integrity.altered_chunks(rows, before_block=before_block)]
 
 
 def find_causes(
@@ -185,7 +186,8 @@ def _altered(selected: Selected, altered: Sequence[Altered]) -> list[Finding]:
         if chunk.tokens is not None and not np.isin(chunk.tokens, tokens).any():
             continue
         is_sought = index < _MAX_LOCATED and chunk.recorded_as is None
-        place = reader.flipped_bit(chunk) if is_sought else None
+        integrity = reader.integrity if is_sought else None
+        place = None if integrity is None else integrity.flipped_bit(chunk)
         if place is None:
             files.setdefault(chunk.variable, {}).setdefault(chunk.file, []).append(chunk)
         elif first_row <= place[0] <= last_row and place[1] in tokens:

@@ -18,13 +18,12 @@ import numpy as np
 from thimble_zarr.analysis.compute.windows import (
     Selected,
     Source,
-    TokenGroup,
     Window,
     row_groups,
     token_groups,
     windows_of,
 )
-from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.indexing import Indices, TokenGroup
 from thimble_zarr.format.schema import Schema
 
 T = TypeVar("T")

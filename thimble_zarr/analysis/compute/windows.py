@@ -20,15 +20,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from thimble_zarr.bits import decode, storage_dtype
-from thimble_zarr.format.indexing import Indices, as_range, as_slice, by_chunk
+from thimble_zarr.format.indexing import Indices, TokenGroup, as_range, as_slice
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.reader import Reader, Rows
+from thimble_zarr.format.reader import Reader, Rows, not_begun
 from thimble_zarr.format.schema import Schema, TokenLabels
 
 T = TypeVar("T")
-
-TokenGroup = tuple[Indices, slice | np.ndarray]
-"""Some tokens, and where they lie among those that were asked for."""
 
 _WINDOW_ELEMENTS = 2**21
 """Elements a window of several chunks: so many that reading and replay run at full speed."""
@@ -69,9 +66,7 @@ class Source:
             If no row was committed yet.
         """
         if reader.n_rows == 0:
-            from thimble_zarr.store.lock import not_begun  # which few who read need
-
-            raise not_begun(reader.path)
+            raise not_begun(reader)
         return cls(reader, device)
 
     @cached_property
@@ -597,40 +592,9 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
     list of tuple
         The tokens of a group, and where they lie among `tokens`. No group is empty.
     """
-    if len(tokens) == 0:
-        return []
     schema = source.reader.schema
     most = cached_tokens(schema) if cached else window_tokens(schema)
-    if schema.places is not None and len(tokens) <= most:
-        return [(tokens, slice(0, len(tokens)))]
-    if schema.places is None:
-        return _groups(tokens, schema.layout.chunk_tokens, most)
-    ids = np.asarray(tokens)
-    order = np.argsort(schema.places[ids])
-    groups = _groups(as_range(schema.places[ids[order]]), schema.layout.chunk_tokens, most)
-    return [(ids[order[where]], as_slice(order[where])) for _, where in groups]
-
-
-def _groups(tokens: Indices, length: int, most: int) -> list[TokenGroup]:
-    if isinstance(tokens, range) and tokens.step == 1:
-        return [
-            (range(start, stop), slice(start - tokens.start, stop - tokens.start))
-            for start, stop in split_range(tokens.start, tokens.stop, most // length * length)
-        ]
-    ids = np.asarray(tokens)
-    if len(ids) <= most:
-        return [(ids, slice(0, len(ids)))]
-    groups: list[list[np.ndarray]] = []
-    n_tokens = most
-    for _, _, where in by_chunk(ids, length):
-        positions = np.arange(len(ids))[where]
-        n_tokens += len(positions)
-        if n_tokens > most:
-            groups.append([])
-            n_tokens = len(positions)
-        groups[-1].append(positions)
-    joined = [np.concatenate(group) for group in groups]
-    return [(ids[where], as_slice(where)) for where in joined]
+    return source.reader.token_groups(tokens, most)
 
 
 def window_tokens(schema: Schema) -> int:

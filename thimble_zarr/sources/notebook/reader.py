@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -29,9 +29,9 @@ from thimble_zarr.errors import (
     StoreExistsError,
     ThimbleError,
 )
-from thimble_zarr.format.indexing import Indices, as_slice
+from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice, token_groups
 from thimble_zarr.format.layout import Layout, plan_layout, split_range
-from thimble_zarr.format.reader import AlteredChunk, Reader
+from thimble_zarr.format.reader import History, Reader, Recording, State, not_begun
 from thimble_zarr.format.schema import SCALARS, TOKEN_DIMS, OptimizerInfo, Schema, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.sources.notebook.contents import (
@@ -79,6 +79,10 @@ class NotebookReader:
     tensors: Mapping[str, Tensor]
     hyperparameters: Mapping[str, float]
     labels: TokenLabels = field(default_factory=TokenLabels, compare=False)
+
+    kind: ClassVar = "the notebook's file"
+    recording: ClassVar = Recording(State.CLOSED)
+    integrity: ClassVar = None  # the file has no checksums
 
     @classmethod
     def open(cls, path: StorePath, *, labels: TokenLabels | None = None) -> Self:
@@ -207,15 +211,14 @@ class NotebookReader:
         """Return what is known of the tokens."""
         return self.labels
 
-    def altered_chunks(
-        self, rows: tuple[int, int], *, before_block: Callable[[int], object] | None = None
-    ) -> Iterator[AlteredChunk]:
-        """Return an empty iterator: the file has no checksums."""
-        return iter(())
+    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
+        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks."""
+        chunk_tokens = self.schema.layout.chunk_tokens
+        return token_groups(tokens, most, places=None, chunk_tokens=chunk_tokens)
 
-    def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
-        """Return None: the file has no checksums."""
-        return None
+    def read_history(self) -> History:
+        """Return an empty history: the file has none."""
+        return History()
 
     def disk_bytes(self) -> int:
         """Return the size of the file."""
@@ -377,9 +380,7 @@ def export_notebook(
     file = file.absolute()
     _check_file_vacant(file, overwrite=overwrite)
     if reader.n_rows == 0:
-        from thimble_zarr.store.lock import not_begun  # which few who read need
-
-        raise not_begun(reader.path)
+        raise not_begun(reader)
     attribute = reader.schema.attrs.get(NOTEBOOK_FILE)
     contents = _as_notebook(reader) if attribute is None else Contents.from_attribute(attribute)
     contents.check_all_kept()

@@ -1,194 +1,150 @@
-"""Files that are on disk whole or not at all, also after a power loss.
+"""A store on a local disk: its files are read where they lie.
 
-A file is written under a temporary name and fsynced; then it is renamed, and then its directory is
-fsynced. Waiting for the disk takes no processor, and waiting for many files takes little longer
-than for one: so a few threads wait while the next file is encoded and written. Ctrl-C takes effect
-between files, because a lock of the threads that it leaves taken would never be given back.
-
-Nothing else in the package writes into a store: what `os` is asked for here is all that a crash can
-cut off.
+No link out of the store is followed, and no pipe is opened, which would keep a reader waiting.
 """
 
+import errno
 import os
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.store.files.base import NotPlainFileError, OutsideError
+from thimble_zarr.store.files.disk import LocalWriter
 
-PARTIAL = ".partial"
-"""What the name of a file that is being written ends with."""
+CAN_TELL = hasattr(os, "posix_fadvise")
+"""Whether the system can be told what will be read."""
 
-_N_THREADS = 8
+_TOLD_BYTES = 2**17
+"""What Linux is told of at once: of more it may forget the rest (`read_ahead_kb`)."""
 
-_MOST_UNSYNCED = 64
-"""Files that wait for the disk at once. Each is open, and a process may open 1024 by default."""
+_PLAIN = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"))
 
 
-class Disk:
-    """Writes files. One thread uses it at a time.
+class LocalFile:
+    """An open file (`OpenFile`)."""
 
-    Parameters
+    def __init__(self, path: str) -> None:
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | _PLAIN)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise NotPlainFileError("it is a link, which is not followed") from error
+            raise
+        found = os.fstat(self._descriptor)
+        self.n_bytes = found.st_size
+        if not stat.S_ISREG(found.st_mode):
+            os.close(self._descriptor)
+            raise NotPlainFileError("it is not a plain file")
+
+    def __enter__(self) -> "LocalFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._descriptor)
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Return bytes from `offset` on, fewer only where the file ends."""
+        content = os.pread(self._descriptor, n_bytes, offset)
+        while 0 < len(content) < n_bytes and (
+            more := os.pread(self._descriptor, n_bytes - len(content), offset + len(content))
+        ):  # of a large file the system returns some at once
+            content += more
+        return content
+
+    def read_into(self, memory: memoryview | bytearray, offset: int) -> int:
+        """Fill memory with the bytes from `offset` on; return how many there were."""
+        return os.preadv(self._descriptor, [memory], offset)
+
+    def will_read(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Tell the system what will be read, unless it has the first, the last and one between."""
+        some = [*ranges[:1], *ranges[-1:], *ranges[len(ranges) // 2 :][:1]]
+        # In the middle: others read the checksums at the ends alone.
+        if not CAN_TELL or all(self._is_at_hand(start + size // 2) for start, size in some):
+            return
+        for offset, n_bytes in ranges:
+            if offset + n_bytes > self.n_bytes:
+                continue
+            for start, stop in split_range(offset, offset + n_bytes, _TOLD_BYTES):
+                with suppress(OSError):  # a file system that cannot
+                    os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+
+    def _is_at_hand(self, offset: int) -> bool:
+        """Return whether a byte can be read without the disk; no where the system cannot tell."""
+        try:
+            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except (AttributeError, NotImplementedError, OSError, OverflowError):
+            return False
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files below a directory, for reading (`Files`).
+
+    Attributes
     ----------
-    stopwatch
-        Measures what the caller spends on encoding, writing and waiting for the disk.
+    path
+        The directory.
     """
 
-    def __init__(self, stopwatch: Stopwatch) -> None:
-        self._stopwatch = stopwatch
-        self._threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="thimble-zarr-disk")
-        self._unsynced: deque[Future[None]] = deque()
-        self._unnamed: list[Path] = []
+    path: Path
 
-    @interrupts_held()
-    def write(self, file: Path, parts: Iterable[bytes]) -> int:
-        """Replace `file`, when `sync` is called, and return its size.
+    @property
+    def is_there(self) -> bool:
+        """Whether anything is at the root."""
+        return self.path.exists()
 
-        After a crash it is the old or the new one, whole. If it cannot be written, neither it nor
-        what was written since the last `sync` gets its name.
-        """
-        n_bytes = 0
-        with self._stopwatch.time("write_s"):
-            make_directory(file.parent)
-        with ExitStack() as undo:
-            undo.callback(self._unnamed.clear)
-            while len(self._unsynced) >= _MOST_UNSYNCED:
-                with self._stopwatch.time("sync_s"):
-                    self._unsynced.popleft().result()
-            descriptor = os.open(_partial(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY)
-            undo.callback(os.close, descriptor)
-            for part in self._stopwatch.time_each("encode_s", parts):
-                with self._stopwatch.time("write_s"):
-                    _write_all(descriptor, part)
-                n_bytes += len(part)
-            undo.pop_all()
-        self._unsynced.append(self._threads.submit(_sync, descriptor))
-        self._unnamed.append(file)
-        return n_bytes
+    @property
+    def is_vacant(self) -> bool:
+        """Whether nothing is at the root, or an empty directory."""
+        return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
 
-    @interrupts_held()
-    def settle(self) -> None:
-        """Wait until what was written survives a power loss, though not yet under its name.
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        """Return the content of a file, or as much of it as is asked for."""
+        with self.open(key) as file:
+            return file.read(0, file.n_bytes if max_bytes is None else max_bytes)
 
-        Raises
-        ------
-        OSError
-            If any of it could not be written. Then none of it gets its name.
-        """
-        with self._stopwatch.time("sync_s"):
-            unsynced, self._unsynced = self._unsynced, deque()
-            try:
-                for future in unsynced:
-                    future.result()
-            except OSError:
-                self._unnamed.clear()
-                raise
+    def open(self, key: str) -> LocalFile:
+        """Open a file to read ranges of it."""
+        return LocalFile(self._inside(key))
 
-    @interrupts_held()
-    def sync(self, directories: Iterable[Path]) -> None:
-        """Give every file that was written its name, for good.
+    def size(self, key: str) -> int:
+        """Return the size of a file in bytes."""
+        found = os.lstat(self._inside(key))
+        if not stat.S_ISREG(found.st_mode):
+            raise NotPlainFileError("it is not a plain file")
+        return found.st_size
 
-        Parameters
-        ----------
-        directories
-            Those that the files lie in.
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below a prefix of whole parts: all that is no directory."""
+        for directory, names, files in os.walk(self.path / prefix):
+            links = [name for name in names if Path(directory, name).is_symlink()]
+            names.sort()
+            for name in sorted([*files, *links]):
+                yield Path(directory, name).relative_to(self.path).as_posix()
 
-        Raises
-        ------
-        OSError
-            If a file could not be written or renamed. The others may have their names.
-        """
-        self.settle()
-        with self._stopwatch.time("sync_s"):
-            unnamed, self._unnamed = self._unnamed, []
-            for file in unnamed:
-                os.replace(_partial(file), file)  # noqa: PTH105  # one module asks the system
-            for _ in self._threads.map(sync_directory, set(directories)):
-                pass
+    def _inside(self, key: str) -> str:
+        """Return the path of a file, once no link on the way leads out of the store."""
+        directory, _, _ = key.rpartition("/")
+        if directory not in self._known_inside:
+            found, root = os.path.realpath(self.path / directory), os.path.realpath(self.path)
+            if not Path(found).is_relative_to(root):
+                raise OutsideError("it lies behind a link that leads out of the store")
+            self._known_inside.add(directory)
+        return f"{self.path}/{key}"
 
-    def append(self, file: Path, offset: int, content: bytes) -> None:
-        """Make `content` what a file ends with from `offset` on. It survives a power loss.
+    @cached_property
+    def _known_inside(self) -> set[str]:
+        return set()
 
-        The file stays as it is up to `offset`, whatever happens.
-        """
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | _BINARY)
-        try:
-            os.ftruncate(descriptor, offset)
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            _write_all(descriptor, content)
-            with self._stopwatch.time("sync_s"):
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def writer(self, stopwatch: Stopwatch | None = None) -> LocalWriter:
+        """Return what writes files here, and measures what the caller spends on that."""
+        return LocalWriter(self.path, stopwatch or Stopwatch())
 
-    @interrupts_held()
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown()
-
-
-def make_directory(directory: Path) -> None:
-    """Create a directory and those above it, so that a power loss leaves them there."""
-    missing = []
-    while not directory.is_dir():
-        missing.append(directory)
-        directory = directory.parent
-    for directory in reversed(missing):
-        try:
-            os.mkdir(directory)  # noqa: PTH102
-        except FileExistsError:
-            if not directory.is_dir():
-                raise
-        sync_directory(directory.parent)
-
-
-def remove_file(file: Path) -> None:
-    """Remove a file for good, before anything that is done later."""
-    os.unlink(file)  # noqa: PTH108
-    sync_directory(file.parent)
-
-
-def remove_files(files: Iterable[Path]) -> None:
-    """Remove files for good, before anything that is done later. They may be gone already."""
-    directories = set()
-    for file in files:
-        with suppress(FileNotFoundError):
-            os.unlink(file)  # noqa: PTH108
-            directories.add(file.parent)
-    for directory in directories:
-        sync_directory(directory)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` survive a power loss; Windows has no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_BINARY = getattr(os, "O_BINARY", 0)
-
-
-def _partial(file: Path) -> Path:
-    return file.with_name(f"{file.name}{PARTIAL}")
-
-
-def _sync(descriptor: int) -> None:
-    """Wait until a file's content is on disk, and close it."""
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while len(rest):
-        rest = rest[os.write(descriptor, rest) :]
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return LocalFiles, (self.path,)

@@ -10,20 +10,19 @@ from thimble_zarr.store.keys import array_of
 
 def plan_blocks(plan: Plan) -> None:
     """Keep the rows before the first block that cannot be read."""
-    expected, lost, others = plan.expected, [], []
+    expected, lost, files = plan.expected, [], {}
     for key, first_row, end_row in _shards(plan):
         file = compare_file(expected, key)
         if file.state is FileState.LOST:
             plan.n_rows = min(plan.n_rows, first_row)
             lost.append(key)
         elif file.state is FileState.RECORDED and file.record.end_row < end_row:
-            # The commit record claims more rows than the block's line.
+            # The commit record claims more rows than the line of their block.
             plan.n_rows = min(plan.n_rows, file.record.end_row)
-        elif file.state is FileState.ALTERED or file.record is not expected.records.get(key):
-            others.append((key, first_row, end_row, file))
-    for key, first_row, end_row, file in others:
+        files[key] = first_row, end_row, file
+    for key, (first_row, end_row, file) in files.items():
         if first_row < plan.n_rows:
-            _settle(plan, key, (first_row, min(end_row, plan.n_rows)), file)
+            _keep(plan, key, (first_row, min(end_row, plan.n_rows)), file)
     plan.steps += [
         f"keep rows {first_row} to {end_row - 1} as they are: the checksums in their files are "
         "right, and the ledger's are lost"
@@ -51,17 +50,15 @@ def _shards(plan: Plan) -> Iterator[tuple[str, int, int]]:
             yield f"{array}/c.{block}{'.0' * (len(declared.shape) - 1)}", block * length, end_row
 
 
-def _settle(plan: Plan, key: str, rows: tuple[int, int], file: Comparison) -> None:
+def _keep(plan: Plan, key: str, rows: tuple[int, int], file: Comparison) -> None:
     """Have the ledger say of a shard what it is, or leave it as it is."""
-    if file.state is FileState.RECORDED:
-        # It was stored again, and the commit was cut off: what is there is one line more.
-        plan.put(key, file.record)
-    elif file.state is FileState.UNTOLD:
-        plan.put(key, replace(file.record, first_row=rows[0], end_row=rows[1]))
+    plan.keep(key, file.record)
+    if file.state is FileState.UNTOLD:
+        plan.keep(key, replace(file.record, first_row=rows[0], end_row=rows[1]))
         plan.rebuilt[rows[0]] = rows[1]
-    elif rows[0] in plan.expected.ends:
+    elif file.state is FileState.ALTERED and key in plan.expected.records:
         plan.altered[key] = file.problem
-    else:
+    elif file.state is FileState.ALTERED:
         plan.hopeless.append(
             f"{key}: {file.problem}, and the line of the ledger that tells which file belongs "
             f"here is lost; restore {key} from a copy"

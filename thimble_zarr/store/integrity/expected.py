@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, UnsupportedFormatError
-from thimble_zarr.format.schema import ATTRIBUTE, FORMAT_VERSION
+from thimble_zarr.format.schema import read_content
 from thimble_zarr.store.commit import Commit
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
@@ -29,14 +29,9 @@ from thimble_zarr.store.keys import (
     is_chunk_key,
     metadata_key,
 )
-from thimble_zarr.store.ledger import (
-    FileChecksums,
-    Line,
-    read_last_line,
-    read_lines,
-    recorded_files,
-)
+from thimble_zarr.store.ledger import FileChecksums, Line, read_last_line, read_lines
 from thimble_zarr.store.metadata import Declared
+from thimble_zarr.store.reader import read_attribute
 
 Document = Mapping[str, Any]
 
@@ -90,8 +85,6 @@ class Expected:
         What the last committed line that tells of a file says of it.
     metadata
         Every metadata document as the writer declared it; empty where that is lost.
-    ends
-        The row behind each block that has a sound line, by its first row.
     ledger_bytes
         Where the committed part of the ledger ends.
     doubtful_bytes
@@ -107,7 +100,6 @@ class Expected:
     n_rows: int = 0
     records: dict[str, Record] = field(default_factory=dict)
     metadata: dict[str, Document] = field(default_factory=dict)
-    ends: dict[int, int] = field(default_factory=dict)
     ledger_bytes: int = 0
     doubtful_bytes: int = 0
     findings: list[Discrepancy] = field(default_factory=list)
@@ -117,6 +109,12 @@ class Expected:
     def is_complete(self) -> bool:
         """Whether the store was closed."""
         return self.commit is not None and self.commit.complete
+
+    @property
+    def ends(self) -> dict[int, int]:
+        """The row behind each block that has a sound line, by its first row."""
+        blocks = [one for one in self.records.values() if one.chunks is not None]
+        return {block.first_row: block.end_row for block in blocks}
 
     def lines(self, start: int = 0, stop: int | None = None) -> Iterator[Line]:
         """Yield lines of the ledger, none where it is missing."""
@@ -135,8 +133,11 @@ class Expected:
     @cached_property
     def recorded_files(self) -> dict[FileChecksums, str]:
         """Every file that was committed, by its checksums, as far as the ledger is there."""
-        lines = self.lines(stop=self.ledger_bytes)
-        return recorded_files(line.entry for line in lines if line.entry is not None)
+        known = {}
+        for line in self.lines(stop=self.ledger_bytes):
+            with suppress(ValueError):
+                known |= {record.checksums: key for key, record in _records(line).items()}
+        return known
 
     @cached_property
     def documents(self) -> dict[str, Document]:
@@ -151,16 +152,6 @@ class Expected:
         """Return what an array was declared to be; raise ValueError if that is lost."""
         return Declared.of(self.documents.get(metadata_key(array), {}))
 
-    def missing_rows(self) -> Iterator[tuple[int, int]]:
-        """Yield committed rows that are in no sound line."""
-        row = 0
-        for first_row, end_row in sorted(self.ends.items()):
-            if first_row > row:
-                yield row, first_row
-            row = max(row, end_row)
-        if row < self.n_rows:
-            yield row, self.n_rows
-
     def add(self, line: Line) -> None:
         """Take a committed line at its word; raise ValueError if it cannot be read."""
         records, entry = _records(line), line.entry or {}
@@ -172,10 +163,6 @@ class Expected:
             removed, dropped = ({*entry.get(name, ())} for name in ("removed", "dropped"))
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"a line is malformed: {error!r}") from error
-        first_row, end_row = entry["rows"]
-        if "resumed" in entry:  # the run went on from there
-            self.ends = {row: end for row, end in self.ends.items() if row < end_row}
-        self.ends[first_row] = end_row
         self.repairs += map(str, repaired) if isinstance(repaired, list) else ()
         self.metadata |= metadata
         for array in dropped:
@@ -216,9 +203,12 @@ def read_expected(files: Files) -> Expected:
         expected.doubt(LEDGER, "it is missing")
     except ValueError as error:
         expected.doubt(LEDGER, str(error))
-    for first_row, end_row in expected.missing_rows():
-        what = f"it has no line for rows {first_row} to {end_row - 1}"
-        expected.doubt(LEDGER, what, before=expected.doubtful_bytes or _MAX_FILE_BYTES)
+    row, n_rows = 0, expected.n_rows
+    for first_row, end_row in [*sorted(expected.ends.items()), (n_rows, n_rows)]:
+        if row < first_row:
+            what = f"it has no line for rows {row} to {first_row - 1}"
+            expected.doubt(LEDGER, what, before=expected.doubtful_bytes or _MAX_FILE_BYTES)
+        row = max(row, end_row)
     if expected.commit is None and not expected.ends:
         raise DamagedStoreError(
             f"cannot read {files.path}: neither its commit record nor its ledger can be read, and "
@@ -262,14 +252,12 @@ def _check_is_store(files: Files) -> None:
             "`thimble-zarr train` or `thimble_zarr.Recorder`; the file of the original notebook is "
             "read by `thimble-zarr check` and `thimble-zarr import`"
         )
-    attribute = read_found(files, METADATA)[0].get("attributes", {})
-    attribute = attribute.get(ATTRIBUTE) if isinstance(attribute, dict) else None
-    version = attribute.get("format_version") if isinstance(attribute, dict) else None
-    if type(version) is int and version != FORMAT_VERSION:
-        raise UnsupportedFormatError(
-            f"cannot read {files.path}: it has format version {version}, and this release reads "
-            f"version {FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
-        )
+    try:
+        read_content(read_attribute(files))
+    except UnsupportedFormatError as error:
+        raise UnsupportedFormatError(f"cannot read {files.path}: {error}") from error
+    except DamagedStoreError:
+        pass  # it is found among the metadata
 
 
 def _records(line: Line) -> dict[str, Record]:

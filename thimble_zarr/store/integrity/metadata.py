@@ -11,7 +11,7 @@ from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
 from thimble_zarr.store.integrity.expected import Document, Expected, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
-from thimble_zarr.store.keys import METADATA, array_of, metadata_key
+from thimble_zarr.store.keys import METADATA, array_of
 
 CONSOLIDATED = "consolidated_metadata"
 
@@ -76,9 +76,8 @@ def compare_documents(
         if copies is not None:
             document = document | {CONSOLIDATED: copies}
         if problems[key]:
-            finding = Discrepancy("metadata", key, problems[key])
-            if not expected.metadata:
-                finding = Discrepancy("metadata", key, problems[key], _NOTHING_ELSE)
+            repair = "" if expected.metadata else _NOTHING_ELSE
+            finding = Discrepancy("metadata", key, problems[key], repair)
         states[key] = DocumentState(found[key], document, finding)
     return states
 

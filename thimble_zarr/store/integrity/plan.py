@@ -1,12 +1,9 @@
 """What a repair does, as data: nothing of it is done yet."""
 
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-
-import msgspec
+from dataclasses import dataclass, field
 
 from thimble_zarr.format.schema import Json
 from thimble_zarr.store.integrity.expected import Expected, Record
@@ -27,7 +24,7 @@ class Plan:
     n_rows
         Rows that stay.
     records
-        What the ledger says of files from now on.
+        The files of blocks that stay, and what the ledger says of them from now on.
     steps
         What is done, in words, in order.
     hopeless
@@ -50,7 +47,7 @@ class Plan:
 
     expected: Expected
     n_rows: int
-    records: dict[str, Record]
+    records: dict[str, Record] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
     hopeless: list[str] = field(default_factory=list)
     altered: dict[str, str] = field(default_factory=dict)
@@ -79,10 +76,10 @@ class Plan:
                 with suppress(ValueError):
                     yield array, Declared.of(document)
 
-    def put(self, key: str, record: Record) -> None:
-        """Have the ledger say something else of a file."""
+    def keep(self, key: str, record: Record) -> None:
+        """Keep a file, of which the ledger says something else from now on if it must."""
         self.records[key] = record
-        self.changes_ledger = True
+        self.changes_ledger |= record is not self.expected.records.get(key)
 
     def write(self, key: str, content: bytes, why: str) -> None:
         """Write a file of values again."""
@@ -98,7 +95,7 @@ class Plan:
             if record.chunks is not None and record.first_row == first_row:
                 files[key] = {"bytes": record.n_bytes}
                 chunks[array_of(key)] = record.chunks.tolist()
-            elif record.chunks is None and "replaces" in more and key not in self.removed:
+            elif record.chunks is None and "replaces" in more:
                 files[key] = {"bytes": record.n_bytes, "crc32": record.crc32}
         line: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         self.lines.append(seal(line | more) + b"\n")

@@ -24,7 +24,7 @@ import msgspec
 
 from thimble_zarr.errors import StoreError
 from thimble_zarr.store.commit import Commit
-from thimble_zarr.store.files.base import Files, OutsideError
+from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.blocks import plan_blocks
 from thimble_zarr.store.integrity.expected import read_expected
@@ -32,7 +32,6 @@ from thimble_zarr.store.integrity.leftovers import find_leftovers
 from thimble_zarr.store.integrity.metadata import (
     DocumentState,
     compare_documents,
-    is_per_step,
     is_same,
     was_closed,
     without_copies,
@@ -44,9 +43,7 @@ from thimble_zarr.store.keys import (
     HOLDER,
     LEDGER,
     array_of,
-    chunk_index,
     is_chunk_key,
-    metadata_key,
 )
 from thimble_zarr.store.lock import WriterLock, check_not_recorded
 from thimble_zarr.store.reader import StorePath
@@ -109,38 +106,30 @@ def _plan(files: Files) -> Plan:
     """Plan the repair of a store that nobody records into."""
     try:
         expected = read_expected(files)
-        plan = Plan(expected, expected.n_rows, dict(expected.records))
+        plan = Plan(expected, expected.n_rows)
+        nodes = [f"{array_of(key)}/" for key in expected.documents]
         plan.hopeless += [
-            f"{array} is a link that leads out of the store, and is not followed"
-            for array, _ in plan.arrays()
-            if _leads_out(files, array)
+            f"{key} is a link, and is not followed; put back what it stands for"
+            for key in files.list()
+            if any(node.startswith(f"{key}/") for node in nodes)
         ]
-        if expected.n_rows and not plan.hopeless:
+        if plan.hopeless:
+            return plan
+        if expected.n_rows:
             plan_blocks(plan)
-            if plan.n_rows:
-                plan_values(plan)
-        if plan.n_rows or not plan.hopeless:
+        if plan.n_rows:
+            plan_values(plan)
+        if plan.n_rows or not expected.n_rows:
             repaired = plan.steps.copy()
             documents = compare_documents(expected, plan.n_rows, plan.dropped)
             _plan_metadata(plan, documents)
-            _plan_removal(plan)
             _plan_bookkeeping(plan, documents, repaired)
-            plan.steps += [f"remove {key}" for key in plan.removed]
+            _plan_removal(plan)
     except StoreError:
         raise
     except OSError as error:
         raise StoreError(f"cannot read {files.path}: {error}") from error
     return plan
-
-
-def _leads_out(files: Files, array: str) -> bool:
-    try:
-        files.size(metadata_key(array))
-    except OutsideError:
-        return True
-    except (OSError, ValueError):
-        pass  # it is found when it is read
-    return False
 
 
 def _plan_metadata(plan: Plan, documents: dict[str, DocumentState]) -> None:
@@ -153,22 +142,6 @@ def _plan_metadata(plan: Plan, documents: dict[str, DocumentState]) -> None:
             is_declared = is_same(without_copies(one.right), without_copies(one.found))
             how = "consolidate the metadata in {}" if is_declared else "write {} again"
             plan.steps.append(how.format(key))
-
-
-def _plan_removal(plan: Plan) -> None:
-    """Remove what lies behind the rows that stay, and what else a crash left."""
-    expected = plan.expected
-    lengths = {
-        array: declared.file_shape[0]
-        for array, declared in plan.arrays()
-        if expected.n_rows and is_per_step(expected.documents[metadata_key(array)])
-    }
-    for key in expected.files.list():
-        length = lengths.get(array_of(key)) if is_chunk_key(key) else None
-        if length is not None and chunk_index(key) * length >= plan.n_rows:
-            plan.removed.append(key)
-    leftovers = [one.where for one in find_leftovers(expected) if one.kind == "leftover"]
-    plan.removed += [key for key in leftovers if key not in plan.removed]
 
 
 def _plan_bookkeeping(plan: Plan, documents: dict[str, DocumentState], repaired: list[str]) -> None:
@@ -196,6 +169,19 @@ def _plan_bookkeeping(plan: Plan, documents: dict[str, DocumentState], repaired:
     if "commit-record" in kinds or plan.lines:
         plan.changes_commit = True
         plan.steps.append(f"write {COMMIT} again: {plan.n_rows} rows, as the ledger has them")
+
+
+def _plan_removal(plan: Plan) -> None:
+    """Remove what lies behind the rows that stay, and what else a crash left."""
+    arrays = {array for array, _ in plan.arrays()} if plan.expected.n_rows else {}
+    plan.removed += [
+        key
+        for key in plan.expected.files.list()
+        if is_chunk_key(key) and array_of(key) in arrays and key not in plan.records
+    ]
+    leftovers = [one.where for one in find_leftovers(plan.expected) if one.kind == "leftover"]
+    plan.removed += [key for key in leftovers if key not in plan.removed]
+    plan.steps += [f"remove {key}" for key in plan.removed]
 
 
 # --- doing it ------------------------------------------------------------------------------------

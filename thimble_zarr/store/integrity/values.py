@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
+from thimble_zarr.format.schema import ATTRIBUTE, Schema
 from thimble_zarr.store.integrity.expected import Record
 from thimble_zarr.store.integrity.files import FileState, compare_file
 from thimble_zarr.store.integrity.metadata import is_per_step
@@ -42,45 +42,44 @@ def plan_values(plan: Plan) -> None:
         for index in range(math.ceil(length / declared.file_shape[0])):
             if not declared.is_sharded and array not in plan.dropped:
                 _plan_file(plan, f"{array}/c.{index}", declared)
-    gone = {key for key in plan.records if array_of(key) in plan.dropped}
-    plan.records = {key: record for key, record in plan.records.items() if key not in gone}
+    for key in [key for key in plan.records if array_of(key) in plan.dropped]:
+        del plan.records[key]
 
 
 def _plan_file(plan: Plan, key: str, declared: Declared) -> None:
     expected, file = plan.expected, compare_file(plan.expected, key)
     group, name = split_array_key(array_of(key))
-    schema = _schema_of(plan, group)
-    is_chosen = _is_chosen(name, schema)
+    values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
     if file.state is FileState.RECORDED:
-        if file.record is not expected.records.get(key):
-            plan.put(key, file.record)
-        return
+        return plan.keep(key, file.record)
     if file.state is FileState.UNTOLD:
-        plan.put(key, file.record)
         plan.steps.append(
             f"keep {key} as it is: its own checksum is right, and the ledger's is lost"
         )
-        return
-    missing = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
-    if file.state is FileState.ALTERED and (is_chosen or name not in _COUNTED):
-        values = decode_vector(expected.files.get(key), len(missing), declared.dtype)
-        if not np.array_equal(values, missing, equal_nan=True):  # else a repair was cut off here
-            if not _restore(plan, key, values, file.record):
+        return plan.keep(key, file.record)
+    order = _order(plan, group, name)
+    if file.state is FileState.ALTERED and order is None:
+        found = decode_vector(expected.files.get(key), len(values), declared.dtype)
+        if not np.array_equal(found, values, equal_nan=True):  # else a repair was cut off here
+            plan.keep(key, file.record)
+            if not _restore(plan, key, found, file.record):
                 plan.altered[key] = file.problem
-            return
+            return None
     plan.changes_ledger = True
-    if is_chosen:
-        plan.hopeless.append(
-            f"{key} cannot be read, and nothing else tells which {name}s were recorded; "
-            "restore it from a copy"
-        )
+    start = chunk_index(key) * len(values)
+    if order is not None:
+        some = order[start : start + len(values)]
+        values[: len(some)] = some
+        plan.write(key, encode_vector(values), "its values are known")
     elif name in _COUNTED:
-        _count(plan, key, missing, schema)
+        plan.hopeless.append(
+            f"{key} cannot be read, and nothing else tells which {name}s were recorded, and in "
+            "which order; restore it from a copy"
+        )
     elif is_per_step(expected.documents[metadata_key(array_of(key))]):
-        start = chunk_index(key) * len(missing)
-        last = min(start + len(missing), plan.n_rows) - 1
+        last = min(start + len(values), plan.n_rows) - 1
         why = f"the values of rows {start} to {last} cannot be read, and become missing"
-        plan.write(key, encode_vector(missing), why)
+        plan.write(key, encode_vector(values), why)
     else:
         for label in _TEXT if name in _TEXT else (name,):
             array = array_key((group, label))
@@ -120,37 +119,15 @@ def _guesses(values: np.ndarray) -> Iterator[tuple[int, float]]:
         yield from ((row, value) for value in around if value != values[row])
 
 
-def _schema_of(plan: Plan, group: str) -> Json:
-    """Return what a group says of what it holds, None if it does not."""
-    attributes = plan.expected.documents.get(metadata_key(group), {}).get("attributes")
-    return attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
-
-
-def _is_chosen(name: str, schema: Json) -> bool:
-    """Whether an array labels what was chosen for recording, which nothing else tells."""
-    if not isinstance(schema, dict):
-        return False
-    if name == "step":
-        return schema.get("schedule") is not None
-    dims = schema.get("dims")
-    first = dims[:1] if isinstance(dims, list) else []
-    return schema.get("whole_tokens") is not None and first == [name]
-
-
-def _count(plan: Plan, key: str, values: np.ndarray, schema: Json) -> None:
-    """Write steps or tokens again, in the order in which they lie on disk."""
-    _, name = split_array_key(array_of(key))
-    order: np.ndarray | range = range(plan.n_rows)
-    if name != "step":
-        try:
-            known = Schema.from_attribute(schema)
-        except DamagedStoreError:
-            plan.hopeless.append(
-                f"{key} cannot be read, and neither can the order of the {name}s; restore it "
-                "from a copy"
-            )
-            return
-        order = range(known.n_tokens) if known.stored_order is None else known.stored_order
-    some = order[chunk_index(key) * len(values) :][: len(values)]
-    values[: len(some)] = some
-    plan.write(key, encode_vector(values), "its values are known")
+def _order(plan: Plan, group: str, name: str) -> np.ndarray | range | None:
+    """Return all steps or tokens as they lie on disk, None where some were chosen or it is lost."""
+    try:
+        document = plan.expected.documents[metadata_key(group)]
+        schema = Schema.from_attribute(document["attributes"][ATTRIBUTE])
+    except (DamagedStoreError, LookupError, TypeError):
+        return None
+    if name == "step" and schema.schedule is None:
+        return range(plan.n_rows)
+    if name == "token" and schema.whole_tokens is None:
+        return range(schema.n_tokens) if schema.stored_order is None else schema.stored_order
+    return None

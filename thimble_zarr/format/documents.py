@@ -1,0 +1,61 @@
+"""JSON that nobody vouches for: of bounded size and depth, whoever wrote it."""
+
+import json
+from typing import Any
+
+MAX_DOCUMENT_BYTES = 2**26
+"""Largest JSON document that is read."""
+
+MAX_ITEMS = 2**21
+"""Most items of all lists and objects in a document: in memory each takes some hundred bytes."""
+
+MAX_DEPTH = 64
+"""Deepest nesting of lists and objects in a document."""
+
+
+class TooLargeError(ValueError):
+    """A document has more bytes or items than are read."""
+
+
+def parsed(content: bytes, max_depth: int = MAX_DEPTH) -> Any:
+    """Return what JSON says.
+
+    Raises
+    ------
+    TooLargeError
+        If it has too many bytes or items.
+    ValueError
+        If it is not JSON or is nested deeper than `max_depth`.
+    """
+    check_size(content)
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _check_depth(value, max_depth)
+    return value
+
+
+def check_size(content: bytes) -> None:
+    """Raise TooLargeError if JSON is more than is read: what is not read must not be written."""
+    n_items = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+    if len(content) > MAX_DOCUMENT_BYTES or n_items > MAX_ITEMS:
+        raise TooLargeError(
+            f"it has {len(content):,} bytes and {n_items:,} items, and at most "
+            f"{MAX_DOCUMENT_BYTES:,} bytes and {MAX_ITEMS:,} items are read"
+        )
+
+
+def _check_depth(value: Any, max_depth: int) -> None:
+    level = [value]
+    for _ in range(max_depth):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {max_depth} deep")

@@ -1,0 +1,123 @@
+"""What a store asks of the place where its files lie: a local disk, an object store, a test's dict.
+
+A key is a path from the root of the store, with `/` between its parts (`store.keys`). A place
+serves plain files only: it follows no link out of the store and opens no pipe, because a store may
+come from anywhere.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, Self
+
+from thimble_zarr.format.overhead import Stopwatch
+
+PARTIAL = ".partial"
+"""What the key of a file ends with that is being written."""
+
+
+class NotPlainFileError(ValueError):
+    """A key leads to something that is not opened: a link, a directory or a pipe."""
+
+
+class OutsideError(NotPlainFileError):
+    """A key leads out of the store, by a link on the way."""
+
+
+class OpenFile(Protocol):
+    """A file of which ranges are read. Use it as a context manager, in one thread."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size when it was opened."""
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Return bytes from `offset` on, fewer only where the file ends."""
+
+    def read_into(self, memory: memoryview | bytearray, offset: int) -> int:
+        """Fill memory with the bytes from `offset` on; return how many there were."""
+
+    def will_read(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Say which ranges, `(offset, n_bytes)`, will be read, so that the disk may begin."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Files(Protocol):
+    """The files of a store, for reading. Small to pickle, safe to share by threads.
+
+    Where a key has no file its methods raise FileNotFoundError, where it leads to something else
+    NotPlainFileError, and where the place cannot be read OSError.
+    """
+
+    @property
+    def path(self) -> Path:
+        """Where the store lies, as errors name it."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything is at the root."""
+
+    @property
+    def is_vacant(self) -> bool:
+        """Whether a store may be created at the root: nothing is there, or an empty directory."""
+
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        """Return the content of a file, or as much of it as is asked for."""
+
+    def open(self, key: str) -> OpenFile:
+        """Open a file to read ranges of it."""
+
+    def size(self, key: str) -> int:
+        """Return the size of a file in bytes."""
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below a prefix of whole parts, also of what is not opened."""
+
+    def writer(self, stopwatch: Stopwatch | None = None) -> "FileWriter":
+        """Return what writes files here, and measures what the caller spends on that."""
+
+
+class FileWriter(Protocol):
+    """Writes the files of a store. One thread uses it at a time, and closes it."""
+
+    def put(self, key: str, parts: Iterable[bytes]) -> int:
+        """Write a file, which gets its key when `sync` is called; return its size.
+
+        After a crash it is the old one or the new one, whole. If it cannot be written, neither it
+        nor what was put since the last `sync` gets its key. No key is put twice before `sync`.
+        """
+
+    def settle(self) -> None:
+        """Wait until what was put survives a power loss, though not yet under its key.
+
+        Raises
+        ------
+        OSError
+            If any of it could not be written. Then none of it gets its key.
+        """
+
+    def sync(self) -> None:
+        """Give every file that was put its key, for good.
+
+        Raises
+        ------
+        OSError
+            If a file could not be written or get its key. The others may have theirs.
+        """
+
+    def append(self, key: str, offset: int, content: bytes) -> None:
+        """Make `content` what a file ends with from `offset` on; it survives a power loss.
+
+        The file stays as it is up to `offset`, whatever happens.
+        """
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove files for good, before anything that is done later. They may be gone already."""
+
+    def remove(self) -> None:
+        """Remove all there is, as far as that can be done."""
+
+    def close(self) -> None:
+        """End what works in the background. Safe to call twice."""

@@ -1,0 +1,294 @@
+"""Files that are on a local disk whole or not at all, also after a power loss.
+
+A file is written under a temporary name and fsynced; then it is renamed, and then its directory is
+fsynced. Waiting for the disk takes no processor, and waiting for many files takes little longer
+than for one: so a few threads wait while the next file is encoded and written. Ctrl-C takes effect
+between files, because a lock of the threads that it leaves taken would never be given back.
+
+Nothing else in the package writes into a store: what `os` is asked for here is all that a crash can
+cut off.
+"""
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from thimble_zarr.format.overhead import Stopwatch
+from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.store.files.base import PARTIAL
+
+_N_THREADS = 8
+
+_MOST_UNSYNCED = 64
+"""Files that wait for the disk at once. Each is open, and a process may open 1024 by default."""
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+class LocalWriter:
+    """Writes files below a directory (`FileWriter`), which is made when something is put there."""
+
+    def __init__(self, path: Path, stopwatch: Stopwatch) -> None:
+        self._path, self._stopwatch = path, stopwatch
+        self._threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="thimble-zarr-disk")
+        self._unsynced: deque[Future[None]] = deque()
+        self._unnamed: list[Path] = []
+        self._directories = {path.parent}
+
+    @interrupts_held()
+    def put(self, key: str, parts: Iterable[bytes]) -> int:
+        """Write a file, which gets its key when `sync` is called; return its size."""
+        n_bytes, file = 0, self._path / key
+        with self._stopwatch.time("write_s"):
+            make_directory(file.parent)
+        with ExitStack() as undo:
+            undo.callback(self._unnamed.clear)
+            while len(self._unsynced) >= _MOST_UNSYNCED:
+                with self._stopwatch.time("sync_s"):
+                    self._unsynced.popleft().result()
+            descriptor = os.open(_partial(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY)
+            undo.callback(os.close, descriptor)
+            for part in self._stopwatch.time_each("encode_s", parts):
+                with self._stopwatch.time("write_s"):
+                    _write_all(descriptor, part)
+                n_bytes += len(part)
+            undo.pop_all()
+        self._unsynced.append(self._threads.submit(_sync, descriptor))
+        self._unnamed.append(file)
+        return n_bytes
+
+    @interrupts_held()
+    def settle(self) -> None:
+        """Wait until what was put survives a power loss, though not yet under its key."""
+        with self._stopwatch.time("sync_s"):
+            unsynced, self._unsynced = self._unsynced, deque()
+            try:
+                for future in unsynced:
+                    future.result()
+            except OSError:
+                self._unnamed.clear()
+                raise
+
+    @interrupts_held()
+    def sync(self) -> None:
+        """Give every file that was put its key, for good; the first time also the root its name."""
+        self.settle()
+        with self._stopwatch.time("sync_s"):
+            unnamed, self._unnamed = self._unnamed, []
+            for file in unnamed:
+                os.replace(_partial(file), file)  # noqa: PTH105  # one module asks the system
+            directories, self._directories = self._directories, set()
+            directories.update(file.parent for file in unnamed)
+            for _ in self._threads.map(sync_directory, directories):
+                pass
+
+    def append(self, key: str, offset: int, content: bytes) -> None:
+        """Make `content` what a file ends with from `offset` on; it survives a power loss."""
+        file = self._path / key
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | _BINARY)
+        try:
+            os.ftruncate(descriptor, offset)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            _write_all(descriptor, content)
+            with self._stopwatch.time("sync_s"):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if offset == 0:  # it may be new
+            sync_directory(file.parent)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove files for good, and directories that nothing is left in."""
+        directories = set()
+        for key in keys:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path / key)  # noqa: PTH108
+            directories.add((self._path / key).parent)
+        for directory in sorted(directories, reverse=True):  # what lies deeper comes first
+            while directory != self._path:
+                try:
+                    os.rmdir(directory)  # noqa: PTH106
+                except OSError:
+                    break
+                directory = directory.parent
+            with suppress(FileNotFoundError):
+                sync_directory(directory)
+
+    def remove(self) -> None:
+        """Remove all there is, as far as that can be done."""
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    @interrupts_held()
+    def close(self) -> None:
+        """End the threads. Safe to call twice."""
+        self._threads.shutdown()
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory and those above it, so that a power loss leaves them there."""
+    missing = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory)  # noqa: PTH102
+        except FileExistsError:
+            if not directory.is_dir():
+                raise
+        sync_directory(directory.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power loss; Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}{PARTIAL}")
+
+
+def _sync(descriptor: int) -> None:
+    """Wait until a file's content is on disk, and close it."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while len(rest):
+        rest = rest[os.write(descriptor, rest) :]
+
+
+# --- until the last caller has gone ---
+
+
+class Disk:
+    """Writes files. One thread uses it at a time.
+
+    Parameters
+    ----------
+    stopwatch
+        Measures what the caller spends on encoding, writing and waiting for the disk.
+    """
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
+        self._threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="thimble-zarr-disk")
+        self._unsynced: deque[Future[None]] = deque()
+        self._unnamed: list[Path] = []
+
+    @interrupts_held()
+    def write(self, file: Path, parts: Iterable[bytes]) -> int:
+        """Replace `file`, when `sync` is called, and return its size.
+
+        After a crash it is the old or the new one, whole. If it cannot be written, neither it nor
+        what was written since the last `sync` gets its name.
+        """
+        n_bytes = 0
+        with self._stopwatch.time("write_s"):
+            make_directory(file.parent)
+        with ExitStack() as undo:
+            undo.callback(self._unnamed.clear)
+            while len(self._unsynced) >= _MOST_UNSYNCED:
+                with self._stopwatch.time("sync_s"):
+                    self._unsynced.popleft().result()
+            descriptor = os.open(_partial(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY)
+            undo.callback(os.close, descriptor)
+            for part in self._stopwatch.time_each("encode_s", parts):
+                with self._stopwatch.time("write_s"):
+                    _write_all(descriptor, part)
+                n_bytes += len(part)
+            undo.pop_all()
+        self._unsynced.append(self._threads.submit(_sync, descriptor))
+        self._unnamed.append(file)
+        return n_bytes
+
+    @interrupts_held()
+    def settle(self) -> None:
+        """Wait until what was written survives a power loss, though not yet under its name.
+
+        Raises
+        ------
+        OSError
+            If any of it could not be written. Then none of it gets its name.
+        """
+        with self._stopwatch.time("sync_s"):
+            unsynced, self._unsynced = self._unsynced, deque()
+            try:
+                for future in unsynced:
+                    future.result()
+            except OSError:
+                self._unnamed.clear()
+                raise
+
+    @interrupts_held()
+    def sync(self, directories: Iterable[Path]) -> None:
+        """Give every file that was written its name, for good.
+
+        Parameters
+        ----------
+        directories
+            Those that the files lie in.
+
+        Raises
+        ------
+        OSError
+            If a file could not be written or renamed. The others may have their names.
+        """
+        self.settle()
+        with self._stopwatch.time("sync_s"):
+            unnamed, self._unnamed = self._unnamed, []
+            for file in unnamed:
+                os.replace(_partial(file), file)  # noqa: PTH105  # one module asks the system
+            for _ in self._threads.map(sync_directory, set(directories)):
+                pass
+
+    def append(self, file: Path, offset: int, content: bytes) -> None:
+        """Make `content` what a file ends with from `offset` on. It survives a power loss.
+
+        The file stays as it is up to `offset`, whatever happens.
+        """
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | _BINARY)
+        try:
+            os.ftruncate(descriptor, offset)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            _write_all(descriptor, content)
+            with self._stopwatch.time("sync_s"):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @interrupts_held()
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+
+def remove_file(file: Path) -> None:
+    """Remove a file for good, before anything that is done later."""
+    os.unlink(file)  # noqa: PTH108
+    sync_directory(file.parent)
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    """Remove files for good, before anything that is done later. They may be gone already."""
+    directories = set()
+    for file in files:
+        with suppress(FileNotFoundError):
+            os.unlink(file)  # noqa: PTH108
+            directories.add(file.parent)
+    for directory in directories:
+        sync_directory(directory)
