@@ -13,14 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from thimble_zarr import tuning
 from thimble_zarr.cli.main import cli
-from thimble_zarr.experiment import checkpoints
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.store.keys import BOOKKEEPING, LEDGER, METADATA
 from thimble_zarr.store.ledger import read_lines
@@ -207,7 +207,7 @@ def main(*, runs: int, seed: int, checkpoint_share: float, options: tuple[str, .
     from thimble_zarr.experiment import trainer  # noqa: F401  # imported once, for all
 
     torch.set_num_threads(1)  # threads would not be there after a fork
-    checkpoints.MAX_SHARE = checkpoint_share
+    tuning.TUNING = replace(tuning.TUNING, checkpoint_share=checkpoint_share)
     with tempfile.TemporaryDirectory() as root:
         counted = kill_and_resume(Path(root), options or TINY, runs=runs, seed=seed)
     click.echo(

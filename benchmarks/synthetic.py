@@ -11,14 +11,13 @@ from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.schema import (
     SCALARS,
     TOKEN_DIMS,
-    OptimizerInfo,
     Schema,
-    recorded_variables,
 )
+from thimble_zarr.optim.adam import Adam
 from thimble_zarr.store.reader import StorePath
 from thimble_zarr.store.writer import StoreWriter
 
-_OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)
+_OPTIMIZER = Adam(name="AdamW", implementation="single", decoupled_weight_decay=True)
 _HYPERPARAMETERS = {
     "loss": 1.0,
     "learning_rate": 1e-3,
@@ -39,7 +38,7 @@ def synthetic_run(path: StorePath, *, n_steps: int, n_tokens: int, n_dims: int) 
     n_steps, n_tokens, n_dims
         Its size.
     """
-    dtypes = dict.fromkeys(recorded_variables(_OPTIMIZER), "bfloat16")
+    dtypes = dict.fromkeys(_OPTIMIZER.variables, "bfloat16")
     itemsizes = {name: storage_dtype(native).itemsize for name, native in dtypes.items()}
     schema = Schema(
         shape=(n_tokens, n_dims),

@@ -4,8 +4,9 @@ Record what the optimizer saw and did at every step, then ask whether it explain
 
     with Recorder("run.zarr", optimizer, parameter=embedding.weight) as recorder:
         ...                                       # your training loop, unchanged
+    result = check("run.zarr", tokens="dead")     # does every row follow from the row before?
+    print(result.holds, result.table.head())
     ds = open_dataset("run.zarr")                 # lazy, xarray and Dask
-    table = accounting(ds.sel(token=ds.dead))     # per step: does AdamW's formula explain it?
 
 Names are loaded when they are first used, so that importing the package stays cheap.
 """
@@ -14,6 +15,7 @@ TYPE_CHECKING = False  # as type checkers know it; importing typing takes 10 ms
 
 if TYPE_CHECKING:
     from thimble_zarr.analysis.audit.accounting import accounting
+    from thimble_zarr.analysis.check import check
     from thimble_zarr.analysis.dataset.open import open_dataset, open_datatree
     from thimble_zarr.analysis.dataset.runs import open_datasets
     from thimble_zarr.errors import ThimbleError
@@ -28,6 +30,7 @@ __all__ = [
     "ThimbleError",
     "TokenLabels",
     "accounting",
+    "check",
     "every",
     "log_spaced",
     "open_dataset",
@@ -41,6 +44,7 @@ _HOMES = {
     "ThimbleError": "thimble_zarr.errors",
     "TokenLabels": "thimble_zarr.format.schema",
     "accounting": "thimble_zarr.analysis.audit.accounting",
+    "check": "thimble_zarr.analysis.check",
     "every": "thimble_zarr.record.schedule",
     "log_spaced": "thimble_zarr.record.schedule",
     "open_dataset": "thimble_zarr.analysis.dataset.open",

@@ -14,5 +14,11 @@ from dataclasses import dataclass
 class Tuning:
     """Constants of speed, in elements, bytes, chunks or steps as their names say."""
 
+    piece_characters: int = 2**14
+    """Least length of the pieces of a text that are encoded: 16 at once take some 20 MB."""
+
+    checkpoint_share: float = 0.005
+    """Share of a run's time that taking checkpoints may have."""
+
 
 TUNING = Tuning()

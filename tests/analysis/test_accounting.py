@@ -263,7 +263,7 @@ def test_the_replay_alone_is_that_beside_the_formula(
     subsets = {"some": np.array([7, 8]), "all": np.arange(11)}
     both = accounting(ds, subsets=subsets)
     # Nothing of the formula is computed.
-    monkeypatch.delattr("thimble_zarr.analysis.audit.audit.adam_update")
+    monkeypatch.delattr("thimble_zarr.analysis.audit.audit.update")
     alone = accounting(ds, subsets=subsets, formula=False)
     xr.testing.assert_identical(alone, both.drop_vars(oracles.COLUMNS))
     assert (
@@ -326,9 +326,9 @@ def test_rows_shifted_by_one_step_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replay: bool
 ) -> None:
     """States of step t+1 stored under step t, as an alias that is copied too late would be."""
-    from thimble_zarr.record import recorder as recorder_module
+    from thimble_zarr.record import capture
 
-    real = recorder_module.state_tensors
+    real = capture.state_tensors
     late: list[dict[str, torch.Tensor]] = []
 
     def state_tensors(*args: object) -> dict[str, torch.Tensor]:
@@ -336,7 +336,7 @@ def test_rows_shifted_by_one_step_fail(
         shifted = late[-2] if len(late) > 2 else late[-1]
         return shifted | {"W": late[-1]["W"]}
 
-    monkeypatch.setattr(recorder_module, "state_tensors", state_tensors)
+    monkeypatch.setattr(capture, "state_tensors", state_tensors)
     record(tmp_path / "run.zarr")
     assert not verdict(accounting(open_dataset(tmp_path / "run.zarr"), replay=replay)).holds
 

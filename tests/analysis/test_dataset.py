@@ -56,7 +56,8 @@ def test_derived_variables_are_the_formula(tmp_path: Path) -> None:
 
 def test_these_are_the_variables(tmp_path: Path, toy_path: Path) -> None:
     stored = ["W", "grad", "exp_avg", "exp_avg_sq"]
-    derived = ["delta_W", "adam_update", "adam_decay", "adam_residual"]
+    derived = ["delta_W", "update", "decay", "residual"]
+    derived += ["adam_update", "adam_decay", "adam_residual"]
     derived += ["rounding", "unexplained", "ulp", "displacement_ulp", "stalled"]
     scalars = ["loss", "learning_rate", "beta1", "beta2", "eps", "weight_decay", "optimizer_step"]
     ds = open_dataset(toy_path)

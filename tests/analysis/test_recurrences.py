@@ -14,10 +14,11 @@ from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.replayed import not_exact_because
 from thimble_zarr.analysis.compute.windows import Source
 from thimble_zarr.analysis.verdict import verdict
-from thimble_zarr.bits import decode, least_positive, spacing, unit_roundoff
-from thimble_zarr.format.schema import OptimizerInfo
-from thimble_zarr.optim.adam import recurrence_bounds
-from thimble_zarr.optim.replay import Lanes, Program
+from thimble_zarr.bits import decode, spacing, unit_roundoff
+from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.base import Precision
+from thimble_zarr.optim.lanes import Lanes
+from thimble_zarr.optim.replay import Program
 from thimble_zarr.store.reader import StoreReader
 
 NATIVE = {"bfloat16": 1e-8, "float16": 1e-4, "float32": 1e-8, "float64": 1e-8}
@@ -297,6 +298,7 @@ class Steps:
             "beta2": self.rng.choice([0.5, 0.95, 0.999]),
             "eps": max(NATIVE[native], 10 ** self.rng.uniform(-8, -3)),
             "weight_decay": self.rng.choice([0.0, 0.01, 0.3]),
+            "optimizer_step": self.count,
         }
         self.before = {"W": self.draw(-4, 1), "exp_avg": self.draw(-5, 1)}
         self.before["exp_avg_sq"] = np.abs(self.draw(-6, 2))
@@ -315,28 +317,22 @@ class Steps:
         return (tensor.view(torch.uint16) if native == "bfloat16" else tensor).numpy()
 
     def run(self, implementation: str, native: str) -> dict[str, np.ndarray]:
-        info = OptimizerInfo(name="Adam", implementation=implementation, **self.flags)
+        adam = Adam(name="Adam", implementation=implementation, **self.flags)
         inputs = self.before | {"grad": self.grad}
-        program = Program(info, dict.fromkeys(inputs, native), "cpu")
+        program = Program(adam, dict.fromkeys(inputs, native), "cpu")
         after = program.step(
             {name: self.store(values, native) for name, values in inputs.items()},
             Lanes(self.N, self.N).split(np.arange(self.N)),
-            hyperparameters={name: float(value) for name, value in self.numbers.items()},
-            optimizer_step=self.count,
+            {name: float(value) for name, value in self.numbers.items()},
         )
         return {name: decode(bits, native, np.float64) for name, bits in after.items()}
 
     def bounds(self) -> dict[str, np.ndarray]:
-        numbers = self.numbers | {"optimizer_step": self.count}
-        return recurrence_bounds(
-            self.before,
-            -self.grad if self.flags["maximize"] else self.grad,
-            decoupled_weight_decay=self.flags["decoupled_weight_decay"],
-            hyperparameters={name: np.array(value) for name, value in numbers.items()},
-            unit_roundoff=unit_roundoff(self.native) + unit_roundoff("float64"),
-            scalar_roundoff=4 * unit_roundoff("float32"),
-            least=least_positive(self.native),
-        )
+        native = self.native
+        precision = Precision.of(native, scalars="float32", ours=unit_roundoff("float64"))
+        numbers = {name: np.array(value) for name, value in self.numbers.items()}
+        adam = Adam(name="Adam", implementation="single", **self.flags)
+        return adam.bounds(self.before, self.grad, numbers, precision)
 
 
 flags = pytest.mark.parametrize(

@@ -30,15 +30,15 @@ def source(toy_path: Path) -> Source:
     ],
 )
 def test_tokens(source: Source, spec: str | None, tokens: list[int]) -> None:
-    subset, ids = select_tokens(source, spec)
-    assert ids.tolist() == tokens
+    subset, positions = select_tokens(source, spec)
+    assert positions.tolist() == tokens
     assert subset == (spec or "dead")
 
 
 def test_tokens_from_a_file(source: Source, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text("8 3\n5,\n")
-    _, ids = select_tokens(source, f"@{tmp_path / 'ids'}")
-    assert ids.tolist() == [3, 5, 8]
+    _, positions = select_tokens(source, f"@{tmp_path / 'ids'}")
+    assert positions.tolist() == [3, 5, 8]
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,29 @@ def test_tokens_that_are_not_there(source: Source, spec: str, message: str) -> N
 
 def test_several_subsets_are_selected_together(source: Source) -> None:
     selected, subsets = select(source, "dead,all", "3:5")
-    assert {name: ids.tolist() for name, ids in subsets.items()} == {
+    assert {name: [*subset.tokens] for name, subset in subsets.items()} == {
         "dead": [2, 3, 6, 9],
-        "all": list(range(11)),
+        "all": [*range(11)],
     }
+    assert all(subset.rows == range(3, 6) for subset in subsets.values())
     assert (selected.tokens, selected.rows, selected.dims) == (range(11), range(3, 6), range(5))
     assert np.asarray(select(source, "dead", None)[0].tokens).tolist() == [2, 3, 6, 9]
+
+
+def test_ids_become_positions_among_the_tokens_that_were_recorded(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", recorder_options={"tokens": [2, 3, 5, 9]})
+    source = Source(StoreReader.open(tmp_path / "run.zarr"))
+    selected, subsets = select(source, "all,dead", None)
+    assert {name: [*subset.tokens] for name, subset in subsets.items()} == {
+        "all": [0, 1, 2, 3],
+        "dead": [0, 1, 3],
+    }
+    assert selected.ids.tolist() == [2, 3, 5, 9]
+    assert select_tokens(source, "9,5")[1].tolist() == [2, 3]
+    with pytest.raises(
+        SelectionError, match=r"token 4 is not in .*, which has 4 of the tokens 2 to"
+    ):
+        select_tokens(source, "5,4")
 
 
 def test_an_empty_subset(tmp_path: Path) -> None:
@@ -122,5 +139,5 @@ def test_a_token_is_found_by_its_text_as_it_is_and_as_it_is_shown(
 ) -> None:
     labels = TokenLabels(text=["\0", *(f" t{token}" for token in range(1, 11))])
     record(tmp_path / "run.zarr", n_steps=1, recorder_options={"labels": labels})
-    _, ids = select_tokens(Source(StoreReader.open(tmp_path / "run.zarr")), f"text:{text}")
-    assert ids.tolist() == [0]
+    _, positions = select_tokens(Source(StoreReader.open(tmp_path / "run.zarr")), f"text:{text}")
+    assert positions.tolist() == [0]

@@ -10,7 +10,6 @@ import pytest
 from thimble_zarr.errors import CorpusError
 from thimble_zarr.experiment.corpus import (
     Corpus,
-    cache_file,
     default_corpus,
     read_corpus,
     read_source,
@@ -42,6 +41,10 @@ def silent():
 '''
 
 PADDING = "# a comment, which is source and no documentation\n" * 25_000
+
+
+def text_of(corpus: Corpus) -> str:
+    return "".join(corpus.chunks())
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     file.write_bytes(text.encode())
     corpus = read_corpus(file)
     assert corpus == Corpus(str(file), file)
-    assert corpus.text == text
+    assert text_of(corpus) == text
     assert corpus.n_bytes == len(text.encode())
 
 
@@ -99,7 +102,7 @@ def test_line_ends_are_read_as_python_and_the_notebook_read_them(tmp_path: Path)
     file = tmp_path / "corpus.txt"
     file.write_bytes(b"one\r\ntwo\rthree\n")
     with open(file, encoding="utf-8") as stream:  # noqa: PTH123  the notebook's own line
-        assert read_corpus(file).text == stream.read() == "one\ntwo\nthree\n"
+        assert text_of(read_corpus(file)) == stream.read() == "one\ntwo\nthree\n"
 
 
 def test_the_checksum_is_sha256_of_the_utf8_text(tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path, content: byt
     file = tmp_path / "corpus.txt"
     file.write_bytes(content)
     with pytest.raises(CorpusError, match=r"cannot read the corpus .*corpus\.txt.*UTF-8"):
-        read_corpus(file).text  # noqa: B018
+        text_of(read_corpus(file))
 
 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -138,7 +141,7 @@ def test_a_corpus_that_goes_away_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("library")
 def test_the_default_corpus_is_the_librarys_documentation_and_nothing_else() -> None:
-    text = read_corpus(None).text
+    text = text_of(read_corpus(None))
     for part in (
         "Of the module.",
         "Of the class.\n\nIts second paragraph, indented.",
@@ -173,7 +176,7 @@ def test_the_default_corpus_is_the_same_each_time_it_is_made(
     first = default_corpus()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     again = default_corpus()
-    assert (again.name, again.text) == (first.name, first.text)
+    assert (again.name, text_of(again)) == (first.name, text_of(first))
     assert again.file != first.file
     assert "Python" in first.name
     assert "documentation" in first.name
@@ -182,11 +185,11 @@ def test_the_default_corpus_is_the_same_each_time_it_is_made(
 def test_the_default_corpus_is_kept_in_the_cache(library: Path, cache: Path) -> None:
     made = default_corpus()
     (kept,) = (file for file in cache.rglob("*") if file.is_file())
-    assert kept == cache_file("corpus.txt")
-    assert kept.read_text(encoding="utf-8") == made.text
-    text = made.text
+    assert kept == made.file
+    assert kept.read_text(encoding="utf-8") == text_of(made)
+    text = text_of(made)
     (library / "talkative.py").unlink()
-    assert default_corpus().text == text
+    assert text_of(default_corpus()) == text
 
 
 def test_sources_are_all_but_the_tests_sorted(library: Path) -> None:
@@ -236,7 +239,9 @@ def test_a_cache_that_cannot_be_written_is_told_what_to_do(
 
 @pytest.mark.usefixtures("library")
 def test_a_cache_that_cannot_be_read_is_told_what_to_do() -> None:
-    cache_file("corpus.txt").mkdir(parents=True)  # root may read any file, but no directory
+    file = default_corpus().file
+    file.unlink()
+    file.mkdir()  # root may read any file, but no directory
     with pytest.raises(CorpusError, match=r"cannot read the cache .*corpus\.txt.*XDG_CACHE_HOME"):
         default_corpus()
 

@@ -29,6 +29,7 @@ from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.keys import COMMIT, LOCK
 from thimble_zarr.store.lock import WriterLock
 from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.tuning import TUNING
 
 CONFIG = replace(TINY, steps=11)
 
@@ -49,7 +50,7 @@ def train_until(store: Path, step: int, config: TrainingConfig = CONFIG, **optio
 
 @pytest.fixture(autouse=True)
 def _at_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thimble_zarr.experiment.checkpoints.MAX_SHARE", 1e9)
+    monkeypatch.setattr("thimble_zarr.tuning.TUNING", replace(TUNING, checkpoint_share=1e9))
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +368,7 @@ def test_checkpoints_take_a_small_share_of_the_time(
 ) -> None:
     now_s = 0.0
     module = "thimble_zarr.experiment.checkpoints"
-    monkeypatch.setattr(f"{module}.MAX_SHARE", 0.005)
+    monkeypatch.setattr("thimble_zarr.tuning.TUNING", replace(TUNING, checkpoint_share=0.005))
     monkeypatch.setattr(f"{module}.time.perf_counter", lambda: now_s)
 
     def save_slowly(tensors: dict[str, torch.Tensor]) -> bytes:

@@ -1,6 +1,8 @@
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,9 +25,9 @@ from tokenizers import (
     trainers,
 )
 
+from thimble_zarr import tuning
 from thimble_zarr.errors import CorpusError
 from thimble_zarr.experiment.vocabulary import (
-    PIECE_CHARACTERS,
     count_tokens,
     encode,
     label_counted,
@@ -185,6 +187,15 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 MADE: dict[str, Tokenizer] = {}
 
 
+@contextmanager
+def pieces(piece_characters: int) -> Iterator[None]:
+    """Cut texts into pieces of at least so many characters."""
+    replaced = replace(tuning.TUNING, piece_characters=piece_characters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thimble_zarr.tuning.TUNING", replaced)
+        yield
+
+
 def made(kind: str) -> Tokenizer:
     if kind not in MADE:
         MADE[kind] = KINDS[kind]()
@@ -192,10 +203,11 @@ def made(kind: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pieces(1)
 def test_encoding_is_that_of_the_whole_text_at_once(kind: str) -> None:
     tokenizer = made(kind)
     for text in [*NASTY, SAMPLE, "".join(NASTY), SAMPLE * 20]:
-        ids = encode(tokenizer, text, piece_characters=1)
+        ids = encode(tokenizer, text)
         assert (ids.dtype, ids.ndim) == (np.int32, 1)
         assert ids.tolist() == tokenizer.encode(text).ids, repr(text)
 
@@ -239,10 +251,10 @@ def test_encoding_any_text_is_that_of_the_whole_text_at_once(
     tokenizer = made(kind)
     expected = tokenizer.encode(text).ids
     chunks = chunks_of(text, cuts)
-    options = {"piece_characters": piece_characters}
-    assert encode(tokenizer, text, **options).tolist() == expected
-    assert encode(tokenizer, iter(chunks), **options).tolist() == expected
-    counted = count_tokens(tokenizer, iter(chunks), **options)
+    with pieces(piece_characters):
+        assert encode(tokenizer, text).tolist() == expected
+        assert encode(tokenizer, iter(chunks)).tolist() == expected
+        counted = count_tokens(tokenizer, iter(chunks))
     assert counted.dtype == np.int64
     assert counted.tolist() == np.bincount(expected, minlength=len(counted)).tolist()
 
@@ -262,7 +274,8 @@ def test_training_in_pieces_gives_the_tokenizer_of_the_whole_text(
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
-    trained = train_tokenizer([iter(chunks_of(text, cuts))], 290, piece_characters=1)
+    with pieces(1):
+        trained = train_tokenizer([iter(chunks_of(text, cuts))], 290)
     assert trained.to_str() == whole.to_str()
 
 
@@ -272,7 +285,7 @@ def test_a_long_text_is_encoded_as_a_whole_too(kind: str) -> None:
     rng = np.random.default_rng(0)
     words = rng.choice(["The ", "step ", "weights", "\n", ".\n", "\n\n", "\r\n", "é "], 200_000)
     text = "".join(words)
-    assert len(text) > 5 * PIECE_CHARACTERS
+    assert len(text) > 5 * tuning.TUNING.piece_characters
     assert encode(tokenizer, text).tolist() == tokenizer.encode(text).ids
 
 
@@ -292,7 +305,7 @@ def test_no_tokenizer_call_gets_more_than_a_few_pieces_of_a_long_text() -> None:
     ids = encode(counted, text)
     assert tokenizer.decode(ids.tolist()) == text
     assert sum(lengths) == len(text)
-    assert max(lengths) < 16 * (PIECE_CHARACTERS + 100)
+    assert max(lengths) < 16 * (tuning.TUNING.piece_characters + 100)
 
 
 @pytest.mark.parametrize("text", ["step " * 400, "数\n\n字\n\n" * 400, " \n \t." * 400])
@@ -304,7 +317,8 @@ def test_a_text_without_lines_that_touch_is_cut_too(text: str) -> None:
         return tokenizer.encode_batch_fast(texts)
 
     counted = SimpleNamespace(encode_batch_fast=batch, to_str=tokenizer.to_str)
-    assert encode(counted, text, piece_characters=1).tolist() == tokenizer.encode(text).ids
+    with pieces(1):
+        assert encode(counted, text).tolist() == tokenizer.encode(text).ids
     assert max(batches) <= 6
 
 
@@ -329,7 +343,8 @@ def test_what_a_tokenizer_file_says_of_batches_does_not_reach_the_corpus(
     spoil(tokenizer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
-    assert encode(loaded, SAMPLE, piece_characters=1).tolist() == expected
+    with pieces(1):
+        assert encode(loaded, SAMPLE).tolist() == expected
 
 
 def test_a_trained_tokenizer_has_the_size_asked_for_and_loses_nothing() -> None:

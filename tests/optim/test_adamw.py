@@ -5,14 +5,9 @@ import pytest
 import torch
 
 from tests.support.runs import Loop
-from thimble_zarr.bits import least_positive, unit_roundoff
-from thimble_zarr.optim.adam import (
-    adam_decay,
-    adam_update,
-    rounding_bound,
-    rounding_scalars,
-    update_scalars,
-)
+from thimble_zarr.bits import unit_roundoff
+from thimble_zarr.optim.base import COUNT, Precision
+from thimble_zarr.optim.registry import REGISTRY
 
 
 def as_float64(tensor: torch.Tensor) -> np.ndarray:
@@ -36,38 +31,25 @@ class Steps:
     def predict(self, step: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         group = self.loop.optimizer.param_groups[0]
         state = self.loop.optimizer.state[self.loop.weight]
-        update = adam_update(
-            as_float64(state["exp_avg"]),
-            as_float64(state["exp_avg_sq"]),
-            update_scalars(
-                learning_rate=np.array(float(group["lr"])),
-                beta1=np.array(group["betas"][0]),
-                beta2=np.array(group["betas"][1]),
-                eps=np.array(group["eps"]),
-                optimizer_step=np.array(step),
-            ),
-        )
-        decay = adam_decay(
-            before,
-            learning_rate=np.array(float(group["lr"])),
-            weight_decay=np.array(group["weight_decay"]),
-        )
-        return update, decay
+        spec = REGISTRY["AdamW"].from_group(group, type(self.loop.optimizer))
+        arrays = {name: as_float64(state[name]) for name in spec.update_inputs}
+        scalars = self.scalars(step)
+        update = spec.update(arrays, spec.coefficients(scalars))
+        return update, spec.decay_factor(scalars) * before
+
+    def scalars(self, step: int) -> dict[str, np.ndarray]:
+        group = self.loop.optimizer.param_groups[0]
+        scalars = {of.name: np.array(float(of.read(group))) for of in REGISTRY["AdamW"].SCALARS}
+        return scalars | {COUNT: np.array(step)}
 
     def bound(self, step: int, update: np.ndarray, before: np.ndarray, after: np.ndarray):
         group = self.loop.optimizer.param_groups[0]
-        on_device = bool(group["fused"]) or isinstance(group["lr"], torch.Tensor)
-        scalars = rounding_scalars(
-            denominator=np.array(group["eps"]),
-            weight_decay=np.array(group["weight_decay"]),
-            beta1=np.array(group["betas"][0]),
-            beta2=np.array(group["betas"][1]),
-            optimizer_step=np.array(step),
-            unit_roundoff=unit_roundoff(self.native) + unit_roundoff("float64"),
-            scalar_roundoff=4 * unit_roundoff("float32" if on_device else "float64"),
-            least=least_positive(self.native),
+        spec = REGISTRY["AdamW"].from_group(group, type(self.loop.optimizer))
+        precision = Precision.of(
+            self.native, scalars=spec.scalar_dtype, ours=unit_roundoff("float64")
         )
-        return rounding_bound(update, after, before, scalars)
+        rounding = spec.rounding(self.scalars(step), precision)
+        return rounding.bound(update, after, before)
 
 
 OPTIONS = [{"weight_decay": 0.0}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "maximize": True}]

@@ -37,9 +37,7 @@ from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.replayed import compare, recurrences, replayed
 from thimble_zarr.analysis.compute.windows import Source, iter_windows
 from thimble_zarr.analysis.verdict import verdict
-from thimble_zarr.format.schema import OptimizerInfo
-from thimble_zarr.optim import replay as replay_module
-from thimble_zarr.optim.replay import Lanes, Piece, one_thread
+from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
 from thimble_zarr.store.reader import StoreReader
 
 IMPLEMENTATIONS = {
@@ -213,7 +211,7 @@ def test_without_lanes_the_replay_would_be_wrong(
         n = len(positions)
         return [Piece(slice(n), slice(n), n)]
 
-    monkeypatch.setattr(replay_module.Lanes, "split", in_one)
+    monkeypatch.setattr(Lanes, "split", in_one)
     selections = subsets(StoreReader.open(path)).values()
     assert sum(sum(n_different(path, **selected).values()) for selected in selections) > 0
 
@@ -246,10 +244,10 @@ def test_the_number_of_threads_matters(threaded: Path, monkeypatch: pytest.Monke
         pytest.skip("the fused program divides at cache lines")
     real = Lanes.of
 
-    def of_one_thread(optimizer: OptimizerInfo, *, n_elements: int, n_threads: int) -> Lanes:
-        return real(optimizer, n_elements=n_elements, n_threads=1)
+    def of_one_thread(implementation: str, *, n_elements: int, n_threads: int) -> Lanes:
+        return real(implementation, n_elements=n_elements, n_threads=1)
 
-    monkeypatch.setattr(replay_module.Lanes, "of", of_one_thread)
+    monkeypatch.setattr(Lanes, "of", of_one_thread)
     assert sum(n_different(threaded).values()) > 0
 
 
@@ -270,8 +268,7 @@ def test_the_real_shape(
 def test_lanes_take_every_element_once(
     n_elements: int, n_threads: int, implementation: str
 ) -> None:
-    info = OptimizerInfo(name="AdamW", implementation=implementation, decoupled_weight_decay=True)
-    lanes = Lanes.of(info, n_elements=n_elements, n_threads=n_threads)
+    lanes = Lanes.of(implementation, n_elements=n_elements, n_threads=n_threads)
     rng = np.random.default_rng(0)
     some = rng.permutation(n_elements)[: 1 + n_elements // 3]
     for positions in (np.arange(n_elements), some, np.sort(some), some[:1]):

@@ -5,16 +5,20 @@ import torch
 
 from tests.support.runs import Loop
 from thimble_zarr.errors import OptimizerError
+from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.record.capture import (
-    check_optimizer,
-    hyperparameters,
-    optimizer_info,
-    optimizer_step,
-    param_group,
+    optimizer_spec,
+    optimizers_by_parameter,
+    scalars_by_parameter,
     state_tensors,
 )
+from thimble_zarr.record.counting import live_count
 
 adam_module = importlib.import_module("torch.optim.adam")
+
+
+def info(loop: Loop) -> Optimizer:
+    return optimizers_by_parameter(loop.optimizer, {"": loop.weight})[""]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,7 @@ def test_the_implementation_is_the_one_torch_runs(
     options: dict[str, bool], implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = Loop(**options)
-    assert optimizer_info(loop.optimizer, loop.weight).implementation == implementation
+    assert info(loop).implementation == implementation
     programs = {
         "_single_tensor_adam": "single",
         "_multi_tensor_adam": "foreach",
@@ -47,7 +51,7 @@ def test_the_implementation_is_the_one_torch_runs(
 def test_decay_is_decoupled_in_adamw_only() -> None:
     for cls, decoupled in ((torch.optim.AdamW, True), (torch.optim.Adam, False)):
         loop = Loop(optimizer=cls)
-        assert optimizer_info(loop.optimizer, loop.weight).decoupled_weight_decay is decoupled
+        assert info(loop).decoupled_weight_decay is decoupled
 
 
 @pytest.mark.parametrize(
@@ -55,24 +59,24 @@ def test_decay_is_decoupled_in_adamw_only() -> None:
 )
 def test_other_optimizers_are_refused(cls: type[torch.optim.Optimizer]) -> None:
     with pytest.raises(OptimizerError, match=f"{cls.__name__} cannot be recorded"):
-        check_optimizer(Loop(optimizer=cls).optimizer)
+        optimizer_spec(Loop(optimizer=cls).optimizer)
 
 
 def test_a_parameter_of_another_model_is_refused() -> None:
     with pytest.raises(OptimizerError, match=r"does not own .* \(11, 5\)"):
-        param_group(Loop().optimizer, Loop().weight)
+        optimizers_by_parameter(Loop().optimizer, {"": Loop().weight})
 
 
 def test_a_parameter_is_found_in_a_later_group() -> None:
     loop = Loop()
     other = torch.nn.Parameter(torch.zeros(3, 2))
     loop.optimizer.add_param_group({"params": [other], "lr": 0.5})
-    assert hyperparameters(param_group(loop.optimizer, other))["learning_rate"] == 0.5
+    assert scalars_by_parameter(loop.optimizer, {"other": other})["other"]["learning_rate"] == 0.5
 
 
 def test_hyperparameters_may_be_tensors() -> None:
     loop = Loop(lr=torch.tensor(0.25))
-    assert hyperparameters(param_group(loop.optimizer, loop.weight)) == {
+    assert scalars_by_parameter(loop.optimizer, {"": loop.weight})[""] == {
         "learning_rate": 0.25,
         "beta1": 0.9,
         "beta2": 0.999,
@@ -83,10 +87,11 @@ def test_hyperparameters_may_be_tensors() -> None:
 
 def test_states_are_those_of_the_optimizer() -> None:
     loop = Loop(amsgrad=True)
-    assert set(state_tensors(loop.optimizer, loop.weight)) == {"W"}
-    assert optimizer_step(loop.optimizer, loop.weight) == 0
-    loop.step()
-    tensors = state_tensors(loop.optimizer, loop.weight)
+    tensors = state_tensors(loop.optimizer, loop.weight, info(loop))
     assert set(tensors) == {"W", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert not tensors["exp_avg"].any()  # as they begin
+    assert live_count(loop.optimizer, loop.weight, "step") == 0
+    loop.step()
+    tensors = state_tensors(loop.optimizer, loop.weight, info(loop))
     assert tensors["exp_avg"] is loop.optimizer.state[loop.weight]["exp_avg"]
-    assert optimizer_step(loop.optimizer, loop.weight) == 1
+    assert live_count(loop.optimizer, loop.weight, "step") == 1

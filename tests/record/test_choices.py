@@ -36,7 +36,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.plan import plan_run
 from thimble_zarr.experiment.trainer import train
-from thimble_zarr.sources.notebook.reader import export_notebook
+from thimble_zarr.sources.notebook.exporter import export_notebook
 from thimble_zarr.store.reader import StoreReader
 
 STORED = ("W", "grad", "exp_avg", "exp_avg_sq")
@@ -72,12 +72,16 @@ def without_gradient(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("fixture", "stored", "derived"),
     [
-        ("without_moments", {"W", "grad"}, {"delta_W", "adam_decay", "ulp", "displacement_ulp"}),
+        (
+            "without_moments",
+            {"W", "grad"},
+            {"delta_W", "decay", "adam_decay", "ulp", "displacement_ulp"},
+        ),
         (
             "without_gradient",
             {"W", "exp_avg", "exp_avg_sq"},
-            {"delta_W", "adam_decay", "ulp", "displacement_ulp"}
-            | {"adam_update", "adam_residual", "stalled"},
+            {"delta_W", "decay", "adam_decay", "ulp", "displacement_ulp"}
+            | {"update", "residual", "adam_update", "adam_residual", "stalled"},
         ),
     ],
 )

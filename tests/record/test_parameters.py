@@ -6,12 +6,7 @@ from torch import nn
 
 from tests.support.runs import token_labels
 from thimble_zarr.errors import ConfigError, OptimizerError
-from thimble_zarr.record.parameters import (
-    Chosen,
-    check_recordable,
-    choose_parameter,
-    choose_parameters,
-)
+from thimble_zarr.record.parameters import RecordedParameter, choose
 
 
 class Model(nn.Module):
@@ -42,8 +37,8 @@ def chosen(
     *,
     model: nn.Module | None = None,
     labels: object = None,
-) -> dict[str, Chosen]:
-    return choose_parameters(optimizer, parameters, model=model, labels=labels)
+) -> dict[str, RecordedParameter]:
+    return choose(optimizer, None, parameters=parameters, model=model, labels=labels)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +120,14 @@ def test_matrices_of_embeddings_have_tokens(model: Model) -> None:
 )
 def test_a_single_parameter_lies_at_the_root(shape: tuple[int, ...], dims: tuple[str, ...]) -> None:
     tensor = nn.Parameter(torch.zeros(shape))
-    found = choose_parameter(tensor, name="x", model=None, labels=None)
+    found = choose(torch.optim.AdamW([tensor]), tensor, name="x")
     assert list(found) == [""]
     assert found[""].tensor is tensor
     assert (found[""].dims, found[""].name) == (dims, "x")
 
 
-def test_a_model_names_a_single_parameter(model: Model) -> None:
-    found = choose_parameter(model.head.weight, name=None, model=model, labels=None)
+def test_a_model_names_a_single_parameter(model: Model, optimizer: torch.optim.Optimizer) -> None:
+    found = choose(optimizer, model.head.weight, model=model)
     assert found[""].name == "wte.weight"
 
 
@@ -202,11 +197,11 @@ def test_labels_of_something_else_are_refused(
     with pytest.raises(ConfigError, match="labels of several parameters are given by name"):
         chosen(optimizer, "wte.*", model=model, labels=token_labels())
     with pytest.raises(ConfigError, match="labels by name are for `parameters=`"):
-        choose_parameter(model.wte.weight, name=None, model=None, labels={"a": token_labels()})
+        choose(optimizer, model.wte.weight, labels={"a": token_labels()})
 
 
 def test_the_optimizer_must_own_all(model: Model) -> None:
     optimizer = torch.optim.AdamW(model.wte.parameters())
-    check_recordable(optimizer, chosen(optimizer, "wte.*", model=model).values())
+    assert list(chosen(optimizer, "wte.*", model=model)) == ["wte.weight"]
     with pytest.raises(OptimizerError, match=r"does not own the parameter wpe.weight, blocks.0.w"):
-        check_recordable(optimizer, chosen(optimizer, "*", model=model).values())
+        chosen(optimizer, "*", model=model)

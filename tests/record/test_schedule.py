@@ -36,6 +36,7 @@ from thimble_zarr.errors import (
     SelectionError,
 )
 from thimble_zarr.format.schema import SCALARS
+from thimble_zarr.record import capture, counting
 from thimble_zarr.record import recorder as recorder_module
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.schedule import as_schedule, count_rows
@@ -161,8 +162,13 @@ def test_steps_that_are_not_recorded_are_not_looked_at(
 ) -> None:
     asked: list[int] = []
     looked: list[str] = []
-    for name in ("check_unchanged", "hyperparameters", "state_tensors", "optimizer_step"):
-        monkeypatch.setattr(recorder_module, name, noting(getattr(recorder_module, name), looked))
+    for module, name in (
+        (recorder_module, "check_unchanged"),
+        (capture, "scalars_by_parameter"),
+        (capture, "state_tensors"),
+        (counting, "live_count"),
+    ):
+        monkeypatch.setattr(module, name, noting(getattr(module, name), looked))
 
     def at_ten(step: int) -> bool:
         asked.append(step)
@@ -175,9 +181,9 @@ def test_steps_that_are_not_recorded_are_not_looked_at(
             loop.step()
             assert recorder.step == step
     assert asked == list(range(1, N_STEPS + 2))  # each once, in order
-    row = ["check_unchanged", "hyperparameters", "optimizer_step", "state_tensors"]
+    row = ["check_unchanged", "live_count", "state_tensors", "scalars_by_parameter"]
     # The first step is looked at; that of step 9, whose row before is not there, before it, too.
-    assert looked == [*row[:1], *row[:1], "optimizer_step", *row[1:], *row]
+    assert looked == [*row[:1], *row[:1], "live_count", *row[1:], *row]
 
 
 def record_scaled(path: Path, **options: object) -> xr.Dataset:

@@ -19,8 +19,8 @@ from tests.support.runs import N_STEPS, TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder, accounting, every, open_dataset, windows
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import OptimizerError, RecordingError
-from thimble_zarr.record import capture, recorder, transfer
-from thimble_zarr.record import committer as writer_module
+from thimble_zarr.record import block_writer as writer_module
+from thimble_zarr.record import capture, counting, recorder, transfer
 from thimble_zarr.record.transfer import SideStream
 from thimble_zarr.store.reader import StoreReader
 
@@ -107,7 +107,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> LateCuda:
     def number(value: float | torch.Tensor) -> float | torch.Tensor:
         return value if isinstance(value, torch.Tensor) else float(value)
 
-    monkeypatch.setattr(capture, "_number", number)
+    for module in (capture, counting):
+        monkeypatch.setattr(module, "number", number)
     return late
 
 
@@ -160,10 +161,11 @@ def test_events_are_in_order(cuda: LateCuda, path: Path) -> None:
 @pytest.fixture
 def numbers_at_hand(cuda: LateCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only tensors are copied, so that a wrong count does not end the record before."""
-    monkeypatch.setattr(capture, "_number", float)
+    for module in (capture, counting):
+        monkeypatch.setattr(module, "number", float)
     # Memory that is used again may hold the rows of an equal run.
     monkeypatch.setattr(
-        SideStream, "empty", lambda copies, shape, dtype: torch.zeros(*shape, dtype=dtype)
+        SideStream, "empty", lambda copies, shape, *, dtype: torch.zeros(*shape, dtype=dtype)
     )
 
 

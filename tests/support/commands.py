@@ -8,6 +8,9 @@ from click.testing import CliRunner, Result
 
 from thimble_zarr.cli.main import cli
 
+N_VOCABULARY = 300
+"""Tokens of the tokenizer that tests of commands share."""
+
 START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 

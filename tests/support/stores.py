@@ -8,13 +8,13 @@ from tests.support.runs import token_labels
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.schema import (
     SCALARS,
-    OptimizerInfo,
     Schema,
 )
+from thimble_zarr.optim.adam import Adam
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
-OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)
+OPTIMIZER = Adam(name="AdamW", implementation="single", decoupled_weight_decay=True)
 
 SCHEMA = Schema(
     shape=(11, 5),
@@ -86,4 +86,4 @@ def check_rows(path: Path) -> int:
     return n_rows
 
 
-OPTIMIZER = OptimizerInfo(name="AdamW", implementation="single", decoupled_weight_decay=True)
+OPTIMIZER = Adam(name="AdamW", implementation="single", decoupled_weight_decay=True)

@@ -1,13 +1,18 @@
-"""Selections as people write them: `dead`, `17,42`, `@ids.txt`, `text: the`, `100:200`."""
+"""Selections as people write them: `dead`, `17,42`, `@ids.txt`, `text: the`, `100:200`.
+
+Here ids of tokens become positions among those that were recorded, and steps become rows. What
+computes knows positions and rows only.
+"""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from thimble_zarr.analysis.compute.windows import Selected, Source
 from thimble_zarr.errors import SelectionError
-from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.labels import printable
 
 _WORDS = ("all", "live", "dead")
@@ -15,7 +20,7 @@ _WORDS = ("all", "live", "dead")
 
 def select(
     source: Source, tokens: str | None, steps: str | None
-) -> tuple[Selected, dict[str, np.ndarray]]:
+) -> tuple[Selected, dict[str, Selected]]:
     """Select steps of the tokens of one subset or of several.
 
     Parameters
@@ -32,30 +37,29 @@ def select(
     -------
     Selected
         The tokens of all subsets.
-    dict of str to numpy.ndarray
-        By name, the ids of each subset.
+    dict of str to Selected
+        Each subset, by name. A parameter without tokens has only `all`, its rows.
 
     Raises
     ------
     SelectionError
-        If a subset cannot be read, names a token that is not there, or is empty, or the parameter
-        has no tokens: then there is only `all`, whose ids are those of its rows. Or if the steps
-        cannot be selected.
+        If a subset or the steps cannot be read, are not there, or are empty.
     """
     schema = source.reader.schema
-    if not schema.has_tokens:
-        if tokens not in (None, "all"):
-            raise SelectionError(
-                f"--tokens {tokens}: the parameter {schema.parameter or 'of this run'} has no "
-                f"tokens, but dims ({', '.join(schema.dims)}); choose others with --parameter, or "
-                "leave --tokens out"
-            )
-        subsets = {"all": source.token_ids}
+    if schema.has_tokens:
+        positions = dict(select_tokens(source, part) for part in _subsets(tokens))
+    elif tokens in (None, "all"):
+        positions = {"all": np.arange(len(source.token_ids))}
     else:
-        subsets = dict(select_tokens(source, part) for part in _subsets(tokens))
-    ids = functools.reduce(np.union1d, subsets.values())
+        raise SelectionError(
+            f"--tokens {tokens}: the parameter {schema.parameter or 'of this run'} has no tokens, "
+            f"but dims ({', '.join(schema.dims)}); choose others with --parameter, or leave "
+            "--tokens out"
+        )
     whole = Selected(source, select_steps(source, steps), range(0), range(schema.n_dims))
-    return whole.of_ids(ids), subsets
+    subsets = {name: replace(whole, tokens=as_range(of)) for name, of in positions.items()}
+    every = functools.reduce(np.union1d, positions.values())
+    return replace(whole, tokens=as_range(every)), subsets
 
 
 def _subsets(spec: str | None) -> list[str | None]:
@@ -82,16 +86,15 @@ def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
         A recording whose rows are tokens.
     spec
         `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white space
-        or commas, or `text:` followed by a token's exact text,
-        as `ds.text` has it. None means dead where it is known
-        which tokens are, else all.
+        or commas, or `text:` followed by a token's exact text, as `ds.text` has it. None means
+        dead where it is known which tokens are, else all.
 
     Returns
     -------
     str
         The subset's name, for a title.
     numpy.ndarray
-        The ids of the tokens, int64, ascending.
+        Where the tokens are among the recorded ones, int64, ascending.
 
     Raises
     ------
@@ -102,18 +105,18 @@ def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
         dead = source.labels.dead
         spec = "all" if dead is None or not dead.any() else "dead"
     if spec == "all":
-        return spec, source.token_ids
+        return spec, np.arange(len(source.token_ids))
     if spec in ("live", "dead"):
-        tokens = _labelled(source, spec)
+        positions = _labelled(source, spec)
     elif spec.startswith("text:"):
-        tokens = _with_text(source, spec.removeprefix("text:"))
+        positions = _with_text(source, spec.removeprefix("text:"))
     else:
-        tokens = _ids(source, spec)
-    if len(tokens) == 0:
+        positions = _with_ids(source, spec)
+    if len(positions) == 0:
         raise SelectionError(
             f"no token is selected: --tokens {spec or repr(spec)} is empty in this run"
         )
-    return spec, tokens
+    return spec, positions
 
 
 def _labelled(source: Source, label: str) -> np.ndarray:
@@ -123,50 +126,42 @@ def _labelled(source: Source, label: str) -> np.ndarray:
             f"the run does not say which tokens are {label}; record it with token counts "
             "(`labels=` of Recorder), or select ids"
         )
-    tokens: np.ndarray = source.token_ids[mask]
-    return tokens
+    return np.flatnonzero(mask)
 
 
 def _with_text(source: Source, text: str) -> np.ndarray:
     texts = source.labels.text
     if texts is None:
         raise SelectionError("the run does not record the tokens' texts; select ids instead")
-    tokens: np.ndarray = source.token_ids[[text in (known, printable(known)) for known in texts]]
-    if len(tokens) == 0:
+    positions = np.flatnonzero([text in (known, printable(known)) for known in texts])
+    if len(positions) == 0:
         near = [repr(known) for known in texts if text and text.strip() == known.strip()]
         hint = f"; there is {', '.join(near[:5])}" if near else ""
         raise SelectionError(f"no token has the text {text!r}{hint}")
-    return tokens
+    return positions
 
 
-def _ids(source: Source, spec: str) -> np.ndarray:
-    written = spec
+def _with_ids(source: Source, spec: str) -> np.ndarray:
+    written, recorded = spec, source.token_ids
     if spec.startswith("@"):
         try:
             written = Path(spec[1:]).read_text(encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise SelectionError(f"cannot read token ids from {spec[1:]}: {reason}") from error
-        except UnicodeDecodeError as error:
-            raise SelectionError(f"cannot read token ids from {spec[1:]}: {error}") from error
     try:
         ids = np.array([int(word) for word in written.replace(",", " ").split()], dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise SelectionError(
             f"--tokens {spec}: expected all, live, dead, ids such as 17,42, @FILE or text:TEXT"
         ) from error
-    known = np.isin(ids, source.token_ids)
-    if not known.all():
+    if len(unknown := ids[~np.isin(ids, recorded)]):
+        first, last = int(recorded[0]), int(recorded[-1])
+        some = f"{len(recorded):,} of the " if len(recorded) < last - first + 1 else ""
         raise SelectionError(
-            f"token {ids[~known][0]} is not in this run, which has {_of_tokens(source.token_ids)}"
+            f"token {unknown[0]} is not in this run, which has {some}tokens {first} to {last}"
         )
-    return np.unique(ids)
-
-
-def _of_tokens(ids: np.ndarray) -> str:
-    first, last = int(ids[0]), int(ids[-1])
-    some = len(ids) < last - first + 1
-    return f"{f'{len(ids):,} of the ' if some else ''}tokens {first} to {last}"
+    return np.searchsorted(recorded, np.unique(ids))
 
 
 def select_steps(source: Source, spec: str | None) -> Indices:

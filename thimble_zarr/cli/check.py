@@ -1,21 +1,18 @@
 """`check`: does every recorded row follow from the one before?"""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK
-from thimble_zarr.cli.overview import Checked, as_text, overview, rendered_runs
-from thimble_zarr.cli.report import DEFAULT_ROWS, Section, in_words, rendered
-from thimble_zarr.cli.scheduling import computed, scheduling_options
+from thimble_zarr.cli.exits import FOUND, exit_code
+from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK, Size
 from thimble_zarr.errors import StoreError, ThimbleError
 
 if TYPE_CHECKING:
-    from thimble_zarr.sources.notebook.reader import NotebookReader
-    from thimble_zarr.store.reader import StoreReader
+    from thimble_zarr.analysis.result import CheckResult
 
 
 class _Rows(click.ParamType[int]):
@@ -60,7 +57,7 @@ class _Rows(click.ParamType[int]):
     metavar="N",
     help="How many steps the table shows, half of them from either end; or all. With several "
     "subsets, parameters or stores, show the table of each, too.  "
-    f"[default: {DEFAULT_ROWS}; of several only a line each]",
+    "[default: 10; of several only a line each]",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write to this file, not to stdout."
@@ -88,7 +85,23 @@ class _Rows(click.ParamType[int]):
     help="Where to replay: cpu, cuda or mps.  [default: the device of the recording, if this "
     "machine has it]",
 )
-@scheduling_options
+@click.option(
+    "--memory",
+    "memory_bytes",
+    type=Size(),
+    help="Limits the memory of all processes together.  [default: four fifths of what is free]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="How many processes compute, if they fit into the memory.  [default: one for each CPU]",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Use the Dask cluster of this scheduler, such as tcp://10.0.0.1:8786. Its workers must "
+    "see STORE at the same path.",
+)
 @TOKEN_MASK
 @QUIET
 @click.pass_context
@@ -115,141 +128,72 @@ def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> No
 def run_check(
     stores: Sequence[Path],
     *,
-    parameters: Sequence[str] = (),
-    token_mask: Path | None = None,
     format_: str = "table",
     rows: int | None = None,
     output: Path | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> int:
-    """Compute, print and judge; return the exit code."""
+    """Check, print and return the exit code."""
     from thimble_zarr.analysis.paths import stores_at
-    from thimble_zarr.sources.open import open_recording
+    from thimble_zarr.report import check as report
+    from thimble_zarr.report import machine
 
-    if options.get("device") is not None and not options.get("replay", True):
-        raise click.UsageError("--device chooses where to replay, and --no-replay turns it off")
-    if not options.get("formula", True) and not options.get("replay", True):
-        raise click.UsageError("--no-formula and --no-replay leave nothing to check")
-    if not options.get("formula", True) and options.get("extended"):
-        raise click.UsageError(
-            "--extended adds columns to the formula's table, and --no-formula turns that off"
-        )
     if rows is not None and format_ != "table":
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
+    _check_sense(**options)
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
-    paths = [Path(path) for path in stores_at(stores)]
-    opening: dict[str, Any] = {"parameters": parameters, "token_mask": token_mask}
-    readers = open_recording(paths[0], **opening) if len(paths) == 1 else ()
-    has_steps = format_ == "table" and (len(readers) == 1 or rows is not None)
-    pandas = format_ == "json" or (has_steps and options.get("formula", True))
-    options |= {"quiet": quiet, "pandas": pandas}
-    if len(readers) == 1:
-        runs = [Checked(paths[0], sections=_check(paths[0], readers[0], **options))]
-    else:
-        runs = [run for path in paths for run in _check_each(path, opening, **options)]
-    sections = [section for run in runs for section in run.sections]
+    paths = [*map(Path, stores_at(stores))]
+    results = [_result(path, alone=len(paths) == 1, quiet=quiet, **options) for path in paths]
     if format_ == "table":
-        text = as_text(runs, rows)
-    elif len(readers) == 1:
-        text = rendered(sections, format_)
+        text = report.as_text(results, rows)
     else:
-        text = rendered_runs(runs, format_)
-    words = in_words(sections) if len(readers) == 1 else overview(runs)
+        text = (machine.as_csv if format_ == "csv" else machine.as_json)(results)
     if output is None:
         click.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
     if not quiet and (output is not None or format_ == "csv"):
-        click.echo(words, err=True)
-    return max(run.exit_code for run in runs)
+        click.echo(report.in_words(results), err=True)
+    return max(map(_exit_code, results))
 
 
-def _check_each(store: Path, opening: Mapping[str, Any], **options: Any) -> Iterator[Checked]:
-    """Check the parameters of a run; if one cannot be, say so and let the others be checked."""
-    from thimble_zarr.sources.open import open_recording
+def _check_sense(
+    *, formula: bool = True, replay: bool = True, extended: bool = False, **options: Any
+) -> None:
+    """Refuse options of which one makes another meaningless."""
+    if options.get("device") is not None and not replay:
+        raise click.UsageError("--device chooses where to replay, and --no-replay turns it off")
+    if not formula and not replay:
+        raise click.UsageError("--no-formula and --no-replay leave nothing to check")
+    if not formula and extended:
+        raise click.UsageError(
+            "--extended adds columns to the formula's table, and --no-formula turns that off"
+        )
+
+
+def _result(store: Path, *, alone: bool, quiet: bool, **options: Any) -> "CheckResult":
+    """Check a store; of several, say which cannot be, and let the others be checked."""
+    from thimble_zarr.analysis.check import check as check_store
+    from thimble_zarr.analysis.result import CheckResult, ParameterResult
+    from thimble_zarr.cli.progress import progress
 
     try:
-        readers = open_recording(store, **opening)
+        with progress("checking", unit="part", quiet=quiet) as bar:
+            result = check_store(store, progress=bar.reach, **options)
     except (ThimbleError, OSError) as error:
-        yield _unchecked(store, None, error)
-        return
-    for reader in readers:
-        name = _name(reader)
-        try:
-            sections = _check(store, reader, **options)
-        except (ThimbleError, OSError) as error:
-            yield _unchecked(store, name, error)
-        else:
-            yield Checked(store, name, sections)
+        if alone:
+            raise
+        result = CheckResult(store, (ParameterResult(store, error=error),))
+    for of in result.parameters:
+        if of.error is not None:
+            name = f"{store}, {of.parameter}" if of.parameter else f"{store}"
+            where = "" if str(store) in str(of.error) else f"{name}: "
+            click.echo(f"Error: {where}{of.error}", err=True)
+    return result
 
 
-def _unchecked(store: Path, parameter: str | None, error: Exception) -> Checked:
-    of = f"{store}, {parameter}" if parameter else f"{store}"
-    where = "" if str(store) in str(error) else f"{of}: "
-    click.echo(f"Error: {where}{error}", err=True)
-    return Checked(store, parameter, error=error)
-
-
-def _name(reader: "StoreReader | NotebookReader") -> str | None:
-    """Return the name of a parameter where it is one of several."""
-    return getattr(reader, "group", None) or None
-
-
-def _check(
-    store: Path,
-    reader: "StoreReader | NotebookReader",
-    *,
-    tokens: str | None = None,
-    steps: str | None = None,
-    extended: bool = False,
-    formula: bool = True,
-    replay: bool = True,
-    device: str | None = None,
-    pandas: bool = True,
-    quiet: bool = False,
-    **scheduling: Any,
-) -> list[Section]:
-    """Check the subsets of a parameter that `--tokens` names, in one pass over the store.
-
-    With `pandas` the report needs it.
-    """
-    from thimble_zarr.analysis.audit.audit import Audit
-    from thimble_zarr.analysis.compute.variables import missing_inputs
-    from thimble_zarr.analysis.compute.windows import Source
-    from thimble_zarr.analysis.selection import select
-
-    selected, subsets = select(Source.of(reader, device), tokens, steps)
-    if formula:  # else there is nothing to do without the replay, and an error says why
-        replay = replay and not missing_inputs("unexplained", reader.schema)
-    audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=subsets)
-    with computed(audit.reduction, replay=replay, quiet=quiet, **scheduling) as numbers:
-        # Only now, while others compute.
-        if pandas:
-            import pandas as _pandas  # noqa: F401
-
-        from thimble_zarr.analysis.audit.table import tabulated
-        from thimble_zarr.analysis.causes.findings import find_altered, find_causes
-        from thimble_zarr.analysis.verdict import verdict
-
-        checked = audit.reduction.selected
-        altered = find_altered(checked, before_block=numbers.reach) if replay else ()
-        tables = tabulated(audit, numbers.result())
-    sections = []
-    for table, (subset, ids) in zip(tables, subsets.items(), strict=True):
-        of_subset = selected.of_ids(ids)
-        findings = find_causes(of_subset, table, altered) if replay else []
-        sections.append(
-            Section(
-                store=store,
-                parameter=_name(reader),
-                subset=subset,
-                selected=of_subset,
-                table=table,
-                extended=extended,
-                findings=findings,
-                found=verdict(table, findings, reader),
-            )
-        )
-    return sections
+def _exit_code(result: "CheckResult") -> int:
+    errors = [exit_code(of.error) for of in result.parameters if of.error is not None]
+    return max([0 if all(subset.holds for subset in result) else FOUND, *errors])

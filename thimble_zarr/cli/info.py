@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.options import PARAMETERS, STORE, aligned
-from thimble_zarr.cli.width import text_width, wrapped
+from thimble_zarr.cli.options import PARAMETERS, STORE
 from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.report.text import aligned, text_width, wrapped
 
 if TYPE_CHECKING:
     from thimble_zarr.format.overhead import Overhead
@@ -161,7 +161,7 @@ def _of_run(readers: "Sequence[Reader]") -> list[tuple[str, str]]:
 
 def _attrs(schema: "Schema") -> "dict[str, Json]":
     """Return what the recorder was given to keep, apart from what is for machines only."""
-    from thimble_zarr.sources.notebook.contents import NOTEBOOK_FILE
+    from thimble_zarr.format.schema import NOTEBOOK_FILE
 
     # `config` says the same.
     return {name: value for name, value in schema.attrs.items() if name != NOTEBOOK_FILE}

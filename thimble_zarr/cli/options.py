@@ -1,13 +1,12 @@
 """Options and words that several commands share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from thimble_zarr.cli.width import shortened
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 
@@ -105,29 +104,4 @@ def config_from(
     given = {name: value for name, value in flags.items() if value is not None}
     if recorded is None:
         return TrainingConfig.from_settings(settings | given)
-    return TrainingConfig.from_json(recorded.to_json() | settings | given)
-
-
-def aligned(rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
-    """Return rows as columns: the first to the left, the others to the right.
-
-    Where they are wider than `width`, the middle of the widest cells is left out.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    while width is not None and sum(widths) + 2 * len(widths) - 2 > width:
-        if max(widths) <= _LEAST_WIDTH:
-            break
-        widths[widths.index(max(widths))] -= 1
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(
-                (shortened(cell, width), width) for cell, width in zip(row, widths, strict=True)
-            )
-        ).rstrip()
-        for row in rows
-    )
-
-
-_LEAST_WIDTH = 8
-"""Columns are not made narrower: a number that is cut is none."""
+    return TrainingConfig.from_settings(recorded.to_json() | settings | given)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.options import QUIET, aligned
+from thimble_zarr.cli.options import QUIET
 from thimble_zarr.errors import StoreError, StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.report.text import aligned
 
 if TYPE_CHECKING:
     from thimble_zarr.cli.progress import Progress

@@ -16,12 +16,12 @@ from thimble_zarr.cli.options import (
     OVERWRITE,
     QUIET,
     STORE,
-    aligned,
     config_from,
     config_options,
 )
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
+from thimble_zarr.report.text import aligned
 
 if TYPE_CHECKING:
     from thimble_zarr.experiment.plan import RunPlan

@@ -17,14 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from thimble_zarr import tuning
 from thimble_zarr.errors import ResumeError, StoreError
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.files.disk import Disk, remove_files
 from thimble_zarr.store.reader import StorePath
-
-MAX_SHARE = 0.005
-"""Share of a run's time that taking checkpoints may have."""
 
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 _RANDOM = "random"
@@ -111,7 +109,7 @@ class Checkpoints:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough time has passed that taking another costs `MAX_SHARE` at most."""
+        """Whether enough time has passed that taking another costs a small share of it at most."""
         return time.perf_counter() >= self._next_s
 
     def steps(self) -> list[int]:
@@ -129,7 +127,7 @@ class Checkpoints:
         start_s = time.perf_counter()
         self.save(Checkpoint.take(step, model, optimizer))
         now_s = time.perf_counter()
-        self._next_s = now_s + (now_s - start_s) / MAX_SHARE
+        self._next_s = now_s + (now_s - start_s) / tuning.TUNING.checkpoint_share
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, whole or not at all. When this returns it survives a power loss.

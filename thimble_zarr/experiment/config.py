@@ -104,15 +104,8 @@ class TrainingConfig:
     record_tokens: str = "all"
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "seq_len",
-            "vocab_size",
-            "hidden_dim",
-            "layers",
-            "heads",
-        ):
+        counts = ("steps", "batch_size", "seq_len", "vocab_size", "hidden_dim", "layers", "heads")
+        for name in counts:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("loss_chunk", self.loss_chunk >= 0, "at least 0")
         for name in ("lr", "weight_decay", "eps", "init_scale"):
@@ -163,7 +156,7 @@ class TrainingConfig:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, object]) -> Self:
-        """Make a config from settings by name; the rest keep their defaults.
+        """Make a config from settings by name, as `to_json` returns them; the rest are defaults.
 
         Raises
         ------
@@ -178,19 +171,6 @@ class TrainingConfig:
             name: _convert(name, types[name], value) for name, value in settings.items()
         }
         return cls(**converted)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, object]) -> Self:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        ConfigError
-            If it is not that.
-        """
-        return cls.from_settings(
-            {name: value for name, value in content.items() if value is not None}
-        )
 
     def to_json(self) -> dict[str, int | float | str | bool | None]:
         """Return the settings as the store keeps them."""
@@ -222,11 +202,8 @@ def _convert(name: str, kind: object, value: object) -> object:
         return float(value)
     if kind == Path | None and isinstance(value, str):
         return Path(value)
-    matches = (
-        isinstance(value, kind)  # type: ignore[arg-type]
-        and (kind is bool or not isinstance(value, bool))
-    )
-    if not matches:
+    # A bool is an int for Python, and for nobody else.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
         plain = int if kind == int | None else kind
         words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
         expected = words.get(plain, "a string")

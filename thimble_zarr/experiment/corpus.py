@@ -12,7 +12,8 @@ import platform
 import sysconfig
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +69,6 @@ class Corpus:
             raise CorpusError(f"cannot read the corpus {self.file}: {error.strerror}") from error
 
     @property
-    def text(self) -> str:
-        """All of the text."""
-        return "".join(self.chunks())
-
-    @property
     def n_bytes(self) -> int:
         """Size of the file."""
         return self.file.stat().st_size
@@ -100,13 +96,8 @@ def read_corpus(file: Path | None) -> Corpus:
 
 def default_corpus() -> Corpus:
     """Return the documentation in the standard library; kept in the user's cache."""
-    cached = cache_file("corpus.txt")
-    if not is_cached(cached):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old sources have invalid escapes
-            texts = [text for file in stdlib_sources() for text in _docstrings(file)]
-        write_cache(cached, "\n\n".join([*texts, *_topics()]) + "\n")
-    return Corpus(_default_name("documentation"), cached)
+    name = f"documentation of the Python {platform.python_version()} standard library"
+    return Corpus(name, cached("corpus.txt", _documentation))
 
 
 def stdlib_sources() -> list[Path]:
@@ -134,25 +125,22 @@ def read_source(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def cache_file(name: str) -> Path:
-    """Return where a derived default lies in the user's cache, for this Python."""
-    version = f"python-{platform.python_version()}"
-    return Path(platformdirs.user_cache_dir("thimble-zarr")) / version / name
-
-
-def is_cached(file: Path) -> bool:
-    """Return whether a cache file is there and can be read.
+def cached(name: str, make: Callable[[], str]) -> Path:
+    """Return a file of the user's cache, for this Python, made where there is none.
 
     Raises
     ------
     CorpusError
-        If it is there and cannot be read.
+        If it is there and cannot be read, or cannot be written.
     """
+    version = f"python-{platform.python_version()}"
+    file = Path(platformdirs.user_cache_dir("thimble-zarr")) / version / name
     try:
         with file.open("rb"):
-            return True
+            return file
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        write_cache(file, make())
+        return file
     except OSError as error:
         raise CorpusError(
             f"cannot read the cache {file}: {error.strerror}; make it readable, or set "
@@ -161,13 +149,7 @@ def is_cached(file: Path) -> bool:
 
 
 def write_cache(file: Path, content: str) -> None:
-    """Write a cache file whole, so that a reader never sees half of it.
-
-    Raises
-    ------
-    CorpusError
-        If the cache cannot be written.
-    """
+    """Write a cache file whole, so that a reader never sees half of it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own, because several processes may fill the cache at once.
@@ -180,8 +162,15 @@ def write_cache(file: Path, content: str) -> None:
         ) from error
 
 
-def _default_name(part: str) -> str:
-    return f"{part} of the Python {platform.python_version()} standard library"
+def _documentation() -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old sources have invalid escapes
+        texts = [text for file in stdlib_sources() for text in _docstrings(file)]
+    with suppress(ImportError):
+        from pydoc_data.topics import topics
+
+        texts += [topics[name] for name in sorted(topics)]
+    return "\n\n".join(texts) + "\n"
 
 
 def _docstrings(file: Path) -> Iterator[str]:
@@ -194,11 +183,3 @@ def _docstrings(file: Path) -> Iterator[str]:
             text = ast.get_docstring(node)
             if text:
                 yield text
-
-
-def _topics() -> list[str]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        return []
-    return [topics[name] for name in sorted(topics)]

@@ -2,7 +2,7 @@
 
 import platform
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -76,11 +76,6 @@ def choose_compute_dtype(config: TrainingConfig) -> ComputeDtype:
     if slow:
         return ComputeDtype("float32", "this CPU has no fast bfloat16")
     return ComputeDtype(config.dtype, "")
-
-
-def resolve(config: TrainingConfig) -> TrainingConfig:
-    """Return the config with `auto` replaced by what it stands for on this machine."""
-    return replace(config, compute_dtype=choose_compute_dtype(config).name)
 
 
 def cpu_multiplies_bfloat16() -> bool:

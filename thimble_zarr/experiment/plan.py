@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+import torch
 
-from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
@@ -99,15 +99,10 @@ def plan_run(
         Limit of the recorder's memory.
     overwrite
         Count the room that a store at `store` will leave.
-
-    Returns
-    -------
-    RunPlan
     """
     free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
     if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
-    itemsize = storage_dtype(config.dtype).itemsize
     compute_dtype = choose_compute_dtype(config)
     recorded = {"W", *(config.recorded_variables or NOTEBOOK_ITEMSIZES)}  # W always is
     elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
@@ -116,7 +111,7 @@ def plan_run(
             count_rows(config.schedule, config.steps),
             config.vocab_size,  # how many of them are live is known when the corpus is read
             config.hidden_dim,
-            {name: itemsize for name in NOTEBOOK_ITEMSIZES if name in recorded},
+            {name: _itemsize(config.dtype) for name in NOTEBOOK_ITEMSIZES if name in recorded},
             n_scalars=len(SCALARS) + 1,
             memory_bytes=memory_bytes,
         ),
@@ -136,16 +131,10 @@ def training_bytes(config: TrainingConfig) -> int:
 
     The original notebook's estimate leaves out its largest part, the logits: in backward they exist
     three times in float32, as log-probabilities and two gradients. `loss_chunk` bounds their rows.
-
-    Parameters
-    ----------
-    config
-        The settings, with the compute dtype that is used.
+    The compute dtype must be the one that is used, not `auto`.
     """
     d, positions = config.hidden_dim, config.batch_size * config.seq_len
-    itemsize, compute_itemsize = (
-        storage_dtype(dtype).itemsize for dtype in (config.dtype, config.compute_dtype)
-    )
+    itemsize, compute_itemsize = _itemsize(config.dtype), _itemsize(config.compute_dtype)
     n_parameters = (config.vocab_size + config.seq_len) * d + config.layers * 12 * d**2
     parameters = 4 * n_parameters * itemsize  # with gradients and two moments
     if config.compute_dtype != config.dtype:
@@ -160,13 +149,17 @@ def training_bytes(config: TrainingConfig) -> int:
 
 def _corpus_bytes(config: TrainingConfig) -> int:
     """Estimate what the corpus takes, encoded and with the order of an epoch."""
+    if config.corpus is None:
+        return _DEFAULT_CORPUS_BYTES * _CORPUS_BYTES_PER_TEXT_BYTE
     try:
-        text_bytes = (
-            _DEFAULT_CORPUS_BYTES if config.corpus is None else config.corpus.stat().st_size
-        )
+        return config.corpus.stat().st_size * _CORPUS_BYTES_PER_TEXT_BYTE
     except OSError:
         return 0  # reading it will say why
-    return text_bytes * _CORPUS_BYTES_PER_TEXT_BYTE
+
+
+def _itemsize(dtype: str) -> int:
+    itemsize: int = getattr(torch, dtype).itemsize
+    return itemsize
 
 
 def _existing_parent(path: Path) -> Path:

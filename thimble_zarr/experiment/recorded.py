@@ -1,12 +1,12 @@
 """A run that `train` recorded: its settings, how far it is, and where it can resume."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from thimble_zarr.errors import ConfigError, ResumeError
-from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
+from thimble_zarr.experiment.checkpoints import Checkpoints
 from thimble_zarr.experiment.config import AUTO, TrainingConfig
 from thimble_zarr.format.schema import Json
 from thimble_zarr.store.lock import WriterLock
@@ -74,7 +74,7 @@ class RecordedRun:
                 raise ConfigError("the store has no settings of it")
             # Version 0.1.0 recorded neither: it computed as the original notebook does.
             earlier = {"compute_dtype": settings.get("dtype"), "loss_chunk": 0}
-            config = TrainingConfig.from_json(earlier | {**settings})
+            config = TrainingConfig.from_settings(earlier | {**settings})
         except ConfigError as error:
             raise ResumeError(
                 f"cannot resume {store}: this version of `thimble-zarr train` did not record it "
@@ -92,8 +92,12 @@ class RecordedRun:
 
     def check_same(self, config: TrainingConfig, attrs: Mapping[str, Json]) -> None:
         """Raise ResumeError, which names every difference, unless a run would be this one."""
-        differences = [*_unequal(self.config.to_json(), config.to_json())]
-        differences += _unequal(self.attrs, {**self.attrs, **attrs})
+        differences = [
+            f"{name} {recorded.get(name)} recorded, {value} now"
+            for recorded, now in ((self.config.to_json(), config.to_json()), (self.attrs, attrs))
+            for name, value in now.items()
+            if value != recorded.get(name)
+        ]
         if differences:
             raise ResumeError(
                 f"cannot resume {self.path}: {'; '.join(differences)}; leave these options out "
@@ -110,17 +114,6 @@ class RecordedRun:
         """Raise StoreLockedError if another process is recording into the store."""
         WriterLock(self.path).release()
 
-    def newest_of(self, checkpoints: Checkpoints) -> Checkpoint | None:
-        """Return the newest checkpoint of a recorded step, None to begin with the first step.
-
-        Raises
-        ------
-        ResumeError
-            If there must have been one, and it is gone.
-        """
-        self.check_has(checkpoints)
-        return checkpoints.newest(self.committed_step)
-
     def check_has(self, checkpoints: Checkpoints) -> None:
         """Raise ResumeError if there must have been a checkpoint of a recorded step."""
         is_there = any(step <= self.committed_step for step in checkpoints.steps())
@@ -131,9 +124,3 @@ class RecordedRun:
                 f"{checkpoints.path} has no checkpoint of any; put the checkpoints back, or record "
                 "again with --overwrite"
             )
-
-
-def _unequal(recorded: Mapping[str, Json], now: Mapping[str, Json]) -> Iterator[str]:
-    for name, value in now.items():
-        if value != recorded.get(name):
-            yield f"{name} {recorded.get(name)} recorded, {value} now"

@@ -1,8 +1,8 @@
 """The training loop: Thimble 1 as an ordinary user of the recorder."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from thimble_zarr.experiment.batches import sliding_batches
 from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.corpus import read_corpus
-from thimble_zarr.experiment.device import find_device, resolve
+from thimble_zarr.experiment.device import choose_compute_dtype, find_device
 from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
 from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.vocabulary import encode, label_tokens, read_tokenizer
@@ -115,7 +115,8 @@ class Training:
     def __init__(
         self, config: TrainingConfig, data: TrainingData, checkpoint: Checkpoint | None = None
     ) -> None:
-        self.config = config = resolve(config)
+        config = replace(config, compute_dtype=choose_compute_dtype(config).name)
+        self.config = config
         self._device = find_device(config.device)
         self._batches = sliding_batches(
             data.ids,
@@ -196,7 +197,8 @@ def train(
         if run.is_finished:
             checkpoints.clear()  # it may have been killed before it did
             return
-        checkpoint = run.newest_of(checkpoints)
+        run.check_has(checkpoints)
+        checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
     start = 0 if checkpoint is None else checkpoint.step
     with Recorder(
@@ -206,9 +208,7 @@ def train(
         name=PARAMETER,
         labels=data.labels,
         variables=config.recorded_variables,
-        tokens={"all": None, "live": data.labels.live, "dead": data.labels.dead}[
-            config.record_tokens
-        ],
+        tokens=getattr(data.labels, config.record_tokens, None),  # no label says all
         schedule=config.schedule,
         n_steps=config.steps,
         attrs={"config": training.config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
@@ -218,13 +218,19 @@ def train(
         after_step=start if resume else None,
     ) as recorder:
         checkpoints.clear(after_step=start)  # of a run that was overwritten, or went on
-        block_steps = recorder.schemas[""].layout.block_steps
-        for step in range(recorder.next_step, config.steps + 1):
-            loss = training.step()
-            recorder.log(loss=loss)
-            is_resumable = config.schedule is None
-            if is_resumable and (step + 1) % block_steps == 0 and checkpoints.is_due:
-                checkpoints.take(step, training.model, training.optimizer)
-                checkpoints.prune(recorder.committed_step)
-            on_step(Progress(step, loss, recorder.bytes_written))
+        for progress in _steps(training, recorder, checkpoints):
+            on_step(progress)
     checkpoints.clear()
+
+
+def _steps(training: Training, recorder: Recorder, checkpoints: Checkpoints) -> Iterator[Progress]:
+    """Take and record steps, and a checkpoint now and then as a block is full."""
+    block_steps = recorder.schemas[""].layout.block_steps
+    is_resumable = training.config.schedule is None
+    for step in range(recorder.next_step, training.config.steps + 1):
+        loss = training.step()
+        recorder.log(loss=loss)
+        if is_resumable and (step + 1) % block_steps == 0 and checkpoints.is_due:
+            checkpoints.take(step, training.model, training.optimizer)
+            checkpoints.prune(recorder.committed_step)
+        yield Progress(step, loss, recorder.bytes_written)

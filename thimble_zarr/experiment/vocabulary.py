@@ -11,23 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from thimble_zarr import tuning
 from thimble_zarr.errors import CorpusError
-from thimble_zarr.experiment.corpus import (
-    cache_file,
-    is_cached,
-    read_source,
-    stdlib_sources,
-    write_cache,
-)
+from thimble_zarr.experiment.corpus import cached, read_source, stdlib_sources
 from thimble_zarr.format.labels import printable
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.store.token_mask import read_mask
 
-PIECE_CHARACTERS = 2**14
-"""Encoding 16 such pieces at once takes some 20 MB."""
-
 _PIECES_A_BATCH = 16
 _IDS_AT_ONCE = 2**16
+
+Text = str | Iterable[str]
+"""A text, or the parts of it one after the other, cut anywhere."""
 
 # The tokenizer's pattern takes white space as a word of its own, except the last character of it
 # before a word: a blank there joins the word. So a cut before that character changes no token.
@@ -40,22 +35,15 @@ _BEFORE_LONE_SPACE = re.compile(r"(?<=\S)(?=[ \t\n\r]\S)")
 _LIKE_A_BYTE = re.compile(r"<(?=0x[0-9A-F]{2}>)")
 
 
-def train_tokenizer(
-    texts: Iterable[str | Iterable[str]],
-    vocab_size: int,
-    *,
-    piece_characters: int = PIECE_CHARACTERS,
-) -> Tokenizer:
+def train_tokenizer(texts: Iterable[Text], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE, which can encode any text without unknown tokens.
 
     Parameters
     ----------
     texts
-        What to train on, each as `encode` takes it. Only its different words are held.
+        What to train on. Only its different words are held.
     vocab_size
         Tokens wanted, at least the 256 bytes.
-    piece_characters
-        Least length of the pieces that are read at once.
 
     Raises
     ------
@@ -70,17 +58,13 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        itertools.chain.from_iterable(
-            _pieces(_chunks(text), _BEFORE_LAST_SPACE, piece_characters) for text in texts
-        ),
-        trainer,
-    )
-    if tokenizer.get_vocab_size() != vocab_size:
+    pieces = (piece for text in texts for piece in _pieces(text, _BEFORE_LAST_SPACE))
+    tokenizer.train_from_iterator(pieces, trainer)
+    found = tokenizer.get_vocab_size()
+    if found != vocab_size:
         raise CorpusError(
             f"cannot train a tokenizer of {vocab_size:,} tokens on this text, only one of "
-            f"{tokenizer.get_vocab_size():,}; pass --vocab-size {tokenizer.get_vocab_size()}, or "
-            "train on more text"
+            f"{found:,}; pass --vocab-size {found}, or train on more text"
         )
     return tokenizer
 
@@ -93,7 +77,13 @@ def read_tokenizer(file: Path | None, *, vocab_size: int) -> Tokenizer:
     CorpusError
         If the file is no tokenizer, or its vocabulary is not `vocab_size` tokens.
     """
-    tokenizer = _default_tokenizer(vocab_size) if file is None else load_tokenizer(file)
+    tokenizer = load_tokenizer(
+        file
+        or cached(
+            f"tokenizer-{vocab_size}.json",
+            lambda: train_tokenizer(map(read_source, stdlib_sources()), vocab_size).to_str(),
+        )
+    )
     found = tokenizer.get_vocab_size()
     if found != vocab_size:
         raise CorpusError(
@@ -131,42 +121,17 @@ def load_tokenizer(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _default_tokenizer(vocab_size: int) -> Tokenizer:
-    cached = cache_file(f"tokenizer-{vocab_size}.json")
-    if not is_cached(cached):
-        tokenizer = train_tokenizer(map(read_source, stdlib_sources()), vocab_size)
-        write_cache(cached, tokenizer.to_str())
-    return load_tokenizer(cached)
-
-
-def encode(
-    tokenizer: Tokenizer, text: str | Iterable[str], *, piece_characters: int = PIECE_CHARACTERS
-) -> np.ndarray:
-    """Return the token ids of a text, int32, shape `(n,)`. They are all that is held of it.
-
-    Parameters
-    ----------
-    tokenizer
-        What to encode with.
-    text
-        The text, or the parts of it one after the other, cut anywhere.
-    piece_characters
-        Least length of the pieces that are encoded at once.
-    """
+def encode(tokenizer: Tokenizer, text: Text) -> np.ndarray:
+    """Return the token ids of a text, int32, shape `(n,)`. They are all that is held of it."""
     ids = array("i")
-    for encoded in _encoded(tokenizer, text, piece_characters):
+    for encoded in _encoded(tokenizer, text):
         ids.extend(encoded)
     return np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, dtype=np.int32)
 
 
-def count_tokens(
-    tokenizer: Tokenizer, text: str | Iterable[str], *, piece_characters: int = PIECE_CHARACTERS
-) -> np.ndarray:
-    """Return how often each token occurs in a text, int64, shape `(token,)`.
-
-    Takes what `encode` takes. Nothing of the text is held.
-    """
-    return _counted(_encoded(tokenizer, text, piece_characters), tokenizer.get_vocab_size())
+def count_tokens(tokenizer: Tokenizer, text: Text) -> np.ndarray:
+    """Return how often each token occurs in a text, int64, shape `(token,)`. Nothing is held."""
+    return _counted(_encoded(tokenizer, text), tokenizer.get_vocab_size())
 
 
 def _counted(parts: Iterable[ArrayLike], n_tokens: int) -> np.ndarray:
@@ -176,9 +141,7 @@ def _counted(parts: Iterable[ArrayLike], n_tokens: int) -> np.ndarray:
     return n_occurrences
 
 
-def _encoded(
-    tokenizer: Tokenizer, text: str | Iterable[str], piece_characters: int
-) -> Iterator[list[int]]:
+def _encoded(tokenizer: Tokenizer, text: Text) -> Iterator[list[int]]:
     """Yield the ids of a text, piece by piece.
 
     While it is made, an encoding takes hundreds of bytes a token. A tokenizer whose tokens a cut
@@ -186,9 +149,9 @@ def _encoded(
     """
     cut = _cut(tokenizer)
     if cut is None:
-        yield tokenizer.encode("".join(_chunks(text))).ids
+        yield tokenizer.encode(text if isinstance(text, str) else "".join(text)).ids
         return
-    pieces = _pieces(_chunks(text), cut, piece_characters)
+    pieces = _pieces(text, cut)
     while batch := list(itertools.islice(pieces, _PIECES_A_BATCH)):
         for piece in tokenizer.encode_batch_fast(batch):
             yield piece.ids
@@ -215,14 +178,10 @@ def _cut(tokenizer: Tokenizer) -> re.Pattern[str] | None:
     return _BEFORE_LONE_SPACE if added else _BEFORE_LAST_SPACE
 
 
-def _chunks(text: str | Iterable[str]) -> Iterable[str]:
-    return [text] if isinstance(text, str) else text
-
-
-def _pieces(chunks: Iterable[str], cut: re.Pattern[str], n_characters: int) -> Iterator[str]:
-    """Cut a text into pieces of `n_characters`, and as many more as there are up to a cut."""
-    held = ""
-    for chunk in chunks:
+def _pieces(text: Text, cut: re.Pattern[str]) -> Iterator[str]:
+    """Cut a text into pieces of `piece_characters`, and as many more as there are up to a cut."""
+    n_characters, held = tuning.TUNING.piece_characters, ""
+    for chunk in [text] if isinstance(text, str) else text:
         searched = max(n_characters, len(held) - 1)  # what the pattern looks ahead
         held += chunk
         start = 0
@@ -253,17 +212,16 @@ def label_tokens(
     CorpusError
         If the mask cannot be read or is of another vocabulary.
     """
-    n_tokens = tokenizer.get_vocab_size()
     # In parts, because NumPy counts a copy in int64.
     parts = (ids[start : start + _IDS_AT_ONCE] for start in range(0, len(ids), _IDS_AT_ONCE))
-    n_occurrences = _counted(parts, n_tokens)
-    return label_counted(tokenizer, n_occurrences, mask_file=mask_file)
+    counts = _counted(parts, tokenizer.get_vocab_size())
+    return label_counted(tokenizer, counts, mask_file=mask_file)
 
 
 def label_counted(
     tokenizer: Tokenizer, n_occurrences: np.ndarray, *, mask_file: Path | None = None
 ) -> TokenLabels:
-    """Label tokens by what `count_tokens` counted; else as `label_tokens`."""
+    """Label tokens by what `count_tokens` counted, as `label_tokens` does."""
     labels = TokenLabels.from_counts(n_occurrences, texts(tokenizer))
     if mask_file is None:
         return labels
@@ -278,39 +236,28 @@ def texts(tokenizer: Tokenizer) -> list[str]:
     `<0xE4>`. A token that itself reads so has its own bracket in brackets: `<0x3C>0xE4>`.
     """
     decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+    letters = _byte_letters() if decoder.get("type") == "ByteLevel" else {}
     added = tokenizer.get_added_tokens_decoder()
-    as_bytes = decoder.get("type") == "ByteLevel"
-    return [
-        _bytes_as_text(spelt)
-        if as_bytes and token not in added and _BYTES.keys() >= {*spelt}
-        else _decoded(tokenizer, token, spelt)
-        for token in range(tokenizer.get_vocab_size())
-        for spelt in (tokenizer.id_to_token(token) or "",)
-    ]
+    found = []
+    for token in range(tokenizer.get_vocab_size()):
+        spelt = tokenizer.id_to_token(token) or ""
+        if letters and token not in added and letters.keys() >= {*spelt}:
+            text = bytes(letters[letter] for letter in spelt).decode(errors="surrogateescape")
+        else:
+            text = tokenizer.decode([token], skip_special_tokens=False)
+            if not text or "\ufffd" in text:  # the decoder has no letter for it
+                found.append(printable(spelt))
+                continue
+        found.append(printable(_LIKE_A_BYTE.sub("<0x3C>", text)))
+    return found
 
 
 def _byte_letters() -> dict[str, int]:
     """Return what a byte-level vocabulary writes for each byte, as GPT-2 began it.
 
-    A byte that Latin-1 prints stands for itself, the others are letters from U+0100 on.
+    A byte that Latin-1 prints stands for itself; letters from U+0100 on are the others, in order.
     """
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printed = [ord(letter) for letter in letters if ord(letter) < 0x100]
     others = (byte for byte in range(0x100) if byte not in printed)
-    return {chr(byte): byte for byte in printed} | {
-        chr(0x100 + index): byte for index, byte in enumerate(others)
-    }
-
-
-_BYTES = _byte_letters()
-
-
-def _bytes_as_text(spelt: str) -> str:
-    text = bytes(_BYTES[letter] for letter in spelt).decode(errors="surrogateescape")
-    return printable(_LIKE_A_BYTE.sub("<0x3C>", text))
-
-
-def _decoded(tokenizer: Tokenizer, token: int, spelt: str) -> str:
-    text = tokenizer.decode([token], skip_special_tokens=False)
-    if "\ufffd" in text or not text:
-        return printable(spelt)
-    return printable(_LIKE_A_BYTE.sub("<0x3C>", text))
+    return dict(zip(letters, [*printed, *others], strict=True))

@@ -23,6 +23,10 @@ from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
+from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.registry import SCALARS as SCALARS
+from thimble_zarr.optim.registry import VARIABLES as VARIABLES
+from thimble_zarr.optim.registry import read_optimizer
 
 FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"
@@ -31,31 +35,10 @@ ATTRIBUTE = "thimble"
 TOKEN_DIMS = ("token", "dim")
 """Dims of an embedding: its tokens may have labels."""
 
-VARIABLES: Mapping[str, str] = {
-    "W": "weight after the step",
-    "grad": "gradient that the step consumed",
-    "exp_avg": "first moment after the step",
-    "exp_avg_sq": "second moment after the step",
-    "max_exp_avg_sq": "running maximum of the second moment after the step (amsgrad)",
-}
-"""The arrays of a parameter's shape a store can hold; row t belongs to optimizer step t."""
+STEP = "optimizer step, counted from 1; row 0 is the initial state"
 
-SCALARS: Mapping[str, str] = {
-    "loss": "training loss of the step, nats",
-    "learning_rate": "learning rate of the step",
-    "beta1": "decay rate of the first moment",
-    "beta2": "decay rate of the second moment",
-    "eps": "term added to the denominator",
-    "weight_decay": "weight decay coefficient",
-    "optimizer_step": "the optimizer's own step count for this parameter, after the step",
-}
-"""The float64 `(step,)` arrays of a store. Missing is NaN."""
-
-PER_STEP: Mapping[str, str] = {
-    "step": "optimizer step, counted from 1; row 0 is the initial state",
-    **SCALARS,
-}
-"""All `(step,)` arrays of a store."""
+PER_STEP: Mapping[str, str] = {"step": STEP, **SCALARS}
+"""All `(step,)` arrays that a store can hold."""
 
 LABELS: Mapping[str, str] = {
     "token": "token id",
@@ -80,43 +63,7 @@ PARAMETERS = "parameters"
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerInfo:
-    """The optimizer, as far as its arithmetic depends on it.
-
-    Attributes
-    ----------
-    name
-        Class name, for example `AdamW`.
-    implementation
-        Which of torch's programs ran: `single`, `foreach` or `fused`.
-    decoupled_weight_decay
-        True where weight decay acts on the weights (AdamW), False where it is added to the
-        gradient (Adam).
-    amsgrad, maximize, capturable, differentiable
-        torch's flags of these names.
-    lr_dtype, betas_dtype
-        Dtype of the learning rate and of the betas where they are tensors, which makes their
-        arithmetic that of tensors; None where they are Python numbers.
-    """
-
-    name: str
-    implementation: str
-    decoupled_weight_decay: bool
-    amsgrad: bool = False
-    maximize: bool = False
-    capturable: bool = False
-    differentiable: bool = False
-    lr_dtype: str | None = None
-    betas_dtype: str | None = None
-
-
-def recorded_variables(optimizer: OptimizerInfo) -> tuple[str, ...]:
-    """Return the variables a run of `optimizer` has: the maximum only with amsgrad."""
-    return tuple(name for name in VARIABLES if name != "max_exp_avg_sq" or optimizer.amsgrad)
-
-
-def chosen_variables(optimizer: OptimizerInfo, variables: Sequence[str] | None) -> tuple[str, ...]:
+def chosen_variables(optimizer: Optimizer, variables: Sequence[str] | None) -> tuple[str, ...]:
     """Return the variables of a run that are to be recorded: all by default, and always `W`.
 
     Raises
@@ -125,9 +72,9 @@ def chosen_variables(optimizer: OptimizerInfo, variables: Sequence[str] | None) 
         If one of them is not a variable.
     """
     if variables is None:
-        return recorded_variables(optimizer)
+        return optimizer.variables
     chosen = {variables} if isinstance(variables, str) else set(variables)
-    recorded = recorded_variables(optimizer)
+    recorded = optimizer.variables
     if unknown := sorted(map(str, chosen - set(recorded))):
         raise ConfigError(
             f"there is no variable {', '.join(unknown)} to record; choose among "
@@ -228,7 +175,7 @@ class Schema:
     dims: tuple[str, ...]
     dtypes: Mapping[str, str]
     layout: Layout
-    optimizer: OptimizerInfo
+    optimizer: Optimizer
     parameter: str | None = None
     device: str = "cpu"
     n_threads: int = 1
@@ -306,6 +253,16 @@ class Schema:
                 raise ConfigError(f"attrs[{name!r}] cannot be kept as JSON: {error}") from error
 
     @property
+    def scalars(self) -> dict[str, str]:
+        """The float64 `(step,)` arrays of the parameter, and what they are, in words."""
+        return {name: SCALARS[name] for name in ("loss", *self.optimizer.scalars, COUNT)}
+
+    @property
+    def per_step(self) -> dict[str, str]:
+        """All `(step,)` arrays of the parameter, and what they are, in words."""
+        return {"step": STEP} | self.scalars
+
+    @property
     def is_imported(self) -> bool:
         """Whether the run was imported from the notebook's file, and not recorded."""
         return NOTEBOOK_FILE in self.attrs
@@ -381,8 +338,8 @@ class Schema:
         try:
             content["shape"], content["dims"] = tuple(content["shape"]), tuple(content["dims"])
             content["layout"] = Layout(**content["layout"])
-            content["optimizer"] = OptimizerInfo(**_typed(content["optimizer"], _OPTIMIZER_TYPES))
-            return cls(**_typed(content, _TYPES))
+            content["optimizer"] = read_optimizer(content["optimizer"])
+            return cls(**_typed(content))
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
 
@@ -455,22 +412,10 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 """Types of the fields of a Schema as JSON has them, where nothing else looks at them."""
 
-_OPTIMIZER_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "name": str,
-    "implementation": str,
-    **dict.fromkeys(
-        ("decoupled_weight_decay", "amsgrad", "maximize", "capturable", "differentiable"), bool
-    ),
-    "lr_dtype": _TEXT_OR_NONE,
-    "betas_dtype": _TEXT_OR_NONE,
-}
 
-
-def _typed(
-    content: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]
-) -> Mapping[str, Any]:
+def _typed(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the content, or raise TypeError if a field is of another type."""
-    for name, kinds in types.items():
+    for name, kinds in _TYPES.items():
         if name in content and not isinstance(content[name], kinds):
             raise TypeError(f"{name} is {content[name]!r}")
     return content

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.integrations.unwrapping import unwrapped
-from thimble_zarr.record.ending import close_after
+from thimble_zarr.record.concurrency import close_after
 from thimble_zarr.record.parameters import Parameters
 from thimble_zarr.record.recorder import Recorder
 from thimble_zarr.store.reader import StorePath

@@ -1,4 +1,6 @@
-r"""AdamW's formula, in real numbers: what a step should do, given the states after it.
+r"""Adam and AdamW.
+
+What a step should do, in real numbers, given the states after it:
 
 .. math::
 
@@ -7,287 +9,305 @@ r"""AdamW's formula, in real numbers: what a step should do, given the states af
 
 with :math:`\hat m_t = m_t / (1 - \beta_1^t)` and :math:`\hat v_t = v_t / (1 - \beta_2^t)`
 (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2, in the form of
-`torch.optim.AdamW`, where the learning rate multiplies the decay). The functions take anything that
-broadcasts: NumPy, xarray or Dask arrays; they are as precise as what they are given.
+`torch.optim.AdamW`, where the learning rate multiplies the decay). Adam's decay is in the gradient
+and so in the moments already.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from thimble_zarr.optim.base import (
+    COUNT,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Array,
+    Consumed,
+    Formula,
+    Optimizer,
+    Precision,
+    Rounding,
+    Scalar,
+    State,
+    chosen_program,
+    like,
+    tensor_dtype,
+)
+
 if TYPE_CHECKING:
-    import xarray as xr
+    from torch import Tensor
 
-Array = TypeVar("Array", np.ndarray, "xr.DataArray")
-
-
-class UpdateScalars(NamedTuple):
-    """What `adam_update` multiplies and adds at some steps; both broadcast to the moments."""
-
-    scale: Any
-    eps: Any
+_BETA1 = Scalar("beta1", "decay rate of the first moment", "betas", 0)
+_BETA2 = Scalar("beta2", "decay rate of the second moment", "betas", 1)
+_EPS = Scalar("eps", "term added to the denominator", "eps")
 
 
-def update_scalars(
-    *, learning_rate: Array, beta1: Array, beta2: Array, eps: Array, optimizer_step: Array
-) -> UpdateScalars:
-    """Return the coefficients of the adaptive step.
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer, Formula):
+    """`torch.optim.Adam` and `torch.optim.AdamW`.
 
-    Quotient and denominator of the formula are divided by what corrects the second moment, so that
-    arrays have an operation less.
-
-    Parameters
+    Attributes
     ----------
-    learning_rate, beta1, beta2, eps
-        Hyper-parameters of step t.
-    optimizer_step
-        The optimizer's count of steps after step t, which the bias correction uses.
-    """
-    correction = (1 - beta2**optimizer_step) ** 0.5
-    step_size = learning_rate / (1 - beta1**optimizer_step)
-    return UpdateScalars(scale=-step_size * correction, eps=eps * correction)
-
-
-def adam_update(
-    exp_avg: Array, exp_avg_sq: Array, scalars: UpdateScalars, out: np.ndarray | None = None
-) -> Array:
-    """Return the change of the weights by the adaptive step alone.
-
-    Parameters
-    ----------
-    exp_avg, exp_avg_sq
-        First and second moment after step t; with amsgrad the running maximum of the second.
-    scalars
-        Of step t.
-    out
-        A NumPy array to compute in, of the shape and dtype of the moments, which are then NumPy's.
-
-    Returns
-    -------
-    array
-        Shape of the moments.
-    """
-    denominator: Any = np.sqrt(exp_avg_sq, out=out)
-    denominator += _like(exp_avg, scalars.eps)
-    update: Array = np.divide(exp_avg, denominator, out=out)
-    update *= _like(exp_avg, scalars.scale)
-    return update
-
-
-def adam_denominator(
-    exp_avg_sq: Array, *, beta2: Array, eps: Array, optimizer_step: Array
-) -> Array:
-    """Return what the adaptive step divides by; parameters as those of `update_scalars`."""
-    correction = (1 - beta2**optimizer_step) ** 0.5
-    denominator: Array = exp_avg_sq**0.5 / correction + eps
-    return denominator
-
-
-def adam_decay(W_previous: Array, *, learning_rate: Array, weight_decay: Array) -> Array:
-    """Return the change of the weights by decoupled weight decay.
-
-    Parameters
-    ----------
-    W_previous
-        The weights before step t.
-    learning_rate, weight_decay
-        Hyper-parameters of step t.
-
-    Returns
-    -------
-    array
-        Shape of the weights.
-    """
-    decay: Array = _like(W_previous, -learning_rate * weight_decay) * W_previous
-    return decay
-
-
-def _like(array: Array, scalar: Array) -> Array:
-    """Return a scalar of a step in the array's precision, in which the arithmetic then is."""
-    return scalar.astype(array.dtype, copy=False) if hasattr(scalar, "astype") else scalar
-
-
-class RoundingScalars(NamedTuple):
-    """What `rounding_bound` multiplies update and weights by at some steps, and adds."""
-
-    of_update: Any
-    of_after: float
-    of_before: Any
-    least: float
-
-
-def rounding_scalars(
-    *,
-    denominator: Array,
-    weight_decay: Array,
-    beta1: Array,
-    beta2: Array,
-    optimizer_step: Array,
-    unit_roundoff: float,
-    scalar_roundoff: float,
-    least: float,
-) -> RoundingScalars:
-    r"""Return how rounding errors grow with update and weights.
-
-    With :math:`\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham, "Accuracy
-    and Stability of Numerical Algorithms", lemma 3.1) torch's programs differ from the formula by
-    at most :math:`\gamma_{10} |update| + \gamma_1 |W_t|`, and with weight decay
-    :math:`\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
-    corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight, two
-    shrink the weight. Besides, scalars are computed beforehand, with a relative error c, and
-    :math:`1 - \beta^t` cancels: there it becomes :math:`c / (1 - \beta^t)`. Where numbers underflow
-    a rounding errs by the least number of the dtype instead, and relative to the denominator if it
-    happens there: in float16, where :math:`\epsilon` itself underflows, the bound may be infinite.
-
-    Parameters
-    ----------
-    denominator
-        The formula's denominator, or anything positive below it.
-    weight_decay, beta1, beta2, optimizer_step
-        Hyper-parameters of the step.
-    unit_roundoff
-        Relative error u of one rounding in the dtype of the weights.
-    scalar_roundoff
-        Relative error c of a scalar, both torch's and that of `update_scalars`.
-    least
-        The least positive number of the dtype of the weights.
-    """
-    cancellation = 1 / (1 - beta1**optimizer_step) + 0.5 / (1 - beta2**optimizer_step)
-    underflow = 4 * least / denominator
-    underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
-    decaying = weight_decay != 0
-    return RoundingScalars(
-        of_update=gamma(10, unit_roundoff) + scalar_roundoff * cancellation + underflow,
-        of_after=gamma(1, unit_roundoff),
-        of_before=decaying * (gamma(2, unit_roundoff) + scalar_roundoff),
-        least=4 * least,
-    )
-
-
-def rounding_bound(
-    update: Array,
-    W: Array,
-    W_previous: Array,
-    scalars: RoundingScalars,
-    out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None),
-) -> Array:
-    """Return how far rounding alone can carry a step from the formula, element by element.
-
-    The bound is safe, not tight.
-
-    Parameters
-    ----------
-    update
-        The formula's update.
-    W, W_previous
-        The weights after and before the step.
-    scalars
-        Of the step.
-    out
-        Two NumPy arrays to compute in, of the shape and dtype of the weights, which are then
-        NumPy's. The first may be `update`; what is returned is in it.
-
-    Returns
-    -------
-    array
-        Not negative, shape of the weights.
-    """
-    into, term_in = out
-    bound: Array = np.abs(update, out=into)  # type: ignore[assignment]
-    bound *= _like(update, scalars.of_update)
-    term: Any = np.abs(W, out=term_in)
-    term *= scalars.of_after
-    bound += term
-    if np.any(scalars.of_before):
-        term = np.abs(W_previous, out=term_in)
-        term *= _like(W, scalars.of_before)
-        bound += term
-    bound += scalars.least
-    return bound
-
-
-def gamma(n: int, unit_roundoff: float) -> float:
-    """Return the relative error of n roundings (Higham, lemma 3.1)."""
-    return n * unit_roundoff / (1 - n * unit_roundoff)
-
-
-def recurrence_bounds(
-    before: Mapping[str, np.ndarray],
-    grad: np.ndarray,
-    *,
-    decoupled_weight_decay: bool,
-    hyperparameters: Mapping[str, np.ndarray],
-    unit_roundoff: float,
-    scalar_roundoff: float,
-    least: float,
-) -> dict[str, np.ndarray]:
-    r"""Return how far two programs of Adam's, given the same row and gradient, can end apart.
-
-    Each program's rounding carries it from the real-number recurrences by at most, for the moments,
-
-    .. math::
-
-        B_m = \gamma_8 (\max(\beta_1, 1 - \beta_1) |m| + (1 - \beta_1) G), \qquad
-        B_v = \gamma_{14} (\beta_2 v + (1 - \beta_2) G^2)
-
-    with :math:`G = |g| + \lambda |W|` where weight decay is added to the gradient, else
-    :math:`|g|`: three roundings make that gradient, three a `lerp`, one each its scalars; the
-    second moment has the gradient's twice. The weight inherits both through the update, which grows
-    with :math:`|m|` and falls with v, and adds `rounding_bound`. Two programs differ by at most
-    twice the sum.
-
-    Parameters
-    ----------
-    before
-        `W`, `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq` with amsgrad) before the step.
-    grad
-        The gradient, negated with maximize.
     decoupled_weight_decay
-        Whether weight decay acts on the weights.
-    hyperparameters
-        The scalars of the step, by their names in a store.
-    unit_roundoff, scalar_roundoff, least
-        As in `rounding_scalars`.
-
-    Returns
-    -------
-    dict of str to array
-        For each variable of `before` the largest distance, not negative.
+        True where weight decay acts on the weights (AdamW), False where it is added to the
+        gradient (Adam).
+    amsgrad, maximize, capturable, differentiable
+        torch's flags of these names.
+    lr_dtype, betas_dtype
+        Dtype of the learning rate and of the betas where they are tensors, which makes their
+        arithmetic that of tensors; None where they are Python numbers.
     """
-    h = hyperparameters
-    beta1, beta2, count = h["beta1"], h["beta2"], h["optimizer_step"]
-    coupled = 0 * h["weight_decay"] if decoupled_weight_decay else h["weight_decay"]
-    decoupled = h["weight_decay"] - coupled
-    m, v, W = before["exp_avg"], before["exp_avg_sq"], before["W"]
-    size = abs(grad) + coupled * abs(W)
-    error_m = (gamma(8, unit_roundoff) + scalar_roundoff) * (
-        np.maximum(beta1, 1 - beta1) * abs(m) + (1 - beta1) * size
-    ) + 8 * least
-    error_v = (gamma(14, unit_roundoff) + scalar_roundoff) * (
-        beta2 * v + (1 - beta2) * size**2
-    ) + 8 * least
-    gradient = grad + coupled * W  # of either sign: only its size and square count below
-    m_after = abs(beta1 * m + (1 - beta1) * gradient)
-    v_after = beta2 * v + (1 - beta2) * gradient**2
-    if "max_exp_avg_sq" in before:
-        v_after = np.maximum(v_after, before["max_exp_avg_sq"])
-    scalars = {"beta2": beta2, "eps": h["eps"], "optimizer_step": count}
-    step_size = h["learning_rate"] / (1 - beta1**count)
-    least_denominator = adam_denominator(np.maximum(v_after - error_v, 0), **scalars)
-    update = step_size * m_after / adam_denominator(v_after, **scalars)
-    largest = step_size * (m_after + error_m) / least_denominator
-    rounding = rounding_scalars(
-        denominator=least_denominator,
-        weight_decay=decoupled,
-        beta1=beta1,
-        beta2=beta2,
-        optimizer_step=count,
-        unit_roundoff=unit_roundoff,
-        scalar_roundoff=scalar_roundoff,
-        least=least,
+
+    STATES: ClassVar = (
+        State("exp_avg", "first moment after the step"),
+        State("exp_avg_sq", "second moment after the step"),
+        State("max_exp_avg_sq", "running maximum of the second moment after the step (amsgrad)"),
     )
-    W_after = abs(W) + largest + h["learning_rate"] * decoupled * abs(W)
-    error_W = (largest - update) + rounding_bound(largest, W_after, W, rounding)
-    errors = {"W": error_W, "exp_avg": error_m, "exp_avg_sq": error_v, "max_exp_avg_sq": error_v}
-    return {name: 2 * errors[name] for name in before}
+    SCALARS: ClassVar = (LEARNING_RATE, _BETA1, _BETA2, _EPS, WEIGHT_DECAY)
+    ALIASES: ClassVar = {
+        "adam_update": ("update", "change predicted by the adaptive step"),
+        "adam_decay": ("decay", "change predicted by decoupled weight decay"),
+        "adam_residual": ("residual", "observed change minus update and decay"),
+    }
+
+    decoupled_weight_decay: bool
+    amsgrad: bool = False
+    maximize: bool = False
+    capturable: bool = False
+    differentiable: bool = False
+    lr_dtype: str | None = None
+    betas_dtype: str | None = None
+
+    @classmethod
+    def from_group(cls, group: Mapping[str, object], kind: type) -> Self:
+        """Return what would step a parameter group of a live optimizer of class `kind`."""
+        is_adamw = any(base.__name__ == "AdamW" for base in kind.__mro__)
+        program = chosen_program(group, differentiable=bool(group["differentiable"]))
+        lr_dtype = tensor_dtype(LEARNING_RATE.read(group))
+        if program == "foreach" and group["foreach"] is None and lr_dtype is not None:
+            program = "foreach" if group["capturable"] else "single"  # as torch decides
+        return cls(
+            name=kind.__name__,
+            implementation=program,
+            decoupled_weight_decay=bool(group.get("decoupled_weight_decay", is_adamw)),
+            amsgrad=bool(group["amsgrad"]),
+            maximize=bool(group["maximize"]),
+            capturable=bool(group["capturable"]),
+            differentiable=bool(group["differentiable"]),
+            lr_dtype=lr_dtype,
+            betas_dtype=tensor_dtype(_BETA1.read(group)),
+        )
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The states that a run has: the maximum only with amsgrad."""
+        return self.STATES if self.amsgrad else self.STATES[:2]
+
+    @property
+    def update_inputs(self) -> tuple[str, ...]:
+        """Both moments; with amsgrad the second is the running maximum."""
+        return self.states[-1].name, "exp_avg"
+
+    @property
+    def scalar_dtype(self) -> str:
+        """These programs compute step size and bias corrections in float32, on the device."""
+        on_device = self.capturable or self.differentiable or self.implementation == "fused"
+        are_tensors = self.lr_dtype is not None or self.betas_dtype is not None
+        return "float32" if on_device or are_tensors else "float64"
+
+    def coefficients(self, scalars: Mapping[str, Any]) -> Sequence[Any]:
+        """Return what the first moment is multiplied with, and what is added to the denominator.
+
+        Both of the quotient are divided by what corrects the second moment, so that arrays have an
+        operation less.
+        """
+        count = scalars[COUNT]
+        correction = (1 - scalars["beta2"] ** count) ** 0.5
+        step_size = scalars["learning_rate"] / (1 - scalars["beta1"] ** count)
+        return -step_size * correction, scalars["eps"] * correction
+
+    def update(
+        self,
+        arrays: Mapping[str, Array],
+        coefficients: Sequence[Any],
+        out: np.ndarray | None = None,
+    ) -> Array:
+        """Return the change of the weights by the adaptive step alone."""
+        second, first = (arrays[name] for name in self.update_inputs)
+        scale, eps = coefficients
+        denominator: Any = np.sqrt(second, out=out)
+        denominator += like(first, eps)
+        update: Array = np.divide(first, denominator, out=out)
+        update *= like(first, scale)
+        return update
+
+    def decay_factor(self, scalars: Mapping[str, Any]) -> Any:
+        """Return what decoupled weight decay multiplies `W` with; 0 for that in the gradient."""
+        factor = -scalars["learning_rate"] * scalars["weight_decay"]
+        return factor if self.decoupled_weight_decay else 0 * factor
+
+    def rounding(
+        self,
+        scalars: Mapping[str, Any],
+        precision: Precision,
+        arrays: Mapping[str, np.ndarray] | None = None,
+    ) -> Rounding | None:
+        """Return how rounding errors grow; None where epsilon is so small that elements decide."""
+        denominator = scalars["eps"]
+        if arrays is not None:
+            denominator = _denominator(arrays[self.update_inputs[0]], scalars)
+        elif not (denominator > 1e6 * precision.least).all():
+            return None
+        return self._rounding(denominator, scalars, precision)
+
+    def _rounding(
+        self, denominator: Any, scalars: Mapping[str, Any], precision: Precision
+    ) -> Rounding:
+        r"""Return how rounding errors grow, given the denominator or anything positive below it.
+
+        With :math:`\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham,
+        "Accuracy and Stability of Numerical Algorithms", lemma 3.1) torch's programs differ from
+        the formula by at most :math:`\gamma_{10} |update| + \gamma_1 |W_t|`, and with weight decay
+        :math:`\gamma_2 |W_{t-1}|` more: ten roundings make the update (square root, the two bias
+        corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight,
+        two shrink the weight. Besides, scalars are computed beforehand, with a relative error c,
+        and :math:`1 - \beta^t` cancels: there it becomes :math:`c / (1 - \beta^t)`. Where numbers
+        underflow a rounding errs by the least number of the dtype instead, and relative to the
+        denominator if it happens there: in float16, where :math:`\epsilon` itself underflows, the
+        bound may be infinite.
+        """
+        c, count = precision.scalar_roundoff, scalars[COUNT]
+        cancellation = 1 / (1 - scalars["beta1"] ** count) + 0.5 / (1 - scalars["beta2"] ** count)
+        underflow = 4 * precision.least / denominator
+        underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
+        decaying = (scalars["weight_decay"] != 0) & self.decoupled_weight_decay
+        return Rounding(
+            update=precision.gamma(10) + c * cancellation + underflow,
+            after=precision.gamma(1),
+            before=decaying * (precision.gamma(2) + c),
+            least=4 * precision.least,
+        )
+
+    def _gradient(
+        self, grad: np.ndarray, W: np.ndarray, scalars: Mapping[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the gradient that the moments take, with weight decay, and a bound on its size."""
+        coupled = 0 if self.decoupled_weight_decay else scalars["weight_decay"]
+        signed = -grad if self.maximize else grad
+        return signed + coupled * W, abs(grad) + coupled * abs(W)
+
+    def advance(
+        self, before: Mapping[str, np.ndarray], grad: np.ndarray, scalars: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Return the moments after a step, from those before and the gradient."""
+        beta1, beta2 = scalars["beta1"], scalars["beta2"]
+        gradient, _ = self._gradient(grad, before["W"], scalars)
+        after = {
+            "exp_avg": beta1 * before["exp_avg"] + (1 - beta1) * gradient,
+            "exp_avg_sq": beta2 * before["exp_avg_sq"] + (1 - beta2) * gradient**2,
+        }
+        if self.amsgrad:
+            after["max_exp_avg_sq"] = np.maximum(after["exp_avg_sq"], before["max_exp_avg_sq"])
+        return after
+
+    def bounds(
+        self,
+        before: Mapping[str, np.ndarray],
+        grad: np.ndarray,
+        scalars: Mapping[str, Any],
+        precision: Precision,
+    ) -> dict[str, np.ndarray]:
+        r"""Return how far two programs of Adam's, given the same row and gradient, can end apart.
+
+        Each program's rounding carries it from the real-number recurrences by at most, for the
+        moments,
+
+        .. math::
+
+            B_m = \gamma_8 (\max(\beta_1, 1 - \beta_1) |m| + (1 - \beta_1) G), \qquad
+            B_v = \gamma_{14} (\beta_2 v + (1 - \beta_2) G^2)
+
+        with :math:`G = |g| + \lambda |W|` where weight decay is added to the gradient, else
+        :math:`|g|`: three roundings make that gradient, three a `lerp`, one each its scalars; the
+        second moment has the gradient's twice. The weight inherits both through the update, which
+        grows with :math:`|m|` and falls with v, and adds the formula's rounding. Two programs
+        differ by at most twice the sum.
+        """
+        beta1, beta2 = scalars["beta1"], scalars["beta2"]
+        m, v, W = before["exp_avg"], before["exp_avg_sq"], before["W"]
+        _, size = self._gradient(grad, W, scalars)
+        c, least = precision.scalar_roundoff, precision.least
+        error_m = (precision.gamma(8) + c) * (
+            np.maximum(beta1, 1 - beta1) * abs(m) + (1 - beta1) * size
+        ) + 8 * least
+        error_v = (precision.gamma(14) + c) * (beta2 * v + (1 - beta2) * size**2) + 8 * least
+        after = self.advance(before, grad, scalars)
+        m_after, v_after = abs(after["exp_avg"]), after[self.update_inputs[0]]
+        step_size = scalars["learning_rate"] / (1 - beta1 ** scalars[COUNT])
+        least_denominator = _denominator(np.maximum(v_after - error_v, 0), scalars)
+        update = step_size * m_after / _denominator(v_after, scalars)
+        largest = step_size * (m_after + error_m) / least_denominator
+        W_after = abs(W) + largest + abs(self.decay_factor(scalars)) * abs(W)
+        rounding = self._rounding(least_denominator, scalars, precision)
+        error_W = (largest - update) + rounding.bound(largest, W_after, W)
+        errors = {"W": error_W, "exp_avg": error_m}
+        return {name: 2 * errors.get(name, error_v) for name in before}
+
+    def consumed(
+        self,
+        before: Mapping[str, np.ndarray],
+        after: Mapping[str, np.ndarray],
+        scalars: Mapping[str, Any],
+    ) -> Consumed:
+        """Return the gradient that made the first moment, up to rounding."""
+        beta1 = scalars["beta1"]
+        gradient = (after["exp_avg"] - beta1 * before["exp_avg"]) / (1 - beta1)
+        if not self.decoupled_weight_decay:
+            gradient -= scalars["weight_decay"] * before["W"]
+        return Consumed(-gradient if self.maximize else gradient, "exp_avg", 1 / (1 - beta1))
+
+    def step(
+        self, tensors: "dict[str, Tensor | None]", scalars: Mapping[str, float], *, device: str
+    ) -> None:
+        """Call torch's functional Adam; it changes the states in place."""
+        import torch
+        from torch.optim.adam import adam
+
+        on_device = self.capturable and device != "cpu"  # no CPU can be captured
+        counts_on = device if on_device or self.implementation == "fused" else "cpu"
+        numbers_on = device if on_device else "cpu"
+
+        def number(name: str, dtype: str | None) -> "float | Tensor":
+            if dtype is None:
+                return scalars[name]
+            return torch.tensor(scalars[name], dtype=getattr(torch, dtype), device=numbers_on)
+
+        W, grad, first, second, largest = (
+            [tensor] if (tensor := tensors.get(name)) is not None else []
+            for name in ("W", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        )
+        adam(
+            *(W, grad, first, second, largest),
+            [torch.tensor(scalars[COUNT] - 1, dtype=torch.float32, device=counts_on)],
+            foreach=self.implementation == "foreach",
+            fused=self.implementation == "fused",
+            capturable=on_device,
+            differentiable=self.differentiable,
+            decoupled_weight_decay=self.decoupled_weight_decay,
+            amsgrad=self.amsgrad,
+            maximize=self.maximize,
+            lr=number("learning_rate", self.lr_dtype),
+            beta1=number("beta1", self.betas_dtype),
+            beta2=number("beta2", self.betas_dtype),
+            eps=scalars["eps"],
+            weight_decay=scalars["weight_decay"],
+        )
+
+
+def _denominator(second: np.ndarray, scalars: Mapping[str, Any]) -> np.ndarray:
+    """Return what the adaptive step divides by."""
+    correction = (1 - scalars["beta2"] ** scalars[COUNT]) ** 0.5
+    denominator: np.ndarray = second**0.5 / correction + scalars["eps"]
+    return denominator

@@ -3,33 +3,18 @@
 Variables and scalars are named by their paths in the store (`format.schema.array_path`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thimble_zarr.errors import OptimizerError
-from thimble_zarr.format.schema import SCALARS, Schema, array_path
+from thimble_zarr.format.schema import Schema, array_path
+from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.capture import dtype_name
+from thimble_zarr.record.counting import StepCounts, judge_rows
 from thimble_zarr.record.transfer import SideStream
-
-
-@dataclass(frozen=True)
-class Counted:
-    """How far the optimizer had counted at a row.
-
-    Attributes
-    ----------
-    step
-        The step of the row.
-    counts
-        `optimizer_step` of each parameter, by group; NaN where there is no row yet.
-    """
-
-    step: int
-    counts: Mapping[str, float]
 
 
 class Block:
@@ -52,37 +37,38 @@ class Block:
     ----------
     schemas
         Of each parameter, by its group.
-    copies
+    streams
         What copies tensors from a device, by the device; from all others they are copied when they
         are appended.
     """
 
     def __init__(
-        self, schemas: Mapping[str, Schema], copies: Mapping[str, SideStream] | None = None
+        self, schemas: Mapping[str, Schema], streams: Mapping[str, SideStream] | None = None
     ) -> None:
         self.first_row = 0
         self.n_rows = 0
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
         self._groups = tuple(schemas)
         self.steps = np.empty(self.block_steps, np.int64)
-        self._streams = copies or {}
+        self._streams = streams or {}
         self._arrived: list[Callable[[], None]] = []
-        self._copies: dict[str, SideStream] = {}
+        self._early: set[str] = set()
+        self._stream_of: dict[str, SideStream] = {}
         self._tensors: dict[str, Tensor] = {}
         self._scalars: dict[str, Tensor] = {}
         loss = torch.empty(self.block_steps, dtype=torch.float64)
         for group, schema in schemas.items():
             stream = self._streams.get(schema.device)
-            empty = _empty if stream is None else stream.empty
+            empty = torch.empty if stream is None else stream.empty
             for name, native in schema.dtypes.items():
-                shape, dtype = (self.block_steps, *schema.shape), getattr(torch, native)
-                self._tensors[array_path(group, name)] = empty(shape, dtype)
-            for name in SCALARS:
-                values = loss if name == "loss" else empty((self.block_steps,), torch.float64)
+                shape = (self.block_steps, *schema.shape)
+                self._tensors[array_path(group, name)] = empty(shape, dtype=getattr(torch, native))
+            for name in schema.scalars:
+                values = loss if name == "loss" else empty((self.block_steps,), dtype=torch.float64)
                 self._scalars[array_path(group, name)] = values
             if stream is not None:
-                paths = (array_path(group, name) for name in (*schema.dtypes, *SCALARS))
-                self._copies |= dict.fromkeys(paths, stream)
+                paths = (array_path(group, name) for name in (*schema.dtypes, *schema.scalars))
+                self._stream_of |= dict.fromkeys(paths, stream)
         self._loss = loss.numpy()
         self.scalars = {path: values.numpy() for path, values in self._scalars.items()}
 
@@ -104,23 +90,25 @@ class Block:
         scalars: Mapping[str, np.ndarray],
         steps: np.ndarray,
     ) -> None:
-        """Take rows that are stored already as the first of the block.
-
-        Parameters
-        ----------
-        bits
-            For each variable its stored bits, shape `(step, token, dim)`.
-        scalars
-            For each per-step scalar its values, shape `(step,)`.
-        steps
-            The step of each row, shape `(step,)`.
-        """
+        """Take rows that are stored already as the first of the block."""
         self.n_rows = len(steps)
         self.steps[: self.n_rows] = steps
-        for name, rows in self.bits().items():
-            rows[: self.n_rows] = bits[name]
+        ours = self.bits()
+        for name, rows in bits.items():
+            ours[name][: self.n_rows] = rows
         for name, values in scalars.items():
             self.scalars[name][: self.n_rows] = values
+
+    def take_early(self, tensors: Mapping[str, Tensor | None], rows: Mapping[str, Tensor]) -> None:
+        """Copy variables of the next row, which the step will overwrite: `append` leaves them out.
+
+        What was taken for a step that failed is forgotten.
+        """
+        for stream in self._streams.values():
+            stream.start()
+        for name, tensor in tensors.items():
+            self._take_row(name, tensor, rows.get(name))
+        self._early = {*tensors}
 
     def append(
         self,
@@ -128,7 +116,7 @@ class Block:
         scalars: Mapping[str, float | Tensor],
         *,
         step: int,
-        chosen: Mapping[str, Tensor] | None = None,
+        rows: Mapping[str, Tensor],
     ) -> None:
         """Copy one row in. The row counts only when all of it is there.
 
@@ -141,29 +129,22 @@ class Block:
             come to them.
         step
             The step it is the row of.
-        chosen
-            For variables of which only some rows are recorded, the indices of those, on the device
-            of the variable.
+        rows
+            For variables of which only some rows are recorded, their indices, on the variable's
+            device.
 
         Raises
         ------
         OptimizerError
             If a tensor is not of the declared shape and dtype.
         """
-        for stream in self._streams.values():
-            stream.start()
-        for name, rows in self._tensors.items():
-            row, tensor, indices = rows[self.n_rows], tensors[name], (chosen or {}).get(name)
-            if tensor is None:
-                row.fill_(float("nan"))
-                continue
-            shape = tensor.shape if indices is None else (len(indices), *tensor.shape[1:])
-            if shape != row.shape or tensor.dtype != row.dtype:
-                raise OptimizerError(
-                    f"{name} became {dtype_name(tensor)} {tuple(tensor.shape)} during the run, but "
-                    f"{dtype_name(row)} {tuple(row.shape)} was declared; start a new recording"
-                )
-            self._take(name, row, tensor, indices)
+        if not self._early:
+            for stream in self._streams.values():
+                stream.start()
+        for name in self._tensors:
+            if name not in self._early or tensors[name] is None:
+                self._take_row(name, tensors[name], rows.get(name))
+        self._early = set()
         for name, value in scalars.items():
             if isinstance(value, Tensor):
                 self._take(name, self._scalars[name][self.n_rows], value)
@@ -173,57 +154,57 @@ class Block:
         self.steps[self.n_rows] = step
         self.n_rows += 1
 
-    def set_loss(self, row: int, loss: float) -> None:
-        """Note the loss of a row, counted from the first of the block."""
-        self._loss[row] = loss
+    def set_last_loss(self, loss: float) -> None:
+        """Note the loss of the last row."""
+        self._loss[self.n_rows - 1] = loss
+
+    def _take_row(self, name: str, tensor: Tensor | None, indices: Tensor | None) -> None:
+        row = self._tensors[name][self.n_rows]
+        if tensor is None:
+            row.fill_(float("nan"))
+            return
+        shape = tensor.shape if indices is None else (len(indices), *tensor.shape[1:])
+        if shape != row.shape or tensor.dtype != row.dtype:
+            raise OptimizerError(
+                f"{name} became {dtype_name(tensor)} {tuple(tensor.shape)} during the run, but "
+                f"{dtype_name(row)} {tuple(row.shape)} was declared; start a new recording"
+            )
+        self._take(name, row, tensor, indices)
 
     def _take(self, path: str, row: Tensor, tensor: Tensor, indices: Tensor | None = None) -> None:
-        if path in self._copies:
-            self._copies[path].stage(path, row, tensor, indices)
+        if path in self._stream_of:
+            self._stream_of[path].stage(path, row, tensor, indices)
         elif indices is None:
             _copy(row, tensor)
         else:
             _copy_some(row, tensor, indices)
 
-    def settle(self, before: Counted) -> int:
+    def settle(self, before: StepCounts) -> int:
         """Wait until all rows are there, and take back the gradients that no step consumed.
 
-        Where the optimizer's count did not move it skipped the step, as it does when a GradScaler
-        found an infinity, and its gradient is none. Where it did, some steps after the row before,
-        nobody knows on which of them.
-
-        Parameters
-        ----------
-        before
-            The row before the block.
-
-        Returns
-        -------
-        int
-            Rows up to the first at which the optimizer counts steps that cannot be: more than were
-            taken since the row before, or fewer than there.
+        Return how many rows there are up to the first at which a step was missed, given the counts
+        at the row before the block.
         """
         for arrived in self._arrived:
             arrived()
-        n_sound = self.n_rows
-        taken = np.diff(self.steps[: self.n_rows], prepend=before.step)
-        for group, count_before in before.counts.items():
-            counts = self.scalars[array_path(group, "optimizer_step")][: self.n_rows]
-            moved = np.diff(counts, prepend=count_before)
+        n_sound, steps = self.n_rows, self.steps[: self.n_rows]
+        for group, count in before.counts.items():
+            counts = self.scalars[array_path(group, COUNT)][: self.n_rows]
+            skipped, missed = judge_rows(
+                counts, steps, count_before=float(count), step_before=before.step
+            )
             if (grad := array_path(group, "grad")) in self._tensors:
-                for row in np.flatnonzero(moved == 0):
+                for row in skipped:
                     self._tensors[grad][row].fill_(float("nan"))
-            wrong = np.flatnonzero((moved < 0) | (moved > taken))
-            n_sound = min([n_sound, *wrong.tolist()])
+            n_sound = min([n_sound, *missed.tolist()])
         return n_sound
 
-    def counted(self, row: int) -> Counted:
-        """Return how far the optimizer had counted at a row, counted from the block's first."""
+    def counts(self, row: int) -> StepCounts:
+        """Return how many steps the optimizer had counted at a row, from the block's first."""
         counts = {
-            group: float(self.scalars[array_path(group, "optimizer_step")][row])
-            for group in self._groups
+            group: float(self.scalars[array_path(group, COUNT)][row]) for group in self._groups
         }
-        return Counted(int(self.steps[row]), counts)
+        return StepCounts(int(self.steps[row]), counts)
 
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
@@ -239,10 +220,6 @@ def as_rows(bits: np.ndarray) -> np.ndarray:
     """Return rows of a parameter of any rank as `(step, token, dim)`, a view."""
     n_steps, n_tokens = (*bits.shape, 1)[:2]
     return bits.reshape(n_steps, n_tokens, -1)
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(*shape, dtype=dtype)
 
 
 def _copy(row: Tensor, tensor: Tensor) -> None:

@@ -1,20 +1,36 @@
 """Look at one optimizer step: which program runs, with which numbers, on which tensors.
 
-The functions read a live `torch.optim` optimizer and change nothing. The recorder decides when to
-look and where the rows go.
+The functions read a live `torch.optim` optimizer by its spec and change nothing. The recorder
+decides when to look and where the rows go.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _default_to_fused_or_foreach
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from thimble_zarr.errors import OptimizerError, RecordingError
-from thimble_zarr.format.schema import OptimizerInfo, Schema
+from thimble_zarr.errors import OptimizerError
+from thimble_zarr.format.schema import Schema, array_path
+from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.registry import REGISTRY, spec_of
+from thimble_zarr.record.counting import StepCounts, number
+
+Group = dict[str, Any]
+"""A parameter group of torch's: parameters, and what they are stepped with."""
+
+Found = TypeVar("Found")
+
+MOST_NAMED = 8
+"""Names that an error lists."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for an error, of many the first."""
+    names = list(names)
+    rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + rest
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -22,35 +38,14 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def param_group(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """Return the parameter group that owns `parameter`.
-
-    Looked up anew at every step: `load_state_dict` replaces the groups.
+def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer]:
+    """Return what this optimizer is.
 
     Raises
     ------
     OptimizerError
-        If no group owns it.
+        If it is neither registered nor a subclass of one that is.
     """
-    for group in optimizer.param_groups:
-        if any(owned is parameter for owned in group["params"]):
-            return group
-    raise OptimizerError(
-        f"the optimizer does not own the parameter of shape {tuple(parameter.shape)}; pass one of "
-        "the parameters the optimizer was made with (after `model.to(...)`, not before)"
-    )
-
-
-def groups_of(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]
-) -> list[dict[str, Any]]:
-    """Return the parameter group of each parameter, as `param_group` does, of many at once."""
-    owners = {id(owned): group for group in optimizer.param_groups for owned in group["params"]}
-    return [owners.get(id(one)) or param_group(optimizer, one) for one in parameters]
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise OptimizerError unless this is torch's Adam or AdamW, or a subclass."""
     name = type(optimizer).__name__
     # Lightning's wrapper says that it is an instance of the class it wraps.
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -58,36 +53,62 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
             f"{name} wraps torch's optimizer, whose steps are what is recorded; pass that one: "
             "`optimizer.optimizer`"
         )
-    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        raise OptimizerError(
-            f"{name} cannot be recorded: only torch.optim.Adam and torch.optim.AdamW (and their "
-            "subclasses) keep the states this format records"
-        )
+    spec = spec_of(type(optimizer))
+    if spec is None:
+        known = " and ".join(f"torch.optim.{known}" for known in REGISTRY)
+        raise OptimizerError(f"{name} cannot be recorded: only {known} (and their subclasses) can")
+    return spec
 
 
-def check_parameter(parameter: Tensor) -> None:
-    """Raise OptimizerError unless the parameter is one whole tensor in memory that can train."""
-    name = type(parameter).__name__
-    if not isinstance(parameter, Tensor):
+def by_parameter(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    look: Callable[[Group], Found],
+) -> dict[str, Found]:
+    """Return what there is to see of the parameter group that owns each parameter.
+
+    Groups are looked up anew at every step, because `load_state_dict` replaces them.
+
+    Raises
+    ------
+    OptimizerError
+        If a parameter has no owner.
+    """
+    owners = {id(owned): group for group in optimizer.param_groups for owned in group["params"]}
+    foreign = [
+        name or f"of shape {tuple(parameter.shape)}"
+        for name, parameter in parameters.items()
+        if id(parameter) not in owners
+    ]
+    if foreign:
         raise OptimizerError(
-            f"the parameter is a {name}; pass its tensor, for example `embedding.weight`"
+            f"the optimizer does not own the parameter {listed(foreign)}; choose among those the "
+            "optimizer was made with (after `model.to(...)`, not before)"
         )
-    if is_traceable_wrapper_subclass(parameter) or name == "FlatParameter":
-        raise OptimizerError(
-            f"the parameter is a {name}, of which this process holds a part or another form (FSDP, "
-            "tensor parallelism, quantization); only whole, plain tensors can be recorded, as in "
-            "DistributedDataParallel"
-        )
-    if parameter.is_meta or parameter.layout != torch.strided:
-        raise OptimizerError(
-            f"the parameter has no plain memory: its layout is {parameter.layout}, on "
-            f"{parameter.device}; make the recorder when the model has its weights"
-        )
-    if isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad:
-        raise OptimizerError(
-            "the parameter is frozen (requires_grad is False), so no step will change it; choose "
-            "one that trains, or unfreeze it before the recorder is made"
-        )
+    groups = {name: owners[id(parameter)] for name, parameter in parameters.items()}
+    distinct = {id(group): group for group in groups.values()}  # many parameters have few
+    found = {key: look(group) for key, group in distinct.items()}
+    return {name: found[id(group)] for name, group in groups.items()}
+
+
+def optimizers_by_parameter(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Optimizer]:
+    """Return what the arithmetic on each parameter depends on."""
+    spec, kind = optimizer_spec(optimizer), type(optimizer)
+    return by_parameter(optimizer, parameters, lambda group: spec.from_group(group, kind))
+
+
+def scalars_by_parameter(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, dict[str, float | Tensor]]:
+    """Return the numbers that a step uses on each parameter, by their names in the store."""
+    scalars = optimizer_spec(optimizer).SCALARS
+    return by_parameter(
+        optimizer,
+        parameters,
+        lambda group: {scalar.name: number(scalar.read(group)) for scalar in scalars},
+    )
 
 
 def check_unchanged(
@@ -95,119 +116,75 @@ def check_unchanged(
     parameters: Mapping[str, Tensor],
     recorded: Mapping[str, Schema],
 ) -> None:
-    """Raise OptimizerError unless the coming step is of the kind the recording started with.
+    """Raise OptimizerError unless the coming step is of the kind the recording started with."""
+    for name, stepped in optimizers_by_parameter(optimizer, parameters).items():
+        schema, parameter = recorded[name], parameters[name]
+        memory = (dtype_name(parameter), str(parameter.device), parameter.is_contiguous())
+        declared = (schema.dtypes["W"], schema.device, schema.contiguous)
+        if (stepped, memory) != (schema.optimizer, declared):
+            fields = ("dtype", "device", "contiguous")
+            now = asdict(stepped) | dict(zip(fields, memory, strict=True))
+            then = asdict(schema.optimizer) | dict(zip(fields, declared, strict=True))
+            changed = [f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then[key]]
+            raise OptimizerError(
+                f"optimizer or parameter{f' {name}' if name else ''} changed during the run "
+                f"({', '.join(changed)}); what was recorded is kept: close this recording and "
+                "start a new one (model.to(...) and a checkpoint of other settings belong before "
+                "the recorder is made)"
+            )
 
-    Parameters
-    ----------
-    optimizer
-        As it is now.
-    parameters
-        As they are now, by the store's groups.
-    recorded
-        What was known of each when the recording started.
+
+def state_tensors(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, spec: Optimizer
+) -> dict[str, Tensor | None]:
+    """Return the parameter and its states, by the names of the store's variables.
+
+    The tensors alias the optimizer's own: copy them before the next step. A state that is not there
+    yet has the value that it begins with, or is None.
     """
-    groups = groups_of(optimizer, parameters.values())
-    distinct = {id(group): group for group in groups}  # many parameters have few
-    infos = {key: _info(optimizer, group) for key, group in distinct.items()}
-    for (name, parameter), group in zip(parameters.items(), groups, strict=True):
-        schema, info = recorded[name], infos[id(group)]
-        now = {
-            "dtype": dtype_name(parameter),
-            "device": str(parameter.device),
-            "contiguous": parameter.is_contiguous(),
-        }
-        then = {
-            "dtype": schema.dtypes["W"],
-            "device": schema.device,
-            "contiguous": schema.contiguous,
-        }
-        if (info, now) != (schema.optimizer, then):
-            raise _changed(name, asdict(info) | now, asdict(schema.optimizer) | then)
+    kept = optimizer.state.get(parameter, {})
+    tensors: dict[str, Tensor | None] = {"W": parameter.detach()}
+    for state in spec.states:
+        tensor = kept.get(state.name)
+        if tensor is None and state.first is not None:
+            tensor = parameter.detach().new_full((), state.first).expand(parameter.shape)
+        tensors[state.name] = tensor
+    return tensors
 
 
-def _changed(name: str, now: Mapping[str, object], then: Mapping[str, object]) -> OptimizerError:
-    changed = [f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then[key]]
-    return OptimizerError(
-        f"optimizer or parameter{f' {name}' if name else ''} changed during the run "
-        f"({', '.join(changed)}); what was recorded is kept: close this recording and start a new "
-        "one (model.to(...) and a checkpoint of other settings belong before the recorder is made)"
-    )
-
-
-def optimizer_info(optimizer: torch.optim.Optimizer, parameter: Tensor) -> OptimizerInfo:
-    """Return what the optimizer's arithmetic on `parameter` depends on."""
-    return _info(optimizer, param_group(optimizer, parameter))
-
-
-def _info(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> OptimizerInfo:
-    return OptimizerInfo(
-        name=type(optimizer).__name__,
-        implementation=_implementation(group),
-        decoupled_weight_decay=bool(
-            group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
-        ),
-        amsgrad=bool(group["amsgrad"]),
-        maximize=bool(group["maximize"]),
-        capturable=bool(group["capturable"]),
-        differentiable=bool(group["differentiable"]),
-        lr_dtype=_tensor_dtype(group["lr"]),
-        betas_dtype=_tensor_dtype(group["betas"][0]),
-    )
-
-
-def _tensor_dtype(value: float | Tensor) -> str | None:
-    return dtype_name(value) if isinstance(value, Tensor) else None
-
-
-def _implementation(group: Mapping[str, Any]) -> str:
-    """Decide as `torch.optim.adam.adam` does which of its three programs runs."""
-    foreach, fused = group["foreach"], group["fused"]
-    if foreach is None and fused is None:
-        _, foreach = _default_to_fused_or_foreach(group["params"], group["differentiable"])
-        if foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
-            foreach = False
-    return "fused" if fused else "foreach" if foreach else "single"
-
-
-def hyperparameters(group: Mapping[str, Any]) -> dict[str, float | Tensor]:
-    """Return the numbers of the step, by the names of the store's scalars.
-
-    Those that lie on a CUDA device stay there: to read them would be to wait for it.
-    """
-    beta1, beta2 = group["betas"]
+def recorded_gradients(
+    parameters: Mapping[str, Tensor], schemas: Mapping[str, Schema]
+) -> dict[str, Tensor | None]:
+    """Return the gradient of each parameter of which it is recorded."""
     return {
-        "learning_rate": _number(group["lr"]),
-        "beta1": _number(beta1),
-        "beta2": _number(beta2),
-        "eps": _number(group["eps"]),
-        "weight_decay": _number(group["weight_decay"]),
+        group: parameter.grad
+        for group, parameter in parameters.items()
+        if "grad" in schemas[group].dtypes
     }
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """Return the parameter and its moments, by the names of the store's variables.
+def read_row(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    *,
+    schemas: Mapping[str, Schema],
+    counts: StepCounts,
+    last: StepCounts,
+) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
+    """Return the variables and scalars of a row, by their paths in the store.
 
-    The tensors alias the optimizer's own: copy them before the next step. Before the first step
-    there are no moments yet.
+    That of step 0 has no gradient, nor any numbers of a step. `last` are the counts at the row
+    before.
     """
-    state = optimizer.state.get(parameter, {})
-    moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    return {"W": parameter.detach()} | {name: state[name] for name in moments if name in state}
-
-
-def optimizer_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> float | Tensor:
-    """Return the optimizer's own count of steps for `parameter`, on its device if that is CUDA."""
-    return _number(optimizer.state.get(parameter, {}).get("step", 0.0))
-
-
-def missed_step(count: float, before: float, name: str = "") -> RecordingError:
-    """Return the error of a row whose count is not that of the row before or the next."""
-    of = f" for {name}" if name else ""
-    return RecordingError(
-        f"the optimizer counts {count:.0f} steps{of}, and counted {before:.0f} at the last row: a "
-        "step was not recorded, or a state was loaded; start a new recording"
-    )
-
-
-def _number(value: float | Tensor) -> float | Tensor:
-    return value if isinstance(value, Tensor) and value.is_cuda else float(value)
+    tensors: dict[str, Tensor | None] = {}
+    scalars = {array_path(group, COUNT): count for group, count in counts.counts.items()}
+    for group, parameter in parameters.items():
+        states = state_tensors(optimizer, parameter, schemas[group].optimizer)
+        for name in schemas[group].dtypes:
+            tensors[array_path(group, name)] = states.get(name)
+    if counts.step:
+        for group, grad in recorded_gradients(parameters, schemas).items():
+            tensors[array_path(group, "grad")] = counts.consumed(group, grad, last)
+        for group, numbers in scalars_by_parameter(optimizer, parameters).items():
+            scalars |= {array_path(group, name): value for name, value in numbers.items()}
+    return tensors, scalars

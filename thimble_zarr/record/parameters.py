@@ -2,16 +2,24 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thimble_zarr.errors import ConfigError, OptimizerError
 from thimble_zarr.format.schema import TokenLabels, check_group_name, dims_of
-from thimble_zarr.record.capture import check_parameter, dtype_name
+from thimble_zarr.record.capture import (
+    MOST_NAMED,
+    dtype_name,
+    listed,
+    optimizer_spec,
+    optimizers_by_parameter,
+)
 
 RECORDABLE = ("bfloat16", "float16", "float32", "float64")
 """Dtypes of parameters. Where epsilon underflows, as 1e-8 does in float16, rounding may do anything
@@ -23,12 +31,12 @@ Parameters = str | nn.Module | Mapping[str, Tensor] | Iterable[str | Tensor]
 Rows = Sequence[int] | Sequence[bool] | np.ndarray | Tensor
 """Ids of rows of a parameter, or whether each row is meant."""
 
-_MOST_NAMED = 8
-"""Names that an error lists."""
+Labels = TokenLabels | Mapping[str, TokenLabels] | None
+"""What is known of the tokens: of a single parameter, or by name of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class RecordedParameter:
     """A parameter to record.
 
     Attributes
@@ -58,22 +66,46 @@ class Chosen:
         return shape if self.rows is None else (len(self.rows), *shape[1:])
 
 
-def choose_parameter(
-    parameter: Tensor,
+def choose(
+    optimizer: Optimizer,
+    parameter: Tensor | None,
     *,
-    name: str | None,
-    model: nn.Module | None,
-    labels: TokenLabels | Mapping[str, TokenLabels] | None,
-) -> dict[str, Chosen]:
-    """Return the one parameter of a store, by its group: the root, whose name is empty.
+    parameters: Parameters | None = None,
+    model: nn.Module | None = None,
+    name: str | None = None,
+    labels: Labels = None,
+) -> dict[str, RecordedParameter]:
+    """Return what to record, by its group in the store: the arguments are those of `Recorder`.
 
     Raises
     ------
-    OptimizerError
-        If it is not a tensor.
     ConfigError
-        If there are labels by name.
+        If nothing is chosen, a pattern matches nothing, a name cannot be that of a group, or labels
+        do not fit.
+    OptimizerError
+        If the optimizer is of no kind that can be recorded, or something chosen is not a tensor of
+        it that a store can hold.
     """
+    optimizer_spec(optimizer)  # before anything is asked of parameters
+    if parameter is not None and parameters is None:
+        recorded = _single(parameter, name=name, model=model, labels=labels)
+    elif parameters is not None and parameter is None and name is None:
+        recorded = _several(optimizer, parameters, model=model, labels=labels)
+    else:
+        raise ConfigError(
+            "expected either `parameter=`, one tensor, perhaps with its `name=`, or "
+            "`parameters=`, which has its names in it; pass one of them"
+        )
+    optimizers_by_parameter(optimizer, {group: one.tensor for group, one in recorded.items()})
+    for one in recorded.values():
+        _check_recordable(one)
+    return recorded
+
+
+def _single(
+    parameter: Tensor, *, name: str | None, model: nn.Module | None, labels: Labels
+) -> dict[str, RecordedParameter]:
+    """Return the one parameter of a store. Its group is the root, whose name is empty."""
     if not isinstance(parameter, Tensor):
         raise OptimizerError(
             f"the parameter is a {type(parameter).__name__}; pass its tensor, for example "
@@ -82,68 +114,41 @@ def choose_parameter(
     if not isinstance(labels, TokenLabels | None):
         raise ConfigError("labels by name are for `parameters=`; give the TokenLabels themselves")
     if name is None and model is not None:
-        name = _names(model).get(id(parameter))
+        name = _first_names(model.named_parameters()).get(id(parameter))
     dims = dims_of(parameter.shape, of_tokens=True)
-    return {"": Chosen(tensor=parameter, dims=dims, name=name, labels=labels)}
+    return {"": RecordedParameter(tensor=parameter, dims=dims, name=name, labels=labels)}
 
 
-def choose_parameters(
-    optimizer: torch.optim.Optimizer,
-    parameters: Parameters,
-    *,
-    model: nn.Module | None,
-    labels: TokenLabels | Mapping[str, TokenLabels] | None,
-) -> dict[str, Chosen]:
-    """Return parameters to record, by name, each once.
+def _several(
+    optimizer: Optimizer, parameters: Parameters, *, model: nn.Module | None, labels: Labels
+) -> dict[str, RecordedParameter]:
+    """Return parameters by name, each once: tied weights have their first name.
 
-    A tensor that has several names, as tied weights do, is recorded by the first. Patterns and
-    modules choose trainable parameters only. The weight of a `torch.nn.Embedding`, and whatever has
-    labels, has dims `(token, dim)`; any other matrix has `(row, col)`.
-
-    Parameters
-    ----------
-    optimizer
-        What trains them.
-    parameters
-        Patterns of names, a module, tensors by name, or tensors that the model or the optimizer
-        has names for.
-    model
-        What names the parameters and knows its embeddings.
-    labels
-        By name, what is known of the tokens of an embedding.
-
-    Raises
-    ------
-    ConfigError
-        If nothing is chosen, a pattern matches nothing, a name cannot be that of a group, or there
-        are labels of something else.
-    OptimizerError
-        If something chosen is not a tensor.
+    The weight of a `torch.nn.Embedding`, and whatever has labels, has dims `(token, dim)`.
     """
     if isinstance(labels, TokenLabels):
         raise ConfigError(
             'labels of several parameters are given by name: labels={"wte.weight": labels}'
         )
-    named = _once(_named_tensors(optimizer, parameters, model))
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in _named_tensors(optimizer, parameters, model):
+        once.setdefault(id(tensor), (name, tensor))
+    named = dict(once.values())
     if not named:
         raise ConfigError("no parameter was chosen: `parameters=` is empty")
     for name in named:
         check_group_name(name)
     labels = labels or {}
-    if unknown := [name for name in labels if name not in named]:
-        raise ConfigError(
-            f"labels were given for {unknown[0]}, which is not recorded; recorded are "
-            f"{_listed(named)}"
-        )
-    modules = [module for module in (model, parameters) if isinstance(module, nn.Module)]
+    _check_names("labels", labels, named)
     embeddings = {
         id(layer.weight)
-        for module in modules
+        for module in (model, parameters)
+        if isinstance(module, nn.Module)
         for layer in module.modules()
         if isinstance(layer, nn.Embedding)
     }
     return {
-        name: Chosen(
+        name: RecordedParameter(
             tensor=tensor,
             dims=dims_of(tensor.shape, of_tokens=name in labels or id(tensor) in embeddings),
             name=name,
@@ -153,17 +158,10 @@ def choose_parameters(
     }
 
 
-def choose_rows(
-    chosen: Mapping[str, Chosen], tokens: Rows | Mapping[str, Rows] | None
-) -> dict[str, Chosen]:
+def with_rows(
+    recorded: Mapping[str, RecordedParameter], tokens: Rows | Mapping[str, Rows] | None
+) -> Mapping[str, RecordedParameter]:
     """Return parameters of which only some rows are recorded, with the labels of those.
-
-    Parameters
-    ----------
-    chosen
-        Parameters, by group.
-    tokens
-        Ids of rows, or a mask of all rows: of a single parameter, or by name of several.
 
     Raises
     ------
@@ -171,36 +169,37 @@ def choose_rows(
         If they are not rows of a parameter that is recorded.
     """
     if tokens is None:
-        return dict(chosen)
-    if isinstance(tokens, Mapping) == ("" in chosen):
+        return recorded
+    if isinstance(tokens, Mapping) == ("" in recorded):
         raise ConfigError(
             "tokens of the one `parameter=` are given as ids or a mask, those of several "
             '`parameters=` by name: tokens={"wte.weight": ids}'
         )
-    of = tokens if isinstance(tokens, Mapping) else {"": tokens}
-    if unknown := [name for name in of if name not in chosen]:
+    chosen = dict(recorded)
+    by_group = tokens if isinstance(tokens, Mapping) else {"": tokens}
+    _check_names("tokens", by_group, recorded)
+    for group, given in by_group.items():
+        parameter, labels = recorded[group], recorded[group].labels
+        rows = _row_ids(given, parameter.tensor.shape, parameter.name or "the parameter")
+        n_rows = len(parameter.tensor)
+        if len(rows) < n_rows:
+            if labels is not None:
+                labels.check_length(n_rows)
+                labels = labels.of(rows)
+            chosen[group] = replace(parameter, rows=rows, labels=labels)
+    return chosen
+
+
+def _check_names(what: str, given: Iterable[str], recorded: Iterable[str]) -> None:
+    recorded = list(recorded)
+    if unknown := [name for name in given if name not in recorded]:
         raise ConfigError(
-            f"tokens were given for {unknown[0]}, which is not recorded; recorded are "
-            f"{_listed(chosen)}"
+            f"{what} were given for {unknown[0]}, which is not recorded; recorded are "
+            f"{listed(recorded)}"
         )
-    return {
-        group: _with_rows(parameter, of[group]) if group in of else parameter
-        for group, parameter in chosen.items()
-    }
 
 
-def _with_rows(chosen: Chosen, tokens: Rows) -> Chosen:
-    rows = _row_ids(tokens, chosen.tensor.shape, chosen.name or "the parameter")
-    if len(rows) == len(chosen.tensor):
-        return chosen
-    labels = chosen.labels
-    if labels is not None:
-        labels.check_length(len(chosen.tensor))
-        labels = labels.of(rows)
-    return replace(chosen, rows=rows, labels=labels)
-
-
-def _row_ids(tokens: Rows, shape: torch.Size, name: str) -> np.ndarray:
+def _row_ids(tokens: Rows, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Return rows as ids, ascending, each once."""
     given = tokens.numpy(force=True) if isinstance(tokens, Tensor) else np.asarray(tokens)
     if not shape:
@@ -222,49 +221,66 @@ def _row_ids(tokens: Rows, shape: torch.Size, name: str) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def check_recordable(optimizer: torch.optim.Optimizer, chosen: Iterable[Chosen]) -> None:
-    """Raise OptimizerError unless the optimizer owns every parameter and a store can hold it."""
-    owned = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
-    foreign = [
-        parameter.name or f"of shape {tuple(parameter.tensor.shape)}"
-        for parameter in chosen
-        if id(parameter.tensor) not in owned
-    ]
-    if foreign:
+def _check_recordable(parameter: RecordedParameter) -> None:
+    """Raise OptimizerError unless it is one whole tensor in memory that trains and can be kept."""
+    tensor, kind = parameter.tensor, type(parameter.tensor).__name__
+    if is_traceable_wrapper_subclass(tensor) or kind == "FlatParameter":
         raise OptimizerError(
-            f"the optimizer does not own the parameter {_listed(foreign)}; choose among those the "
-            "optimizer was made with (after `model.to(...)`, not before)"
+            f"the parameter is a {kind}, of which this process holds a part or another form (FSDP, "
+            "tensor parallelism, quantization); only whole, plain tensors can be recorded, as in "
+            "DistributedDataParallel"
         )
-    for parameter in chosen:
-        check_parameter(parameter.tensor)
-        native, shape = dtype_name(parameter.tensor), tuple(parameter.tensor.shape)
-        if parameter.tensor.numel() == 0 or native not in RECORDABLE:
-            raise OptimizerError(
-                f"the parameter {parameter.name or 'given'} is {native} of shape {shape}; a "
-                f"recording needs at least one element, in one of {', '.join(RECORDABLE)}"
-            )
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise OptimizerError(
+            f"the parameter has no plain memory: its layout is {tensor.layout}, on "
+            f"{tensor.device}; make the recorder when the model has its weights"
+        )
+    if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+        raise OptimizerError(
+            "the parameter is frozen (requires_grad is False), so no step will change it; choose "
+            "one that trains, or unfreeze it before the recorder is made"
+        )
+    native = dtype_name(tensor)
+    if tensor.numel() == 0 or native not in RECORDABLE:
+        raise OptimizerError(
+            f"the parameter {parameter.name or 'given'} is {native} of shape "
+            f"{tuple(tensor.shape)}; a recording needs at least one element, in one of "
+            f"{', '.join(RECORDABLE)}"
+        )
 
 
 def _named_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Parameters, model: nn.Module | None
+    optimizer: Optimizer, parameters: Parameters, model: nn.Module | None
 ) -> list[tuple[str, Tensor]]:
     """Return what was chosen, with names, in order; a tensor may be there twice."""
     if isinstance(parameters, Mapping):
         return [(name, _tensor(value, name)) for name, value in parameters.items()]
     if isinstance(parameters, nn.Module):
+        model = model or parameters
+    if model is not None:
+        known = [*model.named_parameters(remove_duplicate=False)]
+    else:  # what the optimizer was made with may have names
+        known = [
+            named
+            for group in optimizer.param_groups
+            for named in zip(group.get("param_names", ()), group["params"], strict=False)
+        ]
+    names = _first_names(known)
+    if isinstance(parameters, nn.Module):
         tensors = [tensor for tensor in parameters.parameters() if tensor.requires_grad]
-        names = _names(parameters) if model is None else _names(model)
         return [(_name(tensor, names), tensor) for tensor in tensors]
-    chosen = [parameters] if isinstance(parameters, str | Tensor) else list(parameters)
-    names = _optimizer_names(optimizer) if model is None else _names(model)
-    known = _optimizer_tensors(optimizer) if model is None else _tensors(model)
-    found: list[tuple[str, Tensor]] = []
-    for item in chosen:
+    found: list[Tensor] = []
+    for item in [parameters] if isinstance(parameters, str | Tensor) else parameters:
         if isinstance(item, str):
-            found += [(_name(tensor, names), tensor) for tensor in _matching(item, known)]
+            found += _matching(item, dict(known))
         else:
-            found.append((_name(_tensor(item, "given"), names), item))
-    return found
+            found.append(_tensor(item, "given"))
+    return [(_name(tensor, names), tensor) for tensor in found]
+
+
+def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:
+    """Return the first name of every tensor, by its identity."""
+    return {id(tensor): name for name, tensor in reversed([*named])}
 
 
 def _matching(pattern: str, known: Mapping[str, Tensor]) -> list[Tensor]:
@@ -277,20 +293,19 @@ def _matching(pattern: str, known: Mapping[str, Tensor]) -> list[Tensor]:
     if matching and not trainable:
         raise ConfigError(
             f"{pattern!r} matches only parameters that are not trained (requires_grad is False): "
-            f"{_listed(matching)}"
+            f"{listed(matching)}"
         )
     if not matching:
         raise ConfigError(f"no parameter is named {pattern!r}; {_there_are(known, pattern)}")
     return trainable
 
 
-def _there_are(names: Iterable[str], pattern: str) -> str:
+def _there_are(names: Collection[str], pattern: str) -> str:
     """Return the names that there are, or of many those that are most like a pattern."""
-    names = list(names)
-    close = difflib.get_close_matches(pattern, names, n=_MOST_NAMED, cutoff=0.4)
-    if close and len(names) > _MOST_NAMED:
-        return f"of {len(names)} names the nearest are {_listed(close)}"
-    return f"there {'is' if len(names) == 1 else 'are'} {_listed(names)}"
+    close = difflib.get_close_matches(pattern, names, n=MOST_NAMED, cutoff=0.4)
+    if close and len(names) > MOST_NAMED:
+        return f"of {len(names)} names the nearest are {listed(close)}"
+    return f"there {'is' if len(names) == 1 else 'are'} {listed(names)}"
 
 
 def _tensor(value: object, name: str) -> Tensor:
@@ -309,44 +324,3 @@ def _name(tensor: Tensor, names: Mapping[int, str]) -> str:
             'that has it, or name it yourself with parameters={"name": tensor}'
         )
     return names[id(tensor)]
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter by each of its names."""
-    return dict(model.named_parameters(remove_duplicate=False))
-
-
-def _names(model: nn.Module) -> dict[int, str]:
-    """Return the first name of every parameter, by its identity."""
-    return {id(tensor): name for name, tensor in model.named_parameters()}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return parameters by the names that the optimizer was given with them, if it was."""
-    return {
-        name: tensor
-        for group in optimizer.param_groups
-        for name, tensor in zip(group.get("param_names", ()), group["params"], strict=False)
-    }
-
-
-def _optimizer_names(optimizer: torch.optim.Optimizer) -> dict[int, str]:
-    return {id(tensor): name for name, tensor in _optimizer_tensors(optimizer).items()}
-
-
-def _once(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return every tensor by the first name it comes with."""
-    seen: set[int] = set()
-    once: dict[str, Tensor] = {}
-    for name, tensor in named:
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        once[name] = tensor
-    return once
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + rest

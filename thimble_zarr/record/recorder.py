@@ -1,4 +1,4 @@
-"""The recorder: installs torch's step hooks and turns every optimizer step into a row.
+"""The recorder: turns every step of an optimizer into a row.
 
 After a step, before any other hook, it reads the numbers the step used (schedules and closures
 change them) and what it consumed and produced. Rows are copied before the hook returns, because
@@ -8,61 +8,36 @@ optimizer moves.
 """
 
 import math
-import sys
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import FrameType, TracebackType
-from typing import Self, cast
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreError
-from thimble_zarr.format.layout import (
-    DEFAULT_MEMORY_BYTES,
-    MAX_BUFFERS,
-    count_buffers,
-    human_bytes,
-    recorder_memory_bytes,
-)
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.overhead import Stopwatch
-from thimble_zarr.format.schema import (
-    VARIABLES,
-    Json,
-    Schema,
-    TokenLabels,
-    array_path,
-    row_size,
-)
+from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.record.block_writer import BlockWriter
 from thimble_zarr.record.capture import (
-    check_optimizer,
     check_unchanged,
-    groups_of,
-    hyperparameters,
-    missed_step,
-    optimizer_step,
-    state_tensors,
+    optimizer_spec,
+    read_row,
+    recorded_gradients,
 )
-from thimble_zarr.record.committer import BlockWriter
-from thimble_zarr.record.declaration import declare
-from thimble_zarr.record.ending import close_after, close_at_exit, is_closed
-from thimble_zarr.record.parameters import (
-    Parameters,
-    Rows,
-    check_recordable,
-    choose_parameter,
-    choose_parameters,
-    choose_rows,
-)
-from thimble_zarr.record.resume import Kept, check_beginning, check_state, read_kept
-from thimble_zarr.record.schedule import RowChoice, as_schedule
-from thimble_zarr.record.turns import Turns, in_turn, in_turn_or_later
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
-from thimble_zarr.store.writer import StoreWriter
+from thimble_zarr.record.concurrency import CallLock, close_after, close_at_exit, forget
+from thimble_zarr.record.counting import StepCounter, StepCounts
+from thimble_zarr.record.hooks import StepHooks, uncompiled
+from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, with_rows
+from thimble_zarr.record.resume_state import ResumeState
+from thimble_zarr.record.schedule import RowChoice
+from thimble_zarr.record.setup import Setup, set_up
+from thimble_zarr.store.reader import StorePath
 
 
 class Recorder:
@@ -78,7 +53,7 @@ class Recorder:
     path
         Store to create.
     optimizer
-        A `torch.optim.Adam` or `AdamW`.
+        One of torch's that `thimble_zarr.optim` knows, such as `torch.optim.AdamW`.
     parameter
         The one parameter to record, owned by the optimizer, of any shape; two axes are taken for
         `(token, dim)`. It lies at the root of the store.
@@ -96,9 +71,8 @@ class Recorder:
         What is known of the tokens: counts in the corpus, live and dead, texts. Of several
         parameters by name.
     variables
-        Which of `W`, `grad`, `exp_avg`, `exp_avg_sq` and `max_exp_avg_sq` to record, of every
-        parameter; `W` always. All by default. The formula needs `W` and the moments, the replay
-        `grad` too.
+        Which of `W`, `grad` and the optimizer's states to record, of every parameter; `W` always.
+        All by default. The formula needs `W` and the states, the replay `grad` too.
     tokens
         Which rows of the parameter to record: ids in any order, or a mask. Of several parameters by
         name. All by default. Labels are still those of all rows.
@@ -112,14 +86,12 @@ class Recorder:
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
-        Limits the recorder's memory, for all parameters together, and so determines how many steps
-        make a block. The recorder takes at most this much or one row of all that is recorded,
-        whichever is more, and beside it some 20 MB of Python's own. If two rows do not fit it holds
-        one, and training waits while each step is written. If one row does not fit it warns.
+        Limits the recorder's memory (minimum: one row of all that is recorded, with a warning), and
+        so determines how many steps make a block; Python's own 20 MB come on top. If only one row
+        fits, training waits while each step is written.
     max_overhead
         Share of training time that recording may take before it warns, once, with what would help;
-        None never warns. Judged after a block, from 50 steps and 10 seconds of training on. What is
-        recorded does not depend on it.
+        None never warns. Judged after a block, from 50 steps and 10 seconds of training on.
     overwrite
         Replace a store that lies at `path`.
     resume
@@ -134,12 +106,9 @@ class Recorder:
     Raises
     ------
     OptimizerError
-        If the optimizer is not of the Adam family, does not own a parameter, or a parameter cannot
-        be recorded.
+        If the optimizer is not registered or does not own a parameter, or one cannot be recorded.
     ConfigError
-        If it is not clear which parameters are meant, a pattern matches none, labels or `attrs` do
-        not fit, `max_overhead` is not above 0, or variables, tokens or steps are none that can be
-        recorded.
+        If an argument does not fit, or it is not clear which parameters are meant.
     ResumeError
         If the store recorded another run or not every step, or model and optimizer do not stand
         where it does. The message names every difference; the store is as it was.
@@ -163,7 +132,7 @@ class Recorder:
         parameters: Parameters | None = None,
         model: nn.Module | None = None,
         name: str | None = None,
-        labels: TokenLabels | Mapping[str, TokenLabels] | None = None,
+        labels: Labels = None,
         variables: Sequence[str] | None = None,
         tokens: Rows | Mapping[str, Rows] | None = None,
         schedule: Callable[[int], bool] | None = None,
@@ -175,109 +144,62 @@ class Recorder:
         resume: bool = False,
         after_step: int | None = None,
     ) -> None:
-        if max_overhead is not None and not max_overhead > 0:
-            raise ConfigError(
-                f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
-                "0.03, or None for no warning"
-            )
-        if (resume and overwrite) or (after_step is not None and not resume):
-            raise ConfigError(
-                "`resume` continues a store and `overwrite` replaces it: choose one; "
-                "`after_step` is for `resume`"
-            )
-        check_optimizer(optimizer)
-        if parameter is not None and parameters is None:
-            chosen = choose_parameter(parameter, name=name, model=model, labels=labels)
-        elif parameters is not None and parameter is None and name is None:
-            chosen = choose_parameters(optimizer, parameters, model=model, labels=labels)
-        else:
-            raise ConfigError(
-                "expected either `parameter=`, one tensor, perhaps with its `name=`, or "
-                "`parameters=`, which has its names in it; pass one of them"
-            )
-        check_recordable(optimizer, chosen.values())
-        chosen, steps = choose_rows(chosen, tokens), as_schedule(schedule)
-        self._optimizer = optimizer
-        self._parameters = {group: of.tensor for group, of in chosen.items()}
-        self._rows = {
-            array_path(group, name): torch.from_numpy(of.rows).to(of.tensor.device)
-            for group, of in chosen.items()
-            for name in VARIABLES
-            if of.rows is not None
-        }
-        self._on_cuda = any(parameter.is_cuda for parameter in self._parameters.values())
-        self._schedule = steps
-        self._is_recorded = RowChoice(steps)
-        schemas = declare(
-            optimizer,
-            chosen,
-            variables=variables,
-            schedule=None if steps is None else str(steps),
-            attrs=attrs or {},
-            memory_bytes=memory_bytes,
+        self._max_overhead = _check_share(max_overhead)
+        recorded = choose(
+            optimizer, parameter, parameters=parameters, model=model, name=name, labels=labels
         )
-        self._n_buffers = _check_memory(schemas.values(), memory_bytes)
-        self._max_overhead = max_overhead
-        self._kept: Kept | None = None
-        labels = {group: of.labels for group, of in chosen.items() if of.labels is not None}
-        token_ids = {group: of.rows for group, of in chosen.items() if of.rows is not None}
-        n_rows = None if n_steps is None or steps is not None else n_steps + 1
-        if resume and is_begun(path):
-            self._store = StoreWriter.resume(
-                path,
-                schemas.get("", schemas),
-                labels=labels,
-                token_ids=token_ids,
-                n_rows=n_rows,
-                kept_rows=None if after_step is None else after_step + 1,
-                approve=self._approve,
-            )
-        else:
-            check_beginning(path, after_step)
-            self._store = StoreWriter.create(
-                path,
-                schemas.get("", schemas),
-                labels=labels,
-                token_ids=token_ids,
-                n_rows=n_rows,
-                overwrite=overwrite or resume,
-            )
+        setup = set_up(
+            optimizer,
+            with_rows(recorded, tokens),
+            variables=variables,
+            schedule=schedule,
+            attrs=attrs,
+            memory_bytes=memory_bytes,
+            n_steps=n_steps,
+        )
+        self._store, resumed = setup.open(
+            path, resume=resume, overwrite=overwrite, after_step=after_step
+        )
         with ExitStack() as undo:
             # Of a store that is there nothing was changed that a later run cannot go on with.
-            undo.callback(self._store.release if self._kept else self._store.discard)
-            self._start(optimizer)
+            undo.callback(self._store.release if resumed else self._store.discard)
+            self._start(setup, resumed)
             undo.pop_all()
 
-    def _start(self, optimizer: torch.optim.Optimizer) -> None:
+    def _start(self, setup: Setup, resumed: ResumeState | None) -> None:
         """Take the memory, and hook into the optimizer."""
-        self._turns = Turns()
+        self._optimizer, self._parameters = setup.optimizer, setup.tensors
+        self._rows = {
+            array_path(group, name): torch.from_numpy(one.rows).to(one.tensor.device)
+            for group, one in setup.recorded.items()
+            for name in setup.schemas[group].dtypes
+            if one.rows is not None
+        }
+        self._on_cuda = any(parameter.is_cuda for parameter in self._parameters.values())
+        self._schedule, self._is_recorded = setup.schedule, RowChoice(setup.schedule)
+        self._calls = CallLock()
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
-        self._writer = BlockWriter(self._store, self._stopwatch, self._n_buffers)
-        self._block = self._writer.acquire()
-        # The call of `optimizer.step()` that training is in; of one that failed it is left behind.
-        self._stepping: FrameType | None = None
-        self._begun = False
-        self._step = 0
-        self._last_row = -1
-        self._optimizer_steps: dict[str, float | Tensor] = {}
-        self._start_block()
+        self._n_buffers = setup.n_buffers
+        self._writer = BlockWriter(
+            self._store, self._stopwatch, n_buffers=setup.n_buffers, resumed=resumed
+        )
+        last = resumed.last if resumed else StepCounts.before_all(self._parameters)
+        key = optimizer_spec(self._optimizer).STEP_KEY
+        self._counter = StepCounter(self._optimizer, self._parameters, key=key, last=last)
+        self._begun = resumed is not None
+        self._step = self._loss_step = self._start_step = max(0, last.step)
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
-        self._loss_step = self._start_step = self.step
         self._warned: set[str] = set()
         self._scope = ExitStack()
-        # Where somebody compiles the step, torch would compile what the hooks do, too.
-        uncompiled: Callable[..., Callable[..., None]] = torch.compiler.disable
-        self._begin_row = uncompiled(self._begin_row_uncompiled)
-        self._end_row = uncompiled(self._end_row_uncompiled)
-        self._hooks = (
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+        is_early = any(schema.optimizer.changes_gradient for schema in setup.schemas.values())
+        self._hooks = StepHooks(
+            self._optimizer,
+            before=self._before_step,
+            after=self._after_step,
+            before_update=self._take_gradients if is_early else None,
         )
-        # Other hooks may clear the gradient or change the learning rate.
-        hooks = cast("OrderedDict[int, object]", optimizer._optimizer_step_post_hooks)
-        hooks.move_to_end(self._hooks[1].id, last=False)
         self._closed = False
         close_at_exit(self.close)
 
@@ -309,7 +231,6 @@ class Recorder:
         """Bytes put on disk so far."""
         return self._store.bytes_written
 
-    @in_turn
     def log(self, *, loss: float | Tensor, step: int | None = None) -> None:
         """Note the loss of a step.
 
@@ -334,28 +255,30 @@ class Recorder:
         RecordingError
             If the recording is closed, or a block could not be written.
         """
-        self._check()
-        if step is None:
-            step = self._told_step()
-        elif step not in (self.step, self.next_step):
-            raise ConfigError(
-                f"a loss of step {step} was logged when {self.step} steps were taken; log it right "
-                "before its step (step=recorder.next_step) or right after it (step=recorder.step)"
-            )
-        if not self._is_recorded(step):
-            return
-        value = float(torch.as_tensor(loss).item())
-        if not math.isfinite(value):
-            self._warn_once(
-                "loss",
-                f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
-                "further ones, without a warning",
-            )
-        if step > self.step:
-            self._loss = value
-        elif step > self._loss_step:
-            self._block.set_loss(self._block.n_rows - 1, value)
-            self._loss_step = step
+        with self._calls.held():
+            self._check()
+            if step is None:
+                step = self._told_step()
+            elif step not in (self.step, self.next_step):
+                raise ConfigError(
+                    f"a loss of step {step} was logged when {self.step} steps were taken; log it "
+                    "right before its step (step=recorder.next_step) or right after it "
+                    "(step=recorder.step)"
+                )
+            if not self._is_recorded(step):
+                return
+            value = float(torch.as_tensor(loss).item())
+            if not math.isfinite(value):
+                self._warn_once(
+                    "loss",
+                    f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
+                    "further ones, without a warning",
+                )
+            if step > self.step:
+                self._loss = value
+            elif step > self._loss_step:
+                self._writer.block.set_last_loss(value)
+                self._loss_step = step
 
     def _told_step(self) -> int:
         """Return the step of a loss by the order of calls: the first one tells for all."""
@@ -363,54 +286,57 @@ class Recorder:
             self._loss_follows_step = self.step > self._start_step
         return self.step if self._loss_follows_step else self.next_step
 
-    @in_turn_or_later
     def flush(self) -> None:
         """Commit every recorded row. When this returns they survive a crash of the machine.
 
-        A handler of a signal may call it, and another thread. In a handler that came into the
-        recorder's own work it returns at once, and the rows are committed when that is done.
+        A signal handler may call it, and another thread. In a handler that came into the recorder's
+        own work it returns at once, and the rows are committed when that is done.
 
         Raises
         ------
         RecordingError
             If the recording is closed, or a block could not be written.
         """
-        self._check()
-        self._writer.commit(self._block)
+        if self._calls.postpone(self.flush):
+            return
+        with self._calls.held():
+            self._check()
+            self._writer.commit()
 
     def close(self) -> None:
         """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
-        steps, with a warning. In a process that was forked off nothing is done: the recording is
-        its parent's.
+        steps, with a warning. In a forked process nothing is done: the recording is its parent's.
 
         Raises
         ------
         RecordingError
             If a block could not be written. What was committed before can be read.
         """
-        if not (self._closed or self._turns.is_forked):
-            self._close()
-
-    @in_turn_or_later
-    def _close(self) -> None:
-        if self._closed:
+        if self._closed or self._calls.is_forked or self._calls.postpone(self.close):
             return
-        for hook in self._hooks:
-            hook.remove()
+        with self._calls.held():
+            if not self._closed:
+                self._close()
+
+    def _close(self) -> None:
+        self._hooks.remove()
         try:
             self._check()
-            self._writer.commit(self._block)
+            self._writer.commit()
         finally:
             self._closed = True
-            is_closed(self.close)
+            forget(self.close)
             self._writer.stop()
-            if self._store.n_rows == self._n_rows:
-                self._close_store()
+            if self._store.n_rows == self._writer.n_rows:
+                try:
+                    self._store.close()
+                except (OSError, StoreError) as error:
+                    raise RecordingError(f"cannot close {self._store.path}: {error}") from error
             else:
                 self._store.release()
-        if self._step and not self._n_rows:
+        if self._step and not self._writer.n_rows:
             self._warn_once(
                 "schedule",
                 f"none of {self._step:,} steps was recorded, and there is no store at "
@@ -441,215 +367,108 @@ class Recorder:
         with self._scope:
             close_after(error, self.close)
 
-    @property
-    def _n_rows(self) -> int:
-        return self._block.first_row + self._block.n_rows
-
-    def _approve(self, readers: Sequence[StoreReader], n_rows: int) -> None:
-        check_state(self._optimizer, self._parameters, readers, n_rows)
-        self._kept = read_kept(readers, n_rows)
-
-    def _start_block(self) -> None:
-        """Begin behind the committed rows; those of an unfinished block are committed with it."""
-        n_rows = self._store.n_rows
-        self._block.start(n_rows - n_rows % self._block.block_steps)
-        if self._kept is None:
-            return
-        self._begun = True
-        self._step = self._last_row = self._kept.last.step
-        self._optimizer_steps = dict(self._kept.last.counts)
-        self._writer.go_on(self._block.first_row, self._kept.before)
-        if self._kept.bits:
-            self._block.load(self._kept.bits, self._kept.scalars, self._kept.steps)
-        self._kept = None  # it is as large as a block
-
     def _check(self) -> None:
         if self._closed:
             raise RecordingError(f"the recording into {self._store.path} is closed")
         self._writer.check()
 
-    def _close_store(self) -> None:
-        try:
-            self._store.close()
-        except (OSError, StoreError) as error:
-            raise RecordingError(f"cannot close {self._store.path}: {error}") from error
-
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        # Only in a frame that torch compiles, as it does this one with the step, is this true.
-        if torch.compiler.is_compiling():
-            self._begin_row(compiled=True)
-            return
-        calling = sys._getframe(1)
-        if self._stepping is not None and _is_within(self._stepping, calling):
-            return  # a subclass whose step calls that of its base class: hooks run for both
+    def _before_step(self) -> None:
         # Where nothing is to be done, not even interrupts are held back, which takes most of the
         # time of a hook.
-        if not self._is_idle:
-            self._begin_row(compiled=False)
-        self._stepping = calling
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        if self._stepping is not sys._getframe(1):
-            return  # of the base class: the subclass has not done its part yet
-        if self._is_recorded(self._step + 1):
-            self._end_row()
-        else:
-            # A Ctrl-C in here may lose a step: then the optimizer has counted one more at the next
-            # row than there can be, which is refused.
-            self._stepping = None
-            self._step += 1
-            self._count_step()
-
-    @property
-    def _is_idle(self) -> bool:
-        """Whether there is nothing to do before a step: it is not recorded, and all is written."""
-        return (
+        is_idle = (
             self._begun
             and not self._is_recorded(self._step + 1)
-            and not self._block.full
+            and not self._writer.block.full
             and self._writer.settled
             and not (self._on_cuda and torch.cuda.is_current_stream_capturing())
         )
+        if not is_idle:
+            self._begin_row()
 
-    @in_turn
-    def _begin_row_uncompiled(self, *, compiled: bool) -> None:
-        self._check()
-        if compiled:
-            raise OptimizerError(
-                "optimizer.step() is compiled, which rounds differently from any replay; "
-                "compile the model and call the step uncompiled"
-            )
-        if self._on_cuda and torch.cuda.is_current_stream_capturing():
-            raise OptimizerError(
-                "optimizer.step() is being captured in a CUDA graph, and the recorder does "
-                "not see the graph's replays; leave the step out of the graph"
-            )
-        is_recorded = self._is_recorded(self._step + 1)
-        if is_recorded or not self._begun:
-            check_unchanged(self._optimizer, self._parameters, self.schemas)
-        if not self._begun and self._is_recorded(0):
-            self._append_row({}, step=0)
-        self._begun = True
-        self._row_end_s = self._row_end_s or time.perf_counter()
-        self._make_room()
-        if is_recorded:
-            self._look_ahead()
+    def _after_step(self) -> None:
+        # A Ctrl-C in here may lose a step: then the optimizer has counted one more at the next row
+        # than there can be, which is refused.
+        self._counter.count_step()
+        if self._is_recorded(self._step + 1):
+            self._end_row()
+        else:
+            self._finish_step()
 
-    def _look_ahead(self) -> None:
-        """Note the counts that a recorded step finds, where steps before it are not recorded."""
-        n_unrecorded = self._step - self._last_row
-        if n_unrecorded:
-            self._optimizer_steps = self._counted_steps(most=n_unrecorded)
+    @uncompiled
+    def _begin_row(self) -> None:
+        with self._calls.held():
+            self._check()
+            if self._on_cuda and torch.cuda.is_current_stream_capturing():
+                raise OptimizerError(
+                    "optimizer.step() is being captured in a CUDA graph, and the recorder does "
+                    "not see the graph's replays; leave the step out of the graph"
+                )
+            is_recorded = self._is_recorded(self._step + 1)
+            if is_recorded or not self._begun:
+                check_unchanged(self._optimizer, self._parameters, self.schemas)
+            if not self._begun and self._is_recorded(0):
+                self._append_row(0)
+            self._begun = True
+            self._row_end_s = self._row_end_s or time.perf_counter()
+            if self._writer.block.full:
+                self._writer.make_room()
+                self._check_overhead()
+            if is_recorded and self._step > self._counter.last.step:
+                # Steps before it are not recorded: what it finds is what it starts from.
+                self._counter.last = self._counter.counts(self._step)
 
-    @in_turn
-    def _end_row_uncompiled(self) -> None:
-        self._stepping = None
-        step = self._step + 1
-        with self._stopwatch.time("copy_s"):
-            self._append_row(self._scalars(), step=step)
-        if self._loss is not None:
-            self._block.set_loss(self._block.n_rows - 1, self._loss)
-            self._loss, self._loss_step = None, step
-        self._step = step
-        self._count_step()
-        missing = [name for name, grad in self._gradients().items() if grad is None]
-        if missing:
-            which = ", ".join(filter(None, missing))
-            self._warn_once(
-                "grad",
-                f"no gradient at step {self.step}{f' of {which}' if which else ''}: recorded as a "
-                "step that the optimizer skipped, and so are any further ones, without a warning. "
-                "A parameter has none that is frozen, unused, or no longer the model's "
-                "(load_state_dict(assign=True) replaces parameters)",
-            )
+    @uncompiled
+    def _take_gradients(self) -> None:
+        """Copy gradients that the step will overwrite."""
+        if not self._is_recorded(self._step + 1):
+            return
+        with self._calls.held(), self._stopwatch.time("copy_s"):
+            early = {
+                array_path(group, "grad"): grad
+                for group, grad in recorded_gradients(self._parameters, self.schemas).items()
+                if self.schemas[group].optimizer.changes_gradient
+            }
+            self._writer.block.take_early(early, self._rows)
 
-    def _gradients(self) -> dict[str, Tensor | None]:
-        """Return the gradient of each parameter of which it is recorded."""
-        return {
-            group: parameter.grad
-            for group, parameter in self._parameters.items()
-            if "grad" in self.schemas[group].dtypes
-        }
+    @uncompiled
+    def _end_row(self) -> None:
+        with self._calls.held():
+            step = self._step + 1
+            with self._stopwatch.time("copy_s"):
+                self._append_row(step)
+            if self._loss is not None:
+                self._writer.block.set_last_loss(self._loss)
+                self._loss, self._loss_step = None, step
+            self._finish_step()
+            missing = [
+                name
+                for name, grad in recorded_gradients(self._parameters, self.schemas).items()
+                if grad is None
+            ]
+            if missing:
+                which = ", ".join(filter(None, missing))
+                self._warn_once(
+                    "grad",
+                    f"no gradient at step {step}{f' of {which}' if which else ''}: recorded as a "
+                    "step that the optimizer skipped, and so are any further ones, without a "
+                    "warning. A parameter has none that is frozen, unused, or no longer the "
+                    "model's (load_state_dict(assign=True) replaces parameters)",
+                )
 
-    def _scalars(self) -> dict[str, float | Tensor]:
-        """Return the numbers that the step used on each parameter, those of its group."""
-        groups = groups_of(self._optimizer, self._parameters.values())
-        numbers = {id(group): hyperparameters(group) for group in groups}
-        return {
-            array_path(name, scalar): number
-            for name, group in zip(self._parameters, groups, strict=True)
-            for scalar, number in numbers[id(group)].items()
-        }
+    def _append_row(self, step: int) -> None:
+        counts, last = self._counter.counts(step), self._counter.last
+        tensors, scalars = read_row(
+            self._optimizer, self._parameters, schemas=self.schemas, counts=counts, last=last
+        )
+        self._writer.block.append(tensors, scalars, step=step, rows=self._rows)
+        self._counter.last = counts
 
-    def _warn_once(self, about: str, message: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(message, stacklevel=4)  # past what holds Ctrl-C back
-
-    def _count_step(self) -> None:
-        """Measure a step from the end of the row before to the end of its own row."""
+    def _finish_step(self) -> None:
+        """Count a step, and measure it from the end of the row before to the end of its own."""
+        self._step += 1
         now_s = time.perf_counter()
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
-
-    def _append_row(self, scalars: Mapping[str, float | Tensor], *, step: int) -> None:
-        """Copy the row after a step, of every parameter; that of step 0 has no gradient."""
-        tensors: dict[str, Tensor | None] = {}
-        counted = self._counted_steps(most=1)
-        for group, parameter in self._parameters.items():
-            states = state_tensors(self._optimizer, parameter)
-            zeros = parameter.detach().new_zeros(()).expand(parameter.shape)
-            for name in self.schemas[group].dtypes:
-                tensors[array_path(group, name)] = states.get(name, zeros)
-        gradients = self._gradients() if step else dict.fromkeys(self._parameters)
-        for group, grad in gradients.items():
-            consumed = self._consumed(group, grad, counted[group], step=step)
-            tensors[array_path(group, "grad")] = consumed
-        counts = {array_path(group, "optimizer_step"): count for group, count in counted.items()}
-        self._block.append(tensors, {**counts, **scalars}, step=step, chosen=self._rows)
-        self._optimizer_steps = counted
-        self._last_row = step
-
-    def _counted_steps(self, *, most: int) -> dict[str, float | Tensor]:
-        """Return the optimizer's counts, which grew by so many steps at most.
-
-        Counts on a device are looked at when they have come from there (`Block.settle`).
-        """
-        counts: dict[str, float | Tensor] = {}
-        for group, parameter in self._parameters.items():
-            count = optimizer_step(self._optimizer, parameter)
-            before = self._optimizer_steps.get(group, count)
-            counts[group] = count
-            if isinstance(count, Tensor) or isinstance(before, Tensor):
-                continue
-            if not 0 <= count - before <= most:
-                raise missed_step(count, before, group)
-        return counts
-
-    def _consumed(
-        self, group: str, grad: Tensor | None, count: float | Tensor, *, step: int
-    ) -> Tensor | None:
-        """Return the gradient that a step consumed: none where it is known to have been skipped."""
-        before = self._optimizer_steps.get(group, count)
-        if isinstance(count, Tensor) or isinstance(before, Tensor):
-            return grad
-        if grad is None and count != before:
-            of = f" of {group}" if group else ""
-            raise RecordingError(
-                f"the gradient{of} of step {step} was gone before it could be recorded: "
-                "something within the step cleared it; clear it after the step"
-            )
-        return None if count == before else grad
-
-    def _make_room(self) -> None:
-        """Pass a full block on and go on in a free one, before the optimizer takes its step."""
-        if self._block.full:
-            next_row = self._n_rows
-            self._writer.submit(self._block)
-            block = self._writer.acquire()
-            block.start(next_row)
-            self._block = block
-            self._check_overhead()
 
     def _check_overhead(self) -> None:
         spent, most = self._store.spent, self._max_overhead
@@ -666,28 +485,16 @@ class Recorder:
                 f"{most:.1%}: {advice}. This warning is shown once; recording continues as before",
             )
 
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(message, stacklevel=3)
 
-def _check_memory(schemas: Collection[Schema], memory_bytes: int) -> int:
-    """Return how many blocks are held, and warn if even one row takes more than the limit."""
-    rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
-    (block_steps,) = {schema.layout.block_steps for schema in schemas}
-    n_buffers = count_buffers(rows, block_steps, memory_bytes)
-    needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
-    if needed > memory_bytes:
-        warnings.warn(
-            f"one row of what is recorded takes {human_bytes(sum(row.n_bytes for row in rows))}: "
-            f"the recorder needs {human_bytes(needed)}, more than memory_bytes "
-            f"({human_bytes(memory_bytes)}), and training waits while each step is written. With "
-            f"memory_bytes={wished} it need not wait; to need less, record fewer rows (tokens=), "
-            "variables or parameters",
-            stacklevel=3,
+
+def _check_share(max_overhead: float | None) -> float | None:
+    if max_overhead is not None and not max_overhead > 0:
+        raise ConfigError(
+            f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
+            "0.03, or None for no warning"
         )
-    return n_buffers
-
-
-def _is_within(call: FrameType, frame: FrameType) -> bool:
-    """Return whether a frame was called, directly or not, by a call that goes on."""
-    caller = frame.f_back
-    while caller is not None and caller is not call:
-        caller = caller.f_back
-    return caller is not None
+    return max_overhead

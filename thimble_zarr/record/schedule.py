@@ -10,16 +10,20 @@ from thimble_zarr.errors import ConfigError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps to record, as a function that says of any step whether it is one of them.
-
-    Two of them are joined by `|`.
+    """Says of any step, counted from 1, whether it is recorded. Two of them are joined by `|`.
 
     Attributes
     ----------
     text
         The schedule in words, kept with the run.
     includes
-        Whether a step, counted from 1, is to be recorded.
+        Whether a step is to be recorded.
+
+    Examples
+    --------
+    >>> schedule = windows((1, 3)) | every(10)
+    >>> [step for step in range(1, 31) if schedule(step)]
+    [1, 2, 3, 10, 20, 30]
     """
 
     text: str
@@ -32,9 +36,9 @@ class Schedule:
     def __str__(self) -> str:
         return self.text
 
-    def __or__(self, other: "Callable[[int], bool]") -> "Schedule":
-        joined = _named(other)
-        return Schedule(f"{self} | {joined}", lambda step: self(step) or joined(step))
+    def __or__(self, other: Callable[[int], bool]) -> "Schedule":
+        second = as_schedule(other)
+        return Schedule(f"{self} | {second}", lambda step: self(step) or second(step))
 
 
 def every(n_steps: int) -> Schedule:
@@ -69,15 +73,12 @@ def windows(*spans: tuple[int, int]) -> Schedule:
 def log_spaced(per_decade: int = 10) -> Schedule:
     """Record steps that grow by a constant factor: 1 to 10, then every tenth part of a decade.
 
-    Parameters
-    ----------
-    per_decade
-        Steps between a power of ten and the next. (The first decades have fewer.)
+    There are `per_decade` between a power of ten and the next; in the first decades fewer.
 
     Raises
     ------
     ConfigError
-        If it is not a whole number from 1 up.
+        If `per_decade` is not a whole number from 1 up.
     """
     text = f"log_spaced({per_decade!r})"
     _require(_is_count(per_decade, least=1), text, "a whole number from 1 up")
@@ -91,18 +92,8 @@ def log_spaced(per_decade: int = 10) -> Schedule:
     return Schedule(text, includes)
 
 
-def as_schedule(schedule: Callable[[int], bool] | None) -> Schedule | None:
-    """Return a schedule with its text. None is every step.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be called.
-    """
-    return None if schedule is None else _named(schedule)
-
-
-def _named(schedule: Callable[[int], bool]) -> Schedule:
+def as_schedule(schedule: Callable[[int], bool]) -> Schedule:
+    """Return a schedule with its text, or raise ConfigError if it cannot be called."""
     if isinstance(schedule, Schedule):
         return schedule
     if not callable(schedule):
@@ -117,16 +108,12 @@ def _named(schedule: Callable[[int], bool]) -> Schedule:
 class RowChoice:
     """Which rows are recorded: those of the scheduled steps, and the row before each.
 
-    The schedule is asked of each step once, in order, as long as rows are.
-
-    Parameters
-    ----------
-    schedule
-        None is every step.
+    None is every step. A schedule is asked of each step once, in order, as long as rows are.
     """
 
     def __init__(self, schedule: Schedule | None) -> None:
-        self._asked = None if schedule is None else lru_cache(_STEPS_REMEMBERED)(schedule)
+        # A step is asked about for its own row and for the row before it.
+        self._asked = None if schedule is None else lru_cache(4)(schedule)
 
     def __call__(self, row: int) -> bool:
         """Return whether the row after so many steps is recorded."""
@@ -135,14 +122,9 @@ class RowChoice:
         return bool((row > 0 and self._asked(row)) or self._asked(row + 1))
 
 
-_STEPS_REMEMBERED = 4
-"""A step is asked about for its own row and for the row before it."""
-
-
 def count_rows(schedule: Schedule | None, n_steps: int) -> int:
     """Return how many rows a run of so many steps records."""
-    chosen = RowChoice(schedule)
-    return sum(chosen(row) for row in range(n_steps + 1))
+    return sum(map(RowChoice(schedule), range(n_steps + 1)))
 
 
 def _is_count(value: object, *, least: int) -> bool:

@@ -3,77 +3,37 @@
 Nothing here makes the training thread wait for the device. When a step is done, its stream copies
 every tensor to a place of its own on the device, which takes as long as reading it once; a second
 stream carries them from there into pinned memory. So training may change weights, states and
-gradients at once, in whatever way. The stream of training waits, on the device, only where the row
-before is still on its way. It costs the memory of one row on the device.
+gradients at once. Its stream waits, on the device, only where the row before is still on its way.
+It costs the memory of one row on the device.
 
 The order of events is tested with streams that do everything as late as they may. How long it takes
 was never measured.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol, cast
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 
-class DeviceEvent(Protocol):
-    """A mark in a stream."""
-
-    def synchronize(self) -> None:
-        """Wait, in the calling thread, until the stream has come to the mark."""
-
-
-class DeviceStream(Protocol):
-    """What a device does one after the other."""
-
-    def wait_event(self, event: DeviceEvent) -> None:
-        """Let what comes next in this stream wait for a mark in another."""
-
-    def wait_stream(self, stream: "DeviceStream") -> None:
-        """Let what comes next wait for all that is in another stream now."""
-
-    def record_event(self) -> DeviceEvent:
-        """Set a mark."""
-
-
-class Cuda(Protocol):
-    """The part of `torch.cuda` that is needed."""
-
-    def Stream(self, device: str) -> DeviceStream:
-        """Make a stream."""
-
-    def current_stream(self, device: str) -> DeviceStream:
-        """Return the stream that training uses."""
-
-    def stream(self, stream: DeviceStream) -> AbstractContextManager[object]:
-        """Put what is done within the block into a stream."""
-
-
 class SideStream:
     """Copies rows of tensors on a device into memory, one row after the other.
 
-    Parameters
-    ----------
-    device
-        Where the tensors are, as torch names it.
-    cuda
-        `torch.cuda`, or what does as it does.
-    pinned
-        Whether the memory that rows are copied to is page-locked, without which CUDA waits.
+    `cuda` is `torch.cuda`, or what does as it does. Memory that is not `pinned` (page-locked) makes
+    CUDA wait.
     """
 
-    def __init__(self, device: str, cuda: Cuda, *, pinned: bool = True) -> None:
+    def __init__(self, device: str, cuda: ModuleType, *, pinned: bool = True) -> None:
         self._device = device
         self._cuda = cuda
         self._pinned = pinned
-        self._stream = cuda.Stream(device)
+        self._stream: torch.cuda.Stream = cuda.Stream(device)
         self._staged: dict[str, Tensor] = {}
         self._sending: list[tuple[Tensor, Tensor]] = []
-        self._sent: DeviceEvent | None = None
+        self._sent: torch.cuda.Event | None = None
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def empty(self, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
         """Return memory that rows can be copied to."""
         return torch.empty(*shape, dtype=dtype, pin_memory=self._pinned)
 
@@ -83,17 +43,17 @@ class SideStream:
         if self._sent is not None:
             self._cuda.current_stream(self._device).wait_event(self._sent)
 
-    def stage(self, name: str, row: Tensor, tensor: Tensor, chosen: Tensor | None = None) -> None:
+    def stage(self, name: str, row: Tensor, tensor: Tensor, rows: Tensor | None = None) -> None:
         """Take a tensor, always the same by name, that is to be copied to `row`.
 
-        Where only some of its rows are chosen, by their indices on the device, it takes no others.
+        `rows` are indices, on the device, of the only ones to take.
         """
         if name not in self._staged:
             self._staged[name] = torch.empty_like(row, device=self._device, pin_memory=False)
-        if chosen is None:
+        if rows is None:
             self._staged[name].copy_(tensor)
         else:
-            torch.index_select(tensor.detach(), 0, chosen, out=self._staged[name])
+            torch.index_select(tensor.detach(), 0, rows, out=self._staged[name])
         self._sending.append((row, self._staged[name]))
 
     def send(self) -> Callable[[], None]:
@@ -108,4 +68,4 @@ class SideStream:
 
 def side_stream(device: str) -> SideStream | None:
     """Return what copies rows from a device, None where plain copies do: from the CPU and MPS."""
-    return SideStream(device, cast("Cuda", torch.cuda)) if device.startswith("cuda") else None
+    return SideStream(device, torch.cuda) if device.startswith("cuda") else None

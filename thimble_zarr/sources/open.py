@@ -50,7 +50,7 @@ def open_recording(
     path = Path(path)
     if path.is_file():
         try:
-            return _chosen([open_notebook(path, token_mask=token_mask)], parameters)
+            return _matching([open_notebook(path, token_mask=token_mask)], parameters)
         except NotAStoreError as error:
             raise NotAStoreError(f"{path} is not a thimble-zarr store; {error}") from error
     if token_mask is not None:
@@ -58,42 +58,27 @@ def open_recording(
             f"{path} is no safetensors file, and a token mask is for those only; a store has the "
             "labels it was recorded or imported with"
         )
-    return _chosen(StoreReader.open_each(path), parameters)
+    return _matching(StoreReader.open_each(path), parameters)
 
 
-def _chosen(readers: Sequence[R], patterns: Sequence[str]) -> Sequence[R]:
-    """Return the readers whose parameters match one of some patterns; all of no pattern."""
+def _matching(readers: Sequence[R], patterns: Sequence[str]) -> Sequence[R]:
+    """Return the readers whose parameters match one of some patterns; all without a pattern."""
     names = [reader.schema.parameter or "" for reader in readers]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             there = ", ".join(filter(None, names)) or "one without a name"
             raise SelectionError(f"{readers[0].path} has no parameter {pattern}; there is {there}")
-    matching = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
     return [
         reader
         for reader, name in zip(readers, names, strict=True)
-        if not patterns or name in matching
+        if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     ]
 
 
 def open_notebook(file: StorePath, *, token_mask: Path | None = None) -> NotebookReader:
     """Open a notebook's file in place, with the labels of a token mask.
 
-    Parameters
-    ----------
-    file
-        The safetensors file.
-    token_mask
-        Its token mask.
-
-    Raises
-    ------
-    NotAStoreError, DamagedStoreError
-        If it is not one of the notebook, or was cut off.
-    CorpusError
-        If the mask cannot be read or is of another vocabulary.
-    StoreError
-        If it cannot be read.
+    Raises as `open_recording` does.
     """
     reader = NotebookReader.open(file)
     if token_mask is None:

@@ -177,7 +177,7 @@ def _told(name: str, recorded: object, now: object) -> str:
 def _content(schema: Schema, other: Schema) -> dict[str, Any]:
     """Return what must be as in another schema, by what the user knows it as."""
     some, shape = schema.whole_tokens, schema.shape
-    follows = {"max_exp_avg_sq"} if schema.optimizer.amsgrad != other.optimizer.amsgrad else set()
+    follows = {*schema.optimizer.variables} ^ {*other.optimizer.variables}  # from its flags
     content: dict[str, Any] = {
         "torch": schema.software.get("torch"),
         "shape": shape if some is None else (some, *shape[1:]),

@@ -20,8 +20,7 @@ from thimble_zarr.analysis.compute.replayed import (
     replayed,
 )
 from thimble_zarr.analysis.compute.variables import (
-    adam_decay,
-    adam_update,
+    decay,
     decays,
     formula_inputs,
     how_to_record,
@@ -29,6 +28,7 @@ from thimble_zarr.analysis.compute.variables import (
     replay_inputs,
     rounding_bound,
     ulp,
+    update,
 )
 from thimble_zarr.analysis.compute.windows import Selected, Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
@@ -54,7 +54,7 @@ OF_REPLAY = {
 
 def check_inputs(schema: Schema, *, formula: bool = True, replay: bool) -> None:
     """Raise SelectionError unless what the formula, or the replay, needs was recorded."""
-    missing = missing_inputs("adam_residual", schema)
+    missing = missing_inputs("residual", schema)
     if missing:
         raise SelectionError(
             "neither AdamW's formula nor the replay can be checked: "
@@ -222,11 +222,11 @@ class Tally:
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
         previous, current = part.previous("W"), part.current("W")
         memory = part.memory("update"), part.memory("term")
-        update = adam_update(part, out=memory)
-        predicted = update
+        updated = update(part, out=memory)
+        predicted = updated
         if part.of_rows(decays):
-            predicted = adam_decay(part)
-            predicted += update
+            predicted = decay(part)
+            predicted += updated
         observed = np.subtract(current, previous, out=part.memory("observed"))
         sums = [_dot(predicted, predicted), _dot(observed, observed)]
         beyond = _beyond_float32(sums[0], predicted) or _beyond_float32(sums[1], observed)
@@ -242,7 +242,7 @@ class Tally:
         yield _NONE if np.isfinite(sums[2]).all() else _count(~np.isfinite(difference))
         yield from moves
         if not self.recurrences:
-            bound = rounding_bound(part, update, out=memory)
+            bound = rounding_bound(part, updated, out=memory)
             explained = np.abs(difference, out=difference) <= bound  # NaN is not explained
             yield _NONE if explained.all() else _count(~explained)
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 
 from thimble_zarr.analysis.causes.evidence import Bits, Evidence, Run, equal
-from thimble_zarr.analysis.compute.replayed import HYPERPARAMETERS, bounds
+from thimble_zarr.analysis.compute.replayed import bounds
 from thimble_zarr.bits import decode, is_nan, unit_roundoff
-from thimble_zarr.optim import adam as adamw
+from thimble_zarr.optim.base import COUNT, Consumed
 
 _MAX_MATCHED = 256
 """Tokens that are looked for among all others."""
@@ -199,7 +199,8 @@ class ShiftedHyperparameters(Cause):
         if len(run.steps) < 3:
             return None
         recorded, labels = evidence.source.recorded, evidence.source.steps
-        for names in (HYPERPARAMETERS, ("optimizer_step",), (*HYPERPARAMETERS, "optimizer_step")):
+        numbers = evidence.schema.optimizer.scalars
+        for names in (numbers, (COUNT,), (*numbers, COUNT)):
             for by in (-1, 1):
                 late, early = max(by, 0), min(by, 0)
                 steps = [
@@ -361,18 +362,18 @@ def _gradient_ratio(evidence: Evidence, step: int) -> float | None:
 
 
 def _wanted_gradient(evidence: Evidence, step: int) -> np.ndarray:
-    """Return the gradient that would have made the recorded first moment, up to rounding."""
-    optimizer, recorded = evidence.schema.optimizer, evidence.source.recorded
-    beta1 = float(recorded["beta1"][step])
-    before, after = (
-        evidence.values("exp_avg", evidence.row("exp_avg", row)) for row in (step - 1, step)
-    )
-    gradient = (after - beta1 * before) / (1 - beta1)
-    if not optimizer.decoupled_weight_decay:
-        W = evidence.values("W", evidence.row("W", step - 1))
-        gradient -= float(recorded["weight_decay"][step]) * W
-    wanted: np.ndarray = -gradient if optimizer.maximize else gradient
-    return wanted
+    """Return the gradient that would have led to the recorded row, up to rounding."""
+    return _consumed(evidence, step).gradient
+
+
+def _consumed(evidence: Evidence, step: int) -> Consumed:
+    before, after = _numbers(evidence, evidence.inputs(step)), evidence.after(step)
+    scalars = evidence.scalars(step)
+    return evidence.formula.consumed(before, _numbers(evidence, after), scalars)
+
+
+def _numbers(evidence: Evidence, bits: Mapping[str, np.ndarray]) -> Bits:
+    return {name: evidence.values(name, values) for name, values in bits.items()}
 
 
 class RescaledGradient(Cause):
@@ -397,22 +398,16 @@ class RescaledGradient(Cause):
 def _rescaled(evidence: Evidence, step: int, ratio: float, u: float) -> bool:
     """Return whether a multiple of the gradient makes the moment, within what rounding allows."""
     grad = evidence.values("grad", evidence.row("grad", step)) / ratio
-    apart = np.abs(_wanted_gradient(evidence, step) - grad)
-    beta1 = float(evidence.source.recorded["beta1"][step])
-    allowed_of = _bounds(evidence, step, grad)
+    consumed = _consumed(evidence, step)
+    apart = np.abs(consumed.gradient - grad)
+    error = _bounds(evidence, step, grad)[consumed.variable] * consumed.per_error
     # Besides, the consumed gradient was rounded, and the ratio is an estimate.
-    allowed = allowed_of["exp_avg"] / (1 - beta1) + 4 * u * np.abs(grad)
-    return bool((apart <= allowed).mean() > 0.999)
+    return bool((apart <= error + 4 * u * np.abs(grad)).mean() > 0.999)
 
 
 def _bounds(evidence: Evidence, step: int, grad: np.ndarray) -> Bits:
-    before = evidence.inputs(step)
-    return bounds(
-        evidence.schema,
-        {name: evidence.values(name, before[name]) for name in evidence.names},
-        grad,
-        {name: np.asarray(values[step]) for name, values in evidence.source.recorded.items()},
-    )
+    before = _numbers(evidence, {name: evidence.inputs(step)[name] for name in evidence.names})
+    return bounds(evidence.schema, before, grad, evidence.scalars(step))
 
 
 class CastStates(Cause):
@@ -542,22 +537,12 @@ def _least_squares(evidence: Evidence, step: int, name: str) -> float:
 
 def _change(evidence: Evidence, step: int, name: str, value: float) -> np.ndarray:
     """Return the formula's change of the weights with another value of a hyper-parameter."""
-    optimizer = evidence.schema.optimizer
-    h = {key: np.asarray(values[step]) for key, values in evidence.source.recorded.items()}
-    h[name] = np.asarray(value)
-    after = evidence.after(step)
-    update = adamw.adam_update(
-        evidence.values("exp_avg", after["exp_avg"]),
-        evidence.values("exp_avg_sq", after[evidence.source.second_moment]),
-        adamw.update_scalars(
-            **{key: h[key] for key in ("learning_rate", "beta1", "beta2", "eps", "optimizer_step")}
-        ),
-    )
+    scalars = evidence.scalars(step) | {name: np.asarray(value)}
+    inputs = _numbers(evidence, evidence.inputs(step) | evidence.after(step))
+    formula = evidence.formula
+    update = formula.update(inputs, formula.coefficients(scalars))
     W = evidence.values("W", evidence.inputs(step)["W"])
-    if not optimizer.decoupled_weight_decay:
-        return update
-    decay = adamw.adam_decay(W, learning_rate=h["learning_rate"], weight_decay=h["weight_decay"])
-    change: np.ndarray = update + decay
+    change: np.ndarray = update + formula.decay_factor(scalars) * W
     return change
 
 
@@ -586,19 +571,26 @@ class WrongGradient(Cause):
 
     def explain(self, evidence: Evidence, run: Run) -> Facts | None:
         step = run.steps[0]
-        if len(run.steps) > 1 or not {"exp_avg", "exp_avg_sq"} <= set(run.wrong):
+        states = [state.name for state in evidence.schema.optimizer.states]
+        wrong = [name for name in states if name in run.wrong]
+        if len(run.steps) > 1 or not wrong or len(wrong) < min(2, len(states)):
             return None
-        consumed = _wanted_gradient(evidence, step)
-        beta1, beta2 = (float(evidence.source.recorded[name][step]) for name in ("beta1", "beta2"))
-        allowed_of = _bounds(evidence, step, consumed)
+        consumed = _consumed(evidence, step)
+        allowed_of = _bounds(evidence, step, consumed.gradient)
+        error = allowed_of[consumed.variable] * consumed.per_error
         before, after = (
-            evidence.values("exp_avg_sq", evidence.row("exp_avg_sq", row))
-            for row in (step - 1, step)
+            _numbers(evidence, bits) for bits in (evidence.inputs(step), evidence.after(step))
         )
-        error = allowed_of["exp_avg"] / (1 - beta1)
-        apart = np.abs(after - beta2 * before - (1 - beta2) * consumed**2)
-        allowed = allowed_of["exp_avg_sq"] + (1 - beta2) * error * (2 * np.abs(consumed) + error)
-        return {"variable": "grad"} if float((apart <= allowed).mean()) > 0.999 else None
+        explained, lower, upper = (
+            evidence.formula.advance(before, consumed.gradient + by, evidence.scalars(step))
+            for by in (0, -error, error)
+        )
+        for name in wrong:
+            spread = np.maximum(*(abs(end[name] - explained[name]) for end in (lower, upper)))
+            apart = abs(after[name] - explained[name])
+            if float((apart <= allowed_of[name] + spread).mean()) <= 0.999:
+                return None
+        return {"variable": "grad"}
 
 
 class Unbalanced(Cause):

@@ -12,10 +12,12 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from thimble_zarr.analysis.compute.replayed import Replay, recurrences
+from thimble_zarr.analysis.compute.variables import formula_of
 from thimble_zarr.analysis.compute.windows import Source
 from thimble_zarr.bits import decode, is_nan, patterns
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim.base import Formula
 
 _SAMPLE_ELEMENTS = 2**19
 """Elements that claims are tried on; those that failed first are among them."""
@@ -116,6 +118,15 @@ class Evidence:
     def values(self, name: str, bits: np.ndarray) -> np.ndarray:
         """Return the numbers that bits of a variable stand for, float64."""
         return decode(bits, self.schema.dtypes[name], np.float64)
+
+    @property
+    def formula(self) -> Formula:
+        """The optimizer's formula."""
+        return formula_of(self.schema)
+
+    def scalars(self, step: int) -> dict[str, np.ndarray]:
+        """Return the recorded numbers of a step."""
+        return {name: np.asarray(values[step]) for name, values in self.source.recorded.items()}
 
     def inputs(self, step: int) -> Bits:
         """Return what a step takes: the states of the row before, and its gradient."""

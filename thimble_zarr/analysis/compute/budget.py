@@ -50,30 +50,27 @@ class Needs:
         """Return what the reduction of an audit takes."""
         rows, tokens = reduction.selected.rows, reduction.selected.tokens
         schema, n_classes = reduction.selected.source.reader.schema, reduction.n_classes
+        table_bytes = STEP_BYTES * len(rows) * n_classes
+        if replay:  # the checksums of the chunks, which are looked through
+            layout = schema.layout
+            n_chunks = layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens
+            table_bytes += 8 * len(schema.dtypes) * n_chunks * len(rows) // layout.block_steps
         return cls(
-            task_bytes=task_bytes(
+            task_bytes(
                 schema,
                 n_rows=len(rows),
                 n_tokens=len(tokens),
                 n_classes=n_classes,
                 replay=replay,
             ),
-            table_bytes=table_bytes(len(rows), n_classes)
-            + (checksum_bytes(schema, len(rows)) if replay else 0),
+            table_bytes,
             n_tasks=reduction.n_parts,
         )
 
     def n_at_once(self, memory_bytes: int, held_bytes: int, most: int) -> int:
-        """Return how many tasks may run at once.
+        """Return how many tasks may run at once, in so many bytes for the process in all.
 
-        Parameters
-        ----------
-        memory_bytes
-            What the process may take in all.
-        held_bytes
-            What it takes already.
-        most
-            At most so many.
+        `held_bytes` are those that it takes already. At most `most` are returned.
 
         Raises
         ------
@@ -97,24 +94,10 @@ def task_bytes(
 ) -> int:
     """Return what one running task of an accounting takes at most.
 
-    Parameters
-    ----------
-    schema
-        Of the recording.
-    n_rows, n_tokens
-        What is selected.
-    n_classes
-        Classes of tokens that are counted apart.
-    replay
-        Whether steps are taken again with torch.
-
-    Returns
-    -------
-    int
-        Bits of a window of all variables, and its row before; a chunk as stored and decoded; with
-        the replay the states after each step, and inputs, outputs and temporaries of one step; one
-        part's arrays; the results that wait to be combined. And half as much again, which the
-        allocator keeps between arrays.
+    That is the bits of a window of all variables, and its row before; a chunk stored and decoded;
+    with the replay the states after each step, and inputs, outputs and temporaries of one step; one
+    part's arrays; the results that wait to be merged, for each class of tokens. And half as much
+    again, which the allocator keeps between arrays.
     """
     n_tokens = min(n_tokens, window_tokens(schema))
     steps = min(window_rows(schema, n_tokens), n_rows)
@@ -132,15 +115,3 @@ def task_bytes(
     n_results = min(reduction_steps(schema), n_rows) * n_classes * _STEP_NUMBERS
     taken += (FAN_IN + 1) * 8 * n_results
     return taken * 3 // 2
-
-
-def checksum_bytes(schema: Schema, n_rows: int) -> int:
-    """Return what the checksums of the chunks of so many rows take, which are looked through."""
-    layout = schema.layout
-    n_chunks = len(schema.dtypes) * layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens
-    return 8 * n_chunks * n_rows // layout.block_steps
-
-
-def table_bytes(n_rows: int, n_classes: int = 1) -> int:
-    """Return what the tables of so many rows take while they are made."""
-    return STEP_BYTES * n_rows * n_classes

@@ -3,8 +3,7 @@
 A task goes through some tokens at some hundred steps, window by window (`analysis.windows`), and
 returns its numbers. There is no intermediate of the size of a run, and the numbers are the same bit
 for bit wherever the tasks run and whichever ends first. NumPy is all that this needs, so that the
-command line starts its processes at once (`cli.scheduling`); `analysis.lazy` makes a Dask graph of
-it.
+processes of a check start at once (`compute.run`); `dataset.lazy` makes a Dask graph of it.
 """
 
 import functools

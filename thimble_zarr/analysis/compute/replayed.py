@@ -15,7 +15,6 @@ from thimble_zarr.bits import (
     decode,
     fill_value,
     is_nan,
-    least_positive,
     patterns,
     same_bits,
     ulp_distance,
@@ -23,9 +22,7 @@ from thimble_zarr.bits import (
 )
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim import adam as adamw
-
-HYPERPARAMETERS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
+from thimble_zarr.optim.base import COUNT, Precision
 
 _FUSED_MULTIPLY_ADD = ("AVX2", "AVX512")
 """Vector instructions, by torch's names, with which it rounds alike."""
@@ -48,10 +45,15 @@ class Replay:
     """
 
     def __init__(self, source: Source, positions: np.ndarray) -> None:
-        from thimble_zarr.optim.replay import Lanes, Program
+        from thimble_zarr.optim.lanes import Lanes
+        from thimble_zarr.optim.replay import Program
 
         schema = source.reader.schema
-        lanes = Lanes.of(schema.optimizer, n_elements=schema.n_elements, n_threads=schema.n_threads)
+        lanes = Lanes.of(
+            schema.optimizer.implementation,
+            n_elements=schema.n_elements,
+            n_threads=schema.n_threads,
+        )
         self._source = source
         self._pieces = lanes.split(positions.ravel())
         self._program = Program(schema.optimizer, schema.dtypes, replay_device(source))
@@ -77,17 +79,11 @@ class Replay:
             missing where no optimizer can take it.
         """
         states = {name: bits for name, bits in inputs.items() if name != "grad"}
-        if self._source.skipped[row] and "optimizer_step" not in hyperparameters:
+        if self._source.skipped[row] and COUNT not in hyperparameters:
             return states
         recorded = {name: float(values[row]) for name, values in self._source.recorded.items()}
-        numbers = recorded | hyperparameters
         try:
-            return self._program.step(
-                inputs,
-                self._pieces,
-                hyperparameters={name: numbers[name] for name in HYPERPARAMETERS},
-                optimizer_step=numbers["optimizer_step"],
-            )
+            return self._program.step(inputs, self._pieces, recorded | hyperparameters)
         except ArithmeticError:  # beta of 1, or a step 0: no optimizer took that step
             dtypes = self._source.reader.schema.dtypes
             return {
@@ -242,7 +238,7 @@ def compare(
     """
     source = window.source
     allowed = {} if exact else _allowed(window)
-    first = (window.rows == 1) & window.follows & (source.recorded["optimizer_step"][0] == 0)
+    first = (window.rows == 1) & window.follows & (source.recorded[COUNT][0] == 0)
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)
@@ -269,13 +265,13 @@ def compare(
 
 
 def _allowed(window: Window) -> dict[str, np.ndarray]:
-    schema = window.source.reader.schema
+    source = window.source
     return bounds(
-        schema,
-        {name: window.previous(name) for name in recurrences(schema)},
+        source.reader.schema,
+        {name: window.previous(name) for name in recurrences(source.reader.schema)},
         window.current("grad"),
-        {name: window.scalar(name) for name in (*HYPERPARAMETERS, "optimizer_step")},
-        own_roundoff=unit_roundoff("float64"),
+        {name: window.scalar(name) for name in source.recorded},
+        ours=unit_roundoff("float64"),
     )
 
 
@@ -283,37 +279,17 @@ def bounds(
     schema: Schema,
     before: Mapping[str, np.ndarray],
     grad: np.ndarray,
-    hyperparameters: Mapping[str, np.ndarray],
+    scalars: Mapping[str, np.ndarray],
     *,
-    own_roundoff: float = 0.0,
+    ours: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """Return how far two programs of a run's optimizer can end apart.
+    """Return how far two programs of a run's optimizer can end apart (`Formula.bounds`).
 
-    Parameters
-    ----------
-    schema
-        What was recorded.
-    before
-        The states before the step, by variable, float64.
-    grad
-        The gradient as the optimizer was given it.
-    hyperparameters
-        The scalars of the step, by their names in a store.
-    own_roundoff
-        Relative error of what is compared besides torch's own.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        For each state the largest distance (`optim.adamw.recurrence_bounds`).
+    Where nobody wrote down a formula they must not. `ours` is the relative error of what is
+    compared besides torch's own.
     """
-    native = schema.dtypes["W"]
-    return adamw.recurrence_bounds(
-        before,
-        -grad if schema.optimizer.maximize else grad,
-        decoupled_weight_decay=schema.optimizer.decoupled_weight_decay,
-        hyperparameters=hyperparameters,
-        unit_roundoff=unit_roundoff(native) + own_roundoff,
-        scalar_roundoff=4 * unit_roundoff("float32"),
-        least=least_positive(native),
-    )
+    formula = schema.optimizer.formula
+    if formula is None:
+        return {name: np.zeros_like(values) for name, values in before.items()}
+    precision = Precision.of(schema.dtypes["W"], scalars="float32", ours=ours)
+    return formula.bounds(before, grad, scalars, precision)

@@ -5,15 +5,17 @@ for and rounded once, to float32.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from thimble_zarr.analysis.compute.replayed import replayed
 from thimble_zarr.analysis.compute.windows import Window
-from thimble_zarr.bits import decode, least_positive, spacing, unit_roundoff
-from thimble_zarr.format.schema import VARIABLES, Schema, recorded_variables
-from thimble_zarr.optim import adam as adamw
+from thimble_zarr.bits import decode, spacing, unit_roundoff
+from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim.base import Formula, Precision, Rounding, like
+from thimble_zarr.optim.registry import SPECS, VARIABLES
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class Derived:
     inputs
         The stored variables that it needs, given the schema.
     compute
-        The formula: from a window to its values, float64, shape `(step, token, dim)`.
+        From a window to its values, float64, shape `(step, token, dim)`.
+    of_formula
+        Whether it takes the optimizer's formula, which not every one has.
     """
 
     long_name: str
     inputs: Callable[[Schema], tuple[str, ...]]
     compute: Callable[[Window], np.ndarray]
+    of_formula: bool = False
 
 
 def delta_W(window: Window) -> np.ndarray:
@@ -42,58 +47,73 @@ def delta_W(window: Window) -> np.ndarray:
     return change
 
 
-def adam_update(
+def formula_of(schema: Schema) -> Formula:
+    """Return the formula of a run's optimizer.
+
+    Raises
+    ------
+    SelectionError
+        If nobody wrote it down.
+    """
+    formula = schema.optimizer.formula
+    if formula is None:
+        raise SelectionError(f"no formula of {schema.optimizer.name} is known; replay it instead")
+    return formula
+
+
+def _formula(window: Window) -> Formula:
+    return formula_of(window.source.reader.schema)
+
+
+def update(
     window: Window, out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None)
 ) -> np.ndarray:
-    """Return the change that the adaptive step predicts.
+    """Return the change that the formula predicts, without the decay of the weights.
 
     It is computed in the arrays `out`, if they are given, and is in the first.
     """
-    exp_avg_sq = window.decoded(window.source.second_moment, out[0])
-    exp_avg = window.decoded("exp_avg", out[1])
-    return adamw.adam_update(exp_avg, exp_avg_sq, window.of_rows(_update_scalars), out[0])
+    formula = _formula(window)
+    names = zip(formula.update_inputs, out, strict=False)
+    arrays = {name: window.decoded(name, memory) for name, memory in names}
+    return formula.update(arrays, window.of_rows(_coefficients), out[0])
 
 
-def _update_scalars(window: Window) -> adamw.UpdateScalars:
-    names = ("learning_rate", "beta1", "beta2", "eps", "optimizer_step")
-    scalars = adamw.update_scalars(**{name: window.scalar(name) for name in names})
-    return adamw.UpdateScalars(*(scalar.astype(window.dtype) for scalar in scalars))
+def _coefficients(window: Window) -> list[np.ndarray]:
+    coefficients = _formula(window).coefficients(_scalars(window))
+    return [coefficient.astype(window.dtype) for coefficient in coefficients]
 
 
-def weight_decay(window: Window) -> np.ndarray:
-    """Return the coefficient that acts on the weights, shape `(step, 1, 1)`.
+def _scalars(window: Window) -> dict[str, np.ndarray]:
+    return {name: window.scalar(name) for name in window.source.scalars}
 
-    Zero for Adam with L2 decay, which is in the gradient and so in the moments already.
-    """
-    coefficient = window.scalar("weight_decay")
-    decoupled = window.source.reader.schema.optimizer.decoupled_weight_decay
-    return coefficient if decoupled else np.zeros_like(coefficient)
+
+def _decay_factor(window: Window) -> np.ndarray:
+    factor: np.ndarray = _formula(window).decay_factor(_scalars(window))
+    return factor
 
 
 def decays(window: Window) -> bool:
-    """Return whether decoupled weight decay acts at any of the steps."""
-    return bool(weight_decay(window).any())
+    """Return whether weight decay acts on the weights at any of the steps."""
+    return bool(window.of_rows(_decay_factor).any())
 
 
-def adam_decay(window: Window) -> np.ndarray:
-    """Return the change that decoupled weight decay predicts."""
-    return adamw.adam_decay(
-        window.previous("W"),
-        learning_rate=window.scalar("learning_rate"),
-        weight_decay=weight_decay(window),
-    )
+def decay(window: Window) -> np.ndarray:
+    """Return the change that the decay of the weights predicts."""
+    previous = window.previous("W")
+    change: np.ndarray = like(previous, window.of_rows(_decay_factor)) * previous
+    return change
 
 
 def predicted(window: Window) -> np.ndarray:
     """Return update and decay together."""
-    change: np.ndarray = adam_update(window) + adam_decay(window)
+    change: np.ndarray = update(window) + decay(window)
     return change
 
 
-def adam_residual(window: Window) -> np.ndarray:
+def residual(window: Window) -> np.ndarray:
     """Return what the formula leaves of the observed change."""
-    residual: np.ndarray = delta_W(window) - predicted(window)
-    return residual
+    rest: np.ndarray = delta_W(window) - predicted(window)
+    return rest
 
 
 def unexplained(window: Window) -> np.ndarray:
@@ -112,8 +132,8 @@ def rounding(window: Window) -> np.ndarray:
     It is taken as what `unexplained` leaves of the residual, both in float32, so that the two add
     up to it in that precision: to the bit in a sound record, where `unexplained` is zero.
     """
-    residual, rest = adam_residual(window).astype(np.float32), unexplained(window)
-    difference: np.ndarray = residual - rest.astype(np.float32)
+    left, rest = residual(window).astype(np.float32), unexplained(window)
+    difference: np.ndarray = left - rest.astype(np.float32)
     return difference
 
 
@@ -142,55 +162,24 @@ def rounding_bound(
 
     It is computed in the arrays `out`, the first of which may be the update.
     """
-    return adamw.rounding_bound(
-        update,
-        window.current("W"),
-        window.previous("W"),
-        window.of_rows(_rounding_scalars) or _rounding_scalars_of_elements(window),
-        out,
-    )
+    rounding = window.of_rows(_rounding_of_rows) or _rounding(window, of_elements=True)
+    if rounding is None:
+        raise RuntimeError("rounding depends on more than the elements")
+    return rounding.bound(update, window.current("W"), window.previous("W"), out)
 
 
-def _rounding_scalars(window: Window) -> adamw.RoundingScalars | None:
-    """Return how rounding errors grow, None where epsilon is so small that elements decide it."""
-    schema, eps = window.source.reader.schema, window.scalar("eps")
-    if not (eps > 1e6 * least_positive(schema.dtypes["W"])).all():
-        return None
-    return _rounding_scalars_given(window, denominator=eps)
+def _rounding_of_rows(window: Window) -> Rounding | None:
+    """Return how rounding errors grow; None where elements decide it."""
+    return _rounding(window, of_elements=False)
 
 
-def _rounding_scalars_of_elements(window: Window) -> adamw.RoundingScalars:
-    denominator = adamw.adam_denominator(
-        window.current(window.source.second_moment),
-        beta2=window.scalar("beta2"),
-        eps=window.scalar("eps"),
-        optimizer_step=window.scalar("optimizer_step"),
-    )
-    return _rounding_scalars_given(window, denominator=denominator)
-
-
-def _rounding_scalars_given(window: Window, denominator: np.ndarray) -> adamw.RoundingScalars:
-    schema = window.source.reader.schema
-    native, float64 = schema.dtypes["W"], unit_roundoff("float64")
-    ours = unit_roundoff(np.dtype(window.dtype).name)
-    # These programs compute step size and bias corrections in float32, on the device.
-    on_device = (
-        schema.optimizer.capturable
-        or schema.optimizer.differentiable
-        or schema.optimizer.lr_dtype is not None
-        or schema.optimizer.betas_dtype is not None
-        or schema.optimizer.implementation == "fused"
-    )
-    return adamw.rounding_scalars(
-        denominator=denominator,
-        weight_decay=weight_decay(window),
-        beta1=window.scalar("beta1"),
-        beta2=window.scalar("beta2"),
-        optimizer_step=window.scalar("optimizer_step"),
-        unit_roundoff=unit_roundoff(native) + ours,  # torch's rounding and ours
-        scalar_roundoff=4 * (unit_roundoff("float32") if on_device else float64),
-        least=least_positive(native),
-    )
+def _rounding(window: Window, *, of_elements: bool) -> Rounding | None:
+    formula, native = _formula(window), window.source.reader.schema.dtypes["W"]
+    ours = unit_roundoff(np.dtype(window.dtype).name)  # besides torch's rounding
+    precision = Precision.of(native, scalars=formula.scalar_dtype, ours=ours)
+    inputs = formula.update_inputs if of_elements else ()
+    arrays = {name: window.current(name) for name in inputs} or None
+    return formula.rounding(_scalars(window), precision, arrays)
 
 
 def freeze_step(window: Window) -> np.ndarray:
@@ -204,29 +193,46 @@ def _weights(schema: Schema) -> tuple[str, ...]:
     return ("W",)
 
 
-def _moments(schema: Schema) -> tuple[str, ...]:
-    return "exp_avg", "max_exp_avg_sq" if schema.optimizer.amsgrad else "exp_avg_sq"
+def _update_inputs(schema: Schema) -> tuple[str, ...]:
+    needed = formula_of(schema).update_inputs
+    return tuple(name for name in schema.optimizer.variables if name in needed)
 
 
 def formula_inputs(schema: Schema) -> tuple[str, ...]:
-    """Return the stored variables that AdamW's formula and the change it predicts need."""
-    return *_weights(schema), *_moments(schema)
+    """Return the stored variables that the formula and the change it predicts need."""
+    return *_weights(schema), *_update_inputs(schema)
 
 
 def replay_inputs(schema: Schema) -> tuple[str, ...]:
     """Return the stored variables that the exact replay needs."""
-    return recorded_variables(schema.optimizer)
+    return schema.optimizer.variables
 
+
+_OF_FORMULA = {
+    "update": Derived(
+        "change predicted by the formula, weight decay aside",
+        _update_inputs,
+        update,
+        of_formula=True,
+    ),
+    "decay": Derived("change predicted by weight decay", _weights, decay, of_formula=True),
+    "residual": Derived(
+        "observed change minus update and decay", formula_inputs, residual, of_formula=True
+    ),
+}
+
+_ALIASES = {
+    alias: replace(_OF_FORMULA[name], long_name=long_name)
+    for spec in SPECS
+    for alias, (name, long_name) in spec.ALIASES.items()
+}
 
 DERIVED: Mapping[str, Derived] = {
     "delta_W": Derived("observed change of the weight, W[t] - W[t-1]", _weights, delta_W),
-    "adam_update": Derived("change predicted by the adaptive step", _moments, adam_update),
-    "adam_decay": Derived("change predicted by decoupled weight decay", _weights, adam_decay),
-    "adam_residual": Derived(
-        "observed change minus update and decay", formula_inputs, adam_residual
-    ),
+    **_OF_FORMULA,
+    **_ALIASES,
     "rounding": Derived(
-        "part of the residual that torch's rounding makes", replay_inputs, rounding
+        "part of the residual that torch's rounding makes", replay_inputs, rounding, of_formula=True
     ),
     "unexplained": Derived(
         "part of the residual that the exact replay leaves", replay_inputs, unexplained
@@ -236,9 +242,25 @@ DERIVED: Mapping[str, Derived] = {
         "observed change in steps of the dtype's lattice", _weights, displacement_ulp
     ),
     "stalled": Derived(
-        "1 where the formula moves the weight and it stays, else 0", formula_inputs, stalled
+        "1 where the formula moves the weight and it stays, else 0",
+        formula_inputs,
+        stalled,
+        of_formula=True,
     ),
 }
+"""Every derived variable there can be; a run has those that `derived_names` lists."""
+
+
+def derived_names(schema: Schema) -> tuple[str, ...]:
+    """Return the derived variables that a run has, those of what was not recorded left out."""
+    optimizer = schema.optimizer
+    return tuple(
+        name
+        for name, variable in DERIVED.items()
+        if (name not in _ALIASES or name in optimizer.ALIASES)
+        and not (variable.of_formula and optimizer.formula is None)
+        and not missing_inputs(name, schema)
+    )
 
 
 def long_name(name: str) -> str:
@@ -258,7 +280,7 @@ def missing_inputs(name: str, schema: Schema) -> tuple[str, ...]:
 
 def how_to_record(missing: Sequence[str], schema: Schema) -> str:
     """Return what was not recorded, and how it would be."""
-    others = (name for name in recorded_variables(schema.optimizer) if name in schema.dtypes)
+    others = (name for name in schema.optimizer.variables if name in schema.dtypes)
     variables = ", ".join(f'"{name}"' for name in (*others, *missing))
     names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
     were = "were" if len(missing) > 1 else "was"

@@ -24,6 +24,7 @@ from thimble_zarr.format.indexing import Indices, TokenGroup, as_range, as_slice
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Reader, Rows, not_begun
 from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.optim.base import COUNT, LEARNING_RATE
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class Source:
 
         Of a row that follows none this is not known.
         """
-        counts = self.recorded["optimizer_step"]
+        counts = self.recorded[COUNT]
         skipped: np.ndarray = (np.diff(counts, prepend=-1.0) == 0) & self.follows
         return skipped
 
@@ -110,16 +111,11 @@ class Source:
         The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
         is 1, for which the formula is defined.
         """
-        count = self.recorded["optimizer_step"]
+        count, rate = self.recorded[COUNT], LEARNING_RATE.name
         return self.recorded | {
-            "learning_rate": np.where(self.skipped, 0.0, self.recorded["learning_rate"]),
-            "optimizer_step": np.where(self.skipped, np.maximum(count, 1), count),
+            rate: np.where(self.skipped, 0.0, self.recorded[rate]),
+            COUNT: np.where(self.skipped, np.maximum(count, 1), count),
         }
-
-    @property
-    def second_moment(self) -> str:
-        """The variable in the denominator."""
-        return "max_exp_avg_sq" if self.reader.schema.optimizer.amsgrad else "exp_avg_sq"
 
     @cached_property
     def labels(self) -> TokenLabels:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from thimble_zarr.analysis.compute.variables import DERIVED, freeze_step, long_name, missing_inputs
+from thimble_zarr.analysis.compute.variables import DERIVED, derived_names, freeze_step, long_name
 from thimble_zarr.analysis.compute.windows import Source
 from thimble_zarr.analysis.dataset.lazy import LazyArray, LazyTokens, TokenNumbers
 from thimble_zarr.analysis.dataset.partial import PartialDataset
@@ -89,7 +89,7 @@ def open_datatree(path: StorePath) -> xr.DataTree:
 def dataset_of(reader: Reader) -> xr.Dataset:
     """Return what `open_dataset` returns, for any recording that can be read."""
     source = Source.of(reader)
-    derived = [name for name in DERIVED if not missing_inputs(name, reader.schema)]
+    derived = derived_names(reader.schema)
     names = (*reader.schema.dtypes, *derived)
     dims = reader.schema.dims
     variables = {

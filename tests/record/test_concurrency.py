@@ -15,9 +15,9 @@ import torch
 from tests.support.runs import TINY_MEMORY, Loop
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.errors import RecordingError
-from thimble_zarr.record import ending
+from thimble_zarr.record import concurrency
 from thimble_zarr.record.block import Block
-from thimble_zarr.record.turns import Turns, in_turn, in_turn_or_later
+from thimble_zarr.record.concurrency import CallLock
 from thimble_zarr.store.reader import StoreReader
 
 SIGNAL = signal.SIGUSR1 if sys.platform != "win32" else signal.SIGINT
@@ -127,7 +127,7 @@ def test_a_forked_process_leaves_the_recording_alone(path: Path) -> None:
 def test_what_is_open_at_the_end_is_closed_when_its_thread_has_ended(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ending, "_open", {})
+    monkeypatch.setattr(concurrency, "_open", {})
     begun, main_ended = threading.Event(), threading.Event()
 
     def train() -> None:
@@ -142,7 +142,7 @@ def test_what_is_open_at_the_end_is_closed_when_its_thread_has_ended(
     training.start()
     assert begun.wait(10)
     main_ended.set()
-    ending._close_all()
+    concurrency._close_all()
     assert not training.is_alive()
     assert_exact(path, n_steps=5)
 
@@ -150,7 +150,7 @@ def test_what_is_open_at_the_end_is_closed_when_its_thread_has_ended(
 def test_what_nobody_closed_nor_knows_is_closed_at_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ending, "_open", {})
+    monkeypatch.setattr(concurrency, "_open", {})
 
     def train() -> None:
         loop = Loop()
@@ -160,9 +160,9 @@ def test_what_nobody_closed_nor_knows_is_closed_at_the_end(
 
     train()
     gc.collect()
-    ending._close_all()
+    concurrency._close_all()
     assert_exact(path, n_steps=5)
-    assert ending._open == {}
+    assert concurrency._open == {}
 
 
 @pytest.mark.soak
@@ -202,22 +202,23 @@ class Worker:
     """Notes what it does."""
 
     def __init__(self) -> None:
-        self._turns = Turns()
+        self.calls = CallLock()
         self.done: list[str] = []
         self.within: Callable[[], object] = lambda: None
 
-    @in_turn
     def work(self) -> None:
-        self.done.append("begin")
-        self.within()
-        self.done.append("end")
+        with self.calls.held():
+            self.done.append("begin")
+            self.within()
+            self.done.append("end")
 
-    @in_turn_or_later
     def flush(self) -> None:
-        self.done.append("flush")
+        if not self.calls.postpone(self.flush):
+            with self.calls.held():
+                self.done.append("flush")
 
 
-def test_what_is_put_off_is_done_once() -> None:
+def test_what_is_postponed_is_done_once() -> None:
     worker = Worker()
     worker.within = lambda: [worker.flush() for _ in range(3)]
     worker.work()
@@ -226,7 +227,7 @@ def test_what_is_put_off_is_done_once() -> None:
     assert worker.done[3:] == ["flush"]
 
 
-def test_what_is_put_off_is_done_after_an_error() -> None:
+def test_what_is_postponed_is_done_after_an_error() -> None:
     worker = Worker()
 
     def fail() -> None:

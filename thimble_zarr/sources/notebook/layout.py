@@ -10,9 +10,8 @@ import numpy as np
 
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError
-from thimble_zarr.format.schema import NOTEBOOK_FILE as NOTEBOOK_FILE
-from thimble_zarr.format.schema import Json
-from thimble_zarr.sources.notebook.header import DTYPES, Header, Tensor, read_into
+from thimble_zarr.format.schema import NOTEBOOK_FILE, Json
+from thimble_zarr.sources.notebook.container import DTYPES, Tensor, read_bits, read_header
 
 FILE_NAMES: Mapping[str, str] = {
     "W": "W",
@@ -69,8 +68,8 @@ _N_NAMED = 20
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What is in a notebook's file beside the rows; as JSON it is an attribute of the store.
+class NotebookLayout:
+    """Where everything lies in a notebook's file; as JSON it is an attribute of the store.
 
     Attributes
     ----------
@@ -87,24 +86,31 @@ class Contents:
     metadata: Mapping[str, str] | None = None
 
     @classmethod
-    def read(cls, file: Path, header: Header) -> Self:
+    def read(cls, file: Path) -> Self:
         """Read everything but the rows, as far as it is small.
 
         Raises
         ------
         NotAStoreError
-            If the layout is not the notebook's.
+            If it is not a safetensors file, or its layout is not the notebook's.
+        DamagedStoreError
+            If it was cut off.
+        OSError
+            If it cannot be read.
         """
-        _check_layout(header.tensors)
+        tensors, metadata = read_header(file)
+        _check_layout(tensors)
         kept: dict[str, bytes] = {}
         n_free = _MAX_KEPT_BYTES
+        sizes = {name: tensors[name].n_bytes for name in _beside(tensors)}
         # Settings first: whatever else there is, they are kept.
-        sizes = {name: header.tensors[name].n_bytes for name in _beside(header.tensors)}
         for name in sorted(sizes, key=lambda name: (name not in CONFIG, sizes[name])):
             if sizes[name] <= n_free:
-                kept[name] = read_bits(file, header.tensors[name]).tobytes()
+                kept[name] = read_bits(file, tensors[name]).tobytes()
                 n_free -= sizes[name]
-        return cls(header.tensors, kept, header.metadata)
+        layout = cls(tensors, kept, metadata)
+        layout.hyperparameters()  # are finite
+        return layout
 
     @classmethod
     def from_attribute(cls, attribute: Any) -> Self:
@@ -116,16 +122,9 @@ class Contents:
             If it is something else.
         """
         try:
-            entries = attribute["tensors"]
-            tensors = {
-                name: Tensor(entry["dtype"], tuple(entry["shape"]))
-                for name, entry in entries.items()
-            }
-            kept = {
-                name: bytes.fromhex(entry["hex"])
-                for name, entry in entries.items()
-                if "hex" in entry
-            }
+            entries = attribute["tensors"].items()
+            tensors = {n: Tensor(entry["dtype"], tuple(entry["shape"])) for n, entry in entries}
+            kept = {n: bytes.fromhex(entry["hex"]) for n, entry in entries if "hex" in entry}
             _check_layout(tensors)
             broken = [name for name in kept if len(kept[name]) != tensors[name].n_bytes]
             if broken:
@@ -143,6 +142,11 @@ class Contents:
             kept = {"hex": self.kept[name].hex()} if name in self.kept else {}
             tensors[name] = {"dtype": tensor.dtype, "shape": tensor.shape, **kept}
         return {"tensors": tensors, "metadata": self.metadata}
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The dtypes of our variables, as torch names them."""
+        return {ours: NATIVE[self.tensors[name].dtype] for ours, name in FILE_NAMES.items()}
 
     def check_all_kept(self) -> None:
         """Raise ConfigError if the file has more than a store can keep."""
@@ -190,27 +194,8 @@ class Contents:
 
     def config(self) -> dict[str, Json]:
         """Return the settings of the run under our own names."""
-        numbers = self.numbers()
-        return {
-            ours: numbers[name]
-            for name, ours in CONFIG.items()
-            if name in numbers and math.isfinite(numbers[name])
-        }
-
-
-def read_bits(file: Path, tensor: Tensor) -> np.ndarray:
-    """Read a small tensor whole, as its bits.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    """
-    bits = np.empty(tensor.shape, DTYPES[tensor.dtype])
-    with file.open("rb", buffering=0) as stream:
-        stream.seek(tensor.offset)
-        read_into(stream, bits)
-    return bits
+        numbers = self.numbers().items()
+        return {CONFIG[name]: number for name, number in numbers if math.isfinite(number)}
 
 
 def _beside(tensors: Mapping[str, Tensor]) -> list[str]:

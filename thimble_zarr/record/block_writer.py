@@ -1,19 +1,18 @@
 """One background thread that commits blocks while training goes on.
 
-Blocks go round: training fills one, `submit` passes it on, the thread commits it, `acquire` hands
-it out again. There are a few of them and no more, so memory is bounded and a disk that cannot keep
-up slows training down. If a commit fails, the error reaches training at its next call.
+Training fills one block while the thread commits the one before, and then they change places. There
+are no more, so memory is bounded and a slow disk slows training down. If a commit fails, the error
+reaches training at its next call.
 """
 
-import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from thimble_zarr.errors import RecordingError
-from thimble_zarr.format.layout import MAX_BUFFERS
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.record.block import Block, Counted
-from thimble_zarr.record.capture import missed_step
+from thimble_zarr.record.block import Block
+from thimble_zarr.record.counting import StepCounts
+from thimble_zarr.record.resume_state import ResumeState
 from thimble_zarr.record.transfer import side_stream
 from thimble_zarr.store.writer import StoreWriter
 
@@ -23,6 +22,11 @@ class BlockWriter:
 
     Its methods stand no KeyboardInterrupt: call them where `interrupts_held`.
 
+    Attributes
+    ----------
+    block
+        The one that training fills.
+
     Parameters
     ----------
     store
@@ -31,49 +35,66 @@ class BlockWriter:
         Training's, which measures how long it waits. A lap ends whenever rows are passed on.
     n_buffers
         Blocks there are. With one, training waits while each is committed.
+    resumed
+        Committed rows to begin behind. Those of an unfinished block are committed with it again.
     """
 
     def __init__(
-        self, store: StoreWriter, stopwatch: Stopwatch, n_buffers: int = MAX_BUFFERS
+        self,
+        store: StoreWriter,
+        stopwatch: Stopwatch,
+        *,
+        n_buffers: int,
+        resumed: ResumeState | None = None,
     ) -> None:
         self._store = store
         self._stopwatch = stopwatch
         devices = {schema.device for schema in store.schemas.values()}
-        streams = {device: side_stream(device) for device in devices}
-        copies = {device: stream for device, stream in streams.items() if stream is not None}
-        self._free = [Block(store.schemas, copies) for _ in range(n_buffers)]
-        self._rows_before = {0: Counted(-1, dict.fromkeys(store.schemas, math.nan))}
+        streams = {device: stream for device in devices if (stream := side_stream(device))}
+        self._free = [Block(store.schemas, streams) for _ in range(n_buffers)]
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
+        self.block = self._free.pop()
+        first_row = store.n_rows - store.n_rows % self.block.block_steps
+        self.block.start(first_row)
+        before = StepCounts.before_all(store.schemas)
+        if resumed is not None:
+            before = resumed.before
+            self.block.load(resumed.bits, resumed.scalars, resumed.steps)
+        self._counts_before = {first_row: before}
 
-    def go_on(self, first_row: int, before: Counted) -> None:
-        """Begin with the block at `first_row`, given the row before."""
-        self._rows_before = {first_row: before}
+    @property
+    def n_rows(self) -> int:
+        """Rows there are, committed or not."""
+        return self.block.first_row + self.block.n_rows
 
-    def acquire(self) -> Block:
-        """Return a free block, waiting until the thread has committed one.
+    def make_room(self) -> None:
+        """Go on in a free block, waiting until the thread has committed one; pass on the full one.
 
         Raises
         ------
         RecordingError
             If a block could not be committed.
         """
+        next_row = self.n_rows
+        self.submit(self.block)
         self.check()
         if not self._free:
             self._stopwatch.add(n_waits=1)
             with self._stopwatch.time("wait_s"):
                 self._collect()
-        return self._free.pop()
+        self.block = self._free.pop()
+        self.block.start(next_row)
 
     def submit(self, block: Block) -> None:
-        """Pass a block on to be committed; the caller no longer owns it."""
+        """Pass a block on to be committed."""
         self._stopwatch.add(n_queued=len(self._pending))
         future = self._thread.submit(self._commit, block, self._stopwatch.lap())
         self._pending.append((future, block))
 
-    def commit(self, block: Block) -> None:
-        """Commit all pending blocks and then the rows of `block`, which the caller keeps.
+    def commit(self) -> None:
+        """Commit all pending blocks and then the rows of the one that training fills.
 
         Raises
         ------
@@ -85,8 +106,8 @@ class BlockWriter:
             while self._pending:
                 self._collect()
             self.check()
-            if block.n_rows:
-                self._wait(self._thread.submit(self._commit, block, spent))
+            if self.block.n_rows:
+                self._wait(self._thread.submit(self._commit, self.block, spent))
 
     def check(self) -> None:
         """Raise RecordingError if a block could not be committed."""
@@ -106,23 +127,17 @@ class BlockWriter:
 
     def _commit(self, block: Block, spent: Overhead) -> None:
         first = block.first_row
-        before = self._rows_before[first]
+        before = self._counts_before[first]
         n_sound = block.settle(before)
-        last = block.counted(n_sound - 1) if n_sound else before
+        last = block.counts(n_sound - 1) if n_sound else before
         if n_sound:
             self._store.commit_block(
                 first, n_sound, block.bits(), block.scalars, spent, block.steps
             )
             # The block may be committed again, with more rows.
-            self._rows_before = {first: before, first + n_sound: last}
+            self._counts_before = {first: before, first + n_sound: last}
         if n_sound < block.n_rows:
-            found = block.counted(n_sound)
-            wrong = next(
-                group
-                for group, count in found.counts.items()
-                if not 0 <= count - last.counts[group] <= found.step - last.step
-            )
-            raise missed_step(found.counts[wrong], last.counts[wrong], wrong)
+            block.counts(n_sound).check(last)
 
     def _collect(self) -> None:
         future, block = self._pending[0]

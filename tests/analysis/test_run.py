@@ -1,6 +1,5 @@
 """More processes and machines than one: the same answer, and nothing left behind."""
 
-import gc
 import json
 import os
 import signal
@@ -11,16 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from click.testing import CliRunner
 
+import thimble_zarr
 from benchmarks.synthetic import synthetic_run
 from tests.support.runs import record
-from thimble_zarr.cli import scheduling
-from thimble_zarr.cli.main import cli
-from thimble_zarr.cli.scheduling import _Tasks
+from thimble_zarr.analysis.compute import run
+from thimble_zarr.analysis.compute.run import Computation
+from thimble_zarr.errors import ConfigError, ThimbleError
 from thimble_zarr.store.reader import StoreReader
 
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,19 +28,20 @@ import json, os, signal, sys
 import numpy as np
 from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
-from thimble_zarr import accounting, open_dataset
+from thimble_zarr import accounting, check, open_dataset
 
 class Killer(SchedulerPlugin):
-    # Kills the first worker that finishes a task, while there is more to do.
-    killed = None
+    # Kills the first worker that finishes a task of a kind, while there is more to do.
+    killed, prefix = {}, "statistics-"
     def __init__(self, scheduler):
         self.scheduler = scheduler
     def transition(self, key, start, finish, *args, **kwargs):
-        if self.killed is None and "statistics-" in str(key) and finish == "memory":
+        ours = self.prefix in str(key)
+        if self.prefix not in self.killed and ours and finish == "memory":
             task = self.scheduler.tasks[key]
-            Killer.killed = next(iter(task.who_has)).name
-            Killer.unfinished = sum(t.state != "memory" for t in self.scheduler.tasks.values())
-            os.kill(Killer.pids[Killer.killed], signal.SIGKILL)
+            Killer.killed[self.prefix] = sum(
+                t.state != "memory" for t in self.scheduler.tasks.values())
+            os.kill(Killer.pids[next(iter(task.who_has)).name], signal.SIGKILL)
 
 ds = open_dataset(sys.argv[1])
 tokens = ds.token.values
@@ -49,17 +49,25 @@ subsets = {"all": tokens, "some": tokens[::3]}
 alone = accounting(ds, extended=True, subsets=subsets)
 with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None,
                   silence_logs=60) as cluster, Client(cluster) as client:
-    Killer.pids = {w["name"]: w["pid"] for w in (
-        {"name": i["name"], "pid": p} for i, p in zip(
-            client.scheduler_info()["workers"].values(), client.run(os.getpid).values()))}
+    def look():
+        client.wait_for_workers(2)
+        Killer.pids = {i["name"]: p for i, p in zip(
+            client.scheduler_info()["workers"].values(), client.run(os.getpid).values())}
+    look()
     killer = Killer(cluster.scheduler)
     cluster.scheduler.add_plugin(killer, name="killer")
     together = accounting(ds, extended=True, subsets=subsets)
+    look()
+    Killer.prefix = "_reduce-"
+    seen = []
+    active = check(sys.argv[1], tokens="all", progress=lambda *at: seen.append(at))
     threads = client.run(lambda: __import__("torch").get_num_threads())
     residual = ds.isel(token=[1, 2]).adam_residual.compute()
+    named = check(sys.argv[1], tokens="all", scheduler=cluster.scheduler_address)
 print(json.dumps({
-    "killed": Killer.killed is not None,
-    "unfinished": Killer.unfinished,
+    "killed": Killer.killed,
+    "checks": active.to_json() == named.to_json() == check(sys.argv[1], tokens="all").to_json(),
+    "seen": seen == [(n + 1, len(seen)) for n in range(len(seen))] and len(seen) > 1,
     "same": all(np.array_equal(alone[n], together[n], equal_nan=True) for n in alone.variables
                 if alone[n].dtype.kind in "if"),
     "columns": len(alone.data_vars),
@@ -87,32 +95,34 @@ def test_a_killed_worker_changes_no_bit(store: Path) -> None:
     )
     assert shown.returncode == 0, shown.stderr
     found = json.loads(shown.stdout)
-    assert found.pop("unfinished") > 1
+    assert {"statistics-", "_reduce-"} == found.pop("killed").keys()
     assert found.pop("columns") > 10
-    assert found == {"killed": True, "same": True, "attrs": True, "residual": [501, 2, 16]}
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "thimble_zarr", *map(str, arguments)]
+    assert found == {
+        "checks": True,
+        "seen": True,
+        "same": True,
+        "attrs": True,
+        "residual": [501, 2, 16],
+    }
 
 
 def test_checksums_are_looked_at_in_blocks_that_were_just_read(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[tuple[str, int]] = []
-    merge_next, altered_in = _Tasks._merge_next, StoreReader._altered_in
+    merge_next, altered_in = Computation._merge_next, StoreReader._altered_in
 
-    def merge(tasks: _Tasks) -> None:
-        events.append(("computed", tasks._waiting[0][0]))
-        merge_next(tasks)
+    def merge(computation: Computation) -> None:
+        events.append(("computed", computation._waiting[0][0]))
+        merge_next(computation)
 
     def look(reader: StoreReader, name: str, first_row: int, checksums: object) -> object:
         events.append(("looked", first_row))
         return altered_in(reader, name, first_row, checksums)
 
-    monkeypatch.setattr(_Tasks, "_merge_next", merge)
+    monkeypatch.setattr(Computation, "_merge_next", merge)
     monkeypatch.setattr(StoreReader, "_altered_in", look)
-    assert CliRunner().invoke(cli, ["check", str(store), "--quiet"]).exit_code == 0
+    assert thimble_zarr.check(store).holds
     computed = [row for what, row in events if what == "computed"]
     assert len(computed) == 2
     second = events.index(("computed", computed[1]))
@@ -121,26 +131,42 @@ def test_checksums_are_looked_at_in_blocks_that_were_just_read(
     assert max(looked) < computed[1] <= min(row for what, row in events[second + 1 :])
 
 
-@pytest.mark.soak
-def test_worker_processes_print_what_threads_print_and_leave_nothing_open(
-    store: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_processes_finds_the_same(store: Path, workers: int) -> None:
+    result = thimble_zarr.check(store, tokens="all", workers=workers, memory_bytes=4 * 10**9)
+    assert result.to_json() == thimble_zarr.check(store, tokens="all").to_json()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
+def test_a_process_that_is_killed_ends_the_check(
+    store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warnings are errors here, those of sockets that nobody closed too."""
-    options = ["check", str(store), "--tokens", "all", "--format", "csv"]
-    alone = CliRunner().invoke(cli, options)
-    together = CliRunner().invoke(cli, [*options, "--memory", "4GB", "--workers", "2"])
-    assert alone.exit_code == together.exit_code == 0, together.output
-    assert (alone.stdout, alone.stderr) == (together.stdout, together.stderr)
-    assert "HOLDS to the bit" in alone.stderr
-    gc.collect()
-    assert capfd.readouterr() == ("", "")  # of the workers themselves
+    parent = os.getpid()
+
+    def killed(*args: object) -> None:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("thimble_zarr.analysis.compute.reduction.windows_of", killed)
+    with pytest.raises(
+        ThimbleError, match=r"was killed, perhaps .* set a lower limit \(--memory\)"
+    ):
+        thimble_zarr.check(store, tokens="all", workers=2, memory_bytes=4 * 10**9)
 
 
 @pytest.mark.soak
-def test_ctrl_c_leaves_no_worker(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     synthetic_run(tmp_path / "long.zarr", n_steps=2000, n_tokens=8000, n_dims=8)
     process = subprocess.Popen(
-        command("check", tmp_path / "long.zarr", "--workers", "2"),
+        [
+            sys.executable,
+            "-m",
+            "thimble_zarr",
+            "check",
+            tmp_path / "long.zarr",
+            "-q",
+            "--workers=2",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -155,46 +181,40 @@ def test_ctrl_c_leaves_no_worker(tmp_path: Path) -> None:
 
 
 def _workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """Wait until both workers compute; return all processes that were started."""
+    """Wait until two processes compute, and return them."""
     parent = psutil.Process(process.pid)
     for _ in range(600):
         children = parent.children(recursive=True)
-        busy = [child for child in children if child.cpu_times().user > 1.5]
-        if len(busy) >= 2:
+        if len([child for child in children if child.cpu_times().user > 0.1]) >= 2:
             return children
         assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("no workers")
+        time.sleep(0.02)
+    raise AssertionError("no processes")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "leave out --workers"),
-        (["--memory", "1GB", "--scheduler", "tcp://127.0.0.1:1"], "leave out --workers"),
-        (["--workers", "0"], "0 is not in the range x>=1"),
-        (["--scheduler", "there"], "is not the address of a scheduler"),
-        (["--workers", "3", "--memory", "1GB"], "and may use only 1.00 GB: "),
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:1"}, "leave out --workers"),
+        ({"memory_bytes": 10**9, "scheduler": "tcp://127.0.0.1:1"}, "leave out --workers"),
+        ({"scheduler": "there"}, "is not the address of a scheduler"),
     ],
 )
-def test_what_does_not_go_together_is_a_usage_error(
-    store: Path, options: list[str], message: str
+def test_what_does_not_go_together_is_refused(
+    store: Path, options: dict[str, object], message: str
 ) -> None:
-    result = CliRunner().invoke(cli, ["check", str(store), *options])
-    assert result.exit_code == 2
-    assert message in result.output
-    from distributed.client import _get_global_client
-
-    assert _get_global_client() is None  # else whoever computes next would wait for it
+    with pytest.raises(ConfigError, match=message):
+        thimble_zarr.check(store, **options)
+    with pytest.raises(ValueError, match="No clients"):  # who computes next would wait for it
+        distributed.default_client()
 
 
 def test_without_distributed_it_says_what_to_install(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    result = CliRunner().invoke(cli, ["check", str(store), "--workers", "2"])
-    assert result.exit_code == 2
-    assert "pip install 'thimble-zarr[distributed]'" in result.output
+    with pytest.raises(ConfigError, match=r"pip install 'thimble-zarr\[distributed\]'"):
+        thimble_zarr.check(store, scheduler="tcp://127.0.0.1:1")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has cgroups")
@@ -203,37 +223,24 @@ def test_without_distributed_it_says_what_to_install(
     [
         ("0::/\n", "cpu.max"),  # a container
         ("1:cpu:/\n0::/user.slice/job-7.scope\n", "user.slice/job-7.scope/cpu.max"),
-        ("0::/elsewhere\n", "cpuacct,cpu/cpu.cfs_quota_us"),
-        ("0::/elsewhere\n", "cpu,cpuacct/cpu.cfs_quota_us"),
     ],
 )
 def test_there_are_as_many_cpus_as_may_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, quota: str
 ) -> None:
     groups, of_process = tmp_path / "groups", tmp_path / "own"
-    monkeypatch.setattr(scheduling, "_CGROUPS", groups)
-    monkeypatch.setattr(scheduling, "_OWN_CGROUP", of_process)
-    monkeypatch.setattr("dask.system.CPU_COUNT", 77)
-    allowed = len(os.sched_getaffinity(0))
-    assert scheduling.n_cpus() == 77  # nothing is known, and Dask asked
+    monkeypatch.setattr(run, "_CGROUPS", groups)
+    monkeypatch.setattr(run, "_OWN_CGROUP", of_process)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6))
+    assert run.n_cpus() == 6  # nothing else is known
     of_process.write_text(own)
-    assert scheduling.n_cpus() == allowed
+    assert run.n_cpus() == 6
     (groups / quota).parent.mkdir(parents=True)
     for content, expected in {
-        "max 100000\n": allowed,
-        "-1\n": allowed,
-        "150000 100000\n": 77,
+        "max 100000\n": 6,
+        "150000 100000\n": 2,
+        "1000 100000\n": 1,
+        "900000 100000\n": 6,
     }.items():
         (groups / quota).write_text(content)
-        assert scheduling.n_cpus() == expected
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Dask is asked")
-def test_processes_are_counted_without_dask() -> None:
-    script = (
-        "import os, pathlib, sys; from thimble_zarr.cli import scheduling; "
-        "scheduling._CGROUPS = pathlib.Path('nowhere'); os.sched_setaffinity(0, "
-        "list(os.sched_getaffinity(0))[:1]); print(scheduling.n_cpus(), 'dask' in sys.modules)"
-    )
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert shown.stdout == "1 False\n", shown.stderr
+        assert run.n_cpus() == expected

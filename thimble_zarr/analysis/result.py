@@ -1,0 +1,274 @@
+"""What a check found, as data: by parameter of the store and subset of its tokens."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thimble_zarr.analysis.audit.table import COLUMNS, EXTENDED, Table, has_formula
+from thimble_zarr.analysis.causes.findings import Finding
+from thimble_zarr.analysis.compute.variables import how_to_record, missing_inputs
+from thimble_zarr.analysis.verdict import Verdict
+from thimble_zarr.format.schema import Json, Schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
+"""Numbers that sum up a column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetResult:
+    """What a check found of a subset of a parameter's tokens.
+
+    Attributes
+    ----------
+    store
+        Where the run is.
+    parameter
+        The parameter's name, where the store holds several.
+    schema
+        What was recorded.
+    subset
+        The subset's name.
+    n_tokens
+        How many tokens it has.
+    steps
+        First and last selected step.
+    n_recorded
+        Selected steps that were recorded. Those whose row before was not are not checked.
+    extended
+        Whether `columns` has more than the original notebook tabulates.
+    numbers
+        All numbers by name, as arrays: what `accounting` returns as a dataset.
+    findings
+        The causes of what fails.
+    verdict
+        The answer in words.
+    """
+
+    store: Path
+    parameter: str | None
+    schema: Schema
+    subset: str
+    n_tokens: int
+    steps: tuple[int, int]
+    n_recorded: int
+    extended: bool
+    numbers: Table
+    findings: Sequence[Finding]
+    verdict: Verdict
+
+    @property
+    def holds(self) -> bool:
+        """Whether every row follows from the row before."""
+        return self.verdict.holds
+
+    @property
+    def not_replayed(self) -> str:
+        """What was not recorded that the replay needs; empty where it can be made."""
+        missing = missing_inputs("unexplained", self.schema)
+        return how_to_record(missing, self.schema) if missing else ""
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The steps, and the columns of the formula, or without it those of the replay.
+
+        Of each recurrence these say how many elements differ, how many of them by more than they
+        may, and how far.
+        """
+        numbers = self.numbers
+        columns = {"t": numbers["step"]}
+        if has_formula(numbers):
+            extended = (name for name in EXTENDED if self.extended and name in numbers)
+            return columns | {name: numbers[name] for name in (*COLUMNS, *extended)}
+        for at, recurrence in enumerate(numbers["recurrence"].tolist()):
+            for name in ("n_different", "n_beyond", "max_ulp"):
+                columns[f"{name}_{recurrence}"] = numbers[name][:, at]
+        return columns
+
+    @property
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Of each column but the steps: count, mean, std, min, quartiles and max, without NaN."""
+        return {name: _summary(of) for name, of in self.columns.items() if name != "t"}
+
+    @property
+    def replay(self) -> dict[str, dict[str, Any]] | None:
+        """For each recurrence how many elements are equal, and the first that is not."""
+        numbers = self.numbers
+        if "recurrence" not in numbers:
+            return None
+        total, found = int(numbers["n_elements"]) * len(numbers["step"]), {}
+        for at, name in enumerate(numbers["recurrence"].tolist()):
+            n_different = numbers["n_different"][:, at]
+            first = None
+            if n_different.any():
+                row = int((n_different > 0).argmax())
+                first = {
+                    "step": int(numbers["step"][row]),
+                    "token": int(numbers["first_token"][row, at]),
+                    "dim": int(numbers["first_dim"][row, at]),
+                }
+            found[name] = {
+                "total": total,
+                "equal": total - int(n_different.sum()),
+                "max_ulp": float(numbers["max_ulp"][:, at].max()),
+                "first": first,
+            }
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON has it: what is not a finite number is null."""
+        columns, numbers = self.columns, self.numbers
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        return {
+            "store": str(self.store),
+            **_named(self.parameter),
+            "tokens": {"subset": self.subset, "n": self.n_tokens},
+            "steps": [int(numbers["step"].min()), int(numbers["step"].max())],
+            "n_skipped": int(numbers["skipped"].sum()),
+            "n_steps": {"checked": len(numbers["step"]), "recorded": self.n_recorded},
+            "rows": [_finite(dict(zip(columns, row, strict=True))) for row in rows],
+            "summary": {name: _finite(of) for name, of in self.summary.items()},
+            "replay": self.replay and {name: _finite(of) for name, of in self.replay.items()},
+            "replay_device": numbers.attrs.get("device"),
+            "not_exact_because": numbers.attrs.get("not_exact_because"),
+            "findings": [finding.to_json() for finding in self.findings],
+            "holds": self.holds,
+            "has_ended": self.verdict.has_ended,
+            "verdict": self.verdict.text,
+        }
+
+
+@dataclass(frozen=True)
+class ParameterResult:
+    """What a check found of a parameter, or why it could not be checked.
+
+    Attributes
+    ----------
+    store
+        Where the run is.
+    parameter
+        The parameter's name, where the store holds several.
+    subsets
+        What was found of each subset of its tokens.
+    error
+        Why there are none.
+    """
+
+    store: Path
+    parameter: str | None = None
+    subsets: tuple[SubsetResult, ...] = ()
+    error: Exception | None = None
+
+    def label(self, subset: SubsetResult) -> dict[str, str]:
+        """Return what tells a subset from the others; nothing if there are none."""
+        return {"subset": subset.subset} if len(self.subsets) > 1 else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON has it: a subset, or several of them, or the error."""
+        if len(self.subsets) == 1:
+            return self.subsets[0].to_json()
+        found: dict[str, Any] = {"subsets": [subset.to_json() for subset in self.subsets]}
+        if self.error is not None:
+            found = {"error": str(self.error)}
+        return {"store": str(self.store), **_named(self.parameter), **found}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `check` found. Iterate over it for each subset of each parameter (`SubsetResult`).
+
+    Attributes
+    ----------
+    store
+        Where the run is.
+    parameters
+        What was found of each parameter. Those that could not be checked have an `error`.
+    """
+
+    store: Path
+    parameters: tuple[ParameterResult, ...]
+
+    def __iter__(self) -> Iterator[SubsetResult]:
+        return (subset for parameter in self.parameters for subset in parameter.subsets)
+
+    @property
+    def holds(self) -> bool:
+        """Whether all could be checked, and every row follows from the row before."""
+        errors = any(parameter.error for parameter in self.parameters)
+        return not errors and all(subset.holds for subset in self)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The causes of what fails, of all subsets."""
+        return tuple(finding for subset in self for finding in subset.findings)
+
+    @property
+    def verdict(self) -> str:
+        """The answer in words, a line for each subset of each parameter."""
+        results = list(self)
+        if len(results) == 1:
+            return results[0].verdict.text
+        lines = []
+        for parameter in self.parameters:
+            of = f"{parameter.parameter}, " if parameter.parameter else ""
+            lines += [f"{of}{each.subset}: {each.verdict.text}" for each in parameter.subsets]
+            lines += [f"{of}not checked: {parameter.error}"] if parameter.error else []
+        return "\n".join(lines)
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        """The columns step by step, and first of which parameter and subset if there are several.
+
+        It is made when it is first asked for, and only then is pandas imported.
+        """
+        import pandas as pd
+
+        several = len(self.parameters) > 1
+        tables = [
+            pd.DataFrame((_named(of.parameter) if several else {}) | of.label(each) | each.columns)
+            for of in self.parameters
+            for each in of.subsets
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def to_json(self) -> Json:
+        """Return what `thimble-zarr check --format json` prints: an object a parameter.
+
+        Of several parameters it is a list.
+        """
+        found = [parameter.to_json() for parameter in self.parameters]
+        return found[0] if len(found) == 1 else found
+
+
+def _summary(values: np.ndarray) -> dict[str, float]:
+    missing = np.isnan(values)
+    known = values[~missing]
+    mean = std = math.nan
+    order = [math.nan] * 5
+    with np.errstate(invalid="ignore"):  # a ratio is infinite where nothing moved
+        if len(known):
+            mean = np.where(missing, 0, values).sum(dtype=np.float64) / len(known)
+            order = [known.min(), *np.percentile(known, [25, 50, 75]), known.max()]
+        if len(known) > 1:
+            squares = np.where(missing, 0, (mean - values) ** 2)
+            std = np.sqrt(squares.sum() / (len(known) - 1))
+    numbers = len(known), mean, std, *order
+    return {name: float(number) for name, number in zip(SUMMARY, numbers, strict=True)}
+
+
+def _named(parameter: str | None) -> dict[str, str]:
+    return {"parameter": parameter} if parameter else {}
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,137 @@
+"""How torch's CPU code divides a tensor.
+
+It takes most elements of a tensor through vector instructions and the rest, at the end of what each
+thread gets, one at a time; and a few programs (Adam with L2 decay in 16 bits; the fused one in 32
+and 64) round differently on the two ways. So an element is replayed on the way it went: `Lanes`
+knows which that was.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+_LANES = 64
+"""A multiple of the elements that any CPU's vector code takes at once."""
+
+_GRAIN = 2**15
+"""torch's `at::internal::GRAIN_SIZE`: it divides no smaller tensor between threads."""
+
+
+_settling = threading.Lock()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread for an operation, in the calling thread only.
+
+    Replays run side by side on small tensors. Some operations would divide even those (a square
+    root does), and then all wait for each other: a thousand times as long as the work takes.
+    `torch.set_num_threads` is about the calling thread and those that have not called torch yet. In
+    the main thread it is put back; in others, which are here to replay, it stays, and what new
+    threads get is put back by one of them.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    if n_threads == 1:
+        yield
+        return
+    with _settling:
+        torch.set_num_threads(1)
+        if threading.current_thread() is not threading.main_thread():
+            other = threading.Thread(target=torch.set_num_threads, args=(n_threads,))
+            other.start()
+            other.join()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            torch.set_num_threads(n_threads)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Which elements of a parameter torch's CPU code takes together, and which one at a time.
+
+    Attributes
+    ----------
+    n_elements
+        Elements of the whole parameter.
+    thread_elements
+        Elements that each thread gets; the last may get fewer.
+    """
+
+    n_elements: int
+    thread_elements: int
+
+    @classmethod
+    def of(cls, implementation: str, *, n_elements: int, n_threads: int) -> Self:
+        """Return how a program went through a parameter, as `at::parallel_for` divides it."""
+        if implementation == "fused" or n_elements < _GRAIN:
+            # The fused program divides at cache lines, which hold whole vectors.
+            return cls(n_elements, n_elements)
+        n_used = min(n_threads, -(-n_elements // _GRAIN))
+        return cls(n_elements, -(-n_elements // n_used))
+
+    def split(self, positions: np.ndarray) -> "list[Piece]":
+        """Cut elements into pieces that can each be replayed as one small tensor.
+
+        Parameters
+        ----------
+        positions
+            Indices of elements in the flattened parameter, int64.
+
+        Returns
+        -------
+        list of Piece
+            Every element is in one of them.
+        """
+        thread, offset = np.divmod(positions, self.thread_elements)
+        n_thread = np.minimum(self.n_elements - thread * self.thread_elements, self.thread_elements)
+        rest = n_thread % _LANES
+        in_vectors = offset < n_thread - rest
+        pieces = []
+        together = np.flatnonzero(in_vectors)
+        if n := len(together):
+            where = slice(n) if n == len(positions) else together
+            pieces.append(Piece(where, slice(n), -(-n // _LANES) * _LANES))
+        for number in np.unique(thread[~in_vectors]).tolist():
+            indices = np.flatnonzero((thread == number) & ~in_vectors)
+            length = int(rest[indices[0]])
+            pieces.append(Piece(indices, offset[indices] % _LANES, length))
+        return pieces
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements that are replayed as one flat tensor.
+
+    Attributes
+    ----------
+    indices
+        Which of the given elements.
+    offsets
+        Where in the tensor each of them lies.
+    length
+        Length of the tensor; elements beside those are zero.
+    """
+
+    indices: np.ndarray | slice
+    offsets: np.ndarray | slice
+    length: int
+
+    def place(self, bits: np.ndarray) -> np.ndarray:
+        """Return the elements in place, a new flat array."""
+        if self.is_all_of(bits):
+            return bits.flatten()
+        placed = np.zeros(self.length, dtype=bits.dtype)
+        placed[self.offsets] = bits.reshape(-1)[self.indices]
+        return placed
+
+    def is_all_of(self, bits: np.ndarray) -> bool:
+        """Return whether the tensor has all of an array's elements in their order, and no more."""
+        return bits.size == self.length and isinstance(self.indices, slice)

@@ -1,0 +1,59 @@
+"""Every optimizer that can be recorded. A new one is a file beside this one, and a line in here."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import get_type_hints
+
+from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.base import COUNT, Optimizer
+
+REGISTRY: Mapping[str, type[Optimizer]] = {
+    "Adam": Adam,
+    "AdamW": Adam,
+}
+"""What an optimizer is, by the name of its class in `torch.optim`."""
+
+SPECS = tuple(dict.fromkeys(REGISTRY.values()))
+
+VARIABLES: Mapping[str, str] = {
+    "W": "weight after the step",
+    "grad": "gradient that the step consumed",
+    **{state.name: state.long_name for spec in SPECS for state in spec.STATES},
+}
+"""The arrays of a parameter's shape a store can hold; row t belongs to optimizer step t."""
+
+SCALARS: Mapping[str, str] = {
+    "loss": "training loss of the step, nats",
+    **{scalar.name: scalar.long_name for spec in SPECS for scalar in spec.SCALARS},
+    COUNT: "the optimizer's own step count for this parameter, after the step",
+}
+"""The float64 `(step,)` arrays a store can hold. Missing is NaN."""
+
+
+def spec_of(kind: type) -> type[Optimizer] | None:
+    """Return what an optimizer of a torch class, or of a subclass of one, is; None if unknown."""
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch.optim") and base.__name__ in REGISTRY:
+            return REGISTRY[base.__name__]
+    return None
+
+
+def read_optimizer(content: Mapping[str, object]) -> Optimizer:
+    """Return an optimizer from its fields, as JSON has them.
+
+    That of a subclass is known by its flags.
+
+    Raises
+    ------
+    TypeError
+        If they are not those of any.
+    """
+    known = [spec for spec in SPECS if {*content} <= {field.name for field in fields(spec)}]
+    spec = REGISTRY.get(str(content["name"]), known[0] if known else None)
+    if spec is None:
+        raise TypeError(f"no optimizer is known that has {', '.join(content)}")
+    types = get_type_hints(spec)
+    for name, value in content.items():
+        if name in types and not isinstance(value, types[name]):
+            raise TypeError(f"{name} is {value!r}")
+    return spec(**content)  # type: ignore[arg-type]  # as the types were found to be

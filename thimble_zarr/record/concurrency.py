@@ -1,0 +1,125 @@
+"""One call of the recorder at a time, and a last one before Python ends.
+
+Training calls the recorder, and torch does from within the optimizer's step. But other threads may
+call it, too, and so may a signal handler (a scheduler's warning that time is up), which runs
+between any two bytecodes of the recorder's own work. A forked process has a copy of everything.
+"""
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import thread as executor
+from contextlib import contextmanager
+
+from thimble_zarr.errors import RecordingError
+from thimble_zarr.interrupts import interrupts_held
+
+
+class CallLock:
+    """Held by one call at a time. Ctrl-C waits until it is released."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # a signal handler runs in the thread that holds it
+        self._holder: int | None = None
+        self._postponed: list[Callable[[], None]] = []
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked from the one that records."""
+        return os.getpid() != self._process
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait for other threads; at the end call what was postponed.
+
+        Raises
+        ------
+        RecordingError
+            In a forked process, and where the same thread holds the lock already.
+        """
+        if self.is_forked:
+            raise RecordingError(
+                "this process was forked from the one that records, and only that one can; "
+                "make a recorder of its own here, with another path"
+            )
+        with interrupts_held(), self._lock:
+            if self._holder is not None:
+                raise RecordingError("the recorder was called from within its own work")
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
+                while method := self._next_postponed():
+                    method()
+
+    def postpone(self, method: Callable[[], None]) -> bool:
+        """Return whether this thread holds the lock; then the method is called at the end, once."""
+        if self._holder != threading.get_ident():
+            return False
+        if method not in self._postponed:
+            self._postponed.append(method)
+        return True
+
+    def _next_postponed(self) -> Callable[[], None] | None:
+        try:  # a signal handler may come between any look and the pop
+            return self._postponed.pop(0)
+        except IndexError:
+            return None
+
+
+_open: dict[Callable[[], None], threading.Thread] = {}
+"""What closes each recording that is open, and the thread that opened it."""
+
+
+def close_at_exit(close: Callable[[], None]) -> None:
+    """Call a bound method when this process ends by itself, unless `forget` is called before.
+
+    The method, and so the recorder, is kept until then, even if nobody else knows it any more. Not
+    by `atexit`, which calls when executors, ours and Zarr's, take no more work. An opening thread
+    that outlives the main one is waited for first, as Python itself does later. Errors are printed,
+    because nobody can catch them.
+    """
+    _register()
+    _open[close] = threading.current_thread()
+
+
+def forget(close: Callable[[], None]) -> None:
+    """Do not call at exit what `close_at_exit` was given."""
+    _open.pop(close, None)
+
+
+def close_after(error: BaseException | None, close: Callable[[], None]) -> None:
+    """Close at the end of a block that raised `error`, or None.
+
+    A RecordingError of closing is raised where there was no error before, and is else its note.
+    """
+    try:
+        close()
+    except RecordingError as closing_error:
+        if error is None:
+            raise
+        error.add_note(str(closing_error))
+
+
+@functools.cache
+def _register() -> None:
+    # The one way to be called before the executors are; it calls in reverse order.
+    threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+
+
+def _close_all() -> None:
+    for close, opener in reversed([*_open.items()]):
+        # Python ends only after other threads than daemons; those of executors wait for its end.
+        if not (
+            opener is threading.main_thread() or opener.daemon or opener in executor._threads_queues
+        ):
+            opener.join()
+        if close in _open:
+            try:
+                close()
+            except Exception as error:
+                print(f"Error: {error}", file=sys.stderr)

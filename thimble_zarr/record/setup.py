@@ -1,0 +1,173 @@
+"""What a recording says of itself before its first row, and the store that is told so."""
+
+import datetime
+import functools
+import importlib.metadata
+import platform
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import thimble_zarr
+from thimble_zarr.errors import ConfigError, ResumeError
+from thimble_zarr.format.layout import (
+    MAX_BUFFERS,
+    RowSize,
+    count_buffers,
+    human_bytes,
+    plan_layouts,
+    recorder_memory_bytes,
+)
+from thimble_zarr.format.schema import Json, Schema, TokenLabels, chosen_variables, row_size
+from thimble_zarr.record.capture import dtype_name, optimizers_by_parameter
+from thimble_zarr.record.parameters import RecordedParameter
+from thimble_zarr.record.resume_state import ResumeState, check_state, read_resume_state
+from thimble_zarr.record.schedule import Schedule, as_schedule
+from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
+from thimble_zarr.store.writer import StoreWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is recorded: parameters by group, as they are and as a store is told, and which steps.
+
+    `n_rows` are those to come, where known; `n_buffers` the blocks to hold in memory.
+    """
+
+    optimizer: torch.optim.Optimizer
+    recorded: Mapping[str, RecordedParameter]
+    schemas: Mapping[str, Schema]
+    schedule: Schedule | None
+    n_rows: int | None
+    n_buffers: int
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters themselves, by group."""
+        return {group: one.tensor for group, one in self.recorded.items()}
+
+    def open(
+        self, path: StorePath, *, resume: bool, overwrite: bool, after_step: int | None
+    ) -> tuple[StoreWriter, ResumeState | None]:
+        """Create the store, or resume it; the arguments are those of `Recorder`."""
+        if (resume and overwrite) or (after_step is not None and not resume):
+            raise ConfigError(
+                "`resume` continues a store and `overwrite` replaces it: choose one; "
+                "`after_step` is for `resume`"
+            )
+        ids = {group: one.rows for group, one in self.recorded.items() if one.rows is not None}
+        labels = {group: one.labels for group, one in self.recorded.items() if one.labels}
+        declared: _Declared = {"labels": labels, "token_ids": ids, "n_rows": self.n_rows}
+        schema = self.schemas.get("", self.schemas)
+        states: list[ResumeState] = []
+
+        def approve(readers: Sequence[StoreReader], n_rows: int) -> None:
+            check_state(self.optimizer, self.tensors, readers, n_rows)
+            states.append(read_resume_state(readers, n_rows))
+
+        if resume and is_begun(path):
+            kept_rows = None if after_step is None else after_step + 1
+            store = StoreWriter.resume(
+                path, schema, kept_rows=kept_rows, approve=approve, **declared
+            )
+            return store, states[0]
+        if after_step:
+            raise ResumeError(
+                f"cannot resume after step {after_step}: nothing is recorded at {path}; check the "
+                "path or leave `after_step` out to record from here on"
+            )
+        return StoreWriter.create(path, schema, overwrite=overwrite or resume, **declared), None
+
+
+class _Declared(TypedDict):
+    labels: Mapping[str, TokenLabels]
+    token_ids: Mapping[str, np.ndarray]
+    n_rows: int | None
+
+
+def set_up(
+    optimizer: torch.optim.Optimizer,
+    recorded: Mapping[str, RecordedParameter],
+    *,
+    variables: Sequence[str] | None,
+    schedule: Callable[[int], bool] | None,
+    attrs: Mapping[str, Json] | None,
+    memory_bytes: int,
+    n_steps: int | None,
+) -> Setup:
+    """Return what is recorded of parameters; the arguments are those of `Recorder`.
+
+    Raises
+    ------
+    ConfigError
+        If the variables or steps are none that can be recorded, or labels do not fit.
+    """
+    steps = None if schedule is None else as_schedule(schedule)
+    tensors = {group: one.tensor for group, one in recorded.items()}
+    optimizers = optimizers_by_parameter(optimizer, tensors)
+    dtypes = {
+        group: dict.fromkeys(chosen_variables(optimizers[group], variables), dtype_name(tensor))
+        for group, tensor in tensors.items()
+    }
+    rows = [row_size(one.shape, dtypes[group]) for group, one in recorded.items()]
+    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    schemas = {
+        group: Schema(
+            shape=one.shape,
+            dims=one.dims,
+            dtypes=dtypes[group],
+            layout=layout,
+            optimizer=optimizers[group],
+            parameter=one.name,
+            device=str(one.tensor.device),
+            n_threads=torch.get_num_threads(),
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
+            contiguous=one.tensor.is_contiguous(),
+            whole_tokens=None if one.rows is None else len(one.tensor),
+            schedule=None if steps is None else str(steps),
+            software=_software(),
+            created=created,
+            attrs=attrs or {},
+        ).labelled(one.labels)
+        for (group, one), layout in zip(recorded.items(), layouts, strict=True)
+    }
+    return Setup(
+        optimizer=optimizer,
+        recorded=recorded,
+        schemas=schemas,
+        schedule=steps,
+        n_rows=None if n_steps is None or steps is not None else n_steps + 1,
+        n_buffers=_count_buffers(rows, layouts[0].block_steps, memory_bytes),
+    )
+
+
+def _count_buffers(rows: Sequence[RowSize], block_steps: int, memory_bytes: int) -> int:
+    """Return how many blocks to hold in memory, and warn if even one row is more than the limit."""
+    n_buffers = count_buffers(rows, block_steps, memory_bytes)
+    needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
+    if needed > memory_bytes:
+        warnings.warn(
+            f"one row of what is recorded takes {human_bytes(sum(row.n_bytes for row in rows))}: "
+            f"the recorder needs {human_bytes(needed)}, more than memory_bytes "
+            f"({human_bytes(memory_bytes)}), and training waits while each step is written. With "
+            f"memory_bytes={wished} it need not wait; to need less, record fewer rows (tokens=), "
+            "variables or parameters",
+            stacklevel=4,
+        )
+    return n_buffers
+
+
+@functools.cache
+def _software() -> dict[str, str]:
+    return {
+        "thimble_zarr": thimble_zarr.__version__,
+        "torch": torch.__version__,
+        "zarr": importlib.metadata.version("zarr"),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,1 @@
+"""Results as text: tables for people, csv and json for machines. Nothing is computed here."""

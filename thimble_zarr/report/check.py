@@ -1,0 +1,195 @@
+"""What a check found, as people read it: tables and words."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from thimble_zarr.analysis.audit.table import has_formula
+from thimble_zarr.analysis.result import SUMMARY, CheckResult, ParameterResult, SubsetResult
+from thimble_zarr.report.text import aligned, number_column, packed, text_width, wrapped
+
+DEFAULT_ROWS = 10
+"""Steps that the table shows, so that all of a check fits on a screen."""
+
+
+def is_single(results: Sequence[CheckResult]) -> bool:
+    """Return whether results are of one parameter of one store."""
+    return [len(result.parameters) for result in results] == [1]
+
+
+def as_text(results: Sequence[CheckResult], n_rows: int | None = None) -> str:
+    """Return what people read: of a single subset all that was found, of several a line each.
+
+    With `n_rows`, the steps of its table to show, all of each comes before the lines.
+    """
+    subsets = [subset for result in results for subset in result]
+    alone = is_single(results) and len(subsets) == 1
+    parts = []
+    if alone or n_rows is not None:
+        parts += [_subset_as_text(subset, n_rows or DEFAULT_ROWS) for subset in subsets]
+    if not alone:
+        parts.append(overview(results) + "\n")
+    return "\n".join(parts)
+
+
+def in_words(results: Sequence[CheckResult]) -> str:
+    """Return verdicts and findings; of several parameters or stores the overview."""
+    if not is_single(results):
+        return overview(results)
+    subsets = list(results[0])
+    of = (f"{subset.subset}: " if len(subsets) > 1 else "" for subset in subsets)
+    return "\n".join(map(_in_words, subsets, of))
+
+
+def _in_words(subset: SubsetResult, of: str = "") -> str:
+    """Return verdict and findings, and before them of what."""
+    causes = (
+        wrapped(f"  {finding.code}: {finding.message}", indent="    ")
+        for finding in subset.findings
+    )
+    return "\n".join([wrapped(of + subset.verdict.text), *causes])
+
+
+def _subset_as_text(subset: SubsetResult, n_rows: int) -> str:
+    """Return all that was found of a subset, with `n_rows` steps of its table, or one more."""
+    parts = [_title(subset)]
+    parts += [_steps_table(subset, n_rows)] if has_formula(subset.numbers) else []
+    parts += [_replay_table(subset)] if subset.replay else []
+    return "\n\n".join([*parts, _in_words(subset)]) + "\n"
+
+
+def _title(subset: SubsetResult) -> str:
+    schema, last = subset.schema, subset.steps[1]
+    first = max(1, subset.steps[0])
+    title = (
+        f"Store    {_name(subset)}: {schema.dtypes['W']}, {schema.optimizer.name} "
+        f"({schema.optimizer.implementation})\n"
+        f"{f'{schema.row_name.capitalize()}s':<8} "
+        f"{subset.subset}: {subset.n_tokens:,} of {schema.n_tokens:,}\n"
+        f"Steps    {first if first == last else f'{first} to {last}'}{_left_out(subset)}"
+    )
+    return "\n".join(wrapped(line, indent=" " * 9) for line in title.splitlines())
+
+
+def _name(subset: SubsetResult) -> str:
+    """Return the run, and which of its parameters if it has several."""
+    return f"{subset.store}, {subset.parameter}" if subset.parameter else f"{subset.store}"
+
+
+def _left_out(subset: SubsetResult) -> str:
+    """Return which steps are not checked or were not taken, and what is not checked, if any."""
+    words, n_checked = "", len(subset.numbers["step"])
+    if n_checked < subset.n_recorded:
+        words += (
+            f": {n_checked:,} of {subset.n_recorded:,} recorded steps are checked; of the others "
+            "the row before was not recorded"
+        )
+    if n_skipped := int(subset.numbers["skipped"].sum()):
+        words += f"; {n_skipped:,} skipped by the optimizer"
+    if subset.not_replayed:
+        words += f"\nChecked  AdamW's formula, without a replay: {subset.not_replayed}"
+    return words
+
+
+def _steps_table(subset: SubsetResult, n_rows: int) -> str:
+    """Return as many steps from either end, and a summary of all."""
+    columns, n_steps = subset.columns, len(subset.numbers["step"])
+    n_ends, rows = (n_rows + 1) // 2, np.arange(n_steps)
+    gap_at, title = 0, ""
+    if 2 * n_ends < n_steps:
+        rows, gap_at = np.concatenate([rows[:n_ends], rows[-n_ends:]]), n_ends
+        title = f"{len(rows)} of {n_steps:,} steps (--rows N shows more)\n"
+    first, *others = (
+        number_column(name, of[rows].tolist(), gap_at=gap_at) for name, of in columns.items()
+    )
+    steps = packed(first, others)
+    return steps if n_steps == 1 else f"{title}{steps}\n\nSummary\n{_summary_table(subset)}"
+
+
+def _summary_table(subset: SubsetResult) -> str:
+    heads = dict(zip(SUMMARY, SUMMARY, strict=True)) | {"50%": "median"}
+    summary = subset.summary
+    width = max(map(len, summary))
+    columns = (
+        number_column(heads[name], [of[name] for of in summary.values()], sign=" ")
+        for name in ("mean", "std", "min", "50%", "max")
+    )
+    return packed([name.ljust(width) for name in ("", *summary)], columns)
+
+
+def _replay_table(subset: SubsetResult) -> str:
+    """Return the replay for people, a line for each recurrence."""
+    attrs = subset.numbers.attrs
+    reason = attrs["not_exact_because"]
+    is_exact = not reason or not subset.numbers["n_different"].any()
+    how = "to the bit" if is_exact else f"not to the bit, because {reason}"
+    lines = [("", "elements", "equal", "share", "first differing", "max ULP")]
+    for name, found in (subset.replay or {}).items():
+        total, equal, first = found["total"], found["equal"], found["first"]
+        where = "none"
+        if first:
+            where = f"step {first['step']}, {subset.schema.place(first['token'], first['dim'])}"
+        ulp = f"{found['max_ulp']:g}"
+        lines.append((name, f"{total:,}", f"{equal:,}", _share(equal, total), where, ulp))
+    title = wrapped(f"Replay on {attrs['device']}, {how}", indent="  ")
+    return f"{title}\n{aligned(lines, width=text_width())}"
+
+
+def _share(part: int, total: int) -> str:
+    """Return a share in percent, never 100 of what is not all."""
+    return f"{math.floor(1e6 * part / total) / 1e4:g} %"
+
+
+_TITLES = ("store", "parameter", "steps")
+"""Columns of the overview that are told above it where all lines say the same."""
+
+
+def overview(results: Sequence[CheckResult]) -> str:
+    """Return a line a store, parameter and subset, and in words what fails."""
+    subsets = [subset for result in results for subset in result]
+    replayed = any("recurrence" in subset.numbers for subset in subsets)
+    equal = "equal bits" if replayed else "within rounding"
+    heads = ("store", "parameter", "tokens", "steps", "cosine", equal, "")
+    lines = [line for result in results for of in result.parameters for line in _lines(of)]
+    columns = dict(zip(heads, zip(*lines, strict=True), strict=True))
+    columns = {head: cells for head, cells in columns.items() if {*cells} != {"-"}}
+    alike = {
+        head: columns[head][0]
+        for head in _TITLES
+        if len(lines) > 1 and head in columns and len({*columns[head]}) == 1
+    }
+    titles = "\n".join(f"{head.capitalize():<9} {cell}" for head, cell in alike.items())
+    table = [(head, *cells) for head, cells in columns.items() if head not in alike]
+    shown = aligned(zip(*table, strict=True), width=text_width())
+    failing = [subset for subset in subsets if not subset.holds]
+    words = [_in_words(subset, f"{_name(subset)}, {subset.subset}: ") for subset in failing]
+    return "\n\n".join(filter(None, [titles, shown, *words]))
+
+
+def _lines(of: ParameterResult) -> list[tuple[str, ...]]:
+    if of.error is not None:
+        return [(str(of.store), of.parameter or "-", *["-"] * 4, "not checked")]
+    return [*map(_line, of.subsets)]
+
+
+def _line(subset: SubsetResult) -> tuple[str, ...]:
+    numbers, found, schema = subset.numbers, subset.verdict, subset.schema
+    cosines = "-"
+    if has_formula(numbers):
+        cosines = " to ".join(f"{numbers['cosine_similarity'][step]:.4f}" for step in (0, -1))
+    steps, n_recorded = numbers["step"], subset.n_recorded
+    some = f", {len(steps):,} of {n_recorded:,}" if len(steps) < n_recorded else ""
+    wrong = numbers["n_different" if "recurrence" in numbers else "n_beyond_rounding"]
+    total = int(numbers["n_elements"]) * wrong.size
+    rows = "" if schema.has_tokens else f" {schema.row_name}s"
+    return (
+        str(subset.store),
+        subset.parameter or "-",
+        f"{subset.subset}: {subset.n_tokens:,}{rows}",
+        f"{steps[0]} to {steps[-1]}{some}",
+        cosines,
+        _share(total - int(wrong.sum()), total),
+        ("HOLDS" if found.holds else f"FAILS from step {found.step}")
+        + ("" if found.has_ended else ", not ended"),
+    )

@@ -1,0 +1,159 @@
+"""The safetensors container: what lies where in a file.
+
+`safetensors` reads the header (2 ms for 20 GB; the file is mapped, and only the header's pages are
+touched). The tensors are read by their offsets: `safetensors` gives NumPy no bfloat16, and pages of
+a mapped file would count as the process's own memory. The header is written here, because
+`safetensors` writes only tensors that are in memory.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from thimble_zarr.errors import DamagedStoreError, NotAStoreError
+
+DTYPES: Mapping[str, np.dtype] = {
+    name: np.dtype(numpy)
+    for name, numpy in {
+        "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4",
+        "BF16": "<u2", "F16": "<f2", "U16": "<u2", "I16": "<i2", "F8_E4M3": "u1", "F8_E5M2": "u1",
+        "I8": "i1", "U8": "u1", "BOOL": "?",
+    }.items()
+}  # fmt: skip
+"""What holds the bits of each dtype, in the order in which safetensors writes tensors: by dtype,
+the largest first, and then by name."""
+
+_MAX_HEADER_BYTES = 100_000_000
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file.
+
+    Attributes
+    ----------
+    dtype
+        As safetensors names it.
+    shape
+        Its shape.
+    offset
+        Where its first byte lies in the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the tensor."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """Return the tensors of a file in the order in which they lie, and its writer's notes.
+
+    Raises
+    ------
+    NotAStoreError
+        If it is not a safetensors file.
+    DamagedStoreError
+        If it is one, but was cut off or has too many bytes.
+    OSError
+        If it cannot be read.
+    """
+    n_bytes = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        text = stream.read(1)
+        if text != b"{" or not 2 <= length <= _MAX_HEADER_BYTES:
+            raise NotAStoreError("it is not a safetensors file")
+        start = _LENGTH_BYTES + length
+        if start > n_bytes:
+            raise _cut_off(n_bytes, start)
+        try:
+            with safe_open(file, "np") as opened:
+                names, metadata = opened.offset_keys(), opened.metadata()
+                slices = {name: opened.get_slice(name) for name in names}
+                found = [(name, at.get_dtype(), at.get_shape()) for name, at in slices.items()]
+        except SafetensorError as error:
+            if "ncomplete" not in str(error):  # the header is sound, but not of as many bytes
+                raise NotAStoreError(f"it is not a sound safetensors file: {error}") from error
+            content = json.loads(text + stream.read(length - 1))
+            content.pop("__metadata__", None)
+            n_tensor_bytes = max(
+                (entry["data_offsets"][1] for entry in content.values()), default=0
+            )
+            raise _cut_off(n_bytes, start + n_tensor_bytes) from error
+    return _laid_out(found, start), metadata
+
+
+def _laid_out(found: Iterable[tuple[str, str, list[int]]], offset: int) -> dict[str, Tensor]:
+    """Return tensors that lie end to end."""
+    tensors = {}
+    for name, dtype, shape in found:
+        if dtype not in DTYPES:
+            raise NotAStoreError(f"its tensor {name!r} has the unknown dtype {dtype!r}")
+        tensors[name] = Tensor(dtype, tuple(shape), offset)
+        offset += tensors[name].n_bytes
+    # Empty tensors share their offset, and come in any order.
+    return dict(sorted(tensors.items(), key=lambda of: (of[1].offset, of[1].n_bytes, of[0])))
+
+
+def _cut_off(n_bytes: int, n_expected: int) -> DamagedStoreError:
+    return DamagedStoreError(
+        f"it has {n_bytes:,} bytes, and its header promises {n_expected:,}; copy it again, or "
+        "save it again"
+    )
+
+
+def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    """Return length and JSON as safetensors writes them, for tensors end to end."""
+    content: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, tensor in tensors.items():
+        ends = offset, offset + tensor.n_bytes
+        content[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": ends}
+        offset += tensor.n_bytes
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def read_bits(file: Path, tensor: Tensor) -> np.ndarray:
+    """Read a small tensor whole, as its bits."""
+    bits = np.empty(tensor.shape, DTYPES[tensor.dtype])
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(tensor.offset)
+        _read_into(stream, bits)
+    return bits
+
+
+def read_rows(
+    file: Path, tensor: Tensor, rows: Iterable[int], columns: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """Yield the bits of rows, from the first column to before the last, in one array."""
+    first, end = columns
+    bits = np.empty((end - first, *tensor.shape[2:]), DTYPES[tensor.dtype])
+    row_bytes = tensor.n_bytes // tensor.shape[0]
+    with file.open("rb", buffering=0) as stream:
+        for row in rows:
+            stream.seek(tensor.offset + row * row_bytes + first * (row_bytes // tensor.shape[1]))
+            _read_into(stream, bits)
+            yield bits
+
+
+def _read_into(stream: BinaryIO, target: np.ndarray) -> None:
+    view = target.reshape(-1).view(np.uint8).data
+    while view:
+        n_read = stream.readinto(view)  # type: ignore[attr-defined]  # typeshed leaves it out
+        if not n_read:
+            raise DamagedStoreError("it was cut off after it was opened; copy it again")
+        view = view[n_read:]
