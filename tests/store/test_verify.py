@@ -540,7 +540,7 @@ def test_the_file_of_another_block_is_not_taken_for_one_whose_line_is_lost(store
 def reseal(path: Path, **fields: object) -> None:
     """Change what the commit record says, and give it a checksum that is right."""
     file = path / ".thimble/commit.json"
-    file.write_bytes(seal(unseal(file.read_bytes()) | fields))
+    file.write_bytes(seal(unseal(file.read_bytes(), dict) | fields))
 
 
 @pytest.mark.parametrize("n_rows", [9, 12, 50])

@@ -5,18 +5,16 @@ files of a block: so what there should be is known whatever was recorded.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, UnsupportedFormatError
 from thimble_zarr.format.schema import read_content
-from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.contents import read_attribute
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.integrity.result import Discrepancy
@@ -29,44 +27,20 @@ from thimble_zarr.store.keys import (
     is_chunk_key,
     metadata_key,
 )
-from thimble_zarr.store.ledger import FileChecksums, Line, read_last_line, read_lines
+from thimble_zarr.store.ledger import (
+    Commit,
+    Document,
+    FileChecksums,
+    FileRecord,
+    Ledger,
+    Line,
+    read_last_line,
+    read_lines,
+    recorded_files,
+)
 from thimble_zarr.store.metadata import Declared
-from thimble_zarr.store.reader import read_attribute
-
-Document = Mapping[str, Any]
 
 _MAX_FILE_BYTES = 2**63
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Record:
-    """What a line of the ledger says of a file, or the file itself.
-
-    Attributes
-    ----------
-    n_bytes
-        Its size.
-    crc32
-        That of its content, None of a shard.
-    chunks
-        Checksums of a shard's chunks, as stored and of their values: uint32, shape `(chunk, 2)`.
-    first_row, end_row
-        The rows of the line's block.
-    line
-        Where the line begins.
-    """
-
-    n_bytes: int
-    crc32: int | None = None
-    chunks: np.ndarray | None = None
-    first_row: int = 0
-    end_row: int = 0
-    line: int = 0
-
-    @property
-    def checksums(self) -> FileChecksums:
-        """What the file is known by among all that were recorded."""
-        return tuple(self.chunks[:, 0].tolist()) if self.chunks is not None else self.crc32 or 0
 
 
 @dataclass
@@ -81,29 +55,23 @@ class Expected:
         The commit record, None if it cannot be read.
     n_rows
         Rows that are committed: without a commit record, those of the sound lines.
-    records
-        What the last committed line that tells of a file says of it.
-    metadata
-        Every metadata document as the writer declared it; empty where that is lost.
+    ledger
+        What its sound committed lines say together.
     ledger_bytes
         Where the committed part of the ledger ends.
     doubtful_bytes
         The ledger is damaged before this byte: what it says up to there may be out of date.
     findings
         What is wrong with the bookkeeping.
-    repairs
-        What repairs did, in their own words.
     """
 
     files: Files
     commit: Commit | None = None
     n_rows: int = 0
-    records: dict[str, Record] = field(default_factory=dict)
-    metadata: dict[str, Document] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
     ledger_bytes: int = 0
     doubtful_bytes: int = 0
     findings: list[Discrepancy] = field(default_factory=list)
-    repairs: list[str] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -111,65 +79,41 @@ class Expected:
         return self.commit is not None and self.commit.complete
 
     @property
-    def ends(self) -> dict[int, int]:
-        """The row behind each block that has a sound line, by its first row."""
-        blocks = [one for one in self.records.values() if one.chunks is not None]
-        return {block.first_row: block.end_row for block in blocks}
+    def records(self) -> dict[str, FileRecord]:
+        """What the last committed line that tells of a file says of it."""
+        return self.ledger.records
 
     def lines(self, start: int = 0, stop: int | None = None) -> Iterator[Line]:
         """Yield lines of the ledger, none where it is missing."""
         with suppress(FileNotFoundError):
-            yield from read_lines(self.files.path / LEDGER, start, stop)
+            yield from read_lines(self.files, start, stop)
 
-    def promised(self, key: str) -> Iterator[Record]:
+    def promised(self, key: str) -> Iterator[FileRecord]:
         """Yield what lines behind the commit say of a file, which may be as they say by now.
 
         They are of a commit that was cut off, or of a writer that is at work.
         """
         for line in self.lines(self.ledger_bytes):
             with suppress(ValueError, KeyError):
-                yield _records(line)[key]
+                yield line.records()[key]
 
     @cached_property
     def recorded_files(self) -> dict[FileChecksums, str]:
         """Every file that was committed, by its checksums, as far as the ledger is there."""
-        known = {}
-        for line in self.lines(stop=self.ledger_bytes):
-            with suppress(ValueError):
-                known |= {record.checksums: key for key, record in _records(line).items()}
-        return known
+        return recorded_files(self.lines(stop=self.ledger_bytes))
 
     @cached_property
     def documents(self) -> dict[str, Document]:
         """Every metadata document: as declared, or where that is lost as it is on disk."""
-        if self.metadata:
-            return self.metadata
-        keys = [key for key in self.files.list() if is_chunk_key(key) or _is_metadata(key)]
+        if self.ledger.metadata:
+            return self.ledger.metadata
+        keys = [key for key in self.files.list() if is_chunk_key(key) or key.endswith(METADATA)]
         nodes = sorted({"", *map(array_of, keys), *map(array_of, self.records)})
         return {metadata_key(node): read_found(self.files, metadata_key(node))[0] for node in nodes}
 
     def declared(self, array: str) -> Declared:
         """Return what an array was declared to be; raise ValueError if that is lost."""
         return Declared.of(self.documents.get(metadata_key(array), {}))
-
-    def add(self, line: Line) -> None:
-        """Take a committed line at its word; raise ValueError if it cannot be read."""
-        records, entry = _records(line), line.entry or {}
-        metadata, repaired = entry.get("metadata", {}), entry.get("repaired")
-        try:
-            for document in metadata.values():
-                if "shape" in document or document["node_type"] != "group":
-                    Declared.of(document)
-            removed, dropped = ({*entry.get(name, ())} for name in ("removed", "dropped"))
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"a line is malformed: {error!r}") from error
-        self.repairs += map(str, repaired) if isinstance(repaired, list) else ()
-        self.metadata |= metadata
-        for array in dropped:
-            self.metadata.pop(f"{array}/{METADATA}", None)
-        for key in [key for key in self.records if key in removed or array_of(key) in dropped]:
-            del self.records[key]
-        self.records |= records
 
     def doubt(self, where: str, what: str, *, before: int = _MAX_FILE_BYTES) -> None:
         """Note that the ledger is damaged before a byte, by default anywhere."""
@@ -204,12 +148,12 @@ def read_expected(files: Files) -> Expected:
     except ValueError as error:
         expected.doubt(LEDGER, str(error))
     row, n_rows = 0, expected.n_rows
-    for first_row, end_row in [*sorted(expected.ends.items()), (n_rows, n_rows)]:
+    for first_row, end_row in [*sorted(expected.ledger.ends.items()), (n_rows, n_rows)]:
         if row < first_row:
             what = f"it has no line for rows {row} to {first_row - 1}"
             expected.doubt(LEDGER, what, before=expected.doubtful_bytes or _MAX_FILE_BYTES)
         row = max(row, end_row)
-    if expected.commit is None and not expected.ends:
+    if expected.commit is None and not expected.ledger.ends:
         raise DamagedStoreError(
             f"cannot read {files.path}: neither its commit record nor its ledger can be read, and "
             "nothing else tells what was committed; restore them from a copy"
@@ -228,18 +172,13 @@ def read_found(files: Files, key: str) -> tuple[Document, str]:
     return (document, "") if isinstance(document, dict) else ({}, "it is not an object")
 
 
-def _is_metadata(key: str) -> bool:
-    return key.rpartition("/")[2] == METADATA
-
-
 def _is_replaced(files: Files, commit: Commit) -> bool:
     """Whether a repair has written a ledger that no longer belongs to a commit record."""
-    try:
-        last = read_last_line(files.path / LEDGER, _MAX_FILE_BYTES)
-    except (FileNotFoundError, ValueError):
-        return False
-    entry = last.entry if last is not None else None
-    return entry is not None and entry.get("replaces") == [*msgspec.structs.astuple(commit)]
+    with suppress(FileNotFoundError, ValueError):
+        last = read_last_line(files, _MAX_FILE_BYTES)
+        entry = last.entry if last is not None else None
+        return entry is not None and entry.replaces == [*msgspec.structs.astuple(commit)]
+    return False
 
 
 def _check_is_store(files: Files) -> None:
@@ -260,32 +199,6 @@ def _check_is_store(files: Files) -> None:
         pass  # it is found among the metadata
 
 
-def _records(line: Line) -> dict[str, Record]:
-    """Return what a line says of files; raise ValueError if it cannot be read."""
-    if line.entry is None:
-        raise ValueError("the checksum of a line does not match")
-    first_row, end_row = line.entry["rows"]
-    records = {}
-    for key, file in line.entry["files"].items():
-        n_bytes, crc32, chunks = file["bytes"], file.get("crc32"), None
-        if not is_chunk_key(key):
-            raise ValueError(f"it has a file {key!r} of {n_bytes!r} bytes, as no store has")
-        if crc32 is None:
-            try:
-                chunks = np.array(line.entry["chunks"][array_of(key)], np.uint32).reshape(-1, 2)
-            except (LookupError, TypeError, OverflowError) as error:
-                raise ValueError(f"a line is malformed: {error!r}") from error
-        records[key] = Record(
-            n_bytes=n_bytes,
-            crc32=crc32,
-            chunks=chunks,
-            first_row=first_row,
-            end_row=end_row,
-            line=line.start,
-        )
-    return records
-
-
 def _read_ledger(expected: Expected) -> None:
     commit, crc32 = expected.commit, 0
     for line in expected.lines():
@@ -297,10 +210,11 @@ def _read_ledger(expected: Expected) -> None:
             continue
         expected.ledger_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
         try:
-            expected.add(line)
+            _check_documents(line)
+            expected.ledger.add(line)
         except ValueError as error:
             expected.doubt(where, str(error), before=line.stop)
-    n_rows = max(expected.ends.values(), default=0)
+    n_rows = max(expected.ledger.ends.values(), default=0)
     if commit is None:
         expected.n_rows = n_rows
     elif expected.ledger_bytes != commit.ledger_bytes or (
@@ -311,3 +225,10 @@ def _read_ledger(expected: Expected) -> None:
         expected.n_rows = n_rows
         what = f"it claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}"
         expected.findings.append(Discrepancy("commit-record", COMMIT, what))
+
+
+def _check_documents(line: Line) -> None:
+    """Raise ValueError if a line declares what no writer does."""
+    for document in line.entry.metadata.values() if line.entry is not None else ():
+        if "shape" in document or document.get("node_type") != "group":
+            Declared.of(document)

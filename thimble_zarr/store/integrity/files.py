@@ -7,9 +7,10 @@ from enum import Enum, auto
 
 import numpy as np
 
-from thimble_zarr.store.integrity.expected import Expected, Record
+from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.result import HOW_TO_RESTORE, Discrepancy
 from thimble_zarr.store.keys import array_of
+from thimble_zarr.store.ledger import FileRecord
 from thimble_zarr.store.shard import ShardFile, decode_vector, values_checksum
 
 _PIECE_BYTES = 2**20
@@ -30,20 +31,13 @@ class FileState(Enum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of a file.
+    """What became of a file, how it differs from what was committed, and what to record of it.
 
-    Attributes
-    ----------
-    state
-        See there.
-    record
-        What the ledger says of it, the line that it fits; of an untold one what it says itself.
-    problem
-        How it differs from what was committed.
+    The record is that of the line which it fits, else the last; an untold file's is its own.
     """
 
     state: FileState
-    record: Record
+    record: FileRecord
     problem: str = ""
 
 
@@ -59,7 +53,7 @@ def compare_file(expected: Expected, key: str) -> Comparison:
     try:
         itself = record_of(expected, key)
     except (OSError, ValueError, RuntimeError) as error:
-        return Comparison(FileState.LOST, committed or Record(n_bytes=0), problem or str(error))
+        return Comparison(FileState.LOST, committed or FileRecord(n_bytes=0), problem or str(error))
     recorded = expected.recorded_files.get(itself.checksums)
     is_elsewhere = itself.chunks is not None and recorded not in (None, key)
     if not is_elsewhere and (committed is None or committed.line < expected.doubtful_bytes):
@@ -78,25 +72,20 @@ def compare_file(expected: Expected, key: str) -> Comparison:
 def find_in_file(expected: Expected, key: str) -> Iterator[Discrepancy]:
     """Find what is wrong with a committed file."""
     committed, file = expected.records[key], compare_file(expected, key)
-    if file.record is committed and file.state is FileState.RECORDED:
+    first_row, is_lost = committed.first_row, file.state is FileState.LOST
+    if file.state is FileState.RECORDED:
         n_bytes = expected.files.size(key)
-        if n_bytes != committed.n_bytes:
-            what = f"it has {n_bytes:,} bytes, not {committed.n_bytes:,}, and the same values"
+        if n_bytes != file.record.n_bytes:
+            what = f"it has {n_bytes:,} bytes, not {file.record.n_bytes:,}, and the same values"
             yield Discrepancy("size", key, what, is_damage=False)
-    if file.state not in (FileState.ALTERED, FileState.LOST):
-        return
-    is_lost = file.state is FileState.LOST
-    if committed.chunks is None:
+    elif file.state is not FileState.UNTOLD and committed.chunks is None:
         yield Discrepancy("damaged-values", key, file.problem, _REPAIRS_OF_VALUES[file.state])
-        return
-    first_row = committed.first_row
-    repair = f"none: {HOW_TO_RESTORE}"
-    if is_lost and first_row:
-        repair = f"end the store before row {first_row}"
-    elif is_lost:
-        repair = "none: no row would be left; restore it from a copy"
-    what = f"{file.problem} (rows {first_row} to {committed.end_row - 1})"
-    yield Discrepancy("damaged-block", key, what, repair, first_row=first_row)
+    elif file.state is not FileState.UNTOLD:
+        repair = f"end the store before row {first_row}" if is_lost else f"none: {HOW_TO_RESTORE}"
+        if is_lost and first_row == 0:
+            repair = "none: no row would be left; restore it from a copy"
+        what = f"{file.problem} (rows {first_row} to {committed.end_row - 1})"
+        yield Discrepancy("damaged-block", key, what, repair, first_row=first_row)
 
 
 _REPAIRS_OF_VALUES = {
@@ -107,7 +96,7 @@ _REPAIRS_OF_VALUES = {
 }
 
 
-def record_of(expected: Expected, key: str) -> Record:
+def record_of(expected: Expected, key: str) -> FileRecord:
     """Return what a file says itself.
 
     Raises
@@ -121,16 +110,16 @@ def record_of(expected: Expected, key: str) -> Record:
     if not declared.is_sharded:
         content = expected.files.get(key)
         decode_vector(content, declared.file_shape[0], declared.dtype)
-        return Record(n_bytes=n_bytes, crc32=zlib.crc32(content))
+        return FileRecord(n_bytes=n_bytes, crc32=zlib.crc32(content))
     with _shard(expected, key, declared.n_chunks) as shard:
         checksums = [
             (shard.computed_checksum(chunk) or 0, values_checksum(shard.decode(chunk)))
             for chunk in range(declared.n_chunks)
         ]
-    return Record(n_bytes=n_bytes, chunks=np.array(checksums, np.uint32))
+    return FileRecord(n_bytes=n_bytes, chunks=np.array(checksums, np.uint32))
 
 
-def _problem(expected: Expected, key: str, record: Record) -> str:
+def _problem(expected: Expected, key: str, record: FileRecord) -> str:
     """Return what is wrong with a file, nothing if it is what the record says.
 
     A chunk that was stored again is decoded, and may hold the same values.
@@ -169,7 +158,8 @@ def _shard(expected: Expected, key: str, n_chunks: int) -> ShardFile:
     declared = expected.declared(array_of(key))
     steps, *rest = declared.chunk_shape
     return ShardFile(
-        f"{expected.files.path}/{key}",
+        expected.files,
+        key,
         n_chunks=n_chunks,
         shape=(rest[0], steps, *rest[1:]) if rest else (steps,),
         dtype=declared.dtype,

@@ -1,47 +1,27 @@
-"""Metadata documents, and the copies that groups have of them, against what was declared.
+"""Metadata documents as they should be, and how those on disk differ from them.
 
 What `verify` calls wrong is what differs from the documents that `repair` would write.
 """
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
-from thimble_zarr.store.integrity.expected import Document, Expected, read_found
+from thimble_zarr.store.integrity.expected import Expected, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
+from thimble_zarr.store.ledger import Document
 
 CONSOLIDATED = "consolidated_metadata"
 
-
-@dataclass(frozen=True)
-class DocumentState:
-    """A metadata document as it is, and as it should be.
-
-    Attributes
-    ----------
-    found, right
-        The document on disk, and the one that should be there.
-    finding
-        How it differs from what was declared, or its copies from the documents; None if they fit.
-    """
-
-    found: Document
-    right: dict[str, Json]
-    finding: Discrepancy | None
-
-    @property
-    def is_right(self) -> bool:
-        """Whether nothing has to be written."""
-        return is_same(self.found, self.right)
+_NOTHING_ELSE = "none: nothing else tells what was declared; restore it from a copy"
 
 
 def compare_documents(
     expected: Expected, n_rows: int, dropped: Collection[str] = ()
-) -> dict[str, DocumentState]:
-    """Compare all documents with those of a store of which `n_rows` rows stay.
+) -> tuple[dict[str, dict[str, Json]], list[Discrepancy]]:
+    """Return the documents that a store should have, and how it differs from them.
 
     Parameters
     ----------
@@ -52,37 +32,36 @@ def compare_documents(
     dropped
         Arrays that are left out.
     """
-    declared = {key: one for key, one in expected.documents.items() if array_of(key) not in dropped}
-    found, right, problems, lengths = {}, {}, {}, [n_rows]
-    for key, document in declared.items():
-        found[key], problem = read_found(expected.files, key)
-        if not problem and expected.metadata:
-            problem = _difference(expected, found[key], document)
-        problems[key] = problem or _misfit(expected, key, document)
-        right[key] = dict(document if problems[key] else found[key])
-        if is_per_step(right[key]) and not problems[key]:
-            lengths.append(right[key]["shape"][0])
+    documents = {k: one for k, one in expected.documents.items() if array_of(k) not in dropped}
+    copies, right, problems, lengths = {}, {}, {}, [n_rows]
+    for key, declared in documents.items():
+        found, problem = read_found(expected.files, key)
+        if not problem and expected.ledger.metadata:
+            problem = _difference(expected, found, declared)
+        problems[key] = problem or _misfit(expected, key, declared)
+        right[key], copies[key] = without_copies(found), found.get(CONSOLIDATED)
+        if problems[key]:
+            right[key] = without_copies(declared)
+        elif is_per_step(found):
+            lengths.append(found["shape"][0])
     is_trimmed = n_rows < expected.n_rows or was_closed(expected)
     length = n_rows if is_trimmed else max(lengths)
     for key, document in right.items():
         if is_per_step(document) and (is_trimmed or problems[key]):
             document["shape"] = [length, *document["shape"][1:]]
-    states = {}
+    findings, whole = [], {}
     for key, document in right.items():
-        finding = _find_in_copies(expected, key, right, found[key].get(CONSOLIDATED))
-        copies = found[key].get(CONSOLIDATED)
-        if finding or (copies is not None and dropped):
-            copies = _consolidated(_below(array_of(key), right))
-        if copies is not None:
-            document = document | {CONSOLIDATED: copies}
+        finding = _find_in_copies(expected, key, right, copies[key])
         if problems[key]:
-            repair = "" if expected.metadata else _NOTHING_ELSE
-            finding = Discrepancy("metadata", key, problems[key], repair)
-        states[key] = DocumentState(found[key], document, finding)
-    return states
-
-
-_NOTHING_ELSE = "none: nothing else tells what was declared; restore it from a copy"
+            repair = "" if expected.ledger.metadata else _NOTHING_ELSE
+            findings.append(Discrepancy("metadata", key, problems[key], repair))
+        elif finding:
+            findings.append(finding)
+        if finding or (dropped and copies[key] is not None):
+            copies[key] = _consolidated(_below(array_of(key), right))
+        has_none = copies[key] is None
+        whole[key] = document if has_none else document | {CONSOLIDATED: copies[key]}
+    return whole, findings
 
 
 def was_closed(expected: Expected) -> bool:
@@ -105,14 +84,13 @@ def is_same(one: object, other: object) -> bool:
 def is_per_step(document: Document) -> bool:
     """Whether the first axis of an array is the steps."""
     names, shape = document.get("dimension_names"), document.get("shape")
-    return isinstance(names, list) and "step" in names[:1] and isinstance(shape, list)
+    return isinstance(names, list) and names[:1] == ["step"] and isinstance(shape, list)
 
 
 def _difference(expected: Expected, found: Document, declared: Document) -> str:
     """Return in what a document differs from the declared one, in more than may change."""
-    missing = ()
     for name in sorted((found.keys() | declared.keys()) - {"shape", CONSOLIDATED}):
-        if not is_same([found.get(name, missing)], [declared.get(name, missing)]):
+        if (name in found) != (name in declared) or not is_same(found[name], declared[name]):
             return f"its {name} is not what was declared"
     shape, wanted, n_rows = found.get("shape"), declared.get("shape"), expected.n_rows
     if is_per_step(declared):
@@ -126,12 +104,12 @@ def _difference(expected: Expected, found: Document, declared: Document) -> str:
 
 def _misfit(expected: Expected, key: str, document: Document) -> str:
     """Return what is wrong with a document by itself, where the ledger has no copy of it."""
+    if expected.ledger.metadata:
+        return ""
     try:
-        if not expected.metadata and key == METADATA:
-            attribute = document["attributes"][ATTRIBUTE]
-            if "layout" in attribute:
-                Schema.from_attribute(attribute)
-        elif not expected.metadata and array_of(key) in map(array_of, expected.records):
+        if key == METADATA and "layout" in document["attributes"][ATTRIBUTE]:
+            Schema.from_attribute(document["attributes"][ATTRIBUTE])
+        elif array_of(key) in map(array_of, expected.records):
             expected.declared(array_of(key))
     except (DamagedStoreError, ValueError, LookupError, TypeError) as error:
         return f"it is malformed: {error}"
@@ -143,17 +121,19 @@ def _find_in_copies(
 ) -> Discrepancy | None:
     """Find what is wrong with the copies that a group has, which many tools read instead."""
     kind, group = "consolidated-metadata", array_of(key)
+    if copies is None and (key != METADATA or not expected.is_complete):
+        return None
     if copies is None:
-        if key != METADATA or not expected.is_complete:
-            return None
         what = "it has no copy of the arrays' metadata, which other tools read faster"
         return Discrepancy(kind, key, what, is_damage=False)
-    others = (one for one in expected.files.list(group) if one.endswith(f"/{METADATA}"))
-    if is_same(copies, _consolidated(_below(group, documents))):
-        return None
-    more = {one: read_found(expected.files, one)[0] for one in others if one not in documents}
-    if is_same(copies, _consolidated(_below(group, {**documents, **more}))):
-        return None
+    others = {
+        one: read_found(expected.files, one)[0]
+        for one in expected.files.list(group)
+        if one.endswith(f"/{METADATA}") and one not in documents
+    }
+    for there in (documents, {**documents, **others}):
+        if is_same(copies, _consolidated(_below(group, there))):
+            return None
     if what := _wrong_copy(expected, group, copies):
         return Discrepancy(kind, key, what)
     what = "its copies of the arrays' metadata are out of date"
@@ -165,7 +145,7 @@ def _wrong_copy(expected: Expected, group: str, copies: object) -> str:
     copied = copies.get("metadata") if isinstance(copies, dict) else None
     if not isinstance(copied, dict):
         return "its copies of the arrays' metadata are malformed"
-    for path, declared in _below(group, expected.metadata):
+    for path, declared in _below(group, expected.ledger.metadata):
         copy = copied.get(path)
         problem = "it is missing"
         if isinstance(copy, dict):

@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from thimble_zarr.format.schema import Json
-from thimble_zarr.store.integrity.expected import Expected, Record
+from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.result import HOW_TO_RESTORE
 from thimble_zarr.store.keys import array_of
-from thimble_zarr.store.ledger import seal
+from thimble_zarr.store.ledger import Commit, FileRecord, seal
 from thimble_zarr.store.metadata import Declared
 
 
@@ -41,13 +41,15 @@ class Plan:
         The rows of blocks whose lines are made from their files: the row behind each, by its first.
     lines
         Lines that are added to the ledger.
-    changes_ledger, changes_commit
-        Whether ledger and commit record are written again.
+    changes_ledger
+        Whether the ledger is written again.
+    commit
+        The commit record that is written, None if it stays.
     """
 
     expected: Expected
     n_rows: int
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, FileRecord] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
     hopeless: list[str] = field(default_factory=list)
     altered: dict[str, str] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class Plan:
     rebuilt: dict[int, int] = field(default_factory=dict)
     lines: list[bytes] = field(default_factory=list)
     changes_ledger: bool = False
-    changes_commit: bool = False
+    commit: Commit | None = None
 
     @property
     def left(self) -> list[str]:
@@ -76,7 +78,7 @@ class Plan:
                 with suppress(ValueError):
                     yield array, Declared.of(document)
 
-    def keep(self, key: str, record: Record) -> None:
+    def keep(self, key: str, record: FileRecord) -> None:
         """Keep a file, of which the ledger says something else from now on if it must."""
         self.records[key] = record
         self.changes_ledger |= record is not self.expected.records.get(key)
@@ -84,7 +86,7 @@ class Plan:
     def write(self, key: str, content: bytes, why: str) -> None:
         """Write a file of values again."""
         self.written[key] = content
-        self.records[key] = Record(n_bytes=len(content), crc32=zlib.crc32(content))
+        self.records[key] = FileRecord(n_bytes=len(content), crc32=zlib.crc32(content))
         self.steps.append(f"write {key} again: {why}")
 
     def add_line(self, first_row: int, end_row: int, **more: Json) -> None:
@@ -92,10 +94,9 @@ class Plan:
         files: dict[str, Json] = {}
         chunks: dict[str, Json] = {}
         for key, record in self.records.items():
-            if record.chunks is not None and record.first_row == first_row:
-                files[key] = {"bytes": record.n_bytes}
-                chunks[array_of(key)] = record.chunks.tolist()
-            elif record.chunks is None and "replaces" in more:
-                files[key] = {"bytes": record.n_bytes, "crc32": record.crc32}
+            if record.chunks is None and "replaces" in more:
+                files[key] = record.to_json()
+            elif record.chunks is not None and record.first_row == first_row:
+                files[key], chunks[array_of(key)] = record.to_json(), record.chunks.tolist()
         line: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         self.lines.append(seal(line | more) + b"\n")

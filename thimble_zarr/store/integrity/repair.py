@@ -23,14 +23,12 @@ from pathlib import Path
 import msgspec
 
 from thimble_zarr.errors import StoreError
-from thimble_zarr.store.commit import Commit
+from thimble_zarr.format.schema import Json
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.blocks import plan_blocks
-from thimble_zarr.store.integrity.expected import read_expected
-from thimble_zarr.store.integrity.leftovers import find_leftovers
+from thimble_zarr.store.integrity.expected import read_expected, read_found
 from thimble_zarr.store.integrity.metadata import (
-    DocumentState,
     compare_documents,
     is_same,
     was_closed,
@@ -38,6 +36,7 @@ from thimble_zarr.store.integrity.metadata import (
 )
 from thimble_zarr.store.integrity.plan import Plan
 from thimble_zarr.store.integrity.values import plan_values
+from thimble_zarr.store.integrity.verify import find_leftovers
 from thimble_zarr.store.keys import (
     COMMIT,
     HOLDER,
@@ -45,6 +44,7 @@ from thimble_zarr.store.keys import (
     array_of,
     is_chunk_key,
 )
+from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.lock import WriterLock, check_not_recorded
 from thimble_zarr.store.reader import StorePath
 
@@ -99,9 +99,6 @@ def _check_not_recorded(files: Files) -> None:
         check_not_recorded(files)
 
 
-# --- what is to be done --------------------------------------------------------------------------
-
-
 def _plan(files: Files) -> Plan:
     """Plan the repair of a store that nobody records into."""
     try:
@@ -113,18 +110,15 @@ def _plan(files: Files) -> Plan:
             for key in files.list()
             if any(node.startswith(f"{key}/") for node in nodes)
         ]
+        if expected.n_rows and not plan.hopeless:
+            plan_blocks(plan)
         if plan.hopeless:
             return plan
-        if expected.n_rows:
-            plan_blocks(plan)
-        if plan.n_rows:
-            plan_values(plan)
-        if plan.n_rows or not expected.n_rows:
-            repaired = plan.steps.copy()
-            documents = compare_documents(expected, plan.n_rows, plan.dropped)
-            _plan_metadata(plan, documents)
-            _plan_bookkeeping(plan, documents, repaired)
-            _plan_removal(plan)
+        plan_values(plan)
+        repaired = plan.steps.copy()
+        documents = _plan_metadata(plan)
+        _plan_bookkeeping(plan, documents, repaired)
+        _plan_removal(plan)
     except StoreError:
         raise
     except OSError as error:
@@ -132,32 +126,35 @@ def _plan(files: Files) -> Plan:
     return plan
 
 
-def _plan_metadata(plan: Plan, documents: dict[str, DocumentState]) -> None:
-    """Write metadata again that are not as they should be."""
-    for key, one in documents.items():
-        if one.finding is not None and one.finding.repair.startswith("none"):
-            plan.hopeless.append(f"{key}: {one.finding.what}")
-        if not one.is_right:
-            plan.written[key] = json.dumps(one.right, indent=2).encode()
-            is_declared = is_same(without_copies(one.right), without_copies(one.found))
+def _plan_metadata(plan: Plan) -> dict[str, Json]:
+    """Write metadata again that are not as they should be; return all, without copies of others."""
+    documents, findings = compare_documents(plan.expected, plan.n_rows, plan.dropped)
+    plan.hopeless += [f"{one.where}: {one.what}" for one in findings if one.is_beyond_repair]
+    alone: dict[str, Json] = {}
+    for key, document in documents.items():
+        found, _ = read_found(plan.expected.files, key)
+        alone[key] = without_copies(document)
+        if not is_same(document, found):
+            plan.written[key] = json.dumps(document, indent=2).encode()
+            is_declared = is_same(alone[key], without_copies(found))
             how = "consolidate the metadata in {}" if is_declared else "write {} again"
             plan.steps.append(how.format(key))
+    return alone
 
 
-def _plan_bookkeeping(plan: Plan, documents: dict[str, DocumentState], repaired: list[str]) -> None:
+def _plan_bookkeeping(plan: Plan, documents: dict[str, Json], repaired: list[str]) -> None:
     """Add lines to the ledger that say what is there, and make the commit record fit it."""
-    expected = plan.expected
+    expected, commit = plan.expected, plan.expected.commit
     kinds = {finding.kind for finding in expected.findings}
     is_cut = plan.n_rows < expected.n_rows
     if expected.n_rows and (is_cut or plan.changes_ledger or "ledger" in kinds):
         plan.changes_ledger = True
         for first_row, end_row in plan.rebuilt.items():
             plan.add_line(first_row, end_row, repaired="rebuilt")
-        commit = expected.commit
         plan.add_line(
-            max(row for row in (*expected.ends, *plan.rebuilt) if row < plan.n_rows),
+            max(row for row in (*expected.ledger.ends, *plan.rebuilt) if row < plan.n_rows),
             plan.n_rows,
-            metadata={key: without_copies(one.right) for key, one in documents.items()},
+            metadata=documents,
             dropped=plan.dropped,
             repaired=repaired,
             replaces=None if commit is None else [*msgspec.structs.astuple(commit)],
@@ -167,13 +164,29 @@ def _plan_bookkeeping(plan: Plan, documents: dict[str, DocumentState], repaired:
         plan.changes_ledger = True
         plan.steps.append(f"cut off what was not committed from {LEDGER}")
     if "commit-record" in kinds or plan.lines:
-        plan.changes_commit = True
+        n_bytes = crc32 = 0
+        for content in _ledger(plan):
+            n_bytes, crc32 = n_bytes + len(content), zlib.crc32(content, crc32)
+        plan.commit = Commit(
+            n_rows=plan.n_rows,
+            complete=was_closed(expected),
+            ledger_bytes=n_bytes,
+            ledger_crc32=crc32,
+        )
         plan.steps.append(f"write {COMMIT} again: {plan.n_rows} rows, as the ledger has them")
+
+
+def _ledger(plan: Plan) -> Iterator[bytes]:
+    """Yield the new ledger: the sound lines of rows that stay, and those that are added."""
+    for line in plan.expected.lines(stop=plan.expected.ledger_bytes):
+        if line.entry is not None and line.entry.rows[0] < plan.n_rows:
+            yield line.content
+    yield from plan.lines
 
 
 def _plan_removal(plan: Plan) -> None:
     """Remove what lies behind the rows that stay, and what else a crash left."""
-    arrays = {array for array, _ in plan.arrays()} if plan.expected.n_rows else {}
+    arrays = {array for array, _ in plan.arrays()} if plan.expected.n_rows else set()
     plan.removed += [
         key
         for key in plan.expected.files.list()
@@ -184,11 +197,7 @@ def _plan_removal(plan: Plan) -> None:
     plan.steps += [f"remove {key}" for key in plan.removed]
 
 
-# --- doing it ------------------------------------------------------------------------------------
-
-
 def _apply(plan: Plan) -> None:
-    commit = _commit(plan)  # before the ledger that it counts is another
     writer = plan.expected.files.writer()
     try:
         for key, content in plan.written.items():
@@ -197,28 +206,9 @@ def _apply(plan: Plan) -> None:
         if plan.changes_ledger:
             writer.put(LEDGER, _ledger(plan))
             writer.sync()
-        if plan.changes_commit:
-            writer.put(COMMIT, [commit.to_bytes()])
+        if plan.commit is not None:
+            writer.put(COMMIT, [plan.commit.to_bytes()])
             writer.sync()
         writer.delete(plan.removed)
     finally:
         writer.close()
-
-
-def _ledger(plan: Plan) -> Iterator[bytes]:
-    """Yield the new ledger: the sound lines of rows that stay, and those that are added."""
-    for line in plan.expected.lines(stop=plan.expected.ledger_bytes):
-        if line.entry is not None and line.entry["rows"][0] < plan.n_rows:
-            yield line.content
-    yield from plan.lines
-
-
-def _commit(plan: Plan) -> Commit:
-    """Return the commit record that fits the new ledger."""
-    n_bytes = crc32 = 0
-    for content in _ledger(plan):
-        n_bytes, crc32 = n_bytes + len(content), zlib.crc32(content, crc32)
-    commit = plan.expected.commit or Commit(complete=was_closed(plan.expected))
-    return msgspec.structs.replace(
-        commit, n_rows=plan.n_rows, ledger_bytes=n_bytes, ledger_crc32=crc32
-    )

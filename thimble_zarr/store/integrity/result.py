@@ -53,6 +53,11 @@ class Discrepancy:
         if not self.repair:
             object.__setattr__(self, "repair", REPAIRS[self.kind])
 
+    @property
+    def is_beyond_repair(self) -> bool:
+        """Whether `repair` can do nothing about it."""
+        return self.is_damage and self.repair.startswith("none")
+
 
 @dataclass(frozen=True)
 class VerifyResult:

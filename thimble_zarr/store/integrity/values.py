@@ -13,7 +13,6 @@ import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, Schema
-from thimble_zarr.store.integrity.expected import Record
 from thimble_zarr.store.integrity.files import FileState, compare_file
 from thimble_zarr.store.integrity.metadata import is_per_step
 from thimble_zarr.store.integrity.plan import Plan
@@ -24,6 +23,7 @@ from thimble_zarr.store.keys import (
     metadata_key,
     split_array_key,
 )
+from thimble_zarr.store.ledger import FileRecord
 from thimble_zarr.store.metadata import Declared
 from thimble_zarr.store.shard import decode_vector, encode_vector
 
@@ -40,7 +40,7 @@ def plan_values(plan: Plan) -> None:
         is_long = is_per_step(plan.expected.documents[metadata_key(array)])
         length = plan.n_rows if is_long else declared.shape[0]
         for index in range(math.ceil(length / declared.file_shape[0])):
-            if not declared.is_sharded and array not in plan.dropped:
+            if plan.n_rows and not declared.is_sharded and array not in plan.dropped:
                 _plan_file(plan, f"{array}/c.{index}", declared)
     for key in [key for key in plan.records if array_of(key) in plan.dropped]:
         del plan.records[key]
@@ -88,7 +88,7 @@ def _plan_file(plan: Plan, key: str, declared: Declared) -> None:
             plan.steps.append(f"leave {array} out: {key} cannot be read")
 
 
-def _restore(plan: Plan, key: str, values: np.ndarray, record: Record) -> bool:
+def _restore(plan: Plan, key: str, values: np.ndarray, record: FileRecord) -> bool:
     """Write a file as it was recorded, if its checksum in the ledger proves that.
 
     What is tried are its values as they are, which may only have been compressed again, and

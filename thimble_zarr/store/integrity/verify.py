@@ -5,16 +5,19 @@ with what the ledger says. What the commit does not know (files a crash left, li
 never were) is noted only. Blocks are checked one after the other, a chunk at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from thimble_zarr.errors import StoreError
+from thimble_zarr.format.reader import State
+from thimble_zarr.store.files.base import PARTIAL, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.integrity.expected import read_expected
+from thimble_zarr.store.integrity.expected import Expected, read_expected
 from thimble_zarr.store.integrity.files import find_in_file
-from thimble_zarr.store.integrity.leftovers import find_leftovers
 from thimble_zarr.store.integrity.metadata import compare_documents
-from thimble_zarr.store.integrity.result import VerifyResult
+from thimble_zarr.store.integrity.result import Discrepancy, VerifyResult
+from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, METADATA, is_chunk_key
+from thimble_zarr.store.lock import Holder, recording_of
 from thimble_zarr.store.reader import StorePath
 
 
@@ -29,10 +32,6 @@ def verify(
         The store.
     progress
         Called with the bytes that were read and those there are to read.
-
-    Returns
-    -------
-    VerifyResult
 
     Raises
     ------
@@ -50,17 +49,15 @@ def verify(
         result = thimble_zarr.verify("run.zarr")
         assert result.holds, result.findings
     """
-    files = LocalFiles(Path(store).absolute())
     try:
-        expected = read_expected(files)
+        expected = read_expected(LocalFiles(Path(store).absolute()))
         findings, n_bytes = list(expected.findings), 0
         total = sum(record.n_bytes for record in expected.records.values())
         for key, record in expected.records.items():
             findings += find_in_file(expected, key)
             n_bytes += record.n_bytes
             progress(n_bytes, total)
-        documents = compare_documents(expected, expected.n_rows).values()
-        findings += [one.finding for one in documents if one.finding is not None]
+        findings += compare_documents(expected, expected.n_rows)[1]
         findings += find_leftovers(expected)
     except StoreError:
         raise
@@ -72,5 +69,41 @@ def verify(
         n_files=len(expected.records),
         n_bytes=n_bytes,
         findings=findings,
-        repairs=expected.repairs,
+        repairs=expected.ledger.repairs,
     )
+
+
+def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
+    """Find what no committed line knows, unless a writer is at work that may be making it."""
+    files, known = expected.files, {METADATA, COMMIT, LEDGER, LOCK}
+    holder = Holder.read(files)
+    if holder is not None and holder.is_this_process:
+        known.add(HOLDER)
+    elif not expected.is_complete and recording_of(files).state is not State.CUT_OFF:
+        return
+    for key in files.list():
+        if key in known or key in expected.ledger.metadata or key in expected.records:
+            continue
+        if what := _what_is_left(expected, key, holder):
+            yield Discrepancy("leftover", key, what, is_damage=False)
+        elif not (is_chunk_key(key) or key.endswith(f"/{METADATA}")):
+            what = "a file that no store has"
+            try:
+                files.size(key)
+            except NotPlainFileError:
+                what = "a link, or something else that is no plain file, that no store has"
+            yield Discrepancy("stray", key, what, is_damage=False)
+
+
+def _what_is_left(expected: Expected, key: str, holder: Holder | None) -> str:
+    """Return what a crash left a file as, nothing where it was no crash or nobody can tell.
+
+    Without a sound ledger nobody can tell which chunks are left over.
+    """
+    if key == HOLDER:
+        return f"left by a writer that is gone, {holder or 'unknown'}"
+    if key.endswith(PARTIAL):
+        return "a file that was not written to its end"
+    if is_chunk_key(key) and expected.ledger.ends and not expected.doubtful_bytes:
+        return "a file of a block that was never committed"
+    return ""
