@@ -264,7 +264,7 @@ def assert_sound(path: Path, n_rows: int) -> None:
     verified = verify(path)
     assert (verified.findings, verified.n_rows) == ([], n_rows)
     reader = StoreReader.open(path)
-    assert list(reader.altered_chunks((0, n_rows))) == []
+    assert list(reader.integrity.altered_chunks((0, n_rows))) == []
     truth = [stores.block(index) for index in range(3)]
     for name in reader.schema.dtypes:
         rows = np.concatenate([block[name] for block in truth])[:n_rows]

@@ -182,7 +182,7 @@ def run_training(
     """Plan, train, validate and sum up."""
     _say_what_is_done(f"Training to step {config.steps:,}, recording into {store}", quiet=quiet)
     from thimble_zarr.experiment.plan import plan_run
-    from thimble_zarr.store.writer import check_vacant
+    from thimble_zarr.store.contents import check_vacant
 
     def say(text: str = "") -> None:
         if not quiet:

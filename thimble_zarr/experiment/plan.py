@@ -14,7 +14,8 @@ from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
 from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.record.schedule import count_rows
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
+from thimble_zarr.store.contents import is_begun
+from thimble_zarr.store.reader import StorePath, StoreReader
 
 NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
 """Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""

@@ -9,8 +9,9 @@ from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoints
 from thimble_zarr.experiment.config import AUTO, TrainingConfig
 from thimble_zarr.format.schema import Json
+from thimble_zarr.store.contents import is_begun, read_declared
 from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun, read_declared
+from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.resume import check_has_every_step
 
 

@@ -28,7 +28,8 @@ from thimble_zarr.record.capture import dtype_name, optimizers_by_parameter
 from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.resume_state import ResumeState, check_state, read_resume_state
 from thimble_zarr.record.schedule import Schedule, as_schedule
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
+from thimble_zarr.store.contents import is_begun
+from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 

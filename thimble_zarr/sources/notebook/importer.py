@@ -16,8 +16,9 @@ from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.sources.notebook.layout import FILE_NAMES, STATES
 from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
 from thimble_zarr.sources.notebook.transfer import ByteCount, Progress, all_or_nothing
+from thimble_zarr.store.contents import check_vacant
 from thimble_zarr.store.reader import StorePath, StoreReader
-from thimble_zarr.store.writer import StoreWriter, check_vacant
+from thimble_zarr.store.writer import StoreWriter
 
 
 def import_notebook(

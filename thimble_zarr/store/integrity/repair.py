@@ -24,6 +24,7 @@ import msgspec
 
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.schema import Json
+from thimble_zarr.store.contents import StorePath
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.blocks import plan_blocks
@@ -46,7 +47,6 @@ from thimble_zarr.store.keys import (
 )
 from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.lock import WriterLock, check_not_recorded
-from thimble_zarr.store.reader import StorePath
 
 
 def plan_repair(store: StorePath) -> Plan:

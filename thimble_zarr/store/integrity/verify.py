@@ -10,6 +10,7 @@ from pathlib import Path
 
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.reader import State
+from thimble_zarr.store.contents import StorePath
 from thimble_zarr.store.files.base import PARTIAL, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.expected import Expected, read_expected
@@ -18,7 +19,6 @@ from thimble_zarr.store.integrity.metadata import compare_documents
 from thimble_zarr.store.integrity.result import Discrepancy, VerifyResult
 from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, METADATA, is_chunk_key
 from thimble_zarr.store.lock import Holder, recording_of
-from thimble_zarr.store.reader import StorePath
 
 
 def verify(
