@@ -19,14 +19,10 @@ _PIECE_BYTES = 2**20
 class FileState(Enum):
     """What became of a file."""
 
-    RECORDED = auto()
-    """It is what a line of the ledger says."""
-    UNTOLD = auto()
-    """Its own checksums are right, and the line that told of it is lost."""
-    ALTERED = auto()
-    """Its own checksums are right, and it is not what the ledger says."""
-    LOST = auto()
-    """It cannot be decoded, or is not there."""
+    RECORDED = auto()  # it is what a line of the ledger says
+    UNTOLD = auto()  # its own checksums are right, and the line that told of it is lost
+    ALTERED = auto()  # its own checksums are right, and it is not what the ledger says
+    LOST = auto()  # it cannot be decoded, or is not there
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ What `verify` calls wrong is what differs from the documents that `repair` would
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
+from thimble_zarr.format.schema import ATTRIBUTE, Schema
 from thimble_zarr.store.integrity.expected import Expected, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
@@ -20,17 +21,10 @@ _NOTHING_ELSE = "none: nothing else tells what was declared; restore it from a c
 
 def compare_documents(
     expected: Expected, n_rows: int, dropped: Collection[str] = ()
-) -> tuple[dict[str, dict[str, Json]], list[Discrepancy]]:
-    """Return the documents that a store should have, and how it differs from them.
+) -> tuple[dict[str, dict[str, Any]], list[Discrepancy]]:
+    """Return the documents of a store of which `n_rows` rows stay, and how it differs from them.
 
-    Parameters
-    ----------
-    expected
-        What the store should hold.
-    n_rows
-        Rows that stay.
-    dropped
-        Arrays that are left out.
+    Arrays that are dropped have none.
     """
     documents = {k: one for k, one in expected.documents.items() if array_of(k) not in dropped}
     copies, right, problems, lengths = {}, {}, {}, [n_rows]
@@ -71,7 +65,7 @@ def was_closed(expected: Expected) -> bool:
     return CONSOLIDATED in read_found(expected.files, METADATA)[0]
 
 
-def without_copies(document: Document) -> dict[str, Json]:
+def without_copies(document: Document) -> dict[str, Any]:
     """Return a document without its copies of others."""
     return {name: value for name, value in document.items() if name != CONSOLIDATED}
 
@@ -163,7 +157,7 @@ def _below(group: str, documents: Mapping[str, Document]) -> Iterator[tuple[str,
             yield node.removeprefix(f"{group}/"), document
 
 
-def _consolidated(documents: Iterator[tuple[str, Document]]) -> dict[str, Json]:
+def _consolidated(documents: Iterator[tuple[str, Document]]) -> dict[str, Any]:
     """Return the copies that a group should have of documents below it, by their paths."""
     copies = {path: without_copies(document) for path, document in documents}
     for copy in copies.values():

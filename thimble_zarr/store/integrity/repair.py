@@ -39,6 +39,7 @@ from thimble_zarr.store.integrity.plan import Plan
 from thimble_zarr.store.integrity.values import plan_values
 from thimble_zarr.store.integrity.verify import find_leftovers
 from thimble_zarr.store.keys import (
+    BOOKKEEPING,
     COMMIT,
     HOLDER,
     LEDGER,
@@ -79,7 +80,7 @@ def repair(store: StorePath) -> Plan:
     """
     files = LocalFiles(Path(store).absolute())
     _check_not_recorded(files)
-    names_a_writer = HOLDER in files.list()
+    names_a_writer = HOLDER in files.list(BOOKKEEPING)
     lock = WriterLock(files.path)
     try:
         plan = _plan(files)

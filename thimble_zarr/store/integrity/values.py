@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import ATTRIBUTE, Schema
+from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema
 from thimble_zarr.store.integrity.files import FileState, compare_file
 from thimble_zarr.store.integrity.metadata import is_per_step
 from thimble_zarr.store.integrity.plan import Plan
@@ -26,9 +26,6 @@ from thimble_zarr.store.keys import (
 from thimble_zarr.store.ledger import FileRecord
 from thimble_zarr.store.metadata import Declared
 from thimble_zarr.store.shard import decode_vector, encode_vector
-
-_COUNTED = ("step", "token")
-"""Arrays whose values are their own positions, where all of them are recorded."""
 
 _TEXT = ("text_bytes", "text_end")
 """Labels that are of no use without each other."""
@@ -71,21 +68,21 @@ def _plan_file(plan: Plan, key: str, declared: Declared) -> None:
         some = order[start : start + len(values)]
         values[: len(some)] = some
         plan.write(key, encode_vector(values), "its values are known")
-    elif name in _COUNTED:
-        plan.hopeless.append(
-            f"{key} cannot be read, and nothing else tells which {name}s were recorded, and in "
-            "which order; restore it from a copy"
-        )
-    elif is_per_step(expected.documents[metadata_key(array_of(key))]):
+    elif name != "step" and is_per_step(expected.documents[metadata_key(array_of(key))]):
         last = min(start + len(values), plan.n_rows) - 1
         why = f"the values of rows {start} to {last} cannot be read, and become missing"
         plan.write(key, encode_vector(values), why)
-    else:
+    elif name in LABELS and name != "token":
         for label in _TEXT if name in _TEXT else (name,):
             array = array_key((group, label))
             plan.dropped.append(array)
             plan.removed += expected.files.list(array)
             plan.steps.append(f"leave {array} out: {key} cannot be read")
+    else:
+        plan.hopeless.append(
+            f"{key} cannot be read, and nothing else tells which {name}s were recorded, or in "
+            "which order; restore it from a copy"
+        )
 
 
 def _restore(plan: Plan, key: str, values: np.ndarray, record: FileRecord) -> bool:

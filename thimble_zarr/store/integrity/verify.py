@@ -74,36 +74,30 @@ def verify(
 
 
 def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
-    """Find what no committed line knows, unless a writer is at work that may be making it."""
-    files, known = expected.files, {METADATA, COMMIT, LEDGER, LOCK}
-    holder = Holder.read(files)
-    if holder is not None and holder.is_this_process:
-        known.add(HOLDER)
-    elif not expected.is_complete and recording_of(files).state is not State.CUT_OFF:
+    """Find what no committed line knows, unless a writer is at work that may be making it.
+
+    Without a sound ledger nobody can tell which chunks are left over.
+    """
+    files, holder = expected.files, Holder.read(expected.files)
+    is_ours = holder is not None and holder.is_this_process
+    if not (is_ours or expected.is_complete or recording_of(files).state is State.CUT_OFF):
         return
+    known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.records}
+    has_whole_ledger = expected.ledger.ends and not expected.doubtful_bytes
     for key in files.list():
-        if key in known or key in expected.ledger.metadata or key in expected.records:
-            continue
-        if what := _what_is_left(expected, key, holder):
+        what = ""
+        if key == HOLDER and not is_ours:
+            what = f"left by a writer that is gone, {holder or 'unknown'}"
+        elif key.endswith(PARTIAL):
+            what = "a file that was not written to its end"
+        elif key not in known and is_chunk_key(key) and has_whole_ledger:
+            what = "a file of a block that was never committed"
+        if what:
             yield Discrepancy("leftover", key, what, is_damage=False)
-        elif not (is_chunk_key(key) or key.endswith(f"/{METADATA}")):
+        elif not (key in known or key == HOLDER or is_chunk_key(key) or key.endswith(METADATA)):
             what = "a file that no store has"
             try:
                 files.size(key)
             except NotPlainFileError:
                 what = "a link, or something else that is no plain file, that no store has"
             yield Discrepancy("stray", key, what, is_damage=False)
-
-
-def _what_is_left(expected: Expected, key: str, holder: Holder | None) -> str:
-    """Return what a crash left a file as, nothing where it was no crash or nobody can tell.
-
-    Without a sound ledger nobody can tell which chunks are left over.
-    """
-    if key == HOLDER:
-        return f"left by a writer that is gone, {holder or 'unknown'}"
-    if key.endswith(PARTIAL):
-        return "a file that was not written to its end"
-    if is_chunk_key(key) and expected.ledger.ends and not expected.doubtful_bytes:
-        return "a file of a block that was never committed"
-    return ""
