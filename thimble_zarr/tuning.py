@@ -20,5 +20,8 @@ class Tuning:
     checkpoint_share: float = 0.005
     """Share of a run's time that taking checkpoints may have."""
 
+    sample_elements: int = 2**19
+    """Elements that causes are tried on; those that failed first are among them."""
+
 
 TUNING = Tuning()
