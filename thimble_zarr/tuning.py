@@ -34,5 +34,21 @@ class Tuning:
     checkpoint_share: float = 0.005
     """Share of a run's time that taking checkpoints may have."""
 
+    window_elements: int = 2**21
+    """Elements a window of several chunks: so many that reading and replay run at full speed."""
+
+    row_elements: int = 2**19
+    """Elements a row of it at most, where blocks are short: the replay's temporaries are of a row.
+    """
+
+    part_bytes: int = 2**19
+    """Size of an array of numbers of a part, or up to a quarter more where that saves one."""
+
+    cached_elements: int = 2**18
+    """About the elements a window of several chunks where what was read is to stay in the cache."""
+
+    sample_elements: int = 2**19
+    """Elements that causes are tried on; those that failed first are among them."""
+
 
 TUNING = Tuning()

@@ -69,8 +69,7 @@ class Run:
 
 def kill(recorder: Recorder) -> None:
     """Leave a store as a killed process does: blocks that were passed on may be committed."""
-    for hook in recorder._hooks:
-        hook.remove()
+    recorder._hooks.remove()
     recorder._writer.stop()
     recorder._store.release()
 

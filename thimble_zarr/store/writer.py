@@ -788,7 +788,7 @@ def _check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabe
             check_group_name(group)
         schema.check_json()
         if group in labels:
-            labels[group].check_fit(schema)
+            schema.check_labels(labels[group])
 
 
 def check_vacant(path: StorePath, *, overwrite: bool) -> None:
