@@ -24,7 +24,6 @@ from thimble_zarr.errors import (
     StoreLockedError,
     UnsupportedFormatError,
 )
-from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.store import writer as writer_module
 from thimble_zarr.store.files.disk import Disk
 from thimble_zarr.store.ledger import MAX_LINE_BYTES, read_last_line, seal
@@ -208,7 +207,7 @@ def test_a_commit_goes_to_disk_in_order(
     def at(event: str) -> int:
         return events.index(event)
 
-    names = (*SCHEMA.dtypes, *SCALARS, "step")
+    names = (*SCHEMA.dtypes, *SCHEMA.scalars, "step")
     files = [event for event in events if event.startswith("sync") and "c.0" in event]
     renames = [event for event in events if event.startswith("rename") and "c.0" in event]
     assert len(files) == len(renames) == len(names)

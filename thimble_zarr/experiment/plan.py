@@ -12,7 +12,7 @@ from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
-from thimble_zarr.format.schema import SCALARS
+from thimble_zarr.optim.registry import REGISTRY, step_scalars
 from thimble_zarr.record.schedule import count_rows
 from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
 
@@ -112,7 +112,7 @@ def plan_run(
             config.vocab_size,  # how many of them are live is known when the corpus is read
             config.hidden_dim,
             {name: _itemsize(config.dtype) for name in NOTEBOOK_ITEMSIZES if name in recorded},
-            n_scalars=len(SCALARS) + 1,
+            n_scalars=len(step_scalars(REGISTRY["AdamW"])) + 1,
             memory_bytes=memory_bytes,
         ),
         notebook_array_bytes={name: elements * size for name, size in NOTEBOOK_ITEMSIZES.items()},

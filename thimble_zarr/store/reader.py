@@ -60,7 +60,6 @@ from thimble_zarr.format.schema import (
     FORMAT_VERSION,
     PARAMETERS,
     PER_STEP,
-    SCALARS,
     Json,
     Schema,
     TokenLabels,
@@ -443,7 +442,7 @@ class StoreReader:
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
-        return {name: self._read_vector(name) for name in SCALARS}
+        return {name: self._read_vector(name) for name in self.schema.scalars}
 
     def read_steps(self) -> np.ndarray:
         """Return the step of each row, ascending: int64, shape `(n_rows,)`."""

@@ -11,7 +11,6 @@ a flush committed it short, and the scalars') is what one line of the ledger say
 Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
 """
 
-import itertools
 import json
 import math
 import shutil
@@ -41,7 +40,6 @@ from thimble_zarr.format.schema import (
     ATTRIBUTE,
     LABELS,
     PARAMETERS,
-    PER_STEP,
     ROW_LABEL,
     VARIABLES,
     Json,
@@ -501,7 +499,7 @@ class StoreWriter:
                 path = array_path(group, name)
                 files[shard_key((group, name), 0, schema.shape)] = largest
                 chunks[path] = [(2**32, 2**32)] * n_chunks
-            files |= {f"{array_path(group, name)}/c.0": largest for name in PER_STEP}
+            files |= {f"{array_path(group, name)}/c.0": largest for name in schema.per_step}
         try:
             for content in self._encoded.values():
                 check_size(content.to_bytes())
@@ -543,7 +541,7 @@ class StoreWriter:
             )
 
     def _declare_scalars(self, group: str, capacity: int) -> None:
-        for name, long_name in PER_STEP.items():
+        for name, long_name in self.schemas[group].per_step.items():
             is_label = name == "step"
             self._create_array(
                 array_path(group, name),
@@ -624,7 +622,8 @@ class StoreWriter:
         before, after = self._scalars if offset else {}, dict[str, np.ndarray]()
         known: dict[tuple[str, int, bytes], tuple[np.ndarray, bytes]] = {}
         files: dict[str, dict[str, int]] = {}
-        for group, name in itertools.product(self.schemas, PER_STEP):
+        arrays = [(group, name) for group, of in self.schemas.items() for name in of.per_step]
+        for group, name in arrays:
             path = array_path(group, name)
             rows = (steps if name == "step" else scalars[path])[: len(steps)]
             same = name, id(before.get(path)), rows.tobytes()
@@ -656,7 +655,7 @@ class StoreWriter:
 
     def _resize(self, n_rows: int) -> None:
         for group, schema in self.schemas.items():
-            for name in (*schema.dtypes, *PER_STEP):
+            for name in (*schema.dtypes, *schema.per_step):
                 array = self._arrays[array_path(group, name)]
                 shape = (n_rows, *array.shape[1:])
                 # There is nothing to delete, and looking for it would take seconds in a long run.

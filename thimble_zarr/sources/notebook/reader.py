@@ -22,7 +22,6 @@ from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import (
     NOTEBOOK_FILE,
-    SCALARS,
     TOKEN_DIMS,
     Schema,
     TokenLabels,
@@ -179,7 +178,7 @@ class NotebookReader:
         known = {"loss": loss, "optimizer_step": rows}
         for name, value in self.layout.hyperparameters().items():
             known[name] = np.where(rows > 0, value, np.nan)
-        return {name: known[name] for name in SCALARS}
+        return {name: known[name] for name in self.schema.scalars}
 
     def read_steps(self) -> np.ndarray:
         """Return the step of each row: int64, shape `(n_rows,)`."""
