@@ -35,7 +35,6 @@ from thimble_zarr.errors import (
     RecordingError,
     SelectionError,
 )
-from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.record import capture, counting
 from thimble_zarr.record import recorder as recorder_module
 from thimble_zarr.record.block import Block
@@ -119,7 +118,7 @@ def test_it_is_the_full_store_at_the_rows_of_its_steps(
     rows = [t for t in range(N_STEPS + 1) if (t > 0 and schedule(t)) or schedule(t + 1)]
     assert zarr.open_array(path / "step", mode="r")[...].tolist() == rows
     assert count_rows(as_schedule(schedule), N_STEPS) == len(rows)
-    for variable in ("W", "grad", "exp_avg", "exp_avg_sq", *SCALARS):
+    for variable in ("W", "grad", "exp_avg", "exp_avg_sq", *StoreReader.open(path).schema.scalars):
         recorded = zarr.open_array(path / variable, mode="r")[...]
         whole = zarr.open_array(full.path / variable, mode="r")[...]
         np.testing.assert_array_equal(recorded, whole[rows])
