@@ -55,7 +55,7 @@ def test_decay_is_decoupled_in_adamw_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [torch.optim.SGD, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax]
+    "cls", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.Rprop]
 )
 def test_other_optimizers_are_refused(cls: type[torch.optim.Optimizer]) -> None:
     with pytest.raises(OptimizerError, match=f"{cls.__name__} cannot be recorded"):
