@@ -47,5 +47,8 @@ class Tuning:
     cached_elements: int = 2**18
     """About the elements a window of several chunks where what was read is to stay in the cache."""
 
+    sample_elements: int = 2**19
+    """Elements that causes are tried on; those that failed first are among them."""
+
 
 TUNING = Tuning()
