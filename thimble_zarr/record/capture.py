@@ -39,13 +39,7 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer]:
-    """Return what this optimizer is.
-
-    Raises
-    ------
-    OptimizerError
-        If it is neither registered nor a subclass of one that is.
-    """
+    """Return what it is, or raise OptimizerError if neither it nor a base class is registered."""
     name = type(optimizer).__name__
     # Lightning's wrapper says that it is an instance of the class it wraps.
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -67,12 +61,8 @@ def by_parameter(
 ) -> dict[str, Found]:
     """Return what there is to see of the parameter group that owns each parameter.
 
-    Groups are looked up anew at every step, because `load_state_dict` replaces them.
-
-    Raises
-    ------
-    OptimizerError
-        If a parameter has no owner.
+    Groups are looked up anew at every step, because `load_state_dict` replaces them. Raise
+    OptimizerError if a parameter has no owner.
     """
     owners = {id(owned): group for group in optimizer.param_groups for owned in group["params"]}
     foreign = [
@@ -174,8 +164,7 @@ def read_row(
 ) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
     """Return the variables and scalars of a row, by their paths in the store.
 
-    That of step 0 has no gradient, nor any numbers of a step. `last` are the counts at the row
-    before.
+    That of step 0 has no gradient, nor any numbers of a step. `last` is the row before.
     """
     tensors: dict[str, Tensor | None] = {}
     scalars = {array_path(group, COUNT): count for group, count in counts.counts.items()}

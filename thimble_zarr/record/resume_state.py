@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thimble_zarr.bits import patterns
 from thimble_zarr.errors import ResumeError
 from thimble_zarr.format.schema import array_path
 from thimble_zarr.optim.base import COUNT
@@ -25,13 +26,8 @@ from thimble_zarr.store.reader import StoreReader
 class ResumeState:
     """What a recorder takes up from the rows that are kept.
 
-    Attributes
-    ----------
-    bits, scalars, steps
-        Rows of the unfinished block, by paths in the store, and their steps; empty where the last
-        block is full.
-    last, before
-        The optimizer's counts at the last row, and at the row before the unfinished block.
+    That is the rows of the unfinished block, by paths in the store, with their steps, if there are
+    any, and the optimizer's counts at the last row and at the row before that block.
     """
 
     bits: Mapping[str, np.ndarray]
@@ -139,10 +135,5 @@ def _differences(
         path = array_path(reader.group, name)
         if now.dtype != recorded.dtype:
             yield path, f"is {tensor.dtype}"
-        elif n_differing := (_patterns(now) != _patterns(recorded)).sum():
+        elif n_differing := (patterns(now) != patterns(recorded)).sum():
             yield path, f"differs in {n_differing:,} of {now.size:,} elements"
-
-
-def _patterns(values: np.ndarray) -> np.ndarray:
-    """Return values as integers: NaN differs from itself, and bits do not."""
-    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")

@@ -7,9 +7,8 @@ import platform
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,6 @@ from thimble_zarr.format.layout import (
 from thimble_zarr.format.schema import (
     Json,
     Schema,
-    TokenLabels,
     array_path,
     chosen_variables,
     row_size,
@@ -42,9 +40,9 @@ from thimble_zarr.store.writer import StoreWriter
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is recorded: parameters by group, as they are and as a store is told, and which steps.
+    """What is recorded, of which steps, and with how many blocks in memory (`n_buffers`).
 
-    `n_rows` are those to come, where known; `n_buffers` the blocks to hold in memory.
+    Parameters are given by group, as they are (`recorded`) and as a store is told (`schemas`).
     """
 
     optimizer: torch.optim.Optimizer
@@ -81,7 +79,7 @@ class Setup:
             )
         ids = {group: one.rows for group, one in self.recorded.items() if one.rows is not None}
         labels = {group: one.labels for group, one in self.recorded.items() if one.labels}
-        declared: _Declared = {"labels": labels, "token_ids": ids, "n_rows": self.n_rows}
+        declared: dict[str, Any] = {"labels": labels, "token_ids": ids, "n_rows": self.n_rows}
         schema = self.schemas.get("", self.schemas)
         states: list[ResumeState] = []
 
@@ -103,12 +101,6 @@ class Setup:
         return StoreWriter.create(path, schema, overwrite=overwrite or resume, **declared), None
 
 
-class _Declared(TypedDict):
-    labels: Mapping[str, TokenLabels]
-    token_ids: Mapping[str, np.ndarray]
-    n_rows: int | None
-
-
 def set_up(
     optimizer: torch.optim.Optimizer,
     recorded: Mapping[str, RecordedParameter],
@@ -120,13 +112,7 @@ def set_up(
     n_steps: int | None,
     max_overhead: float | None,
 ) -> Setup:
-    """Return what is recorded of parameters; the arguments are those of `Recorder`.
-
-    Raises
-    ------
-    ConfigError
-        If one of them does not fit.
-    """
+    """Return what is recorded of parameters; the arguments are those of `Recorder`."""
     if max_overhead is not None and not max_overhead > 0:
         raise ConfigError(
             f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
