@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import ConfigError, OptimizerError
 from thimble_zarr.format.schema import TokenLabels, check_group_name, dims_of
+from thimble_zarr.optim.base import Optimizer as OptimizerSpec
 from thimble_zarr.record.capture import (
     MOST_NAMED,
     dtype_name,
@@ -37,13 +38,14 @@ Labels = TokenLabels | Mapping[str, TokenLabels] | None
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedParameter:
-    """A parameter to record: its tensor, and what its axes are called.
+    """A parameter to record: its tensor, what steps it, and what its axes are called.
 
     Its name and what is known of its tokens are None where nobody said; `rows` are the ids of those
     that are recorded, ascending, None where all are.
     """
 
     tensor: Tensor
+    optimizer: OptimizerSpec
     dims: tuple[str, ...]
     name: str | None = None
     labels: TokenLabels | None = None
@@ -94,6 +96,7 @@ def choose(
         for layer in module.modules()
         if isinstance(layer, nn.Embedding)
     }
+    optimizers = optimizers_by_parameter(optimizer, tensors)
     recorded: dict[str, RecordedParameter] = {}
     for group, tensor in tensors.items():
         if parameter is None:
@@ -101,13 +104,12 @@ def choose(
         has_tokens = group in ("", *labels) or id(tensor) in embeddings
         recorded[group] = RecordedParameter(
             tensor=tensor,
+            optimizer=optimizers[group],
             dims=dims_of(tensor.shape, of_tokens=has_tokens),
             name=group or name,
             labels=labels.get(group),
         )
-    optimizers_by_parameter(optimizer, tensors)  # it must own them
-    for one in recorded.values():
-        _check_recordable(one)
+        _check_recordable(recorded[group])
     return recorded
 
 

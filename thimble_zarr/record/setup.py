@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import thimble_zarr
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.format.layout import (
     MAX_BUFFERS,
+    RowSize,
     count_buffers,
     human_bytes,
     plan_layouts,
@@ -28,8 +29,7 @@ from thimble_zarr.format.schema import (
     chosen_variables,
     row_size,
 )
-from thimble_zarr.optim.base import Optimizer
-from thimble_zarr.record.capture import dtype_name, optimizers_by_parameter
+from thimble_zarr.record.capture import dtype_name
 from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.resume_state import ResumeState, check_state, read_resume_state
 from thimble_zarr.record.schedule import Schedule, as_schedule
@@ -119,70 +119,47 @@ def set_up(
             "0.03, or None for no warning"
         )
     steps = None if schedule is None else as_schedule(schedule)
-    optimizers = optimizers_by_parameter(
-        optimizer, {group: one.tensor for group, one in recorded.items()}
-    )
-    schemas = _schemas(
-        recorded,
-        optimizers,
-        variables=variables,
-        memory_bytes=memory_bytes,
-        schedule=None if steps is None else str(steps),
-        attrs=attrs or {},
-    )
-    return Setup(
-        optimizer=optimizer,
-        recorded=recorded,
-        schemas=schemas,
-        schedule=steps,
-        n_rows=None if n_steps is None or steps is not None else n_steps + 1,
-        n_buffers=_count_buffers(schemas.values(), memory_bytes),
-        max_overhead=max_overhead,
-    )
-
-
-def _schemas(
-    recorded: Mapping[str, RecordedParameter],
-    optimizers: Mapping[str, Optimizer],
-    *,
-    variables: Sequence[str] | None,
-    memory_bytes: int,
-    schedule: str | None,
-    attrs: Mapping[str, Json],
-) -> dict[str, Schema]:
     dtypes = {
-        group: dict.fromkeys(chosen_variables(optimizers[group], variables), dtype_name(one.tensor))
+        group: dict.fromkeys(chosen_variables(one.optimizer, variables), dtype_name(one.tensor))
         for group, one in recorded.items()
     }
     rows = [row_size(one.shape, dtypes[group]) for group, one in recorded.items()]
     layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        group: Schema(
-            shape=one.shape,
-            dims=one.dims,
-            dtypes=dtypes[group],
-            layout=layout,
-            optimizer=optimizers[group],
-            parameter=one.name,
-            device=str(one.tensor.device),
-            n_threads=torch.get_num_threads(),
-            cpu_capability=torch.backends.cpu.get_cpu_capability(),
-            contiguous=one.tensor.is_contiguous(),
-            whole_tokens=None if one.rows is None else len(one.tensor),
-            schedule=schedule,
-            software=_software(),
-            created=created,
-            attrs=attrs,
-        ).labelled(one.labels)
-        for (group, one), layout in zip(recorded.items(), layouts, strict=True)
-    }
+    text = None if steps is None else str(steps)
+    of_run = {"schedule": text, "attrs": attrs or {}, "created": created}
+    return Setup(
+        optimizer=optimizer,
+        recorded=recorded,
+        schemas={
+            group: _schema(one, dtypes=dtypes[group], layout=layout, **of_run)
+            for (group, one), layout in zip(recorded.items(), layouts, strict=True)
+        },
+        schedule=steps,
+        n_rows=None if n_steps is None or steps is not None else n_steps + 1,
+        n_buffers=_count_buffers(rows, layouts[0].block_steps, memory_bytes=memory_bytes),
+        max_overhead=max_overhead,
+    )
 
 
-def _count_buffers(schemas: Collection[Schema], memory_bytes: int) -> int:
+def _schema(one: RecordedParameter, **known: Any) -> Schema:
+    return Schema(
+        shape=one.shape,
+        dims=one.dims,
+        optimizer=one.optimizer,
+        parameter=one.name,
+        device=str(one.tensor.device),
+        n_threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        contiguous=one.tensor.is_contiguous(),
+        whole_tokens=None if one.rows is None else len(one.tensor),
+        software=_software(),
+        **known,
+    ).labelled(one.labels)
+
+
+def _count_buffers(rows: Sequence[RowSize], block_steps: int, *, memory_bytes: int) -> int:
     """Return how many blocks to hold in memory, and warn if even one row is more than the limit."""
-    rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
-    (block_steps,) = {schema.layout.block_steps for schema in schemas}
     n_buffers = count_buffers(rows, block_steps, memory_bytes)
     needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
     if needed > memory_bytes:
