@@ -18,10 +18,10 @@ from thimble_zarr.format.schema import TokenLabels, check_group_name, dims_of
 from thimble_zarr.optim.base import Optimizer as OptimizerSpec
 from thimble_zarr.record.capture import (
     MOST_NAMED,
+    LiveOptimizer,
     dtype_name,
     listed,
     optimizer_spec,
-    optimizers_by_parameter,
 )
 
 Parameters = str | nn.Module | Mapping[str, Tensor] | Iterable[str | Tensor]
@@ -96,7 +96,7 @@ def choose(
         for layer in module.modules()
         if isinstance(layer, nn.Embedding)
     }
-    optimizers = optimizers_by_parameter(optimizer, tensors)
+    specs = LiveOptimizer(optimizer, tensors).specs()
     recorded: dict[str, RecordedParameter] = {}
     for group, tensor in tensors.items():
         if parameter is None:
@@ -104,7 +104,7 @@ def choose(
         has_tokens = group in ("", *labels) or id(tensor) in embeddings
         recorded[group] = RecordedParameter(
             tensor=tensor,
-            optimizer=optimizers[group],
+            optimizer=specs[group],
             dims=dims_of(tensor.shape, of_tokens=has_tokens),
             name=group or name,
             labels=labels.get(group),

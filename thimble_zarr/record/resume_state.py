@@ -17,7 +17,7 @@ from thimble_zarr.errors import ResumeError
 from thimble_zarr.format.schema import array_path
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.block import row_bits
-from thimble_zarr.record.capture import optimizer_spec, state_tensors
+from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.counting import StepCounts, live_count
 from thimble_zarr.store.reader import StoreReader
 
@@ -67,28 +67,22 @@ def read_resume_state(readers: Sequence[StoreReader], n_rows: int) -> ResumeStat
     )
 
 
-def check_state(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, Tensor],
-    readers: Sequence[StoreReader],
-    n_rows: int,
-) -> None:
+def check_state(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> None:
     """Raise ResumeError unless parameters and states are those of the last row, bit by bit.
 
     As far as they are recorded: of other rows and variables nothing is known, nor of the count of
     an optimizer that keeps none.
     """
-    key = optimizer_spec(optimizer).STEP_KEY
     counts = {reader.group: reader.read_scalars()[COUNT] for reader in readers}
+    key = live.spec.STEP_KEY
 
     def differences(row: int) -> Iterator[tuple[str, str]]:
         for reader in readers:
-            parameter = parameters[reader.group]
-            recorded = float(counts[reader.group][row])
-            count = float(live_count(optimizer, parameter, key)) if key else recorded
+            recorded, parameter = float(counts[reader.group][row]), live.parameters[reader.group]
+            count = float(live_count(live.optimizer, parameter, key)) if key else recorded
             if count != recorded:
                 yield array_path(reader.group, COUNT), f"is {count:.0f}, not {recorded:.0f}"
-            tensors = state_tensors(optimizer, parameter, reader.schema.optimizer)
+            tensors = live.states(reader.group, reader.schema.optimizer)
             yield from _differences(tensors, reader, row)
 
     if not (found := dict(differences(n_rows - 1))):

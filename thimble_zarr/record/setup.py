@@ -29,7 +29,7 @@ from thimble_zarr.format.schema import (
     chosen_variables,
     row_size,
 )
-from thimble_zarr.record.capture import dtype_name
+from thimble_zarr.record.capture import LiveOptimizer, dtype_name
 from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.resume_state import ResumeState, check_state, read_resume_state
 from thimble_zarr.record.schedule import Schedule, as_schedule
@@ -45,18 +45,13 @@ class Setup:
     Parameters are given by group, as they are (`recorded`) and as a store is told (`schemas`).
     """
 
-    optimizer: torch.optim.Optimizer
+    live: LiveOptimizer
     recorded: Mapping[str, RecordedParameter]
     schemas: Mapping[str, Schema]
     schedule: Schedule | None
     n_rows: int | None
     n_buffers: int
     max_overhead: float | None
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The parameters themselves, by group."""
-        return {group: one.tensor for group, one in self.recorded.items()}
 
     @property
     def row_indices(self) -> dict[str, Tensor]:
@@ -84,7 +79,7 @@ class Setup:
         states: list[ResumeState] = []
 
         def approve(readers: Sequence[StoreReader], n_rows: int) -> None:
-            check_state(self.optimizer, self.tensors, readers, n_rows)
+            check_state(self.live, readers, n_rows)
             states.append(read_resume_state(readers, n_rows))
 
         if resume and is_begun(path):
@@ -129,7 +124,7 @@ def set_up(
     text = None if steps is None else str(steps)
     of_run = {"schedule": text, "attrs": attrs or {}, "created": created}
     return Setup(
-        optimizer=optimizer,
+        live=LiveOptimizer(optimizer, {group: one.tensor for group, one in recorded.items()}),
         recorded=recorded,
         schemas={
             group: _schema(one, dtypes=dtypes[group], layout=layout, **of_run)
