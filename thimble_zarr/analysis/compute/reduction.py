@@ -64,11 +64,6 @@ class Statistics:
     inputs: tuple[str, ...] = ()
     cached: bool = False
 
-    def neutral(self, n_classes: int, n_rows: int) -> np.ndarray:
-        """Return what combines with numbers to the same numbers."""
-        column = np.array([_NEUTRAL[ufunc] for ufunc in self.combine])[:, np.newaxis]
-        return np.tile(column, (n_classes, 1, n_rows))
-
     def merge(self, *parts: np.ndarray) -> np.ndarray:
         """Return the numbers of several parts together, in their order."""
         if len(parts) == 1:
@@ -117,8 +112,9 @@ class Reduction:
         What tasks have in common is one object for all of them, so that a graph pickles small.
         """
         classes = self.classes if self.n_classes > 1 else None
+        narrow = np.min_scalar_type(-self.n_classes)
         return [
-            (ids, None if classes is None else _narrow(classes[where], self.n_classes))
+            (ids, None if classes is None else classes[where].astype(narrow))
             for ids, where in token_groups(self.selected.source, self.selected.tokens)
         ]
 
@@ -167,11 +163,6 @@ def reduction_steps(schema: Schema) -> int:
     return task_steps(schema, TASK_STEPS)
 
 
-def _narrow(classes: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return classes in the smallest signed integers that hold them."""
-    return classes.astype(np.min_scalar_type(-n_classes))
-
-
 def _reduce(
     source: Source,
     statistics: Statistics,
@@ -182,7 +173,8 @@ def _reduce(
     n_classes: int,
 ) -> np.ndarray:
     """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
-    numbers = statistics.neutral(n_classes, len(rows))
+    neutral = np.array([_NEUTRAL[ufunc] for ufunc in statistics.combine])
+    numbers = np.tile(neutral[:, np.newaxis], (n_classes, 1, len(rows)))
     classes = np.zeros(len(tokens), np.int8) if classes is None else classes
     groups: list[TokenGroup] = [(tokens, slice(0, len(tokens)))]
     if statistics.cached:
