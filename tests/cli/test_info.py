@@ -18,9 +18,9 @@ from tests.support.zoo import Recorded
 from thimble_zarr import Recorder
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.schema import FORMAT_VERSION
-from thimble_zarr.store.commit import Commit
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, HOLDER
+from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.reader import StoreReader
 
 

@@ -80,7 +80,7 @@ def tokens(
             trained = vocabulary.train_tokenizer(texts, vocab_size)
     with progress("counting tokens", unit="B", total=counted.n_bytes, quiet=quiet) as bar:
         counts = vocabulary.count_tokens(trained, _read(counted, bar))
-        labels = vocabulary.label_counted(trained, counts)
+        labels = vocabulary.label_tokens(trained, counts)
     click.echo(_summary(counted.name, labels))
     if save_tokenizer is not None:
         save_tokenizer.write_text(trained.to_str(), encoding="utf-8")

@@ -157,7 +157,7 @@ def run_training(
 
     say(f"Training to step {config.steps:,}, recording into {store} ...", err=True)
     from thimble_zarr.experiment.plan import plan_run
-    from thimble_zarr.store.writer import check_vacant
+    from thimble_zarr.store.contents import check_vacant
 
     replaces = overwrite or resume
     check_vacant(store, overwrite=replaces)
@@ -255,7 +255,7 @@ def render_validation(store: Path) -> str:
 
     from thimble_zarr.analysis.audit.audit import Audit
     from thimble_zarr.analysis.audit.table import tabulated
-    from thimble_zarr.analysis.compute.windows import Source
+    from thimble_zarr.analysis.compute.source import Source
     from thimble_zarr.analysis.selection import select
     from thimble_zarr.store.reader import StoreReader
 

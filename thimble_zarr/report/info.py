@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.windows import Source
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.verdict import stopped_of
 from thimble_zarr.format.layout import human_bytes
 from thimble_zarr.format.overhead import Overhead

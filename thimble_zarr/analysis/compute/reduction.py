@@ -14,14 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.windows import (
-    Selected,
-    Source,
-    Window,
-    row_groups,
-    token_groups,
-    windows_of,
-)
+from thimble_zarr.analysis.compute.source import Selected, Source
+from thimble_zarr.analysis.compute.windows import Window, row_groups, token_groups, windows_of
 from thimble_zarr.format.indexing import Indices, TokenGroup
 from thimble_zarr.format.schema import Schema
 
