@@ -12,13 +12,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuning:
-    """Constants of speed, in elements, bytes, chunks or steps as their names say."""
+    """Constants of speed, in elements, bytes, chunks or steps as their names say.
+
+    Attributes
+    ----------
+    few_chunks
+        Of fewer in a block the disk is not told: asking takes as long as to read them.
+    remembered_selections
+        Selections of tokens of which is remembered where they lie.
+    told_bytes
+        What Linux is told of at once: of more it may forget the rest (`read_ahead_kb`).
+    """
+
+    few_chunks: int = 4
+    remembered_selections: int = 64
+    told_bytes: int = 2**17
 
     piece_characters: int = 2**14
     """Least length of the pieces of a text that are encoded: 16 at once take some 20 MB."""
 
     checkpoint_share: float = 0.005
     """Share of a run's time that taking checkpoints may have."""
+
+    window_elements: int = 2**21
+    """Elements a window of several chunks: so many that reading and replay run at full speed."""
+
+    row_elements: int = 2**19
+    """Elements a row of it at most, where blocks are short: the replay's temporaries are of a row.
+    """
+
+    part_bytes: int = 2**19
+    """Size of an array of numbers of a part, or up to a quarter more where that saves one."""
+
+    cached_elements: int = 2**18
+    """About the elements a window of several chunks where what was read is to stay in the cache."""
 
     sample_elements: int = 2**19
     """Elements that causes are tried on; those that failed first are among them."""

@@ -12,6 +12,7 @@ from tests.support import oracles
 from tests.support.oracles import assert_same_table
 from tests.support.reads import Reads
 from tests.support.runs import N_STEPS, N_TOKENS, TINY_MEMORY, History, Loop, record
+from tests.support.tuned import tuned
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.windows import _cut_evenly
 from thimble_zarr.analysis.verdict import verdict
@@ -61,9 +62,7 @@ def test_windows_and_tasks_may_be_cut_anywhere(
     expected = oracles.in_float64(*(history[name] for name in STATES), **TOY)
     for task_steps, window, part in ((1, 1, 4), (8, 60, 80), (256, 2**17, 2**18), (12, 111, 41)):
         monkeypatch.setattr("thimble_zarr.analysis.compute.reduction.TASK_STEPS", task_steps)
-        monkeypatch.setattr("thimble_zarr.analysis.compute.windows._WINDOW_ELEMENTS", window)
-        monkeypatch.setattr("thimble_zarr.analysis.compute.windows._CACHED_ELEMENTS", window)
-        monkeypatch.setattr("thimble_zarr.analysis.compute.windows.PART_BYTES", part)
+        tuned(monkeypatch, window_elements=window, cached_elements=window, part_bytes=part)
         ds = open_dataset(tmp_path / "run.zarr")
         for replay in (True, False):
             assert_same_table(accounting(ds, replay=replay), expected)
@@ -80,8 +79,7 @@ def test_the_formula_alone_goes_through_a_block_a_few_chunks_at_a_time(
     subsets = {"all": np.arange(1999), "odd": np.flatnonzero(odd), "some": np.arange(400, 1300)}
     expected = accounting(ds, replay=False, subsets=subsets)
     for elements, part in ((1, 2**12), (2**16, 2**30), (2**30, 2**19)):
-        monkeypatch.setattr("thimble_zarr.analysis.compute.windows._CACHED_ELEMENTS", elements)
-        monkeypatch.setattr("thimble_zarr.analysis.compute.windows.PART_BYTES", part)
+        tuned(monkeypatch, cached_elements=elements, part_bytes=part)
         reads = Reads(monkeypatch)
         table = accounting(ds, replay=False, subsets=subsets)
         xr.testing.assert_allclose(table, expected, rtol=1e-12)
@@ -94,7 +92,7 @@ def test_the_formula_alone_goes_through_a_block_a_few_chunks_at_a_time(
         assert len(reads.chunks) == len(set(reads.chunks))
     some = {"step": [0, 3, 4, 9, 64, 65, 69], "dim": [7, 2]}
     by_default = accounting(ds.isel(some), replay=False)
-    monkeypatch.setattr("thimble_zarr.analysis.compute.windows._CACHED_ELEMENTS", 1)
+    tuned(monkeypatch, cached_elements=1)
     xr.testing.assert_allclose(accounting(ds.isel(some), replay=False), by_default, rtol=1e-12)
     part = ds.isel(token=np.flatnonzero(odd)[::-1])
     alone = accounting(part, replay=False)

@@ -13,6 +13,7 @@ import xarray as xr
 
 from benchmarks.processes import Measured, measure
 from benchmarks.synthetic import synthetic_run
+from tests.support.tuned import tuned
 from thimble_zarr import open_dataset
 from thimble_zarr.analysis.audit.accounting import selected
 from thimble_zarr.analysis.audit.audit import Audit
@@ -173,7 +174,7 @@ def _several(part: Window) -> list[np.ndarray]:
 
 def test_executors_and_dask_merge_alike(wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Floating point sums depend on their order, and more tasks than are merged at once."""
-    monkeypatch.setattr("thimble_zarr.analysis.compute.windows._WINDOW_ELEMENTS", 1)
+    tuned(monkeypatch, window_elements=1)
     at = selected(wide.isel(step=slice(0, 200), token=slice(0, 9000)))
     reduction = Reduction(at, Statistics(_several, (np.add, np.maximum)))
     assert reduction.n_parts > 16

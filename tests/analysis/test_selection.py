@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.runs import record, token_labels
-from thimble_zarr.analysis.compute.windows import Source
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.selection import select, select_steps, select_tokens
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import TokenLabels

@@ -3,10 +3,9 @@
 Gradients are drawn, not trained: of all sizes, some rows of zeros and some of negative zeros.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import dask
@@ -21,7 +20,6 @@ from tests.support.draws import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
-    FLOAT64,
     LANE_SENSITIVE,
     N_STEPS,
     SHAPE,
@@ -30,77 +28,16 @@ from tests.support.draws import (
     draw,
     gradient,
     needs_vectors,
-    no_change,
 )
+from tests.support.optimizers import DTYPES, IMPLEMENTATIONS
 from tests.support.runs import Loop, threads
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.replayed import compare, recurrences, replayed
-from thimble_zarr.analysis.compute.windows import Source, iter_windows
+from thimble_zarr.analysis.compute.source import Source
+from thimble_zarr.analysis.compute.windows import iter_windows
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
 from thimble_zarr.store.reader import StoreReader
-
-IMPLEMENTATIONS = {
-    "single": {"foreach": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-
-
-def change_learning_rate(optimizer: torch.optim.Optimizer, step: int) -> None:
-    optimizer.param_groups[0]["lr"] *= 0.83
-
-
-def change_betas(optimizer: torch.optim.Optimizer, step: int) -> None:
-    optimizer.param_groups[0]["betas"] = (0.9 - step / 37, 0.999 - step / 211)
-
-
-VARIANTS: dict[str, Options] = {
-    "plain": {},
-    "amsgrad": {"amsgrad": True},
-    "maximize": {"maximize": True},
-    "decay": {"weight_decay": 0.1},
-    "scheduler": {"weight_decay": 0.1, "change": change_learning_rate},
-    "betas": {"change": change_betas},
-    "tensor lr": {"lr": torch.tensor(1e-2)},
-    "tensor betas": {
-        "lr": torch.tensor(1e-2),
-        "betas": (torch.tensor(0.9), torch.tensor(0.99)),
-        "weight_decay": 0.1,
-    },
-}
-DTYPES = {
-    "bfloat16": (BFLOAT16, 1e-8),
-    "float16": (FLOAT16, 1e-4),
-    "float32": (FLOAT32, 1e-8),
-    "float64": (FLOAT64, 1e-8),
-}
-
-
-def cells() -> Iterator[object]:
-    """Every three of implementation, dtype, kind of decay and variant that torch allows on a CPU.
-
-    That is half of all cells: those whose numbers have an even sum.
-    """
-    ways = (IMPLEMENTATIONS, DTYPES, (ADAMW, ADAM), VARIANTS)
-    for numbered in product(*map(enumerate, ways)):
-        numbers, (implementation, dtype, optimizer, variant) = zip(*numbered, strict=True)
-        if sum(numbers) % 2:
-            continue
-        if implementation == "foreach" and variant.startswith("tensor"):
-            continue  # torch refuses it without `capturable`
-        options = dict(VARIANTS[variant])
-        change = options.pop("change", no_change)
-        if optimizer is ADAM:
-            options["weight_decay"] = 0.1  # the L2 way; without it Adam is AdamW
-        elif "weight_decay" not in options:
-            options["weight_decay"] = 0.0
-        torch_dtype, eps = DTYPES[dtype]
-        options |= {"eps": eps, **IMPLEMENTATIONS[implementation]}
-        yield pytest.param(
-            Cell(torch_dtype, optimizer, options, change),
-            id=f"{implementation}-{dtype}-{optimizer.__name__}-{variant}",
-        )
 
 
 def n_different(path: Path, **selected: np.ndarray) -> dict[str, int]:
@@ -150,14 +87,6 @@ def assert_exact(path: Path, only: tuple[str, ...] | None = None) -> None:
     for name in selections if only is None else only:
         counts = n_different_of(source, **selections[name])
         assert set(counts.values()) == {0}, (name, counts)
-
-
-@pytest.mark.parametrize("cell", list(cells()))
-def test_every_program_is_replayed_to_the_bit(cell: Cell, tmp_path: Path) -> None:
-    path = cell.record(tmp_path / "run.zarr")
-    schema = StoreReader.open(path).schema
-    assert schema.optimizer.amsgrad == ("max_exp_avg_sq" in recurrences(schema))
-    assert_exact(path, only=("steps", "one element", "reversed"))
 
 
 sensitive = pytest.mark.parametrize("name", LANE_SENSITIVE)

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "record": {"store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
     "analysis": {"format", "optim", "bits", "errors", "tuning"},
     "report": {"analysis", "format", "errors"},
-    "experiment": {"record", "store", "format", "errors", "tuning"},
+    "experiment": {"record", "store", "format", "optim", "errors", "tuning"},
     "integrations": {"record", "store", "format", "errors"},
     "__main__": {"cli"},
     "cli": {"analysis", "errors", "experiment", "format", "interrupts", "record", "report"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.windows import Selected, Source
+from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.labels import printable

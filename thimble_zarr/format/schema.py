@@ -22,11 +22,12 @@ import numpy as np
 from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
+from thimble_zarr.format.labels import TokenLabels as TokenLabels
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.registry import SCALARS as SCALARS
 from thimble_zarr.optim.registry import VARIABLES as VARIABLES
-from thimble_zarr.optim.registry import read_optimizer
+from thimble_zarr.optim.registry import checked, read_optimizer
 
 FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"
@@ -222,7 +223,7 @@ class Schema:
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"
                 )
 
-    def labelled(self, labels: "TokenLabels | None") -> Self:
+    def labelled(self, labels: TokenLabels | None) -> Self:
         """Return the same, with the tokens stored last that labels call dead.
 
         Who reads them alone then reads their chunks alone, of which others have a part of one.
@@ -234,11 +235,20 @@ class Schema:
         """
         if labels is None:
             return self
-        labels.check_fit(self)
+        self.check_labels(labels)
         dead = labels.dead
         if dead is None or dead.all() or not dead.any():
             return self
         return replace(self, stored_last=packed_mask(dead))
+
+    def check_labels(self, labels: TokenLabels) -> None:
+        """Raise ConfigError unless the parameter has tokens, and every label one of each."""
+        if not self.has_tokens:
+            raise ConfigError(
+                "labels are of the tokens of an embedding of shape (token, dim), and the parameter "
+                f"{self.parameter or 'given'} has shape {self.shape}; leave its labels out"
+            )
+        labels.check_length(self.n_tokens)
 
     def check_json(self) -> None:
         """Raise ConfigError unless everything known of the run can be kept as strict JSON."""
@@ -339,7 +349,7 @@ class Schema:
             content["shape"], content["dims"] = tuple(content["shape"]), tuple(content["dims"])
             content["layout"] = Layout(**content["layout"])
             content["optimizer"] = read_optimizer(content["optimizer"])
-            return cls(**_typed(content))
+            return cls(**checked(cls, content))
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
 
@@ -396,89 +406,3 @@ def read_content(attribute: Json) -> dict[str, Json]:
             f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
         )
     return content
-
-
-_TEXT_OR_NONE = (str, type(None))
-
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "dtypes": dict,
-    "parameter": _TEXT_OR_NONE,
-    "device": str,
-    "cpu_capability": _TEXT_OR_NONE,
-    "contiguous": bool,
-    "software": dict,
-    "created": str,
-    "attrs": dict,
-}
-"""Types of the fields of a Schema as JSON has them, where nothing else looks at them."""
-
-
-def _typed(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the content, or raise TypeError if a field is of another type."""
-    for name, kinds in _TYPES.items():
-        if name in content and not isinstance(content[name], kinds):
-            raise TypeError(f"{name} is {content[name]!r}")
-    return content
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLabels:
-    """What is known of the tokens of a run. Each is None where nobody said.
-
-    Attributes
-    ----------
-    count
-        Occurrences in the corpus, int64, shape `(token,)`.
-    live, dead
-        Whether the token occurs in the corpus, bool, shape `(token,)`. Dead means count 0; with
-        tied weights every row gets a gradient, so the gradient says nothing about it.
-    text
-        The token as text.
-    """
-
-    count: np.ndarray | None = None
-    live: np.ndarray | None = None
-    dead: np.ndarray | None = None
-    text: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        for name, dtype in (("count", np.int64), ("live", np.bool_), ("dead", np.bool_)):
-            values = getattr(self, name)
-            if values is not None:
-                # A mask of integers would be taken for positions.
-                object.__setattr__(self, name, np.asarray(values).astype(dtype))
-
-    @classmethod
-    def from_counts(cls, count: np.ndarray, text: Sequence[str] | None = None) -> Self:
-        """Label tokens by their occurrences: live where there is one, dead where there is none."""
-        count = np.asarray(count, dtype=np.int64)
-        return cls(count=count, live=count > 0, dead=count == 0, text=text)
-
-    def of(self, token_ids: np.ndarray) -> Self:
-        """Return the labels of some tokens."""
-        known = {
-            name: values[token_ids]
-            for name in ("count", "live", "dead")
-            if (values := getattr(self, name)) is not None
-        }
-        text = None if self.text is None else [self.text[token] for token in token_ids.tolist()]
-        return type(self)(text=text, **known)
-
-    def check_fit(self, schema: Schema) -> None:
-        """Raise ConfigError unless the parameter has tokens, and every label one of each."""
-        if not schema.has_tokens:
-            raise ConfigError(
-                "labels are of the tokens of an embedding of shape (token, dim), and the parameter "
-                f"{schema.parameter or 'given'} has shape {schema.shape}; leave its labels out"
-            )
-        self.check_length(schema.n_tokens)
-
-    def check_length(self, n_tokens: int) -> None:
-        """Raise ConfigError unless every label has `n_tokens` entries."""
-        for name in ("count", "live", "dead", "text"):
-            labels = getattr(self, name)
-            if labels is not None and len(labels) != n_tokens:
-                raise ConfigError(
-                    f"the parameter has {n_tokens} tokens, but {len(labels)} values of "
-                    f"`{name}` were given; give one for each token"
-                )

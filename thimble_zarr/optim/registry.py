@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import get_type_hints
+from types import UnionType
+from typing import Any, get_origin, get_type_hints
 
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT, Optimizer
@@ -52,8 +53,21 @@ def read_optimizer(content: Mapping[str, object]) -> Optimizer:
     spec = REGISTRY.get(str(content["name"]), known[0] if known else None)
     if spec is None:
         raise TypeError(f"no optimizer is known that has {', '.join(content)}")
-    types = get_type_hints(spec)
+    return spec(**checked(spec, content))
+
+
+def checked(kind: type, content: Mapping[str, object]) -> dict[str, Any]:
+    """Return content of JSON for the fields of a dataclass.
+
+    Raises
+    ------
+    TypeError
+        If some of it is of another type than its field.
+    """
+    types = get_type_hints(kind)
     for name, value in content.items():
-        if name in types and not isinstance(value, types[name]):
+        expected = types.get(name, object)
+        generic = get_origin(expected)
+        if not isinstance(value, expected if generic in (None, UnionType) else generic):
             raise TypeError(f"{name} is {value!r}")
-    return spec(**content)  # type: ignore[arg-type]  # as the types were found to be
+    return dict(content)

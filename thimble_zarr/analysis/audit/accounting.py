@@ -4,7 +4,6 @@ One fused pass, computed by Dask: each task reads some tokens of a few blocks, e
 and replays the optimizer window by window, and keeps a few numbers a step (`analysis.audit`).
 """
 
-import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +11,7 @@ import xarray as xr
 
 from thimble_zarr.analysis.audit.audit import Audit
 from thimble_zarr.analysis.audit.table import DIMS, Table, tabulated
-from thimble_zarr.analysis.compute.windows import Selected
+from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.dataset.lazy import LazyArray, as_dask
 from thimble_zarr.errors import SelectionError
 
@@ -44,7 +43,7 @@ def accounting(
     subsets: Mapping[str, np.ndarray] | None = None,
     device: str | None = None,
 ) -> xr.Dataset:
-    """Compare, step by step, the recorded rows with AdamW's formula and with torch's own program.
+    """Compare recorded rows, step by step, with the optimizer's formula and torch's own program.
 
     Parameters
     ----------
@@ -52,7 +51,7 @@ def accounting(
         A dataset from `open_dataset` or `open_datasets`, of a parameter of any rank, whole or with
         anything selected. It must still be lazy: not loaded, and not changed by arithmetic.
     formula
-        Whether to compare with AdamW's formula. The replay alone takes less time.
+        Whether to compare with the formula. The replay alone takes less time.
     replay
         Whether to take every step again with torch and compare bits. Without it a bound on rounding
         judges the formula.
@@ -96,16 +95,16 @@ def accounting(
 
         Without the replay:
         ``n_beyond_rounding``
-            Elements whose residual is larger than rounding can make it
-            (`optim.adamw.rounding_bound`), or is not finite. int64; 0 in a sound record.
+            Elements whose residual is larger than rounding can make it (`Formula.rounding`), or
+            is not finite. int64; 0 in a sound record.
 
         With the replay ``norm_unexplained``, the norm of observed minus replayed weights, and, with
-        one more dim `recurrence`, for `W`, `exp_avg`, `exp_avg_sq` (and `max_exp_avg_sq`):
+        one more dim `recurrence`, for `W` and each state of the optimizer:
         ``n_different``
             Elements whose bits are not those of the replay. int64; 0 in a sound record.
         ``n_beyond``
             Those that differ by more than they may: all, if the replay is exact; else those beyond
-            what rounding allows two programs (`optim.adamw.recurrence_bounds`). int64.
+            what rounding allows two programs (`Formula.bounds`). int64.
         ``max_ulp``
             The largest distance from the replay.
         ``first_token``, ``first_dim``
@@ -130,15 +129,17 @@ def accounting(
         recorded, `ds` is no longer lazy, or the device is not there.
     """
     if "run" in ds.dims and ds.sizes["run"]:
-        of_run = functools.partial(
-            accounting,
-            formula=formula,
-            replay=replay,
-            extended=extended,
-            subsets=subsets,
-            device=device,
-        )
-        tables = [of_run(ds.isel(run=run)) for run in range(ds.sizes["run"])]
+        tables = [
+            accounting(
+                ds.isel(run=run),
+                formula=formula,
+                replay=replay,
+                extended=extended,
+                subsets=subsets,
+                device=device,
+            )
+            for run in range(ds.sizes["run"])
+        ]
         return xr.concat(tables, ds.run, join="outer", combine_attrs="drop_conflicts")
     audit = Audit.of(
         selected(ds).on_device(device),

@@ -1,9 +1,8 @@
 """What an accounting compares and counts: which elements, and of each step of them which numbers.
 
-The formula and the replay of some elements, summed up by step. Changes of 16-bit weights are
-compared in float32, which is finer than they by 13 bits or more, all others in float64. Sums over
-tokens are float64, so cosines stay within [-1, 1]. NumPy is all that this needs, and torch for the
-replay; `analysis.accounting` makes a table of the numbers.
+Changes of 16-bit weights are compared in float32, which is finer than they by 13 bits or more, all
+others in float64. Sums over tokens are float64, so cosines stay within [-1, 1]. NumPy is all that
+this needs, and torch for the replay; `table` makes columns of the numbers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from thimble_zarr.analysis.compute.replayed import (
     replay_device,
     replayed,
 )
+from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,
@@ -30,7 +30,7 @@ from thimble_zarr.analysis.compute.variables import (
     ulp,
     update,
 )
-from thimble_zarr.analysis.compute.windows import Selected, Window
+from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
 from thimble_zarr.errors import ConfigError, SelectionError
 from thimble_zarr.format.indexing import as_range
@@ -57,7 +57,7 @@ def check_inputs(schema: Schema, *, formula: bool = True, replay: bool) -> None:
     missing = missing_inputs("residual", schema)
     if missing:
         raise SelectionError(
-            "neither AdamW's formula nor the replay can be checked: "
+            f"neither {schema.optimizer.name}'s formula nor the replay can be checked: "
             f"{how_to_record(missing, schema)}"
         )
     missing = missing_inputs("unexplained", schema)
@@ -104,41 +104,13 @@ class Audit:
     ) -> "Audit":
         """Return the audit of a selection, of those of its steps that can be checked.
 
-        Parameters
-        ----------
-        selected
-            The elements.
-        formula, replay, extended, subsets
-            As `analysis.accounting.accounting` takes them.
-
-        Raises
-        ------
-        ConfigError
-            If neither formula nor replay is asked for, or more columns without the formula.
-        SelectionError
-            If nothing is selected that can be checked, or a variable that is needed was not
-            recorded.
+        It takes and raises what `accounting.accounting` does.
         """
-        if not formula and (extended or not replay):
-            raise ConfigError(
-                "extended columns are of the formula's table, and formula=False leaves it out"
-                if replay
-                else "nothing is left to check with formula=False and replay=False"
-            )
-        source = selected.source
-        schema = source.reader.schema
+        _check_asked(formula=formula, replay=replay, extended=extended)
+        source, schema = selected.source, selected.source.reader.schema
         check_inputs(schema, formula=formula, replay=replay)
-        checkable = selected.is_checkable
-        if not checkable.all():
-            selected = replace(selected, rows=as_range(np.asarray(selected.rows)[checkable]))
-        if 0 in (len(selected.rows), len(selected.tokens), len(selected.dims)):
-            raise SelectionError(
-                "nothing is selected that can be checked: an accounting needs at least one token "
-                "and one step whose row before was recorded, and of this selection there are "
-                f"{len(selected.rows):,} such steps, {len(selected.tokens):,} "
-                f"{schema.row_name}s and {len(selected.dims):,} dims"
-            )
-        attrs = {"dtype": schema.dtypes["W"]}
+        selected = _checkable(selected)
+        attrs = {"dtype": schema.dtypes["W"], "optimizer": schema.optimizer.name}
         if replay:
             attrs["device"] = replay_device(source)
             attrs["not_exact_because"] = not_exact_because(source)
@@ -148,11 +120,10 @@ class Audit:
             extended=extended,
             formula=formula,
         )
-        narrow = storage_dtype(schema.dtypes["W"]).itemsize == 2
         statistics = Statistics(
             tally,
             tally.combine,
-            np.float32 if narrow else np.float64,
+            np.float32 if storage_dtype(schema.dtypes["W"]).itemsize == 2 else np.float64,
             replay_inputs(schema) if replay else formula_inputs(schema),
             cached=not replay,
         )
@@ -163,17 +134,37 @@ class Audit:
         return cls(Reduction(selected, statistics, classes), tally, of_subsets, attrs)
 
 
+def _check_asked(*, formula: bool, replay: bool, extended: bool) -> None:
+    if not formula and (extended or not replay):
+        raise ConfigError(
+            "extended columns are of the formula's table, and formula=False leaves it out"
+            if replay
+            else "nothing is left to check with formula=False and replay=False"
+        )
+
+
+def _checkable(selected: Selected) -> Selected:
+    """Return a selection without the steps whose row before was not recorded."""
+    checkable = selected.is_checkable
+    if not checkable.all():
+        selected = replace(selected, rows=as_range(np.asarray(selected.rows)[checkable]))
+    if 0 in (len(selected.rows), len(selected.tokens), len(selected.dims)):
+        raise SelectionError(
+            "nothing is selected that can be checked: an accounting needs at least one token "
+            "and one step whose row before was recorded, and of this selection there are "
+            f"{len(selected.rows):,} such steps, {len(selected.tokens):,} "
+            f"{selected.source.reader.schema.row_name}s and {len(selected.dims):,} dims"
+        )
+    return selected
+
+
 def _classes(
     tokens: np.ndarray, subsets: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sort tokens by the subsets they are in, so that none is gone through twice.
 
-    Returns
-    -------
-    numpy.ndarray
-        Whether a subset has a class, bool, shape `(subset, class)`.
-    numpy.ndarray
-        The class of each token. No subset has that of tokens that are in none.
+    Returns whether each subset has each class, bool, shape `(subset, class)`, and the class of each
+    token. No subset has that of tokens that are in none.
     """
     for name, ids in subsets.items():
         if len(unknown := np.setdiff1d(ids, tokens)):

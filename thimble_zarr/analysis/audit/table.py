@@ -25,15 +25,10 @@ DIMS = ("step", "recurrence")
 
 
 class Table(dict[str, np.ndarray]):
-    """What `analysis.accounting.accounting` returns, as arrays by name.
+    """What `accounting.accounting` returns, as arrays by name.
 
-    Parameters
-    ----------
-    columns
-        The columns, of shape `(step,)` or `(step, recurrence)`; `n_elements`, a number; and the
-        labels of both axes, under the names `DIMS`.
-    attrs
-        What they depend on besides.
+    The columns have shape `(step,)` or `(step, recurrence)`, but for the number `n_elements`; the
+    labels of both axes are under the names `DIMS`. `attrs` is what they depend on besides.
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray], attrs: Mapping[str, str]) -> None:
@@ -52,19 +47,14 @@ def counts(table: AnyTable, name: str) -> np.ndarray:
 
 
 def has_formula(table: AnyTable) -> bool:
-    """Return whether a table has the columns of AdamW's formula."""
+    """Return whether a table has the columns of the formula."""
     return COLUMNS[0] in table
 
 
 def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
     """Return the tables of an audit: one for each subset, or one of all that is selected.
 
-    Parameters
-    ----------
-    audit
-        What was compared.
-    numbers
-        What its reduction gave, shape `(class, number, step)`.
+    `numbers` is what its reduction gave, of shape `(class, number, step)`.
     """
     reduction = audit.reduction
     selected, classes = reduction.selected, reduction.classes

@@ -13,8 +13,8 @@ import numpy as np
 
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.replayed import Replay, bounds, recurrences
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import formula_of
-from thimble_zarr.analysis.compute.windows import Source
 from thimble_zarr.bits import decode, is_nan, patterns
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema

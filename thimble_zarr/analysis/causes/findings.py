@@ -16,7 +16,7 @@ from thimble_zarr.analysis.audit.table import AnyTable, counts
 from thimble_zarr.analysis.causes.catalogue import CAUSES
 from thimble_zarr.analysis.causes.cause import Facts, Named
 from thimble_zarr.analysis.causes.evidence import Evidence, Failure
-from thimble_zarr.analysis.compute.windows import Selected, Source
+from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import LABELS
 from thimble_zarr.optim.base import COUNT

@@ -7,8 +7,9 @@ result. None of it grows with the steps of a run; its table does.
 
 from dataclasses import dataclass
 
+from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.reduction import FAN_IN, Reduction, reduction_steps
-from thimble_zarr.analysis.compute.windows import PART_BYTES, window_rows, window_tokens
+from thimble_zarr.analysis.compute.windows import window_rows, window_tokens
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.layout import human_bytes
@@ -111,7 +112,7 @@ def task_bytes(
     if replay:
         taken += steps * row_elements * (item_bytes - itemsizes["grad"])
         taken += row_elements * (2 * item_bytes + _STEP_TENSORS * weight_bytes)
-    taken += _PART_ARRAYS * max(PART_BYTES * 5 // 4, 8 * schema.n_dims)
+    taken += _PART_ARRAYS * max(tuning.TUNING.part_bytes * 5 // 4, 8 * schema.n_dims)
     n_results = min(reduction_steps(schema), n_rows) * n_classes * _STEP_NUMBERS
     taken += (FAN_IN + 1) * 8 * n_results
     return taken * 3 // 2

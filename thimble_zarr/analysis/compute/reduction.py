@@ -14,14 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.windows import (
-    Selected,
-    Source,
-    Window,
-    row_groups,
-    token_groups,
-    windows_of,
-)
+from thimble_zarr.analysis.compute.source import Selected, Source
+from thimble_zarr.analysis.compute.windows import Window, row_groups, token_groups, windows_of
 from thimble_zarr.format.indexing import Indices, TokenGroup
 from thimble_zarr.format.schema import Schema
 
@@ -135,6 +129,11 @@ class Reduction:
                 Part(_reduce, source, self.statistics, rows, ids, dims, classes, self.n_classes)
                 for ids, classes in self._of_tokens
             ]
+
+    def compute(self) -> np.ndarray:
+        """Return the numbers, `(class, number, step)`, computed here, one task after the other."""
+        numbers = [self.merged([part() for part in parts]) for parts in self.parts()]
+        return np.concatenate(numbers, axis=-1)
 
     def merged(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
         """Return the numbers of some rows from those of their tasks, `(class, number, step)`.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.windows import Source, Window
+from thimble_zarr.analysis.compute.source import Source
+from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import (
     decode,
     fill_value,
@@ -36,12 +37,7 @@ def recurrences(schema: Schema) -> tuple[str, ...]:
 class Replay:
     """torch's program of a run, ready to take any step of some of its elements again.
 
-    Parameters
-    ----------
-    source
-        The recording.
-    positions
-        Indices of the elements in the flattened parameter, any shape; rows have that shape.
+    `positions` are those of the elements in the flattened parameter, in the shape of the rows.
     """
 
     def __init__(self, source: Source, positions: np.ndarray) -> None:
@@ -92,20 +88,10 @@ class Replay:
 
 
 def replayed(window: Window) -> dict[str, np.ndarray]:
-    """Take the steps of a window again.
+    """Take the steps of a window again; all of the whole one when the first of its parts asks.
 
-    All steps of the whole window are taken when the first of its parts asks.
-
-    Parameters
-    ----------
-    window
-        The steps.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        For each recurrence the stored bits after the step, shape `(step, token, dim)`; missing at
-        rows that follow none. Do not write to them.
+    Returns for each recurrence the stored bits after the step, of shape `(step, token, dim)`,
+    missing at rows that follow none. Do not write to them.
     """
     return window.of_whole(_replayed)
 
@@ -204,7 +190,7 @@ class Comparison:
         where all are the same. NaN is NaN.
     beyond
         Where they differ by more than they may: at all if the replay is exact, else by more than
-        rounding allows two programs (`optim.adamw.recurrence_bounds`).
+        rounding allows two programs (`Formula.bounds`).
     distance
         Between recorded and replayed number, in ULP, float64.
     """
@@ -217,10 +203,10 @@ class Comparison:
 def compare(
     window: Window, after: Mapping[str, np.ndarray], *, exact: bool
 ) -> dict[str, Comparison]:
-    """Compare the rows of a window with their replay.
+    """Compare the rows of a window with their replay, recurrence by recurrence.
 
-    The states before an optimizer's first step are zeros; where the record has something else, that
-    counts as a difference of the first step.
+    Where a state did not begin as the optimizer has it, that counts as a difference of the first
+    step. Nothing differs at rows that follow none.
 
     Parameters
     ----------
@@ -230,15 +216,11 @@ def compare(
         What `replayed` returned.
     exact
         Whether the replay must give the recorded bits.
-
-    Returns
-    -------
-    dict of str to Comparison
-        By recurrence; nothing differs at rows that follow none.
     """
     source = window.source
     allowed = {} if exact else _allowed(window)
-    first = (window.rows == 1) & window.follows & (source.recorded[COUNT][0] == 0)
+    is_first = (window.rows == 1) & window.follows & (source.recorded[COUNT][0] == 0)
+    begins = {state.name: state.first for state in source.reader.schema.optimizer.states}
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)
@@ -256,12 +238,22 @@ def compare(
             native = source.reader.schema.dtypes[name]
             apart = np.abs(window.current(name) - decode(bits, native, np.float64))
             beyond = differs & ~(apart <= allowed[name])
-        if first.any() and name != "W":
-            before = np.stack(window.bits_before(name))
-            not_zero = (patterns(before) != 0) & first[:, np.newaxis, np.newaxis]
-            differs, beyond = differs | not_zero, beyond | not_zero
+        if is_first.any() and name in begins:
+            wrong = ~_has_begun_as(begins[name], window, name) & is_first[:, np.newaxis, np.newaxis]
+            differs, beyond = differs | wrong, beyond | wrong
         comparisons[name] = Comparison(differs, beyond, distance)
     return comparisons
+
+
+def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:
+    """Return where a state has, at the row before, the bits with which it begins."""
+    before = np.stack(window.bits_before(name))
+    if first is None:
+        return is_nan(before)
+    native = window.source.reader.schema.dtypes[name]
+    values = decode(before, native, np.float64)
+    begun: np.ndarray = (values == first) & (np.signbit(values) == np.signbit(first))
+    return begun
 
 
 def _allowed(window: Window) -> dict[str, np.ndarray]:

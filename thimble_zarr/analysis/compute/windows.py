@@ -11,184 +11,24 @@ the cache. No array of the size of a run exists at any time.
 
 import itertools
 import math
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from thimble_zarr import tuning
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.bits import decode, storage_dtype
-from thimble_zarr.format.indexing import Indices, TokenGroup, as_range, as_slice
+from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.reader import Reader, Rows, not_begun
-from thimble_zarr.format.schema import Schema, TokenLabels
-from thimble_zarr.optim.base import COUNT, LEARNING_RATE
+from thimble_zarr.format.reader import Rows
+from thimble_zarr.format.schema import Schema
 
 T = TypeVar("T")
 
-_WINDOW_ELEMENTS = 2**21
-"""Elements a window of several chunks: so many that reading and replay run at full speed."""
-
-_ROW_ELEMENTS = 2**19
-"""Elements a row of it at most, where blocks are short: the replay's temporaries are of a row."""
-
-PART_BYTES = 2**19
-"""Size of an array of numbers of a part, or up to a quarter more where that saves one."""
-
-_CACHED_ELEMENTS = 2**18
-"""About the elements a window of several chunks where what was read is to stay in the cache."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A recording as formulas see it: variables by name, rows by step.
-
-    Attributes
-    ----------
-    reader
-        The recording.
-    device
-        Where the optimizer is replayed, as torch names it; where it was recorded, if None, or on
-        the CPU where there is no such device.
-    """
-
-    reader: Reader
-    device: str | None = None
-
-    @classmethod
-    def of(cls, reader: Reader, device: str | None = None) -> Self:
-        """Return a recording that has begun.
-
-        Raises
-        ------
-        StoreError
-            If no row was committed yet.
-        """
-        if reader.n_rows == 0:
-            raise not_begun(reader)
-        return cls(reader, device)
-
-    @cached_property
-    def recorded(self) -> dict[str, np.ndarray]:
-        """Per-step scalars as recorded, float64, shape `(n_rows,)`."""
-        return self.reader.read_scalars()
-
-    @cached_property
-    def steps(self) -> np.ndarray:
-        """The step of each row, int64, shape `(n_rows,)`: the row itself where all are recorded."""
-        return self.reader.read_steps()
-
-    @cached_property
-    def follows(self) -> np.ndarray:
-        """Whether the row before is that of the step before, bool, shape `(n_rows,)`.
-
-        It is not at the first row, and where a schedule left out the steps before.
-        """
-        follows: np.ndarray = np.diff(self.steps, prepend=-2) == 1
-        return follows
-
-    @cached_property
-    def token_ids(self) -> np.ndarray:
-        """Which row of the whole parameter each recorded one is, int64, shape `(token,)`."""
-        return self.reader.read_token_ids()
-
-    @cached_property
-    def skipped(self) -> np.ndarray:
-        """Rows whose step the optimizer skipped: its count did not move, nothing was updated.
-
-        Of a row that follows none this is not known.
-        """
-        counts = self.recorded[COUNT]
-        skipped: np.ndarray = (np.diff(counts, prepend=-1.0) == 0) & self.follows
-        return skipped
-
-    @cached_property
-    def scalars(self) -> dict[str, np.ndarray]:
-        """Per-step scalars as the formula takes them, float64, shape `(n_rows,)`.
-
-        The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
-        is 1, for which the formula is defined.
-        """
-        count, rate = self.recorded[COUNT], LEARNING_RATE.name
-        return self.recorded | {
-            rate: np.where(self.skipped, 0.0, self.recorded[rate]),
-            COUNT: np.where(self.skipped, np.maximum(count, 1), count),
-        }
-
-    @cached_property
-    def labels(self) -> TokenLabels:
-        """What is known of the tokens."""
-        return self.reader.read_labels()
-
-    def __reduce__(self) -> "tuple[Callable[[bytes], Source], tuple[bytes]]":
-        """Pickle without the scalars: whoever unpickles it reads them."""
-        return _unpickled, (pickle.dumps((self.reader, self.device)),)
-
-
-@lru_cache(maxsize=1)
-def _unpickled(content: bytes) -> Source:
-    """Return one source for all tasks that a process is sent, so that it reads the scalars once."""
-    return Source(*pickle.loads(content))
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A selection of a recording, of whatever rank its parameter is, as that of a matrix.
-
-    Attributes
-    ----------
-    source
-        The recording.
-    rows, tokens, dims
-        Positions along each axis, in the order they were asked for. Rows may be beyond those that
-        are recorded.
-    """
-
-    source: Source
-    rows: Indices
-    tokens: Indices
-    dims: Indices
-
-    @property
-    def steps(self) -> np.ndarray:
-        """The step of each row, int64, shape `(step,)`."""
-        steps: np.ndarray = self.source.steps[np.asarray(self.rows, np.int64)]
-        return steps
-
-    @property
-    def ids(self) -> np.ndarray:
-        """Which row of the whole parameter each token is, int64, shape `(token,)`."""
-        ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens, np.int64)]
-        return ids
-
-    def of_ids(self, ids: np.ndarray) -> "Selected":
-        """Return the same of those tokens alone that have these ids."""
-        return replace(self, tokens=as_range(np.searchsorted(self.source.token_ids, ids)))
-
-    @property
-    def is_checkable(self) -> np.ndarray:
-        """Which of the rows follow a recorded one, and so can be checked: bool, shape `(step,)`."""
-        rows, n_rows = np.asarray(self.rows, np.int64), self.source.reader.n_rows
-        follows: np.ndarray = self.source.follows[np.minimum(rows, n_rows - 1)] & (rows < n_rows)
-        return follows
-
-    def on_device(self, device: str | None) -> "Selected":
-        """Return the same, with replays on `device`."""
-        return replace(self, source=replace(self.source, device=device))
-
 
 class _Pass:
-    """What the windows of some tokens share, one after the other.
-
-    Attributes
-    ----------
-    source
-        The recording.
-    opened
-        Its rows.
-    """
+    """What the windows of some tokens share, one after the other."""
 
     def __init__(self, source: Source, opened: Rows) -> None:
         self.source = source
@@ -196,10 +36,7 @@ class _Pass:
         self._memory: dict[tuple[str, type[np.generic]], np.ndarray] = {}
 
     def memory(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-        """Return an array in memory that all have who ask by the same name.
-
-        Fresh memory is slow, and so is more than the cache has.
-        """
+        """Return an array in the memory that all share who ask by one name: fresh one is slow."""
         size = math.prod(shape)
         known = self._memory.get((name, dtype))
         if known is None or known.size < size:
@@ -210,16 +47,7 @@ class _Pass:
 class _Piece:
     """The bits of some tokens at consecutive rows, read when asked for, each chunk once.
 
-    Parameters
-    ----------
-    of_pass
-        The pass it belongs to.
-    rows
-        `(start, stop)`.
-    tokens
-        In any order.
-    after
-        The piece of the same tokens that ends where this one begins. It must not be used any more.
+    `after` is the piece of the same tokens that came before. It must not be used any more.
     """
 
     def __init__(
@@ -350,7 +178,7 @@ class Window:
             Where the part lies in the window, along rows and tokens, and the part, a window too.
         """
         n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
-        n_elements = PART_BYTES // np.dtype(dtype).itemsize
+        n_elements = tuning.TUNING.part_bytes // np.dtype(dtype).itemsize
         part_rows = min(n_rows, max(1, n_elements // n_dims))
         part_tokens = max(1, n_elements // (part_rows * n_dims))
         ends = [] if classes is None else (np.flatnonzero(np.diff(classes)) + 1).tolist()
@@ -571,22 +399,10 @@ def row_groups(rows: Indices, length: int) -> list[Indices]:
 
 
 def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> list[TokenGroup]:
-    """Cut tokens into groups that make a window each.
+    """Cut tokens into groups that make a window each, and say where each lies among them.
 
-    A group ends where a chunk does, so that no chunk is decoded for two of them. Several groups
-    have their tokens in the order in which they lie in the store, a single one in the given order.
-
-    Parameters
-    ----------
-    source, tokens
-        The tokens of a store.
-    cached
-        Make groups so small that what a window reads stays in the cache.
-
-    Returns
-    -------
-    list of tuple
-        The tokens of a group, and where they lie among `tokens`. No group is empty.
+    No chunk is decoded for two of them. With `cached` they are so small that what a window reads
+    stays in the cache.
     """
     schema = source.reader.schema
     most = cached_tokens(schema) if cached else window_tokens(schema)
@@ -596,7 +412,9 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
 def window_tokens(schema: Schema) -> int:
     """Return how many tokens a window has at most."""
     layout = schema.layout
-    row_elements = min(_WINDOW_ELEMENTS // layout.block_steps, _ROW_ELEMENTS)
+    row_elements = min(
+        tuning.TUNING.window_elements // layout.block_steps, tuning.TUNING.row_elements
+    )
     return max(layout.chunk_tokens, row_elements // schema.n_dims)
 
 
@@ -604,17 +422,16 @@ def cached_tokens(schema: Schema) -> int:
     """Return how many tokens a window has at most if what it reads is to stay in the cache."""
     chunk_tokens = schema.layout.chunk_tokens
     chunk_elements = schema.layout.block_steps * chunk_tokens * schema.n_dims
-    return max(1, round(_CACHED_ELEMENTS / chunk_elements)) * chunk_tokens
+    return max(1, round(tuning.TUNING.cached_elements / chunk_elements)) * chunk_tokens
 
 
 def window_rows(schema: Schema, n_tokens: int) -> int:
     """Return how many rows a window of so many tokens has at most.
 
-    Those of a block; of several if all of it is one part, because a window costs some hundred
-    calls.
+    A block's, or several blocks' if all of it is one part: a window costs some hundred calls.
     """
     block_steps = schema.layout.block_steps
-    n_elements = PART_BYTES // np.dtype(np.float64).itemsize
+    n_elements = tuning.TUNING.part_bytes // np.dtype(np.float64).itemsize
     return block_steps * max(1, n_elements // max(1, block_steps * n_tokens * schema.n_dims))
 
 

@@ -23,7 +23,7 @@ from dask.base import tokenize
 from dask.core import flatten
 
 from thimble_zarr.analysis.compute.reduction import Reduction
-from thimble_zarr.analysis.compute.windows import Selected, Source
+from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.analysis.dataset.variables import (
     Memory,
     RunsVariable,

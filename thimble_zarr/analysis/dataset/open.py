@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import (
     derived_names,
     freeze_step,
     how_to_record,
     long_name,
 )
-from thimble_zarr.analysis.compute.windows import Source
 from thimble_zarr.analysis.dataset.lazy import LazyArray
 from thimble_zarr.analysis.dataset.variables import StepVariable, TokenVariable
 from thimble_zarr.errors import ThimbleError

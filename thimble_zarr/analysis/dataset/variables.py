@@ -26,8 +26,9 @@ from thimble_zarr.analysis.compute.reduction import (
     reduction_steps,
     task_steps,
 )
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import evaluate, inputs
-from thimble_zarr.analysis.compute.windows import Source, Window, iter_windows, row_groups
+from thimble_zarr.analysis.compute.windows import Window, iter_windows, row_groups
 from thimble_zarr.format.indexing import Indices, as_range, rows_and_dims
 
 Selection = tuple[Indices | int, ...]

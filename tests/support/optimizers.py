@@ -1,0 +1,177 @@
+"""Live optimizers of every kind that can be recorded, and what each of their steps did."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support.draws import SHAPE, Options, draw, gradient, no_change
+from thimble_zarr.bits import decode
+from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.lanes import Lanes
+from thimble_zarr.optim.registry import REGISTRY
+from thimble_zarr.optim.replay import Program
+
+IMPLEMENTATIONS = {
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+
+DTYPES = {
+    "bfloat16": (torch.bfloat16, 1e-8),
+    "float16": (torch.float16, 1e-4),
+    "float32": (torch.float32, 1e-8),
+    "float64": (torch.float64, 1e-8),
+}
+"""Each with an epsilon that does not underflow in it."""
+
+
+def change_learning_rate(optimizer: torch.optim.Optimizer, step: int) -> None:
+    optimizer.param_groups[0]["lr"] *= 0.83
+
+
+def change_betas(optimizer: torch.optim.Optimizer, step: int) -> None:
+    optimizer.param_groups[0]["betas"] = (0.9 - step / 37, 0.999 - step / 211)
+
+
+TENSORS = {"lr": torch.tensor(1e-2), "betas": (torch.tensor(0.9), torch.tensor(0.99))}
+
+OF_ADAM = {
+    "plain": {},
+    "amsgrad": {"amsgrad": True},
+    "maximize": {"maximize": True},
+    "decay": {"weight_decay": 0.1},
+    "scheduler": {"weight_decay": 0.1, "change": change_learning_rate},
+    "betas": {"change": change_betas},
+    "tensor lr": {"lr": torch.tensor(1e-2)},
+    "tensor betas": {**TENSORS, "weight_decay": 0.1},
+}
+
+VARIANTS: dict[str, dict[str, Options]] = {
+    # Decay the L2 way; without it Adam is AdamW.
+    "Adam": {name: {**options, "weight_decay": 0.1} for name, options in OF_ADAM.items()},
+    "AdamW": {name: {"weight_decay": 0.0, **options} for name, options in OF_ADAM.items()},
+}
+"""Options of each optimizer that make torch compute otherwise; an optimizer may have none here."""
+
+
+WRONG: set[str] = set()
+"""Those whose fused program for the CPU does not do what it should in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to run an optimizer."""
+
+    name: str
+    native: str
+    options: Options = field(default_factory=dict)
+    change: Callable[[torch.optim.Optimizer, int], None] = no_change
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.native][0]
+
+    def make(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        options = {"lr": 1e-2, **self.options}
+        if any(scalar.key == "eps" for scalar in REGISTRY[self.name].SCALARS):
+            options = {"eps": DTYPES[self.native][1], **options}
+        return getattr(torch.optim, self.name)([parameter], **options)
+
+
+def runnable(kind: Kind) -> list[str]:
+    """Return the implementations that run these options, and do what they should."""
+    wrong = kind.name in WRONG and kind.native.endswith("16")
+    tensors = any(isinstance(value, torch.Tensor) for value in kind.options.values())
+    programs = {"single": True, "foreach": not tensors, "fused": not wrong}
+    return [program for program, runs in programs.items() if runs]
+
+
+def kinds(*names: str, natives: tuple[str, ...] = tuple(DTYPES), odd: bool = False) -> list[object]:
+    """Every implementation, dtype and variant of registered optimizers that a CPU has.
+
+    Of three that is half, where all are asked for: those whose numbers have an even sum.
+    """
+    found = []
+    for name in names or REGISTRY:
+        ways = (IMPLEMENTATIONS, natives, VARIANTS.get(name, {"plain": {}}))
+        for numbered in product(*map(enumerate, ways)):
+            numbers, (program, native, variant) = zip(*numbered, strict=True)
+            if sum(numbers) % 2 != odd:
+                continue
+            options = dict(VARIANTS.get(name, {}).get(variant, {})) | IMPLEMENTATIONS[program]
+            change = options.pop("change", no_change)
+            kind = Kind(name, native, options, change)
+            if program not in runnable(kind):
+                continue
+            found.append(pytest.param(kind, id=f"{name}-{program}-{native}-{variant}"))
+    return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step that torch took."""
+
+    spec: Optimizer
+    native: str
+    before: Mapping[str, np.ndarray]
+    after: Mapping[str, np.ndarray]
+    scalars: Mapping[str, float]
+    shape: tuple[int, ...]
+
+    def numbers(self, bits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: decode(of, self.native, np.float64) for name, of in bits.items()}
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Scalars as the formula takes them."""
+        return {name: np.array(value) for name, value in self.scalars.items()}
+
+    def replay(
+        self, positions: np.ndarray | None = None, **scalars: float
+    ) -> dict[str, np.ndarray]:
+        """Take the step again, on some elements."""
+        n_elements = int(np.prod(self.shape))
+        lanes = Lanes.of(self.spec.implementation, n_elements=n_elements, n_threads=1)
+        positions = np.arange(n_elements) if positions is None else positions
+        program = Program(self.spec, dict.fromkeys(self.before, self.native), "cpu")
+        bits = {name: of.reshape(-1)[positions] for name, of in self.before.items()}
+        return program.step(bits, lanes.split(positions), {**self.scalars, **scalars})
+
+
+def bits_of(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().clone()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def steps(kind: Kind, n_steps: int = 5, shape: tuple[int, int] = SHAPE) -> Iterator[Step]:
+    """Take steps with drawn gradients; `before` has the gradient too."""
+    generator = torch.Generator().manual_seed(7)
+    parameter = nn.Parameter(draw(shape, generator, size=0.02).to(kind.dtype))
+    optimizer = kind.make(parameter)
+    group = optimizer.param_groups[0]
+
+    def row(spec: Optimizer) -> dict[str, np.ndarray]:
+        state = optimizer.state.get(parameter, {})
+        found = {"W": bits_of(parameter)}
+        for of in spec.states:
+            first = torch.nan if of.first is None else of.first
+            held = state.get(of.name)
+            found[of.name] = bits_of(torch.full_like(parameter, first) if held is None else held)
+        return found
+
+    for count in range(1, n_steps + 1):
+        spec = REGISTRY[kind.name].from_group(group, type(optimizer))
+        before = row(spec)
+        parameter.grad = gradient(shape, generator).to(kind.dtype)
+        before["grad"] = bits_of(parameter.grad)
+        scalars = {scalar.name: float(scalar.read(group)) for scalar in spec.SCALARS}
+        optimizer.step()
+        assert spec.changes_gradient or (bits_of(parameter.grad) == before["grad"]).all()
+        yield Step(spec, kind.native, before, row(spec), scalars | {COUNT: count}, shape)
+        kind.change(optimizer, count)

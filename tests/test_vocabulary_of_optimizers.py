@@ -1,0 +1,86 @@
+"""Only `optim/` and the readers of other people's files know an optimizer's states and numbers."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import thimble_zarr
+from thimble_zarr.optim.base import LEARNING_RATE, WEIGHT_DECAY
+from thimble_zarr.optim.registry import SPECS
+
+ROOT = Path(thimble_zarr.__file__).parent
+
+STATES = {state.name for spec in SPECS for state in spec.STATES}
+SCALARS = {of.name for spec in SPECS for of in spec.SCALARS} - {
+    LEARNING_RATE.name,
+    WEIGHT_DECAY.name,
+}
+FLAGS = {"amsgrad", "decoupled_weight_decay", "nesterov", "betas", "betas_dtype"}
+ALIASES = {alias for spec in SPECS for alias in spec.ALIASES}
+WORDS = STATES | SCALARS | FLAGS | ALIASES
+
+USERS = {
+    # The demo is a training script: it makes an AdamW, whose settings are its own.
+    "experiment": WORDS,
+}
+
+TO_COME: dict[str, set[str]] = {
+    "cli/interchange.py": {"exp_avg"},
+    "cli/train.py": {"adam_residual"},
+}
+"""Files that still know some."""
+
+FILES = sorted(
+    file
+    for file in ROOT.rglob("*.py")
+    if file.relative_to(ROOT).parts[0] not in ("optim", "sources")
+)
+
+
+def names(file: Path) -> set[str]:
+    """Return the words of a file's code: names, attributes, keywords, texts, but no docstring."""
+    tree, documents = ast.parse(file.read_text()), set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else ():
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                documents.add(statement.value)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.keyword | ast.arg):
+            found.add(node.arg or "")
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {*re.findall(r"\w+", node.value)} if node not in documents else set()
+    return found
+
+
+def known(file: Path) -> set[str]:
+    return WORDS & names(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_other_room_knows_a_state_or_number_by_name(file: Path) -> None:
+    place = file.relative_to(ROOT).as_posix()
+    allowed = USERS.get(place.partition("/")[0], set()) | TO_COME.get(place, set())
+    assert known(file) <= allowed
+
+
+def test_what_is_to_come_is_no_more_than_that() -> None:
+    for place, words in TO_COME.items():
+        assert words <= known(ROOT / place), place
+
+
+def test_the_check_sees_them_wherever_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "code.py"
+    file.write_text('"""exp_avg"""\nx.exp_avg_sq\nf(beta1=2)\ny = "ds.adam_update + 1"\n')
+    assert known(file) == {"exp_avg_sq", "beta1", "adam_update"}
+    file.write_text('def f():\n    """Of exp_avg."""\n\n\nX = 1\n"""beta2"""\n')
+    assert known(file) == set()

@@ -1,0 +1,156 @@
+"""A recording as formulas see it, and a selection of it.
+
+Rows, tokens and dims are positions here and in everything that computes. Steps and ids are labels,
+which become positions when something is selected, and are put on again where results are shown.
+"""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Self
+
+import numpy as np
+
+from thimble_zarr.format.indexing import Indices, as_range
+from thimble_zarr.format.reader import Reader, not_begun
+from thimble_zarr.format.schema import TokenLabels
+from thimble_zarr.optim.base import COUNT, LEARNING_RATE
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recording as formulas see it: variables by name, rows by step.
+
+    Attributes
+    ----------
+    reader
+        The recording.
+    device
+        Where the optimizer is replayed, as torch names it; where it was recorded, if None, or on
+        the CPU where there is no such device.
+    """
+
+    reader: Reader
+    device: str | None = None
+
+    @classmethod
+    def of(cls, reader: Reader, device: str | None = None) -> Self:
+        """Return a recording that has begun.
+
+        Raises
+        ------
+        StoreError
+            If no row was committed yet.
+        """
+        if reader.n_rows == 0:
+            raise not_begun(reader)
+        return cls(reader, device)
+
+    @cached_property
+    def recorded(self) -> dict[str, np.ndarray]:
+        """Per-step scalars as recorded, float64, shape `(n_rows,)`."""
+        return self.reader.read_scalars()
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """The step of each row, int64, shape `(n_rows,)`: the row itself where all are recorded."""
+        return self.reader.read_steps()
+
+    @cached_property
+    def follows(self) -> np.ndarray:
+        """Whether the row before is that of the step before, bool, shape `(n_rows,)`.
+
+        It is not at the first row, and where a schedule left out the steps before.
+        """
+        follows: np.ndarray = np.diff(self.steps, prepend=-2) == 1
+        return follows
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """Which row of the whole parameter each recorded one is, int64, shape `(token,)`."""
+        return self.reader.read_token_ids()
+
+    @cached_property
+    def skipped(self) -> np.ndarray:
+        """Rows whose step the optimizer skipped: its count did not move, nothing was updated.
+
+        Of a row that follows none this is not known.
+        """
+        counts = self.recorded[COUNT]
+        skipped: np.ndarray = (np.diff(counts, prepend=-1.0) == 0) & self.follows
+        return skipped
+
+    @cached_property
+    def scalars(self) -> dict[str, np.ndarray]:
+        """Per-step scalars as the formula takes them, float64, shape `(n_rows,)`.
+
+        The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
+        is 1, for which the formula is defined.
+        """
+        count, rate = self.recorded[COUNT], LEARNING_RATE.name
+        return self.recorded | {
+            rate: np.where(self.skipped, 0.0, self.recorded[rate]),
+            COUNT: np.where(self.skipped, np.maximum(count, 1), count),
+        }
+
+    @cached_property
+    def labels(self) -> TokenLabels:
+        """What is known of the tokens."""
+        return self.reader.read_labels()
+
+    def __reduce__(self) -> "tuple[Callable[[bytes], Source], tuple[bytes]]":
+        """Pickle without the scalars: whoever unpickles it reads them."""
+        return _unpickled, (pickle.dumps((self.reader, self.device)),)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(content: bytes) -> Source:
+    """Return one source for all tasks that a process is sent, so that it reads the scalars once."""
+    return Source(*pickle.loads(content))
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection of a recording, of whatever rank its parameter is, as that of a matrix.
+
+    Attributes
+    ----------
+    source
+        The recording.
+    rows, tokens, dims
+        Positions along each axis, in the order they were asked for. Rows may be beyond those that
+        are recorded.
+    """
+
+    source: Source
+    rows: Indices
+    tokens: Indices
+    dims: Indices
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The step of each row, int64, shape `(step,)`."""
+        steps: np.ndarray = self.source.steps[np.asarray(self.rows, np.int64)]
+        return steps
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Which row of the whole parameter each token is, int64, shape `(token,)`."""
+        ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens, np.int64)]
+        return ids
+
+    def of_ids(self, ids: np.ndarray) -> "Selected":
+        """Return the same of those tokens alone that have these ids."""
+        return replace(self, tokens=as_range(np.searchsorted(self.source.token_ids, ids)))
+
+    @property
+    def is_checkable(self) -> np.ndarray:
+        """Which of the rows follow a recorded one, and so can be checked: bool, shape `(step,)`."""
+        rows, n_rows = np.asarray(self.rows, np.int64), self.source.reader.n_rows
+        follows: np.ndarray = self.source.follows[np.minimum(rows, n_rows - 1)] & (rows < n_rows)
+        return follows
+
+    def on_device(self, device: str | None) -> "Selected":
+        """Return the same, with replays on `device`."""
+        return replace(self, source=replace(self.source, device=device))
