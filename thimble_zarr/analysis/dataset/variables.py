@@ -242,7 +242,7 @@ def merge_tasks(key: Key, merge: Callable[..., np.ndarray], parts: Sequence[Key]
     tasks: Tasks = {}
     for level in itertools.count():
         groups = by_fan_in(parts)
-        if len(groups) == 1:
+        if len(groups) <= 1:
             return tasks | {key: Task(key, merge, *map(TaskRef, parts))}
         parts = [(f"{key[0]}-merge", *key[1:], level, index) for index in range(len(groups))]
         for part, group in zip(parts, groups, strict=True):
