@@ -7,10 +7,9 @@ processes of a check start at once (`compute.run`); `dataset.lazy` makes a Dask 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,16 +18,11 @@ from thimble_zarr.analysis.compute.windows import Window, row_groups, token_grou
 from thimble_zarr.format.indexing import Indices, TokenGroup
 from thimble_zarr.format.schema import Schema
 
-T = TypeVar("T")
-
 Part = functools.partial[np.ndarray]
 """A task: what to call, with everything it needs, which pickles small."""
 
 TASK_STEPS = 256
 """Steps a task, in whole blocks. Each reads the row before its first step, and so a block more."""
-
-FAN_IN = 16
-"""Parts of a reduction that are combined at once."""
 
 _NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
 
@@ -118,7 +112,7 @@ class Reduction:
         return len(self.of_rows) * len(self._of_tokens)
 
     def parts(self) -> Iterator[list[Part]]:
-        """Yield for each of `of_rows` its tasks, whose numbers are to be `merged`."""
+        """Yield for each of `of_rows` its tasks, whose numbers are to be merged in their order."""
         source, dims = self.selected.source, self.selected.dims
         for rows in self.of_rows:
             yield [
@@ -128,22 +122,8 @@ class Reduction:
 
     def compute(self) -> np.ndarray:
         """Return the numbers, `(class, number, step)`, computed here, one task after the other."""
-        numbers = [self.merged([part() for part in parts]) for parts in self.parts()]
+        numbers = [self.statistics.merge(*(part() for part in parts)) for parts in self.parts()]
         return np.concatenate(numbers, axis=-1)
-
-    def merged(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the numbers of some rows from those of their tasks, `(class, number, step)`.
-
-        Of many a few are merged at a time, as `lazy.as_dask` has it done.
-        """
-        while len(numbers) > FAN_IN:
-            numbers = [self.statistics.merge(*group) for group in by_fan_in(numbers)]
-        return self.statistics.merge(*numbers)
-
-
-def by_fan_in(parts: Sequence[T]) -> list[Sequence[T]]:
-    """Cut parts, in their order, into the groups that are merged at once."""
-    return [parts[start : start + FAN_IN] for start in range(0, len(parts), FAN_IN)]
 
 
 def task_steps(schema: Schema, n_steps: int) -> int:
