@@ -32,7 +32,6 @@ from thimble_zarr.analysis.dataset.variables import (
     Variable,
     as_indices,
     compute_block,
-    identity,
     merge_tasks,
 )
 from thimble_zarr.format.indexing import Indices, rows_and_dims
@@ -130,7 +129,7 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
 def as_dask(reduction: Reduction) -> da.Array:
     """Return a reduction as a Dask array, float64, shape `(class, number, step)`."""
     at, statistics = reduction.selected, reduction.statistics
-    what = identity(at.source), at.rows, at.tokens, at.dims, statistics, reduction.classes
+    what = at.source, at.rows, at.tokens, at.dims, statistics, reduction.classes
     name, tasks = f"statistics-{tokenize(what)}", {}
     for index, parts in enumerate(reduction.parts()):
         keys = [(f"{name}-part", index, part) for part in range(len(parts))]
