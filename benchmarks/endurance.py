@@ -69,7 +69,7 @@ def record(path: Path, n_steps: int) -> dict[str, float]:
     reader = StoreReader.open(path)
     commits = {
         first_row: spent.encode_s + spent.write_s + spent.sync_s
-        for first_row, spent in reader.read_overhead().items()
+        for first_row, spent in reader.read_history().overhead.items()
     }
     early = slice(EARLY_STEP, EARLY_STEP + WINDOW_STEPS)
     late = slice(n_steps - WINDOW_STEPS, n_steps)
@@ -78,7 +78,7 @@ def record(path: Path, n_steps: int) -> dict[str, float]:
         for part in (early, late)
     ]
     rss = [float(np.median(resident[part])) for part in (early, late)]
-    waits = sum(spent.n_waits for spent in reader.read_overhead().values())
+    waits = sum(spent.n_waits for spent in reader.read_history().overhead.values())
     return {
         "n_steps": n_steps,
         "block_steps": reader.schema.layout.block_steps,

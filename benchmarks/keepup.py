@@ -71,7 +71,7 @@ def main(source: Path, store: Path, *, steps: int, step_ms: float, threads: int)
     training = Replay(source)
     with Recorder(store, training.optimizer, parameter=training.weight, overwrite=True):
         recorded_s = run(training, n_steps=steps, pause_s=pause_s)
-    spent = sum(StoreReader.open(store).read_overhead().values(), Overhead())
+    spent = sum(StoreReader.open(store).read_history().overhead.values(), Overhead())
     added_s = np.quantile(recorded_s, (0.5, 0.99)) - np.quantile(bare_s, (0.5, 0.99))
     result = {
         "steps_per_s": spent.n_steps / spent.elapsed_s,

@@ -22,9 +22,10 @@ import click
 from thimble_zarr import tuning
 from thimble_zarr.cli.main import cli
 from thimble_zarr.format.overhead import Overhead
+from thimble_zarr.store.contents import read_declared
 from thimble_zarr.store.keys import BOOKKEEPING, LEDGER, METADATA
-from thimble_zarr.store.ledger import read_lines
-from thimble_zarr.store.reader import StoreReader, read_declared
+from thimble_zarr.store.ledger import Ledger
+from thimble_zarr.store.reader import StoreReader
 
 TINY = (
     "--steps=199",
@@ -74,7 +75,7 @@ def kill_and_resume(
     reference = root / "whole.zarr"
     _expect_end(_train(reference, options))
     (reader,) = StoreReader.open_each(reference)
-    training_s = sum(reader.read_overhead().values(), Overhead()).elapsed_s
+    training_s = sum(reader.read_history().overhead.values(), Overhead()).elapsed_s
     counted = Counted(0, 0, [], [])
     for run in range(runs):
         store = root / f"killed-{run}.zarr"
@@ -86,7 +87,7 @@ def kill_and_resume(
             counted.kills += _kill(pid)
             pid = _train(store, ["--resume"] if read_declared(store) else [*options, "--resume"])
         _expect_end(pid)
-        counted.resumed_after += StoreReader.open_each(store)[0].read_resumptions()
+        counted.resumed_after += StoreReader.open_each(store)[0].read_history().resumed_after
         differing = differing_files(reference, store)
         counted.identical += not differing
         if differing:
@@ -129,15 +130,9 @@ def _without_dates(document: Any) -> Any:
 def _ledger(store: Path) -> dict[str, object]:
     """Return what a ledger says last of each file and of the chunks of each block."""
     known: dict[str, Any] = {}
-    for line in read_lines(
-        store / LEDGER, stop=StoreReader.open_each(store)[0].commit.ledger_bytes
-    ):
-        assert line.entry is not None
-        for key in line.entry.get("removed", ()):
-            known.pop(key)
-        for key, file in line.entry["files"].items():
-            array = key.rpartition("/")[0]
-            known[key] = [file, line.entry["chunks"].get(array)]
+    reader = StoreReader.open_each(store)[0]
+    for key, record in Ledger.read(reader.files, reader.commit).records.items():
+        known[key] = [record.to_json(), record.checksums]
     return known
 
 

@@ -73,7 +73,7 @@ def check_against(path: Path, truth: History, promised: int) -> int:
     if n_rows:
         losses = reader.read_scalars()["loss"]
         np.testing.assert_array_equal(losses[1:], truth.losses[: n_rows - 1])
-        assert list(reader.altered_chunks((0, n_rows))) == []
+        assert list(reader.integrity.altered_chunks((0, n_rows))) == []
     verified = verify(path)
     assert verified.is_sound, verified.findings
     return n_rows

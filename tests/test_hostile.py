@@ -1,6 +1,7 @@
 """A store that somebody made to do harm: its reader says what is wrong with it, and no more."""
 
 import ast
+import dataclasses
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from numcodecs import Blosc
 import thimble_zarr
 from tests.support import stores
 from tests.support.faults import everything
+from thimble_zarr import tuning
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError, ThimbleError
 from thimble_zarr.format import documents
@@ -73,14 +75,14 @@ def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def edit_commit(path: Path, **changes: object) -> None:
     """Change the commit record and give it a good checksum."""
-    (path / COMMIT).write_bytes(seal(unseal((path / COMMIT).read_bytes()) | changes))
+    (path / COMMIT).write_bytes(seal(unseal((path / COMMIT).read_bytes(), dict) | changes))
 
 
 def read(path: Path) -> None:
     """Read all there is, in all ways there are."""
     everything(path)
-    StoreReader.open(path).read_overhead()
-    list(StoreReader.open(path).altered_chunks((0, 10)))
+    StoreReader.open(path).read_history()
+    list(StoreReader.open(path).integrity.altered_chunks((0, 10)))
 
 
 def refused(path: Path, match: str) -> None:
@@ -238,10 +240,9 @@ def test_nothing_outside_of_the_store_is_opened_to_read_it_ahead(
     opened: list[str] = []
     enter = ShardFile.__enter__
     monkeypatch.setattr(
-        ShardFile, "__enter__", lambda shard: opened.append(shard._file) or enter(shard)
+        ShardFile, "__enter__", lambda shard: opened.append(shard.key) or enter(shard)
     )
-    monkeypatch.setattr("thimble_zarr.store.rows._FEW_CHUNKS", 1)
-    monkeypatch.setattr("thimble_zarr.store.rows.CAN_TELL", True)
+    monkeypatch.setattr(tuning, "TUNING", dataclasses.replace(tuning.TUNING, few_chunks=1))
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: None, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", "soon", raising=False)
     will_read(StoreReader.open(store))
@@ -268,7 +269,7 @@ def rewrite_ledger(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def ledger(path: Path) -> list[dict[str, Any]]:
-    return [unseal(line) for line in (path / LEDGER).read_bytes().splitlines()]
+    return [unseal(line, dict) for line in (path / LEDGER).read_bytes().splitlines()]
 
 
 @pytest.mark.parametrize("key", ["../secret/c.0", "/secret/c.0", "loss/../../secret/c.0"])
@@ -316,8 +317,6 @@ def test_a_document_that_is_too_large_is_not_read(
 
 
 def test_attrs_that_no_reader_would_take_are_refused_at_the_start() -> None:
-    import dataclasses
-
     deep: list[Any] = []
     for _ in range(MAX_DEPTH):
         deep = [deep]
@@ -369,7 +368,7 @@ def test_whatever_the_bookkeeping_says_only_our_errors_come(
     if key == LEDGER:
         document: Any = ledger(store)
     else:
-        document = unseal(content) if key == COMMIT else json.loads(content)
+        document = unseal(content, dict) if key == COMMIT else json.loads(content)
     for _ in range(data.draw(st.integers(1, 3))):
         there = [place for place in places(document) if "consolidated_metadata" not in place]
         put(document, data.draw(st.sampled_from(there)), data.draw(VALUES))

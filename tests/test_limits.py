@@ -15,8 +15,9 @@ from thimble_zarr.format import documents
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.store import ledger
 from thimble_zarr.store import writer as writer_module
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.verify import verify
-from thimble_zarr.store.keys import LEDGER
+from thimble_zarr.store.keys import BOOKKEEPING, LEDGER
 from thimble_zarr.store.ledger import read_lines, seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
@@ -75,9 +76,9 @@ def read(path: Path) -> None:
     assert verify(path).is_sound
     for reader in StoreReader.open_each(path):
         assert reader.n_rows == 2 * stores.BLOCK_STEPS
-        assert list(reader.altered_chunks((0, reader.n_rows))) == []
+        assert list(reader.integrity.altered_chunks((0, reader.n_rows))) == []
         open_dataset(path, reader.group or None)
-    assert all(line.entry is not None for line in read_lines(path / LEDGER))
+    assert all(line.entry is not None for line in read_lines(LocalFiles(path)))
 
 
 @pytest.mark.usefixtures("_bounded")
@@ -147,8 +148,9 @@ def test_a_line_may_be_as_long_as_one_that_is_read(
             lines.append(seal({"rows": [0, 1], "files": {}, "chunks": {}, "x": "x" * size}) + b"\n")
     assert max(map(len, lines)) == 1000
     assert len(lines) < 100
-    (tmp_path / "lines").write_bytes(b"".join(lines))
-    assert [line.content for line in read_lines(tmp_path / "lines") if line.entry] == lines
+    (tmp_path / BOOKKEEPING).mkdir()
+    (tmp_path / LEDGER).write_bytes(b"".join(lines))
+    assert [line.content for line in read_lines(LocalFiles(tmp_path)) if line.entry] == lines
 
 
 def test_chunks_that_no_reader_takes_are_refused(

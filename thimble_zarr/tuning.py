@@ -12,7 +12,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuning:
-    """Constants of speed, in elements, bytes, chunks or steps as their names say."""
+    """Constants of speed, in elements, bytes, chunks or steps as their names say.
+
+    Attributes
+    ----------
+    few_chunks
+        Of fewer in a block the disk is not told: asking takes as long as to read them.
+    remembered_selections
+        Selections of tokens of which is remembered where they lie.
+    told_bytes
+        What Linux is told of at once: of more it may forget the rest (`read_ahead_kb`).
+    """
+
+    few_chunks: int = 4
+    remembered_selections: int = 64
+    told_bytes: int = 2**17
 
     piece_characters: int = 2**14
     """Least length of the pieces of a text that are encoded: 16 at once take some 20 MB."""
@@ -32,6 +46,9 @@ class Tuning:
 
     cached_elements: int = 2**18
     """About the elements a window of several chunks where what was read is to stay in the cache."""
+
+    sample_elements: int = 2**19
+    """Elements that causes are tried on; those that failed first are among them."""
 
 
 TUNING = Tuning()

@@ -1,7 +1,7 @@
 """Every cause planted in a sound record, and named; nothing named in a sound one."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import zarr
 from tests.support.faults import flip_bit, flip_in_place, rewrite
 from tests.support.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from tests.support.runs import TINY_MEMORY, Loop, record
-from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr import Recorder, accounting, open_dataset, tuning
 from thimble_zarr.analysis.audit.accounting import selected
 from thimble_zarr.analysis.causes import catalogue as causes
 from thimble_zarr.analysis.causes.catalogue import CAUSES
@@ -306,7 +306,8 @@ def test_a_live_fault_is_named_too(tmp_path: Path) -> None:
 def test_a_wide_parameter_is_sampled(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thimble_zarr.analysis.causes.evidence._SAMPLE_ELEMENTS", 70)
+    few = replace(tuning.TUNING, sample_elements=70)
+    monkeypatch.setattr("thimble_zarr.tuning.TUNING", few)
     for name in (
         "bit of exp_avg_sq",
         "gradients one step late",

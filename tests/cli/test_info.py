@@ -20,7 +20,8 @@ from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.schema import FORMAT_VERSION
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, HOLDER
-from thimble_zarr.store.reader import Commit, StoreReader
+from thimble_zarr.store.ledger import Commit
+from thimble_zarr.store.reader import StoreReader
 
 
 def test_info_is_a_summary_for_people(trained: Path, corpus: Path) -> None:

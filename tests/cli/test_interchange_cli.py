@@ -16,9 +16,9 @@ from tests.support.commands import MAIN, START, checked, fails, info_of, run, su
 from tests.support.notebook_file import live_mask, notebook_tensors, save
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, History, record, token_labels
 from thimble_zarr import open_dataset
-from thimble_zarr.store.commit import Commit
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT
+from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.token_mask import write_mask
 from thimble_zarr.store.writer import StoreWriter

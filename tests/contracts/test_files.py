@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import stores
 from tests.support.memory import MemoryFiles
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.store.files.base import Files, FileWriter
 from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.reader import StoreReader
 
 PLACES: dict[str, Callable[[Path], Files]] = {
     "local": lambda path: LocalFiles(path / "new/run.zarr"),
@@ -132,3 +134,22 @@ def test_files_are_deleted(files: Files, writer: FileWriter) -> None:
 def test_files_travel_to_other_processes(files: Files, writer: FileWriter) -> None:
     put(writer, a=b"1")
     assert pickle.loads(pickle.dumps(files)).get("a") == b"1"
+
+
+def test_a_store_is_read_wherever_its_files_lie(files: Files, tmp_path: Path) -> None:
+    stores.write_run(tmp_path / "run.zarr")
+    local = LocalFiles(tmp_path / "run.zarr")
+    writer = files.writer()
+    for key in local.list():
+        writer.put(key, [local.get(key)])
+    writer.sync()
+    writer.close()
+    (reader,) = StoreReader.open_files(files)
+    original = StoreReader.open(tmp_path / "run.zarr")
+    rows = (0, original.n_rows)
+    for name in original.schema.dtypes:
+        assert reader.read(name, rows).tobytes() == original.read(name, rows).tobytes()
+    assert reader.read_labels().text == original.read_labels().text
+    assert list(reader.integrity.altered_chunks(rows)) == []
+    assert reader.disk_bytes() == original.disk_bytes()
+    assert reader.kind == original.kind

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.tiny import SMALL, random_data
-from thimble_zarr.errors import DiskSpaceError
+from thimble_zarr.errors import ConfigError, DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.model import build_model
 from thimble_zarr.experiment.plan import plan_run, training_bytes
@@ -65,6 +65,11 @@ def test_the_plan_is_what_is_recorded(tmp_path: Path) -> None:
     assert reader.schema.layout == plan.storage.layout
     assert 1 < plan.storage.layout.block_steps < SMALL.steps
     assert reader.n_rows * reader.schema.row_bytes == sum(plan.storage.array_bytes.values())
+
+
+def test_a_variable_that_is_none_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no variable gradient to record; choose among W, grad, "):
+        plan_run(replace(SMALL, variables="W,gradient"), tmp_path / "run.zarr")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from thimble_zarr.errors import CorpusError
 from thimble_zarr.experiment.vocabulary import (
     count_tokens,
     encode,
-    label_counted,
     label_tokens,
     load_tokenizer,
     read_tokenizer,
@@ -414,7 +413,7 @@ def test_a_tokenizer_whose_ids_have_holes_is_refused(tmp_path: Path) -> None:
 
     def read_and_label() -> None:
         loaded = read_tokenizer(file, vocab_size=3)
-        label_tokens(loaded, encode(loaded, "the The"))
+        label_tokens(loaded, count_tokens(loaded, encode(loaded, "the The")))
 
     with pytest.raises(CorpusError):  # at the latest where a token beyond the vocabulary occurs
         read_and_label()
@@ -423,7 +422,7 @@ def test_a_tokenizer_whose_ids_have_holes_is_refused(tmp_path: Path) -> None:
 def test_tokens_are_counted_as_they_occur() -> None:
     tokenizer = made("byte_level")
     ids = np.array(tokenizer.encode(SAMPLE).ids)
-    labels = label_tokens(tokenizer, ids)
+    labels = label_tokens(tokenizer, count_tokens(tokenizer, ids))
     counts = [int((ids == token).sum()) for token in range(300)]
     assert labels.count is not None
     assert labels.count.tolist() == counts
@@ -437,7 +436,7 @@ def test_tokens_are_counted_as_they_occur() -> None:
 
 def test_every_token_has_a_text_that_people_can_read() -> None:
     tokenizer = made("byte_level")
-    labels = label_tokens(tokenizer, np.array([0]))
+    labels = label_tokens(tokenizer, count_tokens(tokenizer, np.array([0])))
     assert labels.text is not None
     assert len(labels.text) == 300
     assert all(labels.text)
@@ -499,8 +498,8 @@ def test_no_two_tokens_read_alike(text: str) -> None:
 
 def test_what_was_counted_is_labelled_as_what_was_encoded() -> None:
     tokenizer = made("byte_level")
-    expected = label_tokens(tokenizer, encode(tokenizer, SAMPLE))
-    labels = label_counted(tokenizer, count_tokens(tokenizer, SAMPLE))
+    expected = label_tokens(tokenizer, count_tokens(tokenizer, encode(tokenizer, SAMPLE)))
+    labels = label_tokens(tokenizer, count_tokens(tokenizer, SAMPLE))
     for name in ("count", "live", "dead"):
         np.testing.assert_array_equal(getattr(labels, name), getattr(expected, name))
     assert labels.text == expected.text
@@ -508,7 +507,7 @@ def test_what_was_counted_is_labelled_as_what_was_encoded() -> None:
 
 def test_special_tokens_have_their_text() -> None:
     tokenizer = made("with_first_token")
-    labels = label_tokens(tokenizer, np.array([0]))
+    labels = label_tokens(tokenizer, count_tokens(tokenizer, np.array([0])))
     assert labels.text is not None
     assert labels.text[300] == "<s>"
 
@@ -536,7 +535,7 @@ def test_a_mask_decides_what_is_live(tmp_path: Path, mask: np.ndarray) -> None:
     tokenizer = made("byte_level")
     ids = np.array([5, 5, 7])
     for file in files:
-        labels = label_tokens(tokenizer, ids, mask_file=file)
+        labels = label_tokens(tokenizer, count_tokens(tokenizer, ids), mask_file=file)
         assert labels.live is not None
         assert (labels.live.dtype, labels.live.tolist()) == (np.bool_, mask.tolist())
         assert labels.dead is not None
@@ -550,7 +549,7 @@ def test_a_mask_decides_what_is_live(tmp_path: Path, mask: np.ndarray) -> None:
 def test_a_written_mask_is_read_as_the_notebook_reads_it(tmp_path: Path) -> None:
     tokenizer = made("byte_level")
     ids = np.array(tokenizer.encode(SAMPLE).ids)
-    write_mask(tmp_path / "mask.safetensors", label_tokens(tokenizer, ids))
+    write_mask(tmp_path / "mask.safetensors", label_tokens(tokenizer, count_tokens(tokenizer, ids)))
     mask_data = safetensors.torch.load_file(tmp_path / "mask.safetensors")
     assert mask_data.keys() == {"live_mask", "dead_mask"}
     assert mask_data["live_mask"].dtype == torch.bool
@@ -567,8 +566,10 @@ def test_a_mask_survives_writing_and_reading(tmp_path: Path, mask: np.ndarray) -
     tokenizer = made("byte_level")
     first = write_tensors(tmp_path / "first", live_mask=torch.tensor(mask))
     ids = np.array([1])
-    write_mask(tmp_path / "second", label_tokens(tokenizer, ids, mask_file=first))
-    labels = label_tokens(tokenizer, ids, mask_file=tmp_path / "second")
+    write_mask(
+        tmp_path / "second", label_tokens(tokenizer, count_tokens(tokenizer, ids), mask_file=first)
+    )
+    labels = label_tokens(tokenizer, count_tokens(tokenizer, ids), mask_file=tmp_path / "second")
     assert labels.live is not None
     assert labels.live.tolist() == mask.tolist()
 
@@ -577,20 +578,20 @@ def test_a_mask_survives_writing_and_reading(tmp_path: Path, mask: np.ndarray) -
 def test_a_mask_of_another_vocabulary_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     file = write_tensors(tmp_path / "mask", live_mask=torch.ones(shape, dtype=torch.bool))
     with pytest.raises(CorpusError, match=r"shape .*vocabulary has 300"):
-        label_tokens(made("byte_level"), np.array([0]), mask_file=file)
+        label_tokens(made("byte_level"), np.zeros(300, int), mask_file=file)
 
 
 def test_masks_that_contradict_each_other_are_refused(tmp_path: Path, mask: np.ndarray) -> None:
     live = torch.tensor(mask)
     file = write_tensors(tmp_path / "mask", live_mask=live, dead_mask=live.clone())
     with pytest.raises(CorpusError, match="mask"):
-        label_tokens(made("byte_level"), np.array([0]), mask_file=file)
+        label_tokens(made("byte_level"), np.zeros(300, int), mask_file=file)
 
 
 def test_tensors_that_are_no_masks_are_refused_and_named(tmp_path: Path) -> None:
     file = write_tensors(tmp_path / "run", W=torch.ones(300), losses=torch.ones(3))
     with pytest.raises(CorpusError, match=r"neither live_mask nor dead_mask, only .*losses"):
-        label_tokens(made("byte_level"), np.array([0]), mask_file=file)
+        label_tokens(made("byte_level"), np.zeros(300, int), mask_file=file)
 
 
 @pytest.mark.parametrize("content", [b"", b"live_mask", b"\x00" * 40])
@@ -598,20 +599,20 @@ def test_a_file_that_is_no_mask_is_refused_by_name(tmp_path: Path, content: byte
     file = tmp_path / "mask.safetensors"
     file.write_bytes(content)
     with pytest.raises(CorpusError, match=r"cannot read the token mask .*mask\.safetensors"):
-        label_tokens(made("byte_level"), np.array([0]), mask_file=file)
+        label_tokens(made("byte_level"), np.zeros(300, int), mask_file=file)
 
 
 def test_a_mask_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for file in (tmp_path / "nothing", tmp_path):
         with pytest.raises(CorpusError, match="cannot read the token mask"):
-            label_tokens(made("byte_level"), np.array([0]), mask_file=file)
+            label_tokens(made("byte_level"), np.zeros(300, int), mask_file=file)
 
 
 def test_a_bfloat16_tensor_beside_the_mask_does_no_harm(tmp_path: Path, mask: np.ndarray) -> None:
     file = write_tensors(
         tmp_path / "mask", live_mask=torch.tensor(mask), W=torch.ones(3, dtype=torch.bfloat16)
     )
-    labels = label_tokens(made("byte_level"), np.array([0]), mask_file=file)
+    labels = label_tokens(made("byte_level"), np.zeros(300, int), mask_file=file)
     assert labels.live is not None
     assert labels.live.tolist() == mask.tolist()
 
@@ -619,6 +620,6 @@ def test_a_bfloat16_tensor_beside_the_mask_does_no_harm(tmp_path: Path, mask: np
 def test_a_decoder_that_adds_or_drops_spaces_still_gives_texts() -> None:
     tokenizer = of_words()
     tokenizer.decoder = decoders.WordPiece()
-    labels = label_tokens(tokenizer, np.array([0, 1]))
+    labels = label_tokens(tokenizer, count_tokens(tokenizer, np.array([0, 1])))
     assert labels.text is not None
     assert list(labels.text) == ["[UNK]", "the", "The"]

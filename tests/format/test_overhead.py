@@ -26,7 +26,7 @@ BLOCK_STEPS = 4
 
 
 def total(path: Path) -> Overhead:
-    return sum(StoreReader.open(path).read_overhead().values(), Overhead())
+    return sum(StoreReader.open(path).read_history().overhead.values(), Overhead())
 
 
 def ledger(path: Path) -> list[dict]:
@@ -85,7 +85,7 @@ def record(path: Path, n_steps: int = N_STEPS, flush_at: tuple[int, ...] = ()) -
 
 def test_every_block_says_what_it_took(path: Path) -> None:
     record(path)
-    blocks = StoreReader.open(path).read_overhead()
+    blocks = StoreReader.open(path).read_history().overhead
     assert list(blocks) == [0, 4, 8, 12]
     assert [spent.n_steps for spent in blocks.values()] == [3, 4, 4, 2]
     for spent in blocks.values():
@@ -116,7 +116,7 @@ def test_a_slow_disk_is_seen_as_waiting(path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.undo()
         disk.release()
         recorder._writer._pending[0][0].result()
-    blocks = StoreReader.open(path).read_overhead()
+    blocks = StoreReader.open(path).read_history().overhead
     # With two blocks, training waits when it would begin the third and every later one.
     assert [spent.n_waits for spent in blocks.values()] == [0, 0, 1, 1, 1]
     assert [spent.n_queued for spent in blocks.values()] == [0, 1, 1, 1, 0]
@@ -269,8 +269,8 @@ def test_ledgers_without_it_and_with_more_are_read(path: Path) -> None:
         del line["overhead"], line["crc32"]
         line["of_the_future"] = {"x": 1}
     reader = rewritten(path, "".join(f"{seal(line).decode()}\n" for line in lines))
-    assert reader.read_overhead() == {}
-    assert list(reader.altered_chunks((0, reader.n_rows))) == []
+    assert reader.read_history().overhead == {}
+    assert list(reader.integrity.altered_chunks((0, reader.n_rows))) == []
 
 
 def rewritten(path: Path, content: str) -> StoreReader:

@@ -13,7 +13,7 @@ from torch import nn
 
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.errors import ConfigError
-from thimble_zarr.integrations.unwrapping import unwrapped
+from thimble_zarr.integrations.callback import torch_optimizer
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
@@ -320,6 +320,6 @@ def accelerator() -> Iterator[object]:
 def test_wrappers_are_taken_off(accelerator: object) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(3, 2))])
     wrap: Callable[[object], object] = lightning.core.optimizer.LightningOptimizer
-    assert unwrapped(accelerator.prepare(optimizer)) is optimizer
-    assert unwrapped(wrap(optimizer)) is optimizer
-    assert unwrapped(optimizer) is optimizer
+    assert torch_optimizer(accelerator.prepare(optimizer)) is optimizer
+    assert torch_optimizer(wrap(optimizer)) is optimizer
+    assert torch_optimizer(optimizer) is optimizer

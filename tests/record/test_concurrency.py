@@ -15,7 +15,6 @@ import torch
 from tests.support.runs import TINY_MEMORY, Loop
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.errors import RecordingError
-from thimble_zarr.record import concurrency
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.concurrency import CallLock
 from thimble_zarr.store.reader import StoreReader
@@ -124,10 +123,17 @@ def test_a_forked_process_leaves_the_recording_alone(path: Path) -> None:
     assert_exact(path, n_steps=2)
 
 
+@pytest.fixture
+def at_exit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What Python would call at its end."""
+    called: list[Callable[[], None]] = []
+    monkeypatch.setattr(threading, "_register_atexit", called.append)
+    return called
+
+
 def test_what_is_open_at_the_end_is_closed_when_its_thread_has_ended(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, at_exit: list[Callable[[], None]]
 ) -> None:
-    monkeypatch.setattr(concurrency, "_open", {})
     begun, main_ended = threading.Event(), threading.Event()
 
     def train() -> None:
@@ -142,15 +148,15 @@ def test_what_is_open_at_the_end_is_closed_when_its_thread_has_ended(
     training.start()
     assert begun.wait(10)
     main_ended.set()
-    concurrency._close_all()
+    (close,) = at_exit
+    close()
     assert not training.is_alive()
     assert_exact(path, n_steps=5)
 
 
 def test_what_nobody_closed_nor_knows_is_closed_at_the_end(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, at_exit: list[Callable[[], None]]
 ) -> None:
-    monkeypatch.setattr(concurrency, "_open", {})
 
     def train() -> None:
         loop = Loop()
@@ -160,9 +166,10 @@ def test_what_nobody_closed_nor_knows_is_closed_at_the_end(
 
     train()
     gc.collect()
-    concurrency._close_all()
+    (close,) = at_exit
+    close()
     assert_exact(path, n_steps=5)
-    assert concurrency._open == {}
+    close()
 
 
 @pytest.mark.soak

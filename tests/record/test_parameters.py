@@ -194,9 +194,9 @@ def test_labels_of_something_else_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"labels were given for wte.weight, .* wpe"):
         chosen(optimizer, "wpe.*", model=model, labels={"wte.weight": token_labels()})
-    with pytest.raises(ConfigError, match="labels of several parameters are given by name"):
+    with pytest.raises(ConfigError, match="labels of the one `parameter=` are given as they are"):
         chosen(optimizer, "wte.*", model=model, labels=token_labels())
-    with pytest.raises(ConfigError, match="labels by name are for `parameters=`"):
+    with pytest.raises(ConfigError, match="those of several `parameters=` by name"):
         choose(optimizer, model.wte.weight, labels={"a": token_labels()})
 
 

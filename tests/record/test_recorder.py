@@ -482,11 +482,11 @@ def test_an_interrupted_copy_leaves_no_torn_row(
     loop = Loop()
     real, calls = block_module._copy, []
 
-    def copy(row: torch.Tensor, tensor: torch.Tensor) -> None:
+    def copy(row: torch.Tensor, tensor: torch.Tensor, indices: None) -> None:
         calls.append(1)
         if len(calls) == 10:  # in the middle of the third row: the first has no gradient
             raise KeyboardInterrupt
-        real(row, tensor)
+        real(row, tensor, indices)
 
     def run() -> None:
         with Recorder(path, loop.optimizer, parameter=loop.weight):

@@ -104,7 +104,7 @@ def test_a_reader_sees_rows_of_a_matrix(zoo: Recorded) -> None:
         assert bits.shape == (6, schema.n_tokens, schema.n_dims)
         numbers = decode(bits, native_of(name), np.float64).reshape(6, *schema.shape)
         np.testing.assert_array_equal(numbers, zoo.histories[name]["W"][3:9])
-        assert list(reader.altered_chunks((0, N_STEPS + 1))) == []
+        assert list(reader.integrity.altered_chunks((0, N_STEPS + 1))) == []
 
 
 def test_scalars_are_those_of_the_parameters_own_group(zoo: Recorded) -> None:

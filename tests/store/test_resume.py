@@ -69,8 +69,7 @@ class Run:
 
 def kill(recorder: Recorder) -> None:
     """Leave a store as a killed process does: blocks that were passed on may be committed."""
-    for hook in recorder._hooks:
-        hook.remove()
+    recorder._hooks.remove()
     recorder._writer.stop()
     recorder._store.release()
 
@@ -132,7 +131,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     assert StoreReader.open(path).n_rows - 1 == committed
     go_on(path)
     assert differing_files(reference, path) == []
-    assert StoreReader.open(path).read_resumptions() == [committed]
+    assert StoreReader.open(path).read_history().resumed_after == [committed]
     assert_sound(path)
 
 
@@ -196,7 +195,7 @@ def test_it_goes_on_again_and_again(tmp_path: Path, reference: Path) -> None:
         kill(recorder)
     go_on(path, after_step=5)
     assert differing_files(reference, path) == []
-    assert StoreReader.open(path).read_resumptions() == [1, 3, 6, 7, 5]
+    assert StoreReader.open(path).read_history().resumed_after == [1, 3, 6, 7, 5]
     assert_sound(path)
 
 
@@ -290,14 +289,14 @@ def test_losses_that_are_logged_before_the_step_stay_with_it(tmp_path: Path) -> 
 def test_per_step_values_go_on_in_the_middle_of_their_chunk_and_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("format.schema", "store.writer", "store.resume", "store.reader"):
-        monkeypatch.setattr(f"thimble_zarr.{module}.SCALAR_CHUNK_STEPS", 8)
+    for module in ("schema", "layout"):
+        monkeypatch.setattr(f"thimble_zarr.format.{module}.SCALAR_CHUNK_STEPS", 8)
     expected = whole(tmp_path / "whole.zarr", 29)
     for after_step in (13,):
         path = killed(tmp_path / f"{after_step}.zarr", 26, flushed=25)
         kill(Run().go_to(after_step).recorder(path, resume=True, after_step=after_step))
         reader = StoreReader.open(path)
-        assert list(reader.altered_chunks((0, reader.n_rows))) == []
+        assert list(reader.integrity.altered_chunks((0, reader.n_rows))) == []
         go_on(path, n_steps=29)
         assert differing_files(expected, path) == []
 
@@ -331,7 +330,7 @@ def test_it_begins_where_nothing_lies(tmp_path: Path, reference: Path) -> None:
         assert recorder.next_step == 1
         run.go_to(N_STEPS, recorder)
     assert differing_files(reference, path) == []
-    assert StoreReader.open(path).read_resumptions() == []
+    assert StoreReader.open(path).read_history().resumed_after == []
 
 
 @pytest.mark.parametrize("left", ["declared", "locked only", "first block not committed"])
@@ -361,7 +360,7 @@ def test_what_took_time_and_was_said_of_the_run_stays(tmp_path: Path) -> None:
     go_on(path)
     reader = StoreReader.open(path)
     assert (reader.schema.created, reader.schema.attrs) == (before.created, {"seed": 7})
-    spent = reader.read_overhead()
+    spent = reader.read_history().overhead
     assert sum(one.n_steps for one in spent.values()) == N_STEPS
     assert all(one.elapsed_s < 600 for one in spent.values())
     assert json.loads((path / "zarr.json").read_text())["attributes"]["thimble"]["attrs"]
@@ -373,7 +372,7 @@ def test_a_reader_keeps_what_it_sees_while_a_run_goes_on(tmp_path: Path) -> None
     values = early.read("W", (0, 10)).copy()
     go_on(path)
     np.testing.assert_array_equal(early.read("W", (0, 10)), values)
-    assert list(early.altered_chunks((0, 10))) == []
+    assert list(early.integrity.altered_chunks((0, 10))) == []
 
 
 # --- what a killed writer left -------------------------------------------------------------------
@@ -474,7 +473,7 @@ def test_going_on_can_be_cut_off_anywhere_and_begun_again(
         reader = StoreReader.open(path)
         seen.add(reader.n_rows)
         np.testing.assert_array_equal(reader.read("W", (0, reader.n_rows)), values[: reader.n_rows])
-        assert list(reader.altered_chunks((0, reader.n_rows))) == []
+        assert list(reader.integrity.altered_chunks((0, reader.n_rows))) == []
         assert verify(path).is_sound
         go_on(path)
         assert differing_files(reference, path) == [], path
@@ -485,7 +484,7 @@ def test_a_store_with_other_rows_than_were_committed_is_not_gone_on_with(tmp_pat
     path = killed(tmp_path / "run.zarr", 6, flushed=5)
     flip_in_place(path, "W", (2, 1, 1), 3)  # before the last row: nobody reads it again
     go_on(path)
-    (altered,) = StoreReader.open(path).altered_chunks((0, N_STEPS + 1))
+    (altered,) = StoreReader.open(path).integrity.altered_chunks((0, N_STEPS + 1))
     assert (altered.variable, altered.first_row) == ("W", 0)
 
 

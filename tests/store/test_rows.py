@@ -1,5 +1,6 @@
 """Rows read while shards stay open."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import stores
+from thimble_zarr import tuning
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.shard import ShardFile
@@ -31,7 +33,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def count(shard: ShardFile) -> ShardFile:
         nonlocal n_open
         entered = enter(shard)
-        files.append("/".join(shard._file.split("/")[-2:]))
+        files.append("/".join(shard.key.split("/")[-2:]))
         n_open += 1
         return entered
 
@@ -73,7 +75,8 @@ def test_no_more_shards_stay_open_than_are_needed(reader: StoreReader, opened: l
 def test_it_is_remembered_of_a_few_tokens_where_they_lie(
     reader: StoreReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thimble_zarr.store.rows._N_KNOWN", 3)
+    few = dataclasses.replace(tuning.TUNING, remembered_selections=3)
+    monkeypatch.setattr(tuning, "TUNING", few)
     whole = reader.read("W", (0, 1))
     with reader.opened() as rows:
         for first in [*EVERY, *EVERY]:

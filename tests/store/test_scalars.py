@@ -13,9 +13,9 @@ import zarr
 
 from tests.support import stores
 from tests.support.stores import BLOCK_STEPS
+from thimble_zarr.format import layout
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
 from thimble_zarr.format.schema import array_path
-from thimble_zarr.store import resume as resumption
 from thimble_zarr.store import writer as writer_module
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.reader import StoreReader
@@ -44,8 +44,7 @@ def test_each_parameter_has_its_own_values_however_alike_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is the same may part and meet again, in any block, between commits and resumptions."""
-    for module in (writer_module, resumption):
-        monkeypatch.setattr(module, "SCALAR_CHUNK_STEPS", 4 * BLOCK_STEPS)
+    monkeypatch.setattr(layout, "SCALAR_CHUNK_STEPS", 4 * BLOCK_STEPS)
     random, groups = np.random.default_rng(0), ("a", "b", "c")
     few = random.normal(size=(2, N_ROWS + BLOCK_STEPS))
     few[1, ::3] = np.nan

@@ -1,5 +1,6 @@
 """Our shards, read by Zarr and by TensorStore."""
 
+import dataclasses
 import itertools
 import os
 import struct
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from zarr.codecs import TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from thimble_zarr.store import shard as module
+from thimble_zarr import tuning
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.shard import (
     CHUNK_ORDER,
     ShardEncoder,
@@ -121,7 +123,7 @@ def test_the_disk_is_told_of_chunks_that_are_there_a_little_at_a_time(
     monkeypatch.setattr(os, "preadv", preadv)
     monkeypatch.setattr(os, "RWF_NOWAIT", "now", raising=False)
     options = {"shape": (1, 4, 6), "dtype": bits.dtype, "fill": FILL}
-    with ShardFile(str(tmp_path / "shard"), n_chunks=5, **options) as shard:
+    with ShardFile(LocalFiles(tmp_path), "shard", n_chunks=5, **options) as shard:
         shard.will_read([])
         shard.will_read([0, 2, 1, 3])
         assert told == []  # the others are taken to be there, too
@@ -140,7 +142,7 @@ def test_the_disk_is_told_of_chunks_that_are_there_a_little_at_a_time(
         shard.will_read([0])
         assert told == spans[:1]  # of a system that cannot say nothing is known
         told.clear()
-        monkeypatch.setattr(module, "_TOLD_BYTES", 10)
+        monkeypatch.setattr(tuning, "TUNING", dataclasses.replace(tuning.TUNING, told_bytes=10))
         shard.will_read([0])
         assert [n_bytes for _, n_bytes, _ in told] == [10] * (starts[1] // 10) + [starts[1] % 10]
 

@@ -24,8 +24,11 @@ from thimble_zarr.errors import (
     StoreLockedError,
     UnsupportedFormatError,
 )
+from thimble_zarr.format import layout
 from thimble_zarr.store import writer as writer_module
 from thimble_zarr.store.files.disk import Disk
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import LEDGER
 from thimble_zarr.store.ledger import MAX_LINE_BYTES, read_last_line, seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
@@ -168,7 +171,7 @@ def test_the_store_grows_beyond_what_was_declared(tmp_path: Path) -> None:
 
 
 def test_scalars_go_on_in_the_next_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "SCALAR_CHUNK_STEPS", 2 * BLOCK_STEPS)
+    monkeypatch.setattr(layout, "SCALAR_CHUNK_STEPS", 2 * BLOCK_STEPS)
     writer = StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
     write_blocks(writer, 5, last_rows=1)
     writer.close()
@@ -408,31 +411,36 @@ def test_a_reader_pickles_small(path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(pickled).read("W", (0, 9)), reader.read("W", (0, 9)))
 
 
+def ledger_at(path: Path) -> tuple[LocalFiles, Path]:
+    (path / LEDGER).parent.mkdir()
+    return LocalFiles(path), path / LEDGER
+
+
 def test_the_last_line_of_a_ledger_is_found_from_its_end(tmp_path: Path) -> None:
-    file = tmp_path / "ledger"
+    files, file = ledger_at(tmp_path)
     lines = [seal({"rows": [0, n], "files": {}, "chunks": {}}) + b"\n" for n in range(1, 4)]
     lines.insert(1, seal({"rows": [0, 9], "files": {"x": {"bytes": 1}}, "chunks": {}}) + b"\n")
     lines[1] = lines[1].replace(b"}\n", b" " * 200_000 + b"}\n")  # longer than is read at once
     file.write_bytes(b"".join(lines))
     stop = 0
-    assert read_last_line(file, 0) is None
+    assert read_last_line(files, 0) is None
     for line in lines:
         start, stop = stop, stop + len(line)
-        found = read_last_line(file, stop)
+        found = read_last_line(files, stop)
         assert found is not None
         assert (found.start, found.content) == (start, line)
-    assert read_last_line(file, 10**9) == found
-    torn = read_last_line(file, stop - 1)
+    assert read_last_line(files, 10**9) == found
+    torn = read_last_line(files, stop - 1)
     assert torn is not None
     assert torn.entry is None
 
 
 def test_a_ledger_of_no_lines_costs_no_more_than_the_longest_line(tmp_path: Path) -> None:
-    file = tmp_path / "ledger"
+    files, file = ledger_at(tmp_path)
     file.touch()
     os.truncate(file, 2**32)
     tracemalloc.start()
-    line = read_last_line(file, 2**32)
+    line = read_last_line(files, 2**32)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert line is not None

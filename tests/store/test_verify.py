@@ -264,7 +264,7 @@ def assert_sound(path: Path, n_rows: int) -> None:
     verified = verify(path)
     assert (verified.findings, verified.n_rows) == ([], n_rows)
     reader = StoreReader.open(path)
-    assert list(reader.altered_chunks((0, n_rows))) == []
+    assert list(reader.integrity.altered_chunks((0, n_rows))) == []
     truth = [stores.block(index) for index in range(3)]
     for name in reader.schema.dtypes:
         rows = np.concatenate([block[name] for block in truth])[:n_rows]
@@ -538,7 +538,7 @@ def test_the_file_of_another_block_is_not_taken_for_one_whose_line_is_lost(store
 def reseal(path: Path, **fields: object) -> None:
     """Change what the commit record says, and give it a checksum that is right."""
     file = path / ".thimble/commit.json"
-    file.write_bytes(seal(unseal(file.read_bytes()) | fields))
+    file.write_bytes(seal(unseal(file.read_bytes(), dict) | fields))
 
 
 @pytest.mark.parametrize("n_rows", [9, 12, 50])

@@ -65,7 +65,7 @@ class Reads:
             return real(opened, name, rows, *options)
 
         def decode(shard: ShardFile, chunk: int, *options: object) -> np.ndarray:
-            self.chunks.append(("/".join(shard._file.split("/")[-2:]), chunk))
+            self.chunks.append(("/".join(shard.key.split("/")[-2:]), chunk))
             return real_decode(shard, chunk, *options)
 
         monkeypatch.setattr(OpenedRows, "read", read)

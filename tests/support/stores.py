@@ -80,7 +80,7 @@ def check_rows(path: Path) -> int:
     if n_rows:
         for values in reader.read_scalars().values():
             np.testing.assert_array_equal(values, np.arange(n_rows))
-        assert list(reader.altered_chunks((0, n_rows))) == []
+        assert list(reader.integrity.altered_chunks((0, n_rows))) == []
         labels, expected = reader.read_labels(), token_labels()
         assert labels.text == expected.text
         np.testing.assert_array_equal(labels.count, expected.count)

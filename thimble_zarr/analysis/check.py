@@ -1,6 +1,6 @@
 """`check`: does every recorded row follow from the one before?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from thimble_zarr.analysis.audit.audit import Audit
 from thimble_zarr.analysis.audit.table import tabulated
 from thimble_zarr.analysis.causes.findings import find_altered, find_causes
-from thimble_zarr.analysis.compute.run import Resources, computed
+from thimble_zarr.analysis.compute.run import Progress, Resources, computed
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import missing_inputs
 from thimble_zarr.analysis.result import CheckResult, ParameterResult, SubsetResult
@@ -33,7 +33,7 @@ def check(
     memory_bytes: int | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> CheckResult:
     """Check that every recorded row of a store follows from the row before.
 
@@ -46,9 +46,9 @@ def check(
     store
         A store, or a safetensors file of the original notebook.
     tokens
-        Which tokens: `all`, `live`, `dead`, ids, `@FILE` with ids, or `text:` and a token's text.
-        Several subsets may be given, such as `dead,live,all`. None means `dead` where it is known
-        which tokens are, else `all`.
+        Which tokens: `all`, `live`, `dead`, ids, `@FILE` with ids, or `text:` and a token's text;
+        or several subsets, such as `dead,live,all`. None means `dead` where it is known which
+        tokens are, else `all`.
     steps
         First and last step, such as `100:200`; all by default.
     parameters
@@ -63,13 +63,9 @@ def check(
         has it, else the CPU.
     token_mask
         The token mask of a notebook's file.
-    memory_bytes
-        Bound on the memory of all processes together; by default a share of what is free.
-    workers
-        How many processes there may be; by default one for each CPU.
-    scheduler
-        Address of a Dask scheduler whose workers are to be used. Those of an active
-        `distributed.Client` are used anyway, unless memory or workers are given.
+    memory_bytes, workers, scheduler
+        What it may use (`Resources`): by default a share of the free memory, and a process for each
+        CPU or the workers of an active `distributed.Client`.
     progress
         Called with how many parts of a parameter are done, and how many there are.
 
@@ -93,30 +89,26 @@ def check(
     """
     if tokens is not None and not isinstance(tokens, str):
         tokens = ",".join(map(str, tokens))
+    patterns = [parameters] if isinstance(parameters, str) else parameters
     asked = _Asked(tokens, steps, formula=formula, replay=replay, extended=extended)
     resources = Resources(memory_bytes=memory_bytes, workers=workers, scheduler=scheduler)
-    patterns = [parameters] if isinstance(parameters, str) else parameters
     readers = open_recording(store, parameters=patterns, token_mask=token_mask)
     results = []
     for reader in readers:
-        name = getattr(reader, "group", None) or None
-        subsets: tuple[SubsetResult, ...] = ()
-        failed: Exception | None = None
+        where = Path(store), reader.group or None
         try:
-            subsets = asked.answer(
-                Path(store), name, Source.of(reader, device), resources, progress
-            )
+            subsets = _check(asked, Source.of(reader, device), where, resources, progress)
+            results.append(ParameterResult(*where, subsets))
         except (ThimbleError, OSError) as error:
             if len(readers) == 1:
                 raise
-            failed = error
-        results.append(ParameterResult(Path(store), name, subsets, failed))
+            results.append(ParameterResult(*where, error=error))
     return CheckResult(Path(store), (*results,))
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `check` was asked of each parameter."""
+    """What is asked of each parameter."""
 
     tokens: str | None
     steps: str | None
@@ -125,45 +117,39 @@ class _Asked:
     replay: bool
     extended: bool
 
-    def answer(
-        self,
-        store: Path,
-        parameter: str | None,
-        source: Source,
-        resources: Resources,
-        progress: Callable[[int, int], object] | None,
-    ) -> tuple[SubsetResult, ...]:
-        schema = source.reader.schema
-        selected, subsets = select(source, self.tokens, self.steps)
-        replay = self.replay
-        if self.formula:  # else there is nothing to do without the replay, and an error says why
-            replay = replay and not missing_inputs("unexplained", schema)
-        audit = Audit.of(
-            selected,
-            formula=self.formula,
-            replay=replay,
-            extended=self.extended,
-            subsets={name: subset.ids for name, subset in subsets.items()},
+
+def _check(
+    asked: _Asked,
+    source: Source,
+    where: tuple[Path, str | None],
+    resources: Resources,
+    progress: Progress | None,
+) -> tuple[SubsetResult, ...]:
+    """Check the subsets of a parameter in one pass."""
+    schema, formula, replay = source.reader.schema, asked.formula, asked.replay
+    selected, subsets = select(source, asked.tokens, asked.steps)
+    if formula:  # else there is nothing to do without the replay, and an error says why
+        replay = replay and not missing_inputs("unexplained", schema)
+    ids = {name: subset.ids for name, subset in subsets.items()}
+    audit = Audit.of(selected, formula=formula, replay=replay, extended=asked.extended, subsets=ids)
+    with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
+        checked = audit.reduction.selected
+        altered = find_altered(checked, before_block=numbers.reach) if replay else ()
+        tables = tabulated(audit, numbers.result())
+    results, steps = [], selected.steps
+    for table, (name, subset) in zip(tables, subsets.items(), strict=True):
+        findings = find_causes(subset, table, altered) if replay else []
+        result = SubsetResult(
+            *where,
+            schema,
+            subset=name,
+            n_tokens=len(subset.tokens),
+            steps=(int(steps[0]), int(steps[-1])),
+            n_recorded=int((steps > 0).sum()),
+            extended=asked.extended,
+            numbers=table,
+            findings=(*findings,),
+            verdict=verdict(table, findings, source.reader),
         )
-        with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
-            checked = audit.reduction.selected
-            altered = find_altered(checked, before_block=numbers.reach) if replay else ()
-            tables = tabulated(audit, numbers.result())
-        results, steps = [], selected.steps
-        for table, (name, subset) in zip(tables, subsets.items(), strict=True):
-            findings = find_causes(subset, table, altered) if replay else []
-            result = SubsetResult(
-                store=store,
-                parameter=parameter,
-                schema=schema,
-                subset=name,
-                n_tokens=len(subset.tokens),
-                steps=(int(steps[0]), int(steps[-1])),
-                n_recorded=int((steps > 0).sum()),
-                extended=self.extended,
-                numbers=table,
-                findings=(*findings,),
-                verdict=verdict(table, findings, source.reader),
-            )
-            results.append(result)
-        return (*results,)
+        results.append(result)
+    return (*results,)

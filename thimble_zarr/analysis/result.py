@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,22 +22,38 @@ SUMMARY = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
 """Numbers that sum up a column."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class ReplayedArray:
+    """How many values of an array the replay gives again, and the first that it does not.
+
+    Attributes
+    ----------
+    total, equal
+        Values that were compared, and those with the same bits.
+    max_ulp
+        The largest distance from the replay.
+    first
+        `step`, `token` and `dim` of the first value that differs; None where none does.
+    """
+
+    total: int
+    equal: int
+    max_ulp: float
+    first: Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
 class SubsetResult:
     """What a check found of a subset of a parameter's tokens.
 
     Attributes
     ----------
-    store
-        Where the run is.
-    parameter
-        The parameter's name, where the store holds several.
+    store, parameter
+        Where the run is, and the parameter's name if the store holds several.
     schema
         What was recorded.
-    subset
-        The subset's name.
-    n_tokens
-        How many tokens it has.
+    subset, n_tokens
+        The subset's name, and how many tokens it has.
     steps
         First and last selected step.
     n_recorded
@@ -55,6 +71,7 @@ class SubsetResult:
     store: Path
     parameter: str | None
     schema: Schema
+    _: KW_ONLY
     subset: str
     n_tokens: int
     steps: tuple[int, int]
@@ -79,52 +96,43 @@ class SubsetResult:
     def columns(self) -> dict[str, np.ndarray]:
         """The steps, and the columns of the formula, or without it those of the replay.
 
-        Of each recurrence these say how many elements differ, how many of them by more than they
-        may, and how far.
+        Of each array these say how many values differ, how many by more than they may, and how far.
         """
         numbers = self.numbers
         columns = {"t": numbers["step"]}
         if has_formula(numbers):
             extended = (name for name in EXTENDED if self.extended and name in numbers)
             return columns | {name: numbers[name] for name in (*COLUMNS, *extended)}
-        for at, recurrence in enumerate(numbers["recurrence"].tolist()):
+        for at, array in enumerate(numbers["recurrence"].tolist()):
             for name in ("n_different", "n_beyond", "max_ulp"):
-                columns[f"{name}_{recurrence}"] = numbers[name][:, at]
+                columns[f"{name}_{array}"] = numbers[name][:, at]
         return columns
 
     @property
     def summary(self) -> dict[str, dict[str, float]]:
         """Of each column but the steps: count, mean, std, min, quartiles and max, without NaN."""
-        return {name: _summary(of) for name, of in self.columns.items() if name != "t"}
+        return {name: _summary(values) for name, values in self.columns.items() if name != "t"}
 
     @property
-    def replay(self) -> dict[str, dict[str, Any]] | None:
-        """For each recurrence how many elements are equal, and the first that is not."""
+    def replay(self) -> dict[str, ReplayedArray] | None:
+        """What the replay gives, by array; None without one."""
         numbers = self.numbers
         if "recurrence" not in numbers:
             return None
         total, found = int(numbers["n_elements"]) * len(numbers["step"]), {}
         for at, name in enumerate(numbers["recurrence"].tolist()):
-            n_different = numbers["n_different"][:, at]
-            first = None
+            n_different, first = numbers["n_different"][:, at], None
             if n_different.any():
                 row = int((n_different > 0).argmax())
-                first = {
-                    "step": int(numbers["step"][row]),
-                    "token": int(numbers["first_token"][row, at]),
-                    "dim": int(numbers["first_dim"][row, at]),
-                }
-            found[name] = {
-                "total": total,
-                "equal": total - int(n_different.sum()),
-                "max_ulp": float(numbers["max_ulp"][:, at].max()),
-                "first": first,
-            }
+                token, dim = (int(numbers[f"first_{axis}"][row, at]) for axis in ("token", "dim"))
+                first = {"step": int(numbers["step"][row]), "token": token, "dim": dim}
+            max_ulp = float(numbers["max_ulp"][:, at].max())
+            found[name] = ReplayedArray(total, total - int(n_different.sum()), max_ulp, first)
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return the result as JSON has it: what is not a finite number is null."""
-        columns, numbers = self.columns, self.numbers
+        columns, numbers, replay = self.columns, self.numbers, self.replay
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return {
             "store": str(self.store),
@@ -135,7 +143,7 @@ class SubsetResult:
             "n_steps": {"checked": len(numbers["step"]), "recorded": self.n_recorded},
             "rows": [_finite(dict(zip(columns, row, strict=True))) for row in rows],
             "summary": {name: _finite(of) for name, of in self.summary.items()},
-            "replay": self.replay and {name: _finite(of) for name, of in self.replay.items()},
+            "replay": replay if replay is None else _replay_json(replay),
             "replay_device": numbers.attrs.get("device"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
             "findings": [finding.to_json() for finding in self.findings],
@@ -147,19 +155,7 @@ class SubsetResult:
 
 @dataclass(frozen=True)
 class ParameterResult:
-    """What a check found of a parameter, or why it could not be checked.
-
-    Attributes
-    ----------
-    store
-        Where the run is.
-    parameter
-        The parameter's name, where the store holds several.
-    subsets
-        What was found of each subset of its tokens.
-    error
-        Why there are none.
-    """
+    """What a check found of a parameter: of each subset of its tokens, or an error."""
 
     store: Path
     parameter: str | None = None
@@ -170,11 +166,11 @@ class ParameterResult:
         """Return what tells a subset from the others; nothing if there are none."""
         return {"subset": subset.subset} if len(self.subsets) > 1 else {}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return the result as JSON has it: a subset, or several of them, or the error."""
         if len(self.subsets) == 1:
             return self.subsets[0].to_json()
-        found: dict[str, Any] = {"subsets": [subset.to_json() for subset in self.subsets]}
+        found: dict[str, Json] = {"subsets": [subset.to_json() for subset in self.subsets]}
         if self.error is not None:
             found = {"error": str(self.error)}
         return {"store": str(self.store), **_named(self.parameter), **found}
@@ -212,10 +208,9 @@ class CheckResult:
     @property
     def verdict(self) -> str:
         """The answer in words, a line for each subset of each parameter."""
-        results = list(self)
-        if len(results) == 1:
+        lines, results = [], list(self)
+        if len(results) == len(self.parameters) == 1:
             return results[0].verdict.text
-        lines = []
         for parameter in self.parameters:
             of = f"{parameter.parameter}, " if parameter.parameter else ""
             lines += [f"{of}{each.subset}: {each.verdict.text}" for each in parameter.subsets]
@@ -263,11 +258,15 @@ def _summary(values: np.ndarray) -> dict[str, float]:
     return {name: float(number) for name, number in zip(SUMMARY, numbers, strict=True)}
 
 
+def _replay_json(replay: Mapping[str, ReplayedArray]) -> dict[str, Json]:
+    return {name: _finite(asdict(of)) for name, of in replay.items()}
+
+
 def _named(parameter: str | None) -> dict[str, str]:
     return {"parameter": parameter} if parameter else {}
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+def _finite(values: Mapping[str, Json]) -> dict[str, Json]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

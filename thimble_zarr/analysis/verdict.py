@@ -54,25 +54,28 @@ def verdict(
     -------
     Verdict
     """
-    judged = _of_replay(table) if "recurrence" in table else _of_formula(table)
+    judged = _replay_verdict(table) if "recurrence" in table else _formula_verdict(table)
     if judged.holds and findings:
-        first = min(finding.step for finding in findings)
-        judged = Verdict(
-            holds=False,
-            text=f"FAILS: every row follows from the row before, but the store was changed after "
-            f"it was recorded, first at step {first}.",
-            step=first,
+        step = min(finding.step for finding in findings)
+        judged = _failed(
+            step,
+            "every row follows from the row before, but the store was changed after it was "
+            f"recorded, first at step {step}.",
         )
     if reader is None:
         return judged
     if unended := _unended(reader):
         return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
-    if of_planned := stopped_of(reader):
+    if planned := stopped_of(reader):
         last = reader.read_steps()[-1]
         return replace(
-            judged, text=f"{judged.text} The run was stopped after step {last}{of_planned}."
+            judged, text=f"{judged.text} The run was stopped after step {last}{planned}."
         )
     return judged
+
+
+def _failed(step: int, text: str) -> Verdict:
+    return Verdict(holds=False, text=f"FAILS: {text}", step=step)
 
 
 def stopped_of(reader: Reader) -> str:
@@ -85,18 +88,17 @@ def stopped_of(reader: Reader) -> str:
 def _unended(reader: Reader) -> str:
     """Return that a recording has not ended, and why; nothing if it has."""
     recording = reader.recording
-    if recording.state is not State.CLOSED:
-        planned = _planned_steps(reader)
-        last = f"{reader.read_steps()[-1]}{'' if planned is None else f' of {planned}'}"
-        is_imported = reader.schema.is_imported
-        what = "import" if is_imported else "recording"
-        how_on = " Import the file again, with --overwrite." if is_imported else ""
-        return {
-            State.RECORDING: f"The {what} is still running: step {last} is the last one committed.",
-            State.UNKNOWN: f"The {what} did not end by step {last}: it is {recording}.",
-            State.CUT_OFF: f"The {what} did not end: it was cut off after step {last}.{how_on}",
-        }[recording.state]
-    return ""
+    if recording.state is State.CLOSED:
+        return ""
+    planned, is_imported = _planned_steps(reader), reader.schema.is_imported
+    last = f"{reader.read_steps()[-1]}{'' if planned is None else f' of {planned}'}"
+    what = "import" if is_imported else "recording"
+    how_on = " Import the file again, with --overwrite." if is_imported else ""
+    return {
+        State.RECORDING: f"The {what} is still running: step {last} is the last one committed.",
+        State.UNKNOWN: f"The {what} did not end by step {last}: it is {recording}.",
+        State.CUT_OFF: f"The {what} did not end: it was cut off after step {last}.{how_on}",
+    }[recording.state]
 
 
 def _planned_steps(reader: Reader) -> int | None:
@@ -106,69 +108,65 @@ def _planned_steps(reader: Reader) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def _of_formula(table: AnyTable) -> Verdict:
+def _formula_verdict(table: AnyTable) -> Verdict:
     beyond, not_finite = counts(table, "n_beyond_rounding"), counts(table, NOT_FINITE)
-    n_beyond = int(beyond.sum())
+    n_beyond, formula, dtype = int(beyond.sum()), _formula(table), table.attrs["dtype"]
     if n_beyond and n_beyond == not_finite.sum():
-        return _not_finite(table, "agree with AdamW's formula")
+        return _not_finite(table, f"agree with {formula}")
     if n_beyond:
-        first = _first(table, beyond)
-        return Verdict(
-            holds=False,
-            text=f"FAILS: {n_beyond:,} of {_total(table):,} weight changes differ from AdamW's "
-            f"formula by more than {table.attrs['dtype']} rounding can explain, first at step "
-            f"{first}. These weights do not come from the recorded states.",
-            step=first,
+        step = _first(table, beyond)
+        return _failed(
+            step,
+            f"{n_beyond:,} of {_total(table):,} weight changes differ from {formula} by more than "
+            f"{dtype} rounding can explain, first at step {step}. These weights do not come from "
+            "the recorded states.",
         )
     return Verdict(
         holds=True,
-        text=f"HOLDS: all {_total(table):,} weight changes agree with AdamW's formula within "
-        f"{table.attrs['dtype']} rounding; {_cosines(table)}.",
+        text=f"HOLDS: all {_total(table):,} weight changes agree with {formula} within {dtype} "
+        f"rounding; {_cosines(table)}.",
     )
 
 
-def _of_replay(table: AnyTable) -> Verdict:
+def _replay_verdict(table: AnyTable) -> Verdict:
     names, beyond = np.asarray(table["recurrence"]).tolist(), counts(table, "n_beyond")
     if beyond.any():
         n_beyond = dict(zip(names, beyond.sum(axis=0).tolist(), strict=True))
         listed = ", ".join(f"{n:,} of {name}" for name, n in n_beyond.items() if n)
-        first = _first(table, beyond)
-        return Verdict(
-            holds=False,
-            text=f"FAILS: from step {first} on, rows do not follow from the row before. Of "
+        step = _first(table, beyond)
+        return _failed(
+            step,
+            f"from step {step} on, rows do not follow from the row before. Of "
             f"{_total(table):,} values in each array, {listed} differ.",
-            step=first,
         )
     if counts(table, NOT_FINITE).any():
         return _not_finite(table, "follow from the row before")
-    listed = f"{', '.join(names[:-1])} and {names[-1]}"
-    total = f"{_total(table):,}"
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    follow = f"replayed, all {_total(table):,} values each of {listed} follow from the row before"
     if counts(table, "n_different").any():
         max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
-        return Verdict(
-            holds=True,
-            text=f"HOLDS within rounding: replayed, all {total} values each of {listed} follow "
-            f"from the row before, at most {max_ulp:.0f} ULP apart. They need not be equal to the "
-            f"bit, because {table.attrs['not_exact_because']}.",
+        text = (
+            f"HOLDS within rounding: {follow}, at most {max_ulp:.0f} ULP apart. They need not be "
+            f"equal to the bit, because {table.attrs['not_exact_because']}."
         )
-    text = (
-        f"HOLDS to the bit: replayed, all {total} values each of {listed} follow from the row "
-        "before."
-    )
-    if has_formula(table):
-        text += f" AdamW's formula agrees within rounding; {_cosines(table)}."
+    else:
+        text = f"HOLDS to the bit: {follow}."
+        if has_formula(table):
+            text += f" {_formula(table)} agrees within rounding; {_cosines(table)}."
     return Verdict(holds=True, text=text)
+
+
+def _formula(table: AnyTable) -> str:
+    return f"{table.attrs.get('optimizer', 'AdamW')}'s formula"
 
 
 def _not_finite(table: AnyTable, others: str) -> Verdict:
     not_finite = counts(table, NOT_FINITE)
-    first = _first(table, not_finite)
-    return Verdict(
-        holds=False,
-        text=f"FAILS: {int(not_finite.sum()):,} of {_total(table):,} weight changes are "
-        f"not finite, first at step {first}: the run diverged, or values are "
-        f"missing. All others {others}.",
-        step=first,
+    step = _first(table, not_finite)
+    return _failed(
+        step,
+        f"{int(not_finite.sum()):,} of {_total(table):,} weight changes are not finite, first at "
+        f"step {step}: the run diverged, or values are missing. All others {others}.",
     )
 
 

@@ -29,7 +29,7 @@ def import_(
     from thimble_zarr.sources.notebook.importer import import_notebook
     from thimble_zarr.sources.notebook.reader import has_narrow_states
     from thimble_zarr.sources.open import open_notebook
-    from thimble_zarr.store.writer import check_vacant
+    from thimble_zarr.store.contents import check_vacant
 
     check_vacant(store, overwrite=overwrite)
     labels = open_notebook(file, token_mask=token_mask).read_labels()

@@ -13,8 +13,9 @@ from thimble_zarr.cli.check import check
 from thimble_zarr.cli.exits import INTERRUPTED, TERMINATED, UNREADABLE, Terminated, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
+from thimble_zarr.cli.plan import plan
 from thimble_zarr.cli.tokens import tokens
-from thimble_zarr.cli.train import demo, plan, train
+from thimble_zarr.cli.train import demo, train
 from thimble_zarr.cli.verify import repair, verify
 from thimble_zarr.errors import ThimbleError
 

@@ -72,7 +72,7 @@ def tokens(
         from thimble_zarr.experiment.corpus import read_corpus
         from thimble_zarr.experiment.vocabulary import (
             count_tokens,
-            label_counted,
+            label_tokens,
             load_tokenizer,
             read_tokenizer,
             train_tokenizer,
@@ -90,7 +90,7 @@ def tokens(
         with progress("training the tokenizer", unit="B", total=n_bytes, quiet=quiet) as bar:
             trained = train_tokenizer((_read(source, bar) for source in sources), vocab_size)
     with progress("counting tokens", unit="B", total=counted.n_bytes, quiet=quiet) as bar:
-        labels = label_counted(trained, count_tokens(trained, _read(counted, bar)))
+        labels = label_tokens(trained, count_tokens(trained, _read(counted, bar)))
     click.echo(_summary(counted.name, labels))
     if save_tokenizer is not None:
         save_tokenizer.write_text(trained.to_str(), encoding="utf-8")

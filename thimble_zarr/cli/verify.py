@@ -117,7 +117,7 @@ def _line(finding: "Finding") -> str:
 
 
 def _verdict(verified: "Verified", store: Path) -> str:
-    from thimble_zarr.store.reader import why_empty
+    from thimble_zarr.store.contents import why_empty
 
     if verified.is_sound and not verified.n_rows:
         return f"Nothing is committed yet, and so nothing is compared: {why_empty(verified.path)}."

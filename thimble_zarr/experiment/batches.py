@@ -22,10 +22,8 @@ def sliding_batches(
     ----------
     ids
         The encoded corpus, any integer dtype, shape `(n,)`.
-    seq_len
-        Tokens per window.
-    batch_size
-        Windows per batch; the last batch of an epoch may be smaller.
+    seq_len, batch_size
+        Tokens of a window, and windows of a batch; the last batch of an epoch may be smaller.
     seed
         Seed of the order.
     n_skipped
@@ -35,11 +33,6 @@ def sliding_batches(
     ------
     inputs, targets
         int64, shape `(batch, seq_len)`; targets are inputs one token later.
-
-    Raises
-    ------
-    CorpusError
-        If the corpus is shorter than one window and its last target.
     """
     n_windows = len(ids) - seq_len
     if n_windows < 1:

@@ -6,8 +6,8 @@ Where the data stand needs no file: a step takes one batch, and the seed gives t
 
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from thimble_zarr import tuning
 from thimble_zarr.errors import ResumeError, StoreError
-from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.store.files.base import PARTIAL
-from thimble_zarr.store.files.disk import Disk, remove_files
+from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.reader import StorePath
 
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -32,12 +31,8 @@ _RANDOM = "random"
 class Checkpoint:
     """All that a training loop needs to resume after a step as if it had never stopped.
 
-    Attributes
-    ----------
-    step
-        The step it was taken after.
-    tensors
-        Copies of parameters, the optimizer's states and the states of random generators, by name.
+    `tensors` has copies of parameters, the optimizer's states and the states of random generators,
+    by name.
     """
 
     step: int
@@ -60,10 +55,7 @@ class Checkpoint:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make model, optimizer and random numbers what they were, in the memory they have.
 
-        Raises
-        ------
-        ResumeError
-            If the checkpoint is of another model.
+        Raises ResumeError if the checkpoint is of another model.
         """
         owned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         numbers = {id(tensor): number for number, tensor in enumerate(owned)}
@@ -77,7 +69,12 @@ class Checkpoint:
                 )
             with torch.no_grad():
                 parameter.copy_(saved)
-            states[numbers[id(parameter)]] = self._states(f"optimizer.{name}.")
+            prefix = f"optimizer.{name}."
+            states[numbers[id(parameter)]] = {
+                key.removeprefix(prefix): tensor.clone()
+                for key, tensor in self.tensors.items()
+                if key.startswith(prefix)
+            }
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
         torch.set_rng_state(self.tensors[f"{_RANDOM}.cpu"])
@@ -85,26 +82,14 @@ class Checkpoint:
             if name.startswith(f"{_RANDOM}.cuda."):
                 torch.cuda.set_rng_state(state, int(name.rpartition(".")[2]))
 
-    def _states(self, prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor.clone()
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
-
 
 class Checkpoints:
-    """The checkpoints of a run, beside its store.
-
-    Parameters
-    ----------
-    store
-        The store.
-    """
+    """The checkpoints of a run, beside its store. Raises StoreError where one cannot be written."""
 
     def __init__(self, store: StorePath) -> None:
         store = Path(store).absolute()
         self.path = store.with_name(f"{store.name}.checkpoints")
+        self._files = LocalFiles(self.path)
         self._next_s = time.perf_counter()
 
     @property
@@ -114,51 +99,34 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of those that there are, in order."""
-        return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._names()) if found)
+        return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._files.list()) if found)
 
     def take(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take a checkpoint after a step and save it, and note when the next is due.
-
-        Raises
-        ------
-        StoreError
-            If it cannot be written.
-        """
+        """Take a checkpoint after a step and save it, and note when the next is due."""
         start_s = time.perf_counter()
         self.save(Checkpoint.take(step, model, optimizer))
         now_s = time.perf_counter()
         self._next_s = now_s + (now_s - start_s) / tuning.TUNING.checkpoint_share
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, whole or not at all. When this returns it survives a power loss.
-
-        Raises
-        ------
-        StoreError
-            If it cannot be written.
-        """
-        file = self._file(checkpoint.step)
-        disk = Disk(Stopwatch())
+        """Write a checkpoint, whole or not at all. When this returns it survives a power loss."""
+        name = _name(checkpoint.step)
         try:
-            disk.write(file, [safetensors.torch.save(dict(checkpoint.tensors))])
-            disk.sync([file.parent])
+            with closing(self._files.writer()) as writer:
+                writer.put(name, [safetensors.torch.save(dict(checkpoint.tensors))])
+                writer.sync()
         except OSError as error:
-            raise StoreError(f"cannot write the checkpoint {file}: {error}") from error
-        finally:
-            disk.close()
+            raise StoreError(f"cannot write the checkpoint {self.path / name}: {error}") from error
 
     def newest(self, step: int) -> Checkpoint | None:
         """Return the newest checkpoint that was taken after `step` or before; None without one.
 
-        Raises
-        ------
-        StoreError
-            If it cannot be read.
+        Raises StoreError if it cannot be read.
         """
         found = max((known for known in self.steps() if known <= step), default=None)
         if found is None:
             return None
-        file = self._file(found)
+        file = self.path / _name(found)
         try:
             return Checkpoint(found, safetensors.torch.load(file.read_bytes()))
         except (OSError, safetensors.SafetensorError) as error:
@@ -170,18 +138,19 @@ class Checkpoints:
     def prune(self, committed_step: int) -> None:
         """Remove what no resumption can need: all before the newest one of a committed step."""
         needed = max((step for step in self.steps() if step <= committed_step), default=0)
-        remove_files(self._file(step) for step in self.steps() if step < needed)
+        self._remove(_name(step) for step in self.steps() if step < needed)
 
     def clear(self, after_step: int = 0) -> None:
         """Remove all checkpoints of later steps, and no other file."""
-        remove_files(self._file(step) for step in self.steps() if step > after_step)
-        remove_files(self.path / name for name in self._names() if name.endswith(PARTIAL))
+        self._remove(_name(step) for step in self.steps() if step > after_step)
+        self._remove(name for name in self._files.list() if name.endswith(PARTIAL))
         with suppress(OSError):
             self.path.rmdir()
 
-    def _names(self) -> Iterator[str]:
-        if self.path.is_dir():
-            yield from [file.name for file in self.path.iterdir()]
+    def _remove(self, names: Iterable[str]) -> None:
+        with closing(self._files.writer()) as writer:
+            writer.delete([*names])
 
-    def _file(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}.safetensors"
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}.safetensors"

@@ -12,9 +12,6 @@ from typing import Any, Self
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
 
-RECORDED = ("W", "grad", "exp_avg", "exp_avg_sq")
-"""The variables of a run: its AdamW has no others."""
-
 AUTO = "auto"
 """The compute dtype that the machine decides."""
 
@@ -119,8 +116,6 @@ class TrainingConfig:
         self._require(
             "hidden_dim", self.hidden_dim % self.heads == 0, f"a multiple of heads ({self.heads})"
         )
-        chosen = self.recorded_variables or ()
-        self._require("variables", set(chosen) <= set(RECORDED), f"some of {', '.join(RECORDED)}")
         if self.schedule is not None and not count_rows(self.schedule, self.steps):
             raise ConfigError(
                 f"the schedule {self.schedule} includes none of the {self.steps} steps"
@@ -158,10 +153,7 @@ class TrainingConfig:
     def from_settings(cls, settings: Mapping[str, object]) -> Self:
         """Make a config from settings by name, as `to_json` returns them; the rest are defaults.
 
-        Raises
-        ------
-        ConfigError
-            If a name is unknown, or a value has the wrong type or cannot work.
+        Raises ConfigError if a name is unknown, or a value has the wrong type or cannot work.
         """
         types = {known.name: known.type for known in fields(cls)}
         for name in settings:
@@ -181,13 +173,7 @@ class TrainingConfig:
 
 
 def read_toml(file: Path) -> dict[str, object]:
-    """Read settings from a TOML file, one key a setting.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read.
-    """
+    """Read settings from a TOML file, one key a setting; raise ConfigError if that fails."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -30,12 +30,7 @@ _CHUNK_CHARACTERS = 2**16
 class Corpus:
     """A text in a file, which is read in chunks: it may be larger than the memory.
 
-    Attributes
-    ----------
-    name
-        The file's path, or what the default is called.
-    file
-        UTF-8 text.
+    `name` is the file's path, or what the default is called.
     """
 
     name: str
@@ -44,15 +39,8 @@ class Corpus:
     def chunks(self, checksum: "hashlib._Hash | None" = None) -> Iterator[str]:
         """Yield the text in chunks, with line ends as Python reads them.
 
-        Parameters
-        ----------
-        checksum
-            Updated with the text in UTF-8, because a pipe can be read only once.
-
-        Raises
-        ------
-        CorpusError
-            If the file cannot be read, or is not UTF-8.
+        `checksum` is updated with the text in UTF-8, because a pipe can be read only once. Raises
+        CorpusError if the file cannot be read, or is not UTF-8.
         """
         try:
             with self.file.open(encoding="utf-8") as stream:
@@ -77,10 +65,7 @@ class Corpus:
 def read_corpus(file: Path | None) -> Corpus:
     """Return the text in a file, or the default corpus. The text itself is not read yet.
 
-    Raises
-    ------
-    CorpusError
-        If there is no such file, or the standard library has no sources.
+    Raises CorpusError if there is no such file, or the standard library has no sources.
     """
     if file is None:
         return default_corpus()
@@ -103,10 +88,7 @@ def default_corpus() -> Corpus:
 def stdlib_sources() -> list[Path]:
     """Return the standard library's source files but for its tests, sorted.
 
-    Raises
-    ------
-    CorpusError
-        If this Python comes without them.
+    Raises CorpusError if this Python comes without them.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
@@ -128,10 +110,7 @@ def read_source(file: Path) -> str:
 def cached(name: str, make: Callable[[], str]) -> Path:
     """Return a file of the user's cache, for this Python, made where there is none.
 
-    Raises
-    ------
-    CorpusError
-        If it is there and cannot be read, or cannot be written.
+    Raises CorpusError if it cannot be read or written.
     """
     version = f"python-{platform.python_version()}"
     file = Path(platformdirs.user_cache_dir("thimble-zarr")) / version / name

@@ -12,15 +12,7 @@ from thimble_zarr.experiment.config import AUTO, TrainingConfig
 
 @dataclass(frozen=True)
 class ComputeDtype:
-    """The dtype of forward and backward, and why it is that one.
-
-    Attributes
-    ----------
-    name
-        `float32` or `bfloat16`.
-    reason
-        Half a sentence for people; empty where there is nothing to explain.
-    """
+    """The dtype of forward and backward, and why: half a sentence, empty where it is plain."""
 
     name: str
     reason: str
@@ -29,10 +21,7 @@ class ComputeDtype:
 def find_device(wanted: str | None) -> torch.device:
     """Return the wanted device, or the best one available: cuda, mps, cpu.
 
-    Raises
-    ------
-    ConfigError
-        If the wanted device is not available.
+    Raises ConfigError if the wanted device is not available.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -54,12 +43,8 @@ def choose_compute_dtype(config: TrainingConfig) -> ComputeDtype:
     """Return the dtype that `compute_dtype` stands for on this machine.
 
     `auto` is the parameters' dtype, except for bfloat16 on a CPU that cannot multiply bfloat16
-    matrices: torch emulates that 20 to 50 times slower than float32.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not available.
+    matrices: torch emulates that 20 to 50 times slower than float32. Raises ConfigError if the
+    device is not available.
 
     Examples
     --------

@@ -96,18 +96,9 @@ def language_loss(
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """Return the mean cross-entropy of `hidden @ head.T` without ever holding all of it.
+    """Return the mean cross-entropy of `hidden @ head.T`, of which `chunk` rows are held at once.
 
-    Parameters
-    ----------
-    hidden
-        Shape `(position, dim)`.
-    head
-        Shape `(token, dim)`.
-    targets
-        int64, shape `(position,)`.
-    chunk
-        Positions whose logits are held at once.
+    `hidden` is of shape `(position, dim)`, `head` `(token, dim)` and `targets` `(position,)`.
     """
     if hasattr(F, "linear_cross_entropy"):  # torch 2.13
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)

@@ -12,12 +12,12 @@ from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
-from thimble_zarr.optim.registry import REGISTRY, step_scalars
+from thimble_zarr.format.schema import chosen_variables
+from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.schedule import count_rows
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
-
-NOTEBOOK_ITEMSIZES: Mapping[str, int] = {"W": 2, "grad": 2, "exp_avg": 4, "exp_avg_sq": 4}
-"""Bytes an element in the original notebook, which holds the whole run in RAM and saves it once."""
+from thimble_zarr.store.contents import is_begun
+from thimble_zarr.store.reader import StorePath, StoreReader
 
 _DEFAULT_CORPUS_BYTES = 2 * 10**6  # Python 3.11
 
@@ -39,10 +39,9 @@ class RunPlan:
         Size of each array as the original notebook holds it, in RAM and on disk.
     compute_dtype
         In which dtype forward and backward run, and why.
-    training_bytes
-        Estimate of the memory of training itself, on the training device and in Python.
-    notebook_training_bytes
-        The same for the arithmetic of the original notebook, whose logits are whole.
+    training_bytes, notebook_training_bytes
+        Estimates of the memory of training itself, on the training device and in Python: in this
+        arithmetic, and in that of the original notebook, whose logits are whole.
     free_memory_bytes, free_disk_bytes
         What the machine has now.
     """
@@ -89,33 +88,32 @@ def plan_run(
 ) -> RunPlan:
     """Work out what a run takes; looks only at the machine: device, free memory and disk.
 
-    Parameters
-    ----------
-    config
-        The settings.
-    store
-        Where the run will be recorded.
-    memory_bytes
-        Limit of the recorder's memory.
-    overwrite
-        Count the room that a store at `store` will leave.
+    `overwrite` counts the room that a store at `store` will leave. Raises ConfigError if a variable
+    that is to be recorded is none.
     """
-    free_disk_bytes = shutil.disk_usage(_existing_parent(Path(store))).free
+    path = Path(store).absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    free_disk_bytes = shutil.disk_usage(there).free
     if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     compute_dtype = choose_compute_dtype(config)
-    recorded = {"W", *(config.recorded_variables or NOTEBOOK_ITEMSIZES)}  # W always is
+    adamw = Adam(name="AdamW", implementation=config.optimizer_impl, decoupled_weight_decay=True)
     elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
     return RunPlan(
         storage=plan_storage(
             count_rows(config.schedule, config.steps),
             config.vocab_size,  # how many of them are live is known when the corpus is read
             config.hidden_dim,
-            {name: _itemsize(config.dtype) for name in NOTEBOOK_ITEMSIZES if name in recorded},
-            n_scalars=len(step_scalars(REGISTRY["AdamW"])) + 1,
+            dict.fromkeys(
+                chosen_variables(adamw, config.recorded_variables), _itemsize(config.dtype)
+            ),
+            n_scalars=len(("loss", *adamw.scalars, COUNT, "step")),
             memory_bytes=memory_bytes,
         ),
-        notebook_array_bytes={name: elements * size for name, size in NOTEBOOK_ITEMSIZES.items()},
+        # It has the whole run in RAM, the states in float32, and saves it once.
+        notebook_array_bytes={
+            name: elements * (2 if name in ("W", "grad") else 4) for name in adamw.variables
+        },
         compute_dtype=compute_dtype,
         training_bytes=training_bytes(replace(config, compute_dtype=compute_dtype.name)),
         notebook_training_bytes=training_bytes(
@@ -160,10 +158,3 @@ def _corpus_bytes(config: TrainingConfig) -> int:
 def _itemsize(dtype: str) -> int:
     itemsize: int = getattr(torch, dtype).itemsize
     return itemsize
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

@@ -9,8 +9,9 @@ from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.checkpoints import Checkpoints
 from thimble_zarr.experiment.config import AUTO, TrainingConfig
 from thimble_zarr.format.schema import Json
+from thimble_zarr.store.contents import is_begun, read_declared
 from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun, read_declared
+from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.resume import check_has_every_step
 
 
@@ -18,22 +19,9 @@ from thimble_zarr.store.resume import check_has_every_step
 class RecordedRun:
     """What the store of a run says of it.
 
-    Attributes
-    ----------
-    path
-        The store.
-    config
-        The settings.
-    memory_bytes
-        Limit of the recorder's memory.
-    attrs
-        All that was kept with it, the two above among it.
-    committed_step
-        The last step that is recorded for good, -1 where not even the initial state is.
-    block_steps
-        Steps a block.
-    is_finished
-        Whether all steps were taken and the store is closed.
+    `attrs` is all that was kept with it, config and memory limit among it. `committed_step` is -1
+    where not even the initial state is recorded for good. `is_finished` says whether all steps were
+    taken and the store is closed.
     """
 
     path: Path
@@ -49,14 +37,8 @@ class RecordedRun:
         """Return what a store says; None where there is none.
 
         A store without a committed step still has its settings, unless its writer was killed before
-        it had written them.
-
-        Raises
-        ------
-        ResumeError
-            If something else than `train` recorded it, or a schedule left out steps.
-        StoreError
-            If it cannot be read.
+        it had written them. Raises ResumeError if something else than `train` recorded it, or a
+        schedule left out steps.
         """
         if is_begun(store):
             reader = StoreReader.open_each(store)[0]

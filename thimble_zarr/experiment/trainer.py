@@ -1,7 +1,7 @@
 """The training loop: Thimble 1 as an ordinary user of the recorder."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,12 @@ from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.device import choose_compute_dtype, find_device
 from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
 from thimble_zarr.experiment.recorded import RecordedRun
-from thimble_zarr.experiment.vocabulary import encode, label_tokens, read_tokenizer
+from thimble_zarr.experiment.vocabulary import (
+    count_tokens,
+    encode,
+    label_tokens,
+    read_tokenizer,
+)
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.schema import Json, TokenLabels
 from thimble_zarr.record.recorder import Recorder
@@ -25,18 +30,9 @@ PARAMETER = "transformer.wte.weight"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on.
+    """What a run trains on: the encoded corpus, its name or path in words, and the tokens' labels.
 
-    Attributes
-    ----------
-    corpus_name
-        The corpus in words, or its path.
-    ids
-        The encoded corpus, int32, shape `(n,)`.
-    labels
-        Counts, live and dead, and texts of the tokens.
-    attrs
-        Where it is from, to be kept with the run.
+    `attrs` says where it is from, and is kept with the run.
     """
 
     corpus_name: str
@@ -47,17 +43,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after a step.
-
-    Attributes
-    ----------
-    step
-        Steps taken.
-    loss
-        Loss of the step, nats.
-    bytes_written
-        Bytes of the recording on disk.
-    """
+    """The steps a run has taken, the loss of the last one in nats, and the bytes on disk."""
 
     step: int
     loss: float
@@ -67,10 +53,7 @@ class Progress:
 def load_data(config: TrainingConfig) -> TrainingData:
     """Read corpus, tokenizer and mask as the config says, and encode the corpus.
 
-    Raises
-    ------
-    CorpusError
-        If one of them cannot be read, or they do not fit each other.
+    Raises CorpusError if one of them cannot be read, or they do not fit each other.
     """
     corpus = read_corpus(config.corpus)
     tokenizer = read_tokenizer(config.tokenizer, vocab_size=config.vocab_size)
@@ -84,32 +67,18 @@ def load_data(config: TrainingConfig) -> TrainingData:
             "sha256": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
         },
     }
-    labels = label_tokens(tokenizer, ids, mask_file=config.token_mask)
+    counts = count_tokens(tokenizer, ids)
+    labels = label_tokens(tokenizer, counts, mask_file=config.token_mask)
     return TrainingData(corpus.name, ids, labels, attrs)
 
 
 class Training:
     """A model being trained: one call of `step` is one optimizer step.
 
-    `config` has the compute dtype that is used, also where `auto` was asked for.
-
-    Parameters
-    ----------
-    config
-        The settings; the global random seed is set from them.
-    data
-        What to train on.
-    checkpoint
-        Where to resume; None starts from the beginning.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there.
-    ResumeError
-        If the checkpoint is of another model.
-    CorpusError
-        If the corpus is shorter than one window.
+    `config` has the compute dtype that is used, also where `auto` was asked for. The global random
+    seed is set from it. A checkpoint says where to resume, after step `start`. Raises ConfigError
+    if the device is not there, CorpusError if the corpus is shorter than one window, and
+    ResumeError if the checkpoint is of another model.
     """
 
     def __init__(
@@ -117,13 +86,14 @@ class Training:
     ) -> None:
         config = replace(config, compute_dtype=choose_compute_dtype(config).name)
         self.config = config
+        self.start = 0 if checkpoint is None else checkpoint.step
         self._device = find_device(config.device)
         self._batches = sliding_batches(
             data.ids,
             seq_len=config.seq_len,
             batch_size=config.batch_size,
             seed=config.seed,
-            n_skipped=0 if checkpoint is None else checkpoint.step,
+            n_skipped=self.start,
         )
         torch.manual_seed(config.seed)
         self.model = build_model(config, self._device)
@@ -167,10 +137,8 @@ def train(
 
     Parameters
     ----------
-    config
-        The settings.
-    data
-        From `load_data`.
+    config, data
+        The settings, and what `load_data` returns for them.
     store
         Store to create.
     memory_bytes
@@ -200,7 +168,6 @@ def train(
         run.check_has(checkpoints)
         checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
-    start = 0 if checkpoint is None else checkpoint.step
     with Recorder(
         store,
         training.optimizer,
@@ -215,16 +182,20 @@ def train(
         memory_bytes=memory_bytes,
         overwrite=overwrite,
         resume=resume,
-        after_step=start if resume else None,
+        after_step=training.start if resume else None,
     ) as recorder:
-        checkpoints.clear(after_step=start)  # of a run that was overwritten, or went on
-        for progress in _steps(training, recorder, checkpoints):
-            on_step(progress)
+        _record(training, recorder, checkpoints, on_step)
     checkpoints.clear()
 
 
-def _steps(training: Training, recorder: Recorder, checkpoints: Checkpoints) -> Iterator[Progress]:
+def _record(
+    training: Training,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+    on_step: Callable[[Progress], object],
+) -> None:
     """Take and record steps, and a checkpoint now and then as a block is full."""
+    checkpoints.clear(after_step=training.start)  # of a run that was overwritten, or went on
     block_steps = recorder.schemas[""].layout.block_steps
     is_resumable = training.config.schedule is None
     for step in range(recorder.next_step, training.config.steps + 1):
@@ -233,4 +204,4 @@ def _steps(training: Training, recorder: Recorder, checkpoints: Checkpoints) -> 
         if is_resumable and (step + 1) % block_steps == 0 and checkpoints.is_due:
             checkpoints.take(step, training.model, training.optimizer)
             checkpoints.prune(recorder.committed_step)
-        yield Progress(step, loss, recorder.bytes_written)
+        on_step(Progress(step, loss, recorder.bytes_written))

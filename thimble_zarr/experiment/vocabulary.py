@@ -5,6 +5,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +39,8 @@ _LIKE_A_BYTE = re.compile(r"<(?=0x[0-9A-F]{2}>)")
 def train_tokenizer(texts: Iterable[Text], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE, which can encode any text without unknown tokens.
 
-    Parameters
-    ----------
-    texts
-        What to train on. Only its different words are held.
-    vocab_size
-        Tokens wanted, at least the 256 bytes.
-
-    Raises
-    ------
-    CorpusError
-        If the text is too small for so many tokens, or fewer than 256 are wanted.
+    `vocab_size` is at least the 256 bytes. Of the texts only the different words are held. Raises
+    CorpusError if the text is too small for so many tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,10 +64,7 @@ def train_tokenizer(texts: Iterable[Text], vocab_size: int) -> Tokenizer:
 def read_tokenizer(file: Path | None, *, vocab_size: int) -> Tokenizer:
     """Return the tokenizer in a file, or the default one of `vocab_size` tokens.
 
-    Raises
-    ------
-    CorpusError
-        If the file is no tokenizer, or its vocabulary is not `vocab_size` tokens.
+    Raises CorpusError if the file is no tokenizer, or its vocabulary is not `vocab_size` tokens.
     """
     tokenizer = load_tokenizer(
         file
@@ -94,13 +83,7 @@ def read_tokenizer(file: Path | None, *, vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(file: Path) -> Tokenizer:
-    """Return the tokenizer in a file.
-
-    Raises
-    ------
-    CorpusError
-        If the file is no tokenizer, or its ids have holes.
-    """
+    """Return the tokenizer in a file; raise CorpusError if it is none, or its ids have holes."""
     if not file.exists():
         raise CorpusError(f"cannot read the tokenizer {file}: there is no such file")
     try:
@@ -129,15 +112,16 @@ def encode(tokenizer: Tokenizer, text: Text) -> np.ndarray:
     return np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, dtype=np.int32)
 
 
-def count_tokens(tokenizer: Tokenizer, text: Text) -> np.ndarray:
-    """Return how often each token occurs in a text, int64, shape `(token,)`. Nothing is held."""
-    return _counted(_encoded(tokenizer, text), tokenizer.get_vocab_size())
-
-
-def _counted(parts: Iterable[ArrayLike], n_tokens: int) -> np.ndarray:
-    n_occurrences = np.zeros(n_tokens, dtype=np.int64)
+def count_tokens(tokenizer: Tokenizer, text: Text | np.ndarray) -> np.ndarray:
+    """Return how often each token occurs in a text, or in its ids: int64, shape `(token,)`."""
+    if isinstance(text, np.ndarray):  # in parts, because NumPy counts a copy in int64
+        starts = range(0, len(text), _IDS_AT_ONCE)
+        parts: Iterable[ArrayLike] = (text[start : start + _IDS_AT_ONCE] for start in starts)
+    else:
+        parts = _encoded(tokenizer, text)
+    n_occurrences = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for ids in parts:
-        n_occurrences += np.bincount(ids, minlength=n_tokens)
+        n_occurrences += np.bincount(ids, minlength=len(n_occurrences))
     return n_occurrences
 
 
@@ -194,39 +178,18 @@ def _pieces(text: Text, cut: re.Pattern[str]) -> Iterator[str]:
 
 
 def label_tokens(
-    tokenizer: Tokenizer, ids: np.ndarray, *, mask_file: Path | None = None
-) -> TokenLabels:
-    """Count tokens in an encoded corpus and label them.
-
-    Parameters
-    ----------
-    tokenizer
-        Gives the number of tokens and their texts.
-    ids
-        The encoded corpus.
-    mask_file
-        A token mask as the notebook kept it, which then decides what is live and dead.
-
-    Raises
-    ------
-    CorpusError
-        If the mask cannot be read or is of another vocabulary.
-    """
-    # In parts, because NumPy counts a copy in int64.
-    parts = (ids[start : start + _IDS_AT_ONCE] for start in range(0, len(ids), _IDS_AT_ONCE))
-    counts = _counted(parts, tokenizer.get_vocab_size())
-    return label_counted(tokenizer, counts, mask_file=mask_file)
-
-
-def label_counted(
     tokenizer: Tokenizer, n_occurrences: np.ndarray, *, mask_file: Path | None = None
 ) -> TokenLabels:
-    """Label tokens by what `count_tokens` counted, as `label_tokens` does."""
+    """Label tokens by what `count_tokens` counted.
+
+    A token mask, as the notebook kept it, decides what is live and dead where it is given. Raises
+    CorpusError if it cannot be read or is of another vocabulary.
+    """
     labels = TokenLabels.from_counts(n_occurrences, texts(tokenizer))
     if mask_file is None:
         return labels
     live = read_mask(mask_file, tokenizer.get_vocab_size())
-    return TokenLabels(count=labels.count, live=live, dead=~live, text=labels.text)
+    return replace(labels, live=live, dead=~live)
 
 
 def texts(tokenizer: Tokenizer) -> list[str]:

@@ -95,6 +95,10 @@ class Reader(Protocol):
         """What was recorded, and by what."""
 
     @property
+    def group(self) -> str:
+        """The parameter's name, if the recording holds several; else empty."""
+
+    @property
     def kind(self) -> str:
         """What kind of recording it is, and whether it has ended, in words."""
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from thimble_zarr.errors import ConfigError
-from thimble_zarr.integrations.unwrapping import unwrapped
+from thimble_zarr.integrations.callback import RecordingCallback
 from thimble_zarr.record.concurrency import close_after
 from thimble_zarr.record.parameters import Parameters
-from thimble_zarr.record.recorder import Recorder
 from thimble_zarr.store.reader import StorePath
 
 try:
@@ -19,7 +18,7 @@ except ImportError:  # the same under its older name
     from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-class ThimbleCallback(Callback):  # type: ignore[misc]
+class ThimbleCallback(RecordingCallback, Callback):  # type: ignore[misc]
     """Record every optimizer step of a Trainer, from the start of training to its end or error.
 
     The loss of a step is the mean over the batches that it accumulates. Of several processes the
@@ -40,26 +39,23 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
     def __init__(
         self, path: StorePath, *, parameters: Parameters, optimizer: int = 0, **options: Any
     ) -> None:
-        self._path = path
+        super().__init__(path, parameters=parameters, **options)
         self._optimizer = optimizer
-        self._options: dict[str, Any] = {"parameters": parameters, **options}
-        self._recorder: Recorder | None = None
         self._losses: list[Tensor] = []
         self._step = self._global_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the store: by now the optimizers are there."""
-        self._close()
+        self.close()
         self._losses, self._global_step = [], trainer.global_step
-        if trainer.is_global_zero:
-            if self._optimizer >= len(trainer.optimizers):
-                raise ConfigError(
-                    f"optimizer={self._optimizer}, but the module configures "
-                    f"{len(trainer.optimizers)}, counted from 0"
-                )
-            optimizer = unwrapped(trainer.optimizers[self._optimizer])
-            self._recorder = Recorder(self._path, optimizer, model=pl_module, **self._options)
-            self._step = self._recorder.step
+        if not trainer.is_global_zero:
+            return
+        if self._optimizer >= len(trainer.optimizers):
+            raise ConfigError(
+                f"optimizer={self._optimizer}, but the module configures "
+                f"{len(trainer.optimizers)}, counted from 0"
+            )
+        self._step = self._open(trainer.optimizers[self._optimizer], pl_module).step
 
     def on_train_batch_end(
         self,
@@ -84,15 +80,10 @@ class ThimbleCallback(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the store."""
-        self._close()
+        self.close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Close the store, with all steps before the error."""
-        close_after(exception, self._close)
-
-    def _close(self) -> None:
-        recorder, self._recorder = self._recorder, None
-        if recorder is not None:
-            recorder.close()
+        close_after(exception, self.close)

@@ -7,14 +7,13 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from thimble_zarr.integrations.unwrapping import unwrapped
+from thimble_zarr.integrations.callback import RecordingCallback
 from thimble_zarr.record.concurrency import close_after
 from thimble_zarr.record.parameters import Parameters
-from thimble_zarr.record.recorder import Recorder
 from thimble_zarr.store.reader import StorePath
 
 
-class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
+class ThimbleCallback(RecordingCallback, TrainerCallback):  # type: ignore[misc]
     """Record every optimizer step of a Trainer, from the start of training to its end.
 
     The loss of a step is recorded where the Trainer reports it: with `logging_steps=1` at each. A
@@ -38,9 +37,7 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, path: StorePath, *, parameters: Parameters, **options: Any) -> None:
-        self._path = path
-        self._options: dict[str, Any] = {"parameters": parameters, **options}
-        self._recorder: Recorder | None = None
+        super().__init__(path, parameters=parameters, **options)
         self._step_of_loss = 0
 
     def on_train_begin(
@@ -57,10 +54,7 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
         self.close()
         self._step_of_loss = state.global_step
         if state.is_world_process_zero:
-            n_steps = state.max_steps - state.global_step
-            options = {"n_steps": n_steps, **self._options}
-            recorded = unwrapped(optimizer)
-            self._recorder = Recorder(self._path, recorded, model=model, **options)
+            self._open(optimizer, model, n_steps=state.max_steps - state.global_step)
 
     def on_log(
         self,
@@ -86,12 +80,6 @@ class ThimbleCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Close the store."""
         self.close()
-
-    def close(self) -> None:
-        """Commit what was recorded and close the store. Safe to call twice."""
-        recorder, self._recorder = self._recorder, None
-        if recorder is not None:
-            recorder.close()
 
     def __enter__(self) -> Self:
         return self

@@ -22,35 +22,36 @@ class Block:
 
     Attributes
     ----------
-    first_row
-        The run's row that lies at index 0.
-    n_rows
-        Complete rows.
+    first_row, n_rows
+        The run's row that lies at index 0, and how many are complete.
     steps
         The step of each row, int64, shape `(block_steps,)`.
     scalars
         For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing. The
-        loss of all parameters is one array. Those that are copied from a device are there when the
-        block is settled.
+        loss of all parameters is one array. Those from a device are there when it is settled.
 
     Parameters
     ----------
     schemas
         Of each parameter, by its group.
     streams
-        What copies tensors from a device, by the device; from all others they are copied when they
-        are appended.
+        What copies tensors from a device, by its name; from all others `append` copies them.
+    rows
+        For variables of which only some rows are recorded, their indices, on their device.
     """
 
     def __init__(
-        self, schemas: Mapping[str, Schema], streams: Mapping[str, SideStream] | None = None
+        self,
+        schemas: Mapping[str, Schema],
+        streams: Mapping[str, SideStream],
+        rows: Mapping[str, Tensor],
     ) -> None:
         self.first_row = 0
         self.n_rows = 0
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
         self._groups = tuple(schemas)
         self.steps = np.empty(self.block_steps, np.int64)
-        self._streams = streams or {}
+        self._streams, self._rows = streams, rows
         self._arrived: list[Callable[[], None]] = []
         self._early: set[str] = set()
         self._stream_of: dict[str, SideStream] = {}
@@ -73,7 +74,7 @@ class Block:
         self.scalars = {path: values.numpy() for path, values in self._scalars.items()}
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether every row is complete."""
         return self.n_rows == self.block_steps
 
@@ -99,7 +100,7 @@ class Block:
         for name, values in scalars.items():
             self.scalars[name][: self.n_rows] = values
 
-    def take_early(self, tensors: Mapping[str, Tensor | None], rows: Mapping[str, Tensor]) -> None:
+    def take_early(self, tensors: Mapping[str, Tensor | None]) -> None:
         """Copy variables of the next row, which the step will overwrite: `append` leaves them out.
 
         What was taken for a step that failed is forgotten.
@@ -107,7 +108,7 @@ class Block:
         for stream in self._streams.values():
             stream.start()
         for name, tensor in tensors.items():
-            self._take_row(name, tensor, rows.get(name))
+            self._take_row(name, tensor)
         self._early = {*tensors}
 
     def append(
@@ -116,7 +117,6 @@ class Block:
         scalars: Mapping[str, float | Tensor],
         *,
         step: int,
-        rows: Mapping[str, Tensor],
     ) -> None:
         """Copy one row in. The row counts only when all of it is there.
 
@@ -125,13 +125,9 @@ class Block:
         tensors
             For each variable its values, of the parameter's shape, on any device; None is missing.
         scalars
-            Per-step scalars; those not given are missing. Those on a device stay there till it has
-            come to them.
+            Per-step scalars; those not given are missing.
         step
             The step it is the row of.
-        rows
-            For variables of which only some rows are recorded, their indices, on the variable's
-            device.
 
         Raises
         ------
@@ -143,7 +139,7 @@ class Block:
                 stream.start()
         for name in self._tensors:
             if name not in self._early or tensors[name] is None:
-                self._take_row(name, tensors[name], rows.get(name))
+                self._take_row(name, tensors[name])
         self._early = set()
         for name, value in scalars.items():
             if isinstance(value, Tensor):
@@ -158,8 +154,8 @@ class Block:
         """Note the loss of the last row."""
         self._loss[self.n_rows - 1] = loss
 
-    def _take_row(self, name: str, tensor: Tensor | None, indices: Tensor | None) -> None:
-        row = self._tensors[name][self.n_rows]
+    def _take_row(self, name: str, tensor: Tensor | None) -> None:
+        row, indices = self._tensors[name][self.n_rows], self._rows.get(name)
         if tensor is None:
             row.fill_(float("nan"))
             return
@@ -174,25 +170,21 @@ class Block:
     def _take(self, path: str, row: Tensor, tensor: Tensor, indices: Tensor | None = None) -> None:
         if path in self._stream_of:
             self._stream_of[path].stage(path, row, tensor, indices)
-        elif indices is None:
-            _copy(row, tensor)
         else:
-            _copy_some(row, tensor, indices)
+            _copy(row, tensor, indices)
 
     def settle(self, before: StepCounts) -> int:
         """Wait until all rows are there, and take back the gradients that no step consumed.
 
-        Return how many rows there are up to the first at which a step was missed, given the counts
-        at the row before the block.
+        Given the counts at the row before, return how many rows come before a missed step.
         """
         for arrived in self._arrived:
             arrived()
         n_sound, steps = self.n_rows, self.steps[: self.n_rows]
         for group, count in before.counts.items():
             counts = self.scalars[array_path(group, COUNT)][: self.n_rows]
-            skipped, missed = judge_rows(
-                counts, steps, count_before=float(count), step_before=before.step
-            )
+            first = (float(count), before.step)
+            skipped, missed = judge_rows(counts, steps, before=first)
             if (grad := array_path(group, "grad")) in self._tensors:
                 for row in skipped:
                     self._tensors[grad][row].fill_(float("nan"))
@@ -208,39 +200,33 @@ class Block:
 
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
-        return {name: as_rows(_bits(rows)) for name, rows in self._tensors.items()}
+        return {name: _as_rows(_bits(rows)) for name, rows in self._tensors.items()}
 
 
 def row_bits(tensor: Tensor) -> np.ndarray:
     """Return a tensor on any device as a row of its bits, shape `(1, token, dim)`."""
-    return as_rows(_bits(tensor.detach().unsqueeze(0)))
+    return _as_rows(_bits(tensor.detach().unsqueeze(0)))
 
 
-def as_rows(bits: np.ndarray) -> np.ndarray:
+def _as_rows(bits: np.ndarray) -> np.ndarray:
     """Return rows of a parameter of any rank as `(step, token, dim)`, a view."""
     n_steps, n_tokens = (*bits.shape, 1)[:2]
     return bits.reshape(n_steps, n_tokens, -1)
 
 
-def _copy(row: Tensor, tensor: Tensor) -> None:
-    """Copy a tensor from any device.
+def _copy(row: Tensor, tensor: Tensor, indices: Tensor | None) -> None:
+    """Copy a tensor, or some rows of it, from any device.
 
     On the CPU in one thread: torch takes several, and they wait for each other whenever the writer
     has one of their cores.
     """
-    if tensor.is_cpu:
+    if not tensor.is_cpu:
+        row.copy_(tensor if indices is None else tensor.index_select(0, indices))
+    elif indices is None:
         np.copyto(_bits(row), _bits(tensor))
     else:
-        row.copy_(tensor)
-
-
-def _copy_some(row: Tensor, tensor: Tensor, indices: Tensor) -> None:
-    """Copy some rows of a tensor from any device, as `_copy` copies all."""
-    if tensor.is_cpu:
         # Clipped, which nothing is, so that NumPy writes into the row itself.
         np.take(_bits(tensor), indices.numpy(), axis=0, out=_bits(row), mode="clip")
-    else:
-        row.copy_(tensor.index_select(0, indices))
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
 from thimble_zarr.record.resume_state import ResumeState
+from thimble_zarr.record.setup import Setup
 from thimble_zarr.record.transfer import side_stream
 from thimble_zarr.store.writer import StoreWriter
 
@@ -20,12 +21,7 @@ from thimble_zarr.store.writer import StoreWriter
 class BlockWriter:
     """Commits blocks to a store, in order.
 
-    Its methods stand no KeyboardInterrupt: call them where `interrupts_held`.
-
-    Attributes
-    ----------
-    block
-        The one that training fills.
+    Call its methods where `interrupts_held`. Errors of committing are `RecordingError`.
 
     Parameters
     ----------
@@ -33,10 +29,15 @@ class BlockWriter:
         The store to commit to. While blocks are pending it belongs to the thread.
     stopwatch
         Training's, which measures how long it waits. A lap ends whenever rows are passed on.
-    n_buffers
-        Blocks there are. With one, training waits while each is committed.
+    setup
+        What is recorded, and in how many blocks. With one, training waits while each is committed.
     resumed
         Committed rows to begin behind. Those of an unfinished block are committed with it again.
+
+    Attributes
+    ----------
+    block
+        The one that training fills.
     """
 
     def __init__(
@@ -44,14 +45,17 @@ class BlockWriter:
         store: StoreWriter,
         stopwatch: Stopwatch,
         *,
-        n_buffers: int,
+        setup: Setup,
         resumed: ResumeState | None = None,
     ) -> None:
         self._store = store
         self._stopwatch = stopwatch
         devices = {schema.device for schema in store.schemas.values()}
         streams = {device: stream for device in devices if (stream := side_stream(device))}
-        self._free = [Block(store.schemas, streams) for _ in range(n_buffers)]
+        self._n_buffers = setup.n_buffers
+        self._free = [
+            Block(store.schemas, streams, setup.row_indices) for _ in range(setup.n_buffers)
+        ]
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
@@ -70,13 +74,7 @@ class BlockWriter:
         return self.block.first_row + self.block.n_rows
 
     def make_room(self) -> None:
-        """Go on in a free block, waiting until the thread has committed one; pass on the full one.
-
-        Raises
-        ------
-        RecordingError
-            If a block could not be committed.
-        """
+        """Pass the full block on, and wait for a free one, in which to go on."""
         next_row = self.n_rows
         self.submit(self.block)
         self.check()
@@ -94,13 +92,7 @@ class BlockWriter:
         self._pending.append((future, block))
 
     def commit(self) -> None:
-        """Commit all pending blocks and then the rows of the one that training fills.
-
-        Raises
-        ------
-        RecordingError
-            If a block could not be committed.
-        """
+        """Commit all pending blocks and then the rows of the one that training fills."""
         spent = self._stopwatch.lap()
         with self._stopwatch.time("wait_s"):
             while self._pending:
@@ -120,6 +112,22 @@ class BlockWriter:
     def settled(self) -> bool:
         """Whether nothing is pending and nothing failed, so that `check` has nothing to do."""
         return not self._pending and self._error is None
+
+    def overhead_warning(self, most: float | None) -> str | None:
+        """Return what to say if recording took more than such a share of training time."""
+        spent = self._store.spent
+        if most is None or not spent.telling or spent.training_share <= most:
+            return None
+        advice = spent.advice
+        if self._n_buffers == 1 and 2 * spent.wait_s > spent.copy_s:
+            advice = (
+                "each step waits until it is written, because memory_bytes holds one row only: "
+                "give more, for two"
+            )
+        return (
+            f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
+            f"{most:.1%}: {advice}. This warning is shown once; recording continues as before"
+        )
 
     def stop(self) -> None:
         """Wait for pending blocks and end the thread."""

@@ -152,14 +152,15 @@ def state_tensors(
     return tensors
 
 
-def recorded_gradients(
-    parameters: Mapping[str, Tensor], schemas: Mapping[str, Schema]
+def gradients(
+    parameters: Mapping[str, Tensor], schemas: Mapping[str, Schema], *, early: bool = False
 ) -> dict[str, Tensor | None]:
-    """Return the gradient of each parameter of which it is recorded."""
+    """Return the gradients that are recorded, or those that the step will overwrite, by group."""
     return {
         group: parameter.grad
         for group, parameter in parameters.items()
         if "grad" in schemas[group].dtypes
+        and (schemas[group].optimizer.changes_gradient or not early)
     }
 
 
@@ -183,7 +184,7 @@ def read_row(
         for name in schemas[group].dtypes:
             tensors[array_path(group, name)] = states.get(name)
     if counts.step:
-        for group, grad in recorded_gradients(parameters, schemas).items():
+        for group, grad in gradients(parameters, schemas).items():
             tensors[array_path(group, "grad")] = counts.consumed(group, grad, last)
         for group, numbers in scalars_by_parameter(optimizer, parameters).items():
             scalars |= {array_path(group, name): value for name, value in numbers.items()}

@@ -5,7 +5,6 @@ call it, too, and so may a signal handler (a scheduler's warning that time is up
 between any two bytecodes of the recorder's own work. A forked process has a copy of everything.
 """
 
-import functools
 import os
 import sys
 import threading
@@ -71,25 +70,30 @@ class CallLock:
             return None
 
 
-_open: dict[Callable[[], None], threading.Thread] = {}
-"""What closes each recording that is open, and the thread that opened it."""
-
-
-def close_at_exit(close: Callable[[], None]) -> None:
-    """Call a bound method when this process ends by itself, unless `forget` is called before.
+def close_at_exit(close: Callable[[], None]) -> Callable[[], None]:
+    """Call a method when this process ends by itself; return what forgets it.
 
     The method, and so the recorder, is kept until then, even if nobody else knows it any more. Not
     by `atexit`, which calls when executors, ours and Zarr's, take no more work. An opening thread
     that outlives the main one is waited for first, as Python itself does later. Errors are printed,
     because nobody can catch them.
     """
-    _register()
-    _open[close] = threading.current_thread()
+    waiting, opener = [close], threading.current_thread()
 
+    def close_last() -> None:
+        # Python ends only after other threads than daemons; those of executors wait for its end.
+        is_waited_for = not (opener.daemon or opener in executor._threads_queues)
+        if waiting and is_waited_for and opener is not threading.main_thread():
+            opener.join()
+        for forgotten in [*waiting]:
+            try:
+                forgotten()
+            except Exception as error:
+                print(f"Error: {error}", file=sys.stderr)
 
-def forget(close: Callable[[], None]) -> None:
-    """Do not call at exit what `close_at_exit` was given."""
-    _open.pop(close, None)
+    # The one way to be called before the executors are; it calls in reverse order.
+    threading._register_atexit(close_last)  # type: ignore[attr-defined]
+    return waiting.clear
 
 
 def close_after(error: BaseException | None, close: Callable[[], None]) -> None:
@@ -103,23 +107,3 @@ def close_after(error: BaseException | None, close: Callable[[], None]) -> None:
         if error is None:
             raise
         error.add_note(str(closing_error))
-
-
-@functools.cache
-def _register() -> None:
-    # The one way to be called before the executors are; it calls in reverse order.
-    threading._register_atexit(_close_all)  # type: ignore[attr-defined]
-
-
-def _close_all() -> None:
-    for close, opener in reversed([*_open.items()]):
-        # Python ends only after other threads than daemons; those of executors wait for its end.
-        if not (
-            opener is threading.main_thread() or opener.daemon or opener in executor._threads_queues
-        ):
-            opener.join()
-        if close in _open:
-            try:
-                close()
-            except Exception as error:
-                print(f"Error: {error}", file=sys.stderr)

@@ -25,14 +25,9 @@ def number(value: float | Tensor) -> float | Tensor:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """How many steps the optimizer had counted at a row.
+    """How many steps the optimizer had counted for each parameter, by group, at the row of a step.
 
-    Attributes
-    ----------
-    step
-        The step of the row; -1 where there is no row yet.
-    counts
-        `optimizer_step` of each parameter, by group; NaN where there is no row yet.
+    Where there is no row yet the step is -1, and counts are NaN.
     """
 
     step: int
@@ -62,10 +57,7 @@ class StepCounts:
     def consumed(self, group: str, grad: Tensor | None, before: "StepCounts") -> Tensor | None:
         """Return the gradient that a step consumed: none where it is known to have been skipped.
 
-        Raises
-        ------
-        RecordingError
-            If the step was taken and there is none.
+        Raise RecordingError if the step was taken and there is none.
         """
         moved = self.moved(group, before)
         if grad is None and moved:
@@ -82,14 +74,15 @@ def _is_missed(moved: float | np.ndarray, taken: int | np.ndarray) -> bool | np.
 
 
 def judge_rows(
-    counts: np.ndarray, steps: np.ndarray, *, count_before: float, step_before: int
+    counts: np.ndarray, steps: np.ndarray, *, before: tuple[float, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return at which rows of a block the optimizer skipped, and at which a step was missed.
+    """Return at which rows the optimizer skipped, and at which a step was missed.
 
-    Where the count moved, some steps after the row before, nobody knows on which of them.
+    `before` are count and step of the row before. Where the count moved, some steps after a row,
+    nobody knows on which of them.
     """
-    moved = np.diff(counts, prepend=count_before)
-    taken = np.diff(steps, prepend=step_before)
+    moved = np.diff(counts, prepend=before[0])
+    taken = np.diff(steps, prepend=before[1])
     return np.flatnonzero(moved == 0), np.flatnonzero(_is_missed(moved, taken))
 
 
@@ -130,13 +123,7 @@ class StepCounter:
                 self._own[group] = self._own[group] + (found_inf != 1)
 
     def counts(self, step: int) -> StepCounts:
-        """Return the counts after a step.
-
-        Raises
-        ------
-        RecordingError
-            If they moved since the last row by what cannot be.
-        """
+        """Return the counts after a step; raise RecordingError if one was missed."""
         counts = dict(self._own)
         if self._key is not None:
             for group, parameter in self._parameters.items():

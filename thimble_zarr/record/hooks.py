@@ -4,35 +4,21 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, ParamSpec, cast
+from typing import Any, cast
 
 import torch
 
 from thimble_zarr.errors import OptimizerError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-P = ParamSpec("P")
-
-
-def uncompiled(function: Callable[P, None]) -> Callable[P, None]:
-    """Keep torch from compiling a function that is called within a step, where somebody asks to."""
-    disable: Callable[[Callable[P, None]], Callable[P, None]] = torch.compiler.disable
-    return disable(function)
 
 
 class StepHooks:
     """Calls the recorder around each step of an optimizer, and once only where steps are nested.
 
-    Parameters
-    ----------
-    optimizer
-        What takes the steps.
-    before, after
-        What is called at the beginning of a step, and at its end before all other hooks, which may
-        clear the gradient or change the learning rate.
-    before_update
-        What is called where the gradient is final and the optimizer has not moved yet: after a
-        closure, if there is one. None where nothing needs to be.
+    That is `before` a step and `after` it, ahead of all other hooks, which may clear the gradient
+    or change the learning rate. `before_update`, if needed, is called when the gradient is final
+    and the optimizer has not moved yet: after a closure, if there is one.
     """
 
     def __init__(
@@ -67,14 +53,8 @@ class StepHooks:
             return None  # a subclass whose step calls that of its base class: hooks run for both
         self._before()
         self._stepping = calling
-        return (
-            None if self._before_update is None else self._prepare_update(optimizer, args, kwargs)
-        )
-
-    def _prepare_update(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Arguments | None:
-        before_update = cast("Callable[[], None]", self._before_update)
+        if (before_update := self._before_update) is None:
+            return None
         hooks = cast("OrderedDict[int, object]", optimizer._optimizer_step_pre_hooks)
         later = [hook for key, hook in hooks.items() if key > self._pre.id]
         if not all(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in later):
@@ -101,7 +81,7 @@ class StepHooks:
             self._after()
 
 
-@uncompiled
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse_compiled() -> None:
     raise OptimizerError(
         "optimizer.step() is compiled, which rounds differently from any replay; "

@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,26 +32,18 @@ Parameters = str | nn.Module | Mapping[str, Tensor] | Iterable[str | Tensor]
 Rows = Sequence[int] | Sequence[bool] | np.ndarray | Tensor
 """Ids of rows of a parameter, or whether each row is meant."""
 
+Given = TypeVar("Given")
+
 Labels = TokenLabels | Mapping[str, TokenLabels] | None
 """What is known of the tokens: of a single parameter, or by name of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedParameter:
-    """A parameter to record.
+    """A parameter to record: its tensor, and what its axes are called.
 
-    Attributes
-    ----------
-    tensor
-        The parameter.
-    dims
-        What its axes are called.
-    name
-        Its name; None where nobody said.
-    labels
-        What is known of its tokens.
-    rows
-        Which rows are recorded, ascending, int64. None where all are.
+    Its name and what is known of its tokens are None where nobody said; `rows` are the ids of those
+    that are recorded, ascending, None where all are.
     """
 
     tensor: Tensor
@@ -80,66 +73,23 @@ def choose(
     Raises
     ------
     ConfigError
-        If nothing is chosen, a pattern matches nothing, a name cannot be that of a group, or labels
-        do not fit.
+        If nothing is chosen, a name cannot be that of a group, or labels do not fit.
     OptimizerError
-        If the optimizer is of no kind that can be recorded, or something chosen is not a tensor of
-        it that a store can hold.
+        If optimizer or tensor cannot be recorded, or do not belong together.
     """
     optimizer_spec(optimizer)  # before anything is asked of parameters
-    if parameter is not None and parameters is None:
-        recorded = _single(parameter, name=name, model=model, labels=labels)
-    elif parameters is not None and parameter is None and name is None:
-        recorded = _several(optimizer, parameters, model=model, labels=labels)
-    else:
+    if (parameter is None) == (parameters is None) or not (name is None or parameters is None):
         raise ConfigError(
             "expected either `parameter=`, one tensor, perhaps with its `name=`, or "
             "`parameters=`, which has its names in it; pass one of them"
         )
-    optimizers_by_parameter(optimizer, {group: one.tensor for group, one in recorded.items()})
-    for one in recorded.values():
-        _check_recordable(one)
-    return recorded
-
-
-def _single(
-    parameter: Tensor, *, name: str | None, model: nn.Module | None, labels: Labels
-) -> dict[str, RecordedParameter]:
-    """Return the one parameter of a store. Its group is the root, whose name is empty."""
-    if not isinstance(parameter, Tensor):
-        raise OptimizerError(
-            f"the parameter is a {type(parameter).__name__}; pass its tensor, for example "
-            "`embedding.weight`, or choose several with `parameters=`"
-        )
-    if not isinstance(labels, TokenLabels | None):
-        raise ConfigError("labels by name are for `parameters=`; give the TokenLabels themselves")
-    if name is None and model is not None:
-        name = _first_names(model.named_parameters()).get(id(parameter))
-    dims = dims_of(parameter.shape, of_tokens=True)
-    return {"": RecordedParameter(tensor=parameter, dims=dims, name=name, labels=labels)}
-
-
-def _several(
-    optimizer: Optimizer, parameters: Parameters, *, model: nn.Module | None, labels: Labels
-) -> dict[str, RecordedParameter]:
-    """Return parameters by name, each once: tied weights have their first name.
-
-    The weight of a `torch.nn.Embedding`, and whatever has labels, has dims `(token, dim)`.
-    """
-    if isinstance(labels, TokenLabels):
-        raise ConfigError(
-            'labels of several parameters are given by name: labels={"wte.weight": labels}'
-        )
-    once: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in _named_tensors(optimizer, parameters, model):
-        once.setdefault(id(tensor), (name, tensor))
-    named = dict(once.values())
-    if not named:
-        raise ConfigError("no parameter was chosen: `parameters=` is empty")
-    for name in named:
-        check_group_name(name)
-    labels = labels or {}
-    _check_names("labels", labels, named)
+    if parameters is None:
+        tensors = {"": _tensor(parameter, "given")}
+        if name is None and model is not None:
+            name = _first_names(model.named_parameters()).get(id(parameter))
+    else:
+        tensors = _named_tensors(optimizer, parameters, model)
+    labels = _by_group(labels, "labels", tensors)
     embeddings = {
         id(layer.weight)
         for module in (model, parameters)
@@ -147,20 +97,24 @@ def _several(
         for layer in module.modules()
         if isinstance(layer, nn.Embedding)
     }
-    return {
-        name: RecordedParameter(
+    recorded: dict[str, RecordedParameter] = {}
+    for group, tensor in tensors.items():
+        has_tokens = group in ("", *labels) or id(tensor) in embeddings
+        recorded[group] = RecordedParameter(
             tensor=tensor,
-            dims=dims_of(tensor.shape, of_tokens=name in labels or id(tensor) in embeddings),
-            name=name,
-            labels=labels.get(name),
+            dims=dims_of(tensor.shape, of_tokens=has_tokens),
+            name=group or name,
+            labels=labels.get(group),
         )
-        for name, tensor in named.items()
-    }
+    optimizers_by_parameter(optimizer, tensors)  # it must own them
+    for one in recorded.values():
+        _check_recordable(one)
+    return recorded
 
 
 def with_rows(
     recorded: Mapping[str, RecordedParameter], tokens: Rows | Mapping[str, Rows] | None
-) -> Mapping[str, RecordedParameter]:
+) -> dict[str, RecordedParameter]:
     """Return parameters of which only some rows are recorded, with the labels of those.
 
     Raises
@@ -168,16 +122,8 @@ def with_rows(
     ConfigError
         If they are not rows of a parameter that is recorded.
     """
-    if tokens is None:
-        return recorded
-    if isinstance(tokens, Mapping) == ("" in recorded):
-        raise ConfigError(
-            "tokens of the one `parameter=` are given as ids or a mask, those of several "
-            '`parameters=` by name: tokens={"wte.weight": ids}'
-        )
     chosen = dict(recorded)
-    by_group = tokens if isinstance(tokens, Mapping) else {"": tokens}
-    _check_names("tokens", by_group, recorded)
+    by_group: Mapping[str, Rows] = _by_group(tokens, "tokens", recorded)
     for group, given in by_group.items():
         parameter, labels = recorded[group], recorded[group].labels
         rows = _row_ids(given, parameter.tensor.shape, parameter.name or "the parameter")
@@ -190,13 +136,25 @@ def with_rows(
     return chosen
 
 
-def _check_names(what: str, given: Iterable[str], recorded: Iterable[str]) -> None:
-    recorded = list(recorded)
-    if unknown := [name for name in given if name not in recorded]:
+def _by_group(
+    given: Given | Mapping[str, Given] | None, what: str, recorded: Iterable[str]
+) -> Mapping[str, Given]:
+    """Return what was given of a single parameter, or of several by name."""
+    if given is None:
+        return {}
+    groups = list(recorded)
+    if isinstance(given, Mapping) == ("" in groups):
+        raise ConfigError(
+            f"{what} of the one `parameter=` are given as they are, those of several "
+            f'`parameters=` by name: {what}={{"wte.weight": {what}}}'
+        )
+    by_group = given if isinstance(given, Mapping) else {"": given}
+    if unknown := [name for name in by_group if name not in groups]:
         raise ConfigError(
             f"{what} were given for {unknown[0]}, which is not recorded; recorded are "
-            f"{listed(recorded)}"
+            f"{listed(groups)}"
         )
+    return by_group
 
 
 def _row_ids(tokens: Rows, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -251,12 +209,14 @@ def _check_recordable(parameter: RecordedParameter) -> None:
 
 def _named_tensors(
     optimizer: Optimizer, parameters: Parameters, model: nn.Module | None
-) -> list[tuple[str, Tensor]]:
-    """Return what was chosen, with names, in order; a tensor may be there twice."""
-    if isinstance(parameters, Mapping):
-        return [(name, _tensor(value, name)) for name, value in parameters.items()]
+) -> dict[str, Tensor]:
+    """Return what was chosen, with names, in order: tied weights have their first name."""
+    items: Iterable[object] = ()
     if isinstance(parameters, nn.Module):
         model = model or parameters
+        items = [tensor for tensor in parameters.parameters() if tensor.requires_grad]
+    elif not isinstance(parameters, Mapping):
+        items = [parameters] if isinstance(parameters, str | Tensor) else parameters
     if model is not None:
         known = [*model.named_parameters(remove_duplicate=False)]
     else:  # what the optimizer was made with may have names
@@ -266,16 +226,21 @@ def _named_tensors(
             for named in zip(group.get("param_names", ()), group["params"], strict=False)
         ]
     names = _first_names(known)
-    if isinstance(parameters, nn.Module):
-        tensors = [tensor for tensor in parameters.parameters() if tensor.requires_grad]
-        return [(_name(tensor, names), tensor) for tensor in tensors]
-    found: list[Tensor] = []
-    for item in [parameters] if isinstance(parameters, str | Tensor) else parameters:
-        if isinstance(item, str):
-            found += _matching(item, dict(known))
-        else:
-            found.append(_tensor(item, "given"))
-    return [(_name(tensor, names), tensor) for tensor in found]
+    found: list[tuple[str, Tensor]] = []
+    if isinstance(parameters, Mapping):
+        found = [(name, _tensor(value, name)) for name, value in parameters.items()]
+    for item in items:
+        matching = (
+            _matching(item, dict(known)) if isinstance(item, str) else [_tensor(item, "given")]
+        )
+        found += [(_name(tensor, names), tensor) for tensor in matching]
+    if not found:
+        raise ConfigError("no parameter was chosen: `parameters=` is empty")
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in found:
+        check_group_name(name)
+        once.setdefault(id(tensor), (name, tensor))
+    return dict(once.values())
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:

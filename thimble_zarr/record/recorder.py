@@ -1,10 +1,9 @@
 """The recorder: turns every step of an optimizer into a row.
 
-After a step, before any other hook, it reads the numbers the step used (schedules and closures
-change them) and what it consumed and produced. Rows are copied before the hook returns, because
-tensors alias. A full block goes to the writer thread only when the next step begins, so that a loss
-logged after a step still finds its row, and so that any waiting for the disk is done before the
-optimizer moves.
+After a step it reads the numbers the step used (schedules and closures change them) and what it
+consumed and produced, and copies all, because tensors alias. A full block goes to the writer thread
+only when the next step begins: a loss logged after a step still finds its row, and any waiting for
+the disk is done before the optimizer moves.
 """
 
 import math
@@ -26,13 +25,13 @@ from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.block_writer import BlockWriter
 from thimble_zarr.record.capture import (
     check_unchanged,
+    gradients,
     optimizer_spec,
     read_row,
-    recorded_gradients,
 )
-from thimble_zarr.record.concurrency import CallLock, close_after, close_at_exit, forget
+from thimble_zarr.record.concurrency import CallLock, close_after, close_at_exit
 from thimble_zarr.record.counting import StepCounter, StepCounts
-from thimble_zarr.record.hooks import StepHooks, uncompiled
+from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, with_rows
 from thimble_zarr.record.resume_state import ResumeState
 from thimble_zarr.record.schedule import RowChoice
@@ -53,7 +52,7 @@ class Recorder:
     path
         Store to create.
     optimizer
-        One of torch's that `thimble_zarr.optim` knows, such as `torch.optim.AdamW`.
+        One of torch's that `thimble_zarr.optim` has a spec of, such as `torch.optim.AdamW`.
     parameter
         The one parameter to record, owned by the optimizer, of any shape; two axes are taken for
         `(token, dim)`. It lies at the root of the store.
@@ -68,18 +67,18 @@ class Recorder:
     name
         The one parameter's name in its model, kept as a label.
     labels
-        What is known of the tokens: counts in the corpus, live and dead, texts. Of several
+        What is known of all tokens (counts in the corpus, live and dead, texts); of several
         parameters by name.
     variables
         Which of `W`, `grad` and the optimizer's states to record, of every parameter; `W` always.
         All by default. The formula needs `W` and the states, the replay `grad` too.
     tokens
-        Which rows of the parameter to record: ids in any order, or a mask. Of several parameters by
-        name. All by default. Labels are still those of all rows.
+        Which rows of the parameter to record: ids in any order, or a mask; of several parameters by
+        name. All by default.
     schedule
         Which steps to record: `every(10)`, `windows((0, 100), (1000, 1100))`, `log_spaced()`, two
         of them joined by `|`, or any function that says of a step, counted from 1, whether to. All
-        by default. The row before each of them is recorded too, for a step is checked against it.
+        by default. The row before each is recorded too, because a step is checked against it.
     n_steps
         Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
         was recorded. With a schedule it is not needed.
@@ -106,7 +105,7 @@ class Recorder:
     Raises
     ------
     OptimizerError
-        If the optimizer is not registered or does not own a parameter, or one cannot be recorded.
+        If the optimizer has no spec or does not own a parameter, or one cannot be recorded.
     ConfigError
         If an argument does not fit, or it is not clear which parameters are meant.
     ResumeError
@@ -144,7 +143,6 @@ class Recorder:
         resume: bool = False,
         after_step: int | None = None,
     ) -> None:
-        self._max_overhead = _check_share(max_overhead)
         recorded = choose(
             optimizer, parameter, parameters=parameters, model=model, name=name, labels=labels
         )
@@ -156,6 +154,7 @@ class Recorder:
             attrs=attrs,
             memory_bytes=memory_bytes,
             n_steps=n_steps,
+            max_overhead=max_overhead,
         )
         self._store, resumed = setup.open(
             path, resume=resume, overwrite=overwrite, after_step=after_step
@@ -169,21 +168,13 @@ class Recorder:
     def _start(self, setup: Setup, resumed: ResumeState | None) -> None:
         """Take the memory, and hook into the optimizer."""
         self._optimizer, self._parameters = setup.optimizer, setup.tensors
-        self._rows = {
-            array_path(group, name): torch.from_numpy(one.rows).to(one.tensor.device)
-            for group, one in setup.recorded.items()
-            for name in setup.schemas[group].dtypes
-            if one.rows is not None
-        }
         self._on_cuda = any(parameter.is_cuda for parameter in self._parameters.values())
         self._schedule, self._is_recorded = setup.schedule, RowChoice(setup.schedule)
+        self._max_overhead = setup.max_overhead
         self._calls = CallLock()
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
-        self._n_buffers = setup.n_buffers
-        self._writer = BlockWriter(
-            self._store, self._stopwatch, n_buffers=setup.n_buffers, resumed=resumed
-        )
+        self._writer = BlockWriter(self._store, self._stopwatch, setup=setup, resumed=resumed)
         last = resumed.last if resumed else StepCounts.before_all(self._parameters)
         key = optimizer_spec(self._optimizer).STEP_KEY
         self._counter = StepCounter(self._optimizer, self._parameters, key=key, last=last)
@@ -201,7 +192,7 @@ class Recorder:
             before_update=self._take_gradients if is_early else None,
         )
         self._closed = False
-        close_at_exit(self.close)
+        self._forget = close_at_exit(self.close)
 
     @property
     def step(self) -> int:
@@ -236,10 +227,9 @@ class Recorder:
 
         Call it once a step, always on the same side of `optimizer.step()`: logged before, it
         belongs to the step to come; logged after, to the step just taken. The first call tells
-        which, unless `step` does. Say it where a `GradScaler` may skip steps, for it may skip the
-        first: `step=recorder.step` after a step. A loss logged after a step that the optimizer
-        skipped belongs to no row and is dropped, and so is that of a step that the schedule leaves
-        out. A loss that is not finite is recorded, with a warning the first time.
+        which, unless `step` does: give it where a `GradScaler` may skip the first step. A loss of a
+        step that was skipped, or that the schedule leaves out, is dropped. One that is not finite
+        is recorded, with a warning the first time.
 
         Parameters
         ----------
@@ -257,8 +247,10 @@ class Recorder:
         """
         with self._calls.held():
             self._check()
+            if self._loss_follows_step is None and step is None:
+                self._loss_follows_step = self.step > self._start_step
             if step is None:
-                step = self._told_step()
+                step = self.step if self._loss_follows_step else self.next_step
             elif step not in (self.step, self.next_step):
                 raise ConfigError(
                     f"a loss of step {step} was logged when {self.step} steps were taken; log it "
@@ -279,12 +271,6 @@ class Recorder:
             elif step > self._loss_step:
                 self._writer.block.set_last_loss(value)
                 self._loss_step = step
-
-    def _told_step(self) -> int:
-        """Return the step of a loss by the order of calls: the first one tells for all."""
-        if self._loss_follows_step is None:
-            self._loss_follows_step = self.step > self._start_step
-        return self.step if self._loss_follows_step else self.next_step
 
     def flush(self) -> None:
         """Commit every recorded row. When this returns they survive a crash of the machine.
@@ -327,7 +313,7 @@ class Recorder:
             self._writer.commit()
         finally:
             self._closed = True
-            forget(self.close)
+            self._forget()
             self._writer.stop()
             if self._store.n_rows == self._writer.n_rows:
                 try:
@@ -378,7 +364,7 @@ class Recorder:
         is_idle = (
             self._begun
             and not self._is_recorded(self._step + 1)
-            and not self._writer.block.full
+            and not self._writer.block.is_full
             and self._writer.settled
             and not (self._on_cuda and torch.cuda.is_current_stream_capturing())
         )
@@ -394,7 +380,6 @@ class Recorder:
         else:
             self._finish_step()
 
-    @uncompiled
     def _begin_row(self) -> None:
         with self._calls.held():
             self._check()
@@ -410,27 +395,23 @@ class Recorder:
                 self._append_row(0)
             self._begun = True
             self._row_end_s = self._row_end_s or time.perf_counter()
-            if self._writer.block.full:
+            if self._writer.block.is_full:
                 self._writer.make_room()
-                self._check_overhead()
+                if message := self._writer.overhead_warning(self._max_overhead):
+                    self._warn_once("overhead", message)
             if is_recorded and self._step > self._counter.last.step:
                 # Steps before it are not recorded: what it finds is what it starts from.
                 self._counter.last = self._counter.counts(self._step)
 
-    @uncompiled
     def _take_gradients(self) -> None:
         """Copy gradients that the step will overwrite."""
         if not self._is_recorded(self._step + 1):
             return
         with self._calls.held(), self._stopwatch.time("copy_s"):
-            early = {
-                array_path(group, "grad"): grad
-                for group, grad in recorded_gradients(self._parameters, self.schemas).items()
-                if self.schemas[group].optimizer.changes_gradient
-            }
-            self._writer.block.take_early(early, self._rows)
+            grads = gradients(self._parameters, self.schemas, early=True)
+            early = {array_path(group, "grad"): grad for group, grad in grads.items()}
+            self._writer.block.take_early(early)
 
-    @uncompiled
     def _end_row(self) -> None:
         with self._calls.held():
             step = self._step + 1
@@ -440,11 +421,8 @@ class Recorder:
                 self._writer.block.set_last_loss(self._loss)
                 self._loss, self._loss_step = None, step
             self._finish_step()
-            missing = [
-                name
-                for name, grad in recorded_gradients(self._parameters, self.schemas).items()
-                if grad is None
-            ]
+            grads = gradients(self._parameters, self.schemas)
+            missing = [group for group, grad in grads.items() if grad is None]
             if missing:
                 which = ", ".join(filter(None, missing))
                 self._warn_once(
@@ -460,7 +438,7 @@ class Recorder:
         tensors, scalars = read_row(
             self._optimizer, self._parameters, schemas=self.schemas, counts=counts, last=last
         )
-        self._writer.block.append(tensors, scalars, step=step, rows=self._rows)
+        self._writer.block.append(tensors, scalars, step=step)
         self._counter.last = counts
 
     def _finish_step(self) -> None:
@@ -470,31 +448,7 @@ class Recorder:
         self._stopwatch.add(n_steps=1, elapsed_s=now_s - self._row_end_s)
         self._row_end_s = now_s
 
-    def _check_overhead(self) -> None:
-        spent, most = self._store.spent, self._max_overhead
-        if most is not None and spent.telling and spent.training_share > most:
-            advice = spent.advice
-            if self._n_buffers == 1 and 2 * spent.wait_s > spent.copy_s:
-                advice = (
-                    "each step waits until it is written, because memory_bytes holds one row only: "
-                    "give more, for two"
-                )
-            self._warn_once(
-                "overhead",
-                f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
-                f"{most:.1%}: {advice}. This warning is shown once; recording continues as before",
-            )
-
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(message, stacklevel=3)
-
-
-def _check_share(max_overhead: float | None) -> float | None:
-    if max_overhead is not None and not max_overhead > 0:
-        raise ConfigError(
-            f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
-            "0.03, or None for no warning"
-        )
-    return max_overhead

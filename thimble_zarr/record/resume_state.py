@@ -61,9 +61,9 @@ def read_resume_state(readers: Sequence[StoreReader], n_rows: int) -> ResumeStat
             if first_row < n_rows
         },
         {
-            array_path(group, name): whole[first_row:n_rows]
-            for group, values in scalars.items()
-            for name, whole in values.items()
+            array_path(reader.group, name): scalars[reader.group][name][first_row:n_rows]
+            for reader in readers
+            for name in reader.schema.scalars
         },
         steps[first_row:n_rows],
         last=counts(n_rows - 1),

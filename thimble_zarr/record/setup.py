@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -17,18 +17,26 @@ import thimble_zarr
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.format.layout import (
     MAX_BUFFERS,
-    RowSize,
     count_buffers,
     human_bytes,
     plan_layouts,
     recorder_memory_bytes,
 )
-from thimble_zarr.format.schema import Json, Schema, TokenLabels, chosen_variables, row_size
+from thimble_zarr.format.schema import (
+    Json,
+    Schema,
+    TokenLabels,
+    array_path,
+    chosen_variables,
+    row_size,
+)
+from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.record.capture import dtype_name, optimizers_by_parameter
 from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.resume_state import ResumeState, check_state, read_resume_state
 from thimble_zarr.record.schedule import Schedule, as_schedule
-from thimble_zarr.store.reader import StorePath, StoreReader, is_begun
+from thimble_zarr.store.contents import is_begun
+from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 
@@ -45,11 +53,22 @@ class Setup:
     schedule: Schedule | None
     n_rows: int | None
     n_buffers: int
+    max_overhead: float | None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The parameters themselves, by group."""
         return {group: one.tensor for group, one in self.recorded.items()}
+
+    @property
+    def row_indices(self) -> dict[str, Tensor]:
+        """By path in the store, the rows to record of arrays of which not all are."""
+        return {
+            array_path(group, name): torch.from_numpy(one.rows).to(one.tensor.device)
+            for group, one in self.recorded.items()
+            for name in self.schemas[group].dtypes
+            if one.rows is not None
+        }
 
     def open(
         self, path: StorePath, *, resume: bool, overwrite: bool, after_step: int | None
@@ -99,25 +118,60 @@ def set_up(
     attrs: Mapping[str, Json] | None,
     memory_bytes: int,
     n_steps: int | None,
+    max_overhead: float | None,
 ) -> Setup:
     """Return what is recorded of parameters; the arguments are those of `Recorder`.
 
     Raises
     ------
     ConfigError
-        If the variables or steps are none that can be recorded, or labels do not fit.
+        If one of them does not fit.
     """
+    if max_overhead is not None and not max_overhead > 0:
+        raise ConfigError(
+            f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
+            "0.03, or None for no warning"
+        )
     steps = None if schedule is None else as_schedule(schedule)
-    tensors = {group: one.tensor for group, one in recorded.items()}
-    optimizers = optimizers_by_parameter(optimizer, tensors)
+    optimizers = optimizers_by_parameter(
+        optimizer, {group: one.tensor for group, one in recorded.items()}
+    )
+    schemas = _schemas(
+        recorded,
+        optimizers,
+        variables=variables,
+        memory_bytes=memory_bytes,
+        schedule=None if steps is None else str(steps),
+        attrs=attrs or {},
+    )
+    return Setup(
+        optimizer=optimizer,
+        recorded=recorded,
+        schemas=schemas,
+        schedule=steps,
+        n_rows=None if n_steps is None or steps is not None else n_steps + 1,
+        n_buffers=_count_buffers(schemas.values(), memory_bytes),
+        max_overhead=max_overhead,
+    )
+
+
+def _schemas(
+    recorded: Mapping[str, RecordedParameter],
+    optimizers: Mapping[str, Optimizer],
+    *,
+    variables: Sequence[str] | None,
+    memory_bytes: int,
+    schedule: str | None,
+    attrs: Mapping[str, Json],
+) -> dict[str, Schema]:
     dtypes = {
-        group: dict.fromkeys(chosen_variables(optimizers[group], variables), dtype_name(tensor))
-        for group, tensor in tensors.items()
+        group: dict.fromkeys(chosen_variables(optimizers[group], variables), dtype_name(one.tensor))
+        for group, one in recorded.items()
     }
     rows = [row_size(one.shape, dtypes[group]) for group, one in recorded.items()]
     layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    schemas = {
+    return {
         group: Schema(
             shape=one.shape,
             dims=one.dims,
@@ -130,25 +184,19 @@ def set_up(
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             contiguous=one.tensor.is_contiguous(),
             whole_tokens=None if one.rows is None else len(one.tensor),
-            schedule=None if steps is None else str(steps),
+            schedule=schedule,
             software=_software(),
             created=created,
-            attrs=attrs or {},
+            attrs=attrs,
         ).labelled(one.labels)
         for (group, one), layout in zip(recorded.items(), layouts, strict=True)
     }
-    return Setup(
-        optimizer=optimizer,
-        recorded=recorded,
-        schemas=schemas,
-        schedule=steps,
-        n_rows=None if n_steps is None or steps is not None else n_steps + 1,
-        n_buffers=_count_buffers(rows, layouts[0].block_steps, memory_bytes),
-    )
 
 
-def _count_buffers(rows: Sequence[RowSize], block_steps: int, memory_bytes: int) -> int:
+def _count_buffers(schemas: Collection[Schema], memory_bytes: int) -> int:
     """Return how many blocks to hold in memory, and warn if even one row is more than the limit."""
+    rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
+    (block_steps,) = {schema.layout.block_steps for schema in schemas}
     n_buffers = count_buffers(rows, block_steps, memory_bytes)
     needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
     if needed > memory_bytes:

@@ -88,7 +88,8 @@ def _left_out(subset: SubsetResult) -> str:
     if n_skipped := int(subset.numbers["skipped"].sum()):
         words += f"; {n_skipped:,} skipped by the optimizer"
     if subset.not_replayed:
-        words += f"\nChecked  AdamW's formula, without a replay: {subset.not_replayed}"
+        formula = f"{subset.schema.optimizer.name}'s formula"
+        words += f"\nChecked  {formula}, without a replay: {subset.not_replayed}"
     return words
 
 
@@ -126,11 +127,10 @@ def _replay_table(subset: SubsetResult) -> str:
     how = "to the bit" if is_exact else f"not to the bit, because {reason}"
     lines = [("", "elements", "equal", "share", "first differing", "max ULP")]
     for name, found in (subset.replay or {}).items():
-        total, equal, first = found["total"], found["equal"], found["first"]
-        where = "none"
+        total, equal, first, where = found.total, found.equal, found.first, "none"
         if first:
             where = f"step {first['step']}, {subset.schema.place(first['token'], first['dim'])}"
-        ulp = f"{found['max_ulp']:g}"
+        ulp = f"{found.max_ulp:g}"
         lines.append((name, f"{total:,}", f"{equal:,}", _share(equal, total), where, ulp))
     title = wrapped(f"Replay on {attrs['device']}, {how}", indent="  ")
     return f"{title}\n{aligned(lines, width=text_width())}"

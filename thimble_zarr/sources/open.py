@@ -4,20 +4,18 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError
+from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.sources.notebook.reader import NotebookReader
 from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.token_mask import read_mask
 
-R = TypeVar("R", StoreReader, NotebookReader)
-
 
 def open_recording(
     path: StorePath, *, parameters: Sequence[str] = (), token_mask: Path | None = None
-) -> Sequence[StoreReader] | Sequence[NotebookReader]:
+) -> Sequence[Reader]:
     """Open the parameters of a store, or of a notebook's file in place.
 
     Parameters
@@ -31,21 +29,19 @@ def open_recording(
 
     Returns
     -------
-    sequence of StoreReader or NotebookReader
+    sequence of Reader
         One a parameter, in the order of the recording.
 
     Raises
     ------
-    NotAStoreError, UnsupportedFormatError, DamagedStoreError
-        If it is neither, of another format version, or damaged.
+    NotAStoreError, UnsupportedFormatError, DamagedStoreError, StoreError
+        If it is neither, of another format version, damaged, or cannot be read.
     ConfigError
         If a mask was given for a store.
     SelectionError
         If one of `parameters` matches nothing.
     CorpusError
         If the mask cannot be read or is of another vocabulary.
-    StoreError
-        If it cannot be read.
     """
     path = Path(path)
     if path.is_file():
@@ -61,7 +57,7 @@ def open_recording(
     return _matching(StoreReader.open_each(path), parameters)
 
 
-def _matching(readers: Sequence[R], patterns: Sequence[str]) -> Sequence[R]:
+def _matching(readers: Sequence[Reader], patterns: Sequence[str]) -> Sequence[Reader]:
     """Return the readers whose parameters match one of some patterns; all without a pattern."""
     names = [reader.schema.parameter or "" for reader in readers]
     for pattern in patterns:

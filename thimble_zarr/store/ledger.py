@@ -1,4 +1,6 @@
-"""The ledger's lines, and the commit record: JSON that ends with its own checksum.
+"""The ledger and the commit record: JSON that ends with its own checksum.
+
+The commit record says how many rows count, and the ledger has a line for each commit.
 
 A line is a promise: it is on disk before any file that it tells of has its name. So whatever a
 crash left, each file is the one that the last committed line tells of, or one of a line behind it,
@@ -6,25 +8,192 @@ and a line that was torn told of nothing yet. (A chunk file ends with its own cr
 of any such file is the same constant: lines need another, and have CRC-32.)
 """
 
+import io
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Self, TypeVar
 
-from thimble_zarr.errors import StoreError
+import msgspec
+import numpy as np
+
+from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.documents import MAX_DOCUMENT_BYTES, TooLargeError, check_size, parsed
-from thimble_zarr.format.schema import Json
-from thimble_zarr.store.files.documents import open_regular
+from thimble_zarr.format.overhead import Overhead
+from thimble_zarr.format.schema import FORMAT_VERSION, Json
+from thimble_zarr.store.files.base import Files, OpenFile
+from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA, array_of, is_chunk_key
+
+T = TypeVar("T")
+
+Document = Mapping[str, Any]
+"""The content of a `zarr.json`."""
 
 MAX_LINE_BYTES = MAX_DOCUMENT_BYTES
 """Longest line that is read. A line has some 30 bytes a chunk of its block."""
 
 _PIECE_BYTES = 2**16
 
+_MAX_COMMIT_BYTES = 4096
+
 _SEAL = b', "crc32": '
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Crc = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The commit record.
+
+    Attributes
+    ----------
+    n_rows
+        Committed rows: rows 0 to `n_rows - 1` can be read.
+    complete
+        True once the writer has closed the store.
+    ledger_bytes, ledger_crc32
+        How much of the ledger counts, and the CRC-32 of that much. (A chunk file ends with its own
+        crc32c, and the crc32c of any such file is the same constant: the ledger needs another.)
+    """
+
+    n_rows: Count = 0
+    complete: bool = False
+    ledger_bytes: Count = 0
+    ledger_crc32: Count = 0
+
+    @classmethod
+    def read(cls, files: Files) -> Self:
+        """Read the commit record of a store.
+
+        Raises
+        ------
+        DamagedStoreError
+            If there is none or it is malformed.
+        """
+        try:
+            record = unseal(files.get(COMMIT, _MAX_COMMIT_BYTES), dict[str, Any])
+            if record.pop("format_version", None) != FORMAT_VERSION:
+                raise ValueError("it has another format version")
+            return msgspec.convert(record, cls)
+        except FileNotFoundError as error:
+            raise DamagedStoreError("it has no commit record") from error
+        except ValueError as error:
+            raise DamagedStoreError(f"its commit record is malformed: {error}") from error
+
+    @classmethod
+    def read_checked(cls, files: Files) -> Self:
+        """Read it, unless it claims other rows than the last line that it covers.
+
+        A ledger that cannot be read, or is cut off, says nothing against it: `verify` looks into
+        that.
+        """
+        commit = cls.read(files)
+        try:
+            last = read_last_line(files, commit.ledger_bytes)
+        except (OSError, ValueError):
+            return commit
+        if last is None:
+            end, n_rows = 0, 0
+        elif last.entry is None:
+            return commit
+        else:
+            end, n_rows = last.stop, last.entry.rows[1]
+        if end == commit.ledger_bytes and n_rows != commit.n_rows:
+            raise DamagedStoreError(
+                f"its commit record claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}; "
+                "`thimble-zarr repair` writes the record again from the ledger"
+            )
+        return commit
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file."""
+        return seal({"format_version": FORMAT_VERSION, **msgspec.structs.asdict(self)})
+
+
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a line says of a file: its size, and unless it is a shard its CRC-32."""
+
+    bytes: Count
+    crc32: Crc | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of the ledger.
+
+    Attributes
+    ----------
+    rows
+        The first row of the block, and the one behind its last.
+    files
+        The files that it tells of.
+    chunks
+        For each array with shards the `Checksums` of each chunk of its shard.
+    metadata
+        Every metadata document: in the first line, and after a repair.
+    overhead
+        What recording took since the commit before (`Overhead.from_json`).
+    removed
+        Files that were taken back, because the run went on from an earlier row.
+    dropped
+        Arrays that a repair left out.
+    resumed
+        When the run was resumed after the last of the rows, ISO 8601.
+    repaired
+        What a repair did, in words.
+    replaces
+        The commit record that a repair is about to replace.
+    """
+
+    rows: tuple[Count, Count]
+    files: dict[str, FileEntry]
+    chunks: dict[str, list[tuple[Crc, Crc]]]
+    metadata: dict[str, dict[str, Any]] = {}
+    overhead: dict[str, int | float] | None = None
+    removed: list[str] = []
+    dropped: list[str] = []
+    resumed: str | None = None
+    repaired: str | list[str] | None = None
+    replaces: list[int | bool] | None = None
+
+
+FileChecksums = int | tuple[int | None, ...]
+"""What a file is known by: its CRC-32, or of a shard the stored checksums of its chunks."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FileRecord:
+    """What a line of the ledger says of a file.
+
+    Attributes
+    ----------
+    n_bytes
+        Its size.
+    crc32
+        That of its content, None of a shard.
+    chunks
+        `Checksums` of a shard's chunks: uint32, shape `(chunk, 2)`. A long run has millions.
+    first_row, end_row
+        The rows of the line's block.
+    line
+        Where the line begins.
+    """
+
+    n_bytes: int
+    crc32: int | None = None
+    chunks: np.ndarray | None = None
+    first_row: int = 0
+    end_row: int = 0
+    line: int = 0
+
+    @property
+    def checksums(self) -> FileChecksums:
+        """What the file is known by among all that were recorded."""
+        return tuple(self.chunks[:, 0].tolist()) if self.chunks is not None else self.crc32 or 0
+
+    def to_json(self) -> dict[str, int]:
+        """Return what a line says of it under `files`."""
+        return {"bytes": self.n_bytes} | ({} if self.crc32 is None else {"crc32": self.crc32})
 
 
 @dataclass(frozen=True)
@@ -38,17 +207,143 @@ class Line:
     content
         Its bytes, the last of which ends it.
     entry
-        What it says, None where its checksum does not match or it is no line of a ledger.
+        What it says; None where that cannot be read.
+    problem
+        Why not.
     """
 
     start: int
     content: bytes
-    entry: Mapping[str, Any] | None
+    entry: Entry | None
+    problem: str = ""
+
+    @classmethod
+    def parse(cls, start: int, content: bytes) -> Self:
+        """Return a line, sound or not."""
+        try:
+            if not content.endswith(b"\n"):
+                raise SealError
+            return cls(start, content, unseal(content, Entry))
+        except SealError:
+            return cls(start, content, None, "the checksum of a line does not match")
+        except ValueError as error:
+            return cls(start, content, None, f"a line is malformed: {error}")
 
     @property
     def stop(self) -> int:
         """The byte behind its last."""
         return self.start + len(self.content)
+
+    def records(self, prefix: str | None = "") -> dict[str, FileRecord]:
+        """Return what it says of each file whose key begins with a prefix, of none without one.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read, or tells of a file that no store has.
+        """
+        if self.entry is None:
+            raise ValueError(self.problem)
+        first_row, end_row = self.entry.rows
+        records = {}
+        for key, file in self.entry.files.items():
+            if not is_chunk_key(key):
+                raise ValueError(f"it has a file {key!r} of {file.bytes} bytes, as no store has")
+            if prefix is None or not key.startswith(prefix):
+                continue
+            chunks = self.entry.chunks.get(array_of(key))
+            if (chunks is None) == (file.crc32 is None):
+                raise ValueError(f"a line is malformed: it has no checksum of {key}, or two")
+            records[key] = FileRecord(
+                n_bytes=file.bytes,
+                crc32=file.crc32,
+                chunks=None if chunks is None else np.array(chunks, np.uint32).reshape(-1, 2),
+                first_row=first_row,
+                end_row=end_row,
+                line=self.start,
+            )
+        return records
+
+
+@dataclass
+class Ledger:
+    """What lines of a ledger say together, once they are added one after the other.
+
+    Attributes
+    ----------
+    prefix
+        What the keys of the files begin with that are noted: of all by default, of none if None.
+    records
+        For each file that is not removed what the last line that tells of it says.
+    ends
+        The row behind each block, by its first row.
+    metadata
+        Every metadata document as it was declared.
+    overhead
+        What recording took, by the first row of each block: all commits of it together.
+    resumed_after
+        Steps after which the run was resumed.
+    repairs
+        What repairs did, in their own words.
+    """
+
+    prefix: str | None = ""
+    records: dict[str, FileRecord] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
+    metadata: dict[str, Document] = field(default_factory=dict)
+    overhead: dict[int, Overhead] = field(default_factory=dict)
+    resumed_after: list[int] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, files: Files, commit: Commit, *, prefix: str | None = "") -> Self:
+        """Add up the committed part of a ledger.
+
+        Raises
+        ------
+        ValueError
+            If any line of it cannot be read, or it has not that size and CRC-32.
+        OSError
+            If it cannot be read.
+        """
+        ledger, stop, found = cls(prefix), 0, 0
+        for line in read_lines(files, stop=commit.ledger_bytes):
+            try:
+                ledger.add(line)
+            except ValueError as error:
+                raise ValueError(f"its line at byte {line.start}: {error}") from error
+            stop, found = line.stop, zlib.crc32(line.content, found)
+        if (stop, found) != (commit.ledger_bytes, commit.ledger_crc32):
+            raise ValueError("it is not the one that was committed")
+        return ledger
+
+    def add(self, line: Line) -> None:
+        """Take a line at its word; raise ValueError, and change nothing, if it cannot be read."""
+        records, entry = line.records(self.prefix), line.entry
+        assert entry is not None
+        first_row, end_row = entry.rows
+        if entry.resumed is not None:  # the run went on from there
+            self.ends = {row: end for row, end in self.ends.items() if row < end_row}
+            self.resumed_after.append(end_row - 1)
+            for key in entry.removed:
+                self.records.pop(key, None)
+        self.ends[first_row] = end_row
+        self.records |= records
+        self.metadata |= entry.metadata
+        for array in entry.dropped:
+            self.metadata.pop(f"{array}/{METADATA}", None)
+            for key in [key for key in self.records if array_of(key) == array]:
+                del self.records[key]
+        if isinstance(entry.repaired, list):
+            self.repairs += entry.repaired
+        if entry.overhead is not None:
+            n_bytes = sum(file.bytes for file in entry.files.values())
+            spent = Overhead.from_json(entry.overhead) + Overhead(n_bytes=n_bytes)
+            self.overhead[first_row] = self.overhead.get(first_row, Overhead()) + spent
+
+
+class SealError(ValueError):
+    """A checksum at the end of JSON does not match, or there is none."""
 
 
 def seal(entry: Mapping[str, Json]) -> bytes:
@@ -70,30 +365,42 @@ def seal(entry: Mapping[str, Json]) -> bytes:
     return sealed
 
 
-def unseal(content: bytes) -> dict[str, Any]:
+def unseal(content: bytes, kind: type[T]) -> T:
     """Return the entry that `seal` made, without its checksum.
 
     Raises
     ------
     ValueError
-        If its checksum does not match, or there is none.
+        If its checksum does not match, or it is not of that kind.
     """
     value, _, checksum = content.rstrip(b"\n").rpartition(_SEAL)
     if checksum != str(zlib.crc32(value)).encode() + b"}":
-        raise ValueError("its checksum does not match")
-    entry = parsed(value + b"}")
-    if not isinstance(entry, dict):
-        raise ValueError("it is not an object")
-    return entry
+        raise SealError("its checksum does not match")
+    return msgspec.convert(parsed(value + b"}"), kind)
 
 
-def read_lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[Line]:
-    """Yield the lines of a ledger, one in memory at a time.
+class _Stream(io.RawIOBase):
+    """An open file of a store as one that Python reads lines of."""
+
+    def __init__(self, file: OpenFile, offset: int) -> None:
+        self._file, self._offset = file, offset
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, memory: Any) -> int:
+        n_bytes = self._file.read_into(memory, self._offset)
+        self._offset += n_bytes
+        return n_bytes
+
+
+def read_lines(files: Files, start: int = 0, stop: int | None = None) -> Iterator[Line]:
+    """Yield the lines of a ledger, one in memory at a time, sound or not.
 
     Parameters
     ----------
-    file
-        The ledger.
+    files
+        The store.
     start, stop
         Bytes to read, whole lines. To the end by default, where the last may not be whole.
 
@@ -102,19 +409,15 @@ def read_lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[
     OSError
         If the file cannot be read.
     """
-    with open_regular(file) as ledger:
-        end = os.fstat(ledger.fileno()).st_size
-        end = end if stop is None else min(stop, end)
-        ledger.seek(start)
-        while start < end:
-            content = ledger.readline(min(end - start, MAX_LINE_BYTES))
-            if not content:
-                return
-            yield Line(start, content, _entry(content))
+    with files.open(LEDGER) as file:
+        end = file.n_bytes if stop is None else min(stop, file.n_bytes)
+        lines = io.BufferedReader(_Stream(file, start), _PIECE_BYTES)
+        while start < end and (content := lines.readline(min(end - start, MAX_LINE_BYTES))):
+            yield Line.parse(start, content)
             start += len(content)
 
 
-def read_last_line(file: Path, stop: int) -> Line | None:
+def read_last_line(files: Files, stop: int) -> Line | None:
     """Return the line that ends at a byte, or where the file ends before it; None if it has none.
 
     It reads a few times the longest line at most, whatever the file holds.
@@ -125,50 +428,26 @@ def read_last_line(file: Path, stop: int) -> Line | None:
         If the file cannot be read.
     """
     content = b""
-    with open_regular(file) as ledger:
-        start = stop = min(stop, os.fstat(ledger.fileno()).st_size)
+    with files.open(LEDGER) as ledger:
+        start = stop = min(stop, ledger.n_bytes)
         while start and b"\n" not in content[:-1] and len(content) <= MAX_LINE_BYTES:
             n_bytes = min(start, max(_PIECE_BYTES, len(content)))
             start -= n_bytes
-            ledger.seek(start)
-            content = ledger.read(n_bytes) + content
+            content = ledger.read(start, n_bytes) + content
     begin = content[:-1].rfind(b"\n") + 1
-    return Line(start + begin, content[begin:], _entry(content[begin:])) if content else None
+    return Line.parse(start + begin, content[begin:]) if content else None
 
 
-FileChecksums = int | tuple[int | None, ...]
-"""What a file is known by: its CRC-32, or of a shard the stored checksums of its chunks."""
-
-
-def recorded_files(entries: Iterable[Mapping[str, Any]]) -> dict[FileChecksums, str]:
-    """Return every file that was ever committed, by what it is known by."""
+def recorded_files(lines: Iterable[Line]) -> dict[FileChecksums, str]:
+    """Return every file that sound lines ever told of, by what it is known by."""
     files: dict[FileChecksums, str] = {}
-    for entry in entries:
-        for key, file in entry["files"].items():
-            chunks = entry["chunks"].get(key.rpartition("/")[0])
-            known = file.get("crc32") if chunks is None else tuple(stored for stored, _ in chunks)
-            files[known] = key
+    for line in lines:
+        if line.entry is None:
+            continue
+        for key, file in line.entry.files.items():
+            chunks = line.entry.chunks.get(array_of(key))
+            if chunks is not None:
+                files[tuple(stored for stored, _ in chunks)] = key
+            elif file.crc32 is not None:
+                files[file.crc32] = key
     return files
-
-
-def _entry(content: bytes) -> dict[str, Any] | None:
-    try:
-        entry = unseal(content) if content.endswith(b"\n") else None
-        return entry if entry is not None and _is_whole(entry) else None
-    except ValueError:
-        return None
-
-
-def _is_whole(entry: Mapping[str, Any]) -> bool:
-    """Whether a line has what every line has."""
-    rows, files, chunks = (entry.get(name) for name in ("rows", "files", "chunks"))
-    return (
-        isinstance(rows, list)
-        and len(rows) == 2
-        and all(type(row) is int and row >= 0 for row in rows)
-        and isinstance(files, dict)
-        and all(
-            isinstance(file, dict) and type(file.get("bytes")) is int for file in files.values()
-        )
-        and isinstance(chunks, dict)
-    )

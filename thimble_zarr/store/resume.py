@@ -11,21 +11,26 @@ file that they tell of what it is now, or that it is removed.
 """
 
 import datetime
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, ResumeError
-from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
-from thimble_zarr.format.schema import PER_STEP, Json, Schema, TokenLabels, array_path
+from thimble_zarr.format import layout
+from thimble_zarr.format.schema import PER_STEP, Json, Schema, TokenLabels
 from thimble_zarr.store.files.base import PARTIAL
-from thimble_zarr.store.keys import LEDGER, array_of, shard_key
-from thimble_zarr.store.ledger import read_lines, seal
+from thimble_zarr.store.keys import (
+    LEDGER,
+    array_of,
+    chunk_index,
+    is_chunk_key,
+    shard_key,
+    split_array_key,
+)
+from thimble_zarr.store.ledger import FileRecord, Ledger, read_lines, seal
 from thimble_zarr.store.reader import StoreReader
 
 _MAY_DIFFER = ("software", "created", "attrs")
@@ -257,22 +262,27 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> Cut:
     DamagedStoreError
         If ledger or files are not what was committed.
     """
-    ledger = _Ledger.read(readers, n_rows)
-    gone = {key for key in ledger.known if _begins_at(readers, key) >= n_rows}
-    shards = {key for key in ledger.shards if key not in gone}
-    promised = {key for key in ledger.promised if key not in gone | shards}
+    block_steps = readers[0].schema.layout.block_steps
+    try:
+        ledger = Ledger.read(readers[0].files, readers[0].commit)
+    except ValueError as error:
+        raise _damaged(readers, LEDGER) from error
+    n_bytes, crc32, promised = _promises(readers)
+    known = {*ledger.records, *promised}
+    gone = {key for key in known if _begins_at(readers, key) >= n_rows}
+    last_block = {
+        shard_key((reader.group, name), (n_rows - 1) // block_steps, reader.schema.shape)
+        for reader in readers
+        for name in reader.schema.dtypes
+    }
     files: dict[str, Json] = {}
     chunks: dict[str, Json] = {}
-    for key in sorted(shards):
-        entry = _fitting(readers, key, ledger.shards[key])
-        files[key] = entry["files"][key]
-        chunks[array_of(key)] = entry["chunks"][array_of(key)]
-    for key in sorted(promised):
-        content = (readers[0].path / key).read_bytes()
-        files[key] = {"bytes": len(content), "crc32": zlib.crc32(content)}
-        if files[key] not in [entry["files"][key] for entry in ledger.promised[key]]:
-            raise _damaged(readers, key)
-    block_steps = readers[0].schema.layout.block_steps
+    for key in (*sorted(last_block & known), *sorted({*promised} - gone - last_block)):
+        records = [ledger.records[key]] if key in ledger.records else []
+        record = _fitting(readers, key, [*records, *promised.get(key, [])])
+        files[key] = record.to_json()
+        if record.chunks is not None:
+            chunks[array_of(key)] = record.chunks.tolist()
     line: dict[str, Json] = {
         "rows": ((n_rows - 1) // block_steps * block_steps, n_rows),
         "files": files,
@@ -280,124 +290,63 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> Cut:
         "removed": sorted(gone),
         "resumed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return Cut(n_rows, seal(line) + b"\n", ledger.n_bytes, ledger.crc32)
+    return Cut(n_rows, seal(line) + b"\n", n_bytes, crc32)
 
 
-def leftovers(readers: Sequence[StoreReader], n_rows: int) -> Iterator[Path]:
+def leftovers(readers: Sequence[StoreReader], n_rows: int) -> Iterator[str]:
     """Yield files that a store of `n_rows` rows does not have: later rows, and unfinished files."""
-    path = readers[0].path
-    per_step = {
-        array_path(reader.group, name)
-        for reader in readers
-        for name in (*reader.schema.dtypes, *PER_STEP)
-    }
-    for directory, _, names in os.walk(path):
-        array = Path(directory).relative_to(path).as_posix()
-        for name in names:
-            is_later = (
-                array in per_step
-                and name.startswith("c.")
-                and _begins_at(readers, f"{array}/{name}") >= n_rows
-            )
-            if name.endswith(PARTIAL) or is_later:
-                yield Path(directory, name)
+    for key in readers[0].files.list():
+        is_later = is_chunk_key(key) and _begins_at(readers, key) >= n_rows
+        if is_later or key.endswith(PARTIAL):
+            yield key
 
 
 def _begins_at(readers: Sequence[StoreReader], key: str) -> int:
     """Return the first row of a file; labels of tokens have none, and never go."""
-    array, _, chunk = key.rpartition("/c.")
-    index = chunk.partition(".")[0]
+    group, name = split_array_key(array_of(key))
     for reader in readers:
-        if array in {array_path(reader.group, name) for name in reader.schema.dtypes}:
-            return int(index) * reader.schema.layout.block_steps
-        if array in {array_path(reader.group, name) for name in PER_STEP}:
-            return int(index) * SCALAR_CHUNK_STEPS
+        if reader.group == group and name in reader.schema.dtypes:
+            return chunk_index(key) * reader.schema.layout.block_steps
+        if reader.group == group and name in PER_STEP:
+            return chunk_index(key) * layout.SCALAR_CHUNK_STEPS
     return -1
 
 
-@dataclass
-class _Ledger:
-    """What a ledger says of the files that a cut concerns.
+def _promises(
+    readers: Sequence[StoreReader],
+) -> tuple[int, int, dict[str, list[FileRecord]]]:
+    """Return how far the ledger is sound, the CRC-32 of that, and what it says behind the commit.
 
-    Attributes
-    ----------
-    n_bytes, crc32
-        How much of it is sound lines, committed or not, and its CRC-32.
-    known
-        Every file that it tells of and that is not removed.
-    shards
-        For each shard of the block of the last row the line that was committed last, and those of
-        later commits that were cut off.
-    promised
-        For each other file that lines behind the commit tell of: likewise.
+    A line that was torn promised nothing, and one of a cut only that nothing changes.
     """
-
-    n_bytes: int = 0
-    crc32: int = 0
-    known: set[str] = field(default_factory=set)
-    shards: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
-    promised: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
-    _values: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, readers: Sequence[StoreReader], n_rows: int) -> "_Ledger":
-        ledger, commit = cls(), readers[0].commit
-        block = (n_rows - 1) // readers[0].schema.layout.block_steps
-        ours = {
-            shard_key((reader.group, name), block, reader.schema.shape)
-            for reader in readers
-            for name in reader.schema.dtypes
-        }
-        is_sound = False
-        for line in read_lines(readers[0].path / LEDGER):
-            is_committed = line.stop <= commit.ledger_bytes
-            if line.entry is None:
-                if is_committed or not is_sound:
-                    break
-                return ledger  # it was torn, and so it promised nothing
-            ledger.n_bytes, ledger.crc32 = line.stop, zlib.crc32(line.content, ledger.crc32)
-            ledger._add(line.entry, ours, is_committed=is_committed)
-            if line.stop == commit.ledger_bytes:
-                is_sound = ledger.crc32 == commit.ledger_crc32
-        if not is_sound:
-            raise _damaged(readers, LEDGER)
-        return ledger
-
-    def _add(self, entry: Mapping[str, Any], ours: set[str], *, is_committed: bool) -> None:
-        for key in entry.get("removed", ()):
-            self.known.discard(key)
-            self.shards.pop(key, None)
-            self._values.pop(key, None)
-        self.known.update(entry["files"])
-        for key, file in entry["files"].items():
-            if key in ours:
-                before = [] if is_committed else self.shards.get(key, [])
-                self.shards[key] = [*before, entry]
-            elif "crc32" in file and is_committed:
-                self._values[key] = {"files": {key: file}}
-            elif "crc32" in file:
-                before = [self._values[key]] if key in self._values else []
-                self.promised.setdefault(key, before).append(entry)
+    commit, promised = readers[0].commit, dict[str, list[FileRecord]]()
+    n_bytes, crc32 = commit.ledger_bytes, commit.ledger_crc32
+    for line in read_lines(readers[0].files, n_bytes):
+        if line.entry is None or line.entry.resumed is not None:
+            break
+        n_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
+        for key, record in line.records().items():
+            promised.setdefault(key, []).append(record)
+    return n_bytes, crc32, promised
 
 
-def _fitting(
-    readers: Sequence[StoreReader], key: str, entries: Sequence[Mapping[str, Any]]
-) -> Mapping[str, Any]:
-    """Return the entry that tells of a shard as it is. If there is one only, it is not read."""
-    if len(entries) == 1:
-        return entries[0]
-    array = array_of(key)
-    reader, name = next(
-        (reader, name)
-        for reader in readers
-        for name in reader.schema.dtypes
-        if array_path(reader.group, name) == array
-    )
-    stored = reader.stored_checksums(name, _begins_at(readers, key))
-    for entry in entries:
-        if [checksums[0] for checksums in entry["chunks"][array]] == stored:
-            return entry
-    raise _damaged(readers, key)
+def _fitting(readers: Sequence[StoreReader], key: str, records: Sequence[FileRecord]) -> FileRecord:
+    """Return the record that tells of a file as it is. If there is one only, it is not read."""
+    if len(records) == 1:
+        return records[0]
+    group, name = split_array_key(array_of(key))
+    reader = next(reader for reader in readers if reader.group == group)
+    if records[0].crc32 is not None:
+        content = reader.files.get(key)
+        found = len(content), zlib.crc32(content)
+        fitting = [record for record in records if (record.n_bytes, record.crc32) == found]
+    else:
+        with reader.arrays.block(name, _begins_at(readers, key)) as shard:
+            stored = tuple(shard.stored_checksums())
+        fitting = [record for record in records if record.checksums == stored]
+    if not fitting:
+        raise _damaged(readers, key)
+    return fitting[0]
 
 
 def _damaged(readers: Sequence[StoreReader], key: str) -> DamagedStoreError:

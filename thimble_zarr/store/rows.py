@@ -1,32 +1,156 @@
-"""Rows of a store's arrays: which chunks of which shards hold them, read into one array.
+"""A parameter's arrays in a store: which files hold which rows, and reading them into one array.
 
 Shards of the last blocks stay open between calls, because whoever goes through a block a few tokens
 at a time asks for each of its shards again and again, and opening one takes as long as reading a
 chunk of it.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
-from thimble_zarr.bits import storage_dtype
-from thimble_zarr.errors import StoreError
+from thimble_zarr import tuning
+from thimble_zarr.bits import fill_value, storage_dtype
+from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.indexing import ChunkPart, Indices, as_range, by_chunk
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.schema import Schema
-from thimble_zarr.store.shard import CAN_TELL, CHUNK_ORDER, ShardFile
-
-_FEW_CHUNKS = 4
-"""Of fewer in a block the disk is not told: asking takes as long as to read them."""
+from thimble_zarr.format.schema import PER_STEP, Schema
+from thimble_zarr.store.files.base import Files, NotPlainFileError
+from thimble_zarr.store.keys import array_key, metadata_key, shard_key, vector_key
+from thimble_zarr.store.metadata import Declared
+from thimble_zarr.store.shard import CHUNK_ORDER, ShardFile, decode_vector
 
 _BLOCKS_OPEN = 2
 """Blocks whose shards stay open: the one that is read, and the one that the disk is told of. Every
 thread that reads has as many, and a process may open some hundred files by default."""
 
-_N_KNOWN = 64
-"""Selections of tokens of which is remembered where they lie."""
+
+@contextmanager
+def decoding(files: Files, what: str) -> Iterator[None]:
+    """Tell damage, whatever codecs raise for it, from a disk that cannot be read."""
+    try:
+        yield
+    except (MemoryError, StoreError):
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot read {what} of {files.path}: {error}") from error
+    except Exception as error:
+        raise DamagedStoreError(
+            f"cannot decode {what} of {files.path}: {error}; `thimble-zarr verify` lists all damage"
+        ) from error
+
+
+@contextmanager
+def committed(files: Files, key: str) -> Iterator[None]:
+    """Tell that a committed file is not there, which is damage, whatever else Zarr takes it for."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedStoreError(
+            f"{files.path}: the committed file {key} is missing or empty; restore it from a copy"
+        ) from error
+    except NotPlainFileError as error:
+        raise DamagedStoreError(
+            f"{files.path}: {key} is not opened: {error}; restore it from a copy"
+        ) from error
+
+
+@dataclass(frozen=True)
+class StoredArrays:
+    """The arrays of a parameter in a store.
+
+    Attributes
+    ----------
+    files, group
+        The store, and the parameter's group in it.
+    schema
+        What it says it holds.
+    n_rows
+        Committed rows.
+    """
+
+    files: Files
+    group: str
+    schema: Schema
+    n_rows: int
+    _known: dict[str, Declared] = field(default_factory=dict, compare=False)
+
+    def key(self, name: str) -> str:
+        """Return the path of an array from the root of the store."""
+        return array_key((self.group, name))
+
+    def declared(self, name: str) -> Declared:
+        """Return what the metadata of an array say, once they fit what was committed."""
+        if name not in self._known:
+            try:
+                array = Declared.read(self.files, metadata_key(self.key(name)))
+            except (OSError, ValueError) as error:
+                raise DamagedStoreError(
+                    f"cannot open array {self.key(name)} of {self.files.path}: {error}"
+                ) from error
+            self._check_shape(name, array.shape)
+            self._known[name] = array
+        return self._known[name]
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Zarr clips what is asked for to the array; in committed rows that is damage."""
+        declared = (self.n_rows, *self.schema.shape)
+        if name in self.schema.dtypes:
+            sound = shape[:1] >= declared[:1] and shape[1:] == declared[1:]
+        else:
+            sound = name not in PER_STEP or shape[:1] >= declared[:1]
+        if not sound:
+            raise DamagedStoreError(
+                f"{self.files.path}: the array {self.key(name)} has shape {shape}, "
+                f"and {declared} was committed"
+            )
+
+    def shard(self, name: str, row: int) -> ShardFile:
+        """Return the shard of a row's block, not yet open."""
+        schema, layout = self.schema, self.schema.layout
+        return ShardFile(
+            self.files,
+            shard_key((self.group, name), row // layout.block_steps, schema.shape),
+            n_chunks=layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens,
+            shape=(layout.chunk_tokens, layout.block_steps, schema.n_dims),
+            dtype=storage_dtype(schema.dtypes[name]),
+            fill=fill_value(schema.dtypes[name]),
+        )
+
+    @contextmanager
+    def decoding(self, name: str, row: int) -> Iterator[None]:
+        """Tell what is wrong with the shard of a row's block, or with what is declared of it."""
+        self.declared(name)
+        block, of_block = divmod(row, self.schema.layout.block_steps)
+        of = "step" if self.schema.schedule is None else "row"
+        what = f"{self.key(name)} from {of} {row - of_block} on"
+        key = shard_key((self.group, name), block, self.schema.shape)
+        with decoding(self.files, what), committed(self.files, key):
+            yield
+
+    @contextmanager
+    def block(self, name: str, row: int) -> Iterator[ShardFile]:
+        """Open the shard of a row's block for decoding; whatever is wrong with it is damage."""
+        with self.decoding(name, row), self.shard(name, row) as shard:
+            yield shard
+
+    def vector(self, name: str) -> np.ndarray:
+        """Return the values of an array of one axis, of committed rows only."""
+        array = self.declared(name)
+        if len(array.shape) != 1:
+            raise DamagedStoreError(f"{self.files.path}: the array {name} has shape {array.shape}")
+        length = self.n_rows if name in PER_STEP else array.shape[0]
+        parts = []
+        for index in range(-(-length // array.chunk_shape[0])):
+            key = vector_key((self.group, name), index)
+            with decoding(self.files, self.key(name)), committed(self.files, key):
+                if not (content := self.files.get(key)):
+                    raise FileNotFoundError
+                parts.append(decode_vector(content, array.chunk_shape[0], array.dtype))
+        return np.concatenate([*parts, np.empty(0, array.dtype)])[:length]
 
 
 class OpenedRows:
@@ -34,21 +158,12 @@ class OpenedRows:
 
     Parameters
     ----------
-    schema
-        Of the store.
-    find
-        From a variable and a row to the shard that holds it, not yet open.
-    decoding
-        From the same to what turns errors of finding, opening and decoding into a StoreError.
+    arrays
+        The arrays of a parameter.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        find: Callable[[str, int], ShardFile],
-        decoding: Callable[[str, int], AbstractContextManager[None]],
-    ) -> None:
-        self._schema, self._find, self._decoding = schema, find, decoding
+    def __init__(self, arrays: StoredArrays) -> None:
+        self._arrays, self._schema = arrays, arrays.schema
         self._shards: dict[int, dict[str, ShardFile]] = {}
         self._known: dict[int, tuple[Indices, list[ChunkPart]]] = {}
 
@@ -76,7 +191,7 @@ class OpenedRows:
             offset = start % block_steps
             steps = slice(offset, offset + stop - start)
             into = out[start - rows[0] : stop - rows[0]].view(row)
-            with self._decoding(name, start):
+            with self._arrays.decoding(name, start):
                 shard = self._shard(name, start)
                 for chunk, take, where in chunks:
                     part = shard.decode(chunk)[take][:, steps].astype(out.dtype, copy=False)
@@ -86,17 +201,17 @@ class OpenedRows:
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
         """Say that `read` will be asked for these of several variables, so the disk may begin."""
         chunks = [chunk for chunk, _, _ in self._chunks(tokens)]
-        if not CAN_TELL or len(chunks) < _FEW_CHUNKS:
+        if len(chunks) < tuning.TUNING.few_chunks:
             return
         for start, _ in split_range(*rows, self._schema.layout.block_steps):
             for name in names:
-                with suppress(StoreError), self._decoding(name, start):
+                with suppress(StoreError), self._arrays.decoding(name, start):
                     self._shard(name, start).will_read(chunks)
 
     def _chunks(self, tokens: Indices) -> list[ChunkPart]:
         """Return the chunks that tokens lie in, and remember them while the same are asked for."""
         if id(tokens) not in self._known:
-            if len(self._known) == _N_KNOWN:
+            if len(self._known) >= tuning.TUNING.remembered_selections:
                 self._known.clear()
             chunks = list(by_chunk(_placed(self._schema, tokens), self._schema.layout.chunk_tokens))
             self._known[id(tokens)] = tokens, chunks  # held, so that no others have its id
@@ -111,7 +226,7 @@ class OpenedRows:
             shards = {}
         self._shards[block] = shards
         if name not in shards:
-            shards[name] = self._find(name, row).__enter__()
+            shards[name] = self._arrays.shard(name, row).__enter__()
         return shards[name]
 
     def _keep(self, n_blocks: int) -> None:

@@ -13,19 +13,18 @@ decoding), and the rows of a token are one piece of memory.
 """
 
 import math
-import os
 import struct
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import google_crc32c
 import numpy as np
 from numcodecs import Blosc, blosc
 
-from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Checksums
+from thimble_zarr.store.files.base import Files
 
 CHUNK_ORDER = (1, 0, 2)
 """How the axes of a `(step, token, dim)` chunk are stored: token, step, dim. Its own inverse."""
@@ -47,12 +46,6 @@ MAX_COMPRESSION = 256
 
 MAX_CHUNK_BYTES = 2**31 - 17
 """Blosc compresses no more at once."""
-
-CAN_TELL = hasattr(os, "posix_fadvise")
-"""Whether the system can be told what will be read."""
-
-_TOLD_BYTES = 2**17
-"""What Linux is told of at once: of more it may forget the rest (`read_ahead_kb`)."""
 
 _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = struct.Struct("<4B3I")
@@ -113,8 +106,8 @@ class ShardFile:
 
     Parameters
     ----------
-    file
-        The shard.
+    files, key
+        The store, and the shard in it.
     n_chunks
         Chunks it has.
     shape, dtype
@@ -124,55 +117,43 @@ class ShardFile:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file, or an empty one.
     ValueError
         In every method, if the file is not what it should be or a checksum does not match.
     """
 
     def __init__(
-        self, file: str, *, n_chunks: int, shape: tuple[int, ...], dtype: np.dtype, fill: float
+        self,
+        files: Files,
+        key: str,
+        *,
+        n_chunks: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        fill: float,
     ) -> None:
-        self._file = file
+        self.key = key
+        self._files = files
         self._n_chunks = n_chunks
         self._shape, self._dtype = shape, dtype.newbyteorder("<")
         self._fill = fill
 
     def __enter__(self) -> "ShardFile":
-        self._descriptor = os.open(self._file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            self._n_bytes = os.fstat(self._descriptor).st_size
+        with ExitStack() as undo:
+            self._file = undo.enter_context(self._files.open(self.key))
+            if self._file.n_bytes == 0:
+                raise FileNotFoundError(f"{self.key} is empty")
             self._index = self._read_index()
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._descriptor)
+        self._file.__exit__(*error)
 
     def will_read(self, chunks: Iterable[int]) -> None:
-        """Say which chunks will be read, so that the disk may begin.
-
-        Where the system has the first, the last and one between, nothing is said: it is taken to
-        have the others.
-        """
-        spans = self._index[[*chunks]].tolist()
-        some = [*spans[:1], *spans[-1:], *spans[len(spans) // 2 :][:1]]
-        # In the middle: others read the checksums at the ends alone.
-        if all(self._is_at_hand(offset + n_bytes // 2) for offset, n_bytes in some):
-            return
-        for offset, n_bytes in spans:
-            if offset + n_bytes > self._n_bytes:
-                continue
-            for start, stop in split_range(offset, offset + n_bytes, _TOLD_BYTES):
-                with suppress(OSError):  # a file system that cannot
-                    os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
-
-    def _is_at_hand(self, offset: int) -> bool:
-        """Return whether a byte can be read without the disk; no where the system cannot tell."""
-        try:
-            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except (AttributeError, NotImplementedError, OSError, OverflowError):
-            return False
+        """Say which chunks will be read, so that the disk may begin."""
+        self._file.will_read(self._index[[*chunks]].tolist())
 
     def decode(self, chunk: int) -> np.ndarray:
         """Return a chunk, shape `(token, step, dim)`.
@@ -211,14 +192,13 @@ class ShardFile:
                 checksums.append(None)
                 continue
             at = offset + n_bytes - _CHECKSUM_BYTES  # inside of the file: `_span` has looked
-            stored = os.pread(self._descriptor, _CHECKSUM_BYTES, at)
-            checksums.append(int.from_bytes(stored, "little"))
+            checksums.append(int.from_bytes(self._file.read(at, _CHECKSUM_BYTES), "little"))
         return checksums
 
     def _span(self, chunk: int) -> tuple[int, int]:
         """Return offset and length of a chunk, both `_EMPTY` where it was left out."""
         offset, n_bytes = self._index[chunk].tolist()
-        inside = _CHECKSUM_BYTES < n_bytes <= self._n_bytes - offset
+        inside = _CHECKSUM_BYTES < n_bytes <= self._file.n_bytes - offset
         if not inside and not offset == n_bytes == _EMPTY:
             raise ValueError(f"its index points to {n_bytes} bytes at {offset}, outside of it")
         return offset, n_bytes
@@ -226,15 +206,15 @@ class ShardFile:
     def _read_index(self) -> np.ndarray:
         """Return offset and length of each chunk, uint64, shape `(chunk, 2)`."""
         n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
-        if n_bytes > self._n_bytes:
+        if n_bytes > self._file.n_bytes:
             raise ValueError(f"it has no room for the index of {self._n_chunks:,} chunks")
-        content = self._read(max(0, self._n_bytes - n_bytes), n_bytes)
+        content = self._read(self._file.n_bytes - n_bytes, n_bytes)
         return _checked(content, "the index").view("<u8").reshape(-1, 2).copy()
 
     def _read(self, offset: int, n_bytes: int) -> memoryview:
         """Return bytes of the file, in memory that the next call overwrites."""
         content = _scratch.stored(n_bytes)
-        if os.preadv(self._descriptor, [content], offset) != n_bytes:
+        if self._file.read_into(content, offset) != n_bytes:
             raise ValueError(f"it ends before the {n_bytes} bytes at {offset}")
         return content.toreadonly()
 

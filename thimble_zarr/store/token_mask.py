@@ -17,17 +17,7 @@ from thimble_zarr.format.schema import TokenLabels
 def write_mask(file: Path, labels: TokenLabels) -> None:
     """Write `live_mask` and `dead_mask` as the notebook kept them, bool, shape `(token,)`.
 
-    Parameters
-    ----------
-    file
-        Safetensors file to write.
-    labels
-        Labels that know live tokens.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
+    The labels must know live tokens. Raises OSError if the file cannot be written.
     """
     assert labels.live is not None
     masks = {"live_mask": labels.live, "dead_mask": ~labels.live}

@@ -33,8 +33,9 @@ from zarr.storage import MemoryStore
 
 from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
+from thimble_zarr.format import layout
 from thimble_zarr.format.documents import TooLargeError, check_size, parsed
-from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout
+from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
@@ -49,7 +50,7 @@ from thimble_zarr.format.schema import (
     check_group_name,
     versioned,
 )
-from thimble_zarr.store.commit import Commit
+from thimble_zarr.store.contents import StorePath, is_without_rows, read_attribute
 from thimble_zarr.store.files.disk import Disk, make_directory, remove_file, remove_files
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import (
@@ -61,9 +62,9 @@ from thimble_zarr.store.keys import (
     METADATA,
     shard_key,
 )
-from thimble_zarr.store.ledger import seal
+from thimble_zarr.store.ledger import Commit, seal
 from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.reader import StorePath, StoreReader, is_without_rows, read_attribute
+from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.resume import (
     Cut,
     check_resumable,
@@ -454,7 +455,7 @@ class StoreWriter:
             )
         )
         self.last_step = int(readers[0].read_steps()[cut.n_rows - 1])
-        remove_files(leftovers(readers, cut.n_rows))
+        remove_files(self.path / key for key in leftovers(readers, cut.n_rows))
         self._write_metadata()
         self._stopwatch.lap()
 
@@ -549,7 +550,7 @@ class StoreWriter:
                 shape=(capacity,),
                 dtype=np.dtype(np.int64 if is_label else np.float64),
                 fill=-1 if is_label else float("nan"),
-                chunks=(SCALAR_CHUNK_STEPS,),
+                chunks=(layout.SCALAR_CHUNK_STEPS,),
                 attributes={"long_name": long_name},
             )
 
@@ -618,7 +619,7 @@ class StoreWriter:
         Parameters of one group of the optimizer have the same learning rate and all else: what is
         the same in all rows so far is kept in memory once, and encoded once.
         """
-        chunk, offset = divmod(first_row, SCALAR_CHUNK_STEPS)
+        chunk, offset = divmod(first_row, layout.SCALAR_CHUNK_STEPS)
         before, after = self._scalars if offset else {}, dict[str, np.ndarray]()
         known: dict[tuple[str, int, bytes], tuple[np.ndarray, bytes]] = {}
         files: dict[str, dict[str, int]] = {}
@@ -638,7 +639,7 @@ class StoreWriter:
 
     def _load_scalars(self, readers: Sequence[StoreReader], n_rows: int) -> None:
         """Take up the chunk of per-step values that the next block lies in."""
-        start = n_rows // SCALAR_CHUNK_STEPS * SCALAR_CHUNK_STEPS
+        start = n_rows // layout.SCALAR_CHUNK_STEPS * layout.SCALAR_CHUNK_STEPS
         known: dict[tuple[str, bytes], np.ndarray] = {}
         for reader in readers:
             for name, values in (reader.read_scalars() | {"step": reader.read_steps()}).items():
@@ -725,7 +726,7 @@ class StoreWriter:
 
 def _missing_values(name: str) -> np.ndarray:
     """Return a chunk of per-step values of which none is there."""
-    return np.full(SCALAR_CHUNK_STEPS, np.int64(-1) if name == "step" else np.nan)
+    return np.full(layout.SCALAR_CHUNK_STEPS, np.int64(-1) if name == "step" else np.nan)
 
 
 def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:

@@ -11,16 +11,14 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.replayed import Replay, recurrences
+from thimble_zarr import tuning
+from thimble_zarr.analysis.compute.replayed import Replay, bounds, recurrences
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import formula_of
 from thimble_zarr.bits import decode, is_nan, patterns
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import Formula
-
-_SAMPLE_ELEMENTS = 2**19
-"""Elements that claims are tried on; those that failed first are among them."""
+from thimble_zarr.optim.base import Consumed, Formula
 
 _ROWS_KEPT = 32
 
@@ -28,7 +26,7 @@ Bits = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Run:
+class Failure:
     """Consecutive steps at which recorded rows do not follow from the rows before.
 
     Attributes
@@ -54,13 +52,23 @@ class Run:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """The recurrences that fail somewhere in the run."""
+        """The recurrences that fail somewhere in it."""
         return tuple(name for name, counts in self.counts.items() if counts.any())
 
     @property
     def states_are_right(self) -> bool:
         """Whether only the weights fail."""
         return self.wrong == ("W",)
+
+    @property
+    def is_one_element(self) -> bool:
+        """Whether a single element fails."""
+        places = {
+            tuple(place)
+            for name in self.wrong
+            for place in self.first[name][self.counts[name] > 0].tolist()
+        }
+        return len(places) == 1 and all(counts.max() <= 1 for counts in self.counts.values())
 
     @property
     def start(self) -> tuple[int, int, int, str]:
@@ -81,30 +89,31 @@ class Evidence:
         The recording.
     tokens, dims
         What was checked.
-    runs
+    failures
         Where it failed.
     """
 
-    def __init__(self, source: Source, tokens: Indices, dims: Indices, runs: list[Run]) -> None:
+    def __init__(
+        self, source: Source, tokens: Indices, dims: Indices, failures: list[Failure]
+    ) -> None:
         self.source = source
-        self.runs = runs
+        self.failures = failures
         self.schema: Schema = source.reader.schema
         self.names = recurrences(self.schema)
         self.n_rows = source.reader.n_rows
         self.dims = np.asarray(dims)
-        self.tokens = _sample(np.unique(tokens), len(self.dims), runs)
+        self.tokens = _sample(np.unique(tokens), len(self.dims), failures)
         self.row = lru_cache(_ROWS_KEPT)(self._read_row)
 
-    @cached_property
-    def positions(self) -> np.ndarray:
-        """Index of each element in the whole parameter, flattened, shape `(token, dim)`."""
-        ids = self.source.token_ids[self.tokens]
-        positions: np.ndarray = ids[:, np.newaxis] * self.schema.n_dims + self.dims
-        return positions
+    def part(self, token: int, dim: int | None = None) -> "Evidence":
+        """Return the evidence on a single token, or on an element of it."""
+        dims = self.dims if dim is None else np.array([dim])
+        return Evidence(self.source, np.array([token]), dims, self.failures)
 
     @cached_property
     def _replay(self) -> Replay:
-        return Replay(self.source, self.positions)
+        ids = self.source.token_ids[self.tokens]
+        return Replay(self.source, ids[:, np.newaxis] * self.schema.n_dims + self.dims)
 
     def _read_row(self, name: str, row: int) -> np.ndarray:
         bits: np.ndarray = self.source.reader.read(name, (row, row + 1), self.tokens)[0]
@@ -118,6 +127,10 @@ class Evidence:
     def values(self, name: str, bits: np.ndarray) -> np.ndarray:
         """Return the numbers that bits of a variable stand for, float64."""
         return decode(bits, self.schema.dtypes[name], np.float64)
+
+    def numbers(self, bits: Mapping[str, np.ndarray]) -> Bits:
+        """Return the numbers of several variables."""
+        return {name: self.values(name, values) for name, values in bits.items()}
 
     @property
     def formula(self) -> Formula:
@@ -154,13 +167,15 @@ class Evidence:
         """Return whether a step leads to the recorded row once its inputs are changed."""
         return self.share_mended(step, changed, **hyperparameters) == 1
 
-    def element(self, token: int, dim: int) -> "Evidence":
-        """Return the evidence on a single element."""
-        return Evidence(self.source, np.array([token]), np.array([dim]), self.runs)
+    def consumed(self, step: int) -> Consumed:
+        """Return the gradient that would have led to the recorded row, up to rounding."""
+        before, after = self.numbers(self.inputs(step)), self.numbers(self.after(step))
+        return self.formula.consumed(before, after, self.scalars(step))
 
-    def token(self, token: int) -> "Evidence":
-        """Return the evidence on a single token."""
-        return Evidence(self.source, np.array([token]), self.dims, self.runs)
+    def bounds(self, step: int, grad: np.ndarray) -> Bits:
+        """Return how far two programs of the optimizer, given a gradient, can end apart."""
+        before = self.numbers({name: self.row(name, step - 1) for name in self.names})
+        return bounds(self.schema, before, grad, self.scalars(step))
 
 
 def equal(bits: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -173,12 +188,14 @@ def equal(bits: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np
     return both
 
 
-def _sample(tokens: np.ndarray, n_dims: int, runs: list[Run]) -> np.ndarray:
+def _sample(tokens: np.ndarray, n_dims: int, failures: list[Failure]) -> np.ndarray:
     """Return as many tokens as the sample has, with those that failed first among them."""
-    n_most = max(1, _SAMPLE_ELEMENTS // n_dims)
+    n_most = max(1, tuning.TUNING.sample_elements // n_dims)
     if len(tokens) <= n_most:
         return tokens
-    failed = {int(token) for run in runs for first in run.first.values() for token in first[:, 0]}
+    failed = {
+        int(token) for one in failures for first in one.first.values() for token in first[:, 0]
+    }
     known = np.array(sorted(failed - {-1}), dtype=np.int64)[: n_most // 2]
     others = np.setdiff1d(tokens, known)
     spread = others[np.linspace(0, len(others) - 1, n_most - len(known)).astype(np.int64)]

@@ -1,25 +1,28 @@
 """Name the cause: why rows of a record do not follow from the rows before.
 
-Steps that fail in a row are one run; the first of the known causes (`causes`) that explains it is a
-finding. Besides, chunks that were altered after they were recorded are found by their checksums,
-also where rounding swallows what was altered.
+Steps that fail one after the other are one failure; the first of the known causes (`catalogue`)
+that explains it is a finding. Besides, chunks that were altered after they were recorded are found
+by their checksums, also where rounding swallows what was altered.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from thimble_zarr.analysis.audit.table import AnyTable, counts
-from thimble_zarr.analysis.causes.catalogue import CAUSES, LOCAL, Facts, Named
-from thimble_zarr.analysis.causes.evidence import Evidence, Run
+from thimble_zarr.analysis.causes.catalogue import CAUSES
+from thimble_zarr.analysis.causes.cause import Facts, Named
+from thimble_zarr.analysis.causes.evidence import Evidence, Failure
 from thimble_zarr.analysis.compute.source import Selected, Source
-from thimble_zarr.format.reader import AlteredChunk as Altered
+from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import LABELS
+from thimble_zarr.optim.base import COUNT
 
-_MAX_RUNS = 16
-"""Runs that are looked into; more of them are rarely of different causes."""
+_MAX_FAILURES = 16
+"""Failures that are looked into; more of them are rarely of different causes."""
 
 _MAX_TOLD = 4
 """Files that a finding names."""
@@ -67,6 +70,7 @@ class FlippedBit(Named):
     """
 
     code = "bit-flip"
+    is_local = True
 
 
 class MislabelledRow(Named):
@@ -78,7 +82,7 @@ class MislabelledRow(Named):
     code = "mislabelled-row"
 
 
-class AlteredChunk(Named):
+class AlteredArray(Named):
     """{variable} was changed after it was recorded: {what}.
 
     The checksums in the files are right, but they are not the ones in the ledger.
@@ -98,7 +102,7 @@ class MoreFailures(Named):
 
 def find_altered(
     selected: Selected, *, before_block: Callable[[int], object] | None = None
-) -> list[Altered]:
+) -> list[AlteredChunk]:
     """Return the chunks that were altered, of those that the steps of a selection depend on.
 
     `before_block` is called before each block of them with the row it ends before, and may wait.
@@ -109,7 +113,7 @@ def find_altered(
 
 
 def find_causes(
-    selected: Selected, table: AnyTable, altered: Sequence[Altered] | None = None
+    selected: Selected, table: AnyTable, altered: Sequence[AlteredChunk] | None = None
 ) -> list[Finding]:
     """Explain why rows do not follow from the rows before, and look for altered chunks.
 
@@ -130,29 +134,59 @@ def find_causes(
     """
     source = selected.on_device(table.attrs["device"]).source
     tokens, dims = np.asarray(selected.tokens), np.asarray(selected.dims)
-    evidence = Evidence(source, tokens, dims, list(_runs(source, table)))
+    evidence = Evidence(source, tokens, dims, [*_failures(source, table)])
     with np.errstate(all="ignore"):
-        found = [_explain(evidence, run) for run in evidence.runs[:_MAX_RUNS]]
-    rest = evidence.runs[_MAX_RUNS:]
-    if rest:
-        where = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": _n_steps(rest)}
-        found.append(_finding(MoreFailures, where, source))
+        found = [_explain(evidence, failure) for failure in evidence.failures[:_MAX_FAILURES]]
+    if rest := evidence.failures[_MAX_FAILURES:]:
+        n_steps = sum(len(failure.steps) for failure in rest)
+        facts = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": n_steps}
+        found.append(_finding(MoreFailures, facts, source))
     checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
     found += _mislabelled(source)
     found += _altered(checked, find_altered(checked) if altered is None else altered)
     # What was changed on disk is a fact, and other causes may follow from it.
-    return sorted(_merged(found), key=lambda f: (f.code != AlteredChunk.code, f.step))
+    return sorted(_merged(found), key=lambda f: (f.code != AlteredArray.code, f.step))
 
 
-def _n_steps(runs: list[Run]) -> int:
-    return sum(len(run.steps) for run in runs)
+def _failures(source: Source, table: AnyTable) -> Iterator[Failure]:
+    names, steps = np.asarray(table["recurrence"]).tolist(), np.asarray(table["step"])
+    n_beyond = counts(table, "n_beyond")
+    ids, dims = np.asarray(table["first_token"]), np.asarray(table["first_dim"])
+    tokens = np.where(ids < 0, -1, np.searchsorted(source.token_ids, ids))
+    failing = np.flatnonzero(n_beyond.any(axis=1))
+    failing = failing[np.argsort(steps[failing])]
+    for at in np.split(failing, np.flatnonzero(np.diff(steps[failing]) != 1) + 1):
+        if len(at):
+            first_row = int(np.searchsorted(source.steps, steps[at[0]]))
+            yield Failure(
+                steps=range(first_row, first_row + len(at)),
+                counts={name: n_beyond[at, index] for index, name in enumerate(names)},
+                first={
+                    name: np.stack([tokens[at, index], dims[at, index]], axis=1)
+                    for index, name in enumerate(names)
+                },
+            )
+
+
+def _explain(evidence: Evidence, failure: Failure) -> Finding:
+    has_formula = evidence.schema.optimizer.formula is not None
+    for cause in CAUSES:
+        if has_formula or not cause.needs_formula:
+            facts = cause.explain(evidence, failure)
+            if facts is not None:
+                break
+    step, token, dim, variable = failure.start
+    place = {} if cause.is_everywhere else {"token": token, "dim": dim}
+    known = {"step": step, "variable": variable, "n_steps": len(failure.steps)} | place
+    return _finding(type(cause), known | dict(facts or {}), evidence.source)
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:
     """Return one finding a cause, or one a place where that is what the cause is about."""
+    local = {cause.code for cause in CAUSES if cause.is_local}
     merged: dict[tuple[object, ...], Finding] = {}
     for finding in findings:
-        place = (finding.step, finding.token, finding.dim) if finding.code in LOCAL else ()
+        place = (finding.step, finding.token, finding.dim) if finding.code in local else ()
         key = (finding.code, finding.variable, *place)
         known = merged.get(key)
         n_steps = finding.n_steps + (known.n_steps if known and not place else 0)
@@ -162,60 +196,56 @@ def _merged(findings: list[Finding]) -> list[Finding]:
 
 def _mislabelled(source: Source) -> list[Finding]:
     """Look for rows whose label cannot be: between two rows the optimizer takes a step at most."""
-    counts = source.recorded["optimizer_step"]
-    wrong = np.diff(counts) > np.diff(source.steps)
-    if source.reader.schema.schedule is None or not wrong.any():
+    counted, labelled = np.diff(source.recorded[COUNT]), np.diff(source.steps)
+    wrong = np.flatnonzero(counted > labelled)
+    if source.reader.schema.schedule is None or not len(wrong):
         return []
-    row = int(np.argmax(wrong)) + 1
-    where: dict[str, object] = {
-        "step": row,
+    first = wrong[0]
+    facts = {
+        "step": first + 1,
         "variable": "step",
-        "n_counted": f"{counts[row] - counts[row - 1]:.0f}",
-        "n_labelled": int(source.steps[row] - source.steps[row - 1]),
-        "n_steps": int(wrong.sum()),
+        "n_counted": f"{counted[first]:.0f}",
+        "n_labelled": labelled[first],
+        "n_steps": len(wrong),
     }
-    return [_finding(MislabelledRow, where, source)]
+    return [_finding(MislabelledRow, facts, source)]
 
 
-def _altered(selected: Selected, altered: Sequence[Altered]) -> list[Finding]:
+def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Finding]:
     """Name what was changed since it was recorded, as far as the selection depends on it."""
     findings, source, tokens = [], selected.source, np.asarray(selected.tokens)
-    reader, first_row, last_row = source.reader, min(selected.rows) - 1, max(selected.rows)
-    files: dict[str, dict[str, list[Altered]]] = {}
+    first_row, last_row = min(selected.rows) - 1, max(selected.rows)
+    integrity = source.reader.integrity
+    files: dict[str, dict[str, list[AlteredChunk]]] = {}
     for index, chunk in enumerate(altered):
         if chunk.tokens is not None and not np.isin(chunk.tokens, tokens).any():
             continue
-        is_sought = index < _MAX_LOCATED and chunk.recorded_as is None
-        integrity = reader.integrity if is_sought else None
-        place = None if integrity is None else integrity.flipped_bit(chunk)
+        place = None
+        if integrity is not None and index < _MAX_LOCATED and chunk.recorded_as is None:
+            place = integrity.flipped_bit(chunk)
         if place is None:
             files.setdefault(chunk.variable, {}).setdefault(chunk.file, []).append(chunk)
         elif first_row <= place[0] <= last_row and place[1] in tokens:
-            where: dict[str, object] = dict(
-                zip(("step", "token", "dim", "bit"), place, strict=True)
-            )
-            where |= {"variable": chunk.variable, "n_steps": 1}
-            findings.append(_finding(FlippedBit, where, source))
-    for variable, of_variable in files.items():
-        what = [_how_altered(chunks, source) for chunks in of_variable.values()]
+            facts: dict[str, Any] = dict(zip(("step", "token", "dim", "bit"), place, strict=True))
+            known = {"variable": chunk.variable, "n_steps": 1}
+            findings.append(_finding(FlippedBit, facts | known, source))
+    for variable, chunks in files.items():
+        what = [_how_altered(of_file, source) for of_file in chunks.values()]
         more = f"; and {len(what) - _MAX_TOLD:,} more files" if len(what) > _MAX_TOLD else ""
-        first = min((chunk for chunks in of_variable.values() for chunk in chunks), key=_begin)
-        where = {
+        every = [chunk for of_file in chunks.values() for chunk in of_file]
+        first = min(every, key=lambda chunk: (chunk.first_row, chunk.chunk or 0))
+        facts = {
             "variable": variable,
             "step": first.first_row,
-            "token": None if first.tokens is None else int(first.tokens[0]),
-            "n_steps": sum(map(len, of_variable.values())),
+            "token": None if first.tokens is None else first.tokens[0],
+            "n_steps": len(every),
             "what": "; ".join(what[:_MAX_TOLD]) + more,
         }
-        findings.append(_finding(AlteredChunk, where, source))
+        findings.append(_finding(AlteredArray, facts, source))
     return findings
 
 
-def _begin(chunk: Altered) -> tuple[int, int]:
-    return chunk.first_row, chunk.chunk or 0
-
-
-def _how_altered(chunks: Sequence[Altered], source: Source) -> str:
+def _how_altered(chunks: Sequence[AlteredChunk], source: Source) -> str:
     """Return what became of a file, some chunks of which are not those that were recorded."""
     first = chunks[0]
     begin = "" if first.variable in LABELS else f" (from step {source.steps[first.first_row]} on)"
@@ -229,69 +259,24 @@ def _how_altered(chunks: Sequence[Altered], source: Source) -> str:
     return f"{first.file}{begin} has other values{of}"
 
 
-def _runs(source: Source, table: AnyTable) -> Iterator[Run]:
-    names, steps = np.asarray(table["recurrence"]).tolist(), np.asarray(table["step"])
-    n_beyond = counts(table, "n_beyond")
-    tokens, dims = np.asarray(table["first_token"]), np.asarray(table["first_dim"])
-    failing = np.flatnonzero(n_beyond.any(axis=1))
-    order = np.argsort(steps[failing])
-    failing = failing[order]
-    for indices in np.split(failing, np.flatnonzero(np.diff(steps[failing]) != 1) + 1):
-        if len(indices) == 0:
-            continue
-        first_row = int(np.searchsorted(source.steps, steps[indices[0]]))
-        yield Run(
-            steps=range(first_row, first_row + len(indices)),
-            counts={name: n_beyond[indices, at] for at, name in enumerate(names)},
-            first={
-                name: np.stack([_tokens_of(source, tokens[indices, at]), dims[indices, at]], axis=1)
-                for at, name in enumerate(names)
-            },
-        )
-
-
-def _tokens_of(source: Source, ids: np.ndarray) -> np.ndarray:
-    """Return ids as positions among the recorded tokens; -1 stays."""
-    tokens: np.ndarray = np.where(ids < 0, -1, np.searchsorted(source.token_ids, ids))
-    return tokens
-
-
-def _explain(evidence: Evidence, run: Run) -> Finding:
-    for cause in CAUSES:
-        facts = cause.explain(evidence, run)
-        if facts is not None:
-            break
-    step, token, dim, variable = run.start
-    where = {"step": step, "token": token, "dim": dim, "variable": variable}
-    where |= {"n_steps": len(run.steps)} | dict(facts or {})
-    return _finding(type(cause), where, evidence.source)
-
-
-def _finding(cause: type[Named], where: Facts, source: Source) -> Finding:
-    """Return a finding, of which `where` has row and position instead of step and token id."""
+def _finding(cause: type[Named], facts: Facts, source: Source) -> Finding:
+    """Return a finding, of which the facts have row and position instead of step and token id."""
     schema = source.reader.schema
-    for name, labels in {"step": source.steps, "token": source.token_ids}.items():
-        if (at := _as_int(where.get(name))) is not None:
-            where = {**where, name: int(labels[at])}
-    token, dim = (_as_int(where.get(axis)) for axis in ("token", "dim"))
-    words = {
+    step, token, dim = (facts.get(axis) for axis in ("step", "token", "dim"))
+    step = int(source.steps[step])
+    token = None if token is None else int(source.token_ids[token])
+    dim = None if dim is None else int(dim)
+    words = dict(facts) | {
+        "step": step,
         "place": "" if token is None else schema.place(token, dim),
         "row": schema.row_name,
     }
     return Finding(
         code=cause.code,
-        message=" ".join((inspect.getdoc(cause) or "").split()).format(**where, **words),
-        variable=_as_str(where.get("variable")),
-        step=_as_int(where["step"]) or 0,
+        message=" ".join((inspect.getdoc(cause) or "").split()).format(**words),
+        variable=facts.get("variable"),
+        step=step,
         token=token,
         dim=dim,
-        n_steps=_as_int(where["n_steps"]) or 0,
+        n_steps=facts["n_steps"],
     )
-
-
-def _as_str(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _as_int(value: object) -> int | None:
-    return value if isinstance(value, int) else None

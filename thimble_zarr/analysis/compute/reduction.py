@@ -130,6 +130,11 @@ class Reduction:
                 for ids, classes in self._of_tokens
             ]
 
+    def compute(self) -> np.ndarray:
+        """Return the numbers, `(class, number, step)`, computed here, one task after the other."""
+        numbers = [self.merged([part() for part in parts]) for parts in self.parts()]
+        return np.concatenate(numbers, axis=-1)
+
     def merged(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
         """Return the numbers of some rows from those of their tasks, `(class, number, step)`.
 

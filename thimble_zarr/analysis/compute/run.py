@@ -2,12 +2,11 @@
 
 There are as many processes as the memory allows. Not threads: a task makes thousands of calls of
 some ten microseconds, and in threads Python's lock is handed over at each of them, which takes
-longer; two threads are no faster than one. A forked process starts in milliseconds and shares what
-is imported.
+longer. A forked process starts in milliseconds and shares what is imported.
 
 Not Dask's local schedulers, either. All tokens of 600 steps of 10,000 x 64 replayed on two cores
-take 7.2 s of CPU time in these processes, 10.0 s in Dask's threads, 10.6 s in forked and 19 s in
-spawned processes of Dask, of which 2.6 s are to import Dask.
+take 7.2 s of CPU time in these processes, 10.0 s in Dask's threads, 10.6 s in its processes if they
+are forked and 19 s if not, of which 2.6 s are to import Dask.
 """
 
 import contextlib
@@ -45,6 +44,12 @@ _FREE_SHARE = 4, 5
 _FIRST_USE_BYTES = 32 * 10**6
 """What libraries still take when they are first used, measured on Linux."""
 
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux keeps the quotas of groups of processes, and says of which group this one is."""
+
+Progress = Callable[[int, int], object]
+"""Called with how many tasks are done, and how many there are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -67,24 +72,9 @@ class Resources:
 
 
 class Computation:
-    """Numbers that others compute meanwhile; merged in the order of their tasks.
+    """Numbers that others compute meanwhile; merged in the order of their tasks."""
 
-    Parameters
-    ----------
-    reduction
-        What is computed.
-    executor
-        Where.
-    progress
-        Called with how many tasks are done, and how many there are.
-    """
-
-    def __init__(
-        self,
-        reduction: Reduction,
-        executor: Executor,
-        progress: Callable[[int, int], object] | None,
-    ) -> None:
+    def __init__(self, reduction: Reduction, executor: Executor, progress: Progress | None) -> None:
         self._merge = reduction.statistics.merge
         self._waiting = deque(
             (int(rows[0]), deque(map(executor.submit, parts)))
@@ -122,25 +112,9 @@ def computed(
     resources: Resources,
     *,
     replay: bool = True,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Computation]:
-    """Have a reduction computed.
-
-    Parameters
-    ----------
-    reduction
-        What to compute.
-    resources
-        What it may use.
-    replay
-        Whether torch will be needed.
-    progress
-        Called with how many tasks are done, and how many there are.
-
-    Yields
-    ------
-    Computation
-        The numbers.
+    """Have a reduction computed; with `replay` torch will be needed for it.
 
     Raises
     ------
@@ -148,12 +122,11 @@ def computed(
         If not even one task fits into the memory, the resources do not go together, or
         `distributed` is not installed.
     ThimbleError
-        If workers were killed.
+        If processes were killed.
     """
-    is_default = resources == Resources()
     if resources.scheduler is not None:
         where = _connected(resources)
-    elif is_default and (client := _active_client()):
+    elif resources == Resources() and (client := _active_client()):
         where = _on_cluster(client)
     else:
         where = _local(Needs.of(reduction, replay=replay), resources, replay=replay)
@@ -210,10 +183,6 @@ def n_cpus() -> int:
     return n_allowed
 
 
-_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux keeps the quotas of groups of processes, and says of which group this one is."""
-
-
 def _n_at_once(needs: Needs, memory_bytes: int | None, most: int, *, replay: bool) -> int:
     """Return how many tasks fit. Memory that is only short just now is worth a warning."""
     import psutil
@@ -243,6 +212,7 @@ def _active_client() -> Any:
 @contextlib.contextmanager
 def _connected(resources: Resources) -> Iterator[Executor]:
     """Connect to a scheduler, and keep to ourselves what Dask has to say of its workers."""
+    address = resources.scheduler
     if (resources.workers, resources.memory_bytes) != (None, None):
         raise ConfigError(
             "--scheduler brings workers with their own memory: leave out --workers and --memory"
@@ -254,20 +224,17 @@ def _connected(resources: Resources) -> Iterator[Executor]:
             "--scheduler needs Dask's distributed; "
             "install it: pip install 'thimble-zarr[distributed]'"
         ) from error
-    before = logging.root.manager.disable
-    logging.disable()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable()
         try:  # not everyone's client: one that could not connect would be that, too
-            client = distributed.Client(resources.scheduler, set_as_default=False)
+            client = stack.enter_context(distributed.Client(address, set_as_default=False))
         except ValueError as error:
             raise ConfigError(
-                f"{resources.scheduler!r} is not the address of a scheduler, such as "
-                f"tcp://10.0.0.1:8786: {error}"
+                f"{address!r} is not the address of a scheduler, such as tcp://10.0.0.1:8786: "
+                f"{error}"
             ) from error
-        with client, _on_cluster(client) as executor:
-            yield executor
-    finally:
-        logging.disable(before)
+        yield stack.enter_context(_on_cluster(client))
 
 
 @contextlib.contextmanager

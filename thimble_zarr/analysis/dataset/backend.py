@@ -1,6 +1,5 @@
 """The same dataset through xarray's own door: `xr.open_dataset(path, engine="thimble")`."""
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,9 +7,7 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 from xarray.core.indexing import ExplicitlyIndexed
 
-from thimble_zarr.analysis.dataset.open import open_dataset
-from thimble_zarr.errors import ThimbleError
-from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.analysis.dataset.open import is_store, open_dataset
 
 
 class _DaskVariable(xr.Variable):
@@ -59,10 +56,4 @@ class ThimbleBackend(BackendEntrypoint):
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return whether `filename_or_obj` is the path of a store."""
-        if not isinstance(filename_or_obj, str | os.PathLike):
-            return False
-        try:
-            StoreReader.open_each(filename_or_obj)
-        except ThimbleError:
-            return False
-        return True
+        return is_store(filename_or_obj)

@@ -1,15 +1,22 @@
 """Open a store as an `xarray.Dataset`: coordinates in memory, everything else lazy."""
 
 import json
+import os
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
 from thimble_zarr.analysis.compute.source import Source
-from thimble_zarr.analysis.compute.variables import DERIVED, derived_names, freeze_step, long_name
-from thimble_zarr.analysis.dataset.lazy import LazyArray, LazyTokens, TokenNumbers
-from thimble_zarr.analysis.dataset.partial import PartialDataset
+from thimble_zarr.analysis.compute.variables import (
+    derived_names,
+    freeze_step,
+    how_to_record,
+    long_name,
+)
+from thimble_zarr.analysis.dataset.lazy import LazyArray
+from thimble_zarr.analysis.dataset.variables import StepVariable, TokenVariable
+from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.labels import printable
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import LABELS, ROW_LABEL, SCALARS, Schema
@@ -41,7 +48,8 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
         dims after `step`: `freeze_step`, 0 for a token or row that never moved, and over the whole
         run whatever steps are selected. `step` labels rows by optimizer step; what a row does not
         have (the gradient or change of the initial state, the change at a step whose row before was
-        not recorded) is NaN. What would need a variable that was not recorded is left out.
+        not recorded) is NaN. What would need a variable that was not recorded is left out, and the
+        attribute `not_recorded` says how to record it.
         Per-step scalars, float64, dims `(step,)`. Coordinates `step` and `token` or `row`, which
         are ids where not all rows were recorded, and where known `n_occurrences` (in the corpus),
         `live`, `dead` and `text`, where control characters are bytes in brackets: `<0x00>`.
@@ -93,24 +101,35 @@ def dataset_of(reader: Reader) -> xr.Dataset:
     names = (*reader.schema.dtypes, *derived)
     dims = reader.schema.dims
     variables = {
-        name: (("step", *dims), LazyArray.of(source, name), {"long_name": long_name(name)})
+        name: (
+            ("step", *dims),
+            LazyArray.of(StepVariable(source, name)),
+            {"long_name": long_name(name)},
+        )
         for name in names
     }
-    frozen = LazyTokens.of(source, TokenNumbers(freeze_step, np.maximum, ("W",)))
+    frozen = LazyArray.of(TokenVariable(source, freeze_step, ("W",)))
     moved = f"last step at which a {reader.schema.row_name} moved"
     tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
     scalars = {
         name: ("step", values, {"long_name": SCALARS[name]})
         for name, values in source.recorded.items()
     }
-    kind = xr.Dataset if set(derived) == set(DERIVED) else PartialDataset
-    return kind(
-        {**variables, **tokens, **scalars}, coords=_coords(source), attrs=_attrs(reader.schema)
-    )
+    data = {**variables, **tokens, **scalars}
+    return xr.Dataset(data, coords=_coords(source), attrs=_attrs(reader.schema))
+
+
+def is_store(path: object) -> bool:
+    """Return whether something is the path of a store that can be opened."""
+    try:
+        return isinstance(path, str | os.PathLike) and bool(StoreReader.open_each(path))
+    except ThimbleError:
+        return False
 
 
 def _attrs(schema: Schema) -> dict[str, str | int]:
     """Return what is known of the run as strings and numbers, which any file format can keep."""
+    missing = [name for name in schema.optimizer.variables if name not in schema.dtypes]
     known = {
         "parameter": schema.parameter,
         "dtype": schema.dtypes["W"],
@@ -118,6 +137,7 @@ def _attrs(schema: Schema) -> dict[str, str | int]:
         "implementation": schema.optimizer.implementation,
         "block_steps": schema.layout.block_steps,
         "created": schema.created,
+        "not_recorded": how_to_record(missing, schema) if missing else None,
         "thimble": json.dumps(schema.to_attribute()),
     }
     return {name: value for name, value in known.items() if value is not None}

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from thimble_zarr.analysis.dataset.lazy import LazyArray
-from thimble_zarr.analysis.dataset.lazy_runs import LazyRuns
 from thimble_zarr.analysis.dataset.open import open_dataset
+from thimble_zarr.analysis.dataset.variables import RunsVariable, StepVariable
 from thimble_zarr.analysis.paths import stores_at
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.indexing import Indices
@@ -112,11 +112,10 @@ def _stacked(runs: list[xr.Variable], rows: list[Indices]) -> xr.Variable:
             there = of_run < run.size
             values[there] = run.values[of_run[there]]
         return xr.Variable(("run", *first.dims), data, first.attrs)
-    parts = [run.data for run in runs]
-    if isinstance(first.data, LazyArray):
-        rest = first.data.selection[1:]
-        parts = [part.at((of_run, *rest)) for part, of_run in zip(parts, rows, strict=True)]
-    return xr.Variable(("run", *first.dims), LazyRuns.of(parts), first.attrs)
+    variables = tuple(run.data.variable for run in runs)
+    of_steps = isinstance(variables[0], StepVariable)
+    stacked = RunsVariable(variables, tuple(rows) if of_steps else None)
+    return xr.Variable(("run", *first.dims), LazyArray.of(stacked), first.attrs)
 
 
 def _merged(runs: list[xr.Variable]) -> xr.Variable:

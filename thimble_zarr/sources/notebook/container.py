@@ -1,6 +1,6 @@
 """The safetensors container: what lies where in a file.
 
-`safetensors` reads the header (2 ms for 20 GB; the file is mapped, and only the header's pages are
+`safetensors` reads the header (0.1 ms for 20 GB: the file is mapped, and only its header is
 touched). The tensors are read by their offsets: `safetensors` gives NumPy no bfloat16, and pages of
 a mapped file would count as the process's own memory. The header is written here, because
 `safetensors` writes only tensors that are in memory.
@@ -35,17 +35,7 @@ _LENGTH_BYTES = 8
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file.
-
-    Attributes
-    ----------
-    dtype
-        As safetensors names it.
-    shape
-        Its shape.
-    offset
-        Where its first byte lies in the file.
-    """
+    """A tensor in a file: dtype as safetensors names it, and where in the file it begins."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -92,19 +82,15 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
                 (entry["data_offsets"][1] for entry in content.values()), default=0
             )
             raise _cut_off(n_bytes, start + n_tensor_bytes) from error
-    return _laid_out(found, start), metadata
-
-
-def _laid_out(found: Iterable[tuple[str, str, list[int]]], offset: int) -> dict[str, Tensor]:
-    """Return tensors that lie end to end."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, dtype, shape in found:
         if dtype not in DTYPES:
             raise NotAStoreError(f"its tensor {name!r} has the unknown dtype {dtype!r}")
-        tensors[name] = Tensor(dtype, tuple(shape), offset)
-        offset += tensors[name].n_bytes
+        tensors[name] = Tensor(dtype, tuple(shape), start)
+        start += tensors[name].n_bytes
     # Empty tensors share their offset, and come in any order.
-    return dict(sorted(tensors.items(), key=lambda of: (of[1].offset, of[1].n_bytes, of[0])))
+    order = sorted(tensors, key=lambda name: (tensors[name].offset, tensors[name].n_bytes, name))
+    return {name: tensors[name] for name in order}, metadata
 
 
 def _cut_off(n_bytes: int, n_expected: int) -> DamagedStoreError:
@@ -137,10 +123,10 @@ def read_bits(file: Path, tensor: Tensor) -> np.ndarray:
 
 
 def read_rows(
-    file: Path, tensor: Tensor, rows: Iterable[int], columns: tuple[int, int]
+    file: Path, tensor: Tensor, rows: Iterable[int], columns: tuple[int, int] | None = None
 ) -> Iterator[np.ndarray]:
     """Yield the bits of rows, from the first column to before the last, in one array."""
-    first, end = columns
+    first, end = columns or (0, tensor.shape[1])
     bits = np.empty((end - first, *tensor.shape[2:]), DTYPES[tensor.dtype])
     row_bytes = tensor.n_bytes // tensor.shape[0]
     with file.open("rb", buffering=0) as stream:

@@ -14,7 +14,8 @@ from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import NOTEBOOK_FILE
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.sources.notebook.container import DTYPES, Tensor, header_bytes, read_header
-from thimble_zarr.sources.notebook.layout import (
+from thimble_zarr.sources.notebook.exchange import ByteCount, Progress, all_or_nothing
+from thimble_zarr.sources.notebook.file_layout import (
     CONFIG,
     FILE_NAMES,
     FLOAT_SCALARS,
@@ -23,7 +24,6 @@ from thimble_zarr.sources.notebook.layout import (
     STATES,
     NotebookLayout,
 )
-from thimble_zarr.sources.notebook.transfer import ByteCount, Progress, all_or_nothing
 
 
 def export_notebook(
@@ -50,12 +50,8 @@ def export_notebook(
     ConfigError
         If the notebook's file cannot hold the run without loss: it is not bfloat16, or its
         hyper-parameters changed.
-    StoreExistsError
-        If the file exists.
-    DamagedStoreError
-        If the store cannot be read.
-    StoreError
-        If the file cannot be written.
+    StoreExistsError, DamagedStoreError, StoreError
+        If the file exists, the store cannot be read, or the file cannot be written.
     """
     file = file.absolute()
     _check_file_vacant(file, overwrite=overwrite)
@@ -102,7 +98,8 @@ def _check_file_vacant(file: Path, *, overwrite: bool) -> None:
 
 def _as_notebook(reader: Reader) -> NotebookLayout:
     """Return what the notebook would have saved beside the rows, in safetensors' order."""
-    _check_fits(reader)
+    for obstacle in _obstacles(reader):
+        raise ConfigError(f"{reader.path} {obstacle}")
     scalars = _scalars(reader)
     dtypes = {name: "F32" if name in FLOAT_SCALARS else "I64" for name in scalars}
     dtypes |= {LOSSES: "F32"} | dict.fromkeys(FILE_NAMES.values(), "BF16")
@@ -115,19 +112,16 @@ def _as_notebook(reader: Reader) -> NotebookLayout:
     )
 
 
-def _check_fits(reader: Reader) -> None:
-    """Raise ConfigError if the notebook's file has no place for something of the recording."""
-    for obstacle in _obstacles(reader):
-        raise ConfigError(f"{reader.path} {obstacle}")
-
-
 def _obstacles(reader: Reader) -> Iterator[str]:
+    """Yield what the notebook's file has no place for."""
     schema, scalars = reader.schema, reader.read_scalars()
     if len(schema.shape) != 2:
         yield (
             f"holds a parameter of shape {schema.shape}, and the notebook's file an embedding of "
             "shape (token, dim) only"
         )
+    if not isinstance(schema.optimizer, Adam):
+        yield f"was trained with {schema.optimizer.name}, and the notebook's file is of AdamW"
     missing = [name for name in FILE_NAMES if name not in schema.dtypes]
     choices = {
         f"no {', '.join(missing)}": bool(missing),
@@ -164,19 +158,15 @@ def _obstacles(reader: Reader) -> Iterator[str]:
 def _scalars(reader: Reader) -> dict[str, float]:
     schema, labels, recorded = reader.schema, reader.read_labels(), reader.read_scalars()
     config = schema.attrs.get("config")
-    known = config if isinstance(config, Mapping) else {}
     scalars: dict[str, float] = {}
     for name, key in CONFIG.items():
-        value = known.get(key)
+        value = config.get(key) if isinstance(config, Mapping) else None
         if isinstance(value, float if name in FLOAT_SCALARS else int):
-            scalars[name] = float(value) if name in FLOAT_SCALARS else int(value)
+            scalars[name] = value
     if reader.n_rows > 1:
         scalars |= {name: recorded[ours][1] for ours, name in HYPERPARAMETERS.items()}
-    scalars |= {
-        "vocab_size": schema.n_tokens,
-        "hidden_dim": schema.n_dims,
-        "num_steps": reader.n_rows - 1,
-    }
+    sizes = schema.n_tokens, schema.n_dims, reader.n_rows - 1
+    scalars |= zip(("vocab_size", "hidden_dim", "num_steps"), sizes, strict=True)
     if labels.live is not None:
         n_live = int(labels.live.sum())
         scalars |= {"n_live": n_live, "n_dead": schema.n_tokens - n_live}

@@ -13,11 +13,12 @@ import numpy as np
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.sources.notebook.layout import FILE_NAMES, STATES
+from thimble_zarr.sources.notebook.exchange import ByteCount, Progress, all_or_nothing
+from thimble_zarr.sources.notebook.file_layout import FILE_NAMES, STATES
 from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
-from thimble_zarr.sources.notebook.transfer import ByteCount, Progress, all_or_nothing
+from thimble_zarr.store.contents import check_vacant
 from thimble_zarr.store.reader import StorePath, StoreReader
-from thimble_zarr.store.writer import StoreWriter, check_vacant
+from thimble_zarr.store.writer import StoreWriter
 
 
 def import_notebook(
@@ -42,11 +43,6 @@ def import_notebook(
         Replace a store that lies at `path`.
     on_progress
         Called as bytes are read.
-
-    Returns
-    -------
-    StoreReader
-        The store.
 
     Raises
     ------

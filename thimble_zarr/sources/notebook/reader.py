@@ -28,7 +28,7 @@ from thimble_zarr.format.schema import (
 )
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.sources.notebook.container import read_bits, read_rows
-from thimble_zarr.sources.notebook.layout import (
+from thimble_zarr.sources.notebook.file_layout import (
     FILE_NAMES,
     LOSSES,
     NATIVE,
@@ -42,16 +42,8 @@ from thimble_zarr.store.reader import StorePath
 class NotebookReader:
     """The rows of a notebook's file, read in place. Made by `open`; small to pickle.
 
-    Attributes
-    ----------
-    path
-        The file.
-    layout
-        Where everything lies in it.
-    schema
-        What it holds. What it does not say (versions, device) is not there.
-    labels
-        What is known of the tokens; the file itself knows nothing of them.
+    What the file does not say (versions, device) is not in `schema`. The labels of its tokens come
+    from elsewhere.
     """
 
     path: Path
@@ -59,6 +51,7 @@ class NotebookReader:
     schema: Schema
     labels: TokenLabels = field(default_factory=TokenLabels, compare=False)
 
+    group: ClassVar = ""
     kind: ClassVar = "the notebook's file"
     recording: ClassVar = Recording(State.CLOSED)
     integrity: ClassVar = None  # the file has no checksums
@@ -76,10 +69,8 @@ class NotebookReader:
 
         Raises
         ------
-        NotAStoreError
-            If it is not a safetensors file, or not one of the notebook.
-        DamagedStoreError
-            If it was cut off.
+        NotAStoreError, DamagedStoreError
+            If it is not one of the notebook, or was cut off.
         ConfigError
             If there are not as many labels as tokens.
         StoreError
@@ -91,7 +82,7 @@ class NotebookReader:
         with _named_errors(path):
             layout = NotebookLayout.read(path)
             reader = cls(path, layout, _schema(path, layout, layout.dtypes), labels)
-            if any(bits.any() for bits in reader._bits("grad", [0])):
+            if next(read_rows(path, layout.tensors[FILE_NAMES["grad"]], [0])).any():
                 raise NotAStoreError(
                     "grad_W of row 0, the initial state, is not zero; the notebook's row t has the "
                     "gradient that step t consumed, and row 0 has none"
@@ -106,12 +97,7 @@ class NotebookReader:
     ) -> Self:
         """Return the reader whose states are bfloat16 if they are so in all of these rows.
 
-        Parameters
-        ----------
-        rows
-            Rows to look at.
-        on_bytes
-            Called with the bytes of each row that was looked at.
+        `on_bytes` is called with the bytes of each row that was looked at.
         """
         dtypes = self.layout.dtypes
         if {dtypes[name] for name in STATES} == {"float32"} and self._is_narrow(rows, on_bytes):
@@ -121,7 +107,7 @@ class NotebookReader:
     def _is_narrow(self, rows: Iterable[int], on_bytes: Callable[[int], object]) -> bool:
         """Return whether the states have numbers of bfloat16 only: their low half is zero."""
         for name in STATES:
-            for bits in self._bits(name, rows):
+            for bits in read_rows(self.path, self.layout.tensors[FILE_NAMES[name]], rows):
                 if bits.view("<u2")[..., ::2].any():
                     return False
                 on_bytes(bits.nbytes)
@@ -152,12 +138,16 @@ class NotebookReader:
             If the file cannot be read.
         """
         native = self.schema.dtypes[name]
-        tokens = range(self.schema.n_tokens) if tokens is None else tokens
-        shape = (rows[1] - rows[0], len(tokens), self.schema.n_dims)
+        ids = np.arange(self.schema.n_tokens) if tokens is None else np.asarray(tokens)
+        shape = (rows[1] - rows[0], len(ids), self.schema.n_dims)
         stored = np.empty(shape, storage_dtype(native).newbyteorder("<"))
-        with _named_errors(self.path):
-            if stored.size:
-                self._fill(stored, name, rows, np.asarray(tokens))
+        if stored.size:
+            first, end = int(ids.min()), int(ids.max()) + 1
+            wanted = as_slice(ids - first)
+            with _named_errors(self.path):
+                found = self._rows(name, range(*rows), (first, end))
+                for target, bits in zip(stored, found, strict=True):
+                    target[...] = bits[wanted]
         if name == "grad" and rows[0] == 0:
             stored[:1] = fill_value(native)
         return stored.astype(storage_dtype(native), copy=False)
@@ -205,34 +195,21 @@ class NotebookReader:
         """Return the size of the file."""
         return self.path.stat().st_size
 
-    def _bits(
-        self, name: str, rows: Iterable[int], columns: tuple[int, int] | None = None
-    ) -> Iterator[np.ndarray]:
-        """Yield rows as the file has them, in one and the same array."""
+    def _rows(self, name: str, steps: range, columns: tuple[int, int]) -> Iterator[np.ndarray]:
+        """Yield rows as a store has them, in one and the same array."""
         tensor = self.layout.tensors[FILE_NAMES[name]]
-        return read_rows(self.path, tensor, rows, columns or (0, tensor.shape[1]))
-
-    def _fill(
-        self, stored: np.ndarray, name: str, rows: tuple[int, int], tokens: np.ndarray
-    ) -> None:
-        first, end = int(tokens.min()), int(tokens.max()) + 1
-        wanted = as_slice(tokens - first)
-        narrow = self.layout.dtypes[name] != self.schema.dtypes[name]
-        steps = range(*rows)
-        for step, target, bits in zip(
-            steps, stored, self._bits(name, steps, (first, end)), strict=True
-        ):
-            if not narrow:
-                target[...] = bits[wanted]
-                continue
-            halves = bits.view("<u2")
-            if halves[..., ::2].any():
+        is_narrow = self.layout.dtypes[name] != self.schema.dtypes[name]
+        for step, bits in zip(steps, read_rows(self.path, tensor, steps, columns), strict=True):
+            if not is_narrow:
+                yield bits
+            elif bits.view("<u2")[..., ::2].any():
                 raise DamagedStoreError(
                     f"{FILE_NAMES[name]} has float32 numbers at step {step}, and bfloat16 "
                     "numbers only in the rows that were looked at first; `thimble-zarr import` "
                     "looks at all of them, and the store it makes can be read"
                 )
-            target[...] = halves[wanted, 1::2]
+            else:
+                yield bits.view("<u2")[..., 1::2]
 
 
 def has_narrow_states(schema: Schema) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from thimble_zarr import tuning
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.store.files.base import NotPlainFileError, OutsideError
@@ -19,9 +20,6 @@ from thimble_zarr.store.files.disk import LocalWriter
 
 CAN_TELL = hasattr(os, "posix_fadvise")
 """Whether the system can be told what will be read."""
-
-_TOLD_BYTES = 2**17
-"""What Linux is told of at once: of more it may forget the rest (`read_ahead_kb`)."""
 
 _PLAIN = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"))
 
@@ -70,7 +68,7 @@ class LocalFile:
         for offset, n_bytes in ranges:
             if offset + n_bytes > self.n_bytes:
                 continue
-            for start, stop in split_range(offset, offset + n_bytes, _TOLD_BYTES):
+            for start, stop in split_range(offset, offset + n_bytes, tuning.TUNING.told_bytes):
                 with suppress(OSError):  # a file system that cannot
                     os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 

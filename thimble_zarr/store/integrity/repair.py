@@ -34,7 +34,6 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import ATTRIBUTE, Json, Schema
-from thimble_zarr.store.commit import Commit
 from thimble_zarr.store.files.disk import Disk, remove_file
 from thimble_zarr.store.files.documents import leads_out
 from thimble_zarr.store.files.local import LocalFiles
@@ -59,7 +58,7 @@ from thimble_zarr.store.integrity.verify import (
     read_found,
 )
 from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, METADATA, array_of, is_chunk_key
-from thimble_zarr.store.ledger import read_lines, seal
+from thimble_zarr.store.ledger import Commit, read_lines, seal
 from thimble_zarr.store.lock import WriterLock, check_not_recorded
 from thimble_zarr.store.metadata import Declared
 from thimble_zarr.store.reader import StorePath
@@ -650,8 +649,10 @@ class _Ledger:
 
     def __iter__(self) -> Iterator[bytes]:
         contents = self._plan.contents
-        for line in read_lines(contents.path / LEDGER, stop=contents.end) if contents.end else ():
-            if line.entry is not None and line.entry["rows"][0] < self._plan.n_rows:
+        for line in (
+            read_lines(LocalFiles(contents.path), stop=contents.end) if contents.end else ()
+        ):
+            if line.entry is not None and line.entry.rows[0] < self._plan.n_rows:
                 yield self._count(line.content)
         for content in self._plan.lines:
             yield self._count(content)

@@ -25,7 +25,6 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format.reader import Checksums, State
 from thimble_zarr.format.schema import ATTRIBUTE, FORMAT_VERSION, Schema
-from thimble_zarr.store.commit import Commit
 from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.files.documents import leads_out, open_regular, read_document
 from thimble_zarr.store.files.local import LocalFiles
@@ -40,6 +39,7 @@ from thimble_zarr.store.keys import (
     is_chunk_key,
 )
 from thimble_zarr.store.ledger import (
+    Commit,
     FileChecksums,
     Line,
     read_last_line,
@@ -189,7 +189,7 @@ class Contents:
     def entry(self, line: int) -> Mapping[str, Any]:
         """Return what the ledger's line at a byte says. The last one is kept."""
         if self._last is None or self._last[0] != line:
-            found = next(read_lines(self.path / LEDGER, line)).entry
+            found = told(next(read_lines(LocalFiles(self.path), line)))
             if found is None:
                 raise DamagedStoreError(f"{self.path}: the ledger changed while it was read")
             self._last = (line, found)
@@ -217,8 +217,7 @@ class Contents:
         """Every file that was committed, by its checksums, as far as the ledger is there."""
         if not (self.path / LEDGER).exists():
             return {}
-        lines = read_lines(self.path / LEDGER, stop=self.end)
-        return recorded_files(line.entry for line in lines if line.entry is not None)
+        return recorded_files(read_lines(LocalFiles(self.path), stop=self.end))
 
     def may_be_out_of_date(self, record: Record) -> bool:
         """Whether a line that is lost may have said something else of a file."""
@@ -321,10 +320,10 @@ def read_contents(path: Path) -> Contents:
 def _is_replaced(path: Path, commit: Commit) -> bool:
     """Whether a repair has written a ledger that no longer belongs to a commit record."""
     try:
-        last = read_last_line(path / LEDGER, _MAX_FILE_BYTES)
+        last = read_last_line(LocalFiles(path), _MAX_FILE_BYTES)
     except (FileNotFoundError, ValueError):
         return False
-    entry = last.entry if last is not None else None
+    entry = told(last) if last is not None else None
     return entry is not None and entry.get("replaces") == [*msgspec.structs.astuple(commit)]
 
 
@@ -357,7 +356,7 @@ def _check_is_store(path: Path) -> None:
 def _read_ledger(contents: Contents) -> None:
     commit = contents.commit
     crc32 = 0
-    for line in read_lines(contents.path / LEDGER):
+    for line in read_lines(LocalFiles(contents.path)):
         is_committed = commit is None or line.start < commit.ledger_bytes
         if is_committed:
             contents.end = line.stop
@@ -397,35 +396,36 @@ def _read_ledger(contents: Contents) -> None:
 
 def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
     """Note what a line says; return what is wrong with it."""
-    if line.entry is None:
-        return "the checksum of a line does not match"
+    entry = told(line)
+    if entry is None:
+        return line.problem
     try:
-        first_row, end_row = line.entry["rows"]
+        first_row, end_row = entry["rows"]
         records = {
             key: Record(file["bytes"], file.get("crc32"), line.start, first_row, end_row)
-            for key, file in line.entry["files"].items()
+            for key, file in entry["files"].items()
         }
         for key, record in records.items():
             if not is_chunk_key(key) or type(record.n_bytes) is not int:
                 return f"it has a file {key!r} of {record.n_bytes!r} bytes, as no store has"
             if record.crc32 is None:
-                _checksums(line.entry, key)
-        documents = line.entry.get("metadata", {})
+                _checksums(entry, key)
+        documents = entry.get("metadata", {})
         metadata = {key: dict(document) for key, document in documents.items()}
         for document in metadata.values():
             if "shape" in document or document.get("node_type") != "group":
                 Declared.of(document)
         removed, dropped = (
-            [str(name) for name in line.entry.get(names, ())] for names in ("removed", "dropped")
+            [str(name) for name in entry.get(names, ())] for names in ("removed", "dropped")
         )
         if not all(type(row) is int and row >= 0 for row in (first_row, end_row)):
             return f"it has rows {first_row!r} to {end_row!r}"
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         return f"a line is malformed: {error!r}"
-    repaired = line.entry.get("repaired")
+    repaired = entry.get("repaired")
     if is_committed and isinstance(repaired, list):
         contents.repairs += map(str, repaired)
-    if is_committed and "resumed" in line.entry:
+    if is_committed and "resumed" in entry:
         contents.go_back(end_row, removed)
     if is_committed:
         contents.lines[first_row] = (line.start, end_row)
@@ -438,6 +438,11 @@ def _add_line(contents: Contents, line: Line, *, is_committed: bool) -> str:
         else:
             contents.records.setdefault(key, []).append(record)
     return ""
+
+
+def told(line: Line) -> Mapping[str, Any] | None:
+    """Return what a line says, None where that cannot be read."""
+    return None if line.entry is None else msgspec.to_builtins(line.entry)
 
 
 def _add_ledger_damage(
@@ -555,7 +560,7 @@ def _recorded_as(contents: Contents, key: str) -> str | None:
 def _written_since(contents: Contents, key: str) -> Iterator[Record]:
     """Yield what a writer that is at work has promised of a file by now."""
     fresh = Contents(contents.path, None)
-    for line in read_lines(contents.path / LEDGER, contents.end):
+    for line in read_lines(LocalFiles(contents.path), contents.end):
         _add_line(fresh, line, is_committed=False)
     yield from fresh.records.get(key, [])
 
@@ -668,7 +673,8 @@ def shard_file(contents: Contents, key: str, n_chunks: int) -> ShardFile:
     declared = declared_array(contents, array_of(key))
     steps, *rest = declared.chunk_shape
     return ShardFile(
-        f"{contents.path}/{key}",
+        LocalFiles(contents.path),
+        key,
         n_chunks=n_chunks,
         shape=(rest[0], steps, *rest[1:]) if rest else (steps,),
         dtype=declared.dtype,

@@ -13,12 +13,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError
 from thimble_zarr.format.schema import NOTEBOOK_FILE, Json
 from thimble_zarr.sources.notebook.container import DTYPES, Tensor, read_bits, read_header
 
-FILE_NAMES: Mapping[str, str] = {
-    "W": "W",
-    "grad": "grad_W",
-    "exp_avg": "momentum_W",
-    "exp_avg_sq": "variance_W",
-}
+FILE_NAMES = {"W": "W", "grad": "grad_W", "exp_avg": "momentum_W", "exp_avg_sq": "variance_W"}
 """What the notebook calls our variables."""
 
 STATES = ("exp_avg", "exp_avg_sq")
@@ -55,12 +50,7 @@ CONFIG: Mapping[str, str] = {
 FLOAT_SCALARS = (*HYPERPARAMETERS.values(), "init_scale")
 """Those of the notebook's scalars that are float32; the others are int64."""
 
-NATIVE: Mapping[str, str] = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-}
+NATIVE = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 """The dtypes a recording can have: as safetensors names them, and as torch does."""
 
 _MAX_KEPT_BYTES = 2**16
@@ -89,14 +79,7 @@ class NotebookLayout:
     def read(cls, file: Path) -> Self:
         """Read everything but the rows, as far as it is small.
 
-        Raises
-        ------
-        NotAStoreError
-            If it is not a safetensors file, or its layout is not the notebook's.
-        DamagedStoreError
-            If it was cut off.
-        OSError
-            If it cannot be read.
+        Raises as `read_header` does, and NotAStoreError if the layout is not the notebook's.
         """
         tensors, metadata = read_header(file)
         _check_layout(tensors)
@@ -114,13 +97,7 @@ class NotebookLayout:
 
     @classmethod
     def from_attribute(cls, attribute: Any) -> Self:
-        """Read what `to_attribute` wrote.
-
-        Raises
-        ------
-        DamagedStoreError
-            If it is something else.
-        """
+        """Read what `to_attribute` wrote; raise DamagedStoreError if it is something else."""
         try:
             entries = attribute["tensors"].items()
             tensors = {n: Tensor(entry["dtype"], tuple(entry["shape"])) for n, entry in entries}
@@ -179,13 +156,7 @@ class NotebookLayout:
         return numbers
 
     def hyperparameters(self) -> dict[str, float]:
-        """Return the per-step scalars that the file has one value of.
-
-        Raises
-        ------
-        NotAStoreError
-            If one is not finite.
-        """
+        """Return the per-step scalars that the file has one value of."""
         numbers = self.numbers()
         for name in HYPERPARAMETERS.values():
             if not math.isfinite(numbers[name]):

@@ -1,0 +1,359 @@
+"""What a lazy array can be of, and how it is computed at a selection.
+
+`StepVariable` is a variable of one run, `TokenVariable` a number a token over all its steps, and
+`RunsVariable` one of both in several runs. A task is a block of steps or a few, and reads only the
+chunks it needs.
+"""
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial, reduce
+from typing import Any, NamedTuple, Self
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import Task, TaskRef
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph, Layer
+
+from thimble_zarr.analysis.compute.reduction import (
+    TASK_STEPS,
+    by_fan_in,
+    reduction_steps,
+    task_steps,
+)
+from thimble_zarr.analysis.compute.source import Source
+from thimble_zarr.analysis.compute.variables import evaluate, inputs
+from thimble_zarr.analysis.compute.windows import Window, iter_windows, row_groups
+from thimble_zarr.format.indexing import Indices, as_range, rows_and_dims
+
+Selection = tuple[Indices | int, ...]
+"""Positions along each axis; an axis that was indexed by a number is that number, no dimension."""
+
+Chunks = tuple[tuple[int, ...], ...]
+Key = tuple[Any, ...]
+Tasks = dict[Key, Task]
+
+
+class Graph(NamedTuple):
+    """What a Dask array is made of."""
+
+    dask: HighLevelGraph
+    name: str
+    chunks: Chunks
+    dtype: type[np.generic]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        make: Callable[[], Tasks],
+        chunks: Chunks,
+        dtype: type[np.generic] = np.float32,
+    ) -> Self:
+        """Return the graph of tasks that are made when Dask asks for them."""
+        return cls(HighLevelGraph.from_collections(name, _Tasks(make)), name, chunks, dtype)
+
+
+_CHUNK_BYTES = 96 * 2**20
+"""A chunk of a lazy variable is at most so large, if it is more than one block."""
+
+_SMALL_BYTES = 2**20
+
+_one_at_a_time = threading.Lock()
+"""Held for small results. Reading a few tokens takes thousands of short calls, and threads would
+hand Python's lock to and fro between them, which takes longer than what they do."""
+
+
+@dataclass(frozen=True)
+class StepVariable:
+    """A stored or derived variable of a run, float32; rows beyond those recorded are NaN.
+
+    A selection is of steps and of each axis of the parameter.
+    """
+
+    source: Source
+    name: str
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        return self.name, *identity(self.source)
+
+    @property
+    def whole(self) -> Selection:
+        """All that was committed."""
+        return range(self.source.reader.n_rows), *map(range, self.source.reader.schema.shape)
+
+    def chunks(self, selection: Selection) -> Chunks:
+        """Return the lengths of blocks: of one or more of the store's, and whole along the rest."""
+        rows, rest = selection[0], shape_of(selection[1:])
+        whole = tuple((length,) for length in rest)
+        if isinstance(rows, int):
+            return whole
+        row_bytes = max(1, 4 * math.prod(rest))
+        most = min(max(TASK_STEPS, _SMALL_BYTES // row_bytes), _CHUNK_BYTES // row_bytes)
+        groups = row_groups(rows, task_steps(self.source.reader.schema, most))
+        return tuple(map(len, groups)) or (0,), *whole
+
+    def graph(self, selection: Selection) -> Graph:
+        """Return a selection as what a Dask array is made of."""
+        name, chunks = f"{self.name}-{tokenize(self, selection)}", self.chunks(selection)
+        block = partial(compute_block, self, selection, chunks)
+        return Graph.of(name, partial(_block_tasks, name, block, chunks), chunks)
+
+
+@dataclass(frozen=True)
+class TokenVariable:
+    """A number a token, over all steps and dims of a run, int64 and not negative.
+
+    Attributes
+    ----------
+    source
+        The recording.
+    compute
+        From a part of a window to its tokens' numbers, int64, shape `(token,)`. It must pickle. The
+        number of several parts is the largest.
+    inputs
+        The stored variables that they are computed from; those that are named are read ahead.
+    """
+
+    source: Source
+    compute: Callable[[Window], np.ndarray]
+    inputs: tuple[str, ...] = ()
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        return self.compute.__name__, *identity(self.source)
+
+    @property
+    def whole(self) -> Selection:
+        """All tokens; the one of a scalar parameter is no dimension."""
+        schema = self.source.reader.schema
+        return (range(schema.n_tokens) if schema.shape else 0,)
+
+    def graph(self, selection: Selection) -> Graph:
+        """Return the numbers of some tokens as what a Dask array is made of."""
+        name = f"{self.compute.__name__}-{tokenize(self, selection)}"
+        chunks = tuple((length,) for length in shape_of(selection))
+        return Graph.of(name, partial(self._tasks, name, selection), chunks, np.int64)
+
+    def _tasks(self, name: str, selection: Selection) -> Tasks:
+        reader, tasks = self.source.reader, {}
+        steps = reduction_steps(reader.schema)
+        for index, rows in enumerate(row_groups(range(reader.n_rows), steps)):
+            part = (f"{name}-part", index)
+            tasks[part] = Task(part, _largest, self, rows, selection)
+        whole = (name, *[0] * len(shape_of(selection)))
+        return tasks | merge_tasks(whole, _maximum, list(tasks))
+
+
+@dataclass(frozen=True)
+class RunsVariable:
+    """The same variable of several runs, with an axis of runs before its own.
+
+    Attributes
+    ----------
+    runs
+        The variable of each.
+    rows
+        Which row each of them has of every step, where there is an axis of steps.
+    """
+
+    runs: tuple[StepVariable | TokenVariable, ...]
+    rows: tuple[Indices, ...] | None
+
+    @property
+    def source(self) -> Source:
+        """The first run."""
+        return self.runs[0].source
+
+    @property
+    def whole(self) -> Selection:
+        """All runs and steps that there are."""
+        steps = () if self.rows is None else (range(len(self.rows[0])),)
+        return range(len(self.runs)), *steps, *self.runs[0].whole[len(steps) :]
+
+    def of_run(self, run: int, selection: Selection) -> Selection:
+        """Return a selection of the axes after that of the runs as one of a run."""
+        if self.rows is None:
+            return selection
+        rows = np.asarray(self.rows[run])[np.asarray(selection[0], np.int64)]
+        return as_range(rows) if rows.ndim else int(rows), *selection[1:]
+
+    def graph(self, selection: Selection) -> Graph:
+        """Return some runs, one at least, at a selection, with chunks as the first of them has."""
+        runs = map(int, as_indices(selection[0]))
+        chosen = [(self.runs[run], self.of_run(run, selection[1:])) for run in runs]
+        of_steps = [(run, at) for run, at in chosen if isinstance(run, StepVariable)]
+        if not of_steps:
+            stack = da.stack([da.Array(*run.graph(at)) for run, at in chosen])
+            return Graph(stack.dask, stack.name, stack.chunks, stack.dtype)
+        first, at_first = of_steps[0]
+        chunks = first.chunks(at_first)
+        blocks = [partial(compute_block, run, at, chunks) for run, at in of_steps]
+        name = f"runs-{first.name}-{tokenize(self, selection)}"
+        chunks = (1,) * len(blocks), *chunks
+        block = partial(_block_of_run, blocks)
+        return Graph.of(name, partial(_block_tasks, name, block, chunks), chunks)
+
+
+Variable = StepVariable | TokenVariable | RunsVariable
+
+
+class _Tasks(Layer):  # type: ignore[misc]  # Dask has no types
+    """The tasks of an array, made when Dask asks for them: a selection has many arrays.
+
+    `da.map_blocks` has that too, but makes every selection and every small read half as slow again.
+    """
+
+    def __init__(self, make: Callable[[], Tasks]) -> None:
+        super().__init__()
+        self._make = make
+
+    @cached_property
+    def _tasks(self) -> Tasks:
+        return self._make()
+
+    def is_materialized(self) -> bool:
+        return "_tasks" in self.__dict__
+
+    def get_output_keys(self) -> Set[Any]:
+        return self._tasks.keys()
+
+    def __getitem__(self, key: Any) -> Task:
+        return self._tasks[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+def _block_tasks(name: str, block: Callable[..., np.ndarray], chunks: Chunks) -> Tasks:
+    keys = [(name, *index) for index in np.ndindex(*map(len, chunks))]
+    return {key: Task(key, block, key[1:]) for key in keys}
+
+
+def merge_tasks(key: Key, merge: Callable[..., np.ndarray], parts: Sequence[Key]) -> Tasks:
+    """Return tasks that merge parts, in their order, a few at a time."""
+    tasks: Tasks = {}
+    for level in itertools.count():
+        groups = by_fan_in(parts)
+        if len(groups) == 1:
+            return tasks | {key: Task(key, merge, *map(TaskRef, parts))}
+        parts = [(f"{key[0]}-merge", *key[1:], level, index) for index in range(len(groups))]
+        for part, group in zip(parts, groups, strict=True):
+            tasks[part] = Task(part, merge, *map(TaskRef, group))
+    raise AssertionError
+
+
+def identity(source: Source) -> tuple[object, ...]:
+    """Return what is the same only for the same rows of the same store."""
+    reader = source.reader
+    return str(reader.path), reader.schema.parameter, reader.schema.created, reader.n_rows
+
+
+def shape_of(selection: Sequence[Indices | int]) -> tuple[int, ...]:
+    """Return the lengths of the dimensions that a selection has."""
+    return tuple(len(axis) for axis in selection if not isinstance(axis, int))
+
+
+def as_indices(axis: Indices | int) -> Indices:
+    """Return the positions along an axis, also where it is a single one."""
+    return range(axis, axis + 1) if isinstance(axis, int) else axis
+
+
+class Memory:
+    """The memory of a whole array, float32, which threads compute its blocks into.
+
+    Dask would put blocks together when all of them are there, and so hold the array twice.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._array: np.ndarray | None = None
+
+    def flat(self) -> np.ndarray:
+        """Return all of it."""
+        with self._lock:
+            if self._array is None:
+                self._array = np.empty(self._size, np.float32)
+            return self._array
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # another process has not this memory
+
+
+def compute_block(
+    variable: StepVariable,
+    selection: Selection,
+    chunks: Chunks,
+    block_id: tuple[int, ...],
+    into: Memory | None = None,
+) -> np.ndarray:
+    """Return a block of a selection, at its place in `into` if that is given."""
+    rows, *axes = map(as_indices, selection)
+    tokens, dims = rows_and_dims(axes, variable.source.reader.schema.shape)
+    shape, row_size = shape_of(selection[1:]), len(tokens) * len(dims)
+    start = 0
+    if not isinstance(selection[0], int):
+        start = sum(chunks[0][: block_id[0]])
+        rows = rows[start : start + chunks[0][block_id[0]]]
+        shape = len(rows), *shape
+    size = len(rows) * row_size
+    flat = np.empty(size, np.float32) if into is None else into.flat()[start * row_size :][:size]
+    values = flat.reshape(len(rows), len(tokens), len(dims))
+    with _one_at_a_time if values.nbytes < _SMALL_BYTES else nullcontext():
+        recorded = np.asarray(rows) < variable.source.reader.n_rows
+        if recorded.all():
+            _compute_rows(values, variable, rows, tokens, dims)
+        else:
+            there = np.flatnonzero(recorded)
+            computed = np.empty((len(there), *values.shape[1:]), np.float32)
+            _compute_rows(computed, variable, np.asarray(rows)[there], tokens, dims)
+            values.fill(np.nan)
+            values[there] = computed
+    return values.reshape(shape)
+
+
+def _block_of_run(
+    blocks: Sequence[Callable[..., np.ndarray]], block_id: tuple[int, ...]
+) -> np.ndarray:
+    return blocks[block_id[0]](block_id[1:])[np.newaxis]
+
+
+def _compute_rows(
+    values: np.ndarray, variable: StepVariable, rows: Indices, tokens: Indices, dims: Indices
+) -> None:
+    source, name = variable.source, variable.name
+    names = inputs(name, source.reader.schema)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for (steps, where), window in iter_windows(source, rows, tokens, dims, names):
+            for (part_rows, part_tokens), part in window.parts():
+                numbers = evaluate(name, part)
+                if isinstance(where, slice):
+                    values[steps, where][part_rows, part_tokens] = numbers
+                else:
+                    values[steps][part_rows, where[part_tokens]] = numbers
+
+
+def _largest(variable: TokenVariable, rows: Indices, selection: Selection) -> np.ndarray:
+    """Return the numbers of tokens over some rows."""
+    source, tokens = variable.source, as_indices(selection[0])
+    dims = range(source.reader.schema.n_dims)
+    largest = np.zeros(len(tokens), dtype=np.int64)
+    with np.errstate(invalid="ignore"):
+        for (_, where), window in iter_windows(source, rows, tokens, dims, variable.inputs):
+            ids = np.arange(len(tokens))[where]
+            for (_, part_tokens), part in window.parts():
+                at = ids[part_tokens]
+                largest[at] = np.maximum(largest[at], variable.compute(part))
+    return largest.reshape(shape_of(selection))
+
+
+def _maximum(*numbers: np.ndarray) -> np.ndarray:
+    return reduce(np.maximum, numbers)

@@ -1,0 +1,224 @@
+"""What lies at a path: a store or not, of which parameters, and whether it has a row yet."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from thimble_zarr.errors import (
+    ConfigError,
+    DamagedStoreError,
+    NotAStoreError,
+    SelectionError,
+    StoreError,
+    StoreExistsError,
+    UnsupportedFormatError,
+)
+from thimble_zarr.format.schema import (
+    ATTRIBUTE,
+    PARAMETERS,
+    Json,
+    Schema,
+    check_group_name,
+    read_content,
+)
+from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError
+from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import COMMIT, LEDGER, LOCK, metadata_key
+from thimble_zarr.store.ledger import Commit
+from thimble_zarr.store.lock import recording_of
+
+StorePath = str | os.PathLike[str]
+
+_MOST_LISTED = 24
+"""Parameters that an error lists."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the root of a store says of it.
+
+    Attributes
+    ----------
+    files
+        The store.
+    groups
+        The group of each parameter, in the order of the recording; empty for a single one that is
+        the root itself.
+    parameter
+        The name of that one, where it is known.
+    """
+
+    files: Files
+    groups: tuple[str, ...]
+    parameter: str | None = None
+
+    @classmethod
+    def read(cls, files: Files) -> Self:
+        """Read the root of a store.
+
+        Raises
+        ------
+        NotAStoreError
+            If there is none.
+        UnsupportedFormatError, DamagedStoreError
+            If it cannot be read.
+        """
+        if not files.is_there:
+            raise NotAStoreError(f"there is nothing at {files.path}; check the path")
+        attribute = read_attribute(files) if _is_inside(files, COMMIT) else None
+        if attribute is None:
+            raise NotAStoreError(
+                f"{files.path} is not a thimble-zarr store; "
+                "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
+            )
+        try:
+            content = read_content(attribute)
+            groups = _names(content.get(PARAMETERS, ()))
+        except ConfigError as error:
+            raise DamagedStoreError(f"cannot read {files.path}: {error}") from error
+        except (UnsupportedFormatError, DamagedStoreError) as error:
+            raise type(error)(f"cannot read {files.path}: {error}") from error
+        parameter = content.get("parameter")
+        return cls(files, groups or ("",), None if groups or parameter is None else str(parameter))
+
+    def choose(self, parameter: str | None) -> str:
+        """Return the group of a parameter, by default of the only one there is.
+
+        Raises
+        ------
+        SelectionError
+            If it is not there, or none was chosen of several.
+        """
+        is_alone = len(self.groups) == 1
+        if is_alone and parameter in (None, self.parameter or self.groups[0] or None):
+            return self.groups[0]
+        if parameter and parameter in self.groups:
+            return parameter
+        if parameter is None:
+            raise SelectionError(
+                f"{self.files.path} holds {len(self.groups)} parameters, and one must be chosen, "
+                "by `parameter=` in Python or --parameter on the command line: "
+                f"{_listed(self.groups)}"
+            )
+        there = _listed(self.groups) or self.parameter or "one without a name"
+        raise SelectionError(f"{self.files.path} has no parameter {parameter}; there is {there}")
+
+
+def _names(names: Json) -> tuple[str, ...]:
+    if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
+        raise DamagedStoreError(f"its parameters must be names, not {names!r}")
+    for name in map(str, names):
+        check_group_name(name)
+    return tuple(map(str, names))
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _MOST_LISTED} more (`thimble-zarr info` lists them all)"
+    return ", ".join(names[:_MOST_LISTED]) + (rest if len(names) > _MOST_LISTED else "")
+
+
+def read_attribute(files: Files, group: str = "") -> Json:
+    """Return the `thimble` attribute of a group, None where there is none."""
+    try:
+        attribute: Json = read_document(files, metadata_key(group))["attributes"][ATTRIBUTE]
+        return attribute
+    except OutsideError as error:
+        raise DamagedStoreError(str(error)) from error
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot read {files.path / group}: {error.strerror}") from error
+
+
+def read_declared(path: StorePath) -> Schema | None:
+    """Return what is declared of the first parameter of a store, be anything committed or not.
+
+    None where nothing is: there is no store, or its writer was killed as soon as it began.
+
+    Raises
+    ------
+    UnsupportedFormatError, DamagedStoreError
+        If what is declared cannot be read.
+    """
+    files = LocalFiles(Path(path).absolute())
+    if read_attribute(files) is None:
+        return None
+    group = Contents.read(files).groups[0]
+    attribute = read_attribute(files, group)
+    try:
+        return None if attribute is None else Schema.from_attribute(attribute)
+    except (UnsupportedFormatError, DamagedStoreError) as error:
+        raise type(error)(f"cannot read {files.path / group}: {error}") from error
+
+
+def why_empty(path: StorePath) -> str:
+    """Return why nothing is committed in a store, as far as that is known, and what to do."""
+    schema = None
+    with suppress(StoreError):
+        schema = read_declared(path)
+    is_imported = schema is not None and schema.is_imported
+    return recording_of(LocalFiles(Path(path))).why_empty(is_imported=is_imported)
+
+
+def is_begun(path: StorePath) -> bool:
+    """Return whether there is anything at `path` but a store without a row: perhaps a recording."""
+    files = LocalFiles(Path(path))
+    return not files.is_vacant and not is_without_rows(files)
+
+
+def is_without_rows(files: Files) -> bool:
+    """Return whether it is a store into which nothing was ever committed.
+
+    It may not be declared wholly either, if its writer was killed as soon as it began.
+    """
+    if not _has(files, LOCK):
+        return False
+    try:
+        return Commit.read(files).n_rows == 0
+    except DamagedStoreError:
+        return not _has(files, COMMIT) and not (_has(files, LEDGER) and files.size(LEDGER))
+
+
+def check_vacant(path: StorePath, *, overwrite: bool) -> None:
+    """Raise StoreExistsError unless a store may be created at `path`.
+
+    An empty directory is vacant; with `overwrite` so is a store, also one whose writer was killed
+    before it was wholly declared. Nothing else ever is.
+    """
+    files = LocalFiles(Path(path))
+    if files.is_vacant:
+        return
+    if read_attribute(files) is None and not is_without_rows(files):
+        raise StoreExistsError(
+            f"{path} exists and is not a thimble-zarr store, so it is never overwritten; "
+            "choose another path"
+        )
+    if not overwrite:
+        raise StoreExistsError(
+            f"{path} already holds a recorded run; choose another path, or overwrite it "
+            "(--overwrite, or overwrite=True)"
+        )
+
+
+def _has(files: Files, key: str) -> bool:
+    """Return whether there is a file."""
+    try:
+        files.size(key)
+    except (FileNotFoundError, NotADirectoryError, NotPlainFileError):
+        return False
+    return True
+
+
+def _is_inside(files: Files, key: str) -> bool:
+    """Return whether a file would lie in the store, and not behind a link."""
+    try:
+        files.size(key)
+    except OutsideError:
+        return False
+    except (OSError, ValueError):
+        pass  # whoever needs it says what is wrong with it
+    return True
