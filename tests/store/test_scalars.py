@@ -60,7 +60,7 @@ def test_each_parameter_has_its_own_values_however_alike_they_are(
             writer.release()
             writer = StoreWriter.resume(writer.path, dict.fromkeys(groups, SCHEMA))
     writer.close()
-    assert verify(writer.path).is_sound
+    assert verify(writer.path).holds
     for reader in StoreReader.open_each(writer.path):
         for name, values in reader.read_scalars().items():
             path = array_path(reader.group, name)
