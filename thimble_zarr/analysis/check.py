@@ -14,7 +14,7 @@ from thimble_zarr.analysis.compute.variables import missing_inputs
 from thimble_zarr.analysis.result import CheckResult, ParameterResult, SubsetResult
 from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
-from thimble_zarr.errors import ThimbleError
+from thimble_zarr.errors import ConfigError, ThimbleError
 from thimble_zarr.sources.open import open_recording
 
 
@@ -86,6 +86,10 @@ def check(
     (True, 'HOLDS to the bit: replayed, all 17,500 values each of W, exp_avg and exp_avg_sq ...')
     >>> result.table.head()  # doctest: +SKIP
     """
+    if device is not None and not replay:
+        raise ConfigError(
+            "device (--device) chooses where to replay, and replay=False (--no-replay) turns it off"
+        )
     if tokens is not None and not isinstance(tokens, str):
         tokens = ",".join(map(str, tokens))
     patterns = [parameters] if isinstance(parameters, str) else parameters

@@ -137,9 +137,11 @@ class Audit:
 def _check_asked(*, formula: bool, replay: bool, extended: bool) -> None:
     if not formula and (extended or not replay):
         raise ConfigError(
-            "extended columns are of the formula's table, and formula=False leaves it out"
+            "extended=True (--extended) adds columns to the formula's table, and formula=False "
+            "(--no-formula) turns that off"
             if replay
-            else "nothing is left to check with formula=False and replay=False"
+            else "nothing is left to check with formula=False (--no-formula) and replay=False "
+            "(--no-replay)"
         )
 
 
