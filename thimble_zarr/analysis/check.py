@@ -126,8 +126,8 @@ def _check(
     selected, subsets = select(source, *selection)
     if formula:  # else there is nothing to do without the replay, and an error says why
         replay = replay and not missing_inputs("unexplained", schema)
-    ids = {name: subset.ids for name, subset in subsets.items()}
-    audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=ids)
+    at = {name: subset.tokens for name, subset in subsets.items()}
+    audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
         checked = audit.reduction.selected
         altered = find_altered(checked, before_block=numbers.reach) if replay else ()
