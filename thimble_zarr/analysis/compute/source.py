@@ -99,6 +99,11 @@ class Source:
         """What is known of the tokens."""
         return self.reader.read_labels()
 
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        """Return what is the same only for the same rows of the same store."""
+        schema = self.reader.schema
+        return str(self.reader.path), schema.parameter, schema.created, self.reader.n_rows
+
     def __reduce__(self) -> "tuple[Callable[[bytes], Source], tuple[bytes]]":
         """Pickle without the scalars: whoever unpickles it reads them."""
         return _unpickled, (pickle.dumps((self.reader, self.device)),)

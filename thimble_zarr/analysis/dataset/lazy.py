@@ -32,7 +32,6 @@ from thimble_zarr.analysis.dataset.variables import (
     Variable,
     as_indices,
     compute_block,
-    identity,
 )
 from thimble_zarr.format.indexing import Indices, rows_and_dims
 
@@ -129,7 +128,7 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
 def as_dask(reduction: Reduction) -> da.Array:
     """Return a reduction as a Dask array, float64, shape `(class, number, step)`."""
     at, statistics = reduction.selected, reduction.statistics
-    what = identity(at.source), at.rows, at.tokens, at.dims, statistics, reduction.classes
+    what = at.source, at.rows, at.tokens, at.dims, statistics, reduction.classes
     name = f"statistics-{tokenize(what)}"
     tasks: dict[tuple[Any, ...], Task] = {}
     for index, parts in enumerate(reduction.parts()):
