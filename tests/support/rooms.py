@@ -19,5 +19,5 @@ MAY_IMPORT = {
     | {"optim", "sources", "store"},
 }
 
-OPENERS = {"analysis.check": {"sources"}, "analysis.dataset.open": {"sources"}}
+OPENERS = {"analysis.check": {"sources"}, "analysis.dataset.open": {"store"}}
 """Modules of the analysis that open what they read."""

@@ -137,11 +137,10 @@ def run_check(
     """Check, print and return the exit code."""
     from thimble_zarr.analysis.paths import stores_at
     from thimble_zarr.report import check as report
-    from thimble_zarr.report import machine
+    from thimble_zarr.report.machine import as_csv, as_json
 
     if rows is not None and format_ != "table":
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
-    _check_sense(**options)
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
     paths = [*map(Path, stores_at(stores))]
@@ -149,7 +148,7 @@ def run_check(
     if format_ == "table":
         text = report.as_text(results, rows)
     else:
-        text = (machine.as_csv if format_ == "csv" else machine.as_json)(results)
+        text = as_csv(results) if format_ == "csv" else as_json(results)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -157,20 +156,6 @@ def run_check(
     if not quiet and (output is not None or format_ == "csv"):
         click.echo(report.in_words(results), err=True)
     return max(map(_exit_code, results))
-
-
-def _check_sense(
-    *, formula: bool = True, replay: bool = True, extended: bool = False, **options: Any
-) -> None:
-    """Refuse options of which one makes another meaningless."""
-    if options.get("device") is not None and not replay:
-        raise click.UsageError("--device chooses where to replay, and --no-replay turns it off")
-    if not formula and not replay:
-        raise click.UsageError("--no-formula and --no-replay leave nothing to check")
-    if not formula and extended:
-        raise click.UsageError(
-            "--extended adds columns to the formula's table, and --no-formula turns that off"
-        )
 
 
 def _result(store: Path, *, alone: bool, quiet: bool, **options: Any) -> "CheckResult":

@@ -1,6 +1,5 @@
 """Open several runs as one `xarray.Dataset`, to be compared."""
 
-import functools
 import os
 from collections.abc import Iterable
 
@@ -52,20 +51,30 @@ def open_datasets(
     stores = stores_at(paths)
     runs = [open_dataset(store, parameter) for store in stores]
     _check_shapes(stores, runs)
-    steps = functools.reduce(np.union1d, (run.step.values for run in runs))
-    step = xr.Variable(("step",), steps, runs[0].step.attrs)
-    rows = [_rows(run.step.values, steps) for run in runs]
-    variables = {name: _stacked(of, rows) for name, of in _shared(runs, "data_vars").items()}
-    labels = {name: _merged(of) for name, of in _shared(runs, "coords").items() if name != "step"}
-    return xr.Dataset(
-        variables,
-        coords={"run": ("run", stores, {"long_name": "the run's store"}), "step": step} | labels,
-        attrs={
-            name: value
-            for name, value in runs[0].attrs.items()
-            if all(run.attrs.get(name) == value for run in runs)
-        },
+    shared = [name for name in runs[0].variables if all(name in run.variables for run in runs)]
+    lazy = [name for name in shared if isinstance(runs[0][name].data, LazyArray)]
+    in_memory = [
+        run.drop_vars([name for name in run.variables if name not in shared or name in lazy])
+        for run in runs
+    ]
+    axis = xr.Variable("run", stores, {"long_name": "the run's store"})
+    ds = xr.concat(
+        in_memory,
+        axis,
+        data_vars="all",
+        coords="different",
+        compat="equals",
+        join="outer",
+        combine_attrs="drop",
     )
+    rows = tuple(_rows(run.step.values, ds.step.values) for run in runs)
+    ds = ds.assign({name: _stacked([run[name].variable for run in runs], rows) for name in lazy})
+    same = {
+        name: value
+        for name, value in runs[0].attrs.items()
+        if all(run.attrs.get(name) == value for run in runs)
+    }
+    return ds[[name for name in runs[0].data_vars if name in shared]].assign_attrs(same)
 
 
 def _check_shapes(stores: list[str], runs: list[xr.Dataset]) -> None:
@@ -94,34 +103,9 @@ def _rows(own: np.ndarray, steps: np.ndarray) -> Indices:
     return np.where(there, rows, len(own))
 
 
-def _shared(runs: list[xr.Dataset], kind: str) -> dict[str, list[xr.Variable]]:
-    """Return the variables or coordinates that all runs have, each of all runs."""
-    return {
-        name: [run[name].variable for run in runs]
-        for name in getattr(runs[0], kind)
-        if all(name in getattr(run, kind) for run in runs)
-    }
-
-
-def _stacked(runs: list[xr.Variable], rows: list[Indices]) -> xr.Variable:
-    """Stack a variable of all runs, at these rows of each."""
-    first = runs[0]
-    if isinstance(first.data, np.ndarray):
-        data = np.full((len(runs), len(rows[0])), np.nan)
-        for values, run, of_run in zip(data, runs, map(np.asarray, rows), strict=True):
-            there = of_run < run.size
-            values[there] = run.values[of_run[there]]
-        return xr.Variable(("run", *first.dims), data, first.attrs)
+def _stacked(runs: list[xr.Variable], rows: tuple[Indices, ...]) -> xr.Variable:
+    """Stack a lazy variable of all runs, at these rows of each."""
     variables = tuple(run.data.variable for run in runs)
     of_steps = isinstance(variables[0], StepVariable)
-    stacked = RunsVariable(variables, tuple(rows) if of_steps else None)
-    return xr.Variable(("run", *first.dims), LazyArray.of(stacked), first.attrs)
-
-
-def _merged(runs: list[xr.Variable]) -> xr.Variable:
-    """Return a coordinate of the tokens once, or of each run where they differ."""
-    first = runs[0]
-    if all(np.array_equal(run.values, first.values) for run in runs):
-        return first
-    values = np.stack([run.values for run in runs])
-    return xr.Variable(("run", *first.dims), values, first.attrs, first.encoding)
+    stacked = LazyArray.of(RunsVariable(variables, rows if of_steps else None))
+    return xr.Variable(("run", *runs[0].dims), stacked, runs[0].attrs)

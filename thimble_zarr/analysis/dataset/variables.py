@@ -5,14 +5,13 @@
 chunks it needs.
 """
 
-import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -22,7 +21,6 @@ from dask.highlevelgraph import HighLevelGraph, Layer
 
 from thimble_zarr.analysis.compute.reduction import (
     TASK_STEPS,
-    by_fan_in,
     reduction_steps,
     task_steps,
 )
@@ -37,27 +35,8 @@ Selection = tuple[Indices | int, ...]
 Chunks = tuple[tuple[int, ...], ...]
 Key = tuple[Any, ...]
 Tasks = dict[Key, Task]
-
-
-class Graph(NamedTuple):
-    """What a Dask array is made of."""
-
-    dask: HighLevelGraph
-    name: str
-    chunks: Chunks
-    dtype: type[np.generic]
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        make: Callable[[], Tasks],
-        chunks: Chunks,
-        dtype: type[np.generic] = np.float32,
-    ) -> Self:
-        """Return the graph of tasks that are made when Dask asks for them."""
-        return cls(HighLevelGraph.from_collections(name, _Tasks(make)), name, chunks, dtype)
-
+Graph = tuple[HighLevelGraph, str, Chunks, type[np.generic]]
+"""What a Dask array is made of: graph, name, chunks and dtype."""
 
 _CHUNK_BYTES = 96 * 2**20
 """A chunk of a lazy variable is at most so large, if it is more than one block."""
@@ -79,9 +58,6 @@ class StepVariable:
     source: Source
     name: str
 
-    def __dask_tokenize__(self) -> tuple[object, ...]:
-        return self.name, *identity(self.source)
-
     @property
     def whole(self) -> Selection:
         """All that was committed."""
@@ -102,7 +78,7 @@ class StepVariable:
         """Return a selection as what a Dask array is made of."""
         name, chunks = f"{self.name}-{tokenize(self, selection)}", self.chunks(selection)
         block = partial(compute_block, self, selection, chunks)
-        return Graph.of(name, partial(_block_tasks, name, block, chunks), chunks)
+        return _graph(name, partial(_block_tasks, name, block, chunks), chunks)
 
 
 @dataclass(frozen=True)
@@ -124,9 +100,6 @@ class TokenVariable:
     compute: Callable[[Window], np.ndarray]
     inputs: tuple[str, ...] = ()
 
-    def __dask_tokenize__(self) -> tuple[object, ...]:
-        return self.compute.__name__, *identity(self.source)
-
     @property
     def whole(self) -> Selection:
         """All tokens; the one of a scalar parameter is no dimension."""
@@ -137,7 +110,7 @@ class TokenVariable:
         """Return the numbers of some tokens as what a Dask array is made of."""
         name = f"{self.compute.__name__}-{tokenize(self, selection)}"
         chunks = tuple((length,) for length in shape_of(selection))
-        return Graph.of(name, partial(self._tasks, name, selection), chunks, np.int64)
+        return _graph(name, partial(self._tasks, name, selection), chunks, np.int64)
 
     def _tasks(self, name: str, selection: Selection) -> Tasks:
         reader, tasks = self.source.reader, {}
@@ -146,7 +119,7 @@ class TokenVariable:
             part = (f"{name}-part", index)
             tasks[part] = Task(part, _largest, self, rows, selection)
         whole = (name, *[0] * len(shape_of(selection)))
-        return tasks | merge_tasks(whole, _maximum, list(tasks))
+        return tasks | {whole: Task(whole, _maximum, *map(TaskRef, tasks))}
 
 
 @dataclass(frozen=True)
@@ -189,14 +162,14 @@ class RunsVariable:
         of_steps = [(run, at) for run, at in chosen if isinstance(run, StepVariable)]
         if not of_steps:
             stack = da.stack([da.Array(*run.graph(at)) for run, at in chosen])
-            return Graph(stack.dask, stack.name, stack.chunks, stack.dtype)
+            return stack.dask, stack.name, stack.chunks, stack.dtype
         first, at_first = of_steps[0]
         chunks = first.chunks(at_first)
         blocks = [partial(compute_block, run, at, chunks) for run, at in of_steps]
         name = f"runs-{first.name}-{tokenize(self, selection)}"
         chunks = (1,) * len(blocks), *chunks
         block = partial(_block_of_run, blocks)
-        return Graph.of(name, partial(_block_tasks, name, block, chunks), chunks)
+        return _graph(name, partial(_block_tasks, name, block, chunks), chunks)
 
 
 Variable = StepVariable | TokenVariable | RunsVariable
@@ -232,28 +205,15 @@ class _Tasks(Layer):  # type: ignore[misc]  # Dask has no types
         return len(self._tasks)
 
 
+def _graph(
+    name: str, make: Callable[[], Tasks], chunks: Chunks, dtype: type[np.generic] = np.float32
+) -> Graph:
+    return HighLevelGraph.from_collections(name, _Tasks(make)), name, chunks, dtype
+
+
 def _block_tasks(name: str, block: Callable[..., np.ndarray], chunks: Chunks) -> Tasks:
     keys = [(name, *index) for index in np.ndindex(*map(len, chunks))]
     return {key: Task(key, block, key[1:]) for key in keys}
-
-
-def merge_tasks(key: Key, merge: Callable[..., np.ndarray], parts: Sequence[Key]) -> Tasks:
-    """Return tasks that merge parts, in their order, a few at a time."""
-    tasks: Tasks = {}
-    for level in itertools.count():
-        groups = by_fan_in(parts)
-        if len(groups) == 1:
-            return tasks | {key: Task(key, merge, *map(TaskRef, parts))}
-        parts = [(f"{key[0]}-merge", *key[1:], level, index) for index in range(len(groups))]
-        for part, group in zip(parts, groups, strict=True):
-            tasks[part] = Task(part, merge, *map(TaskRef, group))
-    raise AssertionError
-
-
-def identity(source: Source) -> tuple[object, ...]:
-    """Return what is the same only for the same rows of the same store."""
-    reader = source.reader
-    return str(reader.path), reader.schema.parameter, reader.schema.created, reader.n_rows
 
 
 def shape_of(selection: Sequence[Indices | int]) -> tuple[int, ...]:
