@@ -23,8 +23,8 @@ from thimble_zarr.format.schema import (
     Schema,
     TokenLabels,
     check_group_name,
-    read_content,
 )
+from thimble_zarr.format.versions import upgrade
 from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.files.local import LocalFiles
@@ -77,7 +77,7 @@ class Contents:
                 "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
             )
         try:
-            content = read_content(attribute)
+            content = upgrade(attribute)
             groups = _names(content.get(PARAMETERS, ()))
         except ConfigError as error:
             raise DamagedStoreError(f"cannot read {files.path}: {error}") from error

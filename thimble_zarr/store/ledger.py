@@ -19,9 +19,15 @@ import msgspec
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, StoreError
-from thimble_zarr.format.documents import MAX_DOCUMENT_BYTES, TooLargeError, check_size, parsed
+from thimble_zarr.format.documents import (
+    MAX_DOCUMENT_BYTES,
+    Json,
+    TooLargeError,
+    check_size,
+    parsed,
+)
 from thimble_zarr.format.overhead import Overhead
-from thimble_zarr.format.schema import FORMAT_VERSION, Json
+from thimble_zarr.format.versions import FORMAT_VERSION
 from thimble_zarr.store.files.base import Files, OpenFile
 from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA, array_of, is_chunk_key
 

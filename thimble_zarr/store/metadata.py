@@ -27,8 +27,8 @@ from thimble_zarr.format.schema import (
     VARIABLES,
     Json,
     Schema,
-    versioned,
 )
+from thimble_zarr.format.versions import versioned
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.keys import (
@@ -104,36 +104,18 @@ class Declaration:
             self._add_variables(group, schema)
             for name, long_name in schema.per_step.items():
                 dtype, fill = (np.int64, -1) if name == "step" else (np.float64, float("nan"))
-                length, shape = (layout.SCALAR_CHUNK_STEPS,), (capacity,)
-                self._add(
-                    (group, name),
-                    ("step",),
-                    shape,
-                    length,
-                    dtype,
-                    fill,
-                    attributes={"long_name": long_name},
-                )
+                chunk = (layout.SCALAR_CHUNK_STEPS,)
+                self._add((group, name), long_name, ("step",), (capacity,), chunk, dtype, fill)
             for name, values in coordinates[group].items():
-                dims, length = (_DIMS.get(name, schema.dims[0]),), (max(1, len(values)),)
-                label = LABELS.get(name, ROW_LABEL)
-                self._add(
-                    (group, name),
-                    dims,
-                    values.shape,
-                    length,
-                    values.dtype,
-                    0,
-                    attributes={"long_name": label},
-                )
+                dims = (_DIMS.get(name, schema.dims[0]),)
+                label, chunk = LABELS.get(name, ROW_LABEL), (max(1, len(values)),)
+                self._add((group, name), label, dims, values.shape, chunk, values.dtype, 0)
         self._check_readable(coordinates)
 
     def resize(self, n_rows: int) -> None:
         """Declare so many rows."""
         self.capacity = n_rows
-        for document in self.documents.values():
-            if is_per_step(document):
-                document["shape"][0] = n_rows
+        self.documents = {key: resized(one, n_rows) for key, one in self.documents.items()}
 
     def consolidate(self) -> None:
         """Copy all metadata below a group into its own, as zarr-python does."""
@@ -146,34 +128,36 @@ class Declaration:
         shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
         rest = schema.shape[1:]
         for name, native in schema.dtypes.items():
-            attributes = {"long_name": VARIABLES[name], "dtype": native}
+            more = {"dtype": native}
             if native == "bfloat16":
-                attributes["encoding"] = BFLOAT16_RECIPE
+                more["encoding"] = BFLOAT16_RECIPE
             self._add(
                 (group, name),
+                VARIABLES[name],
                 ("step", *schema.dims),
                 (self.capacity, *schema.shape),
                 (steps, shard_tokens, *rest) if schema.shape else (steps,),
                 storage_dtype(native),
                 fill_value(native),
                 chunk_shape=(steps, tokens, *rest) if schema.shape else (steps,),
-                attributes=attributes,
+                **more,
             )
 
     def _add(
         self,
         array: ArrayName,
+        long_name: str,
         dims: tuple[str, ...],
         shape: tuple[int, ...],
         file_shape: tuple[int, ...],
-        dtype: npt.DTypeLike,
+        stored: npt.DTypeLike,
         fill: float,
         *,
         chunk_shape: tuple[int, ...] | None = None,
-        attributes: Mapping[str, Json],
+        **more: str,
     ) -> None:
         """Declare an array. Its files are shards if the shape of their chunks is given."""
-        dtype, chunk, path = np.dtype(dtype), chunk_shape or file_shape, array_key(array)
+        dtype, chunk, path = np.dtype(stored), chunk_shape or file_shape, array_key(array)
         chunk_bytes = math.prod(chunk) * dtype.itemsize
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise ConfigError(
@@ -194,7 +178,7 @@ class Declaration:
             "chunk_key_encoding": _ENCODING,
             "fill_value": "NaN" if math.isnan(fill) else np.array(fill, dtype).item(),
             "codecs": codecs,
-            "attributes": attributes,
+            "attributes": {"long_name": long_name, **more},
             "dimension_names": [*dims],
             "zarr_format": 3,
             "node_type": "array",
@@ -261,6 +245,12 @@ def _group(attributes: Mapping[str, Json]) -> dict[str, Any]:
 def encoded(document: Document) -> bytes:
     """Return a document as it is written, with its copies of others in a single line."""
     return json.dumps(document, indent=None if CONSOLIDATED in document else 2).encode()
+
+
+def resized(document: Document, n_rows: int) -> dict[str, Any]:
+    """Return a document with so many rows, if it is of an array whose first axis is the steps."""
+    is_longer = is_per_step(document)
+    return {**document} | ({"shape": [n_rows, *document["shape"][1:]]} if is_longer else {})
 
 
 def is_per_step(document: Document) -> bool:

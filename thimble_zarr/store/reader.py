@@ -42,7 +42,8 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.indexing import Indices, TokenGroup, token_groups
 from thimble_zarr.format.reader import History, Recording, State
-from thimble_zarr.format.schema import FORMAT_VERSION, Schema, TokenLabels
+from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.format.versions import FORMAT_VERSION
 from thimble_zarr.store.contents import Contents, read_attribute
 from thimble_zarr.store.contents import StorePath as StorePath
 from thimble_zarr.store.files.base import Files, NotPlainFileError
