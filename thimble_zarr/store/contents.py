@@ -42,15 +42,8 @@ _MOST_LISTED = 24
 class Contents:
     """What the root of a store says of it.
 
-    Attributes
-    ----------
-    files
-        The store.
-    groups
-        The group of each parameter, in the order of the recording; empty for a single one that is
-        the root itself.
-    parameter
-        The name of that one, where it is known.
+    `groups` are those of its parameters in the order of the recording; a single one may be the root
+    itself, whose group is empty and whose name is `parameter`, where it is known.
     """
 
     files: Files

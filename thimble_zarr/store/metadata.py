@@ -60,23 +60,17 @@ _MIN_LINE_BYTES = 32
 
 
 class Declaration:
-    """What a store that is written declares: a metadata document of each group and array.
+    """What a store that is written declares: its `documents`, by their keys.
 
     Parameters
     ----------
-    schemas
-        What is recorded of each parameter, by its group.
-    coordinates
-        By group, the values of each coordinate of its rows, as they lie on disk.
+    schemas, coordinates
+        What is recorded of each parameter, and the values of each coordinate of its rows as they
+        lie on disk, by its group.
     capacity
         Rows of the arrays.
     level
         Of compression.
-
-    Attributes
-    ----------
-    documents
-        All of them, by their keys.
 
     Raises
     ------
@@ -286,22 +280,8 @@ def _inline(copies: Json) -> dict[str, Json]:
 class Declared:
     """What the metadata of an array say.
 
-    Attributes
-    ----------
-    shape
-        Of the array.
-    file_shape
-        Of what a file holds: a shard, where there are any, else a chunk.
-    chunk_shape
-        Of what is compressed at once, in the order of the array's axes.
-    dtype
-        As stored.
-    fill
-        What stands for missing.
-    is_sharded
-        Whether a file is a shard.
-    level
-        Blosc's, of which nothing depends but the size.
+    A file holds a shard of `file_shape` or else a chunk; `chunk_shape` is compressed at once.
+    `level` is Blosc's, of which nothing depends but the size.
     """
 
     shape: tuple[int, ...]
@@ -400,16 +380,7 @@ def _check_names(codecs: Iterable[Mapping[str, Any]], expected: tuple[str, ...])
 def check_bounds(schema: Schema, n_rows: int, files: Files, shards: Iterable[str]) -> None:
     """Raise DamagedStoreError if a store claims to hold more than its files can.
 
-    Parameters
-    ----------
-    schema
-        What it claims.
-    n_rows
-        Rows that it claims.
-    files
-        The store, whose ledger has a line a block.
-    shards
-        Keys of some shards. The largest of them is measured.
+    The ledger has a line for each block, and the largest of some shards is measured.
     """
     layout = schema.layout
     itemsize = max((storage_dtype(native).itemsize for native in schema.dtypes.values()), default=1)
