@@ -89,13 +89,8 @@ def choose(
     else:
         tensors = _named_tensors(optimizer, parameters, model)
     labels = _by_group(labels, "labels", tensors)
-    embeddings = {
-        id(layer.weight)
-        for module in (model, parameters)
-        if isinstance(module, nn.Module)
-        for layer in module.modules()
-        if isinstance(layer, nn.Embedding)
-    }
+    modules = [one for module in (model, parameters) for one in _modules(module)]
+    embeddings = {id(one.weight) for one in modules if isinstance(one, nn.Embedding)}
     specs = LiveOptimizer(optimizer, tensors).specs()
     recorded: dict[str, RecordedParameter] = {}
     for group, tensor in tensors.items():
@@ -237,6 +232,10 @@ def _named_tensors(
         raise ConfigError("no parameter was chosen: `parameters=` is empty")
     first = _first_names(found)
     return {name: tensor for name, tensor in found if first[id(tensor)] == name}
+
+
+def _modules(model: object) -> list[nn.Module]:
+    return [*model.modules()] if isinstance(model, nn.Module) else []
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:
