@@ -227,7 +227,12 @@ def _named_tensors(
         found = [(name, _tensor(value, name)) for name, value in parameters.items()]
     for item in items:
         tensors = [_tensor(item, "given")] if not isinstance(item, str) else _matching(item, known)
-        found += [(_name(tensor, names), tensor) for tensor in tensors]
+        if nameless := [tensor for tensor in tensors if id(tensor) not in names]:
+            raise ConfigError(
+                f"the parameter of shape {tuple(nameless[0].shape)} has no name here; pass the "
+                '`model=` that has it, or name it yourself with parameters={"name": tensor}'
+            )
+        found += [(names[id(tensor)], tensor) for tensor in tensors]
     if not found:
         raise ConfigError("no parameter was chosen: `parameters=` is empty")
     first = _first_names(found)
@@ -272,12 +277,3 @@ def _tensor(value: object, name: str) -> Tensor:
             "`embedding.weight`, or with `parameters=` the pattern of its name"
         )
     return value
-
-
-def _name(tensor: Tensor, names: Mapping[int, str]) -> str:
-    if id(tensor) not in names:
-        raise ConfigError(
-            f"the parameter of shape {tuple(tensor.shape)} has no name here; pass the `model=` "
-            'that has it, or name it yourself with parameters={"name": tensor}'
-        )
-    return names[id(tensor)]
