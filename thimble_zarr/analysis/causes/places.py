@@ -240,7 +240,11 @@ def _matches(rows: np.ndarray, others: np.ndarray) -> np.ndarray | None:
     """Return for each row which other it is, bit for bit, if nearly all are and not their own."""
     place = {row.tobytes(): index for index, row in enumerate(others)}
     places = np.array([place.get(row.tobytes(), -1) for row in rows])
-    return _if_permuted(places, np.any(rows != others, axis=1))
+    own, moved = np.arange(len(rows)), np.any(rows != others, axis=1)
+    if moved.sum() < 2 or (places[moved] < 0).mean() > 0.1:
+        return None
+    places = np.where(places < 0, own, places)
+    return places if (places != own).sum() >= 2 else None
 
 
 def _gradient_places(
@@ -265,14 +269,7 @@ def _gradient_places(
         if distance[first] < 0.5 * distance[second]:
             places[index] = first
     moved = places != own
-    if _if_permuted(places, moved) is None:
+    if moved.sum() < 2:
         return None
     same = equal(evidence.replay(step, {"grad": grad[places]}), recorded)[moved].all(axis=1)
     return places if same.mean() > 0.9 else None
-
-
-def _if_permuted(places: np.ndarray, moved: np.ndarray) -> np.ndarray | None:
-    if int(np.sum(moved)) < 2 or float(np.mean(places[moved] < 0)) > 0.1:
-        return None
-    places = np.where(places < 0, np.arange(len(places)), places)
-    return places if (places != np.arange(len(places))).sum() >= 2 else None
