@@ -9,7 +9,6 @@ import torch
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.schema import (
-    SCALARS,
     TOKEN_DIMS,
     Schema,
 )
@@ -61,7 +60,7 @@ def synthetic_run(path: StorePath, *, n_steps: int, n_tokens: int, n_dims: int) 
         arrays["W"][:] = 0x3C00 + np.arange(n_dims)
         scalars = {name: np.full(length, value) for name, value in _HYPERPARAMETERS.items()}
         scalars["optimizer_step"] = np.arange(first, first + length, dtype=np.float64)
-        assert set(scalars) == set(SCALARS)
+        assert set(scalars) == set(schema.scalars)
         writer.commit_block(first, n_rows, arrays, scalars)
     writer.close()
 

@@ -75,7 +75,7 @@ def check_against(path: Path, truth: History, promised: int) -> int:
         np.testing.assert_array_equal(losses[1:], truth.losses[: n_rows - 1])
         assert list(reader.integrity.altered_chunks((0, n_rows))) == []
     verified = verify(path)
-    assert verified.is_sound, verified.findings
+    assert verified.holds, verified.findings
     return n_rows
 
 
@@ -150,7 +150,7 @@ def test_the_second_writer_is_told_who_the_first_one_is(
         with pytest.raises(StoreLockedError, match=rf"process {pid} on \S+ \(since 20\S+\) is rec"):
             call()
     assert StoreReader.open(path).n_rows >= crashing.FLUSH_EVERY + 1  # readers are not kept out
-    assert verify(path).is_sound
+    assert verify(path).holds
     assert recording_of(LocalFiles(path)).state is State.RECORDING
     os.kill(pid, signal.SIGKILL)
     server.wait(pid)
@@ -211,7 +211,7 @@ def fail_at(path: Path, kind: str, n_sound: int, code: int) -> bool:
     assert not failed or os.strerror(code) in failed
     if committed:
         assert stores.check_rows(path) >= committed
-        assert verify(path).is_sound
+        assert verify(path).holds
         repair(path)
         assert verify(path).findings == []
         assert stores.check_rows(path) >= committed
@@ -262,7 +262,7 @@ def test_training_is_told_of_a_disk_that_fails(
     with pytest.raises(RecordingError, match=os.strerror(CALLS[kind])):
         run()
     assert 0 < StoreReader.open(path).n_rows < len(taken) < 400
-    assert verify(path).is_sound
+    assert verify(path).holds
 
 
 def test_a_file_that_may_not_grow_stops_the_recording(
@@ -272,7 +272,7 @@ def test_a_file_that_may_not_grow_stops_the_recording(
     pid = server.start("record_with_small_files", path, said, 60_000)
     assert server.wait(pid) == 17
     assert StoreReader.open(path).n_rows > 4
-    assert verify(path).is_sound
+    assert verify(path).holds
 
 
 @pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("a bug"), SystemExit(1)])
@@ -298,4 +298,4 @@ def test_a_writer_thread_that_dies_stops_training_at_its_next_step(
     with pytest.raises(RecordingError, match=r"stopped: .*steps 0 to 3 are committed and safe"):
         run()
     assert StoreReader.open(path).n_rows == 4
-    assert verify(path).is_sound
+    assert verify(path).holds

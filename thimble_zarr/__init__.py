@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
     from thimble_zarr.record.schedule import every, log_spaced, windows
+    from thimble_zarr.store.integrity.verify import verify
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "open_dataset",
     "open_datasets",
     "open_datatree",
+    "verify",
     "windows",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "open_dataset": "thimble_zarr.analysis.dataset.open",
     "open_datasets": "thimble_zarr.analysis.dataset.runs",
     "open_datatree": "thimble_zarr.analysis.dataset.open",
+    "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",
 }
 

@@ -174,6 +174,7 @@ class Zarr(Blocks):
 
     def __init__(self, path: Path, loop: Loop) -> None:
         import zarr
+        import zarr.codecs
 
         super().__init__(BLOCK_STEPS, loop)
         group = zarr.create_group(path)

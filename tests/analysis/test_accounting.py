@@ -324,17 +324,17 @@ def test_rows_shifted_by_one_step_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replay: bool
 ) -> None:
     """States of step t+1 stored under step t, as an alias that is copied too late would be."""
-    from thimble_zarr.record import capture
+    from thimble_zarr.record.capture import LiveOptimizer
 
-    real = capture.state_tensors
+    real = LiveOptimizer.states
     late: list[dict[str, torch.Tensor]] = []
 
-    def state_tensors(*args: object) -> dict[str, torch.Tensor]:
+    def states(*args: object) -> dict[str, torch.Tensor]:
         late.append({name: tensor.clone() for name, tensor in real(*args).items()})
         shifted = late[-2] if len(late) > 2 else late[-1]
         return shifted | {"W": late[-1]["W"]}
 
-    monkeypatch.setattr(capture, "state_tensors", state_tensors)
+    monkeypatch.setattr(LiveOptimizer, "states", states)
     record(tmp_path / "run.zarr")
     assert not verdict(accounting(open_dataset(tmp_path / "run.zarr"), replay=replay)).holds
 

@@ -6,19 +6,23 @@ import torch
 from tests.support.runs import Loop
 from thimble_zarr.errors import OptimizerError
 from thimble_zarr.optim.base import Optimizer
-from thimble_zarr.record.capture import (
-    optimizer_spec,
-    optimizers_by_parameter,
-    scalars_by_parameter,
-    state_tensors,
-)
+from thimble_zarr.record.capture import LiveOptimizer, optimizer_spec
 from thimble_zarr.record.counting import live_count
 
 adam_module = importlib.import_module("torch.optim.adam")
 
 
 def info(loop: Loop) -> Optimizer:
-    return optimizers_by_parameter(loop.optimizer, {"": loop.weight})[""]
+    return live(loop).specs()[""]
+
+
+def live(loop: Loop, **parameters: torch.Tensor) -> LiveOptimizer:
+    return LiveOptimizer(loop.optimizer, parameters or {"": loop.weight})
+
+
+def scalars(loop: Loop, name: str = "", **parameters: torch.Tensor) -> dict[str, float]:
+    looked = live(loop, **parameters)
+    return looked._by_parameter(looked._scalars)[name]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_decay_is_decoupled_in_adamw_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [torch.optim.SGD, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax]
+    "cls", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.Rprop]
 )
 def test_other_optimizers_are_refused(cls: type[torch.optim.Optimizer]) -> None:
     with pytest.raises(OptimizerError, match=f"{cls.__name__} cannot be recorded"):
@@ -64,19 +68,19 @@ def test_other_optimizers_are_refused(cls: type[torch.optim.Optimizer]) -> None:
 
 def test_a_parameter_of_another_model_is_refused() -> None:
     with pytest.raises(OptimizerError, match=r"does not own .* \(11, 5\)"):
-        optimizers_by_parameter(Loop().optimizer, {"": Loop().weight})
+        LiveOptimizer(Loop().optimizer, {"": Loop().weight}).specs()
 
 
 def test_a_parameter_is_found_in_a_later_group() -> None:
     loop = Loop()
     other = torch.nn.Parameter(torch.zeros(3, 2))
     loop.optimizer.add_param_group({"params": [other], "lr": 0.5})
-    assert scalars_by_parameter(loop.optimizer, {"other": other})["other"]["learning_rate"] == 0.5
+    assert scalars(loop, "other", other=other)["learning_rate"] == 0.5
 
 
 def test_hyperparameters_may_be_tensors() -> None:
     loop = Loop(lr=torch.tensor(0.25))
-    assert scalars_by_parameter(loop.optimizer, {"": loop.weight})[""] == {
+    assert scalars(loop) == {
         "learning_rate": 0.25,
         "beta1": 0.9,
         "beta2": 0.999,
@@ -87,11 +91,11 @@ def test_hyperparameters_may_be_tensors() -> None:
 
 def test_states_are_those_of_the_optimizer() -> None:
     loop = Loop(amsgrad=True)
-    tensors = state_tensors(loop.optimizer, loop.weight, info(loop))
+    tensors = live(loop).states("", info(loop))
     assert set(tensors) == {"W", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
     assert not tensors["exp_avg"].any()  # as they begin
     assert live_count(loop.optimizer, loop.weight, "step") == 0
     loop.step()
-    tensors = state_tensors(loop.optimizer, loop.weight, info(loop))
+    tensors = live(loop).states("", info(loop))
     assert tensors["exp_avg"] is loop.optimizer.state[loop.weight]["exp_avg"]
     assert live_count(loop.optimizer, loop.weight, "step") == 1

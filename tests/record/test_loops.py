@@ -23,7 +23,7 @@ from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import OptimizerError, RecordingError
 from thimble_zarr.record.block import Block
-from thimble_zarr.record.capture import check_unchanged
+from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.store.reader import StoreReader
 
 IMPLEMENTATIONS = {
@@ -507,7 +507,7 @@ def test_a_parameter_that_moves_is_an_error(path: Path) -> None:
     with Recorder(path, loop.optimizer, parameter=loop.weight) as recorder:
         schema = replace(recorder.schemas[""], device="cuda:0")
     with pytest.raises(OptimizerError, match=r"\(device cuda:0 -> cpu\)"):
-        check_unchanged(loop.optimizer, {"": loop.weight}, {"": schema})
+        LiveOptimizer(loop.optimizer, {"": loop.weight}).check_unchanged({"": schema})
 
 
 def test_a_checkpoint_of_other_weights_is_no_step_of_the_optimizer(path: Path) -> None:

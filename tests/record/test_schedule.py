@@ -35,9 +35,7 @@ from thimble_zarr.errors import (
     RecordingError,
     SelectionError,
 )
-from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.record import capture, counting
-from thimble_zarr.record import recorder as recorder_module
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.schedule import as_schedule, count_rows
 from thimble_zarr.store.reader import StoreReader
@@ -119,7 +117,7 @@ def test_it_is_the_full_store_at_the_rows_of_its_steps(
     rows = [t for t in range(N_STEPS + 1) if (t > 0 and schedule(t)) or schedule(t + 1)]
     assert zarr.open_array(path / "step", mode="r")[...].tolist() == rows
     assert count_rows(as_schedule(schedule), N_STEPS) == len(rows)
-    for variable in ("W", "grad", "exp_avg", "exp_avg_sq", *SCALARS):
+    for variable in ("W", "grad", "exp_avg", "exp_avg_sq", *StoreReader.open(path).schema.scalars):
         recorded = zarr.open_array(path / variable, mode="r")[...]
         whole = zarr.open_array(full.path / variable, mode="r")[...]
         np.testing.assert_array_equal(recorded, whole[rows])
@@ -163,9 +161,9 @@ def test_steps_that_are_not_recorded_are_not_looked_at(
     asked: list[int] = []
     looked: list[str] = []
     for module, name in (
-        (recorder_module, "check_unchanged"),
-        (capture, "scalars_by_parameter"),
-        (capture, "state_tensors"),
+        (capture.LiveOptimizer, "check_unchanged"),
+        (capture.LiveOptimizer, "_scalars"),
+        (capture.LiveOptimizer, "states"),
         (counting, "live_count"),
     ):
         monkeypatch.setattr(module, name, noting(getattr(module, name), looked))
@@ -181,7 +179,7 @@ def test_steps_that_are_not_recorded_are_not_looked_at(
             loop.step()
             assert recorder.step == step
     assert asked == list(range(1, N_STEPS + 2))  # each once, in order
-    row = ["check_unchanged", "live_count", "state_tensors", "scalars_by_parameter"]
+    row = ["check_unchanged", "live_count", "states", "_scalars"]
     # The first step is looked at; that of step 9, whose row before is not there, before it, too.
     assert looked == [*row[:1], *row[:1], "live_count", *row[1:], *row]
 

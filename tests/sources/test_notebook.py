@@ -36,7 +36,6 @@ from thimble_zarr.errors import (
     ThimbleError,
 )
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.sources.notebook.exporter import export_notebook
 from thimble_zarr.sources.notebook.importer import import_notebook
 from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
@@ -231,7 +230,7 @@ def test_stored_bits_are_those_of_a_recording(
             np.testing.assert_array_equal(bits, recorded.read(name, (0, N_ROWS)), err_msg=name)
             np.testing.assert_array_equal(decode(bits, "bfloat16"), toy_history[name])
         scalars = reader.read_scalars()
-        assert list(scalars) == list(SCALARS)
+        assert list(scalars) == list(reader.schema.scalars)
         for name, values in recorded.read_scalars().items():
             assert scalars[name].dtype == np.float64
             if name == "loss":

@@ -58,7 +58,7 @@ def test_a_stale_writer_leaves_the_other_store_alone(
         stores.StoreWriter.create(path, stores.SCHEMA, overwrite=True)
     stores.commit(writer, 8)
     writer.close()
-    assert verify(path).is_sound
+    assert verify(path).holds
     assert stores.check_rows(path) == 8
 
 
@@ -112,7 +112,7 @@ def test_a_store_that_is_replaced_during_a_commit_is_not_committed_to(
     with pytest.raises(StoreError, match=GONE):
         stores.commit(stale, 3)
     stale.release()
-    assert verify(path).is_sound
+    assert verify(path).holds
     assert stores.check_rows(path) == 4
 
 

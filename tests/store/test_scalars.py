@@ -15,7 +15,7 @@ from tests.support import stores
 from tests.support.stores import BLOCK_STEPS
 from thimble_zarr.format import layout
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
-from thimble_zarr.format.schema import SCALARS, array_path
+from thimble_zarr.format.schema import array_path
 from thimble_zarr.store import writer as writer_module
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.reader import StoreReader
@@ -49,7 +49,7 @@ def test_each_parameter_has_its_own_values_however_alike_they_are(
     few = random.normal(size=(2, N_ROWS + BLOCK_STEPS))
     few[1, ::3] = np.nan
     truth = {}
-    for path in [array_path(group, name) for group in groups for name in SCALARS]:
+    for path in [array_path(group, name) for group in groups for name in SCHEMA.scalars]:
         which = random.random(few.shape[1]) < 0.1  # where it changes from one to the other
         truth[path] = np.where(np.cumsum(which) % 2, *few)
     writer = StoreWriter.create(tmp_path / "run.zarr", dict.fromkeys(groups, SCHEMA))
@@ -60,7 +60,7 @@ def test_each_parameter_has_its_own_values_however_alike_they_are(
             writer.release()
             writer = StoreWriter.resume(writer.path, dict.fromkeys(groups, SCHEMA))
     writer.close()
-    assert verify(writer.path).is_sound
+    assert verify(writer.path).holds
     for reader in StoreReader.open_each(writer.path):
         for name, values in reader.read_scalars().items():
             path = array_path(reader.group, name)
@@ -93,12 +93,12 @@ def kept() -> Iterator[list[int]]:
 def test_many_parameters_keep_no_values_each(tmp_path: Path) -> None:
     """Those of one group of the optimizer, whose values are the same."""
     schemas = {f"p{index}": SCHEMA for index in range(11)}
-    of_their_own = len(schemas) * 8 * SCALAR_CHUNK_STEPS * len(SCALARS)
-    values = np.random.default_rng(0).normal(size=(len(SCALARS), 2 * BLOCK_STEPS))
+    of_their_own = len(schemas) * 8 * SCALAR_CHUNK_STEPS * len(SCHEMA.scalars)
+    values = np.random.default_rng(0).normal(size=(len(SCHEMA.scalars), 2 * BLOCK_STEPS))
     truth = {
         array_path(group, name): values[index]
         for group in schemas
-        for index, name in enumerate(SCALARS)
+        for index, name in enumerate(SCHEMA.scalars)
     }
     writer = StoreWriter.create(tmp_path / "run.zarr", schemas)
     with kept() as by_commits:

@@ -13,7 +13,7 @@ import tensorstore
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.codecs import TransposeCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from thimble_zarr import tuning
@@ -26,9 +26,13 @@ from thimble_zarr.store.shard import (
     decode_vector,
     encode_vector,
 )
-from thimble_zarr.store.writer import chunk_codecs
 
 FILL = 7
+
+
+def chunk_codecs(dtype: str) -> list[BloscCodec | Crc32cCodec]:
+    size = np.dtype(dtype).itemsize
+    return [BloscCodec(typesize=size, cname="lz4", clevel=9, shuffle="shuffle"), Crc32cCodec()]
 
 
 def declare(
@@ -43,7 +47,7 @@ def declare(
         shards=(block_steps, shard_tokens, n_dims),
         dtype=dtype,
         filters=[TransposeCodec(order=CHUNK_ORDER)],
-        compressors=chunk_codecs(np.dtype(dtype)),
+        compressors=chunk_codecs(dtype),
         fill_value=FILL,
     )
 
@@ -160,7 +164,7 @@ def test_the_bytes_are_those_of_an_array_of_any_rank(n_axes: int) -> None:
         shards=of_rows[1],
         dtype="uint16",
         filters=[TransposeCodec(order=order)],
-        compressors=chunk_codecs(np.dtype("uint16")),
+        compressors=chunk_codecs("uint16"),
         fill_value=FILL,
     )
     expected = values(shape, "uint16")
@@ -178,7 +182,7 @@ def test_zarr_reads_a_vector(dtype: str) -> None:
         shape=(17,),
         chunks=(17,),
         dtype=dtype,
-        compressors=chunk_codecs(np.dtype(dtype)),
+        compressors=chunk_codecs(dtype),
     )
     expected = np.arange(17).astype(dtype)
     content = encode_vector(expected)

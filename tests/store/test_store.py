@@ -25,7 +25,6 @@ from thimble_zarr.errors import (
     UnsupportedFormatError,
 )
 from thimble_zarr.format import layout
-from thimble_zarr.format.schema import SCALARS
 from thimble_zarr.store import writer as writer_module
 from thimble_zarr.store.files.disk import Disk
 from thimble_zarr.store.files.local import LocalFiles
@@ -211,7 +210,7 @@ def test_a_commit_goes_to_disk_in_order(
     def at(event: str) -> int:
         return events.index(event)
 
-    names = (*SCHEMA.dtypes, *SCALARS, "step")
+    names = (*SCHEMA.dtypes, *SCHEMA.scalars, "step")
     files = [event for event in events if event.startswith("sync") and "c.0" in event]
     renames = [event for event in events if event.startswith("rename") and "c.0" in event]
     assert len(files) == len(renames) == len(names)

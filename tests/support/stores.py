@@ -7,7 +7,6 @@ import numpy as np
 from tests.support.runs import token_labels
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.schema import (
-    SCALARS,
     Schema,
 )
 from thimble_zarr.optim.adam import Adam
@@ -47,7 +46,9 @@ def block(index: int) -> dict[str, np.ndarray]:
 
 
 def scalars(first_row: int) -> dict[str, np.ndarray]:
-    return {name: np.arange(first_row, first_row + BLOCK_STEPS, dtype=float) for name in SCALARS}
+    return {
+        name: np.arange(first_row, first_row + BLOCK_STEPS, dtype=float) for name in SCHEMA.scalars
+    }
 
 
 def create(path: Path) -> StoreWriter:

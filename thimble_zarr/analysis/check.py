@@ -1,7 +1,6 @@
 """`check`: does every recorded row follow from the one before?"""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -90,14 +89,15 @@ def check(
     if tokens is not None and not isinstance(tokens, str):
         tokens = ",".join(map(str, tokens))
     patterns = [parameters] if isinstance(parameters, str) else parameters
-    asked = _Asked(tokens, steps, formula=formula, replay=replay, extended=extended)
+    asked = {"formula": formula, "replay": replay, "extended": extended}
     resources = Resources(memory_bytes=memory_bytes, workers=workers, scheduler=scheduler)
     readers = open_recording(store, parameters=patterns, token_mask=token_mask)
     results = []
     for reader in readers:
         where = Path(store), reader.group or None
         try:
-            subsets = _check(asked, Source.of(reader, device), where, resources, progress)
+            source = Source.of(reader, device)
+            subsets = _check(source, (tokens, steps), where, resources, progress, **asked)
             results.append(ParameterResult(*where, subsets))
         except (ThimbleError, OSError) as error:
             if len(readers) == 1:
@@ -106,32 +106,24 @@ def check(
     return CheckResult(Path(store), (*results,))
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is asked of each parameter."""
-
-    tokens: str | None
-    steps: str | None
-    _: KW_ONLY
-    formula: bool
-    replay: bool
-    extended: bool
-
-
 def _check(
-    asked: _Asked,
     source: Source,
+    selection: tuple[str | None, str | None],
     where: tuple[Path, str | None],
     resources: Resources,
     progress: Progress | None,
+    *,
+    formula: bool,
+    replay: bool,
+    extended: bool,
 ) -> tuple[SubsetResult, ...]:
     """Check the subsets of a parameter in one pass."""
-    schema, formula, replay = source.reader.schema, asked.formula, asked.replay
-    selected, subsets = select(source, asked.tokens, asked.steps)
+    schema = source.reader.schema
+    selected, subsets = select(source, *selection)
     if formula:  # else there is nothing to do without the replay, and an error says why
         replay = replay and not missing_inputs("unexplained", schema)
     ids = {name: subset.ids for name, subset in subsets.items()}
-    audit = Audit.of(selected, formula=formula, replay=replay, extended=asked.extended, subsets=ids)
+    audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=ids)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
         checked = audit.reduction.selected
         altered = find_altered(checked, before_block=numbers.reach) if replay else ()
@@ -146,7 +138,7 @@ def _check(
             n_tokens=len(subset.tokens),
             steps=(int(steps[0]), int(steps[-1])),
             n_recorded=int((steps > 0).sum()),
-            extended=asked.extended,
+            extended=extended,
             numbers=table,
             findings=(*findings,),
             verdict=verdict(table, findings, source.reader),

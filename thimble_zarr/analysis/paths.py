@@ -9,17 +9,9 @@ from thimble_zarr.errors import ConfigError, NotAStoreError
 
 
 def stores_at(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Return the paths that patterns match.
+    """Return the paths that patterns match, sorted and without duplicates.
 
-    Parameters
-    ----------
-    paths
-        Paths and glob patterns, or a single one. What exists by its name is no pattern.
-
-    Returns
-    -------
-    list of str
-        Sorted and without duplicates. Whether there is a store is not looked at.
+    What exists by its name is no pattern. Whether there is a store is not looked at.
 
     Raises
     ------

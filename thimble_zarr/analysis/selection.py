@@ -28,17 +28,20 @@ def select(
     source
         The recording.
     tokens
-        As `select_tokens` takes it, or several subsets separated by commas: `all`, `live` or
-        `dead`, and besides them `@FILE`.
+        `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white space or
+        commas, or `text:` and a token's exact text, as `ds.text` has it. Or several subsets
+        separated by commas: words, and besides them `@FILE`. None means `dead` where it is known
+        which tokens are, else `all`. A parameter without tokens has only `all`, its rows.
     steps
-        As `select_steps` takes it.
+        `A:B`, both inclusive as labels are in xarray; either may be left out. A single `A` is that
+        step alone. None means every step.
 
     Returns
     -------
     Selected
         The tokens of all subsets.
     dict of str to Selected
-        Each subset, by name. A parameter without tokens has only `all`, its rows.
+        Each subset, by name.
 
     Raises
     ------
@@ -78,35 +81,13 @@ def _subsets(spec: str | None) -> list[str | None]:
 
 
 def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
-    """Select tokens.
-
-    Parameters
-    ----------
-    source
-        A recording whose rows are tokens.
-    spec
-        `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white space
-        or commas, or `text:` followed by a token's exact text, as `ds.text` has it. None means
-        dead where it is known which tokens are, else all.
-
-    Returns
-    -------
-    str
-        The subset's name, for a title.
-    numpy.ndarray
-        Where the tokens are among the recorded ones, int64, ascending.
-
-    Raises
-    ------
-    SelectionError
-        If the selection cannot be read, names a token that is not there, or is empty.
-    """
+    """Return a subset's name, and where its tokens are among the recorded ones, ascending."""
     if spec is None:
         dead = source.labels.dead
         spec = "all" if dead is None or not dead.any() else "dead"
     if spec == "all":
         return spec, np.arange(len(source.token_ids))
-    if spec in ("live", "dead"):
+    if spec in _WORDS:
         positions = _labelled(source, spec)
     elif spec.startswith("text:"):
         positions = _with_text(source, spec.removeprefix("text:"))
@@ -165,26 +146,7 @@ def _with_ids(source: Source, spec: str) -> np.ndarray:
 
 
 def select_steps(source: Source, spec: str | None) -> Indices:
-    """Select a range of steps.
-
-    Parameters
-    ----------
-    source
-        The recording.
-    spec
-        `A:B`, both inclusive as labels are in xarray; either may be left out. A single `A` is that
-        step alone. None means every step.
-
-    Returns
-    -------
-    range or numpy.ndarray
-        The rows of the selected steps.
-
-    Raises
-    ------
-    SelectionError
-        If the range cannot be read, is empty, or is not within the run.
-    """
+    """Return the rows of a range of steps."""
     recorded = source.steps
     if spec is None:
         return range(len(recorded))

@@ -17,10 +17,8 @@ class Verdict:
 
     Attributes
     ----------
-    holds
-        Whether every recorded row follows from the row before.
-    text
-        The same in words.
+    holds, text
+        Whether every recorded row follows from the row before, and the same in words.
     step
         The first step that fails; None where none does.
     has_ended
@@ -39,20 +37,8 @@ def verdict(
     """Judge an accounting.
 
     Where there is a replay it decides, because it is sharper than any bound on the formula's
-    rounding. In both cases a change that is not finite fails.
-
-    Parameters
-    ----------
-    table
-        What `tabulated` returned, or `accounting`.
-    findings
-        What `find_causes` returned.
-    reader
-        Of the recording, to tell whether it has ended.
-
-    Returns
-    -------
-    Verdict
+    rounding. In both cases a change that is not finite fails. The findings are what `find_causes`
+    returned. With the reader of the recording it is told, too, whether that has ended.
     """
     judged = _replay_verdict(table) if "recurrence" in table else _formula_verdict(table)
     if judged.holds and findings:

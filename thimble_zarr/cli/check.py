@@ -137,11 +137,11 @@ def run_check(
     """Check, print and return the exit code."""
     from thimble_zarr.analysis.paths import stores_at
     from thimble_zarr.report import check as report
-    from thimble_zarr.report import machine
+    from thimble_zarr.report.machine import as_csv, as_json
 
     if rows is not None and format_ != "table":
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
-    _check_sense(**options)
+    _refuse_nonsense(**options)
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
     paths = [*map(Path, stores_at(stores))]
@@ -149,7 +149,7 @@ def run_check(
     if format_ == "table":
         text = report.as_text(results, rows)
     else:
-        text = (machine.as_csv if format_ == "csv" else machine.as_json)(results)
+        text = as_csv(results) if format_ == "csv" else as_json(results)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -159,11 +159,16 @@ def run_check(
     return max(map(_exit_code, results))
 
 
-def _check_sense(
-    *, formula: bool = True, replay: bool = True, extended: bool = False, **options: Any
+def _refuse_nonsense(
+    *,
+    formula: bool = True,
+    replay: bool = True,
+    extended: bool = False,
+    device: str | None = None,
+    **options: object,
 ) -> None:
     """Refuse options of which one makes another meaningless."""
-    if options.get("device") is not None and not replay:
+    if device is not None and not replay:
         raise click.UsageError("--device chooses where to replay, and --no-replay turns it off")
     if not formula and not replay:
         raise click.UsageError("--no-formula and --no-replay leave nothing to check")

@@ -47,7 +47,8 @@ def import_(
     if has_narrow_states(schema):
         click.echo("States   stored as bfloat16: nothing is lost, since all their values are")
     else:
-        click.echo(f"States   stored as {schema.dtypes['exp_avg']}, as they are in the file")
+        state = schema.optimizer.states[0].name
+        click.echo(f"States   stored as {schema.dtypes[state]}, as they are in the file")
     click.echo(f"Store    {store}\nNext     thimble-zarr check {shlex.quote(str(store))}")
 
 

@@ -3,30 +3,26 @@
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_PATH: Any = click.Path(path_type=Path)
 
-STORE = click.argument("store", type=click.Path(path_type=Path))
-STORES = click.argument(
-    "stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+STORE = click.argument("store", type=_PATH)
+STORES = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_PATH)
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only results, warnings and errors.")
 OVERWRITE = click.option(
     "--overwrite", is_flag=True, help="Replace the store at that path, but never anything else."
 )
 TOKEN_MASK = click.option(
     "--token-mask",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Safetensors file with live_mask or dead_mask, which a notebook's file does not have.",
 )
-
-
 PARAMETERS = click.option(
     "--parameter",
     "parameters",
@@ -68,30 +64,23 @@ MEMORY = click.option(
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for every setting of `TrainingConfig`, and `--config`."""
     for setting in reversed(fields(TrainingConfig)):
-        command = _config_option(setting.name, setting.default)(command)
+        name, default = setting.name, setting.default
+        flag, help_ = f"--{name.replace('_', '-')}", HELP[name]
+        kind: Any = (get_args(setting.type) or [setting.type])[0]  # of `Path | None` the first
+        if kind is bool:
+            flag = f"{flag}/--no-{flag.removeprefix('--')}"
+        elif default is not None:
+            help_ += f"  [default: {default}]"
+        if name in CHOICES:
+            kind = click.Choice(CHOICES[name])
+        elif kind is Path:
+            kind = _PATH
+        command = click.option(flag, type=kind, default=None, help=help_)(command)
     return click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=_PATH,
         help="TOML file of settings, named as the options: batch_size = 16. Options win.",
     )(command)
-
-
-def _config_option(name: str, default: object) -> Decorator:
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(default, bool):
-        both = f"{flag}/--no-{flag.removeprefix('--')}"
-        return click.option(both, default=None, help=HELP[name])
-    kind: Any = click.Path(path_type=Path)
-    if name in CHOICES:
-        kind = click.Choice(CHOICES[name])
-    elif default is not None:
-        kind = type(default)
-    elif name in ("device", "windows", "variables"):
-        kind = str
-    elif name == "every":
-        kind = int
-    help_ = HELP[name] if default is None else f"{HELP[name]}  [default: {default}]"
-    return click.option(flag, type=kind, default=None, help=help_)
 
 
 def config_from(
@@ -100,8 +89,7 @@ def config_from(
     """Return settings: those recorded, else defaults; overridden by a file, and that by flags."""
     from thimble_zarr.experiment.config import read_toml
 
-    settings = {} if config is None else read_toml(config)
+    settings: dict[str, object] = {} if recorded is None else {**recorded.to_json()}
+    settings |= {} if config is None else read_toml(config)
     given = {name: value for name, value in flags.items() if value is not None}
-    if recorded is None:
-        return TrainingConfig.from_settings(settings | given)
-    return TrainingConfig.from_settings(recorded.to_json() | settings | given)
+    return TrainingConfig.from_settings(settings | given)

@@ -36,8 +36,7 @@ class _Lines(Progress):
     """Progress for a log: no control characters, and a line only every few seconds."""
 
     def __init__(self, **options: Any) -> None:
-        interval_s = LINE_INTERVAL_S
-        super().__init__(**options, delay=interval_s, mininterval=interval_s)
+        super().__init__(**options, delay=LINE_INTERVAL_S, mininterval=LINE_INTERVAL_S)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print a line, but none where tqdm would wipe a bar off the screen."""
@@ -63,17 +62,8 @@ def progress(
 ) -> Progress:
     """Begin to show progress on stderr: at once on a terminal, elsewhere after some seconds.
 
-    Parameters
-    ----------
-    doing
-        What the command is doing, such as "checking".
-    unit
-        What is counted, in the singular: "step". "B" for bytes, which are shown as MB and GB. Empty
-        if nothing is counted; then only `doing` is shown.
-    total
-        How many there are, where that is known.
-    quiet
-        Show nothing.
+    `unit` is what is counted, in the singular, "B" for bytes, which are shown as MB and GB. If it
+    is empty, only what is done is shown (`doing`, such as "checking").
 
     Returns
     -------
@@ -81,12 +71,11 @@ def progress(
         A context manager. `update` adds to what is done, `reach` sets it.
     """
     kind: type[Progress] = Progress if sys.stderr.isatty() else _Lines
-    scaled = unit == "B"
     return kind(
         desc=doing,
         total=total,
         unit=unit,
-        unit_scale=scaled,
+        unit_scale=unit == "B",
         leave=False,
         miniters=1,
         disable=quiet,

@@ -60,37 +60,27 @@ def tokens(
     """
     if tokenizer is not None and train_on:
         raise click.UsageError("--tokenizer and --train-on exclude each other")
-    for file in (save_tokenizer, save_mask):
-        if file is not None and file.exists():
-            raise StoreExistsError(f"{file} exists; choose another name or remove it")
-        if file is not None and not file.absolute().parent.is_dir():
-            raise StoreError(f"cannot write {file}: there is no directory {file.parent}")
-
+    _check_writable(save_tokenizer, save_mask)
     from thimble_zarr.cli.progress import progress
 
     with progress("loading corpus and tokenizer", quiet=quiet):
+        from thimble_zarr.experiment import vocabulary
         from thimble_zarr.experiment.corpus import read_corpus
-        from thimble_zarr.experiment.vocabulary import (
-            count_tokens,
-            label_tokens,
-            load_tokenizer,
-            read_tokenizer,
-            train_tokenizer,
-        )
         from thimble_zarr.store.token_mask import write_mask
 
-        counted = read_corpus(corpus)
-        sources = [read_corpus(file) for file in train_on]
+        counted, sources = read_corpus(corpus), [read_corpus(file) for file in train_on]
         if tokenizer is not None:
-            trained = load_tokenizer(tokenizer)
+            trained = vocabulary.load_tokenizer(tokenizer)
         elif not sources:
-            trained = read_tokenizer(None, vocab_size=vocab_size)
+            trained = vocabulary.read_tokenizer(None, vocab_size=vocab_size)
     if sources:
         n_bytes = sum(source.n_bytes for source in sources)
         with progress("training the tokenizer", unit="B", total=n_bytes, quiet=quiet) as bar:
-            trained = train_tokenizer((_read(source, bar) for source in sources), vocab_size)
+            texts = (_read(source, bar) for source in sources)
+            trained = vocabulary.train_tokenizer(texts, vocab_size)
     with progress("counting tokens", unit="B", total=counted.n_bytes, quiet=quiet) as bar:
-        labels = label_tokens(trained, count_tokens(trained, _read(counted, bar)))
+        counts = vocabulary.count_tokens(trained, _read(counted, bar))
+        labels = vocabulary.label_tokens(trained, counts)
     click.echo(_summary(counted.name, labels))
     if save_tokenizer is not None:
         save_tokenizer.write_text(trained.to_str(), encoding="utf-8")
@@ -99,6 +89,14 @@ def tokens(
     for file, what in ((save_tokenizer, "Tokenizer"), (save_mask, "Token mask")):
         if file is not None and not quiet:
             click.echo(f"{what} written to {file}")
+
+
+def _check_writable(*files: Path | None) -> None:
+    for file in files:
+        if file is not None and file.exists():
+            raise StoreExistsError(f"{file} exists; choose another name or remove it")
+        if file is not None and not file.absolute().parent.is_dir():
+            raise StoreError(f"cannot write {file}: there is no directory {file.parent}")
 
 
 def _read(corpus: "Corpus", bar: "Progress") -> Iterator[str]:

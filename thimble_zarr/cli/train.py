@@ -169,21 +169,21 @@ def run_training(
     say("Loading the tokenizer and the corpus (longer the first time) ...", err=True)
     from thimble_zarr.experiment import trainer
 
-    data, bar = trainer.load_data(config), _ProgressBar(config, quiet=quiet)
+    data, training = trainer.load_data(config), _Training(config, quiet=quiet)
     say(_in_words(data))
-    train = functools.partial(trainer.train, memory_bytes=memory_bytes, on_step=bar)
+    train = functools.partial(trainer.train, memory_bytes=memory_bytes, on_step=training)
     try:
-        with terminated_cleanly(), bar:
+        with terminated_cleanly(), training.bar:
             train(config, data, store, overwrite=overwrite, resume=resume)
     except KeyboardInterrupt:
-        say(bar.summary(store))
-        if bar.last is not None and config.schedule is None:
+        say(training.summary(store))
+        if training.last is not None and config.schedule is None:
             say(_how_to_resume(store))
         raise
     if not quiet:
         say(render_validation(store))
-    is_finished = resume and bar.last is None
-    say(f"All {config.steps:,} steps are recorded." if is_finished else bar.summary(store))
+    is_finished = resume and training.last is None
+    say(f"All {config.steps:,} steps are recorded." if is_finished else training.summary(store))
 
 
 def _in_words(data: "TrainingData") -> str:
@@ -205,39 +205,33 @@ def _how_to_resume(store: Path) -> str:
     )
 
 
-class _ProgressBar:
-    """Shows loss, steps a second and bytes written on stderr."""
+class _Training:
+    """How far training is: shown on stderr, and summed up at its end."""
 
     def __init__(self, config: TrainingConfig, *, quiet: bool) -> None:
         from thimble_zarr.cli.progress import progress
 
         self.first: Progress | None = None
         self.last: Progress | None = None
-        self._chosen = "" if config.schedule is None else f"{config.schedule} of "
-        self._bar = progress("training", unit="step", total=config.steps, quiet=quiet)
-        self._n_steps, self._start_s = config.steps, time.perf_counter()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        self._config, self._start_s = config, time.perf_counter()
+        self.bar = progress("training", unit="step", total=config.steps, quiet=quiet)
 
     def __call__(self, progress: "Progress") -> None:
         self.first, self.last = self.first or progress, progress
-        self._bar.note(f"loss {progress.loss:.3f}, {human_bytes(progress.bytes_written)} written")
-        self._bar.reach(progress.step, self._n_steps)  # a resumed run has taken some before
+        self.bar.note(f"loss {progress.loss:.3f}, {human_bytes(progress.bytes_written)} written")
+        self.bar.reach(progress.step, self._config.steps)  # a resumed run has taken some before
 
     def summary(self, store: Path) -> str:
         """Return what was recorded, where, and what to type next."""
         if self.first is None or self.last is None:
             return "Nothing was recorded."
         elapsed_s, first_step = time.perf_counter() - self._start_s, self.first.step
-        n_steps = self.last.step - first_step + 1
+        n_steps, schedule = self.last.step - first_step + 1, self._config.schedule
+        chosen = "" if schedule is None else f"{schedule} of "
         which = f" ({first_step:,} to {self.last.step:,})" if first_step > 1 else ""
         return (
-            f"Recorded {self._chosen}{n_steps:,} step{'s' * (n_steps != 1)}{which} in "
-            f"{elapsed_s:.0f} s ({n_steps / elapsed_s:.1f} steps/s); "
+            f"Recorded {chosen}{n_steps:,} step{'s' * (n_steps != 1)}{which} in {elapsed_s:.0f} s "
+            f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
             f"Store    {store}\n"
             f"Next     thimble-zarr {_next_command(store)} {shlex.quote(str(store))}"
@@ -274,13 +268,11 @@ def render_validation(store: Path) -> str:
     except SelectionError:  # there are no such steps, or something was not recorded
         return "No recorded step can be checked.\n"
     (table,) = tabulated(audit, audit.reduction.compute())
-    lines = [
-        f"  t={step:4d}: ratio={ratio:.3f}, cosine={cosine:+.3f}"
-        for step, ratio, cosine in zip(
-            steps, table["ratio"], table["cosine_similarity"], strict=True
-        )
-    ]
+    numbers = zip(steps, table["ratio"], table["cosine_similarity"], strict=True)
     title = (
         "Predicted over observed weight change, all tokens (ratio 1, cosine 1: the formula fits)"
+    )
+    lines = (
+        f"  t={step:4d}: ratio={ratio:.3f}, cosine={cosine:+.3f}" for step, ratio, cosine in numbers
     )
     return "\n".join([title, *lines, ""])

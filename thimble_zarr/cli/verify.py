@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from thimble_zarr.cli.options import QUIET, STORE
 from thimble_zarr.format.layout import human_bytes
 
 if TYPE_CHECKING:
-    from thimble_zarr.store.integrity.verify import Finding, Verified
+    from thimble_zarr.store.integrity.result import VerifyResult
 
 
 @click.command()
@@ -35,13 +34,10 @@ def verify(ctx: click.Context, store: Path, *, format_: str, quiet: bool) -> Non
     It works on a STORE that is being recorded, too.
     Exit code 0 if all that was committed is there, whatever a crash left beside it; 1 if it is not.
     """
-    verified = _verified(store, quiet=quiet)
-    if format_ == "json":
-        content = asdict(verified) | {"path": str(store), "sound": verified.is_sound}
-        click.echo(json.dumps(content, indent=1))
-    else:
-        click.echo(_in_words(verified, store))
-    ctx.exit(0 if verified.is_sound else FOUND)
+    result = _verify(store, quiet=quiet)
+    is_json = format_ == "json"
+    click.echo(json.dumps(result.to_json(), indent=1) if is_json else _in_words(result))
+    ctx.exit(0 if result.holds else FOUND)
 
 
 @click.command()
@@ -72,7 +68,7 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
         click.echo(line)
     for problem in plan.hopeless:
         click.echo(f"cannot be repaired: {problem}")
-    verified = _verified(store, quiet=quiet)
+    result = _verify(store, quiet=quiet)
     if plan.hopeless:
         click.echo("Nothing is done: restore what is damaged from a copy.")
     elif not plan.steps and plan.left:
@@ -84,52 +80,48 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
     elif is_applied and plan.left:
         click.echo("The rest is repaired. The store stays DAMAGED by what is left as it is.")
     elif is_applied:
-        click.echo(_verdict(verified, store))
+        click.echo(_verdict(result))
     else:
         click.echo(f"Nothing is done yet: thimble-zarr repair {shlex.quote(str(store))} --apply")
-    ctx.exit(0 if verified.is_sound else FOUND)
+    ctx.exit(0 if result.holds else FOUND)
 
 
-def _verified(store: Path, *, quiet: bool) -> "Verified":
+def _verify(store: Path, *, quiet: bool) -> "VerifyResult":
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.store.integrity.verify import verify as verify_store
+    from thimble_zarr.store.integrity.verify import verify
 
     with progress("verifying", unit="B", quiet=quiet) as bar:
-        return verify_store(store, bar.reach)
+        return verify(store, bar.reach)
 
 
-def _in_words(verified: "Verified", store: Path) -> str:
+def _in_words(result: "VerifyResult") -> str:
     lines = [
-        ("Store", f"{store}: {verified.n_rows:,} rows committed"),
-        ("Read", f"{verified.n_files:,} files, {human_bytes(verified.n_bytes)}"),
+        f"{'Store':<8} {result.path}: {result.n_rows:,} rows committed",
+        f"{'Read':<8} {result.n_files:,} files, {human_bytes(result.n_bytes)}",
+        "",
     ]
-    text = "\n".join(f"{name:<8} {value}" for name, value in lines)
-    below = [*map(_line, verified.findings)]
-    below += [f"repair  {step}." for step in verified.repairs]
-    if below:
-        text += "\n\n" + "\n".join(below)
-    return f"{text}\n\n{_verdict(verified, store)}"
+    for finding in result.findings:
+        word = "DAMAGE" if finding.is_damage else "note"
+        lines.append(f"{word:<6}  {finding.where}: {finding.what}. Repair: {finding.repair}.")
+    lines += [f"repair  {step}." for step in result.repairs]
+    return "\n".join([*lines, "", _verdict(result)] if lines[-1] else [*lines, _verdict(result)])
 
 
-def _line(finding: "Finding") -> str:
-    word = "DAMAGE" if finding.is_damage else "note"
-    return f"{word:<6}  {finding.where}: {finding.what}. Repair: {finding.repair}."
-
-
-def _verdict(verified: "Verified", store: Path) -> str:
+def _verdict(result: "VerifyResult") -> str:
     from thimble_zarr.store.contents import why_empty
 
-    if verified.is_sound and not verified.n_rows:
-        return f"Nothing is committed yet, and so nothing is compared: {why_empty(verified.path)}."
-    if verified.is_sound and verified.repairs:
+    if result.holds and not result.n_rows:
+        return f"Nothing is committed yet, and so nothing is compared: {why_empty(result.path)}."
+    if result.holds and result.repairs:
         return (
             "SOUND after repair: every byte is the one that was committed, or one that the repair "
             "wrote in place of what was lost."
         )
-    if verified.is_sound:
+    if result.holds:
         return "SOUND: every byte of every committed row is the one that was committed."
-    damages = [finding for finding in verified.findings if finding.is_damage]
+    damages = [finding for finding in result.findings if finding.is_damage]
     places = f"{len(damages):,} {'place' if len(damages) == 1 else 'places'}"
-    if all(finding.repair.startswith("none") for finding in damages):
+    if all(finding.is_beyond_repair for finding in damages):
         return f"DAMAGED in {places}, which repair leaves as they are: restore them from a copy."
-    return f"DAMAGED in {places}; what can be done: thimble-zarr repair {shlex.quote(str(store))}"
+    command = f"thimble-zarr repair {shlex.quote(str(result.path))}"
+    return f"DAMAGED in {places}; what can be done: {command}"

@@ -12,27 +12,13 @@ from thimble_zarr.errors import CorpusError
 def sliding_batches(
     ids: np.ndarray, *, seq_len: int, batch_size: int, seed: int, n_skipped: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of inputs and next tokens, for ever.
+    """Yield batches of inputs and next tokens, for ever: int64, shape `(batch, seq_len)`.
 
     Windows are views of the corpus; all that is made for an epoch is its order, 4 bytes a window.
     The order is that of `torch.utils.data.DataLoader` with `shuffle=True` and a generator of this
-    seed, as in the original notebook.
-
-    Parameters
-    ----------
-    ids
-        The encoded corpus, any integer dtype, shape `(n,)`.
-    seq_len, batch_size
-        Tokens of a window, and windows of a batch; the last batch of an epoch may be smaller.
-    seed
-        Seed of the order.
-    n_skipped
-        Batches to leave out, as many as were taken before. None of them is read.
-
-    Yields
-    ------
-    inputs, targets
-        int64, shape `(batch, seq_len)`; targets are inputs one token later.
+    seed, as in the original notebook. The last batch of an epoch may be smaller. The first
+    `n_skipped` batches are left out, and none of them is read. Raises CorpusError if the corpus is
+    shorter than one window and its last target.
     """
     n_windows = len(ids) - seq_len
     if n_windows < 1:

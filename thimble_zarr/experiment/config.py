@@ -61,15 +61,9 @@ class TrainingConfig:
     """Settings of a run; the defaults are those of the original Thimble 1 notebook.
 
     Two defaults differ from it, because it is slow without them: `compute_dtype="bfloat16"` and
-    `loss_chunk=0` are the notebook's arithmetic.
-
-    Each field is an option of `thimble-zarr train` (`batch_size` is `--batch-size`) and a key of
-    the TOML file that `--config` names. `HELP` says what each means.
-
-    Raises
-    ------
-    ConfigError
-        If a value cannot work.
+    `loss_chunk=0` are the notebook's arithmetic. Each field is an option of `thimble-zarr train`
+    (`batch_size` is `--batch-size`) and a key of the TOML file that `--config` names. `HELP` says
+    what each means. Raises ConfigError if a value cannot work.
     """
 
     steps: int = 1000
@@ -106,8 +100,7 @@ class TrainingConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("loss_chunk", self.loss_chunk >= 0, "at least 0")
         for name in ("lr", "weight_decay", "eps", "init_scale"):
-            value = getattr(self, name)
-            self._require(name, value >= 0 and math.isfinite(value), "a number from 0 up")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a number from 0 up")
         self._require("seed", 0 <= self.seed < 2**63, "in [0, 2**63)")
         for name in ("beta1", "beta2"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")

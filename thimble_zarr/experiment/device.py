@@ -23,20 +23,18 @@ def find_device(wanted: str | None) -> torch.device:
 
     Raises ConfigError if the wanted device is not available.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = [*(name for name, there in is_there.items() if there), "cpu"]
     if wanted is None:
-        return torch.device(next(name for name, there in available.items() if there))
+        return torch.device(available[0])
     with suppress(RuntimeError):  # not a device's name
         device = torch.device(wanted)
         n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
-        if available.get(device.type, False) and (device.index or 0) < n_devices:
+        if device.type in available and (device.index or 0) < n_devices:
             return device
-    there = ", ".join(name for name, there in available.items() if there)
-    raise ConfigError(f"device {wanted!r} is not available here; choose from {there}")
+    raise ConfigError(
+        f"device {wanted!r} is not available here; choose from {', '.join(available)}"
+    )
 
 
 def choose_compute_dtype(config: TrainingConfig) -> ComputeDtype:

@@ -70,16 +70,12 @@ def language_loss(
 
     Parameters
     ----------
-    model
-        From `build_model`.
     inputs, targets
         int64, shape `(batch, position)`.
     double_shift
         Shift the targets, which are shifted already, once more, as `GPT2LMHeadModel` does with the
         `labels` it is given: the model then learns the token after next, as in the original
         notebook.
-    compute_dtype
-        Dtype of forward and backward.
     loss_chunk
         Positions whose logits are held at once, in float32; 0 holds all, in `compute_dtype`.
     """

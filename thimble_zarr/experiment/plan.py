@@ -31,19 +31,10 @@ _LIBRARIES_BYTES = 530 * 10**6  # torch, transformers and xarray imported, measu
 class RunPlan:
     """What a run takes and what is free, in bytes.
 
-    Attributes
-    ----------
-    storage
-        What recording takes.
-    notebook_array_bytes
-        Size of each array as the original notebook holds it, in RAM and on disk.
-    compute_dtype
-        In which dtype forward and backward run, and why.
-    training_bytes, notebook_training_bytes
-        Estimates of the memory of training itself, on the training device and in Python: in this
-        arithmetic, and in that of the original notebook, whose logits are whole.
-    free_memory_bytes, free_disk_bytes
-        What the machine has now.
+    `storage` is what recording takes, and `notebook_array_bytes` the size of each array as the
+    original notebook holds it, in RAM and on disk. The memory of training itself, on the training
+    device and in Python, is estimated: `training_bytes` in this arithmetic and
+    `notebook_training_bytes` in the original notebook's, whose logits are whole.
     """
 
     storage: StoragePlan

@@ -19,9 +19,8 @@ from thimble_zarr.store.resume import check_has_every_step
 class RecordedRun:
     """What the store of a run says of it.
 
-    `attrs` is all that was kept with it, config and memory limit among it. `committed_step` is -1
-    where not even the initial state is recorded for good. `is_finished` says whether all steps were
-    taken and the store is closed.
+    `attrs` is all that was kept with it. `committed_step` is -1 where not even the initial state is
+    recorded for good. `is_finished` says that all steps were taken and the store is closed.
     """
 
     path: Path

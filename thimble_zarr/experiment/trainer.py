@@ -139,22 +139,16 @@ def train(
     ----------
     config, data
         The settings, and what `load_data` returns for them.
-    store
-        Store to create.
+    store, overwrite
+        Store to create, and whether it replaces one.
     memory_bytes
         Limit of the recorder's memory.
-    overwrite
-        Replace an existing store.
     resume
         Resume an existing store from its last checkpoint: it ends as the store of an uninterrupted
-        run, bit for bit. Where nothing was committed, start from the beginning.
+        run, bit for bit. Where nothing was committed, start from the beginning. Raises ResumeError
+        if the store is not one of this config and these data, or its checkpoints do not fit it.
     on_step
         Called after each step.
-
-    Raises
-    ------
-    ResumeError
-        If the store is not one of this config and these data, or its checkpoints do not fit it.
     """
     checkpoints = Checkpoints(store)
     checkpoint = None

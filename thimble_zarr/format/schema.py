@@ -24,10 +24,10 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedForma
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.labels import TokenLabels as TokenLabels
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
-from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.optim.registry import SCALARS as SCALARS
 from thimble_zarr.optim.registry import VARIABLES as VARIABLES
-from thimble_zarr.optim.registry import checked, read_optimizer
+from thimble_zarr.optim.registry import checked, read_optimizer, step_scalars
 
 FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"
@@ -265,7 +265,7 @@ class Schema:
     @property
     def scalars(self) -> dict[str, str]:
         """The float64 `(step,)` arrays of the parameter, and what they are, in words."""
-        return {name: SCALARS[name] for name in ("loss", *self.optimizer.scalars, COUNT)}
+        return step_scalars(type(self.optimizer))
 
     @property
     def per_step(self) -> dict[str, str]:

@@ -62,8 +62,7 @@ class ThimbleCallback(RecordingCallback, Callback):  # type: ignore[misc]
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Tensor | Mapping[str, Any] | None,
-        batch: object,
-        batch_idx: int,
+        *batch: object,
     ) -> None:
         """Note the loss when a step was taken."""
         if self._recorder is None:

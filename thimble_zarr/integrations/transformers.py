@@ -3,9 +3,7 @@
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from thimble_zarr.integrations.callback import RecordingCallback
 from thimble_zarr.record.concurrency import close_after
@@ -41,43 +39,25 @@ class ThimbleCallback(RecordingCallback, TrainerCallback):  # type: ignore[misc]
         self._step_of_loss = 0
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        **others: object,
+        self, args: TrainingArguments, state: TrainerState, *others: object, **given: Any
     ) -> None:
         """Open the store: by now the Trainer has made and wrapped its optimizer."""
         self.close()
         self._step_of_loss = state.global_step
         if state.is_world_process_zero:
-            self._open(optimizer, model, n_steps=state.max_steps - state.global_step)
+            n_steps = state.max_steps - state.global_step
+            self._open(given["optimizer"], given["model"], n_steps=n_steps)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        logs: dict[str, float],
-        **others: object,
+        self, args: TrainingArguments, state: TrainerState, *others: object, **given: Any
     ) -> None:
         """Note the loss, if it is of one step."""
-        if self._recorder is not None and "loss" in logs:
+        if self._recorder is not None and "loss" in given["logs"]:
             if state.global_step == self._step_of_loss + 1:
-                self._recorder.log(loss=logs["loss"], step=self._recorder.step)
+                self._recorder.log(loss=given["logs"]["loss"], step=self._recorder.step)
             self._step_of_loss = state.global_step
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: object,
-    ) -> None:
+    def on_train_end(self, *others: object, **given: object) -> None:
         """Close the store."""
         self.close()
 

@@ -31,6 +31,12 @@ SCALARS: Mapping[str, str] = {
 """The float64 `(step,)` arrays a store can hold. Missing is NaN."""
 
 
+def step_scalars(spec: type[Optimizer]) -> dict[str, str]:
+    """Return the float64 `(step,)` arrays of a run of an optimizer, and what they are, in words."""
+    names = ("loss", *(scalar.name for scalar in spec.SCALARS), COUNT)
+    return {name: SCALARS[name] for name in names}
+
+
 def spec_of(kind: type) -> type[Optimizer] | None:
     """Return what an optimizer of a torch class, or of a subclass of one, is; None if unknown."""
     for base in kind.__mro__:

@@ -22,8 +22,6 @@ class Block:
 
     Attributes
     ----------
-    first_row, n_rows
-        The run's row that lies at index 0, and how many are complete.
     steps
         The step of each row, int64, shape `(block_steps,)`.
     scalars
@@ -118,21 +116,10 @@ class Block:
         *,
         step: int,
     ) -> None:
-        """Copy one row in. The row counts only when all of it is there.
+        """Copy the row of a step in. It counts only when all of it is there.
 
-        Parameters
-        ----------
-        tensors
-            For each variable its values, of the parameter's shape, on any device; None is missing.
-        scalars
-            Per-step scalars; those not given are missing.
-        step
-            The step it is the row of.
-
-        Raises
-        ------
-        OptimizerError
-            If a tensor is not of the declared shape and dtype.
+        Variables are of the parameter's shape, on any device. What is None, or a scalar that is not
+        given, is missing. Raise OptimizerError if a shape or dtype is not the declared one.
         """
         if not self._early:
             for stream in self._streams.values():

@@ -19,25 +19,12 @@ from thimble_zarr.store.writer import StoreWriter
 
 
 class BlockWriter:
-    """Commits blocks to a store, in order.
+    """Commits blocks to a store, in order; training fills `block`.
 
-    Call its methods where `interrupts_held`. Errors of committing are `RecordingError`.
-
-    Parameters
-    ----------
-    store
-        The store to commit to. While blocks are pending it belongs to the thread.
-    stopwatch
-        Training's, which measures how long it waits. A lap ends whenever rows are passed on.
-    setup
-        What is recorded, and in how many blocks. With one, training waits while each is committed.
-    resumed
-        Committed rows to begin behind. Those of an unfinished block are committed with it again.
-
-    Attributes
-    ----------
-    block
-        The one that training fills.
+    Call its methods where `interrupts_held`. Errors of committing are `RecordingError`. With one
+    block only, training waits while it is committed. While blocks are pending the store belongs to
+    the thread. A lap of training's stopwatch ends whenever rows are passed on. The rows of an
+    unfinished block that is `resumed` are committed with it again.
     """
 
     def __init__(

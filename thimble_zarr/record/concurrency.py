@@ -34,10 +34,7 @@ class CallLock:
     def held(self) -> Iterator[None]:
         """Wait for other threads; at the end call what was postponed.
 
-        Raises
-        ------
-        RecordingError
-            In a forked process, and where the same thread holds the lock already.
+        Raise RecordingError in a forked process, and where the same thread holds the lock already.
         """
         if self.is_forked:
             raise RecordingError(

@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -12,19 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import ConfigError, OptimizerError
 from thimble_zarr.format.schema import TokenLabels, check_group_name, dims_of
+from thimble_zarr.optim.base import Optimizer as OptimizerSpec
 from thimble_zarr.record.capture import (
     MOST_NAMED,
+    LiveOptimizer,
     dtype_name,
     listed,
     optimizer_spec,
-    optimizers_by_parameter,
 )
-
-RECORDABLE = ("bfloat16", "float16", "float32", "float64")
-"""Dtypes of parameters. Where epsilon underflows, as 1e-8 does in float16, rounding may do anything
-to AdamW's formula; the replay is exact all the same."""
 
 Parameters = str | nn.Module | Mapping[str, Tensor] | Iterable[str | Tensor]
 """Patterns of names (`fnmatch`), a module, tensors by name, or tensors that a model names."""
@@ -40,13 +38,14 @@ Labels = TokenLabels | Mapping[str, TokenLabels] | None
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedParameter:
-    """A parameter to record: its tensor, and what its axes are called.
+    """A parameter to record: its tensor, what steps it, and what its axes are called.
 
     Its name and what is known of its tokens are None where nobody said; `rows` are the ids of those
     that are recorded, ascending, None where all are.
     """
 
     tensor: Tensor
+    optimizer: OptimizerSpec
     dims: tuple[str, ...]
     name: str | None = None
     labels: TokenLabels | None = None
@@ -97,18 +96,20 @@ def choose(
         for layer in module.modules()
         if isinstance(layer, nn.Embedding)
     }
+    specs = LiveOptimizer(optimizer, tensors).specs()
     recorded: dict[str, RecordedParameter] = {}
     for group, tensor in tensors.items():
+        if parameter is None:
+            check_group_name(group)
         has_tokens = group in ("", *labels) or id(tensor) in embeddings
         recorded[group] = RecordedParameter(
             tensor=tensor,
+            optimizer=specs[group],
             dims=dims_of(tensor.shape, of_tokens=has_tokens),
             name=group or name,
             labels=labels.get(group),
         )
-    optimizers_by_parameter(optimizer, tensors)  # it must own them
-    for one in recorded.values():
-        _check_recordable(one)
+        _check_recordable(recorded[group])
     return recorded
 
 
@@ -199,11 +200,11 @@ def _check_recordable(parameter: RecordedParameter) -> None:
             "one that trains, or unfreeze it before the recorder is made"
         )
     native = dtype_name(tensor)
-    if tensor.numel() == 0 or native not in RECORDABLE:
+    if tensor.numel() == 0 or native not in NATIVE_DTYPES:
         raise OptimizerError(
             f"the parameter {parameter.name or 'given'} is {native} of shape "
             f"{tuple(tensor.shape)}; a recording needs at least one element, in one of "
-            f"{', '.join(RECORDABLE)}"
+            f"{', '.join(NATIVE_DTYPES)}"
         )
 
 
@@ -230,17 +231,12 @@ def _named_tensors(
     if isinstance(parameters, Mapping):
         found = [(name, _tensor(value, name)) for name, value in parameters.items()]
     for item in items:
-        matching = (
-            _matching(item, dict(known)) if isinstance(item, str) else [_tensor(item, "given")]
-        )
-        found += [(_name(tensor, names), tensor) for tensor in matching]
+        tensors = [_tensor(item, "given")] if not isinstance(item, str) else _matching(item, known)
+        found += [(_name(tensor, names), tensor) for tensor in tensors]
     if not found:
         raise ConfigError("no parameter was chosen: `parameters=` is empty")
-    once: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in found:
-        check_group_name(name)
-        once.setdefault(id(tensor), (name, tensor))
-    return dict(once.values())
+    once = {id(tensor): (name, tensor) for name, tensor in reversed(found)}
+    return dict(reversed(once.values()))
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:
@@ -248,7 +244,8 @@ def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:
     return {id(tensor): name for name, tensor in reversed([*named])}
 
 
-def _matching(pattern: str, known: Mapping[str, Tensor]) -> list[Tensor]:
+def _matching(pattern: str, named: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
+    known = dict(named)
     if not known:
         raise ConfigError(
             f"no parameter here has a name that {pattern!r} could match; pass `model=` too"
@@ -261,16 +258,12 @@ def _matching(pattern: str, known: Mapping[str, Tensor]) -> list[Tensor]:
             f"{listed(matching)}"
         )
     if not matching:
-        raise ConfigError(f"no parameter is named {pattern!r}; {_there_are(known, pattern)}")
+        close = difflib.get_close_matches(pattern, known, n=MOST_NAMED, cutoff=0.4)
+        there_are = f"there {'is' if len(known) == 1 else 'are'} {listed(known)}"
+        if close and len(known) > MOST_NAMED:
+            there_are = f"of {len(known)} names the nearest are {listed(close)}"
+        raise ConfigError(f"no parameter is named {pattern!r}; {there_are}")
     return trainable
-
-
-def _there_are(names: Collection[str], pattern: str) -> str:
-    """Return the names that there are, or of many those that are most like a pattern."""
-    close = difflib.get_close_matches(pattern, names, n=MOST_NAMED, cutoff=0.4)
-    if close and len(names) > MOST_NAMED:
-        return f"of {len(names)} names the nearest are {listed(close)}"
-    return f"there {'is' if len(names) == 1 else 'are'} {listed(names)}"
 
 
 def _tensor(value: object, name: str) -> Tensor:

@@ -23,12 +23,6 @@ from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.block_writer import BlockWriter
-from thimble_zarr.record.capture import (
-    check_unchanged,
-    gradients,
-    optimizer_spec,
-    read_row,
-)
 from thimble_zarr.record.concurrency import CallLock, close_after, close_at_exit
 from thimble_zarr.record.counting import StepCounter, StepCounts
 from thimble_zarr.record.hooks import StepHooks
@@ -167,17 +161,17 @@ class Recorder:
 
     def _start(self, setup: Setup, resumed: ResumeState | None) -> None:
         """Take the memory, and hook into the optimizer."""
-        self._optimizer, self._parameters = setup.optimizer, setup.tensors
-        self._on_cuda = any(parameter.is_cuda for parameter in self._parameters.values())
+        self._live = live = setup.live
+        self._on_cuda = any(parameter.is_cuda for parameter in live.parameters.values())
         self._schedule, self._is_recorded = setup.schedule, RowChoice(setup.schedule)
         self._max_overhead = setup.max_overhead
         self._calls = CallLock()
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
         self._writer = BlockWriter(self._store, self._stopwatch, setup=setup, resumed=resumed)
-        last = resumed.last if resumed else StepCounts.before_all(self._parameters)
-        key = optimizer_spec(self._optimizer).STEP_KEY
-        self._counter = StepCounter(self._optimizer, self._parameters, key=key, last=last)
+        last = resumed.last if resumed else StepCounts.before_all(live.parameters)
+        key = live.spec.STEP_KEY
+        self._counter = StepCounter(live.optimizer, live.parameters, key=key, last=last)
         self._begun = resumed is not None
         self._step = self._loss_step = self._start_step = max(0, last.step)
         self._loss: float | None = None
@@ -186,7 +180,7 @@ class Recorder:
         self._scope = ExitStack()
         is_early = any(schema.optimizer.changes_gradient for schema in setup.schemas.values())
         self._hooks = StepHooks(
-            self._optimizer,
+            live.optimizer,
             before=self._before_step,
             after=self._after_step,
             before_update=self._take_gradients if is_early else None,
@@ -390,7 +384,7 @@ class Recorder:
                 )
             is_recorded = self._is_recorded(self._step + 1)
             if is_recorded or not self._begun:
-                check_unchanged(self._optimizer, self._parameters, self.schemas)
+                self._live.check_unchanged(self.schemas)
             if not self._begun and self._is_recorded(0):
                 self._append_row(0)
             self._begun = True
@@ -408,7 +402,7 @@ class Recorder:
         if not self._is_recorded(self._step + 1):
             return
         with self._calls.held(), self._stopwatch.time("copy_s"):
-            grads = gradients(self._parameters, self.schemas, early=True)
+            grads = self._live.gradients(self.schemas, early=True)
             early = {array_path(group, "grad"): grad for group, grad in grads.items()}
             self._writer.block.take_early(early)
 
@@ -421,7 +415,7 @@ class Recorder:
                 self._writer.block.set_last_loss(self._loss)
                 self._loss, self._loss_step = None, step
             self._finish_step()
-            grads = gradients(self._parameters, self.schemas)
+            grads = self._live.gradients(self.schemas)
             missing = [group for group, grad in grads.items() if grad is None]
             if missing:
                 which = ", ".join(filter(None, missing))
@@ -435,9 +429,7 @@ class Recorder:
 
     def _append_row(self, step: int) -> None:
         counts, last = self._counter.counts(step), self._counter.last
-        tensors, scalars = read_row(
-            self._optimizer, self._parameters, schemas=self.schemas, counts=counts, last=last
-        )
+        tensors, scalars = self._live.row(self.schemas, counts, last=last)
         self._writer.block.append(tensors, scalars, step=step)
         self._counter.last = counts
 

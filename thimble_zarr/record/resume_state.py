@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thimble_zarr.bits import patterns
 from thimble_zarr.errors import ResumeError
 from thimble_zarr.format.schema import array_path
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.block import row_bits
-from thimble_zarr.record.capture import optimizer_spec, state_tensors
+from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.counting import StepCounts, live_count
 from thimble_zarr.store.reader import StoreReader
 
@@ -25,13 +26,8 @@ from thimble_zarr.store.reader import StoreReader
 class ResumeState:
     """What a recorder takes up from the rows that are kept.
 
-    Attributes
-    ----------
-    bits, scalars, steps
-        Rows of the unfinished block, by paths in the store, and their steps; empty where the last
-        block is full.
-    last, before
-        The optimizer's counts at the last row, and at the row before the unfinished block.
+    That is the rows of the unfinished block, by paths in the store, with their steps, if there are
+    any, and the optimizer's counts at the last row and at the row before that block.
     """
 
     bits: Mapping[str, np.ndarray]
@@ -71,28 +67,22 @@ def read_resume_state(readers: Sequence[StoreReader], n_rows: int) -> ResumeStat
     )
 
 
-def check_state(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, Tensor],
-    readers: Sequence[StoreReader],
-    n_rows: int,
-) -> None:
+def check_state(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> None:
     """Raise ResumeError unless parameters and states are those of the last row, bit by bit.
 
     As far as they are recorded: of other rows and variables nothing is known, nor of the count of
     an optimizer that keeps none.
     """
-    key = optimizer_spec(optimizer).STEP_KEY
     counts = {reader.group: reader.read_scalars()[COUNT] for reader in readers}
+    key = live.spec.STEP_KEY
 
     def differences(row: int) -> Iterator[tuple[str, str]]:
         for reader in readers:
-            parameter = parameters[reader.group]
-            recorded = float(counts[reader.group][row])
-            count = float(live_count(optimizer, parameter, key)) if key else recorded
+            recorded, parameter = float(counts[reader.group][row]), live.parameters[reader.group]
+            count = float(live_count(live.optimizer, parameter, key)) if key else recorded
             if count != recorded:
                 yield array_path(reader.group, COUNT), f"is {count:.0f}, not {recorded:.0f}"
-            tensors = state_tensors(optimizer, parameter, reader.schema.optimizer)
+            tensors = live.states(reader.group, reader.schema.optimizer)
             yield from _differences(tensors, reader, row)
 
     if not (found := dict(differences(n_rows - 1))):
@@ -139,10 +129,5 @@ def _differences(
         path = array_path(reader.group, name)
         if now.dtype != recorded.dtype:
             yield path, f"is {tensor.dtype}"
-        elif n_differing := (_patterns(now) != _patterns(recorded)).sum():
+        elif n_differing := (patterns(now) != patterns(recorded)).sum():
             yield path, f"differs in {n_differing:,} of {now.size:,} elements"
-
-
-def _patterns(values: np.ndarray) -> np.ndarray:
-    """Return values as integers: NaN differs from itself, and bits do not."""
-    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")

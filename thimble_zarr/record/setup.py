@@ -5,11 +5,10 @@ import functools
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ import thimble_zarr
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.format.layout import (
     MAX_BUFFERS,
+    RowSize,
     count_buffers,
     human_bytes,
     plan_layouts,
@@ -25,13 +25,11 @@ from thimble_zarr.format.layout import (
 from thimble_zarr.format.schema import (
     Json,
     Schema,
-    TokenLabels,
     array_path,
     chosen_variables,
     row_size,
 )
-from thimble_zarr.optim.base import Optimizer
-from thimble_zarr.record.capture import dtype_name, optimizers_by_parameter
+from thimble_zarr.record.capture import LiveOptimizer, dtype_name
 from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.resume_state import ResumeState, check_state, read_resume_state
 from thimble_zarr.record.schedule import Schedule, as_schedule
@@ -42,23 +40,18 @@ from thimble_zarr.store.writer import StoreWriter
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is recorded: parameters by group, as they are and as a store is told, and which steps.
+    """What is recorded, of which steps, and with how many blocks in memory (`n_buffers`).
 
-    `n_rows` are those to come, where known; `n_buffers` the blocks to hold in memory.
+    Parameters are given by group, as they are (`recorded`) and as a store is told (`schemas`).
     """
 
-    optimizer: torch.optim.Optimizer
+    live: LiveOptimizer
     recorded: Mapping[str, RecordedParameter]
     schemas: Mapping[str, Schema]
     schedule: Schedule | None
     n_rows: int | None
     n_buffers: int
     max_overhead: float | None
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The parameters themselves, by group."""
-        return {group: one.tensor for group, one in self.recorded.items()}
 
     @property
     def row_indices(self) -> dict[str, Tensor]:
@@ -81,12 +74,12 @@ class Setup:
             )
         ids = {group: one.rows for group, one in self.recorded.items() if one.rows is not None}
         labels = {group: one.labels for group, one in self.recorded.items() if one.labels}
-        declared: _Declared = {"labels": labels, "token_ids": ids, "n_rows": self.n_rows}
+        declared: dict[str, Any] = {"labels": labels, "token_ids": ids, "n_rows": self.n_rows}
         schema = self.schemas.get("", self.schemas)
         states: list[ResumeState] = []
 
         def approve(readers: Sequence[StoreReader], n_rows: int) -> None:
-            check_state(self.optimizer, self.tensors, readers, n_rows)
+            check_state(self.live, readers, n_rows)
             states.append(read_resume_state(readers, n_rows))
 
         if resume and is_begun(path):
@@ -103,12 +96,6 @@ class Setup:
         return StoreWriter.create(path, schema, overwrite=overwrite or resume, **declared), None
 
 
-class _Declared(TypedDict):
-    labels: Mapping[str, TokenLabels]
-    token_ids: Mapping[str, np.ndarray]
-    n_rows: int | None
-
-
 def set_up(
     optimizer: torch.optim.Optimizer,
     recorded: Mapping[str, RecordedParameter],
@@ -120,83 +107,54 @@ def set_up(
     n_steps: int | None,
     max_overhead: float | None,
 ) -> Setup:
-    """Return what is recorded of parameters; the arguments are those of `Recorder`.
-
-    Raises
-    ------
-    ConfigError
-        If one of them does not fit.
-    """
+    """Return what is recorded of parameters; the arguments are those of `Recorder`."""
     if max_overhead is not None and not max_overhead > 0:
         raise ConfigError(
             f"max_overhead is {max_overhead}; give a share of training time above 0, such as "
             "0.03, or None for no warning"
         )
     steps = None if schedule is None else as_schedule(schedule)
-    optimizers = optimizers_by_parameter(
-        optimizer, {group: one.tensor for group, one in recorded.items()}
-    )
-    schemas = _schemas(
-        recorded,
-        optimizers,
-        variables=variables,
-        memory_bytes=memory_bytes,
-        schedule=None if steps is None else str(steps),
-        attrs=attrs or {},
-    )
-    return Setup(
-        optimizer=optimizer,
-        recorded=recorded,
-        schemas=schemas,
-        schedule=steps,
-        n_rows=None if n_steps is None or steps is not None else n_steps + 1,
-        n_buffers=_count_buffers(schemas.values(), memory_bytes),
-        max_overhead=max_overhead,
-    )
-
-
-def _schemas(
-    recorded: Mapping[str, RecordedParameter],
-    optimizers: Mapping[str, Optimizer],
-    *,
-    variables: Sequence[str] | None,
-    memory_bytes: int,
-    schedule: str | None,
-    attrs: Mapping[str, Json],
-) -> dict[str, Schema]:
     dtypes = {
-        group: dict.fromkeys(chosen_variables(optimizers[group], variables), dtype_name(one.tensor))
+        group: dict.fromkeys(chosen_variables(one.optimizer, variables), dtype_name(one.tensor))
         for group, one in recorded.items()
     }
     rows = [row_size(one.shape, dtypes[group]) for group, one in recorded.items()]
     layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        group: Schema(
-            shape=one.shape,
-            dims=one.dims,
-            dtypes=dtypes[group],
-            layout=layout,
-            optimizer=optimizers[group],
-            parameter=one.name,
-            device=str(one.tensor.device),
-            n_threads=torch.get_num_threads(),
-            cpu_capability=torch.backends.cpu.get_cpu_capability(),
-            contiguous=one.tensor.is_contiguous(),
-            whole_tokens=None if one.rows is None else len(one.tensor),
-            schedule=schedule,
-            software=_software(),
-            created=created,
-            attrs=attrs,
-        ).labelled(one.labels)
-        for (group, one), layout in zip(recorded.items(), layouts, strict=True)
-    }
+    text = None if steps is None else str(steps)
+    of_run = {"schedule": text, "attrs": attrs or {}, "created": created}
+    return Setup(
+        live=LiveOptimizer(optimizer, {group: one.tensor for group, one in recorded.items()}),
+        recorded=recorded,
+        schemas={
+            group: _schema(one, dtypes=dtypes[group], layout=layout, **of_run)
+            for (group, one), layout in zip(recorded.items(), layouts, strict=True)
+        },
+        schedule=steps,
+        n_rows=None if n_steps is None or steps is not None else n_steps + 1,
+        n_buffers=_count_buffers(rows, layouts[0].block_steps, memory_bytes=memory_bytes),
+        max_overhead=max_overhead,
+    )
 
 
-def _count_buffers(schemas: Collection[Schema], memory_bytes: int) -> int:
+def _schema(one: RecordedParameter, **known: Any) -> Schema:
+    return Schema(
+        shape=one.shape,
+        dims=one.dims,
+        optimizer=one.optimizer,
+        parameter=one.name,
+        device=str(one.tensor.device),
+        n_threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        contiguous=one.tensor.is_contiguous(),
+        whole_tokens=None if one.rows is None else len(one.tensor),
+        software=_software(),
+        **known,
+    ).labelled(one.labels)
+
+
+def _count_buffers(rows: Sequence[RowSize], block_steps: int, *, memory_bytes: int) -> int:
     """Return how many blocks to hold in memory, and warn if even one row is more than the limit."""
-    rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
-    (block_steps,) = {schema.layout.block_steps for schema in schemas}
     n_buffers = count_buffers(rows, block_steps, memory_bytes)
     needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
     if needed > memory_bytes:

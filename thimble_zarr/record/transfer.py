@@ -1,13 +1,9 @@
 """Rows from a CUDA device, copied while training goes on.
 
-Nothing here makes the training thread wait for the device. When a step is done, its stream copies
-every tensor to a place of its own on the device, which takes as long as reading it once; a second
-stream carries them from there into pinned memory. So training may change weights, states and
-gradients at once. Its stream waits, on the device, only where the row before is still on its way.
-It costs the memory of one row on the device.
-
-The order of events is tested with streams that do everything as late as they may. How long it takes
-was never measured.
+Nothing here makes the training thread wait for the device. After a step its stream copies every
+tensor to a place of its own on the device, and a second stream carries them from there into pinned
+memory. So training may change weights, states and gradients at once. Its stream waits, on the
+device, only where the row before is still on its way. It costs the memory of one row on the device.
 """
 
 from collections.abc import Callable, Sequence

@@ -36,12 +36,10 @@ def open_recording(
     ------
     NotAStoreError, UnsupportedFormatError, DamagedStoreError, StoreError
         If it is neither, of another format version, damaged, or cannot be read.
-    ConfigError
-        If a mask was given for a store.
+    ConfigError, CorpusError
+        If a mask was given for a store, cannot be read, or is of another vocabulary.
     SelectionError
         If one of `parameters` matches nothing.
-    CorpusError
-        If the mask cannot be read or is of another vocabulary.
     """
     path = Path(path)
     if path.is_file():

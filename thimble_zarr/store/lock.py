@@ -21,6 +21,7 @@ import psutil
 from thimble_zarr.errors import StoreError, StoreLockedError
 from thimble_zarr.format.reader import Recording, State
 from thimble_zarr.store.files.base import Files, NotPlainFileError
+from thimble_zarr.store.files.disk import make_directory
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import HOLDER, LOCK
@@ -138,6 +139,7 @@ class WriterLock:
             raise StoreError(
                 f"{self._file} is a link, and no writer makes one; remove it"
             ) from error
+        make_directory(self._file.parent)
         self._lock = filelock.FileLock(self._file, thread_local=False)
         try:
             # Readers who ask for it hold it for a moment.

@@ -1,32 +1,261 @@
-"""What the metadata of an array may say: what the writer says, and nothing else.
+"""Metadata of groups and arrays: what the writer declares, and the check that it is nothing else.
 
 A store may come from anywhere. No other codec is ever run, no other dtype is ever made, and nothing
-is taken from memory that the files cannot hold.
+is taken from memory that the files cannot hold. The documents are those that zarr-python makes; its
+import takes longer than many an answer, and so it is not asked for them.
 """
 
+import itertools
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from thimble_zarr.bits import storage_dtype
-from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import Schema
+from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.errors import ConfigError, DamagedStoreError
+from thimble_zarr.format import layout
+from thimble_zarr.format.schema import (
+    ATTRIBUTE,
+    LABELS,
+    PARAMETERS,
+    ROW_LABEL,
+    VARIABLES,
+    Json,
+    Schema,
+    versioned,
+)
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
-from thimble_zarr.store.keys import LEDGER
-from thimble_zarr.store.shard import MAX_CHUNK_BYTES, MAX_COMPRESSION
+from thimble_zarr.store.keys import BOOKKEEPING, LEDGER, METADATA, array_key, array_of, metadata_key
+from thimble_zarr.store.ledger import Document
+from thimble_zarr.store.shard import BLOSC_LEVEL, MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
 
 DTYPES = ("bool", "uint8", "uint16", "int64", "float16", "float32", "float64")
 """Dtypes of arrays, as Zarr names them."""
 
+CONSOLIDATED = "consolidated_metadata"
+"""Where a group has copies of the metadata below it: zarr-python's, and not yet in the standard."""
+
+_ENCODING = {"name": "default", "configuration": {"separator": "."}}
 _CHUNK_CODECS = ("transpose", "bytes", "blosc", "crc32c")
 _INDEX_CODECS = ("bytes", "crc32c")
 
 _MIN_LINE_BYTES = 32
 """No line of a ledger is shorter, and each block has one."""
+
+
+def declare(
+    schemas: Mapping[str, Schema],
+    labels: Mapping[str, Mapping[str, np.ndarray]],
+    capacity: int,
+    *,
+    level: int = BLOSC_LEVEL,
+) -> dict[str, Document]:
+    """Return every metadata document of a store, by its key.
+
+    Parameters
+    ----------
+    schemas
+        What is recorded of each parameter, by its group.
+    labels
+        By group, the values of each coordinate of its rows, as they lie on disk.
+    capacity
+        Rows of the arrays.
+    level
+        Of compression.
+
+    Raises
+    ------
+    ConfigError
+        If a chunk would be too large.
+    """
+    alone = schemas.get("")
+    attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
+    documents: dict[str, Document] = {
+        METADATA: _group({ATTRIBUTE: attribute}),
+        metadata_key(BOOKKEEPING): _group(
+            {"description": "bookkeeping of thimble-zarr, no arrays"}
+        ),
+    }
+    for group, schema in schemas.items():
+        if group:
+            documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
+        arrays = itertools.chain(
+            _variables(schema, capacity),
+            _scalars(schema, capacity),
+            _coordinates(schema, labels[group]),
+        )
+        for name, array in arrays:
+            path = array_key((group, name))
+            documents[metadata_key(path)] = array.document(path, level)
+    return documents
+
+
+def encoded(document: Document) -> bytes:
+    """Return a document as it is written, with its copies of others in a single line."""
+    return json.dumps(document, indent=None if CONSOLIDATED in document else 2).encode()
+
+
+def resized(document: Document, n_rows: int) -> Document:
+    """Return the document of an array with so many rows, if its first axis is the steps."""
+    if not is_per_step(document):
+        return document
+    return {**document, "shape": [n_rows, *document["shape"][1:]]}
+
+
+def is_per_step(document: Document) -> bool:
+    """Return whether the first axis of an array is the steps."""
+    names = document.get("dimension_names")
+    return isinstance(names, list) and "step" in names[:1]
+
+
+def consolidated(group: str, documents: Mapping[str, Document]) -> dict[str, Json]:
+    """Return what a group has of the documents below it, by their keys: their copies."""
+    copies: dict[str, Json] = {}
+    for path, document in below(group, documents):
+        copy = {name: value for name, value in document.items() if name != CONSOLIDATED}
+        if copy.get("node_type") == "group":
+            copy[CONSOLIDATED] = _inline({})
+        copies[path] = copy
+    return _inline(copies)
+
+
+def below(group: str, documents: Mapping[str, Document]) -> Iterator[tuple[str, Document]]:
+    """Yield documents below a group, by the paths of what they describe from there."""
+    for key, document in documents.items():
+        path = array_of(key)
+        if path != group and (not group or path.startswith(f"{group}/")):
+            yield path.removeprefix(f"{group}/"), document
+
+
+def _inline(copies: Json) -> dict[str, Json]:
+    return {"kind": "inline", "must_understand": False, "metadata": copies}
+
+
+def _group(attributes: Mapping[str, Json]) -> Document:
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Array:
+    """An array to declare. Shards are of `file_shape`, chunks of `chunk_shape` if that is given."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    file_shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...] | None = None
+    dtype: np.dtype
+    fill: float
+    attributes: Mapping[str, Json]
+
+    def document(self, path: str, level: int) -> Document:
+        dtype, chunk = self.dtype, self.chunk_shape or self.file_shape
+        chunk_bytes = math.prod(chunk) * dtype.itemsize
+        if chunk_bytes > MAX_CHUNK_BYTES:
+            raise ConfigError(
+                f"{path} would have chunks of {chunk_bytes:,} bytes, and none has more than "
+                f"{MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
+            )
+        endian = _codec("bytes", endian="little")
+        codecs = [
+            _codec("bytes") if dtype.itemsize == 1 else endian,
+            _codec(
+                "blosc",
+                typesize=dtype.itemsize,
+                cname="lz4",
+                clevel=level,
+                shuffle="shuffle",
+                blocksize=0,
+            ),
+            _codec("crc32c"),
+        ]
+        if self.chunk_shape is not None:
+            if len(chunk) > 1:
+                codecs.insert(0, _codec("transpose", order=[*chunk_order(len(chunk))]))
+            codecs = [
+                _codec(
+                    "sharding_indexed",
+                    chunk_shape=[*chunk],
+                    codecs=codecs,
+                    index_codecs=[endian, _codec("crc32c")],
+                    index_location="end",
+                )
+            ]
+        grid = {"name": "regular", "configuration": {"chunk_shape": [*self.file_shape]}}
+        return {
+            "shape": [*self.shape],
+            "data_type": dtype.name,
+            "chunk_grid": grid,
+            "chunk_key_encoding": _ENCODING,
+            "fill_value": "NaN" if math.isnan(self.fill) else dtype.type(self.fill).item(),
+            "codecs": codecs,
+            "attributes": self.attributes,
+            "dimension_names": [*self.dims],
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+
+
+def _codec(name: str, **configuration: Json) -> dict[str, Json]:
+    return {"name": name} | ({"configuration": configuration} if configuration else {})
+
+
+def _variables(schema: Schema, capacity: int) -> Iterator[tuple[str, _Array]]:
+    steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
+    shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
+    rest = schema.shape[1:]
+    for name, native in schema.dtypes.items():
+        attributes = {"long_name": VARIABLES[name], "dtype": native}
+        if native == "bfloat16":
+            attributes["encoding"] = BFLOAT16_RECIPE
+        yield (
+            name,
+            _Array(
+                dims=("step", *schema.dims),
+                shape=(capacity, *schema.shape),
+                file_shape=(steps, shard_tokens, *rest) if schema.shape else (steps,),
+                chunk_shape=(steps, tokens, *rest) if schema.shape else (steps,),
+                dtype=storage_dtype(native),
+                fill=fill_value(native),
+                attributes=attributes,
+            ),
+        )
+
+
+def _scalars(schema: Schema, capacity: int) -> Iterator[tuple[str, _Array]]:
+    for name, long_name in schema.per_step.items():
+        is_label = name == "step"
+        yield (
+            name,
+            _Array(
+                dims=("step",),
+                shape=(capacity,),
+                file_shape=(layout.SCALAR_CHUNK_STEPS,),
+                dtype=np.dtype(np.int64 if is_label else np.float64),
+                fill=-1 if is_label else float("nan"),
+                attributes={"long_name": long_name},
+            ),
+        )
+
+
+def _coordinates(schema: Schema, labels: Mapping[str, np.ndarray]) -> Iterator[tuple[str, _Array]]:
+    for name, values in labels.items():
+        dim = {"text_bytes": "text_byte"}.get(name, schema.dims[0])
+        yield (
+            name,
+            _Array(
+                dims=(dim,),
+                shape=values.shape,
+                file_shape=(max(1, len(values)),),
+                dtype=values.dtype,
+                fill=0,
+                attributes={"long_name": LABELS.get(name, ROW_LABEL)},
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +315,7 @@ class Declared:
             if document.get("storage_transformers"):
                 raise ValueError("it declares storage transformers")
             encoding = document["chunk_key_encoding"]
-            if encoding != {"name": "default", "configuration": {"separator": "."}}:
+            if encoding != _ENCODING:
                 raise ValueError(f"its chunk keys have another encoding: {encoding}")
             if document["data_type"] not in DTYPES:
                 raise ValueError(f"its dtype is {document['data_type']!r}")

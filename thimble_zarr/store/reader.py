@@ -42,7 +42,7 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.indexing import Indices, TokenGroup, token_groups
 from thimble_zarr.format.reader import History, Recording, State
-from thimble_zarr.format.schema import FORMAT_VERSION, SCALARS, Schema, TokenLabels
+from thimble_zarr.format.schema import FORMAT_VERSION, Schema, TokenLabels
 from thimble_zarr.store.altered import StoreIntegrity
 from thimble_zarr.store.contents import Contents, read_attribute
 from thimble_zarr.store.contents import StorePath as StorePath
@@ -214,7 +214,7 @@ class StoreReader:
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
-        return {name: self.arrays.vector(name) for name in SCALARS}
+        return {name: self.arrays.vector(name) for name in self.schema.scalars}
 
     def read_steps(self) -> np.ndarray:
         """Return the step of each row, ascending: int64, shape `(n_rows,)`."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, ResumeError
 from thimble_zarr.format import layout
-from thimble_zarr.format.schema import PER_STEP, Json, Schema, TokenLabels
+from thimble_zarr.format.schema import Json, Schema, TokenLabels
 from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.keys import (
     LEDGER,
@@ -307,7 +307,7 @@ def _begins_at(readers: Sequence[StoreReader], key: str) -> int:
     for reader in readers:
         if reader.group == group and name in reader.schema.dtypes:
             return chunk_index(key) * reader.schema.layout.block_steps
-        if reader.group == group and name in PER_STEP:
+        if reader.group == group and name in reader.schema.per_step:
             return chunk_index(key) * layout.SCALAR_CHUNK_STEPS
     return -1
 

@@ -17,7 +17,7 @@ from thimble_zarr.bits import fill_value, storage_dtype
 from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.indexing import ChunkPart, Indices, as_range, by_chunk
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.schema import PER_STEP, Schema
+from thimble_zarr.format.schema import Schema
 from thimble_zarr.store.files.base import Files, NotPlainFileError
 from thimble_zarr.store.keys import array_key, metadata_key, shard_key, vector_key
 from thimble_zarr.store.metadata import Declared
@@ -101,7 +101,7 @@ class StoredArrays:
         if name in self.schema.dtypes:
             sound = shape[:1] >= declared[:1] and shape[1:] == declared[1:]
         else:
-            sound = name not in PER_STEP or shape[:1] >= declared[:1]
+            sound = name not in self.schema.per_step or shape[:1] >= declared[:1]
         if not sound:
             raise DamagedStoreError(
                 f"{self.files.path}: the array {self.key(name)} has shape {shape}, "
@@ -142,7 +142,7 @@ class StoredArrays:
         array = self.declared(name)
         if len(array.shape) != 1:
             raise DamagedStoreError(f"{self.files.path}: the array {name} has shape {array.shape}")
-        length = self.n_rows if name in PER_STEP else array.shape[0]
+        length = self.n_rows if name in self.schema.per_step else array.shape[0]
         parts = []
         for index in range(-(-length // array.chunk_shape[0])):
             key = vector_key((self.group, name), index)

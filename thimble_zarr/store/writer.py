@@ -1,20 +1,15 @@
 """Write a store: declare it whole, then append blocks to it, each committed before the next.
 
-Zarr declares the arrays, `shard` encodes them, and `disk` writes them, each file whole or not at
-all. A block of all parameters is committed in one order::
+`metadata` declares the arrays, `shard` encodes them, and `files` writes them, each file whole or
+not at all. A block of all parameters is committed in one order::
 
     array files -> ledger (sizes, checksums) -> names of the files -> commit record
 
 So whatever a crash leaves, the ledger knows it: a file that a commit replaces (the last block's, if
 a flush committed it short, and the scalars') is what one line of the ledger says or the next.
-
-Reading (`store`) needs no Zarr, whose import takes as long as many an answer: hence two modules.
 """
 
-import itertools
 import json
-import math
-import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,74 +19,43 @@ from typing import Self
 
 import msgspec
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
-from zarr.core.buffer import Buffer, cpu
-from zarr.core.common import JSON
-from zarr.core.metadata import ArrayV3Metadata
-from zarr.core.sync import sync
-from zarr.storage import MemoryStore
 
-from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.bits import fill_value
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
 from thimble_zarr.format import layout
-from thimble_zarr.format.documents import TooLargeError, check_size, parsed
+from thimble_zarr.format.documents import TooLargeError, check_size
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.format.schema import (
-    ATTRIBUTE,
-    LABELS,
-    PARAMETERS,
-    PER_STEP,
-    ROW_LABEL,
-    VARIABLES,
-    Json,
-    Schema,
-    TokenLabels,
-    array_path,
-    check_group_name,
-    versioned,
-)
-from thimble_zarr.store.contents import StorePath, is_without_rows, read_attribute
-from thimble_zarr.store.files.disk import Disk, make_directory, remove_file, remove_files
+from thimble_zarr.format.schema import Json, Schema, TokenLabels, array_path, check_group_name
+from thimble_zarr.store.contents import StorePath, check_vacant, read_attribute
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import (
-    BOOKKEEPING,
     COMMIT,
     HOLDER,
     LEDGER,
     LOCK,
-    METADATA,
+    array_key,
+    array_of,
+    metadata_key,
     shard_key,
+    vector_key,
 )
-from thimble_zarr.store.ledger import Commit, seal
+from thimble_zarr.store.ledger import Commit, Document, seal
 from thimble_zarr.store.lock import WriterLock
+from thimble_zarr.store.metadata import CONSOLIDATED, consolidated, declare, encoded, resized
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.resume import (
-    Cut,
-    check_resumable,
-    chosen_ids,
-    leftovers,
-    plan_cut,
-)
-from thimble_zarr.store.shard import (
-    BLOSC_LEVEL,
-    MAX_CHUNK_BYTES,
-    ShardEncoder,
-    chunk_order,
-    encode_vector,
-)
+from thimble_zarr.store.resume import Cut, check_resumable, chosen_ids, leftovers, plan_cut
+from thimble_zarr.store.shard import BLOSC_LEVEL, ShardEncoder, encode_vector
 
-_Array = zarr.Array[ArrayV3Metadata]
+FileSizes = dict[str, dict[str, int]]
+"""What a line of the ledger says of files: the size, and unless it is a shard the CRC-32."""
 
 
 class StoreWriter:
-    """The one writer of a store. Made by `create`; used by one thread at a time.
+    """The one writer of a store. Made by `create` or `resume`; used by one thread at a time.
 
     Attributes
     ----------
-    path
-        Root directory of the store.
     schemas
         What was declared of each parameter, by its group: empty for the root, which has one only.
     bytes_written
@@ -105,27 +69,22 @@ class StoreWriter:
     def __init__(
         self, path: Path, schemas: Mapping[str, Schema], *, level: int = BLOSC_LEVEL
     ) -> None:
-        self.path = path
-        self._level = level
+        self._files = LocalFiles(path)
         self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
         self.last_step = -1
+        self._level = level
         self._lock: WriterLock  # taken once it is clear that all can be declared
         self._commit = Commit()
         self._ledger_bytes = 0
         self._ledger_crc32 = 0
-        self._encoded: dict[str, Buffer] = {}
-        alone = schemas.get("")
-        attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
-        self._root = zarr.create_group(
-            MemoryStore(self._encoded), zarr_format=3, attributes={ATTRIBUTE: attribute}
-        )
-        self._arrays: dict[str, _Array] = {}
+        self._documents: dict[str, Document] = {}
+        self._capacity = 0
         self._scalars: dict[str, np.ndarray] = {}
-        self._declared: dict[str, dict[str, int]] = {}
+        self._labels: FileSizes = {}
         self._stopwatch = Stopwatch()
-        self._disk = Disk(self._stopwatch)
+        self._disk = self._files.writer(self._stopwatch)
 
     @classmethod
     def create(
@@ -178,11 +137,10 @@ class StoreWriter:
         values = writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
         with ExitStack() as undo:
             try:
-                make_directory(path / BOOKKEEPING)
                 writer._lock = WriterLock(path)
                 undo.callback(writer._lock.release)
-                _clear(path, overwrite=overwrite)
-                undo.callback(shutil.rmtree, path, ignore_errors=True)
+                writer._clear(overwrite=overwrite)
+                undo.callback(writer._disk.remove)
                 undo.callback(writer._disk.close)
                 writer._begin(values)
             except ThimbleError:
@@ -276,6 +234,11 @@ class StoreWriter:
         return writer
 
     @property
+    def path(self) -> Path:
+        """Where the store lies."""
+        return self._files.path
+
+    @property
     def n_rows(self) -> int:
         """Rows committed so far."""
         return self._commit.n_rows
@@ -319,49 +282,30 @@ class StoreWriter:
             If the store is no longer there. Nothing is written to what is there now.
         """
         self._check_in_place()
-        block, offset = divmod(first_row, self._layout.block_steps)
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
-        if offset or first_row + n_rows < self.n_rows:
+        if first_row % self._layout.block_steps or first_row + n_rows < self.n_rows:
             raise StoreError(f"rows from {first_row} on do not continue the last block")
         if steps is None:
             steps = np.arange(first_row, first_row + n_rows)
-        files = dict(self._declared)
-        chunks: dict[str, list[tuple[int, int]]] = {}
         self._grow(first_row + self._layout.block_steps)
-        for group, schema in self.schemas.items():
-            for name, native in schema.dtypes.items():
-                path, fill = array_path(group, name), fill_value(native)
-                bits = arrays[path]
-                bits[n_rows:] = fill
-                shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill, schema.stored_order)
-                # Each chunk has its own checksums: one of the file would only take time.
-                key = shard_key((group, name), block, schema.shape)
-                files[key] = {"bytes": self._write(key, shard)}
-                chunks[path] = [astuple(checksums) for checksums in shard.checksums]
-        files |= self._write_scalars(first_row, steps[:n_rows], scalars)
+        files, chunks = self._write_arrays(first_row, n_rows, arrays)
+        files = self._labels | files | self._write_scalars(first_row, steps[:n_rows], scalars)
         self._disk.settle()
         self._check_in_place()  # that may have taken seconds
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         if not self._ledger_bytes:
-            entry["metadata"] = self._metadata()
+            entry["metadata"] = self._documents
         if overhead is not None:
             # What this commit has still to do is in the next lap.
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()
             self.spent += spent
         self._append(seal(entry) + b"\n")
-        self._disk.sync((self.path / key).parent for key in files)
-        self._replace_commit(
-            msgspec.structs.replace(
-                self._commit,
-                n_rows=end_row,
-                ledger_bytes=self._ledger_bytes,
-                ledger_crc32=self._ledger_crc32,
-            )
-        )
-        self._declared = {}
+        self._disk.sync()
+        self._commit_rows(end_row)
+        self._labels = {}
         self.last_step = int(steps[n_rows - 1])
 
     def close(self) -> None:
@@ -380,10 +324,14 @@ class StoreWriter:
         try:
             self._check_in_place()
             if self.n_rows == 0:
-                shutil.rmtree(self.path)
+                self._disk.remove()
                 return
             self._resize(self.n_rows)
-            self._consolidate()
+            self._documents |= {
+                key: {**self._documents[key], CONSOLIDATED: consolidated(group, self._documents)}
+                for group in {*self.schemas, ""}
+                for key in [metadata_key(group)]
+            }
             self._write_metadata()
             self._replace_commit(msgspec.structs.replace(self._commit, complete=True))
         finally:
@@ -400,7 +348,7 @@ class StoreWriter:
         try:
             self._check_in_place()
             self._disk.close()
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._disk.remove()
         finally:
             self.release()
 
@@ -424,43 +372,6 @@ class StoreWriter:
         """How the first parameter is cut; blocks of all have as many steps."""
         return next(iter(self.schemas.values())).layout
 
-    def _begin(self, values: Mapping[str, np.ndarray]) -> None:
-        """Write what was declared: an empty store, with the values of all labels."""
-        for group in self.schemas:
-            if group:
-                if (self.path / group).exists():
-                    raise StoreError(
-                        f"this disk takes {group} and another parameter's name for the same"
-                    )
-                make_directory(self.path / group)
-        for key, content in values.items():
-            # The first commit has what was declared in the ledger.
-            self._declared |= self._write_vector(key, self._encoded_vector(content))
-        self._write_metadata()
-        directories = [self.path / name for name in (*self._arrays, *self.schemas)]
-        self._disk.sync([*directories, self.path, self.path.parent])
-        self._disk.append(self.path / LEDGER, 0, b"")
-        self._disk.sync([self.path / BOOKKEEPING])  # a commit record is never without a ledger
-        self._replace_commit(self._commit)
-        self._stopwatch.lap()  # of the steps to come only
-
-    def _go_on(self, readers: Sequence[StoreReader], cut: Cut, capacity: int) -> None:
-        """Cut a store off and grow its arrays again. Wherever a crash ends this, it can be read."""
-        labels = {reader.group: reader.read_labels() for reader in readers}
-        self._declare(labels, chosen_ids(readers), capacity)
-        self._load_scalars(readers, cut.n_rows)
-        self._ledger_bytes, self._ledger_crc32 = cut.ledger_bytes, cut.ledger_crc32
-        self._append(cut.line)
-        self._replace_commit(
-            Commit(
-                n_rows=cut.n_rows, ledger_bytes=self._ledger_bytes, ledger_crc32=self._ledger_crc32
-            )
-        )
-        self.last_step = int(readers[0].read_steps()[cut.n_rows - 1])
-        remove_files(self.path / key for key in leftovers(readers, cut.n_rows))
-        self._write_metadata()
-        self._stopwatch.lap()
-
     def _declare(
         self,
         labels: Mapping[str, TokenLabels],
@@ -474,16 +385,18 @@ class StoreWriter:
         ConfigError
             If any of it is more than readers take.
         """
-        values: dict[str, np.ndarray] = {}
-        self._root.create_group(
-            BOOKKEEPING, attributes={"description": "bookkeeping of thimble-zarr, no arrays"}
-        )
-        for group, schema in self.schemas.items():
-            if group:
-                self._root.create_group(group, attributes={ATTRIBUTE: schema.to_attribute()})
-            self._declare_variables(group, schema, capacity)
-            self._declare_scalars(group, capacity)
-            values |= self._declare_labels(group, schema, labels.get(group), token_ids.get(group))
+        coordinates = {
+            group: dict(_coordinates(schema, labels.get(group), token_ids.get(group)))
+            for group, schema in self.schemas.items()
+        }
+        self._documents = declare(self.schemas, coordinates, capacity, level=self._level)
+        self._capacity = capacity
+        values = {
+            vector_key((group, name)): array
+            for group, arrays in coordinates.items()
+            for name, array in arrays.items()
+            if len(array)
+        }
         self._check_readable(values)
         return values
 
@@ -495,22 +408,21 @@ class StoreWriter:
         """
         largest = {"bytes": 2**63, "crc32": 2**32}
         files = dict.fromkeys(labels, largest)
-        chunks: dict[str, list[tuple[int, int]]] = {}
+        chunks: dict[str, Json] = {}
         for group, schema in self.schemas.items():
             n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
             for name in schema.dtypes:
-                path = array_path(group, name)
                 files[shard_key((group, name), 0, schema.shape)] = largest
-                chunks[path] = [(2**32, 2**32)] * n_chunks
-            files |= {f"{array_path(group, name)}/c.0": largest for name in PER_STEP}
+                chunks[array_key((group, name))] = [(2**32, 2**32)] * n_chunks
+            files |= {vector_key((group, name)): largest for name in schema.per_step}
         try:
-            for content in self._encoded.values():
-                check_size(content.to_bytes())
+            for document in self._documents.values():
+                check_size(encoded(document))
             line: dict[str, Json] = {
                 "rows": (0, self._layout.block_steps),
                 "files": files,
                 "chunks": chunks,
-                "metadata": self._metadata(),
+                "metadata": self._documents,
                 "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
                 "crc32": 2**32,
             }
@@ -523,99 +435,69 @@ class StoreWriter:
                 "keep large things in a file beside the store, or record fewer parameters"
             ) from error
 
-    def _declare_variables(self, group: str, schema: Schema, capacity: int) -> None:
-        steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
-        shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
-        for name, native in schema.dtypes.items():
-            attributes: dict[str, JSON] = {"long_name": VARIABLES[name], "dtype": native}
-            if native == "bfloat16":
-                attributes["encoding"] = BFLOAT16_RECIPE
-            rest = schema.shape[1:]
-            of_tokens = bool(schema.shape)
-            self._create_array(
-                array_path(group, name),
-                dims=("step", *schema.dims),
-                shape=(capacity, *schema.shape),
-                dtype=storage_dtype(native),
-                fill=fill_value(native),
-                chunks=(steps, tokens, *rest) if of_tokens else (steps,),
-                shards=(steps, shard_tokens, *rest) if of_tokens else (steps,),
-                attributes=attributes,
-            )
+    def _clear(self, *, overwrite: bool) -> None:
+        """Remove an old store, whose lock is held, but for the lock.
 
-    def _declare_scalars(self, group: str, capacity: int) -> None:
-        for name, long_name in PER_STEP.items():
-            is_label = name == "step"
-            self._create_array(
-                array_path(group, name),
-                dims=("step",),
-                shape=(capacity,),
-                dtype=np.dtype(np.int64 if is_label else np.float64),
-                fill=-1 if is_label else float("nan"),
-                chunks=(layout.SCALAR_CHUNK_STEPS,),
-                attributes={"long_name": long_name},
+        The commit record goes first: whatever a crash leaves, nobody takes it for the old store.
+        """
+        if not overwrite and read_attribute(self._files) is not None:
+            raise StoreExistsError(
+                f"{self.path} was just recorded by another process; choose another path"
             )
+        self._disk.delete([COMMIT])
+        self._disk.delete(key for key in self._files.list() if key not in (LOCK, HOLDER))
 
-    def _declare_labels(
-        self,
-        group: str,
-        schema: Schema,
-        labels: TokenLabels | None,
-        token_ids: np.ndarray | None,
-    ) -> dict[str, np.ndarray]:
-        """Declare the coordinates of the rows; return the values of each, by its file."""
-        files: dict[str, np.ndarray] = {}
-        for name, dim, values in _label_arrays(schema, labels or TokenLabels(), token_ids):
-            path = array_path(group, name)
-            self._create_array(
-                path,
-                dims=(dim,),
-                shape=values.shape,
-                dtype=values.dtype,
-                fill=0,
-                chunks=(max(1, len(values)),),
-                attributes={"long_name": LABELS.get(name, ROW_LABEL)},
-            )
-            if len(values):
-                files[f"{path}/c.0"] = values
-        return files
+    def _begin(self, values: Mapping[str, np.ndarray]) -> None:
+        """Write what was declared: an empty store, with the values of all labels."""
+        for key, document in self._documents.items():
+            group = array_of(key)
+            if group and group in self.schemas and any(self._files.list(group)):
+                raise StoreError(
+                    f"this disk takes {group} and another parameter's name for the same"
+                )
+            self._disk.put(key, [encoded(document)])
+        for key, content in values.items():
+            # The first commit has what was declared in the ledger.
+            self._labels |= self._write_vector(key, self._encoded_vector(content))
+        self._disk.sync()
+        self._disk.append(LEDGER, 0, b"")  # a commit record is never without a ledger
+        self._replace_commit(self._commit)
+        self._stopwatch.lap()  # of the steps to come only
 
-    def _create_array(
-        self,
-        path: str,
-        *,
-        dims: tuple[str, ...],
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        fill: float,
-        chunks: tuple[int, ...],
-        shards: tuple[int, ...] | None = None,
-        attributes: dict[str, JSON],
-    ) -> None:
-        chunk_bytes = math.prod(chunks) * dtype.itemsize
-        if chunk_bytes > MAX_CHUNK_BYTES:
-            raise ConfigError(
-                f"{path} would have chunks of {chunk_bytes:,} bytes, and none has more than "
-                f"{MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
-            )
-        order = chunk_order(len(shape))
-        self._arrays[path] = self._root.create_array(
-            path,
-            shape=shape,
-            dtype=dtype,
-            chunks=chunks,
-            shards=shards,
-            filters=[TransposeCodec(order=order)] if shards and len(order) > 1 else None,
-            compressors=chunk_codecs(dtype, self._level),
-            fill_value=fill,
-            dimension_names=dims,
-            chunk_key_encoding={"name": "default", "separator": "."},
-            attributes=attributes,
-        )
+    def _go_on(self, readers: Sequence[StoreReader], cut: Cut, capacity: int) -> None:
+        """Cut a store off and grow its arrays again. Wherever a crash ends this, it can be read."""
+        labels = {reader.group: reader.read_labels() for reader in readers}
+        self._declare(labels, chosen_ids(readers), capacity)
+        self._load_scalars(readers, cut.n_rows)
+        self._ledger_bytes, self._ledger_crc32 = cut.ledger_bytes, cut.ledger_crc32
+        self._append(cut.line)
+        self._commit_rows(cut.n_rows)
+        self.last_step = int(readers[0].read_steps()[cut.n_rows - 1])
+        self._disk.delete(leftovers(readers, cut.n_rows))
+        self._write_metadata()
+        self._stopwatch.lap()
+
+    def _write_arrays(
+        self, first_row: int, n_rows: int, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[FileSizes, dict[str, Json]]:
+        """Write the shards of a block; return their sizes, and checksums of their chunks."""
+        files: FileSizes = {}
+        chunks: dict[str, Json] = {}
+        for group, schema in self.schemas.items():
+            for name, native in schema.dtypes.items():
+                path, fill = array_path(group, name), fill_value(native)
+                bits = arrays[path]
+                bits[n_rows:] = fill
+                shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill, schema.stored_order)
+                # Each chunk has its own checksums: one of the file would only take time.
+                key = shard_key((group, name), first_row // self._layout.block_steps, schema.shape)
+                files[key] = {"bytes": self._write(key, shard)}
+                chunks[path] = [astuple(checksums) for checksums in shard.checksums]
+        return files, chunks
 
     def _write_scalars(
         self, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
-    ) -> dict[str, dict[str, int]]:
+    ) -> FileSizes:
         """Write the chunks of per-step values that the block lies in, all rows so far.
 
         Parameters of one group of the optimizer have the same learning rate and all else: what is
@@ -624,8 +506,9 @@ class StoreWriter:
         chunk, offset = divmod(first_row, layout.SCALAR_CHUNK_STEPS)
         before, after = self._scalars if offset else {}, dict[str, np.ndarray]()
         known: dict[tuple[str, int, bytes], tuple[np.ndarray, bytes]] = {}
-        files: dict[str, dict[str, int]] = {}
-        for group, name in itertools.product(self.schemas, PER_STEP):
+        files: FileSizes = {}
+        names = [(group, name) for group, of in self.schemas.items() for name in of.per_step]
+        for group, name in names:
             path = array_path(group, name)
             rows = (steps if name == "step" else scalars[path])[: len(steps)]
             same = name, id(before.get(path)), rows.tobytes()
@@ -634,7 +517,7 @@ class StoreWriter:
                 values[offset : offset + len(rows)] = rows
                 known[same] = values, self._encoded_vector(values)
             after[path], content = known[same]
-            files |= self._write_vector(f"{path}/c.{chunk}", content)
+            files |= self._write_vector(vector_key((group, name), chunk), content)
         self._scalars = after
         return files
 
@@ -650,78 +533,46 @@ class StoreWriter:
                 self._scalars[array_path(reader.group, name)] = chunk
 
     def _grow(self, n_rows: int) -> None:
-        capacity = next(iter(self._arrays.values())).shape[0]
-        if n_rows > capacity:
-            self._resize(self._layout.capacity(max(n_rows, 2 * capacity)))
+        if n_rows > self._capacity:
+            self._resize(self._layout.capacity(max(n_rows, 2 * self._capacity)))
             self._write_metadata()
 
     def _resize(self, n_rows: int) -> None:
-        for group, schema in self.schemas.items():
-            for name in (*schema.dtypes, *PER_STEP):
-                array = self._arrays[array_path(group, name)]
-                shape = (n_rows, *array.shape[1:])
-                # There is nothing to delete, and looking for it would take seconds in a long run.
-                sync(array.async_array.resize(shape, delete_outside_chunks=False))
-
-    def _consolidate(self) -> None:
-        """Copy all metadata below a group into its own, as zarr-python does.
-
-        It would list all keys anew for each group, and take seconds where there are many.
-        """
-        nodes = {
-            key.removesuffix(METADATA).rstrip("/"): json.loads(content.to_bytes())
-            for key, content in self._encoded.items()
-        }
-        below = {
-            path: node | _consolidated({}) if node["node_type"] == "group" else node
-            for path, node in nodes.items()
-            if path
-        }
-        for group in {*self.schemas, ""}:
-            root = array_path(group, "")
-            of_group = {
-                path.removeprefix(root): node
-                for path, node in below.items()
-                if path.startswith(root)
-            }
-            content = json.dumps(nodes[group] | _consolidated(of_group)).encode()
-            self._encoded[root + METADATA] = cpu.Buffer.from_bytes(content)
-
-    def _metadata(self) -> dict[str, Json]:
-        """Return every metadata document by its key: the first line of the ledger has a copy."""
-        return {
-            key: parsed(content.to_bytes())
-            for key, content in self._encoded.items()
-            if key.endswith(METADATA)
-        }
+        self._documents = {key: resized(one, n_rows) for key, one in self._documents.items()}
+        self._capacity = n_rows
 
     def _write_metadata(self) -> None:
-        for key, content in self._encoded.items():
-            self._disk.write(self.path / key, [content.to_bytes()])
-        self._disk.sync((self.path / key).parent for key in self._encoded)
+        for key, document in self._documents.items():
+            self._disk.put(key, [encoded(document)])
+        self._disk.sync()
 
     def _encoded_vector(self, values: np.ndarray) -> bytes:
         with self._stopwatch.time("encode_s"):
             return encode_vector(values)
 
-    def _write_vector(self, key: str, content: bytes) -> dict[str, dict[str, int]]:
+    def _write_vector(self, key: str, content: bytes) -> FileSizes:
         """Write a chunk that is a file of its own; return size and checksum of the file."""
         return {key: {"bytes": self._write(key, [content]), "crc32": zlib.crc32(content)}}
 
     def _write(self, key: str, parts: Iterable[bytes]) -> int:
-        n_bytes = self._disk.write(self.path / key, parts)
+        n_bytes = self._disk.put(key, parts)
         self.bytes_written += n_bytes
         return n_bytes
 
     def _append(self, line: bytes) -> None:
         """Append a line to the ledger. It stays there if the commit fails: files may fit it."""
-        self._disk.append(self.path / LEDGER, self._ledger_bytes, line)
+        self._disk.append(LEDGER, self._ledger_bytes, line)
         self._ledger_bytes += len(line)
         self._ledger_crc32 = zlib.crc32(line, self._ledger_crc32)
 
+    def _commit_rows(self, n_rows: int) -> None:
+        """Commit rows with all of the ledger."""
+        n_bytes, crc32 = self._ledger_bytes, self._ledger_crc32
+        self._replace_commit(Commit(n_rows=n_rows, ledger_bytes=n_bytes, ledger_crc32=crc32))
+
     def _replace_commit(self, commit: Commit) -> None:
-        self._disk.write(self.path / COMMIT, [commit.to_bytes()])
-        self._disk.sync([self.path / BOOKKEEPING])
+        self._disk.put(COMMIT, [commit.to_bytes()])
+        self._disk.sync()
         self._commit = commit
 
 
@@ -730,35 +581,28 @@ def _missing_values(name: str) -> np.ndarray:
     return np.full(layout.SCALAR_CHUNK_STEPS, np.int64(-1) if name == "step" else np.nan)
 
 
-def _consolidated(metadata: Mapping[str, Json]) -> dict[str, Json]:
-    """Return what zarr-python puts into a group; the Zarr specification does not have it yet."""
-    return {
-        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata}
-    }
-
-
-def _label_arrays(
-    schema: Schema, labels: TokenLabels, token_ids: np.ndarray | None
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, dim and values of the coordinates of the first axis, as it lies on disk.
+def _coordinates(
+    schema: Schema, labels: TokenLabels | None, token_ids: np.ndarray | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and values of the coordinates of the first axis, as it lies on disk.
 
     Text goes into two integer arrays, as Arrow does it: not every Zarr reader knows strings.
     """
-    order = schema.stored_order
+    order, labels = schema.stored_order, labels or TokenLabels()
     if order is not None:
         labels = labels.of(order)
     if schema.has_tokens or token_ids is not None:
         ids = np.arange(schema.n_tokens) if token_ids is None else token_ids
         ids = ids if order is None else ids[order]
-        yield schema.dims[0], schema.dims[0], ids
+        yield schema.dims[0], ids
     for name in ("count", "live", "dead"):
         values = getattr(labels, name)
         if values is not None:
-            yield name, "token", np.asarray(values)
+            yield name, np.asarray(values)
     if labels.text is not None:
         utf8 = [text.encode() for text in labels.text]
-        yield "text_bytes", "text_byte", np.frombuffer(b"".join(utf8), np.uint8)
-        yield "text_end", "token", np.cumsum([len(text) for text in utf8], dtype=np.int64)
+        yield "text_bytes", np.frombuffer(b"".join(utf8), np.uint8)
+        yield "text_end", np.cumsum([len(text) for text in utf8], dtype=np.int64)
 
 
 def _by_group(
@@ -789,53 +633,3 @@ def _check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabe
         schema.check_json()
         if group in labels:
             schema.check_labels(labels[group])
-
-
-def check_vacant(path: StorePath, *, overwrite: bool) -> None:
-    """Raise StoreExistsError unless a store may be created at `path`.
-
-    An empty directory is vacant; with `overwrite` so is a store, also one whose writer was killed
-    before it was wholly declared. Nothing else ever is.
-    """
-    path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    files = LocalFiles(path)
-    if read_attribute(files) is None and not is_without_rows(files):
-        raise StoreExistsError(
-            f"{path} exists and is not a thimble-zarr store, so it is never overwritten; "
-            "choose another path"
-        )
-    if not overwrite:
-        raise StoreExistsError(
-            f"{path} already holds a recorded run; choose another path, or overwrite it "
-            "(--overwrite, or overwrite=True)"
-        )
-
-
-def _clear(path: Path, *, overwrite: bool) -> None:
-    """Remove an old store, whose lock is held, but for the lock.
-
-    The commit record goes first: whatever a crash leaves, nobody takes it for the old store.
-    """
-    if not overwrite and read_attribute(LocalFiles(path)) is not None:
-        raise StoreExistsError(f"{path} was just recorded by another process; choose another path")
-    if (path / COMMIT).exists():
-        remove_file(path / COMMIT)
-    for entry in path.iterdir():
-        if entry.name == BOOKKEEPING:
-            for file in entry.iterdir():
-                if file not in (path / LOCK, path / HOLDER):
-                    file.unlink()
-        elif entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def chunk_codecs(dtype: np.dtype, level: int = BLOSC_LEVEL) -> list[BloscCodec | Crc32cCodec]:
-    """Return how chunks are encoded, as Zarr declares it in the metadata of an array."""
-    return [
-        BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=level, shuffle="shuffle"),
-        Crc32cCodec(),
-    ]

@@ -8,7 +8,7 @@ result. None of it grows with the steps of a run; its table does.
 from dataclasses import dataclass
 
 from thimble_zarr import tuning
-from thimble_zarr.analysis.compute.reduction import FAN_IN, Reduction, reduction_steps
+from thimble_zarr.analysis.compute.reduction import Reduction, reduction_steps
 from thimble_zarr.analysis.compute.windows import window_rows, window_tokens
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import ConfigError
@@ -23,6 +23,9 @@ _PART_ARRAYS = 32
 
 _STEP_TENSORS = 8
 """Tensors of a row, in the dtype of the weights, that torch's program makes for itself."""
+
+_WAITING = 17
+"""Results that wait to be merged."""
 
 _STEP_NUMBERS = 32
 """Numbers a step that a task returns for each class of tokens."""
@@ -114,5 +117,5 @@ def task_bytes(
         taken += row_elements * (2 * item_bytes + _STEP_TENSORS * weight_bytes)
     taken += _PART_ARRAYS * max(tuning.TUNING.part_bytes * 5 // 4, 8 * schema.n_dims)
     n_results = min(reduction_steps(schema), n_rows) * n_classes * _STEP_NUMBERS
-    taken += (FAN_IN + 1) * 8 * n_results
+    taken += _WAITING * 8 * n_results
     return taken * 3 // 2

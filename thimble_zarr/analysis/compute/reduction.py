@@ -7,10 +7,9 @@ processes of a check start at once (`compute.run`); `dataset.lazy` makes a Dask 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,16 +18,11 @@ from thimble_zarr.analysis.compute.windows import Window, row_groups, token_grou
 from thimble_zarr.format.indexing import Indices, TokenGroup
 from thimble_zarr.format.schema import Schema
 
-T = TypeVar("T")
-
 Part = functools.partial[np.ndarray]
 """A task: what to call, with everything it needs, which pickles small."""
 
 TASK_STEPS = 256
 """Steps a task, in whole blocks. Each reads the row before its first step, and so a block more."""
-
-FAN_IN = 16
-"""Parts of a reduction that are combined at once."""
 
 _NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
 
@@ -57,11 +51,6 @@ class Statistics:
     dtype: type[np.floating] = np.float64
     inputs: tuple[str, ...] = ()
     cached: bool = False
-
-    def neutral(self, n_classes: int, n_rows: int) -> np.ndarray:
-        """Return what combines with numbers to the same numbers."""
-        column = np.array([_NEUTRAL[ufunc] for ufunc in self.combine])[:, np.newaxis]
-        return np.tile(column, (n_classes, 1, n_rows))
 
     def merge(self, *parts: np.ndarray) -> np.ndarray:
         """Return the numbers of several parts together, in their order."""
@@ -111,8 +100,9 @@ class Reduction:
         What tasks have in common is one object for all of them, so that a graph pickles small.
         """
         classes = self.classes if self.n_classes > 1 else None
+        narrow = np.min_scalar_type(-self.n_classes)
         return [
-            (ids, None if classes is None else _narrow(classes[where], self.n_classes))
+            (ids, None if classes is None else classes[where].astype(narrow))
             for ids, where in token_groups(self.selected.source, self.selected.tokens)
         ]
 
@@ -122,7 +112,7 @@ class Reduction:
         return len(self.of_rows) * len(self._of_tokens)
 
     def parts(self) -> Iterator[list[Part]]:
-        """Yield for each of `of_rows` its tasks, whose numbers are to be `merged`."""
+        """Yield for each of `of_rows` its tasks, whose numbers are to be merged in their order."""
         source, dims = self.selected.source, self.selected.dims
         for rows in self.of_rows:
             yield [
@@ -132,22 +122,8 @@ class Reduction:
 
     def compute(self) -> np.ndarray:
         """Return the numbers, `(class, number, step)`, computed here, one task after the other."""
-        numbers = [self.merged([part() for part in parts]) for parts in self.parts()]
+        numbers = [self.statistics.merge(*(part() for part in parts)) for parts in self.parts()]
         return np.concatenate(numbers, axis=-1)
-
-    def merged(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the numbers of some rows from those of their tasks, `(class, number, step)`.
-
-        Of many a few are merged at a time, as `lazy.as_dask` has it done.
-        """
-        while len(numbers) > FAN_IN:
-            numbers = [self.statistics.merge(*group) for group in by_fan_in(numbers)]
-        return self.statistics.merge(*numbers)
-
-
-def by_fan_in(parts: Sequence[T]) -> list[Sequence[T]]:
-    """Cut parts, in their order, into the groups that are merged at once."""
-    return [parts[start : start + FAN_IN] for start in range(0, len(parts), FAN_IN)]
 
 
 def task_steps(schema: Schema, n_steps: int) -> int:
@@ -161,11 +137,6 @@ def reduction_steps(schema: Schema) -> int:
     return task_steps(schema, TASK_STEPS)
 
 
-def _narrow(classes: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return classes in the smallest signed integers that hold them."""
-    return classes.astype(np.min_scalar_type(-n_classes))
-
-
 def _reduce(
     source: Source,
     statistics: Statistics,
@@ -176,7 +147,8 @@ def _reduce(
     n_classes: int,
 ) -> np.ndarray:
     """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
-    numbers = statistics.neutral(n_classes, len(rows))
+    neutral = np.array([_NEUTRAL[ufunc] for ufunc in statistics.combine])
+    numbers = np.tile(neutral[:, np.newaxis], (n_classes, 1, len(rows)))
     classes = np.zeros(len(tokens), np.int8) if classes is None else classes
     groups: list[TokenGroup] = [(tokens, slice(0, len(tokens)))]
     if statistics.cached:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import Task
+from dask._task_spec import Task, TaskRef
 from dask.base import tokenize
 from dask.core import flatten
 
@@ -32,7 +32,6 @@ from thimble_zarr.analysis.dataset.variables import (
     Variable,
     as_indices,
     compute_block,
-    merge_tasks,
 )
 from thimble_zarr.format.indexing import Indices, rows_and_dims
 
@@ -130,12 +129,14 @@ def as_dask(reduction: Reduction) -> da.Array:
     """Return a reduction as a Dask array, float64, shape `(class, number, step)`."""
     at, statistics = reduction.selected, reduction.statistics
     what = at.source, at.rows, at.tokens, at.dims, statistics, reduction.classes
-    name, tasks = f"statistics-{tokenize(what)}", {}
+    name = f"statistics-{tokenize(what)}"
+    tasks: dict[tuple[Any, ...], Task] = {}
     for index, parts in enumerate(reduction.parts()):
         keys = [(f"{name}-part", index, part) for part in range(len(parts))]
         for key, part in zip(keys, parts, strict=True):
             tasks[key] = Task(key, part.func, *part.args)
-        tasks |= merge_tasks((name, 0, 0, index), statistics.merge, keys)
+        whole = (name, 0, 0, index)
+        tasks[whole] = Task(whole, statistics.merge, *map(TaskRef, keys))
     lengths = tuple(map(len, reduction.of_rows))
     chunks = (reduction.n_classes,), (len(statistics.combine),), lengths
     return da.Array(tasks, name, chunks, dtype=np.float64)

@@ -5,7 +5,6 @@
 the chunks it needs.
 """
 
-import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -22,7 +21,6 @@ from dask.highlevelgraph import HighLevelGraph, Layer
 
 from thimble_zarr.analysis.compute.reduction import (
     TASK_STEPS,
-    by_fan_in,
     reduction_steps,
     task_steps,
 )
@@ -108,7 +106,7 @@ class FreezeStep:
             part = (f"{name}-part", index)
             tasks[part] = Task(part, _last_moved, self, rows, selection)
         whole = (name, *[0] * len(shape_of(selection)))
-        return tasks | merge_tasks(whole, _maximum, list(tasks))
+        return tasks | {whole: Task(whole, _maximum, *map(TaskRef, tasks))}
 
 
 @dataclass(frozen=True)
@@ -203,19 +201,6 @@ def _graph(
 def _block_tasks(name: str, block: Callable[..., np.ndarray], chunks: Chunks) -> Tasks:
     keys = [(name, *index) for index in np.ndindex(*map(len, chunks))]
     return {key: Task(key, block, key[1:]) for key in keys}
-
-
-def merge_tasks(key: Key, merge: Callable[..., np.ndarray], parts: Sequence[Key]) -> Tasks:
-    """Return tasks that merge parts, in their order, a few at a time."""
-    tasks: Tasks = {}
-    for level in itertools.count():
-        groups = by_fan_in(parts)
-        if len(groups) <= 1:
-            return tasks | {key: Task(key, merge, *map(TaskRef, parts))}
-        parts = [(f"{key[0]}-merge", *key[1:], level, index) for index in range(len(groups))]
-        for part, group in zip(parts, groups, strict=True):
-            tasks[part] = Task(part, merge, *map(TaskRef, group))
-    raise AssertionError
 
 
 def shape_of(selection: Sequence[Indices | int]) -> tuple[int, ...]:

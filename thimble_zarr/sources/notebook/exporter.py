@@ -38,10 +38,8 @@ def export_notebook(
     ----------
     reader
         A store of a bfloat16 run, such as `thimble-zarr train` makes, or one that was imported.
-    file
-        Safetensors file to write.
-    overwrite
-        Replace a safetensors file of that name.
+    file, overwrite
+        Safetensors file to write, and whether it replaces another.
     on_progress
         Called as bytes are written.
 
@@ -181,7 +179,12 @@ def _parts(
         yield kept[name]
         return
     if name == LOSSES:
-        yield _encode_numbers(reader.read_scalars()["loss"], tensor.dtype).tobytes()
+        losses = reader.read_scalars()["loss"]
+        with np.errstate(over="ignore"):  # one beyond float32 is infinite there
+            if tensor.dtype == "BF16":  # the upper half of float32
+                yield losses.astype("<f4").view("<u2")[1::2].tobytes()
+            else:
+                yield losses.astype(DTYPES[tensor.dtype]).tobytes()
         return
     (variable,) = (ours for ours, theirs in FILE_NAMES.items() if theirs == name)
     for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
@@ -192,10 +195,3 @@ def _parts(
             if tensor.dtype == "F32" and row.dtype == np.uint16:
                 row = decode(row, "bfloat16")
             yield row.astype(DTYPES[tensor.dtype], copy=False).reshape(-1).view(np.uint8).data
-
-
-def _encode_numbers(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "BF16":
-        return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
-    with np.errstate(over="ignore"):  # a loss beyond float32 is infinite there
-        return values.astype(DTYPES[dtype])

@@ -61,14 +61,8 @@ _N_NAMED = 20
 class NotebookLayout:
     """Where everything lies in a notebook's file; as JSON it is an attribute of the store.
 
-    Attributes
-    ----------
-    tensors
-        Dtype and shape of every tensor, in the order of the file.
-    kept
-        The bytes of those that a store has no place for: scalars, and whatever else is small.
-    metadata
-        What the file's writer noted.
+    `kept` has the bytes of what a store has no place for: scalars, and whatever else is small.
+    `metadata` is what the file's writer noted.
     """
 
     tensors: Mapping[str, Tensor]

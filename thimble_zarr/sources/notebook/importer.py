@@ -35,12 +35,10 @@ def import_notebook(
     ----------
     file
         The safetensors file.
-    path
-        Store to create.
+    path, overwrite
+        Store to create, and whether it replaces one.
     labels
         Labels of the tokens, such as a token mask gives.
-    overwrite
-        Replace a store that lies at `path`.
     on_progress
         Called as bytes are read.
 

@@ -103,18 +103,18 @@ class LocalWriter:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files for good, and directories that nothing is left in."""
-        directories = set()
+        directories, left = set(), set()
         for key in keys:
             with suppress(FileNotFoundError):
                 os.unlink(self._path / key)  # noqa: PTH108
             directories.add((self._path / key).parent)
         for directory in sorted(directories, reverse=True):  # what lies deeper comes first
-            while directory != self._path:
-                try:
+            with suppress(OSError):  # it is not empty
+                while directory != self._path:
                     os.rmdir(directory)  # noqa: PTH106
-                except OSError:
-                    break
-                directory = directory.parent
+                    directory = directory.parent
+            left.add(directory)
+        for directory in left:
             with suppress(FileNotFoundError):
                 sync_directory(directory)
 

@@ -1,0 +1,234 @@
+"""What a store should hold, by its commit record and its ledger, and what is wrong with the two.
+
+The first line of the ledger has a copy of all metadata, each line the sizes and checksums of the
+files of a block: so what there should be is known whatever was recorded.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import msgspec
+
+from thimble_zarr.errors import DamagedStoreError, NotAStoreError, UnsupportedFormatError
+from thimble_zarr.format.schema import read_content
+from thimble_zarr.store.contents import read_attribute
+from thimble_zarr.store.files.base import Files
+from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.integrity.result import Discrepancy
+from thimble_zarr.store.keys import (
+    BOOKKEEPING,
+    COMMIT,
+    LEDGER,
+    METADATA,
+    array_of,
+    is_chunk_key,
+    metadata_key,
+)
+from thimble_zarr.store.ledger import (
+    Commit,
+    Document,
+    FileChecksums,
+    FileRecord,
+    Ledger,
+    Line,
+    read_last_line,
+    read_lines,
+    recorded_files,
+)
+from thimble_zarr.store.metadata import Declared
+
+_MAX_FILE_BYTES = 2**63
+
+
+@dataclass
+class Expected:
+    """What a store should hold.
+
+    Attributes
+    ----------
+    files
+        The store.
+    commit
+        The commit record, None if it cannot be read.
+    n_rows
+        Rows that are committed: without a commit record, those of the sound lines.
+    ledger
+        What its sound committed lines say together.
+    ledger_bytes
+        Where the committed part of the ledger ends.
+    doubtful_bytes
+        The ledger is damaged before this byte: what it says up to there may be out of date.
+    findings
+        What is wrong with the bookkeeping.
+    """
+
+    files: Files
+    commit: Commit | None = None
+    n_rows: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    ledger_bytes: int = 0
+    doubtful_bytes: int = 0
+    findings: list[Discrepancy] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the store was closed."""
+        return self.commit is not None and self.commit.complete
+
+    @property
+    def records(self) -> dict[str, FileRecord]:
+        """What the last committed line that tells of a file says of it."""
+        return self.ledger.records
+
+    def lines(self, start: int = 0, stop: int | None = None) -> Iterator[Line]:
+        """Yield lines of the ledger, none where it is missing."""
+        with suppress(FileNotFoundError):
+            yield from read_lines(self.files, start, stop)
+
+    def promised(self, key: str) -> Iterator[FileRecord]:
+        """Yield what lines behind the commit say of a file, which may be as they say by now.
+
+        They are of a commit that was cut off, or of a writer that is at work.
+        """
+        for line in self.lines(self.ledger_bytes):
+            with suppress(ValueError, KeyError):
+                yield line.records()[key]
+
+    @cached_property
+    def recorded_files(self) -> dict[FileChecksums, str]:
+        """Every file that was committed, by its checksums, as far as the ledger is there."""
+        return recorded_files(self.lines(stop=self.ledger_bytes))
+
+    @cached_property
+    def documents(self) -> dict[str, Document]:
+        """Every metadata document: as declared, or where that is lost as it is on disk."""
+        if self.ledger.metadata:
+            return self.ledger.metadata
+        keys = [key for key in self.files.list() if is_chunk_key(key) or key.endswith(METADATA)]
+        nodes = sorted({"", *map(array_of, keys), *map(array_of, self.records)})
+        return {metadata_key(node): read_found(self.files, metadata_key(node))[0] for node in nodes}
+
+    def declared(self, array: str) -> Declared:
+        """Return what an array was declared to be; raise ValueError if that is lost."""
+        return Declared.of(self.documents.get(metadata_key(array), {}))
+
+    def doubt(self, where: str, what: str, *, before: int = _MAX_FILE_BYTES) -> None:
+        """Note that the ledger is damaged before a byte, by default anywhere."""
+        self.doubtful_bytes = max(self.doubtful_bytes, before)
+        self.findings.append(Discrepancy("ledger", where, what))
+
+
+def read_expected(files: Files) -> Expected:
+    """Read commit record and ledger: what there should be, and what is wrong with the two.
+
+    Raises
+    ------
+    NotAStoreError, UnsupportedFormatError
+        If there is no store, or one of another format version.
+    DamagedStoreError
+        If too little is left to tell what it should hold.
+    """
+    _check_is_store(files)
+    expected = Expected(files)
+    try:
+        commit = Commit.read(files)
+        if _is_replaced(files, commit):
+            raise DamagedStoreError("a repair was cut off before it could write it")
+        expected.commit, expected.n_rows = commit, commit.n_rows
+    except DamagedStoreError as error:
+        expected.findings.append(Discrepancy("commit-record", COMMIT, str(error)))
+    try:
+        files.size(LEDGER)
+        _read_ledger(expected)
+    except FileNotFoundError:
+        expected.doubt(LEDGER, "it is missing")
+    except ValueError as error:
+        expected.doubt(LEDGER, str(error))
+    row, n_rows = 0, expected.n_rows
+    for first_row, end_row in [*sorted(expected.ledger.ends.items()), (n_rows, n_rows)]:
+        if row < first_row:
+            what = f"it has no line for rows {row} to {first_row - 1}"
+            expected.doubt(LEDGER, what, before=expected.doubtful_bytes or _MAX_FILE_BYTES)
+        row = max(row, end_row)
+    if expected.commit is None and not expected.ledger.ends:
+        raise DamagedStoreError(
+            f"cannot read {files.path}: neither its commit record nor its ledger can be read, and "
+            "nothing else tells what was committed; restore them from a copy"
+        )
+    return expected
+
+
+def read_found(files: Files, key: str) -> tuple[Document, str]:
+    """Return a document, and what is wrong with it."""
+    try:
+        document = read_document(files, key)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, "it is missing"
+    except ValueError as error:
+        return {}, f"it cannot be read: {error}"
+    return (document, "") if isinstance(document, dict) else ({}, "it is not an object")
+
+
+def _is_replaced(files: Files, commit: Commit) -> bool:
+    """Whether a repair has written a ledger that no longer belongs to a commit record."""
+    with suppress(FileNotFoundError, ValueError):
+        last = read_last_line(files, _MAX_FILE_BYTES)
+        entry = last.entry if last is not None else None
+        return entry is not None and entry.replaces == [*msgspec.structs.astuple(commit)]
+    return False
+
+
+def _check_is_store(files: Files) -> None:
+    """Raise NotAStoreError or UnsupportedFormatError for what is none, or another version's."""
+    if not files.is_there:
+        raise NotAStoreError(f"there is nothing at {files.path}; check the path")
+    if not any(files.list(BOOKKEEPING)):
+        raise NotAStoreError(
+            f"{files.path} is not a thimble-zarr store: it has no {BOOKKEEPING}. Record one with "
+            "`thimble-zarr train` or `thimble_zarr.Recorder`; the file of the original notebook is "
+            "read by `thimble-zarr check` and `thimble-zarr import`"
+        )
+    try:
+        read_content(read_attribute(files))
+    except UnsupportedFormatError as error:
+        raise UnsupportedFormatError(f"cannot read {files.path}: {error}") from error
+    except DamagedStoreError:
+        pass  # it is found among the metadata
+
+
+def _read_ledger(expected: Expected) -> None:
+    commit, crc32 = expected.commit, 0
+    for line in expected.lines():
+        where = f"{LEDGER}, byte {line.start}"
+        is_torn = commit is None and not line.content.endswith(b"\n")
+        if is_torn or (commit is not None and line.start >= commit.ledger_bytes):
+            what = "a line of a commit that was cut off, or that is being made now"
+            expected.findings.append(Discrepancy("uncommitted-line", where, what, is_damage=False))
+            continue
+        expected.ledger_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
+        try:
+            _check_documents(line)
+            expected.ledger.add(line)
+        except ValueError as error:
+            expected.doubt(where, str(error), before=line.stop)
+    n_rows = max(expected.ledger.ends.values(), default=0)
+    if commit is None:
+        expected.n_rows = n_rows
+    elif expected.ledger_bytes != commit.ledger_bytes or (
+        not expected.doubtful_bytes and crc32 != commit.ledger_crc32
+    ):
+        expected.doubt(LEDGER, "it is not the one that was committed, or is cut off")
+    elif not expected.doubtful_bytes and n_rows != commit.n_rows:
+        expected.n_rows = n_rows
+        what = f"it claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}"
+        expected.findings.append(Discrepancy("commit-record", COMMIT, what))
+
+
+def _check_documents(line: Line) -> None:
+    """Raise ValueError if a line declares what no writer does."""
+    for document in line.entry.metadata.values() if line.entry is not None else ():
+        if "shape" in document or document.get("node_type") != "group":
+            Declared.of(document)

@@ -1,0 +1,166 @@
+"""Metadata documents as they should be, and how those on disk differ from them.
+
+What `verify` calls wrong is what differs from the documents that `repair` would write.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from thimble_zarr.errors import DamagedStoreError
+from thimble_zarr.format.schema import ATTRIBUTE, Schema
+from thimble_zarr.store.integrity.expected import Expected, read_found
+from thimble_zarr.store.integrity.result import Discrepancy
+from thimble_zarr.store.keys import METADATA, array_of
+from thimble_zarr.store.ledger import Document
+
+CONSOLIDATED = "consolidated_metadata"
+
+_NOTHING_ELSE = "none: nothing else tells what was declared; restore it from a copy"
+
+
+def compare_documents(
+    expected: Expected, n_rows: int, dropped: Collection[str] = ()
+) -> tuple[dict[str, dict[str, Any]], list[Discrepancy]]:
+    """Return the documents of a store of which `n_rows` rows stay, and how it differs from them.
+
+    Arrays that are dropped have none.
+    """
+    documents = {k: one for k, one in expected.documents.items() if array_of(k) not in dropped}
+    copies, right, problems, lengths = {}, {}, {}, [n_rows]
+    for key, declared in documents.items():
+        found, problem = read_found(expected.files, key)
+        if not problem and expected.ledger.metadata:
+            problem = _difference(expected, found, declared)
+        problems[key] = problem or _misfit(expected, key, declared)
+        right[key], copies[key] = without_copies(found), found.get(CONSOLIDATED)
+        if problems[key]:
+            right[key] = without_copies(declared)
+        elif is_per_step(found):
+            lengths.append(found["shape"][0])
+    is_trimmed = n_rows < expected.n_rows or was_closed(expected)
+    length = n_rows if is_trimmed else max(lengths)
+    for key, document in right.items():
+        if is_per_step(document) and (is_trimmed or problems[key]):
+            document["shape"] = [length, *document["shape"][1:]]
+    findings, whole = [], {}
+    for key, document in right.items():
+        finding = _find_in_copies(expected, key, right, copies[key])
+        if problems[key]:
+            repair = "" if expected.ledger.metadata else _NOTHING_ELSE
+            findings.append(Discrepancy("metadata", key, problems[key], repair))
+        elif finding:
+            findings.append(finding)
+        if finding or (dropped and copies[key] is not None):
+            copies[key] = _consolidated(_below(array_of(key), right))
+        has_none = copies[key] is None
+        whole[key] = document if has_none else document | {CONSOLIDATED: copies[key]}
+    return whole, findings
+
+
+def was_closed(expected: Expected) -> bool:
+    """Whether a store was closed, even if its commit record cannot tell."""
+    if expected.commit is not None:
+        return expected.is_complete
+    return CONSOLIDATED in read_found(expected.files, METADATA)[0]
+
+
+def without_copies(document: Document) -> dict[str, Any]:
+    """Return a document without its copies of others."""
+    return {name: value for name, value in document.items() if name != CONSOLIDATED}
+
+
+def is_same(one: object, other: object) -> bool:
+    """Whether two JSON values are the same: 1, 1.0 and true are not."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def is_per_step(document: Document) -> bool:
+    """Whether the first axis of an array is the steps."""
+    names, shape = document.get("dimension_names"), document.get("shape")
+    return isinstance(names, list) and names[:1] == ["step"] and isinstance(shape, list)
+
+
+def _difference(expected: Expected, found: Document, declared: Document) -> str:
+    """Return in what a document differs from the declared one, in more than may change."""
+    for name in sorted((found.keys() | declared.keys()) - {"shape", CONSOLIDATED}):
+        if (name in found) != (name in declared) or not is_same(found[name], declared[name]):
+            return f"its {name} is not what was declared"
+    shape, wanted, n_rows = found.get("shape"), declared.get("shape"), expected.n_rows
+    if is_per_step(declared):
+        if not (isinstance(shape, list) and shape and type(shape[0]) is int and shape[0] >= n_rows):
+            return f"its shape is {shape}, and {n_rows} rows were committed"
+        if expected.is_complete and shape[0] != n_rows:
+            return f"its shape is {shape}, and the store was closed with {n_rows} rows"
+        wanted = [shape[0], *declared["shape"][1:]]
+    return "" if is_same(shape, wanted) else f"its shape is {shape}, not {wanted}"
+
+
+def _misfit(expected: Expected, key: str, document: Document) -> str:
+    """Return what is wrong with a document by itself, where the ledger has no copy of it."""
+    if expected.ledger.metadata:
+        return ""
+    try:
+        if key == METADATA and "layout" in document["attributes"][ATTRIBUTE]:
+            Schema.from_attribute(document["attributes"][ATTRIBUTE])
+        elif array_of(key) in map(array_of, expected.records):
+            expected.declared(array_of(key))
+    except (DamagedStoreError, ValueError, LookupError, TypeError) as error:
+        return f"it is malformed: {error}"
+    return ""
+
+
+def _find_in_copies(
+    expected: Expected, key: str, documents: Mapping[str, Document], copies: object
+) -> Discrepancy | None:
+    """Find what is wrong with the copies that a group has, which many tools read instead."""
+    kind, group = "consolidated-metadata", array_of(key)
+    if copies is None and (key != METADATA or not expected.is_complete):
+        return None
+    if copies is None:
+        what = "it has no copy of the arrays' metadata, which other tools read faster"
+        return Discrepancy(kind, key, what, is_damage=False)
+    others = {
+        one: read_found(expected.files, one)[0]
+        for one in expected.files.list(group)
+        if one.endswith(f"/{METADATA}") and one not in documents
+    }
+    for there in (documents, {**documents, **others}):
+        if is_same(copies, _consolidated(_below(group, there))):
+            return None
+    if what := _wrong_copy(expected, group, copies):
+        return Discrepancy(kind, key, what)
+    what = "its copies of the arrays' metadata are out of date"
+    return Discrepancy(kind, key, what, is_damage=False)
+
+
+def _wrong_copy(expected: Expected, group: str, copies: object) -> str:
+    """Return which copy in a group is not what was declared, and how."""
+    copied = copies.get("metadata") if isinstance(copies, dict) else None
+    if not isinstance(copied, dict):
+        return "its copies of the arrays' metadata are malformed"
+    for path, declared in _below(group, expected.ledger.metadata):
+        copy = copied.get(path)
+        problem = "it is missing"
+        if isinstance(copy, dict):
+            problem = _difference(expected, copy, declared)
+        if problem:
+            return f"its copy of the metadata of {path} is wrong: {problem}"
+    return ""
+
+
+def _below(group: str, documents: Mapping[str, Document]) -> Iterator[tuple[str, Document]]:
+    """Yield documents below a group, by the paths of what they describe from there."""
+    for key, document in documents.items():
+        node = array_of(key)
+        if node != group and (not group or node.startswith(f"{group}/")):
+            yield node.removeprefix(f"{group}/"), document
+
+
+def _consolidated(documents: Iterator[tuple[str, Document]]) -> dict[str, Any]:
+    """Return the copies that a group should have of documents below it, by their paths."""
+    copies = {path: without_copies(document) for path, document in documents}
+    for copy in copies.values():
+        if copy.get("node_type") == "group":
+            copy[CONSOLIDATED] = _consolidated(iter(()))
+    return {"kind": "inline", "must_understand": False, "metadata": copies}
