@@ -75,8 +75,13 @@ class MissingRow(Cause):
     is_local = True
 
     def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
+        begin_later = {
+            "grad",
+            *(s.name for s in evidence.schema.optimizer.states if s.first is None),
+        }
         for row in (failure.steps[0] - 1, failure.steps[0]):
-            names = evidence.names if evidence.source.steps[row] == 0 else ("grad", *evidence.names)
+            not_yet = begin_later if evidence.source.steps[row] == 0 else set()
+            names = [name for name in ("grad", *evidence.names) if name not in not_yet]
             lost = {name: _lost(evidence, name, row) for name in names}
             missing = {name: where for name, where in lost.items() if where.any()}
             if missing:
@@ -212,7 +217,7 @@ class PermutedTokens(Cause):
     code = "permuted-tokens"
 
     def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        # At the first step of all the moments are the gradient, and permuted as it is.
+        # At the first step of all the states are the gradient, and permuted as it is.
         step = failure.sampled[len(failure.sampled) // 2]
         step = step if len(failure.steps) > 2 else failure.steps[0]
         replayed, recorded = evidence.replay(step), evidence.after(step)
