@@ -13,8 +13,7 @@ import click
 import pytest
 
 from tests import test_crash, test_power_loss
-from tests.store import test_verify
-from tests.support import crashing, power, stores
+from tests.support import crashing, damage, power, stores
 from tests.support.runs import record
 from thimble_zarr.store.files import disk as disk_module
 
@@ -61,7 +60,7 @@ def changed_bytes(directory: Path, n_places: int) -> str:
     """Change bytes of every file of a store."""
     path = directory / "run.zarr"
     stores.write_run(path)
-    counts = test_verify.sweep(path, n_places)
+    counts = damage.sweep(path, n_places)
     return (
         f"{sum(counts.values()):,} changes to the files of a store: {counts['found']:,} found by "
         f"verify, {counts['harmless']:,} change no value (white space in JSON), 0 others"

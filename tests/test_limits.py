@@ -13,8 +13,7 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, StoreError
 from thimble_zarr.format import documents
 from thimble_zarr.format.schema import Json, Schema, array_path
-from thimble_zarr.store import ledger
-from thimble_zarr.store import writer as writer_module
+from thimble_zarr.store import ledger, metadata
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.keys import BOOKKEEPING, LEDGER
@@ -156,7 +155,7 @@ def test_a_line_may_be_as_long_as_one_that_is_read(
 def test_chunks_that_no_reader_takes_are_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "MAX_CHUNK_BYTES", 4 * 3 * 5 * 4 - 1)  # of `grad`
+    monkeypatch.setattr(metadata, "MAX_CHUNK_BYTES", 4 * 3 * 5 * 4 - 1)  # of `grad`
     with pytest.raises(ConfigError, match="grad would have chunks of 240 bytes, and none has more"):
         stores.create(path)
     assert not path.exists()

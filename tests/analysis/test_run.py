@@ -17,7 +17,8 @@ from tests.support.runs import record
 from thimble_zarr.analysis.compute import run
 from thimble_zarr.analysis.compute.run import Computation
 from thimble_zarr.errors import ConfigError, ThimbleError
-from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.store.altered import StoreIntegrity
+from thimble_zarr.store.ledger import FileRecord
 
 distributed = pytest.importorskip("distributed")
 
@@ -110,18 +111,18 @@ def test_checksums_are_looked_at_in_blocks_that_were_just_read(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[tuple[str, int]] = []
-    merge_next, altered_in = Computation._merge_next, StoreReader._altered_in
+    merge_next, differing = Computation._merge_next, StoreIntegrity._differing
 
     def merge(computation: Computation) -> None:
         events.append(("computed", computation._waiting[0][0]))
         merge_next(computation)
 
-    def look(reader: StoreReader, name: str, first_row: int, checksums: object) -> object:
-        events.append(("looked", first_row))
-        return altered_in(reader, name, first_row, checksums)
+    def look(integrity: StoreIntegrity, name: str, record: FileRecord) -> list[int]:
+        events.append(("looked", record.first_row))
+        return differing(integrity, name, record)
 
     monkeypatch.setattr(Computation, "_merge_next", merge)
-    monkeypatch.setattr(StoreReader, "_altered_in", look)
+    monkeypatch.setattr(StoreIntegrity, "_differing", look)
     assert thimble_zarr.check(store).holds
     computed = [row for what, row in events if what == "computed"]
     assert len(computed) == 2

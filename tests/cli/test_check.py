@@ -379,8 +379,10 @@ def test_csv_is_what_pandas_writes() -> None:
 
 
 def test_formula_and_replay_are_not_both_left_out(trained: Path) -> None:
-    assert "leave nothing to check" in fails(2, "check", trained, "--no-formula", "--no-replay")
-    assert "--no-formula turns that off" in fails(2, "check", trained, "--no-formula", "--extended")
+    message = fails(2, "check", trained, "--no-formula", "--no-replay")
+    assert "nothing is left to check with formula=False (--no-formula)" in message
+    message = fails(2, "check", trained, "--no-formula", "--extended")
+    assert "formula=False (--no-formula) turns that off" in message
 
 
 @pytest.mark.parametrize(
@@ -433,7 +435,7 @@ def test_a_device_that_is_not_here_is_told(trained: Path) -> None:
     assert "torch finds no device mps here" in fails(2, "check", trained, "--device", "mps")
     assert "no device abacus" in fails(2, "check", trained, "--device", "abacus")
     assert checked(trained, "--device", "cpu")["holds"] is True
-    assert "--no-replay turns it off" in fails(
+    assert "replay=False (--no-replay) turns it off" in fails(
         2, "check", trained, "--device", "cpu", "--no-replay"
     )
 

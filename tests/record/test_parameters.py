@@ -183,7 +183,7 @@ def test_what_has_no_name_is_refused(model: Model, optimizer: torch.optim.Optimi
 
 
 def test_what_is_no_tensor_is_refused(model: Model, optimizer: torch.optim.Optimizer) -> None:
-    with pytest.raises(OptimizerError, match="parameter a is a Embedding; expected a tensor"):
+    with pytest.raises(OptimizerError, match="parameter a is a Embedding; pass its tensor"):
         chosen(optimizer, {"a": model.wpe})
     with pytest.raises(OptimizerError, match="parameter given is a int"):
         chosen(optimizer, [3], model=model)

@@ -13,7 +13,7 @@ from tests.support.runs import TINY_MEMORY, Loop
 from thimble_zarr import Recorder
 from thimble_zarr.errors import RecordingError, StoreError, StoreLockedError
 from thimble_zarr.format.reader import State
-from thimble_zarr.store.files.disk import Disk
+from thimble_zarr.store.files.disk import LocalWriter
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.keys import HOLDER
@@ -100,7 +100,7 @@ def test_a_store_that_is_replaced_during_a_commit_is_not_committed_to(
 ) -> None:
     stale = stores.create(path)
 
-    def settle(disk: Disk) -> None:
+    def settle(disk: LocalWriter) -> None:
         monkeypatch.undo()
         disk.settle()
         shutil.rmtree(path)
@@ -108,7 +108,7 @@ def test_a_store_that_is_replaced_during_a_commit_is_not_committed_to(
         stores.commit(writer, 4)
         writer.close()
 
-    monkeypatch.setattr(Disk, "settle", settle)
+    monkeypatch.setattr(LocalWriter, "settle", settle)
     with pytest.raises(StoreError, match=GONE):
         stores.commit(stale, 3)
     stale.release()

@@ -26,7 +26,7 @@ from thimble_zarr.errors import (
 )
 from thimble_zarr.format import layout
 from thimble_zarr.store import writer as writer_module
-from thimble_zarr.store.files.disk import Disk
+from thimble_zarr.store.files.disk import LocalWriter
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import LEDGER
 from thimble_zarr.store.ledger import MAX_LINE_BYTES, read_last_line, seal
@@ -295,7 +295,7 @@ def test_a_store_that_cannot_be_created_leaves_nothing(
     def no_space(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Disk, "write", no_space)
+    monkeypatch.setattr(LocalWriter, "put", no_space)
     with pytest.raises(StoreError, match=r"cannot create a store at .*: No space left"):
         StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
     assert not list(tmp_path.iterdir())

@@ -25,6 +25,12 @@ def run(*args: object) -> Result:
     return result
 
 
+def outcome(*args: object) -> tuple[int, str, str]:
+    """Return the exit code of a command, and what it prints to stdout and to stderr."""
+    result = run(*args)
+    return result.exit_code, result.stdout, result.stderr
+
+
 def succeeds(*args: object) -> Result:
     result = run(*args)
     assert result.exit_code == 0, result.stderr

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.support import runs
 from tests.support.runs import N_DIMS, N_LIVE, N_TOKENS, History
+from thimble_zarr.errors import ThimbleError
+from thimble_zarr.sources.notebook.importer import import_notebook
+from thimble_zarr.sources.notebook.reader import NotebookReader
 
 
 def notebook_tensors(history: History) -> dict[str, torch.Tensor]:
@@ -46,3 +50,23 @@ def save(file: Path, tensors: Mapping[str, torch.Tensor], **options: dict[str, s
 
 def live_mask() -> torch.Tensor:
     return torch.from_numpy(runs.live_mask())
+
+
+def float32_states(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the moments digits that bfloat16 does not have."""
+    generator = torch.Generator().manual_seed(3)
+    return tensors | {
+        name: tensors[name] * (1 + 1e-4 * torch.rand(tensors[name].shape, generator=generator))
+        for name in ("momentum_W", "variance_W")
+    }
+
+
+def refused(file: Path, error: type[ThimbleError], message: str) -> None:
+    """Expect an error, in place and from an import, that names the file and leaves nothing."""
+    before = sorted(file.parent.iterdir())
+    for attempt in (NotebookReader.open, lambda f: import_notebook(f, f.with_suffix(".zarr"))):
+        with pytest.raises(error, match=message) as raised:
+            attempt(file)
+        assert type(raised.value) is error
+        assert str(file) in str(raised.value)
+    assert sorted(file.parent.iterdir()) == before

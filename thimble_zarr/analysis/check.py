@@ -14,7 +14,7 @@ from thimble_zarr.analysis.compute.variables import missing_inputs
 from thimble_zarr.analysis.result import CheckResult, ParameterResult, SubsetResult
 from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
-from thimble_zarr.errors import ThimbleError
+from thimble_zarr.errors import ConfigError, ThimbleError
 from thimble_zarr.sources.open import open_recording
 
 
@@ -86,6 +86,10 @@ def check(
     (True, 'HOLDS to the bit: replayed, all 17,500 values each of W, exp_avg and exp_avg_sq ...')
     >>> result.table.head()  # doctest: +SKIP
     """
+    if device is not None and not replay:
+        raise ConfigError(
+            "device (--device) chooses where to replay, and replay=False (--no-replay) turns it off"
+        )
     if tokens is not None and not isinstance(tokens, str):
         tokens = ",".join(map(str, tokens))
     patterns = [parameters] if isinstance(parameters, str) else parameters
@@ -122,8 +126,8 @@ def _check(
     selected, subsets = select(source, *selection)
     if formula:  # else there is nothing to do without the replay, and an error says why
         replay = replay and not missing_inputs("unexplained", schema)
-    ids = {name: subset.ids for name, subset in subsets.items()}
-    audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=ids)
+    at = {name: subset.tokens for name, subset in subsets.items()}
+    audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
         checked = audit.reduction.selected
         altered = find_altered(checked, before_block=numbers.reach) if replay else ()

@@ -141,7 +141,6 @@ def run_check(
 
     if rows is not None and format_ != "table":
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
-    _refuse_nonsense(**options)
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
     paths = [*map(Path, stores_at(stores))]
@@ -157,25 +156,6 @@ def run_check(
     if not quiet and (output is not None or format_ == "csv"):
         click.echo(report.in_words(results), err=True)
     return max(map(_exit_code, results))
-
-
-def _refuse_nonsense(
-    *,
-    formula: bool = True,
-    replay: bool = True,
-    extended: bool = False,
-    device: str | None = None,
-    **options: object,
-) -> None:
-    """Refuse options of which one makes another meaningless."""
-    if device is not None and not replay:
-        raise click.UsageError("--device chooses where to replay, and --no-replay turns it off")
-    if not formula and not replay:
-        raise click.UsageError("--no-formula and --no-replay leave nothing to check")
-    if not formula and extended:
-        raise click.UsageError(
-            "--extended adds columns to the formula's table, and --no-formula turns that off"
-        )
 
 
 def _result(store: Path, *, alone: bool, quiet: bool, **options: Any) -> "CheckResult":

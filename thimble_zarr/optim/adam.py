@@ -32,6 +32,7 @@ from thimble_zarr.optim.base import (
     Scalar,
     State,
     chosen_program,
+    coupled,
     like,
     tensor_dtype,
 )
@@ -193,10 +194,8 @@ class Adam(Optimizer, Formula):
     def _gradient(
         self, grad: np.ndarray, W: np.ndarray, scalars: Mapping[str, Any]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the gradient that the moments take, with weight decay, and a bound on its size."""
-        coupled = 0 if self.decoupled_weight_decay else scalars["weight_decay"]
-        signed = -grad if self.maximize else grad
-        return signed + coupled * W, abs(grad) + coupled * abs(W)
+        decay = 0 if self.decoupled_weight_decay else scalars["weight_decay"]
+        return coupled(grad, W, decay=decay, maximize=self.maximize)
 
     def advance(
         self, before: Mapping[str, np.ndarray], grad: np.ndarray, scalars: Mapping[str, Any]

@@ -213,19 +213,10 @@ class Rounding:
         W_previous: Array,
         out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None),
     ) -> Array:
-        """Return how far rounding alone can carry a step from the formula, element by element.
+        """Return how far rounding alone can carry a step from the formula: safe, not tight.
 
-        The bound is safe, not tight.
-
-        Parameters
-        ----------
-        update
-            The formula's update.
-        W, W_previous
-            The weights after and before the step.
-        out
-            Two NumPy arrays to compute in, of the shape and dtype of the weights, which are then
-            NumPy's. The first may be `update`; what is returned is in it.
+        It is computed in the arrays `out`, if they are given, and is in the first, which may be
+        `update`, the formula's.
         """
         into, term_in = out
         bound: Any = np.abs(update, out=into)
@@ -290,16 +281,8 @@ class Formula(ABC):
     ) -> Array:
         """Return the change of the weights, without what weight decay does to them directly.
 
-        It is as precise as what it is given.
-
-        Parameters
-        ----------
-        arrays
-            The `update_inputs`: NumPy's or xarray's.
-        coefficients
-            Of the step.
-        out
-            A NumPy array to compute in. It may be the first of the arrays, which are then NumPy's.
+        `arrays` are the `update_inputs`, NumPy's or xarray's, and it is as precise as they are. It
+        is computed in `out`, if that is given; this may be the first of the arrays.
         """
 
     @abstractmethod
@@ -334,21 +317,7 @@ class Formula(ABC):
     ) -> dict[str, np.ndarray]:
         """Return how far two programs, given the same row and gradient, can end apart.
 
-        Parameters
-        ----------
-        before
-            `W` and the states before the step, float64.
-        grad
-            The gradient as the optimizer was given it.
-        scalars
-            Of the step.
-        precision
-            Of the programs.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
-            For `W` and each state the largest distance, not negative.
+        `before` has `W` and the states, float64; what is returned has the largest distance of each.
         """
 
     @abstractmethod
@@ -364,6 +333,13 @@ class Formula(ABC):
 def like(array: Array, scalar: Any) -> Any:
     """Return a scalar of a step in the array's precision, in which the arithmetic then is."""
     return scalar.astype(array.dtype, copy=False) if hasattr(scalar, "astype") else scalar
+
+
+def coupled(
+    grad: np.ndarray, W: np.ndarray, *, decay: Any, maximize: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradient with weight decay added, and a bound on the sizes of both together."""
+    return (-grad if maximize else grad) + decay * W, abs(grad) + decay * abs(W)
 
 
 def tensor_dtype(value: object) -> str | None:

@@ -235,8 +235,8 @@ def _named_tensors(
         found += [(_name(tensor, names), tensor) for tensor in tensors]
     if not found:
         raise ConfigError("no parameter was chosen: `parameters=` is empty")
-    once = {id(tensor): (name, tensor) for name, tensor in reversed(found)}
-    return dict(reversed(once.values()))
+    first = _first_names(found)
+    return {name: tensor for name, tensor in found if first[id(tensor)] == name}
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:
@@ -269,8 +269,8 @@ def _matching(pattern: str, named: Iterable[tuple[str, Tensor]]) -> list[Tensor]
 def _tensor(value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise OptimizerError(
-            f"the parameter {name} is a {type(value).__name__}; expected a tensor such as "
-            "`embedding.weight`, or the pattern of a name"
+            f"the parameter {name} is a {type(value).__name__}; pass its tensor, for example "
+            "`embedding.weight`, or with `parameters=` the pattern of its name"
         )
     return value
 

@@ -141,17 +141,22 @@ def accounting(
             for run in range(ds.sizes["run"])
         ]
         return xr.concat(tables, ds.run, join="outer", combine_attrs="drop_conflicts")
-    audit = Audit.of(
-        selected(ds).on_device(device),
-        formula=formula,
-        replay=replay,
-        extended=extended,
-        subsets=subsets,
-    )
+    at = selected(ds).on_device(device)
+    positions = subsets and {name: _positions(at, name, ids) for name, ids in subsets.items()}
+    audit = Audit.of(at, formula=formula, replay=replay, extended=extended, subsets=positions)
     tables = [*map(_as_dataset, tabulated(audit, as_dask(audit.reduction).compute()))]
     if subsets is None:
         return tables[0]
     return xr.concat(tables, dim="subset").assign_coords(subset=list(subsets))
+
+
+def _positions(at: Selected, subset: str, ids: np.ndarray) -> np.ndarray:
+    """Return where the tokens of a subset are among the recorded ones."""
+    if len(unknown := np.setdiff1d(ids, at.ids)):
+        raise SelectionError(f"subset {subset} has tokens that are not selected: {unknown[0]}")
+    if len(ids) == 0:
+        raise SelectionError(f"subset {subset} is empty")
+    return np.searchsorted(at.source.token_ids, ids)
 
 
 def _as_dataset(table: Table) -> xr.Dataset:

@@ -33,7 +33,7 @@ from thimble_zarr.analysis.compute.variables import (
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
 from thimble_zarr.errors import ConfigError, SelectionError
-from thimble_zarr.format.indexing import as_range
+from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.schema import Schema
 
 NOT_FINITE = "n_not_finite"
@@ -100,11 +100,11 @@ class Audit:
         formula: bool = True,
         replay: bool = True,
         extended: bool = False,
-        subsets: Mapping[str, np.ndarray] | None = None,
+        subsets: Mapping[str, Indices] | None = None,
     ) -> "Audit":
         """Return the audit of a selection, of those of its steps that can be checked.
 
-        It takes and raises what `accounting.accounting` does.
+        It takes and raises what `accounting.accounting` does, but of subsets the positions.
         """
         _check_asked(formula=formula, replay=replay, extended=extended)
         source, schema = selected.source, selected.source.reader.schema
@@ -129,7 +129,7 @@ class Audit:
         )
         if subsets is None:
             return cls(Reduction(selected, statistics), tally, None, attrs)
-        members, classes = _classes(selected.ids, subsets)
+        members, classes = _classes(np.asarray(selected.tokens), subsets)
         of_subsets = dict(zip(subsets, members, strict=True))
         return cls(Reduction(selected, statistics, classes), tally, of_subsets, attrs)
 
@@ -137,9 +137,11 @@ class Audit:
 def _check_asked(*, formula: bool, replay: bool, extended: bool) -> None:
     if not formula and (extended or not replay):
         raise ConfigError(
-            "extended columns are of the formula's table, and formula=False leaves it out"
+            "extended columns are of the formula's table, and formula=False (--no-formula) turns "
+            "that off"
             if replay
-            else "nothing is left to check with formula=False and replay=False"
+            else "nothing is left to check with formula=False (--no-formula) and replay=False "
+            "(--no-replay)"
         )
 
 
@@ -158,20 +160,13 @@ def _checkable(selected: Selected) -> Selected:
     return selected
 
 
-def _classes(
-    tokens: np.ndarray, subsets: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def _classes(tokens: np.ndarray, subsets: Mapping[str, Indices]) -> tuple[np.ndarray, np.ndarray]:
     """Sort tokens by the subsets they are in, so that none is gone through twice.
 
     Returns whether each subset has each class, bool, shape `(subset, class)`, and the class of each
     token. No subset has that of tokens that are in none.
     """
-    for name, ids in subsets.items():
-        if len(unknown := np.setdiff1d(ids, tokens)):
-            raise SelectionError(f"subset {name} has tokens that are not selected: {unknown[0]}")
-        if len(ids) == 0:
-            raise SelectionError(f"subset {name} is empty")
-    of_token = np.stack([np.isin(tokens, ids) for ids in subsets.values()])
+    of_token = np.stack([np.isin(tokens, of_subset) for of_subset in subsets.values()])
     members, classes = np.unique(of_token, axis=1, return_inverse=True)
     return members, classes.reshape(-1)
 

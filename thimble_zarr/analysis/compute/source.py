@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from thimble_zarr.format.indexing import Indices, as_range
+from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.optim.base import COUNT, LEARNING_RATE
@@ -144,10 +144,6 @@ class Selected:
         """Which row of the whole parameter each token is, int64, shape `(token,)`."""
         ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens, np.int64)]
         return ids
-
-    def of_ids(self, ids: np.ndarray) -> "Selected":
-        """Return the same of those tokens alone that have these ids."""
-        return replace(self, tokens=as_range(np.searchsorted(self.source.token_ids, ids)))
 
     @property
     def is_checkable(self) -> np.ndarray:

@@ -78,9 +78,10 @@ def update(
     return formula.update(arrays, window.of_rows(_coefficients), out[0])
 
 
-def _coefficients(window: Window) -> list[np.ndarray]:
-    coefficients = _formula(window).coefficients(_scalars(window))
-    return [coefficient.astype(window.dtype) for coefficient in coefficients]
+def _coefficients(window: Window) -> Sequence[np.ndarray]:
+    return [
+        factor.astype(window.dtype) for factor in _formula(window).coefficients(_scalars(window))
+    ]
 
 
 def _scalars(window: Window) -> dict[str, np.ndarray]:

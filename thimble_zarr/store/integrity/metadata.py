@@ -4,7 +4,7 @@ What `verify` calls wrong is what differs from the documents that `repair` would
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from thimble_zarr.errors import DamagedStoreError
@@ -13,8 +13,7 @@ from thimble_zarr.store.integrity.expected import Expected, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
 from thimble_zarr.store.ledger import Document
-
-CONSOLIDATED = "consolidated_metadata"
+from thimble_zarr.store.metadata import CONSOLIDATED, below, consolidated, is_per_step, resized
 
 _NOTHING_ELSE = "none: nothing else tells what was declared; restore it from a copy"
 
@@ -36,13 +35,13 @@ def compare_documents(
         right[key], copies[key] = without_copies(found), found.get(CONSOLIDATED)
         if problems[key]:
             right[key] = without_copies(declared)
-        elif is_per_step(found):
-            lengths.append(found["shape"][0])
+        else:
+            lengths.append(_n_rows(found))
     is_trimmed = n_rows < expected.n_rows or was_closed(expected)
     length = n_rows if is_trimmed else max(lengths)
     for key, document in right.items():
-        if is_per_step(document) and (is_trimmed or problems[key]):
-            document["shape"] = [length, *document["shape"][1:]]
+        if _n_rows(document) and (is_trimmed or problems[key]):
+            right[key] = dict(resized(document, length))
     findings, whole = [], {}
     for key, document in right.items():
         finding = _find_in_copies(expected, key, right, copies[key])
@@ -52,7 +51,7 @@ def compare_documents(
         elif finding:
             findings.append(finding)
         if finding or (dropped and copies[key] is not None):
-            copies[key] = _consolidated(_below(array_of(key), right))
+            copies[key] = consolidated(array_of(key), right)
         has_none = copies[key] is None
         whole[key] = document if has_none else document | {CONSOLIDATED: copies[key]}
     return whole, findings
@@ -75,10 +74,12 @@ def is_same(one: object, other: object) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def is_per_step(document: Document) -> bool:
-    """Whether the first axis of an array is the steps."""
-    names, shape = document.get("dimension_names"), document.get("shape")
-    return isinstance(names, list) and names[:1] == ["step"] and isinstance(shape, list)
+def _n_rows(document: Document) -> int:
+    """Return the length of the first axis where that is the steps, else 0."""
+    shape = document.get("shape")
+    if not (is_per_step(document) and isinstance(shape, list) and shape):
+        return 0
+    return shape[0] if type(shape[0]) is int else 0
 
 
 def _difference(expected: Expected, found: Document, declared: Document) -> str:
@@ -87,7 +88,7 @@ def _difference(expected: Expected, found: Document, declared: Document) -> str:
         if (name in found) != (name in declared) or not is_same(found[name], declared[name]):
             return f"its {name} is not what was declared"
     shape, wanted, n_rows = found.get("shape"), declared.get("shape"), expected.n_rows
-    if is_per_step(declared):
+    if _n_rows(declared):
         if not (isinstance(shape, list) and shape and type(shape[0]) is int and shape[0] >= n_rows):
             return f"its shape is {shape}, and {n_rows} rows were committed"
         if expected.is_complete and shape[0] != n_rows:
@@ -120,14 +121,15 @@ def _find_in_copies(
     if copies is None:
         what = "it has no copy of the arrays' metadata, which other tools read faster"
         return Discrepancy(kind, key, what, is_damage=False)
+    if is_same(copies, consolidated(group, documents)):
+        return None
     others = {
         one: read_found(expected.files, one)[0]
         for one in expected.files.list(group)
         if one.endswith(f"/{METADATA}") and one not in documents
     }
-    for there in (documents, {**documents, **others}):
-        if is_same(copies, _consolidated(_below(group, there))):
-            return None
+    if is_same(copies, consolidated(group, {**documents, **others})):
+        return None
     if what := _wrong_copy(expected, group, copies):
         return Discrepancy(kind, key, what)
     what = "its copies of the arrays' metadata are out of date"
@@ -139,7 +141,7 @@ def _wrong_copy(expected: Expected, group: str, copies: object) -> str:
     copied = copies.get("metadata") if isinstance(copies, dict) else None
     if not isinstance(copied, dict):
         return "its copies of the arrays' metadata are malformed"
-    for path, declared in _below(group, expected.ledger.metadata):
+    for path, declared in below(group, expected.ledger.metadata):
         copy = copied.get(path)
         problem = "it is missing"
         if isinstance(copy, dict):
@@ -147,20 +149,3 @@ def _wrong_copy(expected: Expected, group: str, copies: object) -> str:
         if problem:
             return f"its copy of the metadata of {path} is wrong: {problem}"
     return ""
-
-
-def _below(group: str, documents: Mapping[str, Document]) -> Iterator[tuple[str, Document]]:
-    """Yield documents below a group, by the paths of what they describe from there."""
-    for key, document in documents.items():
-        node = array_of(key)
-        if node != group and (not group or node.startswith(f"{group}/")):
-            yield node.removeprefix(f"{group}/"), document
-
-
-def _consolidated(documents: Iterator[tuple[str, Document]]) -> dict[str, Any]:
-    """Return the copies that a group should have of documents below it, by their paths."""
-    copies = {path: without_copies(document) for path, document in documents}
-    for copy in copies.values():
-        if copy.get("node_type") == "group":
-            copy[CONSOLIDATED] = _consolidated(iter(()))
-    return {"kind": "inline", "must_understand": False, "metadata": copies}

@@ -15,7 +15,6 @@ It is done in an order that can be cut off anywhere and started again::
     values and metadata -> ledger -> commit record -> removal
 """
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +47,7 @@ from thimble_zarr.store.keys import (
 )
 from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.lock import WriterLock, check_not_recorded
+from thimble_zarr.store.metadata import encoded
 
 
 def plan_repair(store: StorePath) -> Plan:
@@ -136,7 +136,7 @@ def _plan_metadata(plan: Plan) -> dict[str, Json]:
         found, _ = read_found(plan.expected.files, key)
         alone[key] = without_copies(document)
         if not is_same(document, found):
-            plan.written[key] = json.dumps(document, indent=2).encode()
+            plan.written[key] = encoded(document)
             is_declared = is_same(alone[key], without_copies(found))
             how = "consolidate the metadata in {}" if is_declared else "write {} again"
             plan.steps.append(how.format(key))

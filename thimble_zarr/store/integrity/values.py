@@ -14,7 +14,6 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema
 from thimble_zarr.store.integrity.files import FileState, compare_file
-from thimble_zarr.store.integrity.metadata import is_per_step
 from thimble_zarr.store.integrity.plan import Plan
 from thimble_zarr.store.keys import (
     array_key,
@@ -24,7 +23,7 @@ from thimble_zarr.store.keys import (
     split_array_key,
 )
 from thimble_zarr.store.ledger import FileRecord
-from thimble_zarr.store.metadata import Declared
+from thimble_zarr.store.metadata import Declared, is_per_step
 from thimble_zarr.store.shard import decode_vector, encode_vector
 
 _TEXT = ("text_bytes", "text_end")

@@ -1,0 +1,102 @@
+"""The notebook's file, read in place."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from tests.support.notebook_file import refused, save
+from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, History, token_labels
+from thimble_zarr import accounting, open_dataset
+from thimble_zarr.analysis.dataset.open import dataset_of
+from thimble_zarr.bits import decode
+from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
+from thimble_zarr.sources.notebook.importer import import_notebook
+from thimble_zarr.sources.notebook.reader import NotebookReader
+from thimble_zarr.store.reader import StoreReader
+
+N_ROWS = N_STEPS + 1
+
+
+def test_stored_bits_are_those_of_a_recording(
+    tmp_path: Path, file: Path, toy_path: Path, toy_history: History
+) -> None:
+    recorded = StoreReader.open(toy_path)
+    for reader in (NotebookReader.open(file), import_notebook(file, tmp_path / "run.zarr")):
+        assert reader.n_rows == recorded.n_rows == N_ROWS
+        for name in recorded.schema.dtypes:
+            bits = reader.read(name, (0, N_ROWS))
+            assert bits.dtype == np.uint16
+            np.testing.assert_array_equal(bits, recorded.read(name, (0, N_ROWS)), err_msg=name)
+            np.testing.assert_array_equal(decode(bits, "bfloat16"), toy_history[name])
+        scalars = reader.read_scalars()
+        assert list(scalars) == list(reader.schema.scalars)
+        for name, values in recorded.read_scalars().items():
+            assert scalars[name].dtype == np.float64
+            if name == "loss":
+                values = values.astype(np.float32)  # the notebook's
+            np.testing.assert_array_equal(scalars[name], values, err_msg=name)
+
+
+def test_rows_and_tokens_are_read_alone(file: Path) -> None:
+    reader = NotebookReader.open(file)
+    for name in reader.schema.dtypes:
+        whole = reader.read(name, (0, N_ROWS))
+        for rows in ((0, 1), (3, 3), (2, 9), (N_ROWS - 1, N_ROWS)):
+            for tokens in (range(1), range(4, 4), range(3, 8), np.array([N_TOKENS - 1, 0, 2, 0])):
+                part = reader.read(name, rows, tokens)
+                np.testing.assert_array_equal(part, whole[slice(*rows)][:, np.asarray(tokens, int)])
+                part[:] = 1  # the array is the caller's
+
+
+def test_a_reader_is_small_to_pickle(file: Path) -> None:
+    reader = NotebookReader.open(file, labels=token_labels())
+    pickled = pickle.dumps(reader)
+    assert len(pickled) < 10_000
+    copy = pickle.loads(pickled)
+    assert copy == reader
+    np.testing.assert_array_equal(copy.read("W", (0, 3)), reader.read("W", (0, 3)))
+
+
+def test_a_number_that_bfloat16_lacks_is_never_rounded_in_place(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    tensors["momentum_W"][3, 2, 1] = 1 + 2.0**-23  # not in a row that is looked at first
+    reader = NotebookReader.open(save(tmp_path / "run.safetensors", tensors))
+    assert reader.schema.dtypes["exp_avg"] == "bfloat16"
+    reader.read("exp_avg", (0, 3))
+    reader.read("exp_avg", (0, N_ROWS), (3, N_TOKENS))
+    with pytest.raises(DamagedStoreError, match=r"momentum_W .* at step 3,.*thimble-zarr import"):
+        reader.read("exp_avg", (0, N_ROWS), (2, 3))
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_told(file: Path) -> None:
+    reader = NotebookReader.open(file)
+    file.write_bytes(file.read_bytes()[:-N_DIMS])
+    with pytest.raises(DamagedStoreError, match=f"{file}: it was cut off after it was opened"):
+        [reader.read(name, (0, N_ROWS)) for name in reader.schema.dtypes]
+    file.unlink()
+    with pytest.raises(StoreError, match="No such file"):
+        reader.read("W", (0, 1))
+
+
+def test_the_analysis_is_the_same_in_place(tmp_path: Path, file: Path, toy_path: Path) -> None:
+    labels = token_labels()
+    in_place = dataset_of(NotebookReader.open(file, labels=labels))
+    import_notebook(file, tmp_path / "run.zarr", labels=labels)
+    imported, recorded = open_dataset(tmp_path / "run.zarr"), open_dataset(toy_path)
+    for ds in (in_place, imported):
+        table = accounting(ds.sel(token=ds.dead))
+        xr.testing.assert_equal(table, accounting(recorded.sel(token=recorded.dead)))
+        xr.testing.assert_equal(ds.adam_residual.compute(), recorded.adam_residual.compute())
+        assert np.isnan(ds.grad[0].values).all()
+    assert in_place.identical(imported.assign_attrs(in_place.attrs))
+
+
+def test_there_must_be_a_file(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing.safetensors", NotAStoreError, "there is nothing at")
+    (tmp_path / "directory").mkdir()
+    refused(tmp_path / "directory", StoreError, "Is a directory")
