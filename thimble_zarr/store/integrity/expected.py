@@ -13,7 +13,7 @@ from functools import cached_property
 import msgspec
 
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, UnsupportedFormatError
-from thimble_zarr.format.schema import read_content
+from thimble_zarr.format.versions import upgrade
 from thimble_zarr.store.contents import read_attribute
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
@@ -192,7 +192,7 @@ def _check_is_store(files: Files) -> None:
             "read by `thimble-zarr check` and `thimble-zarr import`"
         )
     try:
-        read_content(read_attribute(files))
+        upgrade(read_attribute(files))
     except UnsupportedFormatError as error:
         raise UnsupportedFormatError(f"cannot read {files.path}: {error}") from error
     except DamagedStoreError:
