@@ -27,13 +27,14 @@ from thimble_zarr.optim.base import (
     COUNT,
     LEARNING_RATE,
     WEIGHT_DECAY,
-    Array,
+    Arrays,
     Consumed,
     Formula,
     Optimizer,
     Precision,
     Rounding,
     Scalar,
+    Scalars,
     State,
     chosen_program,
     coupled,
@@ -100,7 +101,7 @@ class SGD(Optimizer, Formula):
         """The buffer, and the gradient where that acts on the weights directly."""
         return (_BUFFER,) * self.has_momentum + ("grad",) * self._is_direct
 
-    def coefficients(self, scalars: Mapping[str, Any]) -> Sequence[Any]:
+    def coefficients(self, scalars: Scalars) -> Sequence[Any]:
         """Return what each of the inputs is multiplied with."""
         rate = scalars["learning_rate"]
         factors = {
@@ -110,28 +111,21 @@ class SGD(Optimizer, Formula):
         return [factors[name] for name in self.update_inputs]
 
     def update(
-        self,
-        arrays: Mapping[str, Array],
-        coefficients: Sequence[Any],
-        out: np.ndarray | None = None,
-    ) -> Array:
+        self, arrays: Arrays, coefficients: Sequence[Any], out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return the change of the weights by buffer and gradient."""
         first, *others = (arrays[name] for name in self.update_inputs)
-        update: Any = np.multiply(first, like(first, coefficients[0]), out=out)
+        update: np.ndarray = np.multiply(first, like(first, coefficients[0]), out=out)
         for array, factor in zip(others, coefficients[1:], strict=True):
             update += array * like(array, factor)
-        result: Array = update
-        return result
+        return update
 
-    def decay_factor(self, scalars: Mapping[str, Any]) -> Any:
+    def decay_factor(self, scalars: Scalars) -> Any:
         """Return what weight decay multiplies `W` with, where it is not in the buffer alone."""
         return -scalars["learning_rate"] * scalars["weight_decay"] * self._is_direct
 
     def rounding(
-        self,
-        scalars: Mapping[str, Any],
-        precision: Precision,
-        arrays: Mapping[str, np.ndarray] | None = None,
+        self, scalars: Scalars, precision: Precision, arrays: Arrays | None = None
     ) -> Rounding | None:
         r"""Return how rounding errors grow: by :math:`\gamma_8` of each term of the sum.
 
@@ -152,13 +146,11 @@ class SGD(Optimizer, Formula):
         )
 
     def _gradient(
-        self, grad: np.ndarray, W: np.ndarray, scalars: Mapping[str, Any]
+        self, grad: np.ndarray, W: np.ndarray, scalars: Scalars
     ) -> tuple[np.ndarray, np.ndarray]:
         return coupled(grad, W, decay=scalars["weight_decay"], maximize=self.maximize)
 
-    def advance(
-        self, before: Mapping[str, np.ndarray], grad: np.ndarray, scalars: Mapping[str, Any]
-    ) -> dict[str, np.ndarray]:
+    def advance(self, before: Arrays, grad: np.ndarray, scalars: Scalars) -> dict[str, np.ndarray]:
         """Return the buffer after a step, from that before and the gradient."""
         if not self.has_momentum:
             return {}
@@ -166,7 +158,7 @@ class SGD(Optimizer, Formula):
         kept, taken = self._factors(scalars)
         return {_BUFFER: _times(kept, before[_BUFFER]) + taken * gradient}
 
-    def _factors(self, scalars: Mapping[str, Any]) -> tuple[Any, Any]:
+    def _factors(self, scalars: Scalars) -> tuple[Any, Any]:
         """Return what buffer and gradient are multiplied with; the first step has no buffer."""
         is_first = np.asarray(scalars[COUNT]) <= 1
         return (
@@ -175,11 +167,7 @@ class SGD(Optimizer, Formula):
         )
 
     def bounds(
-        self,
-        before: Mapping[str, np.ndarray],
-        grad: np.ndarray,
-        scalars: Mapping[str, Any],
-        precision: Precision,
+        self, before: Arrays, grad: np.ndarray, scalars: Scalars, precision: Precision
     ) -> dict[str, np.ndarray]:
         r"""Return how far two programs of SGD's, given the same row and gradient, can end apart.
 
@@ -206,12 +194,7 @@ class SGD(Optimizer, Formula):
         errors["W"] = rate * error + rounded + 8 * least
         return {name: 2 * errors[name] for name in before}
 
-    def consumed(
-        self,
-        before: Mapping[str, np.ndarray],
-        after: Mapping[str, np.ndarray],
-        scalars: Mapping[str, Any],
-    ) -> Consumed:
+    def consumed(self, before: Arrays, after: Arrays, scalars: Scalars) -> Consumed:
         """Return the gradient that made the buffer, or else the weights, up to rounding."""
         if self.has_momentum:
             kept, taken = self._factors(scalars)
