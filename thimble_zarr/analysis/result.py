@@ -143,7 +143,9 @@ class SubsetResult:
             "n_steps": {"checked": len(numbers["step"]), "recorded": self.n_recorded},
             "rows": [_finite(dict(zip(columns, row, strict=True))) for row in rows],
             "summary": {name: _finite(of) for name, of in self.summary.items()},
-            "replay": replay if replay is None else _replay_json(replay),
+            "replay": None
+            if replay is None
+            else {n: _finite(asdict(of)) for n, of in replay.items()},
             "replay_device": numbers.attrs.get("device"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
             "findings": [finding.to_json() for finding in self.findings],
@@ -256,10 +258,6 @@ def _summary(values: np.ndarray) -> dict[str, float]:
             std = np.sqrt(squares.sum() / (len(known) - 1))
     numbers = len(known), mean, std, *order
     return {name: float(number) for name, number in zip(SUMMARY, numbers, strict=True)}
-
-
-def _replay_json(replay: Mapping[str, ReplayedArray]) -> dict[str, Json]:
-    return {name: _finite(asdict(of)) for name, of in replay.items()}
 
 
 def _named(parameter: str | None) -> dict[str, str]:
