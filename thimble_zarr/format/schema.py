@@ -20,16 +20,19 @@ from typing import Any, Self
 import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
-from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
+from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
+from thimble_zarr.format.documents import Json as Json
 from thimble_zarr.format.labels import TokenLabels as TokenLabels
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
+from thimble_zarr.format.versions import FORMAT_VERSION as FORMAT_VERSION
+from thimble_zarr.format.versions import upgrade
+from thimble_zarr.format.versions import versioned as versioned
 from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.optim.registry import SCALARS as SCALARS
 from thimble_zarr.optim.registry import VARIABLES as VARIABLES
 from thimble_zarr.optim.registry import checked, read_optimizer, step_scalars
 
-FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"
 """The group attribute that holds the schema."""
 
@@ -60,8 +63,6 @@ NOTEBOOK_FILE = "notebook_file"
 
 PARAMETERS = "parameters"
 """In the root's `thimble` attribute the names of several parameters, each a child group."""
-
-Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
 def chosen_variables(optimizer: Optimizer, variables: Sequence[str] | None) -> tuple[str, ...]:
@@ -340,7 +341,7 @@ class Schema:
         DamagedStoreError
             If the version is right but the content is not what it promises.
         """
-        content: dict[str, Any] = read_content(value)
+        content: dict[str, Any] = upgrade(value)
         try:
             content["shape"], content["dims"] = tuple(content["shape"]), tuple(content["dims"])
             content["layout"] = Layout(**content["layout"])
@@ -375,30 +376,3 @@ def _order(mask: str, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     places = np.argsort(order)
     order.flags.writeable = places.flags.writeable = False  # who has them shares them
     return order, places
-
-
-def versioned(content: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a `thimble` attribute of the content."""
-    return {"format_version": FORMAT_VERSION} | dict(content)
-
-
-def read_content(attribute: Json) -> dict[str, Json]:
-    """Return the content of a `thimble` attribute.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If the format version is not the one this release reads.
-    DamagedStoreError
-        If there is none.
-    """
-    if not isinstance(attribute, Mapping) or not isinstance(attribute.get("format_version"), int):
-        raise DamagedStoreError("its `thimble` attribute has no format version")
-    content = dict(attribute)
-    version = content.pop("format_version")
-    if version != FORMAT_VERSION:
-        raise UnsupportedFormatError(
-            f"it has format version {version}, and this release reads version "
-            f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
-        )
-    return content

@@ -23,8 +23,8 @@ from thimble_zarr.format.schema import (
     Schema,
     TokenLabels,
     check_group_name,
-    read_content,
 )
+from thimble_zarr.format.versions import upgrade
 from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.files.local import LocalFiles
@@ -42,15 +42,8 @@ _MOST_LISTED = 24
 class Contents:
     """What the root of a store says of it.
 
-    Attributes
-    ----------
-    files
-        The store.
-    groups
-        The group of each parameter, in the order of the recording; empty for a single one that is
-        the root itself.
-    parameter
-        The name of that one, where it is known.
+    `groups` are those of its parameters in the order of the recording; a single one may be the root
+    itself, whose group is empty and whose name is `parameter`, where it is known.
     """
 
     files: Files
@@ -77,7 +70,7 @@ class Contents:
                 "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
             )
         try:
-            content = read_content(attribute)
+            content = upgrade(attribute)
             groups = _names(content.get(PARAMETERS, ()))
         except ConfigError as error:
             raise DamagedStoreError(f"cannot read {files.path}: {error}") from error

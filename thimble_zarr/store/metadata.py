@@ -27,8 +27,8 @@ from thimble_zarr.format.schema import (
     VARIABLES,
     Json,
     Schema,
-    versioned,
 )
+from thimble_zarr.format.versions import versioned
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.keys import (
@@ -60,23 +60,17 @@ _MIN_LINE_BYTES = 32
 
 
 class Declaration:
-    """What a store that is written declares: a metadata document of each group and array.
+    """What a store that is written declares: its `documents`, by their keys.
 
     Parameters
     ----------
-    schemas
-        What is recorded of each parameter, by its group.
-    coordinates
-        By group, the values of each coordinate of its rows, as they lie on disk.
+    schemas, coordinates
+        What is recorded of each parameter, and the values of each coordinate of its rows as they
+        lie on disk, by its group.
     capacity
         Rows of the arrays.
     level
         Of compression.
-
-    Attributes
-    ----------
-    documents
-        All of them, by their keys.
 
     Raises
     ------
@@ -104,36 +98,18 @@ class Declaration:
             self._add_variables(group, schema)
             for name, long_name in schema.per_step.items():
                 dtype, fill = (np.int64, -1) if name == "step" else (np.float64, float("nan"))
-                length, shape = (layout.SCALAR_CHUNK_STEPS,), (capacity,)
-                self._add(
-                    (group, name),
-                    ("step",),
-                    shape,
-                    length,
-                    dtype,
-                    fill,
-                    attributes={"long_name": long_name},
-                )
+                chunk = (layout.SCALAR_CHUNK_STEPS,)
+                self._add((group, name), long_name, ("step",), (capacity,), chunk, dtype, fill)
             for name, values in coordinates[group].items():
-                dims, length = (_DIMS.get(name, schema.dims[0]),), (max(1, len(values)),)
-                label = LABELS.get(name, ROW_LABEL)
-                self._add(
-                    (group, name),
-                    dims,
-                    values.shape,
-                    length,
-                    values.dtype,
-                    0,
-                    attributes={"long_name": label},
-                )
+                dims = (_DIMS.get(name, schema.dims[0]),)
+                label, chunk = LABELS.get(name, ROW_LABEL), (max(1, len(values)),)
+                self._add((group, name), label, dims, values.shape, chunk, values.dtype, 0)
         self._check_readable(coordinates)
 
     def resize(self, n_rows: int) -> None:
         """Declare so many rows."""
         self.capacity = n_rows
-        for document in self.documents.values():
-            if is_per_step(document):
-                document["shape"][0] = n_rows
+        self.documents = {key: resized(one, n_rows) for key, one in self.documents.items()}
 
     def consolidate(self) -> None:
         """Copy all metadata below a group into its own, as zarr-python does."""
@@ -146,34 +122,36 @@ class Declaration:
         shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
         rest = schema.shape[1:]
         for name, native in schema.dtypes.items():
-            attributes = {"long_name": VARIABLES[name], "dtype": native}
+            more = {"dtype": native}
             if native == "bfloat16":
-                attributes["encoding"] = BFLOAT16_RECIPE
+                more["encoding"] = BFLOAT16_RECIPE
             self._add(
                 (group, name),
+                VARIABLES[name],
                 ("step", *schema.dims),
                 (self.capacity, *schema.shape),
                 (steps, shard_tokens, *rest) if schema.shape else (steps,),
                 storage_dtype(native),
                 fill_value(native),
                 chunk_shape=(steps, tokens, *rest) if schema.shape else (steps,),
-                attributes=attributes,
+                **more,
             )
 
     def _add(
         self,
         array: ArrayName,
+        long_name: str,
         dims: tuple[str, ...],
         shape: tuple[int, ...],
         file_shape: tuple[int, ...],
-        dtype: npt.DTypeLike,
+        stored: npt.DTypeLike,
         fill: float,
         *,
         chunk_shape: tuple[int, ...] | None = None,
-        attributes: Mapping[str, Json],
+        **more: str,
     ) -> None:
         """Declare an array. Its files are shards if the shape of their chunks is given."""
-        dtype, chunk, path = np.dtype(dtype), chunk_shape or file_shape, array_key(array)
+        dtype, chunk, path = np.dtype(stored), chunk_shape or file_shape, array_key(array)
         chunk_bytes = math.prod(chunk) * dtype.itemsize
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise ConfigError(
@@ -194,7 +172,7 @@ class Declaration:
             "chunk_key_encoding": _ENCODING,
             "fill_value": "NaN" if math.isnan(fill) else np.array(fill, dtype).item(),
             "codecs": codecs,
-            "attributes": attributes,
+            "attributes": {"long_name": long_name, **more},
             "dimension_names": [*dims],
             "zarr_format": 3,
             "node_type": "array",
@@ -263,6 +241,12 @@ def encoded(document: Document) -> bytes:
     return json.dumps(document, indent=None if CONSOLIDATED in document else 2).encode()
 
 
+def resized(document: Document, n_rows: int) -> dict[str, Any]:
+    """Return a document with so many rows, if it is of an array whose first axis is the steps."""
+    is_longer = is_per_step(document)
+    return {**document} | ({"shape": [n_rows, *document["shape"][1:]]} if is_longer else {})
+
+
 def is_per_step(document: Document) -> bool:
     """Return whether the first axis of an array is the steps."""
     names = document.get("dimension_names")
@@ -296,22 +280,8 @@ def _inline(copies: Json) -> dict[str, Json]:
 class Declared:
     """What the metadata of an array say.
 
-    Attributes
-    ----------
-    shape
-        Of the array.
-    file_shape
-        Of what a file holds: a shard, where there are any, else a chunk.
-    chunk_shape
-        Of what is compressed at once, in the order of the array's axes.
-    dtype
-        As stored.
-    fill
-        What stands for missing.
-    is_sharded
-        Whether a file is a shard.
-    level
-        Blosc's, of which nothing depends but the size.
+    A file holds a shard of `file_shape` or else a chunk; `chunk_shape` is compressed at once.
+    `level` is Blosc's, of which nothing depends but the size.
     """
 
     shape: tuple[int, ...]
@@ -410,16 +380,7 @@ def _check_names(codecs: Iterable[Mapping[str, Any]], expected: tuple[str, ...])
 def check_bounds(schema: Schema, n_rows: int, files: Files, shards: Iterable[str]) -> None:
     """Raise DamagedStoreError if a store claims to hold more than its files can.
 
-    Parameters
-    ----------
-    schema
-        What it claims.
-    n_rows
-        Rows that it claims.
-    files
-        The store, whose ledger has a line a block.
-    shards
-        Keys of some shards. The largest of them is measured.
+    The ledger has a line for each block, and the largest of some shards is measured.
     """
     layout = schema.layout
     itemsize = max((storage_dtype(native).itemsize for native in schema.dtypes.values()), default=1)

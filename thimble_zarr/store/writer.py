@@ -55,10 +55,8 @@ class StoreWriter:
         What was declared of each parameter, by its group: empty for the root, which has one only.
     bytes_written
         Bytes put on disk so far.
-    spent
-        What recording took so far, as far as it is committed.
-    last_step
-        The last committed step, -1 before there is one.
+    spent, last_step
+        What recording took, and the last step, as far as it is committed; -1 before there is one.
     """
 
     def __init__(self, path: Path, schemas: Mapping[str, Schema]) -> None:
@@ -270,14 +268,7 @@ class StoreWriter:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
 
         A store without a row is removed. Metadata are consolidated only now: a consolidated copy
-        would go stale while arrays grow.
-
-        Raises
-        ------
-        OSError
-            If a file cannot be written. The lock is released all the same.
-        StoreError
-            If the store is no longer there. What is there now stays as it is.
+        would go stale while arrays grow. Errors are those of `commit_block`.
         """
         try:
             self._check_in_place()
@@ -292,13 +283,7 @@ class StoreWriter:
             self.release()
 
     def discard(self) -> None:
-        """Remove the store, of which nothing is wanted, and release the lock.
-
-        Raises
-        ------
-        StoreError
-            If the store is no longer there. What is there now stays as it is.
-        """
+        """Remove the store, of which nothing is wanted, and release the lock."""
         try:
             self._check_in_place()
             self._disk.close()
