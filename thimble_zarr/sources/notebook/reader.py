@@ -111,6 +111,7 @@ class NotebookReader:
                 if bits.view("<u2")[..., ::2].any():
                     return False
                 on_bytes(bits.nbytes)
+            del bits  # before the next state's is made: two would cost page faults each time
         return True
 
     @property
@@ -198,7 +199,7 @@ class NotebookReader:
     def _rows(self, name: str, steps: range, columns: tuple[int, int]) -> Iterator[np.ndarray]:
         """Yield rows as a store has them, in one and the same array."""
         tensor = self.layout.tensors[FILE_NAMES[name]]
-        is_narrow = self.layout.dtypes[name] != self.schema.dtypes[name]
+        is_narrow = NATIVE[tensor.dtype] != self.schema.dtypes[name]
         for step, bits in zip(steps, read_rows(self.path, tensor, steps, columns), strict=True):
             if not is_narrow:
                 yield bits
