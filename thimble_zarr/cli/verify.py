@@ -95,16 +95,17 @@ def _verify(store: Path, *, quiet: bool) -> "VerifyResult":
 
 
 def _in_words(result: "VerifyResult") -> str:
-    lines = [
+    head = [
         f"{'Store':<8} {result.path}: {result.n_rows:,} rows committed",
         f"{'Read':<8} {result.n_files:,} files, {human_bytes(result.n_bytes)}",
-        "",
     ]
-    for finding in result.findings:
-        word = "DAMAGE" if finding.is_damage else "note"
-        lines.append(f"{word:<6}  {finding.where}: {finding.what}. Repair: {finding.repair}.")
-    lines += [f"repair  {step}." for step in result.repairs]
-    return "\n".join([*lines, "", _verdict(result)] if lines[-1] else [*lines, _verdict(result)])
+    body = [
+        f"{'DAMAGE' if finding.is_damage else 'note  '}  {finding.where}: {finding.what}. "
+        f"Repair: {finding.repair}."
+        for finding in result.findings
+    ]
+    body += [f"repair  {step}." for step in result.repairs]
+    return "\n\n".join(filter(None, ["\n".join(head), "\n".join(body), _verdict(result)]))
 
 
 def _verdict(result: "VerifyResult") -> str:

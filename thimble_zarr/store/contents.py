@@ -1,9 +1,9 @@
-"""What lies at a path: a store or not, of which parameters, and whether it has a row yet."""
+"""What lies at a path: a store or not, of which parameters; and whether one may be put there."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +21,7 @@ from thimble_zarr.format.schema import (
     PARAMETERS,
     Json,
     Schema,
+    TokenLabels,
     check_group_name,
     read_content,
 )
@@ -202,6 +203,33 @@ def check_vacant(path: StorePath, *, overwrite: bool) -> None:
             f"{path} already holds a recorded run; choose another path, or overwrite it "
             "(--overwrite, or overwrite=True)"
         )
+
+
+def by_group(
+    schema: Schema | Mapping[str, Schema],
+    labels: TokenLabels | Mapping[str, TokenLabels] | None,
+) -> tuple[dict[str, Schema], dict[str, TokenLabels]]:
+    """Return what is known of each parameter, by its group; the one at the root has no name."""
+    schemas = {"": schema} if isinstance(schema, Schema) else schema
+    return (
+        {group: replace(one, parameter=group) if group else one for group, one in schemas.items()},
+        {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {}),
+    )
+
+
+def check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabels]) -> None:
+    """Raise ConfigError unless a store can hold all parameters with their labels."""
+    lengths = {schema.layout.block_steps for schema in schemas.values()}
+    if len(lengths) != 1:
+        raise ConfigError(
+            f"all parameters of a store need blocks of the same length, not {sorted(lengths)} steps"
+        )
+    for group, schema in schemas.items():
+        if group or len(schemas) > 1:
+            check_group_name(group)
+        schema.check_json()
+        if group in labels:
+            schema.check_labels(labels[group])
 
 
 def _has(files: Files, key: str) -> bool:

@@ -43,11 +43,11 @@ from thimble_zarr.errors import DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.indexing import Indices, TokenGroup, token_groups
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import FORMAT_VERSION, Schema, TokenLabels
-from thimble_zarr.store.altered import StoreIntegrity
 from thimble_zarr.store.contents import Contents, read_attribute
 from thimble_zarr.store.contents import StorePath as StorePath
 from thimble_zarr.store.files.base import Files, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.integrity.altered import StoreIntegrity
 from thimble_zarr.store.keys import shard_key
 from thimble_zarr.store.ledger import Commit, Ledger
 from thimble_zarr.store.metadata import check_bounds

@@ -75,7 +75,15 @@ def update(
     formula = _formula(window)
     names = zip(formula.update_inputs, out, strict=False)
     arrays = {name: window.decoded(name, memory) for name, memory in names}
-    return formula.update(arrays, window.of_rows(_coefficients), out[0])
+    change = formula.update(arrays, window.of_rows(_coefficients), out[0])
+    skipped = window.of_rows(_skipped)
+    if len(skipped):
+        change[skipped] = 0  # and there need not be any gradient
+    return change
+
+
+def _skipped(window: Window) -> np.ndarray:
+    return np.flatnonzero(window.source.skipped[window.rows])
 
 
 def _coefficients(window: Window) -> Sequence[np.ndarray]:

@@ -10,12 +10,11 @@ import xarray as xr
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import (
     derived_names,
-    freeze_step,
     how_to_record,
     long_name,
 )
 from thimble_zarr.analysis.dataset.lazy import LazyArray
-from thimble_zarr.analysis.dataset.variables import StepVariable, TokenVariable
+from thimble_zarr.analysis.dataset.variables import FreezeStep, StepVariable
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.labels import printable
 from thimble_zarr.format.reader import Reader
@@ -108,7 +107,7 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         )
         for name in names
     }
-    frozen = LazyArray.of(TokenVariable(source, freeze_step, ("W",)))
+    frozen = LazyArray.of(FreezeStep(source))
     moved = f"last step at which a {reader.schema.row_name} moved"
     tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
     scalars = {

@@ -67,7 +67,7 @@ class Plan:
         return [
             f"{key} is left as it is: {what}; {HOW_TO_RESTORE}"
             for key, what in self.altered.items()
-            if key not in self.removed
+            if key in self.records
         ]
 
     def arrays(self) -> Iterator[tuple[str, Declared]]:

@@ -37,14 +37,7 @@ from thimble_zarr.store.integrity.metadata import (
 from thimble_zarr.store.integrity.plan import Plan
 from thimble_zarr.store.integrity.values import plan_values
 from thimble_zarr.store.integrity.verify import find_leftovers
-from thimble_zarr.store.keys import (
-    BOOKKEEPING,
-    COMMIT,
-    HOLDER,
-    LEDGER,
-    array_of,
-    is_chunk_key,
-)
+from thimble_zarr.store.keys import BOOKKEEPING, COMMIT, HOLDER, LEDGER, array_of, is_chunk_key
 from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.lock import WriterLock, check_not_recorded
 from thimble_zarr.store.metadata import encoded
@@ -105,17 +98,17 @@ def _plan(files: Files) -> Plan:
     try:
         expected = read_expected(files)
         plan = Plan(expected, expected.n_rows)
-        nodes = [f"{array_of(key)}/" for key in expected.documents]
+        directories = {array_of(key) for key in expected.documents}
         plan.hopeless += [
             f"{key} is a link, and is not followed; put back what it stands for"
             for key in files.list()
-            if any(node.startswith(f"{key}/") for node in nodes)
+            if key in directories
         ]
         if expected.n_rows and not plan.hopeless:
             plan_blocks(plan)
+            plan_values(plan)
         if plan.hopeless:
             return plan
-        plan_values(plan)
         repaired = plan.steps.copy()
         documents = _plan_metadata(plan)
         _plan_bookkeeping(plan, documents, repaired)
@@ -187,14 +180,12 @@ def _ledger(plan: Plan) -> Iterator[bytes]:
 
 def _plan_removal(plan: Plan) -> None:
     """Remove what lies behind the rows that stay, and what else a crash left."""
-    arrays = {array for array, _ in plan.arrays()} if plan.expected.n_rows else set()
-    plan.removed += [
-        key
-        for key in plan.expected.files.list()
-        if is_chunk_key(key) and array_of(key) in arrays and key not in plan.records
-    ]
-    leftovers = [one.where for one in find_leftovers(plan.expected) if one.kind == "leftover"]
-    plan.removed += [key for key in leftovers if key not in plan.removed]
+    expected = plan.expected
+    arrays = {array for array, _ in plan.arrays()} if expected.n_rows else set()
+    chunks = [key for key in expected.files.list() if is_chunk_key(key) and array_of(key) in arrays]
+    behind = [key for key in chunks if key not in plan.records]
+    leftovers = [one.where for one in find_leftovers(expected) if one.kind == "leftover"]
+    plan.removed = list(dict.fromkeys([*plan.removed, *behind, *leftovers]))
     plan.steps += [f"remove {key}" for key in plan.removed]
 
 

@@ -36,7 +36,7 @@ def plan_values(plan: Plan) -> None:
         is_long = is_per_step(plan.expected.documents[metadata_key(array)])
         length = plan.n_rows if is_long else declared.shape[0]
         for index in range(math.ceil(length / declared.file_shape[0])):
-            if plan.n_rows and not declared.is_sharded and array not in plan.dropped:
+            if not declared.is_sharded and array not in plan.dropped:
                 _plan_file(plan, f"{array}/c.{index}", declared)
     for key in [key for key in plan.records if array_of(key) in plan.dropped]:
         del plan.records[key]
