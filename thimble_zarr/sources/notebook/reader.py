@@ -20,12 +20,7 @@ from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice, token_groups
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
-from thimble_zarr.format.schema import (
-    NOTEBOOK_FILE,
-    TOKEN_DIMS,
-    Schema,
-    TokenLabels,
-)
+from thimble_zarr.format.schema import NOTEBOOK_FILE, TOKEN_DIMS, Schema, TokenLabels
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.sources.notebook.container import read_bits, read_rows
 from thimble_zarr.sources.notebook.file_layout import (
