@@ -88,7 +88,7 @@ def decode(
 
 
 def patterns(stored: np.ndarray) -> np.ndarray:
-    """Return stored bits as unsigned integers, a view: equal where every bit is."""
+    """Return stored bits as unsigned integers, a view: equal where every bit is, also the sign."""
     return stored.view(f"u{stored.dtype.itemsize}")
 
 

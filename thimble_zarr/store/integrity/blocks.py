@@ -28,14 +28,14 @@ def plan_blocks(plan: Plan) -> None:
         "right, and the ledger's are lost"
         for first_row, end_row in plan.rebuilt.items()
     ]
-    if gone := expected.n_rows - plan.n_rows:
+    if plan.n_rows == 0:
+        plan.hopeless.append("its first block cannot be read, and so no row would be left")
+    elif gone := expected.n_rows - plan.n_rows:
         why = f", because {', '.join(lost)} cannot be read" if lost else ""
         plan.steps.append(
             f"end the store before row {plan.n_rows}{why}: of {expected.n_rows} committed rows "
             f"{plan.n_rows} stay and {gone} go"
         )
-    if not plan.n_rows:
-        plan.hopeless.append("its first block cannot be read, and so no row would be left")
 
 
 def _shards(plan: Plan) -> Iterator[tuple[str, int, int]]:

@@ -12,9 +12,8 @@ from functools import cached_property
 
 import msgspec
 
-from thimble_zarr.errors import DamagedStoreError, NotAStoreError, UnsupportedFormatError
-from thimble_zarr.format.versions import upgrade
-from thimble_zarr.store.contents import read_attribute
+from thimble_zarr.errors import DamagedStoreError, NotAStoreError
+from thimble_zarr.store.contents import Contents
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.integrity.result import Discrepancy
@@ -49,20 +48,16 @@ class Expected:
 
     Attributes
     ----------
-    files
-        The store.
     commit
         The commit record, None if it cannot be read.
     n_rows
         Rows that are committed: without a commit record, those of the sound lines.
-    ledger
-        What its sound committed lines say together.
-    ledger_bytes
-        Where the committed part of the ledger ends.
+    ledger, ledger_bytes
+        What the sound committed lines say together, and where the committed part ends.
     doubtful_bytes
         The ledger is damaged before this byte: what it says up to there may be out of date.
     findings
-        What is wrong with the bookkeeping.
+        What is wrong with the two.
     """
 
     files: Files
@@ -183,20 +178,13 @@ def _is_replaced(files: Files, commit: Commit) -> bool:
 
 def _check_is_store(files: Files) -> None:
     """Raise NotAStoreError or UnsupportedFormatError for what is none, or another version's."""
-    if not files.is_there:
-        raise NotAStoreError(f"there is nothing at {files.path}; check the path")
-    if not any(files.list(BOOKKEEPING)):
-        raise NotAStoreError(
-            f"{files.path} is not a thimble-zarr store: it has no {BOOKKEEPING}. Record one with "
-            "`thimble-zarr train` or `thimble_zarr.Recorder`; the file of the original notebook is "
-            "read by `thimble-zarr check` and `thimble-zarr import`"
-        )
     try:
-        upgrade(read_attribute(files))
-    except UnsupportedFormatError as error:
-        raise UnsupportedFormatError(f"cannot read {files.path}: {error}") from error
+        Contents.read(files)
+    except NotAStoreError:
+        if not any(files.list(BOOKKEEPING)):
+            raise
     except DamagedStoreError:
-        pass  # it is found among the metadata
+        pass  # as is found among the metadata
 
 
 def _read_ledger(expected: Expected) -> None:

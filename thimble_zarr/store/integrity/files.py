@@ -93,15 +93,7 @@ _REPAIRS_OF_VALUES = {
 
 
 def record_of(expected: Expected, key: str) -> FileRecord:
-    """Return what a file says itself.
-
-    Raises
-    ------
-    ValueError
-        If its own checksums do not match.
-    OSError
-        If it cannot be read.
-    """
+    """Return what a file says itself; raise ValueError if its own checksums do not match."""
     declared, n_bytes = expected.declared(array_of(key)), expected.files.size(key)
     if not declared.is_sharded:
         content = expected.files.get(key)

@@ -48,7 +48,7 @@ def compare_documents(
         if problems[key]:
             repair = "" if expected.ledger.metadata else _NOTHING_ELSE
             findings.append(Discrepancy("metadata", key, problems[key], repair))
-        elif finding:
+        elif finding and expected.ledger.metadata:
             findings.append(finding)
         if finding or (dropped and copies[key] is not None):
             copies[key] = consolidated(array_of(key), right)

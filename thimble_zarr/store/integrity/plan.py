@@ -31,20 +31,15 @@ class Plan:
         Why the store cannot be repaired; then nothing is done.
     altered
         How files that stay as they are differ from those that were committed.
-    written
-        Contents of the files that are written again.
-    removed
-        Files that go.
+    written, removed
+        Contents of the files that are written again, and files that go.
     dropped
         Arrays that are left out from now on.
     rebuilt
         The rows of blocks whose lines are made from their files: the row behind each, by its first.
-    lines
-        Lines that are added to the ledger.
-    changes_ledger
-        Whether the ledger is written again.
-    commit
-        The commit record that is written, None if it stays.
+    lines, changes_ledger, commit
+        Lines that are added to the ledger, whether it is written again at all, and the commit
+        record, None if it stays.
     """
 
     expected: Expected
