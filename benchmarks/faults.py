@@ -19,9 +19,8 @@ from benchmarks.__main__ import about, python, say
 from benchmarks.processes import measure
 from tests.support.faults import flip_in_place, rewrite
 from tests.support.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
-from thimble_zarr import accounting, open_dataset
-from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes.findings import Finding, find_causes
+from thimble_zarr import check
+from thimble_zarr.analysis.causes.findings import Finding
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.store.reader import StoreReader
 
@@ -34,10 +33,11 @@ AROUND = 20
 
 def findings(store: Path, *, around: int | None = None) -> list[Finding]:
     """Check a store, or the steps around one: what a step replays to depends on no other row."""
-    ds = open_dataset(store)
+    steps = None
     if around is not None:
-        ds = ds.sel(step=slice(around - AROUND, around + AROUND))
-    return find_causes(selected(ds), accounting(ds))
+        last = StoreReader.open(store).n_rows - 1
+        steps = f"{max(1, around - AROUND)}:{min(last, around + AROUND)}"
+    return list(check(store, tokens="all", steps=steps).findings)
 
 
 def confusion(

@@ -63,20 +63,14 @@ def decode(
 
     Parameters
     ----------
-    stored
-        Array of `storage_dtype(native)`, any shape.
-    native
-        The dtype torch held.
+    stored, native
+        Array of `storage_dtype(native)`, any shape, and the dtype torch held.
     dtype
         The floating dtype to return. Exact for bfloat16, float16 and float32; float64 values are
         rounded when float32 is asked for.
     out
-        Array of that shape and dtype to decode into.
-
-    Returns
-    -------
-    numpy.ndarray
-        Same shape, dtype `dtype`; a new array unless `stored` already has that dtype.
+        Array of that shape and dtype to decode into. By default a new one, unless `stored` has
+        that dtype already.
     """
     if out is None and native != "bfloat16":
         return stored.astype(dtype, copy=False)
@@ -94,18 +88,7 @@ def decode(
 
 
 def patterns(stored: np.ndarray) -> np.ndarray:
-    """Return stored bits as unsigned integers, a view: equal where every bit is, zeros' signs too.
-
-    Parameters
-    ----------
-    stored
-        Array of the stored dtype of any native one.
-
-    Returns
-    -------
-    numpy.ndarray
-        Same shape, unsigned integers of the same width.
-    """
+    """Return stored bits as unsigned integers, a view: equal where every bit is, also the sign."""
     return stored.view(f"u{stored.dtype.itemsize}")
 
 
@@ -118,20 +101,10 @@ def same_bits(stored: np.ndarray, other: np.ndarray) -> bool:
 
 
 def ordered(stored: np.ndarray) -> np.ndarray:
-    """Return the place of each number among all of its dtype, counted from zero.
+    """Return the place of each number among all of its dtype, counted from zero: int64.
 
     Neighbouring numbers differ by 1, so that a difference counts the steps between two numbers on
     the lattice of the dtype: their distance in ULP. Both zeros are 0.
-
-    Parameters
-    ----------
-    stored
-        Array of the stored dtype of any native one.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64, same shape.
     """
     width = 8 * stored.dtype.itemsize
     bits = stored.view(f"i{stored.dtype.itemsize}").astype(np.int64)
@@ -155,18 +128,9 @@ def all_finite(stored: np.ndarray) -> bool:
 
 
 def ulp_distance(stored: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return how many steps on the lattice of their dtype lie between numbers.
+    """Return how many steps on the lattice of their dtype lie between numbers: float64.
 
-    Parameters
-    ----------
-    stored, other
-        Arrays of one stored dtype, same shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, same shape; 0 between the two zeros and between NaNs, infinite between a number
-        and NaN.
+    It is 0 between the two zeros and between NaNs, and infinite between a number and NaN.
     """
     left, right = ordered(stored), ordered(other)
     # Across zero the difference of 64-bit numbers does not fit.
@@ -179,17 +143,7 @@ def ulp_distance(stored: np.ndarray, other: np.ndarray) -> np.ndarray:
 def spacing(stored: np.ndarray, native: str) -> np.ndarray:
     """Return the distance from each number to the next of its dtype, away from zero: one ULP.
 
-    Parameters
-    ----------
-    stored
-        Array of `storage_dtype(native)`.
-    native
-        The dtype torch held.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, same shape; NaN where the number is not finite.
+    The distances are float64, and NaN where the number is not finite.
     """
     mantissa_bits = -int(np.log2(2 * unit_roundoff(native)))
     n_exponents = 2 ** (8 * stored.dtype.itemsize - 1 - mantissa_bits)

@@ -1,5 +1,6 @@
 """`check` as a function: its result is data, and what the command line prints."""
 
+import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -106,5 +107,9 @@ def test_pandas_is_imported_when_the_table_is_asked_for(toy_path: Path) -> None:
     assert shown.stdout == "True False 5 True\n", shown.stderr
 
 
-def test_its_name_is_in_the_package() -> None:
-    assert "check" in thimble_zarr.__all__
+def test_its_example_runs(toy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.zarr").symlink_to(toy_path)
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder().find(thimble_zarr.check, "check")
+    assert example.examples
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0

@@ -1,6 +1,7 @@
 """What holds of every optimizer in the registry: its formula, its bounds, its replay."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 from torch import nn
 
 from tests.support.draws import SHAPE, draw, gradient
-from tests.support.faults import flip_bit
+from tests.support.faults import Arrays, flip_bit, rewrite
 from tests.support.optimizers import Kind, Step, kinds, runnable, steps
-from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr import Recorder, accounting, check, open_dataset
 from thimble_zarr.bits import patterns, unit_roundoff
 from thimble_zarr.optim.base import COUNT, Formula, Optimizer, Precision
 from thimble_zarr.optim.registry import REGISTRY, SCALARS, VARIABLES, read_optimizer, spec_of
+from thimble_zarr.store.reader import StoreReader
 
 names = pytest.mark.parametrize("name", REGISTRY)
 in_float64 = pytest.mark.parametrize(
@@ -175,25 +177,104 @@ def test_the_consumed_gradient_is_found(kind: Kind) -> None:
         assert consumed.variable in after
 
 
+class Training:
+    """A parameter whose steps a test takes, with drawn gradients."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.generator = torch.Generator().manual_seed(7)
+        self.parameter = nn.Parameter(draw(SHAPE, self.generator, size=0.02).to(kind.dtype))
+        self.optimizer = kind.make(self.parameter)
+        self.taken = 0
+
+    def record(self, path: Path, n_steps: int, *, skip: tuple[int, ...] = (), **options) -> Path:
+        with Recorder(path, self.optimizer, parameter=self.parameter, **options):
+            for _ in range(n_steps):
+                self.step(skip=self.taken + 1 in skip)
+        return path
+
+    def step(self, *, skip: bool = False) -> None:
+        grad = gradient(SHAPE, self.generator).to(self.kind.dtype)
+        self.parameter.grad = None if skip else grad
+        self.optimizer.step()
+        self.taken += 1
+        self.kind.change(self.optimizer, self.taken)
+
+
+def assert_holds(path: Path, **selected: list[int]) -> None:
+    table = accounting(open_dataset(path).isel(**selected))
+    assert table.attrs["not_exact_because"] == ""
+    assert not table.n_different.any()
+    assert not table.n_beyond.any()
+    assert not table.max_ulp.any()
+
+
 @every_kind
 def test_a_recording_of_it_holds_to_the_bit(kind: Kind, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(7)
-    parameter = nn.Parameter(draw(SHAPE, generator, size=0.02).to(kind.dtype))
-    optimizer = kind.make(parameter)
-    path = tmp_path / "run.zarr"
-    with Recorder(path, optimizer, parameter=parameter):
-        for count in range(1, 6):
-            parameter.grad = gradient(SHAPE, generator).to(kind.dtype)
-            optimizer.step()
-            kind.change(optimizer, count)
-    ds = open_dataset(path)
-    for selected in (ds, ds.isel(step=[2, 4], token=[210, 3, 17], dim=[4, 2])):
-        table = accounting(selected)
-        assert table.attrs["not_exact_because"] == ""
-        assert not table.n_different.any()
-        assert not table.max_ulp.any()
+    path = Training(kind).record(tmp_path / "run.zarr", 5)
+    assert_holds(path)
+    assert_holds(path, step=[2, 4], token=[210, 3, 17], dim=[4, 2])
     if kind.native != "float16":  # where squares underflow, which the fused program has not stored
-        assert not accounting(ds, replay=False).n_beyond_rounding.any()
+        assert not accounting(open_dataset(path), replay=False).n_beyond_rounding.any()
+
+
+one_dtype = pytest.mark.parametrize("kind", kinds(natives=("float32",)))
+
+
+@one_dtype
+@pytest.mark.filterwarnings("ignore:no gradient")
+def test_steps_without_a_gradient_are_skipped_the_first_too(kind: Kind, tmp_path: Path) -> None:
+    path = Training(kind).record(tmp_path / "run.zarr", 6, skip=(1, 4))
+    ds = open_dataset(path)
+    assert ds[COUNT].values.tolist() == [0, 0, 1, 2, 2, 3, 4]
+    assert_holds(path)
+    assert not ds["residual"].sel(step=[1, 4]).any()
+
+
+@one_dtype
+def test_recording_may_begin_in_the_middle_and_be_resumed(kind: Kind, tmp_path: Path) -> None:
+    training = Training(kind)
+    for _ in range(3):
+        training.step()
+    training.record(tmp_path / "run.zarr", 3)
+    training.record(tmp_path / "run.zarr", 2, resume=True)
+    ds = open_dataset(tmp_path / "run.zarr")
+    assert ds.sizes["step"] == 6
+    assert np.diff(ds[COUNT]).tolist() == [1] * 5
+    assert_holds(tmp_path / "run.zarr")
+
+
+@one_dtype
+def test_a_dataset_has_its_variables(kind: Kind, tmp_path: Path) -> None:
+    training = Training(kind)
+    ds = open_dataset(training.record(tmp_path / "run.zarr", 3))
+    spec = REGISTRY[kind.name].from_group(training.optimizer.param_groups[0], type(kind))
+    assert {*spec.variables, *spec.scalars, COUNT, "update", "decay", "residual"} <= {*ds.data_vars}
+    foreign = {*VARIABLES} - {*spec.variables} | {*SCALARS} - {*spec.scalars, COUNT, "loss"}
+    assert not foreign & {*ds.data_vars}
+    parts = ds["update"] + ds["decay"] + ds["residual"]
+    np.testing.assert_allclose(parts[1:], ds["delta_W"][1:], rtol=1e-5, atol=1e-9)
+    for state in spec.states:
+        first = np.nan if state.first is None else state.first
+        np.testing.assert_array_equal(ds[state.name][0], np.full(SHAPE, first))
+
+
+@pytest.mark.parametrize("kind", kinds(natives=("bfloat16",)))
+def test_a_fault_is_found_where_it_begins(kind: Kind, tmp_path: Path) -> None:
+    training = Training(kind)
+    path = training.record(tmp_path / "run.zarr", 7)
+    for name in StoreReader.open(path).schema.dtypes:
+
+        def fault(bits: Arrays, scalars: Arrays, name: str = name) -> None:
+            flip_bit(bits[name], (4, 18, 3), 14)
+
+        rewrite(path, tmp_path / "f.zarr", fault)
+        result = check(tmp_path / "f.zarr")
+        assert not result.holds
+        (finding,) = result.findings
+        assert (finding.code, finding.variable, finding.step) == ("bit-flip", name, 4)
+        assert (finding.token, finding.dim) == (18, 3)
+        shutil.rmtree(tmp_path / "f.zarr")
 
 
 def assert_same(step: Step, positions: np.ndarray) -> None:

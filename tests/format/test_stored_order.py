@@ -105,7 +105,7 @@ def test_labels_that_do_not_fit_are_refused_as_ever(toy_path: Path) -> None:
 )
 def test_what_is_no_mask_is_damage(toy_path: Path, tmp_path: Path, mask: object) -> None:
     relabel(toy_path, tmp_path / "run.zarr", stored_last=mask)
-    with pytest.raises(DamagedStoreError, match="stored.last"):
+    with pytest.raises(DamagedStoreError, match=r"stored.last"):
         StoreReader.open(tmp_path / "run.zarr")
 
 

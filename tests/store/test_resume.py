@@ -178,7 +178,7 @@ def test_a_run_that_was_declared_with_another_level_goes_on_with_it(
 ) -> None:
     """As an earlier version did: what is declared is what the ledger has a copy of."""
     with monkeypatch.context() as earlier:
-        earlier.setitem(StoreWriter.__init__.__kwdefaults__, "level", 5)
+        earlier.setitem(StoreWriter._declare.__kwdefaults__, "level", 5)
         killed(tmp_path / "run.zarr", 6, flushed=6)
     go_on(tmp_path / "run.zarr")
     assert StoreReader.open(tmp_path / "run.zarr").declared_level == 5

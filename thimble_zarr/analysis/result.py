@@ -132,7 +132,9 @@ class SubsetResult:
 
     def to_json(self) -> dict[str, Json]:
         """Return the result as JSON has it: what is not a finite number is null."""
-        columns, numbers, replay = self.columns, self.numbers, self.replay
+        columns, numbers, replay = self.columns, self.numbers, None
+        if self.replay is not None:
+            replay = {name: _finite(asdict(of)) for name, of in self.replay.items()}
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return {
             "store": str(self.store),
@@ -143,7 +145,7 @@ class SubsetResult:
             "n_steps": {"checked": len(numbers["step"]), "recorded": self.n_recorded},
             "rows": [_finite(dict(zip(columns, row, strict=True))) for row in rows],
             "summary": {name: _finite(of) for name, of in self.summary.items()},
-            "replay": replay if replay is None else _replay_json(replay),
+            "replay": replay,
             "replay_device": numbers.attrs.get("device"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
             "findings": [finding.to_json() for finding in self.findings],
@@ -256,10 +258,6 @@ def _summary(values: np.ndarray) -> dict[str, float]:
             std = np.sqrt(squares.sum() / (len(known) - 1))
     numbers = len(known), mean, std, *order
     return {name: float(number) for name, number in zip(SUMMARY, numbers, strict=True)}
-
-
-def _replay_json(replay: Mapping[str, ReplayedArray]) -> dict[str, Json]:
-    return {name: _finite(asdict(of)) for name, of in replay.items()}
 
 
 def _named(parameter: str | None) -> dict[str, str]:

@@ -128,7 +128,8 @@ def _replay_verdict(table: AnyTable) -> Verdict:
     if counts(table, NOT_FINITE).any():
         return _not_finite(table, "follow from the row before")
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    follow = f"replayed, all {_total(table):,} values each of {listed} follow from the row before"
+    values = f"{_total(table):,} values{' each' if len(names) > 1 else ''} of {listed}"
+    follow = f"replayed, all {values} follow from the row before"
     if counts(table, "n_different").any():
         max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
         text = (

@@ -10,6 +10,7 @@ import click
 from thimble_zarr.cli.exits import FOUND, exit_code
 from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK, Size
 from thimble_zarr.errors import StoreError, ThimbleError
+from thimble_zarr.report.text import DEFAULT_ROWS
 
 if TYPE_CHECKING:
     from thimble_zarr.analysis.result import CheckResult
@@ -57,7 +58,7 @@ class _Rows(click.ParamType[int]):
     metavar="N",
     help="How many steps the table shows, half of them from either end; or all. With several "
     "subsets, parameters or stores, show the table of each, too.  "
-    "[default: 10; of several only a line each]",
+    f"[default: {DEFAULT_ROWS}; of several only a line each]",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write to this file, not to stdout."

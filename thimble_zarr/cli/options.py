@@ -8,7 +8,6 @@ from typing import Any, get_args
 import click
 
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 
 _PATH: Any = click.Path(path_type=Path)
 
@@ -55,7 +54,6 @@ class Size(click.ParamType[int]):
 MEMORY = click.option(
     "--memory",
     type=Size(),
-    default=DEFAULT_MEMORY_BYTES,
     help="Limits the recorder's memory (minimum: one step) and so determines the block length.  "
     "[default: 256MiB]",
 )

@@ -7,7 +7,7 @@ import click
 
 from thimble_zarr.cli.options import MEMORY, config_from, config_options
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
 from thimble_zarr.report.text import aligned
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("store", type=click.Path(path_type=Path), default=Path("run.zarr"))
 @config_options
 @MEMORY
-def plan(store: Path, *, config: Path | None, memory: int, **settings: object) -> None:
+def plan(store: Path, *, config: Path | None, memory: int | None, **settings: object) -> None:
     """Show how much memory and disk a run takes, and how much is free.
 
     Nothing is started. STORE, run.zarr by default, says which disk.
@@ -27,7 +27,7 @@ def plan(store: Path, *, config: Path | None, memory: int, **settings: object) -
     from thimble_zarr.experiment.plan import plan_run
 
     run = config_from(config, settings)
-    found = plan_run(run, store, memory_bytes=memory)
+    found = plan_run(run, store, memory_bytes=memory or DEFAULT_MEMORY_BYTES)
     click.echo(render_plan(found, run))
     warn_of_memory(found)
     found.check_disk()

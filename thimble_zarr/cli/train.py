@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from thimble_zarr.cli.check import run_check
 from thimble_zarr.cli.exits import terminated_cleanly
@@ -40,14 +39,11 @@ DEMO = TrainingConfig(steps=150, batch_size=16)
     "checkpoint, start from the beginning.",
 )
 @QUIET
-@click.pass_context
 def train(
-    ctx: click.Context,
-    /,
     store: Path,
     *,
     config: Path | None,
-    memory: int,
+    memory: int | None,
     force: bool,
     overwrite: bool,
     resume: bool,
@@ -67,16 +63,13 @@ def train(
             "--resume continues a store and --overwrite replaces it; give one of them"
         )
     if resume:
-        is_default = ctx.get_parameter_source("memory") is ParameterSource.DEFAULT
-        chosen, memory = _resumed(
-            store, config, settings, memory=None if is_default else memory, quiet=quiet
-        )
+        chosen, memory = _resumed(store, config, settings, memory=memory, quiet=quiet)
     else:
         chosen = config_from(config, settings)
     run_training(
         chosen,
         store,
-        memory_bytes=memory,
+        memory_bytes=memory or DEFAULT_MEMORY_BYTES,
         force=force,
         overwrite=overwrite,
         resume=resume,
@@ -91,7 +84,7 @@ def _resumed(
     *,
     memory: int | None,
     quiet: bool,
-) -> tuple[TrainingConfig, int]:
+) -> tuple[TrainingConfig, int | None]:
     """Return settings and memory of a run to resume; raise what training would, before it loads."""
     from thimble_zarr.experiment.checkpoints import Checkpoints
     from thimble_zarr.experiment.recorded import RecordedRun
@@ -102,7 +95,7 @@ def _resumed(
             click.echo(
                 f"Note: {store} has no settings; the run starts with the ones given here", err=True
             )
-        return config_from(config, settings), memory or DEFAULT_MEMORY_BYTES
+        return config_from(config, settings), memory
     memory = memory or run.memory_bytes
     chosen = run.resolve(config_from(config, settings, recorded=run.config))
     run.check_same(chosen, {"memory_bytes": memory})

@@ -1,7 +1,10 @@
 """JSON that nobody vouches for: of bounded size and depth, whoever wrote it."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 MAX_DOCUMENT_BYTES = 2**26
 """Largest JSON document that is read."""

@@ -20,18 +20,8 @@ TokenGroup = tuple[Indices, slice | np.ndarray]
 def rows_and_dims(axes: Sequence[Indices], shape: Sequence[int]) -> tuple[Indices, Indices]:
     """Return a selection of a parameter as that of a matrix: rows, and all other axes as dims.
 
-    Parameters
-    ----------
-    axes
-        What is selected along each axis.
-    shape
-        Shape of the parameter.
-
-    Returns
-    -------
-    tuple
-        Positions along the first axis, and along all others flattened, row by row; of an axis that
-        is not there the only one.
+    Dims are positions along all axes but the first, flattened row by row. Of an axis that is not
+    there the only position is returned.
     """
     rows, rest = (axes[0], axes[1:]) if axes else (range(1), axes)
     if len(rest) == 1:
@@ -52,21 +42,8 @@ def token_groups(
 ) -> list[TokenGroup]:
     """Cut tokens into groups of at most `most`, or of one chunk, that share few chunks.
 
-    Parameters
-    ----------
-    tokens
-        In any order.
-    most
-        Tokens of a group, if a chunk has not more.
-    places
-        Where each token lies on disk; None where that is its own number.
-    chunk_tokens
-        Tokens a chunk.
-
-    Returns
-    -------
-    list of tuple
-        The tokens of each group, and where they lie among `tokens`. No group is empty.
+    With each group comes where its tokens lie among `tokens`, which may be in any order. No group
+    is empty. `places` is where each token lies on disk, None where that is its own number.
     """
     if len(tokens) == 0:
         return []

@@ -31,15 +31,7 @@ _LABEL_BYTES = 64  # id, count, live, dead and text of a token
 
 @dataclass(frozen=True)
 class Layout:
-    """How the arrays of a parameter are cut.
-
-    Attributes
-    ----------
-    block_steps
-        Steps a block, and so steps a shard file and a chunk.
-    chunk_tokens
-        Tokens a chunk.
-    """
+    """How the arrays of a parameter are cut: steps a block and so a chunk, and tokens a chunk."""
 
     block_steps: int
     chunk_tokens: int
@@ -55,15 +47,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class RowSize:
-    """What decides how large a row of a recorded parameter is.
-
-    Attributes
-    ----------
-    n_tokens, n_dims
-        Rows of the parameter, and elements of each.
-    itemsizes
-        Bytes an element, by variable.
-    """
+    """What decides how large a row of a parameter is: its shape, and bytes an element."""
 
     n_tokens: int
     n_dims: int
@@ -87,10 +71,8 @@ class StoragePlan:
     ----------
     layout
         The block and chunk sizes that follow from the memory limit.
-    array_bytes
-        Uncompressed size of each `(step, token, dim)` array, by variable.
-    scalar_bytes
-        Uncompressed size of all per-step scalars.
+    array_bytes, scalar_bytes
+        Uncompressed size of each `(step, token, dim)` array, and of all per-step scalars.
     overhead_bytes
         Upper bound on what is stored beside them: metadata, labels of the tokens, and the
         compressed padding of the last block.
@@ -119,19 +101,7 @@ def plan_layout(
 ) -> Layout:
     """Choose block and chunk sizes for a parameter of shape `(n_tokens, n_dims)`.
 
-    Parameters
-    ----------
-    n_tokens, n_dims
-        Shape of the recorded parameter.
-    itemsizes
-        Bytes an element, by variable.
-    memory_bytes
-        Limit on the recorder's memory.
-
-    Returns
-    -------
-    Layout
-        As `plan_layouts` chooses it.
+    They are those that `plan_layouts` chooses, for bytes an element by variable.
     """
     (layout,) = plan_layouts([RowSize(n_tokens, n_dims, itemsizes)], memory_bytes=memory_bytes)
     return layout
@@ -140,23 +110,11 @@ def plan_layout(
 def plan_layouts(
     rows: Sequence[RowSize], *, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> list[Layout]:
-    """Choose block and chunk sizes for parameters that are recorded together.
+    """Choose block and chunk sizes for parameters that are recorded together, from a row of each.
 
     The block is the longest power of two of steps, at most `MAX_BLOCK_STEPS`, of which
     `MAX_BUFFERS` fit in `memory_bytes`. It is the same for all, because they are committed
     together. It has at least one step, whatever the limit.
-
-    Parameters
-    ----------
-    rows
-        A row of each parameter.
-    memory_bytes
-        Limit on the recorder's memory, for all of them together.
-
-    Returns
-    -------
-    list of Layout
-        One a parameter.
     """
     block_steps = 1
     while (
@@ -211,21 +169,7 @@ def plan_storage(
     n_scalars: int,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> StoragePlan:
-    """Add up what recording `n_rows` rows takes.
-
-    Parameters
-    ----------
-    n_rows
-        Rows to record: steps and the initial state.
-    n_tokens, n_dims, itemsizes, memory_bytes
-        As in `plan_layout`.
-    n_scalars
-        Number of per-step scalars, 8 bytes each.
-
-    Returns
-    -------
-    StoragePlan
-    """
+    """Add up what recording `n_rows` rows takes, with `n_scalars` per-step scalars of 8 bytes."""
     row = RowSize(n_tokens, n_dims, itemsizes)
     (layout,) = plan_layouts([row], memory_bytes=memory_bytes)
     block_bytes = layout.block_steps * row.n_bytes

@@ -18,18 +18,14 @@ class Overhead:
 
     Attributes
     ----------
-    n_steps
-        Steps of training.
-    n_waits
-        Steps that waited for a free block: the writer did not keep up.
+    n_steps, n_waits
+        Steps of training, and those that waited for a free block: the writer did not keep up.
     n_queued
         Blocks that were handed over while an earlier one was still being written.
     elapsed_s
         Wall time of the steps: forward, backward, optimizer, recording and all else.
-    copy_s
-        Of it, spent on copying rows.
-    wait_s
-        Of it, spent on waiting for the writer thread: for a free block, or for a flush.
+    copy_s, wait_s
+        Of it, spent on copying rows, and on waiting for the writer thread.
     encode_s, write_s, sync_s
         Wall time of the writer thread, beside training: compressing and computing checksums,
         handing bytes to the operating system, and waiting until they are on disk.

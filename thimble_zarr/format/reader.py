@@ -17,15 +17,10 @@ from thimble_zarr.format.schema import Schema, TokenLabels
 
 @dataclass(frozen=True)
 class Checksums:
-    """What a chunk is known by.
+    """What a chunk is known by: crc32c of its bytes as they are stored, and of its values.
 
-    Attributes
-    ----------
-    stored
-        crc32c of the chunk as it is stored, compressed. It follows the chunk in its file.
-    values
-        crc32c of the chunk's values. Two chunks that differ in a single bit differ in it by what
-        tells which bit (`locate_bit`).
+    The first follows the chunk in its file. Two chunks that differ in a single bit differ in the
+    second by what tells which bit (`locate_bit`).
     """
 
     stored: int
@@ -38,20 +33,15 @@ class AlteredChunk:
 
     Attributes
     ----------
-    variable
-        Whose chunk it is.
-    file
-        The file it lies in, as a path in the store.
-    n_chunks
-        Chunks of that file.
+    variable, file, n_chunks
+        Whose chunk it is, the key of its file, and the chunks of that.
     recorded_as
         The file that was recorded with the contents that this one has now, None if none was.
     first_row
         Where it begins; 0 of labels.
-    chunk, tokens
-        Which chunk it is of the rows there, and the tokens in it; None of scalars.
-    committed
-        The checksums it had, if it is of a `(step, token, dim)` array.
+    chunk, tokens, committed
+        Which chunk it is of the rows there, the tokens in it, and the checksums it had; None of
+        scalars and labels.
     """
 
     variable: str
@@ -180,8 +170,7 @@ class History:
     Attributes
     ----------
     overhead
-        What recording took, of all parameters together, by the first row of each block. Blocks
-        that nobody measured are left out.
+        What recording took, of all parameters together, by the first row of each measured block.
     resumed_after
         The steps after which the run was resumed, in the order in which that was done.
     """

@@ -20,26 +20,22 @@ from typing import Any, Self
 import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
-from thimble_zarr.errors import ConfigError, DamagedStoreError, UnsupportedFormatError
+from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
+from thimble_zarr.format.documents import Json as Json
 from thimble_zarr.format.labels import TokenLabels as TokenLabels
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
+from thimble_zarr.format.versions import FORMAT_VERSION as FORMAT_VERSION
+from thimble_zarr.format.versions import upgrade
+from thimble_zarr.format.versions import versioned as versioned
 from thimble_zarr.optim.base import Optimizer
-from thimble_zarr.optim.registry import SCALARS as SCALARS
-from thimble_zarr.optim.registry import VARIABLES as VARIABLES
-from thimble_zarr.optim.registry import checked, read_optimizer, step_scalars
+from thimble_zarr.optim.registry import VARIABLES, checked, read_optimizer, step_scalars
 
-FORMAT_VERSION = 5
 ATTRIBUTE = "thimble"
 """The group attribute that holds the schema."""
 
 TOKEN_DIMS = ("token", "dim")
 """Dims of an embedding: its tokens may have labels."""
-
-STEP = "optimizer step, counted from 1; row 0 is the initial state"
-
-PER_STEP: Mapping[str, str] = {"step": STEP, **SCALARS}
-"""All `(step,)` arrays that a store can hold."""
 
 LABELS: Mapping[str, str] = {
     "token": "token id",
@@ -60,8 +56,6 @@ NOTEBOOK_FILE = "notebook_file"
 
 PARAMETERS = "parameters"
 """In the root's `thimble` attribute the names of several parameters, each a child group."""
-
-Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
 def chosen_variables(optimizer: Optimizer, variables: Sequence[str] | None) -> tuple[str, ...]:
@@ -266,7 +260,7 @@ class Schema:
     @property
     def per_step(self) -> dict[str, str]:
         """All `(step,)` arrays of the parameter, and what they are, in words."""
-        return {"step": STEP} | self.scalars
+        return {"step": "optimizer step, counted from 1; row 0 is the initial state"} | self.scalars
 
     @property
     def is_imported(self) -> bool:
@@ -340,7 +334,7 @@ class Schema:
         DamagedStoreError
             If the version is right but the content is not what it promises.
         """
-        content: dict[str, Any] = read_content(value)
+        content: dict[str, Any] = upgrade(value)
         try:
             content["shape"], content["dims"] = tuple(content["shape"]), tuple(content["dims"])
             content["layout"] = Layout(**content["layout"])
@@ -350,55 +344,26 @@ class Schema:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
 
 
-def _is_mask(text: str, n_tokens: int) -> bool:
-    """Return whether it is what `packed_mask` makes of as many tokens."""
-    if len(text) != 2 * -(-n_tokens // 8):
-        return False
-    try:
-        packed = bytes.fromhex(text)  # which passes over white space
-    except ValueError:
-        return False
-    whole = len(packed) == -(-n_tokens // 8)
-    return whole and packed[-1] & (0xFF >> (n_tokens % 8 or 8)) == 0
-
-
 def packed_mask(mask: np.ndarray) -> str:
     """Return a mask as text, its bits packed."""
     return np.packbits(mask).tobytes().hex()
 
 
+def _unpacked(text: str, length: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=length)
+
+
+def _is_mask(text: str, length: int) -> bool:
+    try:
+        return packed_mask(_unpacked(text, length)) == text
+    except ValueError:
+        return False
+
+
 @functools.lru_cache(maxsize=8)
 def _order(mask: str, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens in their order on disk, and the place of each."""
-    packed = np.frombuffer(bytes.fromhex(mask), np.uint8)
-    order = np.argsort(np.unpackbits(packed, count=n_tokens), kind="stable")
+    order = np.argsort(_unpacked(mask, n_tokens), kind="stable")
     places = np.argsort(order)
     order.flags.writeable = places.flags.writeable = False  # who has them shares them
     return order, places
-
-
-def versioned(content: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a `thimble` attribute of the content."""
-    return {"format_version": FORMAT_VERSION} | dict(content)
-
-
-def read_content(attribute: Json) -> dict[str, Json]:
-    """Return the content of a `thimble` attribute.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If the format version is not the one this release reads.
-    DamagedStoreError
-        If there is none.
-    """
-    if not isinstance(attribute, Mapping) or not isinstance(attribute.get("format_version"), int):
-        raise DamagedStoreError("its `thimble` attribute has no format version")
-    content = dict(attribute)
-    version = content.pop("format_version")
-    if version != FORMAT_VERSION:
-        raise UnsupportedFormatError(
-            f"it has format version {version}, and this release reads version "
-            f"{FORMAT_VERSION}; install the thimble-zarr that wrote it, or a newer one"
-        )
-    return content

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thimble_zarr.bits import is_nan
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.lanes import Piece, one_thread
 
@@ -57,8 +58,13 @@ class Program:
         dict of str to numpy.ndarray
             Stored bits of the states after the step, new arrays of that shape.
         """
-        first = {state.name: state.first for state in self.optimizer.states}
-        absent = {name for name in first if first[name] is None and scalars[COUNT] <= 1}
+        states = self.optimizer.states
+        absent = {
+            state.name
+            for state in states
+            # A bit may have flipped in a missing value.
+            if state.first is None and scalars[COUNT] <= 1 and is_nan(bits[state.name]).mean() > 0.5
+        }
         after: dict[str, np.ndarray] = {}
         with one_thread():
             for piece in pieces:
@@ -67,7 +73,7 @@ class Program:
                     for name in bits
                 }
                 self.optimizer.step(tensors, scalars, device=self.device)
-                for name in ("W", *first):
+                for name in ("W", *(state.name for state in states)):
                     held = self._bits(name, tensors[name])
                     if piece.is_all_of(bits[name]):
                         after[name] = held.reshape(bits[name].shape)

@@ -12,8 +12,9 @@ from torch import Tensor
 from thimble_zarr.errors import OptimizerError
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
-from thimble_zarr.record.capture import dtype_name
+from thimble_zarr.record.capture import as_rows, dtype_name, tensor_bits
 from thimble_zarr.record.counting import StepCounts, judge_rows
+from thimble_zarr.record.resume_state import ResumeState
 from thimble_zarr.record.transfer import SideStream
 
 
@@ -83,19 +84,14 @@ class Block:
         for values in self.scalars.values():
             values.fill(np.nan)
 
-    def load(
-        self,
-        bits: Mapping[str, np.ndarray],
-        scalars: Mapping[str, np.ndarray],
-        steps: np.ndarray,
-    ) -> None:
+    def load(self, resumed: ResumeState) -> None:
         """Take rows that are stored already as the first of the block."""
-        self.n_rows = len(steps)
-        self.steps[: self.n_rows] = steps
-        ours = self.bits()
-        for name, rows in bits.items():
-            ours[name][: self.n_rows] = rows
-        for name, values in scalars.items():
+        self.n_rows = len(resumed.steps)
+        self.steps[: self.n_rows] = resumed.steps
+        bits = self.bits()
+        for name, rows in resumed.bits.items():
+            bits[name][: self.n_rows] = rows
+        for name, values in resumed.scalars.items():
             self.scalars[name][: self.n_rows] = values
 
     def take_early(self, tensors: Mapping[str, Tensor | None]) -> None:
@@ -187,18 +183,7 @@ class Block:
 
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
-        return {name: _as_rows(_bits(rows)) for name, rows in self._tensors.items()}
-
-
-def row_bits(tensor: Tensor) -> np.ndarray:
-    """Return a tensor on any device as a row of its bits, shape `(1, token, dim)`."""
-    return _as_rows(_bits(tensor.detach().unsqueeze(0)))
-
-
-def _as_rows(bits: np.ndarray) -> np.ndarray:
-    """Return rows of a parameter of any rank as `(step, token, dim)`, a view."""
-    n_steps, n_tokens = (*bits.shape, 1)[:2]
-    return bits.reshape(n_steps, n_tokens, -1)
+        return {name: as_rows(tensor_bits(rows)) for name, rows in self._tensors.items()}
 
 
 def _copy(row: Tensor, tensor: Tensor, indices: Tensor | None) -> None:
@@ -210,13 +195,7 @@ def _copy(row: Tensor, tensor: Tensor, indices: Tensor | None) -> None:
     if not tensor.is_cpu:
         row.copy_(tensor if indices is None else tensor.index_select(0, indices))
     elif indices is None:
-        np.copyto(_bits(row), _bits(tensor))
+        np.copyto(tensor_bits(row), tensor_bits(tensor))
     else:
         # Clipped, which nothing is, so that NumPy writes into the row itself.
-        np.take(_bits(tensor), indices.numpy(), axis=0, out=_bits(row), mode="clip")
-
-
-def _bits(tensor: Tensor) -> np.ndarray:
-    """Return a tensor on the CPU as an array; NumPy knows no bfloat16, so that is as its bits."""
-    stored = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    return stored.numpy(force=True)
+        np.take(tensor_bits(tensor), indices.numpy(), axis=0, out=tensor_bits(row), mode="clip")

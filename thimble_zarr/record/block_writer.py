@@ -52,7 +52,7 @@ class BlockWriter:
         before = StepCounts.before_all(store.schemas)
         if resumed is not None:
             before = resumed.before
-            self.block.load(resumed.bits, resumed.scalars, resumed.steps)
+            self.block.load(resumed)
         self._counts_before = {first_row: before}
 
     @property

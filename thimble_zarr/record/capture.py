@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,18 @@ def listed(names: Iterable[str]) -> str:
 def dtype_name(tensor: Tensor) -> str:
     """Return the dtype as the store names it, for example `bfloat16`."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def as_rows(bits: np.ndarray) -> np.ndarray:
+    """Return rows of a parameter of any rank as `(step, token, dim)`, a view."""
+    n_steps, n_tokens = (*bits.shape, 1)[:2]
+    return bits.reshape(n_steps, n_tokens, -1)
+
+
+def tensor_bits(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as an array, a view if it is on the CPU; bfloat16 as its bits."""
+    stored = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    return stored.numpy(force=True)
 
 
 def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer]:

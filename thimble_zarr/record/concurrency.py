@@ -70,10 +70,9 @@ class CallLock:
 def close_at_exit(close: Callable[[], None]) -> Callable[[], None]:
     """Call a method when this process ends by itself; return what forgets it.
 
-    The method, and so the recorder, is kept until then, even if nobody else knows it any more. Not
-    by `atexit`, which calls when executors, ours and Zarr's, take no more work. An opening thread
-    that outlives the main one is waited for first, as Python itself does later. Errors are printed,
-    because nobody can catch them.
+    So the recorder is kept until then, even if nobody else knows it any more. `atexit` would call
+    when executors, ours and Zarr's, take no more work. A thread that opened it and outlives the
+    main one is waited for, as Python does later. Errors are printed: nobody can catch them.
     """
     waiting, opener = [close], threading.current_thread()
 

@@ -89,13 +89,8 @@ def choose(
     else:
         tensors = _named_tensors(optimizer, parameters, model)
     labels = _by_group(labels, "labels", tensors)
-    embeddings = {
-        id(layer.weight)
-        for module in (model, parameters)
-        if isinstance(module, nn.Module)
-        for layer in module.modules()
-        if isinstance(layer, nn.Embedding)
-    }
+    modules = [one for module in (model, parameters) for one in _modules(module)]
+    embeddings = {id(one.weight) for one in modules if isinstance(one, nn.Embedding)}
     specs = LiveOptimizer(optimizer, tensors).specs()
     recorded: dict[str, RecordedParameter] = {}
     for group, tensor in tensors.items():
@@ -232,11 +227,20 @@ def _named_tensors(
         found = [(name, _tensor(value, name)) for name, value in parameters.items()]
     for item in items:
         tensors = [_tensor(item, "given")] if not isinstance(item, str) else _matching(item, known)
-        found += [(_name(tensor, names), tensor) for tensor in tensors]
+        if nameless := [tensor for tensor in tensors if id(tensor) not in names]:
+            raise ConfigError(
+                f"the parameter of shape {tuple(nameless[0].shape)} has no name here; pass the "
+                '`model=` that has it, or name it yourself with parameters={"name": tensor}'
+            )
+        found += [(names[id(tensor)], tensor) for tensor in tensors]
     if not found:
         raise ConfigError("no parameter was chosen: `parameters=` is empty")
     first = _first_names(found)
     return {name: tensor for name, tensor in found if first[id(tensor)] == name}
+
+
+def _modules(model: object) -> list[nn.Module]:
+    return [*model.modules()] if isinstance(model, nn.Module) else []
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:
@@ -273,12 +277,3 @@ def _tensor(value: object, name: str) -> Tensor:
             "`embedding.weight`, or with `parameters=` the pattern of its name"
         )
     return value
-
-
-def _name(tensor: Tensor, names: Mapping[int, str]) -> str:
-    if id(tensor) not in names:
-        raise ConfigError(
-            f"the parameter of shape {tuple(tensor.shape)} has no name here; pass the `model=` "
-            'that has it, or name it yourself with parameters={"name": tensor}'
-        )
-    return names[id(tensor)]

@@ -28,9 +28,10 @@ from thimble_zarr.record.counting import StepCounter, StepCounts
 from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, with_rows
 from thimble_zarr.record.resume_state import ResumeState
-from thimble_zarr.record.schedule import RowChoice
+from thimble_zarr.record.schedule import row_choice
 from thimble_zarr.record.setup import Setup, set_up
 from thimble_zarr.store.reader import StorePath
+from thimble_zarr.store.writer import StoreWriter
 
 
 class Recorder:
@@ -150,25 +151,24 @@ class Recorder:
             n_steps=n_steps,
             max_overhead=max_overhead,
         )
-        self._store, resumed = setup.open(
-            path, resume=resume, overwrite=overwrite, after_step=after_step
-        )
+        store, resumed = setup.open(path, resume=resume, overwrite=overwrite, after_step=after_step)
         with ExitStack() as undo:
             # Of a store that is there nothing was changed that a later run cannot go on with.
-            undo.callback(self._store.release if resumed else self._store.discard)
-            self._start(setup, resumed)
+            undo.callback(store.release if resumed else store.discard)
+            self._start(setup, store, resumed=resumed)
             undo.pop_all()
 
-    def _start(self, setup: Setup, resumed: ResumeState | None) -> None:
+    def _start(self, setup: Setup, store: StoreWriter, *, resumed: ResumeState | None) -> None:
         """Take the memory, and hook into the optimizer."""
         self._live = live = setup.live
+        self._store = store
         self._on_cuda = any(parameter.is_cuda for parameter in live.parameters.values())
-        self._schedule, self._is_recorded = setup.schedule, RowChoice(setup.schedule)
+        self._schedule, self._is_recorded = setup.schedule, row_choice(setup.schedule)
         self._max_overhead = setup.max_overhead
         self._calls = CallLock()
         self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
-        self._writer = BlockWriter(self._store, self._stopwatch, setup=setup, resumed=resumed)
+        self._writer = BlockWriter(store, self._stopwatch, setup=setup, resumed=resumed)
         last = resumed.last if resumed else StepCounts.before_all(live.parameters)
         key = live.spec.STEP_KEY
         self._counter = StepCounter(live.optimizer, live.parameters, key=key, last=last)

@@ -16,8 +16,7 @@ from thimble_zarr.bits import patterns
 from thimble_zarr.errors import ResumeError
 from thimble_zarr.format.schema import array_path
 from thimble_zarr.optim.base import COUNT
-from thimble_zarr.record.block import row_bits
-from thimble_zarr.record.capture import LiveOptimizer
+from thimble_zarr.record.capture import LiveOptimizer, as_rows, tensor_bits
 from thimble_zarr.record.counting import StepCounts, live_count
 from thimble_zarr.store.reader import StoreReader
 
@@ -37,8 +36,14 @@ class ResumeState:
     before: StepCounts
 
 
-def read_resume_state(readers: Sequence[StoreReader], n_rows: int) -> ResumeState:
-    """Return what a recorder needs of the `n_rows` rows that are kept."""
+def resume_state(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> ResumeState:
+    """Return what a recorder needs of the `n_rows` rows that are kept.
+
+    Raise ResumeError unless parameters and states are those of the last row, bit by bit, as far as
+    they are recorded: of other rows and variables nothing is known, nor of the count of an
+    optimizer that keeps none.
+    """
+    _check_state(live, readers, n_rows)
     first_row = n_rows - n_rows % readers[0].schema.layout.block_steps
     steps = readers[0].read_steps()
     scalars = {reader.group: reader.read_scalars() for reader in readers}
@@ -67,12 +72,7 @@ def read_resume_state(readers: Sequence[StoreReader], n_rows: int) -> ResumeStat
     )
 
 
-def check_state(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> None:
-    """Raise ResumeError unless parameters and states are those of the last row, bit by bit.
-
-    As far as they are recorded: of other rows and variables nothing is known, nor of the count of
-    an optimizer that keeps none.
-    """
+def _check_state(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> None:
     counts = {reader.group: reader.read_scalars()[COUNT] for reader in readers}
     key = live.spec.STEP_KEY
 
@@ -124,7 +124,8 @@ def _differences(
             continue
         live = tensors[name]
         tensor = W.new_full((), torch.nan).expand(W.shape) if live is None else live
-        now = row_bits(tensor if ids is None else tensor[torch.from_numpy(ids).to(tensor.device)])
+        rows = tensor if ids is None else tensor[torch.from_numpy(ids).to(tensor.device)]
+        now = as_rows(tensor_bits(rows.detach().unsqueeze(0)))
         recorded = reader.read(name, (row, row + 1))
         path = array_path(reader.group, name)
         if now.dtype != recorded.dtype:

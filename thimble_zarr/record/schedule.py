@@ -10,14 +10,9 @@ from thimble_zarr.errors import ConfigError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Says of any step, counted from 1, whether it is recorded. Two of them are joined by `|`.
+    """Says of any step, counted from 1, whether it is recorded; its text is kept with the run.
 
-    Attributes
-    ----------
-    text
-        The schedule in words, kept with the run.
-    includes
-        Whether a step is to be recorded.
+    Two of them are joined by `|`.
 
     Examples
     --------
@@ -105,26 +100,20 @@ def as_schedule(schedule: Callable[[int], bool]) -> Schedule:
     return Schedule(f"{schedule.__module__}.{name}" if name else repr(schedule), schedule)
 
 
-class RowChoice:
-    """Which rows are recorded: those of the scheduled steps, and the row before each.
+def row_choice(schedule: Schedule | None) -> Callable[[int], bool]:
+    """Return which rows are recorded: those of the scheduled steps, and the row before each.
 
     None is every step. A schedule is asked of each step once, in order, as long as rows are.
     """
-
-    def __init__(self, schedule: Schedule | None) -> None:
-        # A step is asked about for its own row and for the row before it.
-        self._asked = None if schedule is None else lru_cache(4)(schedule)
-
-    def __call__(self, row: int) -> bool:
-        """Return whether the row after so many steps is recorded."""
-        if self._asked is None:
-            return True
-        return bool((row > 0 and self._asked(row)) or self._asked(row + 1))
+    if schedule is None:
+        return lambda row: True
+    asked = lru_cache(4)(schedule)  # of a step, for its own row and for the row before it
+    return lambda row: bool((row > 0 and asked(row)) or asked(row + 1))
 
 
 def count_rows(schedule: Schedule | None, n_steps: int) -> int:
     """Return how many rows a run of so many steps records."""
-    return sum(map(RowChoice(schedule), range(n_steps + 1)))
+    return sum(map(row_choice(schedule), range(n_steps + 1)))
 
 
 def _is_count(value: object, *, least: int) -> bool:

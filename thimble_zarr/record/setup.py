@@ -31,7 +31,7 @@ from thimble_zarr.format.schema import (
 )
 from thimble_zarr.record.capture import LiveOptimizer, dtype_name
 from thimble_zarr.record.parameters import RecordedParameter
-from thimble_zarr.record.resume_state import ResumeState, check_state, read_resume_state
+from thimble_zarr.record.resume_state import ResumeState, resume_state
 from thimble_zarr.record.schedule import Schedule, as_schedule
 from thimble_zarr.store.contents import is_begun
 from thimble_zarr.store.reader import StorePath, StoreReader
@@ -76,13 +76,12 @@ class Setup:
         labels = {group: one.labels for group, one in self.recorded.items() if one.labels}
         declared: dict[str, Any] = {"labels": labels, "token_ids": ids, "n_rows": self.n_rows}
         schema = self.schemas.get("", self.schemas)
-        states: list[ResumeState] = []
-
-        def approve(readers: Sequence[StoreReader], n_rows: int) -> None:
-            check_state(self.live, readers, n_rows)
-            states.append(read_resume_state(readers, n_rows))
-
         if resume and is_begun(path):
+            states: list[ResumeState] = []
+
+            def approve(readers: Sequence[StoreReader], n_rows: int) -> None:
+                states.append(resume_state(self.live, readers, n_rows))
+
             kept_rows = None if after_step is None else after_step + 1
             store = StoreWriter.resume(
                 path, schema, kept_rows=kept_rows, approve=approve, **declared

@@ -7,10 +7,14 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.table import has_formula
 from thimble_zarr.analysis.result import SUMMARY, CheckResult, ParameterResult, SubsetResult
-from thimble_zarr.report.text import aligned, number_column, packed, text_width, wrapped
-
-DEFAULT_ROWS = 10
-"""Steps that the table shows, so that all of a check fits on a screen."""
+from thimble_zarr.report.text import (
+    DEFAULT_ROWS,
+    aligned,
+    number_column,
+    packed,
+    text_width,
+    wrapped,
+)
 
 
 def is_single(results: Sequence[CheckResult]) -> bool:

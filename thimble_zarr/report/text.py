@@ -9,6 +9,9 @@ from collections.abc import Iterable, Sequence
 DEFAULT_WIDTH = 100
 """Columns of a table that goes to a file or a pipe."""
 
+DEFAULT_ROWS = 10
+"""Steps that a table shows, so that all of a check fits on a screen."""
+
 _LEAST_WIDTH = 8
 """Columns are not made narrower: a number that is cut is none."""
 

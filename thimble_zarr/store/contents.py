@@ -1,9 +1,9 @@
-"""What lies at a path: a store or not, of which parameters, and whether it has a row yet."""
+"""What lies at a path: a store or not, of which parameters; and whether one may be put there."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -21,9 +21,10 @@ from thimble_zarr.format.schema import (
     PARAMETERS,
     Json,
     Schema,
+    TokenLabels,
     check_group_name,
-    read_content,
 )
+from thimble_zarr.format.versions import upgrade
 from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.files.local import LocalFiles
@@ -41,15 +42,8 @@ _MOST_LISTED = 24
 class Contents:
     """What the root of a store says of it.
 
-    Attributes
-    ----------
-    files
-        The store.
-    groups
-        The group of each parameter, in the order of the recording; empty for a single one that is
-        the root itself.
-    parameter
-        The name of that one, where it is known.
+    `groups` are those of its parameters in the order of the recording; a single one may be the root
+    itself, whose group is empty and whose name is `parameter`, where it is known.
     """
 
     files: Files
@@ -76,7 +70,7 @@ class Contents:
                 "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
             )
         try:
-            content = read_content(attribute)
+            content = upgrade(attribute)
             groups = _names(content.get(PARAMETERS, ()))
         except ConfigError as error:
             raise DamagedStoreError(f"cannot read {files.path}: {error}") from error
@@ -202,6 +196,33 @@ def check_vacant(path: StorePath, *, overwrite: bool) -> None:
             f"{path} already holds a recorded run; choose another path, or overwrite it "
             "(--overwrite, or overwrite=True)"
         )
+
+
+def by_group(
+    schema: Schema | Mapping[str, Schema],
+    labels: TokenLabels | Mapping[str, TokenLabels] | None,
+) -> tuple[dict[str, Schema], dict[str, TokenLabels]]:
+    """Return what is known of each parameter, by its group; the one at the root has no name."""
+    schemas = {"": schema} if isinstance(schema, Schema) else schema
+    return (
+        {group: replace(one, parameter=group) if group else one for group, one in schemas.items()},
+        {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {}),
+    )
+
+
+def check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabels]) -> None:
+    """Raise ConfigError unless a store can hold all parameters with their labels."""
+    lengths = {schema.layout.block_steps for schema in schemas.values()}
+    if len(lengths) != 1:
+        raise ConfigError(
+            f"all parameters of a store need blocks of the same length, not {sorted(lengths)} steps"
+        )
+    for group, schema in schemas.items():
+        if group or len(schemas) > 1:
+            check_group_name(group)
+        schema.check_json()
+        if group in labels:
+            schema.check_labels(labels[group])
 
 
 def _has(files: Files, key: str) -> bool:

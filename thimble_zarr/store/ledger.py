@@ -19,9 +19,15 @@ import msgspec
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, StoreError
-from thimble_zarr.format.documents import MAX_DOCUMENT_BYTES, TooLargeError, check_size, parsed
+from thimble_zarr.format.documents import (
+    MAX_DOCUMENT_BYTES,
+    Json,
+    TooLargeError,
+    check_size,
+    parsed,
+)
 from thimble_zarr.format.overhead import Overhead
-from thimble_zarr.format.schema import FORMAT_VERSION, Json
+from thimble_zarr.format.versions import FORMAT_VERSION
 from thimble_zarr.store.files.base import Files, OpenFile
 from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA, array_of, is_chunk_key
 
@@ -119,30 +125,13 @@ class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of the ledger.
+    """A line of the ledger: a commit, a cut where the run was resumed, or a repair.
 
-    Attributes
-    ----------
-    rows
-        The first row of the block, and the one behind its last.
-    files
-        The files that it tells of.
-    chunks
-        For each array with shards the `Checksums` of each chunk of its shard.
-    metadata
-        Every metadata document: in the first line, and after a repair.
-    overhead
-        What recording took since the commit before (`Overhead.from_json`).
-    removed
-        Files that were taken back, because the run went on from an earlier row.
-    dropped
-        Arrays that a repair left out.
-    resumed
-        When the run was resumed after the last of the rows, ISO 8601.
-    repaired
-        What a repair did, in words.
-    replaces
-        The commit record that a repair is about to replace.
+    `rows` are the first row of the block and the one behind its last. `chunks` has for each array
+    with shards the `Checksums` of each chunk of its shard. `metadata`, every document, are in the
+    first line and after a repair. A cut says when the run was `resumed` after the last of the rows,
+    and which files are `removed`; a repair what was `repaired`, which arrays are `dropped`, and
+    which commit record it `replaces`.
     """
 
     rows: tuple[Count, Count]
@@ -165,18 +154,8 @@ FileChecksums = int | tuple[int | None, ...]
 class FileRecord:
     """What a line of the ledger says of a file.
 
-    Attributes
-    ----------
-    n_bytes
-        Its size.
-    crc32
-        That of its content, None of a shard.
-    chunks
-        `Checksums` of a shard's chunks: uint32, shape `(chunk, 2)`. A long run has millions.
-    first_row, end_row
-        The rows of the line's block.
-    line
-        Where the line begins.
+    `crc32` is None of a shard, which has the `Checksums` of its `chunks`: uint32, shape
+    `(chunk, 2)`. The rows are those of the line's block, and `line` is where the line begins.
     """
 
     n_bytes: int
@@ -198,19 +177,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the ledger.
-
-    Attributes
-    ----------
-    start
-        Its first byte.
-    content
-        Its bytes, the last of which ends it.
-    entry
-        What it says; None where that cannot be read.
-    problem
-        Why not.
-    """
+    """A line of the ledger, from the byte `start` on: what it says, or why that cannot be read."""
 
     start: int
     content: bytes
@@ -281,10 +248,8 @@ class Ledger:
         Every metadata document as it was declared.
     overhead
         What recording took, by the first row of each block: all commits of it together.
-    resumed_after
-        Steps after which the run was resumed.
-    repairs
-        What repairs did, in their own words.
+    resumed_after, repairs
+        Steps after which the run was resumed, and what repairs did, in their own words.
     """
 
     prefix: str | None = ""

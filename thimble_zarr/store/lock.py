@@ -28,15 +28,7 @@ from thimble_zarr.store.keys import HOLDER, LOCK
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who records into a store.
-
-    Attributes
-    ----------
-    pid, host
-        The process, and the machine it runs on.
-    since
-        When it began, ISO 8601, UTC.
-    """
+    """Who records into a store, since when (ISO 8601, UTC)."""
 
     pid: int
     host: str

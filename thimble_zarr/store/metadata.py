@@ -5,7 +5,6 @@ is taken from memory that the files cannot hold. The documents are those that za
 import takes longer than many an answer, and so it is not asked for them.
 """
 
-import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,23 +12,36 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format import layout
+from thimble_zarr.format.documents import TooLargeError, check_size
+from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
     LABELS,
     PARAMETERS,
     ROW_LABEL,
-    VARIABLES,
     Json,
     Schema,
-    versioned,
 )
+from thimble_zarr.format.versions import versioned
+from thimble_zarr.optim.registry import VARIABLES
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
-from thimble_zarr.store.keys import BOOKKEEPING, LEDGER, METADATA, array_key, array_of, metadata_key
+from thimble_zarr.store.keys import (
+    BOOKKEEPING,
+    LEDGER,
+    METADATA,
+    ArrayName,
+    array_key,
+    array_of,
+    metadata_key,
+    shard_key,
+    vector_key,
+)
 from thimble_zarr.store.ledger import Document
 from thimble_zarr.store.shard import BLOSC_LEVEL, MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
 
@@ -47,21 +59,14 @@ _MIN_LINE_BYTES = 32
 """No line of a ledger is shorter, and each block has one."""
 
 
-def declare(
-    schemas: Mapping[str, Schema],
-    labels: Mapping[str, Mapping[str, np.ndarray]],
-    capacity: int,
-    *,
-    level: int = BLOSC_LEVEL,
-) -> dict[str, Document]:
-    """Return every metadata document of a store, by its key.
+class Declaration:
+    """What a store that is written declares: its `documents`, by their keys.
 
     Parameters
     ----------
-    schemas
-        What is recorded of each parameter, by its group.
-    labels
-        By group, the values of each coordinate of its rows, as they lie on disk.
+    schemas, coordinates
+        What is recorded of each parameter, and the values of each coordinate of its rows as they
+        lie on disk, by its group.
     capacity
         Rows of the arrays.
     level
@@ -70,28 +75,165 @@ def declare(
     Raises
     ------
     ConfigError
-        If a chunk would be too large.
+        If a chunk would be too large, or a document larger than what is read.
     """
-    alone = schemas.get("")
-    attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
-    documents: dict[str, Document] = {
-        METADATA: _group({ATTRIBUTE: attribute}),
-        metadata_key(BOOKKEEPING): _group(
-            {"description": "bookkeeping of thimble-zarr, no arrays"}
-        ),
-    }
-    for group, schema in schemas.items():
-        if group:
-            documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
-        arrays = itertools.chain(
-            _variables(schema, capacity),
-            _scalars(schema, capacity),
-            _coordinates(schema, labels[group]),
-        )
-        for name, array in arrays:
-            path = array_key((group, name))
-            documents[metadata_key(path)] = array.document(path, level)
-    return documents
+
+    def __init__(
+        self,
+        schemas: Mapping[str, Schema],
+        coordinates: Mapping[str, Mapping[str, np.ndarray]],
+        capacity: int,
+        *,
+        level: int = BLOSC_LEVEL,
+    ) -> None:
+        self.capacity = capacity
+        self._schemas, self._level = schemas, level
+        alone = schemas.get("")
+        attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
+        self.documents = {METADATA: _group({ATTRIBUTE: attribute})}
+        self.documents[metadata_key(BOOKKEEPING)] = _group({"description": _BOOKKEEPING})
+        for group, schema in schemas.items():
+            if group:
+                self.documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
+            self._add_variables(group, schema)
+            for name, long_name in schema.per_step.items():
+                dtype, fill = (np.int64, -1) if name == "step" else (np.float64, float("nan"))
+                chunk = (layout.SCALAR_CHUNK_STEPS,)
+                self._add((group, name), long_name, ("step",), (capacity,), chunk, dtype, fill)
+            for name, values in coordinates[group].items():
+                dims = (_DIMS.get(name, schema.dims[0]),)
+                label, chunk = LABELS.get(name, ROW_LABEL), (max(1, len(values)),)
+                self._add((group, name), label, dims, values.shape, chunk, values.dtype, 0)
+        self._check_readable(coordinates)
+
+    def resize(self, n_rows: int) -> None:
+        """Declare so many rows."""
+        self.capacity = n_rows
+        self.documents = {key: resized(one, n_rows) for key, one in self.documents.items()}
+
+    def consolidate(self) -> None:
+        """Copy all metadata below a group into its own, as zarr-python does."""
+        copies = {group: consolidated(group, self.documents) for group in {*self._schemas, ""}}
+        for group, below_it in copies.items():
+            self.documents[metadata_key(group)][CONSOLIDATED] = below_it
+
+    def _add_variables(self, group: str, schema: Schema) -> None:
+        steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
+        shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
+        rest = schema.shape[1:]
+        for name, native in schema.dtypes.items():
+            more = {"dtype": native}
+            if native == "bfloat16":
+                more["encoding"] = BFLOAT16_RECIPE
+            self._add(
+                (group, name),
+                VARIABLES[name],
+                ("step", *schema.dims),
+                (self.capacity, *schema.shape),
+                (steps, shard_tokens, *rest) if schema.shape else (steps,),
+                storage_dtype(native),
+                fill_value(native),
+                chunk_shape=(steps, tokens, *rest) if schema.shape else (steps,),
+                **more,
+            )
+
+    def _add(
+        self,
+        array: ArrayName,
+        long_name: str,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        file_shape: tuple[int, ...],
+        stored: npt.DTypeLike,
+        fill: float,
+        *,
+        chunk_shape: tuple[int, ...] | None = None,
+        **more: str,
+    ) -> None:
+        """Declare an array. Its files are shards if the shape of their chunks is given."""
+        dtype, chunk, path = np.dtype(stored), chunk_shape or file_shape, array_key(array)
+        chunk_bytes = math.prod(chunk) * dtype.itemsize
+        if chunk_bytes > MAX_CHUNK_BYTES:
+            raise ConfigError(
+                f"{path} would have chunks of {chunk_bytes:,} bytes, and none has more than "
+                f"{MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
+            )
+        codecs = _chunk_codecs(dtype.itemsize, self._level)
+        if chunk_shape is not None:
+            order = chunk_order(len(chunk))
+            codecs = [_codec("transpose", order=[*order])] * (len(order) > 1) + codecs
+            index_codecs = [_codec("bytes", endian="little"), _codec("crc32c")]
+            sharding = {"codecs": codecs, "index_codecs": index_codecs, "index_location": "end"}
+            codecs = [_codec("sharding_indexed", chunk_shape=[*chunk], **sharding)]
+        self.documents[metadata_key(path)] = {
+            "shape": [*shape],
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*file_shape]}},
+            "chunk_key_encoding": _ENCODING,
+            "fill_value": "NaN" if math.isnan(fill) else np.array(fill, dtype).item(),
+            "codecs": codecs,
+            "attributes": {"long_name": long_name, **more},
+            "dimension_names": [*dims],
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+
+    def _check_readable(self, coordinates: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Raise ConfigError if a document would be larger than what is read.
+
+        The ledger's first line has a copy of all metadata, and so is larger than any document, also
+        than the root's once they are consolidated: only spaces may make one larger.
+        """
+        names: list[str] = []
+        chunks: dict[str, Json] = {}
+        for group, schema in self._schemas.items():
+            n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
+            for name in schema.dtypes:
+                names.append(shard_key((group, name), 0, schema.shape))
+                chunks[array_key((group, name))] = [(2**32, 2**32)] * n_chunks
+            names += [vector_key((group, name)) for name in (*schema.per_step, *coordinates[group])]
+        line: dict[str, Json] = {
+            "rows": (0, layout.SCALAR_CHUNK_STEPS),
+            "files": {key: {"bytes": 2**63, "crc32": 2**32} for key in names},
+            "chunks": chunks,
+            "metadata": self.documents,
+            "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
+            "crc32": 2**32,
+        }
+        try:
+            for document in self.documents.values():
+                check_size(encoded(document))
+            check_size(json.dumps(line).encode())
+        except TooLargeError as error:
+            attrs_bytes = sum(len(json.dumps(one.attrs)) for one in self._schemas.values())
+            raise ConfigError(
+                f"the description of the run is too large for one document: {error}; "
+                f"{attrs_bytes:,} of the bytes are `attrs`, which are kept with each parameter: "
+                "keep large things in a file beside the store, or record fewer parameters"
+            ) from error
+
+
+_BOOKKEEPING = "bookkeeping of thimble-zarr, no arrays"
+_DIMS = {"text_bytes": "text_byte"}
+"""Dims of coordinates that are not of the first axis."""
+
+
+def _chunk_codecs(itemsize: int, level: int) -> list[dict[str, Json]]:
+    blosc = {"cname": "lz4", "clevel": level, "shuffle": "shuffle", "blocksize": 0}
+    return [
+        _codec("bytes", endian="little") if itemsize > 1 else _codec("bytes"),
+        _codec("blosc", typesize=itemsize, **blosc),
+        _codec("crc32c"),
+    ]
+
+
+def _codec(name: str, **configuration: Any) -> dict[str, Json]:
+    return {"name": name} | ({"configuration": configuration} if configuration else {})
+
+
+def _group(attributes: Mapping[str, Json]) -> dict[str, Any]:
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
 
 def encoded(document: Document) -> bytes:
@@ -99,11 +241,10 @@ def encoded(document: Document) -> bytes:
     return json.dumps(document, indent=None if CONSOLIDATED in document else 2).encode()
 
 
-def resized(document: Document, n_rows: int) -> Document:
-    """Return the document of an array with so many rows, if its first axis is the steps."""
-    if not is_per_step(document):
-        return document
-    return {**document, "shape": [n_rows, *document["shape"][1:]]}
+def resized(document: Document, n_rows: int) -> dict[str, Any]:
+    """Return a document with so many rows, if it is of an array whose first axis is the steps."""
+    is_longer = is_per_step(document)
+    return {**document} | ({"shape": [n_rows, *document["shape"][1:]]} if is_longer else {})
 
 
 def is_per_step(document: Document) -> bool:
@@ -135,149 +276,12 @@ def _inline(copies: Json) -> dict[str, Json]:
     return {"kind": "inline", "must_understand": False, "metadata": copies}
 
 
-def _group(attributes: Mapping[str, Json]) -> Document:
-    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Array:
-    """An array to declare. Shards are of `file_shape`, chunks of `chunk_shape` if that is given."""
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    file_shape: tuple[int, ...]
-    chunk_shape: tuple[int, ...] | None = None
-    dtype: np.dtype
-    fill: float
-    attributes: Mapping[str, Json]
-
-    def document(self, path: str, level: int) -> Document:
-        dtype, chunk = self.dtype, self.chunk_shape or self.file_shape
-        chunk_bytes = math.prod(chunk) * dtype.itemsize
-        if chunk_bytes > MAX_CHUNK_BYTES:
-            raise ConfigError(
-                f"{path} would have chunks of {chunk_bytes:,} bytes, and none has more than "
-                f"{MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
-            )
-        endian = _codec("bytes", endian="little")
-        codecs = [
-            _codec("bytes") if dtype.itemsize == 1 else endian,
-            _codec(
-                "blosc",
-                typesize=dtype.itemsize,
-                cname="lz4",
-                clevel=level,
-                shuffle="shuffle",
-                blocksize=0,
-            ),
-            _codec("crc32c"),
-        ]
-        if self.chunk_shape is not None:
-            if len(chunk) > 1:
-                codecs.insert(0, _codec("transpose", order=[*chunk_order(len(chunk))]))
-            codecs = [
-                _codec(
-                    "sharding_indexed",
-                    chunk_shape=[*chunk],
-                    codecs=codecs,
-                    index_codecs=[endian, _codec("crc32c")],
-                    index_location="end",
-                )
-            ]
-        grid = {"name": "regular", "configuration": {"chunk_shape": [*self.file_shape]}}
-        return {
-            "shape": [*self.shape],
-            "data_type": dtype.name,
-            "chunk_grid": grid,
-            "chunk_key_encoding": _ENCODING,
-            "fill_value": "NaN" if math.isnan(self.fill) else dtype.type(self.fill).item(),
-            "codecs": codecs,
-            "attributes": self.attributes,
-            "dimension_names": [*self.dims],
-            "zarr_format": 3,
-            "node_type": "array",
-            "storage_transformers": [],
-        }
-
-
-def _codec(name: str, **configuration: Json) -> dict[str, Json]:
-    return {"name": name} | ({"configuration": configuration} if configuration else {})
-
-
-def _variables(schema: Schema, capacity: int) -> Iterator[tuple[str, _Array]]:
-    steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
-    shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
-    rest = schema.shape[1:]
-    for name, native in schema.dtypes.items():
-        attributes = {"long_name": VARIABLES[name], "dtype": native}
-        if native == "bfloat16":
-            attributes["encoding"] = BFLOAT16_RECIPE
-        yield (
-            name,
-            _Array(
-                dims=("step", *schema.dims),
-                shape=(capacity, *schema.shape),
-                file_shape=(steps, shard_tokens, *rest) if schema.shape else (steps,),
-                chunk_shape=(steps, tokens, *rest) if schema.shape else (steps,),
-                dtype=storage_dtype(native),
-                fill=fill_value(native),
-                attributes=attributes,
-            ),
-        )
-
-
-def _scalars(schema: Schema, capacity: int) -> Iterator[tuple[str, _Array]]:
-    for name, long_name in schema.per_step.items():
-        is_label = name == "step"
-        yield (
-            name,
-            _Array(
-                dims=("step",),
-                shape=(capacity,),
-                file_shape=(layout.SCALAR_CHUNK_STEPS,),
-                dtype=np.dtype(np.int64 if is_label else np.float64),
-                fill=-1 if is_label else float("nan"),
-                attributes={"long_name": long_name},
-            ),
-        )
-
-
-def _coordinates(schema: Schema, labels: Mapping[str, np.ndarray]) -> Iterator[tuple[str, _Array]]:
-    for name, values in labels.items():
-        dim = {"text_bytes": "text_byte"}.get(name, schema.dims[0])
-        yield (
-            name,
-            _Array(
-                dims=(dim,),
-                shape=values.shape,
-                file_shape=(max(1, len(values)),),
-                dtype=values.dtype,
-                fill=0,
-                attributes={"long_name": LABELS.get(name, ROW_LABEL)},
-            ),
-        )
-
-
 @dataclass(frozen=True)
 class Declared:
     """What the metadata of an array say.
 
-    Attributes
-    ----------
-    shape
-        Of the array.
-    file_shape
-        Of what a file holds: a shard, where there are any, else a chunk.
-    chunk_shape
-        Of what is compressed at once, in the order of the array's axes.
-    dtype
-        As stored.
-    fill
-        What stands for missing.
-    is_sharded
-        Whether a file is a shard.
-    level
-        Blosc's, of which nothing depends but the size.
+    A file holds a shard of `file_shape` or else a chunk; `chunk_shape` is compressed at once.
+    `level` is Blosc's, of which nothing depends but the size.
     """
 
     shape: tuple[int, ...]
@@ -376,16 +380,7 @@ def _check_names(codecs: Iterable[Mapping[str, Any]], expected: tuple[str, ...])
 def check_bounds(schema: Schema, n_rows: int, files: Files, shards: Iterable[str]) -> None:
     """Raise DamagedStoreError if a store claims to hold more than its files can.
 
-    Parameters
-    ----------
-    schema
-        What it claims.
-    n_rows
-        Rows that it claims.
-    files
-        The store, whose ledger has a line a block.
-    shards
-        Keys of some shards. The largest of them is measured.
+    The ledger has a line for each block, and the largest of some shards is measured.
     """
     layout = schema.layout
     itemsize = max((storage_dtype(native).itemsize for native in schema.dtypes.values()), default=1)

@@ -1,33 +1,9 @@
-"""A store on disk: what lies where, and how to read rows of it.
+"""Read a store: the rows that are committed, per-step values and labels.
 
 The commit record names the number of rows that count. A reader looks at nothing beyond it, so a
-step of which any array is missing is never seen::
-
-    run.zarr/
-      zarr.json             group metadata; its `thimble` attribute is the Schema
-      W/ grad/ ...          (step, *dims of the parameter), one shard file a block, `c.<block>.0.0`
-                            of a parameter of two dims
-      loss/ step/ ...       (step,), small files rewritten at each commit until they are full
-      token/ count/ ...     (token,), written once, in the order in which tokens lie in the arrays:
-                            those known to be dead after all others, so that they share no chunk
-                            with others, but for one
-      .thimble/             a Zarr group without arrays, so that Zarr tools pass it by
-        commit.json         the commit record, replaced atomically
-        blocks.jsonl        the ledger, appended: checksums of all files and chunks of every commit,
-                            and what it took to record since the commit before; where a run was
-                            resumed, what was taken back
-        lock                held by the one writer, who leaves its name in `writer.json` meanwhile
-
-Several parameters are a child group each, named as they are, with all that the root of a single one
-has: its arrays, its per-step scalars, its labels and its Schema. The root's `thimble` attribute is
-the list of their names. The bookkeeping is the root's alone: a step is committed for all parameters
-or for none, and file keys and the names of arrays in the ledger are paths from the root::
-
-    run.zarr/
-      zarr.json             `thimble` is {"format_version": 5, "parameters": ["wte.weight", ...]}
-      wte.weight/
-        zarr.json W/ grad/ ... loss/ step/ ... token/ ...
-      .thimble/
+step of which any array is missing is never seen. What lies where `keys` shows, and docs/format.md
+tells. Several parameters are a group each, with all that the root of a single one has but the
+bookkeeping: a step is committed for all parameters or for none.
 """
 
 import itertools
@@ -42,12 +18,13 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.indexing import Indices, TokenGroup, token_groups
 from thimble_zarr.format.reader import History, Recording, State
-from thimble_zarr.format.schema import FORMAT_VERSION, Schema, TokenLabels
-from thimble_zarr.store.altered import StoreIntegrity
+from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.format.versions import FORMAT_VERSION
 from thimble_zarr.store.contents import Contents, read_attribute
 from thimble_zarr.store.contents import StorePath as StorePath
 from thimble_zarr.store.files.base import Files, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.integrity.altered import StoreIntegrity
 from thimble_zarr.store.keys import shard_key
 from thimble_zarr.store.ledger import Commit, Ledger
 from thimble_zarr.store.metadata import check_bounds
@@ -60,16 +37,8 @@ class StoreReader:
 
     What is committed when the reader is opened is what it will ever see.
 
-    Attributes
-    ----------
-    files
-        The files of the store.
-    schema
-        What was declared.
-    commit
-        The commit record as it was when the store was opened.
-    group
-        The parameter's group in the store; empty where it is the root itself.
+    `commit` is the commit record as it was when the store was opened, and `group` the parameter's
+    group in the store, which is empty where it is the root itself.
     """
 
     files: Files
@@ -179,25 +148,18 @@ class StoreReader:
         tokens: Indices | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Read stored bits of a variable.
+        """Read stored bits of a variable: shape `(step, token, dim)`, dtype `storage_dtype` of it.
 
         Besides what it returns it takes the memory of one chunk.
 
         Parameters
         ----------
-        name
-            One of the variables of the schema.
-        rows
-            `(start, stop)`, within the committed rows.
+        name, rows
+            One of the variables of the schema, and `(start, stop)` within the committed rows.
         tokens
             In any order. All by default.
         out
             An array of the shape and dtype of what is returned, which may be read into.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape `(step, token, dim)`, dtype `storage_dtype` of the variable.
 
         Raises
         ------

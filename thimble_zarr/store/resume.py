@@ -55,16 +55,7 @@ def check_resumable(
     *,
     kept_rows: int | None,
 ) -> int:
-    """Return how many rows are kept, once it is clear that the run is the one recorded.
-
-    Parameters
-    ----------
-    readers
-        Of each parameter of the store.
-    schemas, labels, token_ids
-        What would be recorded now, by group.
-    kept_rows
-        Rows to keep, all by default.
+    """Return how many rows are kept, all by default, once it is clear that the run is the same.
 
     Raises
     ------
@@ -229,16 +220,9 @@ def _unlike_labels(recorded: TokenLabels, now: TokenLabels) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a store is made to end earlier.
+    """How a store is made to end after `n_rows` rows: by one line at the end of its ledger.
 
-    Attributes
-    ----------
-    n_rows
-        Rows that stay.
-    line
-        The line that says so, for the end of the ledger.
-    ledger_bytes, ledger_crc32
-        How much of the ledger comes before it, and the CRC-32 of that.
+    `ledger_bytes` of the ledger come before the line, and `ledger_crc32` is the CRC-32 of those.
     """
 
     n_rows: int
@@ -248,14 +232,7 @@ class Cut:
 
 
 def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> Cut:
-    """Return how a store is made to end after `n_rows` rows. Nothing is written.
-
-    Parameters
-    ----------
-    readers
-        Of each parameter, all at the same commit.
-    n_rows
-        Rows that stay, at least one, all of them committed.
+    """Return how a store is made to end after `n_rows` committed rows. Nothing is written.
 
     Raises
     ------

@@ -60,17 +60,7 @@ def committed(files: Files, key: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoredArrays:
-    """The arrays of a parameter in a store.
-
-    Attributes
-    ----------
-    files, group
-        The store, and the parameter's group in it.
-    schema
-        What it says it holds.
-    n_rows
-        Committed rows.
-    """
+    """The arrays of a parameter in a store, of which `n_rows` are committed."""
 
     files: Files
     group: str
@@ -154,13 +144,7 @@ class StoredArrays:
 
 
 class OpenedRows:
-    """Rows of a store, for one thread. Use it as a context manager.
-
-    Parameters
-    ----------
-    arrays
-        The arrays of a parameter.
-    """
+    """Rows of a store, for one thread. Use it as a context manager."""
 
     def __init__(self, arrays: StoredArrays) -> None:
         self._arrays, self._schema = arrays, arrays.schema

@@ -61,10 +61,8 @@ class ShardEncoder:
     ----------
     bits
         The block, shape `(block_steps, token, dim)`, in the array's stored dtype.
-    chunk_tokens
-        Tokens a chunk; a last chunk that reaches beyond the tokens is filled up.
-    fill
-        The array's fill value.
+    chunk_tokens, fill
+        Tokens a chunk, and what fills up a last one that reaches beyond the tokens.
     order
         The tokens in the order in which they are stored; as they come if None.
     checksums
@@ -107,13 +105,9 @@ class ShardFile:
     Parameters
     ----------
     files, key
-        The store, and the shard in it.
-    n_chunks
-        Chunks it has.
-    shape, dtype
-        Of each chunk as it is stored, `(token, step, dim)`.
-    fill
-        The array's fill value.
+        The store, and the shard in it, of `n_chunks` chunks.
+    shape, dtype, fill
+        Of each chunk as it is stored, `(token, step, dim)`, and the array's fill value.
 
     Raises
     ------
@@ -300,22 +294,11 @@ def _check_header(encoded: np.ndarray, n_bytes: int, what: str) -> None:
 
 
 def locate_bit(values: bytes, checksum: int) -> int | None:
-    """Return the one bit that must be flipped for values to have a checksum, if there is one.
+    """Return the one bit that must be flipped for values to have a crc32c, if there is one.
 
-    A crc is linear: flipping bit k changes it by a remainder that depends on the distance of the
-    bit from the end alone, and up to 2**31 - 1 bits no two distances have the same.
-
-    Parameters
-    ----------
-    values
-        What was read.
-    checksum
-        The crc32c that it should have.
-
-    Returns
-    -------
-    int or None
-        The bit's number, 0 the least of the first byte.
+    It is the bit's number, 0 the least of the first byte. A crc is linear: flipping bit k changes
+    it by a remainder that depends on the distance of the bit from the end alone, and up to
+    2**31 - 1 bits no two distances have the same.
     """
     wanted = google_crc32c.value(values) ^ checksum
     # A checksum's bits are reflected: the last byte's most significant bit is the nearest one.

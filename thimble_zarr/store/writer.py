@@ -9,11 +9,10 @@ So whatever a crash leaves, the ledger knows it: a file that a commit replaces (
 a flush committed it short, and the scalars') is what one line of the ledger says or the next.
 """
 
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import astuple, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Self
 
@@ -21,31 +20,27 @@ import msgspec
 import numpy as np
 
 from thimble_zarr.bits import fill_value
-from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError, ThimbleError
+from thimble_zarr.errors import StoreError, StoreExistsError, ThimbleError
 from thimble_zarr.format import layout
-from thimble_zarr.format.documents import TooLargeError, check_size
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.format.schema import Json, Schema, TokenLabels, array_path, check_group_name
-from thimble_zarr.store.contents import StorePath, check_vacant, read_attribute
-from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.keys import (
-    COMMIT,
-    HOLDER,
-    LEDGER,
-    LOCK,
-    array_key,
-    array_of,
-    metadata_key,
-    shard_key,
-    vector_key,
+from thimble_zarr.format.schema import Json, Schema, TokenLabels, array_path
+from thimble_zarr.store.contents import (
+    StorePath,
+    by_group,
+    check_schemas,
+    check_vacant,
+    read_attribute,
 )
-from thimble_zarr.store.ledger import Commit, Document, seal
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, array_of, shard_key, vector_key
+from thimble_zarr.store.ledger import Commit, seal
 from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.metadata import CONSOLIDATED, consolidated, declare, encoded, resized
+from thimble_zarr.store.metadata import Declaration, encoded
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.resume import Cut, check_resumable, chosen_ids, leftovers, plan_cut
 from thimble_zarr.store.shard import BLOSC_LEVEL, ShardEncoder, encode_vector
+from thimble_zarr.store.vectors import PerStepValues, coordinates
 
 FileSizes = dict[str, dict[str, int]]
 """What a line of the ledger says of files: the size, and unless it is a shard the CRC-32."""
@@ -60,28 +55,22 @@ class StoreWriter:
         What was declared of each parameter, by its group: empty for the root, which has one only.
     bytes_written
         Bytes put on disk so far.
-    spent
-        What recording took so far, as far as it is committed.
-    last_step
-        The last committed step, -1 before there is one.
+    spent, last_step
+        What recording took, and the last step, as far as it is committed; -1 before there is one.
     """
 
-    def __init__(
-        self, path: Path, schemas: Mapping[str, Schema], *, level: int = BLOSC_LEVEL
-    ) -> None:
+    def __init__(self, path: Path, schemas: Mapping[str, Schema]) -> None:
         self._files = LocalFiles(path)
         self.schemas = schemas
         self.bytes_written = 0
         self.spent = Overhead()
         self.last_step = -1
-        self._level = level
         self._lock: WriterLock  # taken once it is clear that all can be declared
         self._commit = Commit()
         self._ledger_bytes = 0
         self._ledger_crc32 = 0
-        self._documents: dict[str, Document] = {}
-        self._capacity = 0
-        self._scalars: dict[str, np.ndarray] = {}
+        self._declared: Declaration
+        self._per_step = PerStepValues()
         self._labels: FileSizes = {}
         self._stopwatch = Stopwatch()
         self._disk = self._files.writer(self._stopwatch)
@@ -104,52 +93,41 @@ class StoreWriter:
         path
             Directory to create.
         schema
-            What will be recorded: of a single parameter at the root of the store, or of several
-            by the names of their groups.
+            Of a single parameter at the root of the store, or of several by the names of their
+            groups.
         labels
             Coordinates of the token axis, of several parameters by name.
         token_ids
-            By group, which rows of a parameter are recorded where not all are (`whole_tokens` of
-            its schema): ascending, int64, shape `(token,)`.
+            By group, which rows of a parameter are recorded where not all are: ascending, int64,
+            shape `(token,)`.
         n_rows
-            Rows to declare, where known. The store grows beyond it when it must, and is trimmed
-            to what was committed when it is closed.
+            Rows to declare, where known. The store grows when it must, and is trimmed in the end.
         overwrite
             Replace a store that lies at `path`. Anything else there is never replaced.
 
         Raises
         ------
         ConfigError
-            If parameters are not cut into blocks of as many steps, a name cannot be that of a
-            group, labels do not fit, or what is known of the run is more than readers take.
-        StoreExistsError
-            If the path is taken.
-        StoreLockedError
-            If a store lies there that another process is recording into.
+            If the parameters do not fit together or into a store, or labels do not fit.
+        StoreExistsError, StoreLockedError
+            If the path is taken, or another process is recording there.
         StoreError
             If the directory cannot be created or written.
         """
         path = Path(path).absolute()  # the process may change its directory
-        schemas, labels = _by_group(schema, labels)
-        _check_schemas(schemas, labels)
+        schemas, labels = by_group(schema, labels)
+        check_schemas(schemas, labels)
         check_vacant(path, overwrite=overwrite)
         writer = cls(path, schemas)
         values = writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
-        with ExitStack() as undo:
-            try:
-                writer._lock = WriterLock(path)
-                undo.callback(writer._lock.release)
-                writer._clear(overwrite=overwrite)
-                undo.callback(writer._disk.remove)
-                undo.callback(writer._disk.close)
-                writer._begin(values)
-            except ThimbleError:
-                raise
-            except OSError as error:
-                raise StoreError(
-                    f"cannot create a store at {path}: {error.strerror or error}; "
-                    "choose a directory that can be written"
-                ) from error
+        remedy = "choose a directory that can be written"
+        with ExitStack() as undo, _told(f"create a store at {path}", remedy):
+            writer._lock = WriterLock(path)
+            undo.callback(writer._lock.release)
+            writer._clear(overwrite=overwrite)
+            undo.callback(writer._disk.remove)
+            undo.callback(writer._disk.close)
+            writer._begin(values)
             undo.pop_all()
         return writer
 
@@ -173,17 +151,9 @@ class StoreWriter:
 
         Parameters
         ----------
-        path
-            The store.
-        schema
-            What would be recorded now, as in `create`. Software other than torch, when recording
-            started and what the user said of the run stay as they are in the store.
-        labels
-            Coordinates of the token axis, where they are to be compared with those in the store.
-        token_ids
-            As in `create`.
-        n_rows
-            Rows to declare, where known.
+        path, schema, labels, token_ids, n_rows
+            As in `create`. They are compared with what was recorded; software other than torch,
+            when recording started and what the user said of the run stay as they are.
         kept_rows
             Committed rows to keep. All by default.
         approve
@@ -194,42 +164,28 @@ class StoreWriter:
         ------
         NotAStoreError, UnsupportedFormatError, DamagedStoreError
             If there is no store at `path` that can be read.
-        ResumeError
-            If not the same would be recorded, fewer rows are committed than should be kept, or
-            not every step was recorded.
-        ConfigError
-            If what is known of the run is more than readers take.
-        StoreLockedError
-            If another process is recording into it.
+        ResumeError, ConfigError
+            If not the same would be recorded, or the rows to keep are not there.
         StoreError
-            If the disk cannot be written. Then as many rows are there as before, or those kept.
+            If another process is recording into it (StoreLockedError), or the disk cannot be
+            written. Then as many rows are there as before, or those kept.
         """
         path = Path(path).absolute()
-        schemas, labels = _by_group(schema, labels)
+        schemas, labels = by_group(schema, labels)
         StoreReader.open_each(path)  # what is no store is not locked
-        with ExitStack() as undo:
-            try:
-                lock = WriterLock(path)
-                undo.callback(lock.release)
-                readers = StoreReader.open_each(path)
-                kept_rows = check_resumable(
-                    readers, schemas, labels, token_ids or {}, kept_rows=kept_rows
-                )
-                approve(readers, kept_rows)
-                cut = plan_cut(readers, kept_rows)
-                # What was declared stays: the ledger has a copy of it.
-                level = readers[0].declared_level
-                writer = cls(path, {r.group: r.schema for r in readers}, level=level)
-                writer._lock = lock
-                undo.callback(writer._disk.close)
-                writer._go_on(readers, cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
-            except ThimbleError:
-                raise
-            except OSError as error:
-                raise StoreError(
-                    f"cannot resume {path}: {error.strerror or error}; make room or choose a "
-                    "disk that can be written"
-                ) from error
+        remedy = "make room or choose a disk that can be written"
+        with ExitStack() as undo, _told(f"resume {path}", remedy):
+            lock = WriterLock(path)
+            undo.callback(lock.release)
+            readers = StoreReader.open_each(path)
+            token_ids = token_ids or {}
+            kept_rows = check_resumable(readers, schemas, labels, token_ids, kept_rows=kept_rows)
+            approve(readers, kept_rows)
+            cut = plan_cut(readers, kept_rows)
+            writer = cls(path, {reader.group: reader.schema for reader in readers})
+            writer._lock = lock
+            undo.callback(writer._disk.close)
+            writer._go_on(readers, cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
             undo.pop_all()
         return writer
 
@@ -263,16 +219,14 @@ class StoreWriter:
         n_rows
             Rows that count, from `first_row` on. The rest of the block is stored as missing.
         arrays
-            For each variable of each parameter, by its path in the store (`array_path`), its bits,
-            shape `(block_steps, token, dim)`. Rows beyond `n_rows` are overwritten with the fill
-            value.
+            The bits of each variable of each parameter, by its path in the store (`array_path`):
+            shape `(block_steps, token, dim)`. Rows beyond `n_rows` are overwritten.
         scalars
-            For each per-step scalar, by its path, its values, float64, shape `(block_steps,)`.
+            The values of each per-step scalar, by its path: float64, shape `(block_steps,)`.
         overhead
             What training spent on recording since the commit before, where that is measured.
         steps
-            The step of each row, ascending, int64, shape `(block_steps,)` or shorter. Row t is of
-            step t by default.
+            The step of each row, ascending, int64. Row t is of step t by default.
 
         Raises
         ------
@@ -288,7 +242,9 @@ class StoreWriter:
             raise StoreError(f"rows from {first_row} on do not continue the last block")
         if steps is None:
             steps = np.arange(first_row, first_row + n_rows)
-        self._grow(first_row + self._layout.block_steps)
+        if (end := first_row + self._layout.block_steps) > self._declared.capacity:
+            self._declared.resize(self._layout.capacity(max(end, 2 * self._declared.capacity)))
+            self._write_metadata()
         files, chunks = self._write_arrays(first_row, n_rows, arrays)
         files = self._labels | files | self._write_scalars(first_row, steps[:n_rows], scalars)
         self._disk.settle()
@@ -296,7 +252,7 @@ class StoreWriter:
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         if not self._ledger_bytes:
-            entry["metadata"] = self._documents
+            entry["metadata"] = self._declared.documents
         if overhead is not None:
             # What this commit has still to do is in the next lap.
             spent = overhead + self._stopwatch.lap()
@@ -312,39 +268,22 @@ class StoreWriter:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
 
         A store without a row is removed. Metadata are consolidated only now: a consolidated copy
-        would go stale while arrays grow.
-
-        Raises
-        ------
-        OSError
-            If a file cannot be written. The lock is released all the same.
-        StoreError
-            If the store is no longer there. What is there now stays as it is.
+        would go stale while arrays grow. Errors are those of `commit_block`.
         """
         try:
             self._check_in_place()
             if self.n_rows == 0:
                 self._disk.remove()
                 return
-            self._resize(self.n_rows)
-            self._documents |= {
-                key: {**self._documents[key], CONSOLIDATED: consolidated(group, self._documents)}
-                for group in {*self.schemas, ""}
-                for key in [metadata_key(group)]
-            }
+            self._declared.resize(self.n_rows)
+            self._declared.consolidate()
             self._write_metadata()
             self._replace_commit(msgspec.structs.replace(self._commit, complete=True))
         finally:
             self.release()
 
     def discard(self) -> None:
-        """Remove the store, of which nothing is wanted, and release the lock.
-
-        Raises
-        ------
-        StoreError
-            If the store is no longer there. What is there now stays as it is.
-        """
+        """Remove the store, of which nothing is wanted, and release the lock."""
         try:
             self._check_in_place()
             self._disk.close()
@@ -377,63 +316,21 @@ class StoreWriter:
         labels: Mapping[str, TokenLabels],
         token_ids: Mapping[str, np.ndarray],
         capacity: int,
+        *,
+        level: int = BLOSC_LEVEL,
     ) -> dict[str, np.ndarray]:
-        """Declare everything in memory; return the values of all labels, by their files.
-
-        Raises
-        ------
-        ConfigError
-            If any of it is more than readers take.
-        """
-        coordinates = {
-            group: dict(_coordinates(schema, labels.get(group), token_ids.get(group)))
+        """Declare everything in memory; return the values of all labels, by their files."""
+        labelled = {
+            group: dict(coordinates(schema, labels.get(group), token_ids.get(group)))
             for group, schema in self.schemas.items()
         }
-        self._documents = declare(self.schemas, coordinates, capacity, level=self._level)
-        self._capacity = capacity
-        values = {
-            vector_key((group, name)): array
-            for group, arrays in coordinates.items()
-            for name, array in arrays.items()
-            if len(array)
+        self._declared = Declaration(self.schemas, labelled, capacity, level=level)
+        return {
+            vector_key((group, name)): values
+            for group, arrays in labelled.items()
+            for name, values in arrays.items()
+            if len(values)
         }
-        self._check_readable(values)
-        return values
-
-    def _check_readable(self, labels: Iterable[str]) -> None:
-        """Raise ConfigError if a document would be larger than what is read.
-
-        The ledger's first line has a copy of all metadata, and so is larger than any document, also
-        than the root's once they are consolidated: only spaces may make one larger.
-        """
-        largest = {"bytes": 2**63, "crc32": 2**32}
-        files = dict.fromkeys(labels, largest)
-        chunks: dict[str, Json] = {}
-        for group, schema in self.schemas.items():
-            n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
-            for name in schema.dtypes:
-                files[shard_key((group, name), 0, schema.shape)] = largest
-                chunks[array_key((group, name))] = [(2**32, 2**32)] * n_chunks
-            files |= {vector_key((group, name)): largest for name in schema.per_step}
-        try:
-            for document in self._documents.values():
-                check_size(encoded(document))
-            line: dict[str, Json] = {
-                "rows": (0, self._layout.block_steps),
-                "files": files,
-                "chunks": chunks,
-                "metadata": self._documents,
-                "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
-                "crc32": 2**32,
-            }
-            check_size(json.dumps(line).encode())
-        except TooLargeError as error:
-            attrs_bytes = sum(len(json.dumps(one.attrs)) for one in self.schemas.values())
-            raise ConfigError(
-                f"the description of the run is too large for one document: {error}; "
-                f"{attrs_bytes:,} of the bytes are `attrs`, which are kept with each parameter: "
-                "keep large things in a file beside the store, or record fewer parameters"
-            ) from error
 
     def _clear(self, *, overwrite: bool) -> None:
         """Remove an old store, whose lock is held, but for the lock.
@@ -449,7 +346,7 @@ class StoreWriter:
 
     def _begin(self, values: Mapping[str, np.ndarray]) -> None:
         """Write what was declared: an empty store, with the values of all labels."""
-        for key, document in self._documents.items():
+        for key, document in self._declared.documents.items():
             group = array_of(key)
             if group and group in self.schemas and any(self._files.list(group)):
                 raise StoreError(
@@ -458,7 +355,7 @@ class StoreWriter:
             self._disk.put(key, [encoded(document)])
         for key, content in values.items():
             # The first commit has what was declared in the ledger.
-            self._labels |= self._write_vector(key, self._encoded_vector(content))
+            self._labels |= self._write_vector(key, encode_vector(content))
         self._disk.sync()
         self._disk.append(LEDGER, 0, b"")  # a commit record is never without a ledger
         self._replace_commit(self._commit)
@@ -466,9 +363,11 @@ class StoreWriter:
 
     def _go_on(self, readers: Sequence[StoreReader], cut: Cut, capacity: int) -> None:
         """Cut a store off and grow its arrays again. Wherever a crash ends this, it can be read."""
+        # What was declared stays: the ledger has a copy of it.
         labels = {reader.group: reader.read_labels() for reader in readers}
-        self._declare(labels, chosen_ids(readers), capacity)
-        self._load_scalars(readers, cut.n_rows)
+        level = readers[0].declared_level
+        self._declare(labels, chosen_ids(readers), capacity, level=level)
+        self._per_step.load(readers, cut.n_rows)
         self._ledger_bytes, self._ledger_crc32 = cut.ledger_bytes, cut.ledger_crc32
         self._append(cut.line)
         self._commit_rows(cut.n_rows)
@@ -498,57 +397,23 @@ class StoreWriter:
     def _write_scalars(
         self, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
     ) -> FileSizes:
-        """Write the chunks of per-step values that the block lies in, all rows so far.
-
-        Parameters of one group of the optimizer have the same learning rate and all else: what is
-        the same in all rows so far is kept in memory once, and encoded once.
-        """
-        chunk, offset = divmod(first_row, layout.SCALAR_CHUNK_STEPS)
-        before, after = self._scalars if offset else {}, dict[str, np.ndarray]()
-        known: dict[tuple[str, int, bytes], tuple[np.ndarray, bytes]] = {}
-        files: FileSizes = {}
-        names = [(group, name) for group, of in self.schemas.items() for name in of.per_step]
-        for group, name in names:
-            path = array_path(group, name)
-            rows = (steps if name == "step" else scalars[path])[: len(steps)]
-            same = name, id(before.get(path)), rows.tobytes()
-            if same not in known:
-                values = before[path].copy() if path in before else _missing_values(name)
-                values[offset : offset + len(rows)] = rows
-                known[same] = values, self._encoded_vector(values)
-            after[path], content = known[same]
-            files |= self._write_vector(vector_key((group, name), chunk), content)
-        self._scalars = after
+        """Write the chunks of per-step values that the block lies in, all rows so far."""
+        rows = {
+            (group, name): steps if name == "step" else scalars[array_path(group, name)]
+            for group, schema in self.schemas.items()
+            for name in schema.per_step
+        }
+        added = {array: values[: len(steps)] for array, values in rows.items()}
+        chunks = self._per_step.add(first_row, added)
+        index, files = first_row // layout.SCALAR_CHUNK_STEPS, FileSizes()
+        for array, content in self._stopwatch.time_each("encode_s", chunks):
+            files |= self._write_vector(vector_key(array, index), content)
         return files
 
-    def _load_scalars(self, readers: Sequence[StoreReader], n_rows: int) -> None:
-        """Take up the chunk of per-step values that the next block lies in."""
-        start = n_rows // layout.SCALAR_CHUNK_STEPS * layout.SCALAR_CHUNK_STEPS
-        known: dict[tuple[str, bytes], np.ndarray] = {}
-        for reader in readers:
-            for name, values in (reader.read_scalars() | {"step": reader.read_steps()}).items():
-                rows = values[start:n_rows]
-                chunk = known.setdefault((name, rows.tobytes()), _missing_values(name))
-                chunk[: len(rows)] = rows
-                self._scalars[array_path(reader.group, name)] = chunk
-
-    def _grow(self, n_rows: int) -> None:
-        if n_rows > self._capacity:
-            self._resize(self._layout.capacity(max(n_rows, 2 * self._capacity)))
-            self._write_metadata()
-
-    def _resize(self, n_rows: int) -> None:
-        self._documents = {key: resized(one, n_rows) for key, one in self._documents.items()}
-        self._capacity = n_rows
-
     def _write_metadata(self) -> None:
-        for key, document in self._documents.items():
+        for key, document in self._declared.documents.items():
             self._disk.put(key, [encoded(document)])
         self._disk.sync()
-
-    def _encoded_vector(self, values: np.ndarray) -> bytes:
-        with self._stopwatch.time("encode_s"):
-            return encode_vector(values)
 
     def _write_vector(self, key: str, content: bytes) -> FileSizes:
         """Write a chunk that is a file of its own; return size and checksum of the file."""
@@ -576,60 +441,12 @@ class StoreWriter:
         self._commit = commit
 
 
-def _missing_values(name: str) -> np.ndarray:
-    """Return a chunk of per-step values of which none is there."""
-    return np.full(layout.SCALAR_CHUNK_STEPS, np.int64(-1) if name == "step" else np.nan)
-
-
-def _coordinates(
-    schema: Schema, labels: TokenLabels | None, token_ids: np.ndarray | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and values of the coordinates of the first axis, as it lies on disk.
-
-    Text goes into two integer arrays, as Arrow does it: not every Zarr reader knows strings.
-    """
-    order, labels = schema.stored_order, labels or TokenLabels()
-    if order is not None:
-        labels = labels.of(order)
-    if schema.has_tokens or token_ids is not None:
-        ids = np.arange(schema.n_tokens) if token_ids is None else token_ids
-        ids = ids if order is None else ids[order]
-        yield schema.dims[0], ids
-    for name in ("count", "live", "dead"):
-        values = getattr(labels, name)
-        if values is not None:
-            yield name, np.asarray(values)
-    if labels.text is not None:
-        utf8 = [text.encode() for text in labels.text]
-        yield "text_bytes", np.frombuffer(b"".join(utf8), np.uint8)
-        yield "text_end", np.cumsum([len(text) for text in utf8], dtype=np.int64)
-
-
-def _by_group(
-    schema: Schema | Mapping[str, Schema],
-    labels: TokenLabels | Mapping[str, TokenLabels] | None,
-) -> tuple[dict[str, Schema], dict[str, TokenLabels]]:
-    """Return what is known of each parameter, by its group; the one at the root has no name."""
-    return (
-        {"": schema} if isinstance(schema, Schema) else _named(schema),
-        {"": labels} if isinstance(labels, TokenLabels) else dict(labels or {}),
-    )
-
-
-def _named(schemas: Mapping[str, Schema]) -> dict[str, Schema]:
-    return {group: replace(schema, parameter=group) for group, schema in schemas.items()}
-
-
-def _check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabels]) -> None:
-    """Raise ConfigError unless a store can hold all parameters with their labels."""
-    lengths = {schema.layout.block_steps for schema in schemas.values()}
-    if len(lengths) != 1:
-        raise ConfigError(
-            f"all parameters of a store need blocks of the same length, not {sorted(lengths)} steps"
-        )
-    for group, schema in schemas.items():
-        if group or len(schemas) > 1:
-            check_group_name(group)
-        schema.check_json()
-        if group in labels:
-            schema.check_labels(labels[group])
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Tell what cannot be done with a disk, and what helps."""
+    try:
+        yield
+    except ThimbleError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot {what}: {error.strerror or error}; {remedy}") from error

@@ -80,7 +80,7 @@ def _rescaled(evidence: Evidence, step: int, ratio: float, u: float) -> bool:
 class WrongGradient(Cause):
     """The gradient of step {step} is not the one that the optimizer consumed.
 
-    Another gradient explains both moments, and the rows before and after the step are sound.
+    Another gradient explains the states, and the rows before and after the step are sound.
     """
 
     code = "wrong-gradient"
@@ -166,7 +166,7 @@ def _encode(values: np.ndarray, stored: np.dtype) -> np.ndarray:
 class OtherLearningRate(Cause):
     """The weights are those of learning rate {value}, and {recorded:g} is recorded.
 
-    The moments are right, and of the values that were tried this one gives the recorded weights.
+    The states are right, and of the values that were tried this one gives the recorded weights.
     """
 
     code = "other-learning-rate"
@@ -188,7 +188,7 @@ class OtherLearningRate(Cause):
 class OtherWeightDecay(OtherLearningRate):
     """The weights are those of weight decay {value}, and {recorded:g} is recorded.
 
-    The moments are right, and of the values that were tried this one gives the recorded weights.
+    The states are right, and of the values that were tried this one gives the recorded weights.
     """
 
     code = "other-weight-decay"
@@ -237,7 +237,7 @@ def _least_squares(evidence: Evidence, step: int, name: str) -> float:
 class ExternalChange(Cause):
     """Something other than the optimizer changed weights: {n} at step {step}.
 
-    The moments are right, but these weights are not what the optimizer computed. Or else a number
+    The states are right, but these weights are not what the optimizer computed. Or else a number
     that only the update uses (eps) is not the recorded one.
     """
 

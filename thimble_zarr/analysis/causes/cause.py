@@ -15,13 +15,13 @@ class Named:
     """Something that can be wrong with a record. The docstring of each class is its message."""
 
     code: ClassVar[str]
-    is_local: ClassVar[bool] = False
-    """Whether each place is a finding of its own."""
 
 
 class Cause(Named, ABC):
     """Something that shows in the replay."""
 
+    is_local: ClassVar[bool] = False
+    """Whether each place is a finding of its own."""
     is_everywhere: ClassVar[bool] = False
     """Whether every token is concerned, and not the one that fails first."""
     needs_formula: ClassVar[bool] = False

@@ -70,7 +70,6 @@ class FlippedBit(Named):
     """
 
     code = "bit-flip"
-    is_local = True
 
 
 class MislabelledRow(Named):
@@ -92,7 +91,7 @@ class AlteredArray(Named):
 
 
 class MoreFailures(Named):
-    """Steps fail in {n_runs} more places, first at step {step}, which were not examined.
+    """Steps fail in {n_more} more places, first at step {step}, which were not examined.
 
     To see why, check a range of steps (--steps).
     """
@@ -139,7 +138,7 @@ def find_causes(
         found = [_explain(evidence, failure) for failure in evidence.failures[:_MAX_FAILURES]]
     if rest := evidence.failures[_MAX_FAILURES:]:
         n_steps = sum(len(failure.steps) for failure in rest)
-        facts = {"step": rest[0].steps[0], "n_runs": len(rest), "n_steps": n_steps}
+        facts = {"step": rest[0].steps[0], "n_more": len(rest), "n_steps": n_steps}
         found.append(_finding(MoreFailures, facts, source))
     checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
     found += _mislabelled(source)

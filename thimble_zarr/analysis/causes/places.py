@@ -75,8 +75,13 @@ class MissingRow(Cause):
     is_local = True
 
     def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
+        begin_later = {
+            "grad",
+            *(s.name for s in evidence.schema.optimizer.states if s.first is None),
+        }
         for row in (failure.steps[0] - 1, failure.steps[0]):
-            names = evidence.names if evidence.source.steps[row] == 0 else ("grad", *evidence.names)
+            not_yet = begin_later if evidence.source.steps[row] == 0 else set()
+            names = [name for name in ("grad", *evidence.names) if name not in not_yet]
             lost = {name: _lost(evidence, name, row) for name in names}
             missing = {name: where for name, where in lost.items() if where.any()}
             if missing:
@@ -212,7 +217,7 @@ class PermutedTokens(Cause):
     code = "permuted-tokens"
 
     def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        # At the first step of all the moments are the gradient, and permuted as it is.
+        # At the first step of all the states are the gradient, and permuted as it is.
         step = failure.sampled[len(failure.sampled) // 2]
         step = step if len(failure.steps) > 2 else failure.steps[0]
         replayed, recorded = evidence.replay(step), evidence.after(step)
@@ -240,7 +245,11 @@ def _matches(rows: np.ndarray, others: np.ndarray) -> np.ndarray | None:
     """Return for each row which other it is, bit for bit, if nearly all are and not their own."""
     place = {row.tobytes(): index for index, row in enumerate(others)}
     places = np.array([place.get(row.tobytes(), -1) for row in rows])
-    return _if_permuted(places, np.any(rows != others, axis=1))
+    own, moved = np.arange(len(rows)), np.any(rows != others, axis=1)
+    if moved.sum() < 2 or (places[moved] < 0).mean() > 0.1:
+        return None
+    places = np.where(places < 0, own, places)
+    return places if (places != own).sum() >= 2 else None
 
 
 def _gradient_places(
@@ -265,14 +274,7 @@ def _gradient_places(
         if distance[first] < 0.5 * distance[second]:
             places[index] = first
     moved = places != own
-    if _if_permuted(places, moved) is None:
+    if moved.sum() < 2:
         return None
     same = equal(evidence.replay(step, {"grad": grad[places]}), recorded)[moved].all(axis=1)
     return places if same.mean() > 0.9 else None
-
-
-def _if_permuted(places: np.ndarray, moved: np.ndarray) -> np.ndarray | None:
-    if int(np.sum(moved)) < 2 or float(np.mean(places[moved] < 0)) > 0.1:
-        return None
-    places = np.where(places < 0, np.arange(len(places)), places)
-    return places if (places != np.arange(len(places))).sum() >= 2 else None

@@ -246,7 +246,8 @@ def _on_cluster(client: Any) -> Iterator[Executor]:
         yield executor
     except (KilledWorker, CancelledError) as error:
         raise ThimbleError(
-            f"worker processes kept dying, perhaps because memory ran out: {error}"
+            "the workers of the Dask cluster kept dying, perhaps because memory ran out, or it "
+            f"went away: {error}"
         ) from error
     finally:
         executor.shutdown(wait=False)

@@ -10,16 +10,15 @@ import xarray as xr
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import (
     derived_names,
-    freeze_step,
     how_to_record,
     long_name,
 )
 from thimble_zarr.analysis.dataset.lazy import LazyArray
-from thimble_zarr.analysis.dataset.variables import StepVariable, TokenVariable
+from thimble_zarr.analysis.dataset.variables import FreezeStep, StepVariable
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.labels import printable
 from thimble_zarr.format.reader import Reader
-from thimble_zarr.format.schema import LABELS, ROW_LABEL, SCALARS, Schema
+from thimble_zarr.format.schema import LABELS, ROW_LABEL, Schema
 from thimble_zarr.store.reader import StorePath, StoreReader
 
 
@@ -108,11 +107,11 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         )
         for name in names
     }
-    frozen = LazyArray.of(TokenVariable(source, freeze_step, ("W",)))
+    frozen = LazyArray.of(FreezeStep(source))
     moved = f"last step at which a {reader.schema.row_name} moved"
     tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
     scalars = {
-        name: ("step", values, {"long_name": SCALARS[name]})
+        name: ("step", values, {"long_name": reader.schema.scalars[name]})
         for name, values in source.recorded.items()
     }
     data = {**variables, **tokens, **scalars}

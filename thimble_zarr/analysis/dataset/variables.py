@@ -1,8 +1,8 @@
 """What a lazy array can be of, and how it is computed at a selection.
 
-`StepVariable` is a variable of one run, `TokenVariable` a number a token over all its steps, and
-`RunsVariable` one of both in several runs. A task is a block of steps or a few, and reads only the
-chunks it needs.
+`StepVariable` is a variable of one run, `FreezeStep` a number for each of its tokens, and
+`RunsVariable` either of them in several runs. A task is a block of steps or a few, and reads only
+the chunks it needs.
 """
 
 import math
@@ -25,8 +25,8 @@ from thimble_zarr.analysis.compute.reduction import (
     task_steps,
 )
 from thimble_zarr.analysis.compute.source import Source
-from thimble_zarr.analysis.compute.variables import evaluate, inputs
-from thimble_zarr.analysis.compute.windows import Window, iter_windows, row_groups
+from thimble_zarr.analysis.compute.variables import evaluate, freeze_step, inputs
+from thimble_zarr.analysis.compute.windows import iter_windows, row_groups
 from thimble_zarr.format.indexing import Indices, as_range, rows_and_dims
 
 Selection = tuple[Indices | int, ...]
@@ -82,23 +82,10 @@ class StepVariable:
 
 
 @dataclass(frozen=True)
-class TokenVariable:
-    """A number a token, over all steps and dims of a run, int64 and not negative.
-
-    Attributes
-    ----------
-    source
-        The recording.
-    compute
-        From a part of a window to its tokens' numbers, int64, shape `(token,)`. It must pickle. The
-        number of several parts is the largest.
-    inputs
-        The stored variables that they are computed from; those that are named are read ahead.
-    """
+class FreezeStep:
+    """The last step at which each token moved, over all steps and dims of a run, int64."""
 
     source: Source
-    compute: Callable[[Window], np.ndarray]
-    inputs: tuple[str, ...] = ()
 
     @property
     def whole(self) -> Selection:
@@ -107,8 +94,8 @@ class TokenVariable:
         return (range(schema.n_tokens) if schema.shape else 0,)
 
     def graph(self, selection: Selection) -> Graph:
-        """Return the numbers of some tokens as what a Dask array is made of."""
-        name = f"{self.compute.__name__}-{tokenize(self, selection)}"
+        """Return some tokens as what a Dask array is made of."""
+        name = f"freeze_step-{tokenize(self, selection)}"
         chunks = tuple((length,) for length in shape_of(selection))
         return _graph(name, partial(self._tasks, name, selection), chunks, np.int64)
 
@@ -117,7 +104,7 @@ class TokenVariable:
         steps = reduction_steps(reader.schema)
         for index, rows in enumerate(row_groups(range(reader.n_rows), steps)):
             part = (f"{name}-part", index)
-            tasks[part] = Task(part, _largest, self, rows, selection)
+            tasks[part] = Task(part, _last_moved, self, rows, selection)
         whole = (name, *[0] * len(shape_of(selection)))
         return tasks | {whole: Task(whole, _maximum, *map(TaskRef, tasks))}
 
@@ -134,7 +121,7 @@ class RunsVariable:
         Which row each of them has of every step, where there is an axis of steps.
     """
 
-    runs: tuple[StepVariable | TokenVariable, ...]
+    runs: tuple[StepVariable | FreezeStep, ...]
     rows: tuple[Indices, ...] | None
 
     @property
@@ -172,7 +159,7 @@ class RunsVariable:
         return _graph(name, partial(_block_tasks, name, block, chunks), chunks)
 
 
-Variable = StepVariable | TokenVariable | RunsVariable
+Variable = StepVariable | FreezeStep | RunsVariable
 
 
 class _Tasks(Layer):  # type: ignore[misc]  # Dask has no types
@@ -233,16 +220,7 @@ class Memory:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._lock = threading.Lock()
-        self._array: np.ndarray | None = None
-
-    def flat(self) -> np.ndarray:
-        """Return all of it."""
-        with self._lock:
-            if self._array is None:
-                self._array = np.empty(self._size, np.float32)
-            return self._array
+        self.flat = np.empty(size, np.float32)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # another process has not this memory
@@ -265,7 +243,7 @@ def compute_block(
         rows = rows[start : start + chunks[0][block_id[0]]]
         shape = len(rows), *shape
     size = len(rows) * row_size
-    flat = np.empty(size, np.float32) if into is None else into.flat()[start * row_size :][:size]
+    flat = np.empty(size, np.float32) if into is None else into.flat[start * row_size :][:size]
     values = flat.reshape(len(rows), len(tokens), len(dims))
     with _one_at_a_time if values.nbytes < _SMALL_BYTES else nullcontext():
         recorded = np.asarray(rows) < variable.source.reader.n_rows
@@ -301,19 +279,19 @@ def _compute_rows(
                     values[steps][part_rows, where[part_tokens]] = numbers
 
 
-def _largest(variable: TokenVariable, rows: Indices, selection: Selection) -> np.ndarray:
-    """Return the numbers of tokens over some rows."""
+def _last_moved(variable: FreezeStep, rows: Indices, selection: Selection) -> np.ndarray:
+    """Return the last of some rows' steps at which tokens moved."""
     source, tokens = variable.source, as_indices(selection[0])
     dims = range(source.reader.schema.n_dims)
-    largest = np.zeros(len(tokens), dtype=np.int64)
+    last = np.zeros(len(tokens), dtype=np.int64)
     with np.errstate(invalid="ignore"):
-        for (_, where), window in iter_windows(source, rows, tokens, dims, variable.inputs):
+        for (_, where), window in iter_windows(source, rows, tokens, dims, ["W"]):
             ids = np.arange(len(tokens))[where]
             for (_, part_tokens), part in window.parts():
                 at = ids[part_tokens]
-                largest[at] = np.maximum(largest[at], variable.compute(part))
-    return largest.reshape(shape_of(selection))
+                last[at] = np.maximum(last[at], freeze_step(part))
+    return last.reshape(shape_of(selection))
 
 
-def _maximum(*numbers: np.ndarray) -> np.ndarray:
-    return reduce(np.maximum, numbers)
+def _maximum(*steps: np.ndarray) -> np.ndarray:
+    return reduce(np.maximum, steps)

@@ -82,13 +82,7 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files below a directory, for reading (`Files`).
-
-    Attributes
-    ----------
-    path
-        The directory.
-    """
+    """The files below a directory (`Files`)."""
 
     path: Path
 

@@ -30,15 +30,7 @@ from thimble_zarr.store.shard import locate_bit, values_checksum
 
 @dataclass(frozen=True)
 class StoreIntegrity:
-    """Compares a parameter's files with the ledger (`Integrity`).
-
-    Attributes
-    ----------
-    arrays
-        The parameter's arrays.
-    commit
-        What is committed of the store.
-    """
+    """Compares a parameter's files with what is committed of them (`Integrity`)."""
 
     arrays: StoredArrays
     commit: Commit
