@@ -12,11 +12,8 @@ from tests.support.runs import TINY_MEMORY, Loop
 from thimble_zarr import Recorder, windows
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import OptimizerError, RecordingError, ResumeError
-from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.record.counting import StepCounts, judge_rows
 from thimble_zarr.store.reader import StoreReader
-
-needs_sgd = pytest.mark.skipif("SGD" not in REGISTRY, reason="SGD is not registered")
 
 
 @pytest.fixture
@@ -47,7 +44,6 @@ PROGRAMS = {
 }
 
 
-@needs_sgd
 @pytest.mark.parametrize("closure", [False, True])
 @pytest.mark.parametrize("options", PROGRAMS.values(), ids=PROGRAMS)
 def test_the_gradient_is_the_one_consumed(path: Path, options: dict, *, closure: bool) -> None:
@@ -76,7 +72,6 @@ def test_the_gradient_is_the_one_consumed(path: Path, options: dict, *, closure:
     assert counts(path) == [0, 1, 2, 3, 4, 5]
 
 
-@needs_sgd
 @pytest.mark.filterwarnings("ignore:no gradient at step:UserWarning")
 @pytest.mark.parametrize("schedule", [None, windows((5, 6))])
 def test_a_step_without_a_gradient_is_not_counted(
@@ -97,7 +92,6 @@ def test_a_step_without_a_gradient_is_not_counted(
     assert taken == {step: expected[step] for step in taken}
 
 
-@needs_sgd
 @pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": None, "fused": True}])
 def test_a_step_that_a_scaler_skips_is_not_counted(path: Path, options: dict) -> None:
     loop = make_loop(**options)
@@ -115,7 +109,6 @@ def test_a_step_that_a_scaler_skips_is_not_counted(path: Path, options: dict) ->
     assert missing == ([0, 2, 5] if is_seen else [0])
 
 
-@needs_sgd
 def test_a_hook_that_may_change_the_gradient_still_is_refused(path: Path) -> None:
     loop = make_loop(foreach=True, nesterov=True)
     with Recorder(path, loop.optimizer, parameter=loop.weight):
@@ -126,7 +119,6 @@ def test_a_hook_that_may_change_the_gradient_still_is_refused(path: Path) -> Non
     assert counts(path) == [0, 1]
 
 
-@needs_sgd
 def test_two_recorders_of_one_optimizer_see_the_same(tmp_path: Path) -> None:
     loop = make_loop(foreach=True, nesterov=True)
     paths = [tmp_path / "1.zarr", tmp_path / "2.zarr"]
@@ -140,7 +132,6 @@ def test_two_recorders_of_one_optimizer_see_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, second)
 
 
-@needs_sgd
 def test_a_run_that_is_resumed_counts_on(path: Path) -> None:
     loop = make_loop()
     with Recorder(path, loop.optimizer, parameter=loop.weight):
@@ -154,7 +145,6 @@ def test_a_run_that_is_resumed_counts_on(path: Path) -> None:
         Recorder(path, loop.optimizer, parameter=loop.weight, resume=True)
 
 
-@needs_sgd
 def test_a_recording_that_begins_late_counts_from_one(path: Path) -> None:
     loop = make_loop()
     loop.step()

@@ -56,11 +56,23 @@ VARIANTS: dict[str, dict[str, Options]] = {
     # Decay the L2 way; without it Adam is AdamW.
     "Adam": {name: {**options, "weight_decay": 0.1} for name, options in OF_ADAM.items()},
     "AdamW": {name: {"weight_decay": 0.0, **options} for name, options in OF_ADAM.items()},
+    "SGD": {
+        "plain": {},
+        "decay": {"weight_decay": 0.1},
+        "momentum": {"momentum": 0.9},
+        "momentum, decay": {"momentum": 0.9, "weight_decay": 0.1},
+        "dampening": {"momentum": 0.9, "dampening": 0.3, "maximize": True},
+        "nesterov": {"momentum": 0.9, "nesterov": True},
+        "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        "scheduler": {"momentum": 0.8, "change": change_learning_rate},
+        "maximize": {"maximize": True, "weight_decay": 0.1},
+        "tensor lr": {"lr": torch.tensor(1e-2), "momentum": 0.9},
+    },
 }
 """Options of each optimizer that make torch compute otherwise; an optimizer may have none here."""
 
 
-WRONG: set[str] = set()
+WRONG = {"SGD"}
 """Those whose fused program for the CPU does not do what it should in 16 bits."""
 
 

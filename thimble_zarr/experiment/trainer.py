@@ -14,12 +14,7 @@ from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.device import choose_compute_dtype, find_device
 from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
 from thimble_zarr.experiment.recorded import RecordedRun
-from thimble_zarr.experiment.vocabulary import (
-    count_tokens,
-    encode,
-    label_tokens,
-    read_tokenizer,
-)
+from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_tokens, read_tokenizer
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.schema import Json, TokenLabels
 from thimble_zarr.record.recorder import Recorder

@@ -29,20 +29,13 @@ from thimble_zarr.format.versions import FORMAT_VERSION as FORMAT_VERSION
 from thimble_zarr.format.versions import upgrade
 from thimble_zarr.format.versions import versioned as versioned
 from thimble_zarr.optim.base import Optimizer
-from thimble_zarr.optim.registry import SCALARS as SCALARS
-from thimble_zarr.optim.registry import VARIABLES as VARIABLES
-from thimble_zarr.optim.registry import checked, read_optimizer, step_scalars
+from thimble_zarr.optim.registry import VARIABLES, checked, read_optimizer, step_scalars
 
 ATTRIBUTE = "thimble"
 """The group attribute that holds the schema."""
 
 TOKEN_DIMS = ("token", "dim")
 """Dims of an embedding: its tokens may have labels."""
-
-STEP = "optimizer step, counted from 1; row 0 is the initial state"
-
-PER_STEP: Mapping[str, str] = {"step": STEP, **SCALARS}
-"""All `(step,)` arrays that a store can hold."""
 
 LABELS: Mapping[str, str] = {
     "token": "token id",
@@ -267,7 +260,7 @@ class Schema:
     @property
     def per_step(self) -> dict[str, str]:
         """All `(step,)` arrays of the parameter, and what they are, in words."""
-        return {"step": STEP} | self.scalars
+        return {"step": "optimizer step, counted from 1; row 0 is the initial state"} | self.scalars
 
     @property
     def is_imported(self) -> bool:
@@ -351,28 +344,26 @@ class Schema:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error
 
 
-def _is_mask(text: str, n_tokens: int) -> bool:
-    """Return whether it is what `packed_mask` makes of as many tokens."""
-    if len(text) != 2 * -(-n_tokens // 8):
-        return False
-    try:
-        packed = bytes.fromhex(text)  # which passes over white space
-    except ValueError:
-        return False
-    whole = len(packed) == -(-n_tokens // 8)
-    return whole and packed[-1] & (0xFF >> (n_tokens % 8 or 8)) == 0
-
-
 def packed_mask(mask: np.ndarray) -> str:
     """Return a mask as text, its bits packed."""
     return np.packbits(mask).tobytes().hex()
 
 
+def _unpacked(text: str, length: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=length)
+
+
+def _is_mask(text: str, length: int) -> bool:
+    try:
+        return packed_mask(_unpacked(text, length)) == text
+    except ValueError:
+        return False
+
+
 @functools.lru_cache(maxsize=8)
 def _order(mask: str, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens in their order on disk, and the place of each."""
-    packed = np.frombuffer(bytes.fromhex(mask), np.uint8)
-    order = np.argsort(np.unpackbits(packed, count=n_tokens), kind="stable")
+    order = np.argsort(_unpacked(mask, n_tokens), kind="stable")
     places = np.argsort(order)
     order.flags.writeable = places.flags.writeable = False  # who has them shares them
     return order, places

@@ -23,13 +23,14 @@ from thimble_zarr.optim.base import (
     COUNT,
     LEARNING_RATE,
     WEIGHT_DECAY,
-    Array,
+    Arrays,
     Consumed,
     Formula,
     Optimizer,
     Precision,
     Rounding,
     Scalar,
+    Scalars,
     State,
     chosen_program,
     coupled,
@@ -118,7 +119,7 @@ class Adam(Optimizer, Formula):
         are_tensors = self.lr_dtype is not None or self.betas_dtype is not None
         return "float32" if on_device or are_tensors else "float64"
 
-    def coefficients(self, scalars: Mapping[str, Any]) -> Sequence[Any]:
+    def coefficients(self, scalars: Scalars) -> Sequence[Any]:
         """Return what the first moment is multiplied with, and what is added to the denominator.
 
         Both of the quotient are divided by what corrects the second moment, so that arrays have an
@@ -130,30 +131,24 @@ class Adam(Optimizer, Formula):
         return -step_size * correction, scalars["eps"] * correction
 
     def update(
-        self,
-        arrays: Mapping[str, Array],
-        coefficients: Sequence[Any],
-        out: np.ndarray | None = None,
-    ) -> Array:
+        self, arrays: Arrays, coefficients: Sequence[Any], out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return the change of the weights by the adaptive step alone."""
         second, first = (arrays[name] for name in self.update_inputs)
         scale, eps = coefficients
         denominator: Any = np.sqrt(second, out=out)
         denominator += like(first, eps)
-        update: Array = np.divide(first, denominator, out=out)
+        update: np.ndarray = np.divide(first, denominator, out=out)
         update *= like(first, scale)
         return update
 
-    def decay_factor(self, scalars: Mapping[str, Any]) -> Any:
+    def decay_factor(self, scalars: Scalars) -> Any:
         """Return what decoupled weight decay multiplies `W` with; 0 for that in the gradient."""
         factor = -scalars["learning_rate"] * scalars["weight_decay"]
         return factor if self.decoupled_weight_decay else 0 * factor
 
     def rounding(
-        self,
-        scalars: Mapping[str, Any],
-        precision: Precision,
-        arrays: Mapping[str, np.ndarray] | None = None,
+        self, scalars: Scalars, precision: Precision, arrays: Arrays | None = None
     ) -> Rounding | None:
         """Return how rounding errors grow; None where epsilon is so small that elements decide."""
         denominator = scalars["eps"]
@@ -163,9 +158,7 @@ class Adam(Optimizer, Formula):
             return None
         return self._rounding(denominator, scalars, precision)
 
-    def _rounding(
-        self, denominator: Any, scalars: Mapping[str, Any], precision: Precision
-    ) -> Rounding:
+    def _rounding(self, denominator: Any, scalars: Scalars, precision: Precision) -> Rounding:
         r"""Return how rounding errors grow, given the denominator or anything positive below it.
 
         With :math:`\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham,
@@ -192,14 +185,12 @@ class Adam(Optimizer, Formula):
         )
 
     def _gradient(
-        self, grad: np.ndarray, W: np.ndarray, scalars: Mapping[str, Any]
+        self, grad: np.ndarray, W: np.ndarray, scalars: Scalars
     ) -> tuple[np.ndarray, np.ndarray]:
         decay = 0 if self.decoupled_weight_decay else scalars["weight_decay"]
         return coupled(grad, W, decay=decay, maximize=self.maximize)
 
-    def advance(
-        self, before: Mapping[str, np.ndarray], grad: np.ndarray, scalars: Mapping[str, Any]
-    ) -> dict[str, np.ndarray]:
+    def advance(self, before: Arrays, grad: np.ndarray, scalars: Scalars) -> dict[str, np.ndarray]:
         """Return the moments after a step, from those before and the gradient."""
         beta1, beta2 = scalars["beta1"], scalars["beta2"]
         gradient, _ = self._gradient(grad, before["W"], scalars)
@@ -212,11 +203,7 @@ class Adam(Optimizer, Formula):
         return after
 
     def bounds(
-        self,
-        before: Mapping[str, np.ndarray],
-        grad: np.ndarray,
-        scalars: Mapping[str, Any],
-        precision: Precision,
+        self, before: Arrays, grad: np.ndarray, scalars: Scalars, precision: Precision
     ) -> dict[str, np.ndarray]:
         r"""Return how far two programs of Adam's, given the same row and gradient, can end apart.
 
@@ -254,12 +241,7 @@ class Adam(Optimizer, Formula):
         errors = {"W": error_W, "exp_avg": error_m}
         return {name: 2 * errors.get(name, error_v) for name in before}
 
-    def consumed(
-        self,
-        before: Mapping[str, np.ndarray],
-        after: Mapping[str, np.ndarray],
-        scalars: Mapping[str, Any],
-    ) -> Consumed:
+    def consumed(self, before: Arrays, after: Arrays, scalars: Scalars) -> Consumed:
         """Return the gradient that made the first moment, up to rounding."""
         beta1 = scalars["beta1"]
         gradient = (after["exp_avg"] - beta1 * before["exp_avg"]) / (1 - beta1)
@@ -305,7 +287,7 @@ class Adam(Optimizer, Formula):
         )
 
 
-def _denominator(second: np.ndarray, scalars: Mapping[str, Any]) -> np.ndarray:
+def _denominator(second: np.ndarray, scalars: Scalars) -> np.ndarray:
     """Return what the adaptive step divides by."""
     correction = (1 - scalars["beta2"] ** scalars[COUNT]) ** 0.5
     denominator: np.ndarray = second**0.5 / correction + scalars["eps"]

@@ -11,17 +11,20 @@ by name. torch is imported only where a step is taken.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from thimble_zarr.bits import least_positive, unit_roundoff
 
 if TYPE_CHECKING:
-    import xarray as xr
     from torch import Tensor
 
-Array = TypeVar("Array", np.ndarray, "xr.DataArray")
+Arrays = Mapping[str, np.ndarray]
+"""Variables of a parameter, by name."""
+
+Scalars = Mapping[str, Any]
+"""Numbers of steps, by name, and `COUNT`: of shape `(step, 1, 1)`, or plain."""
 
 
 @dataclass(frozen=True)
@@ -208,18 +211,18 @@ class Rounding:
 
     def bound(
         self,
-        update: Array,
-        W: Array,
-        W_previous: Array,
+        update: np.ndarray,
+        W: np.ndarray,
+        W_previous: np.ndarray,
         out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None),
-    ) -> Array:
+    ) -> np.ndarray:
         """Return how far rounding alone can carry a step from the formula: safe, not tight.
 
         It is computed in the arrays `out`, if they are given, and is in the first, which may be
         `update`, the formula's.
         """
         into, term_in = out
-        bound: Any = np.abs(update, out=into)
+        bound: np.ndarray = np.abs(update, out=into)
         bound *= like(update, self.update)
         term: Any = np.abs(W, out=term_in)
         term *= like(W, self.after)
@@ -229,8 +232,7 @@ class Rounding:
             term *= like(W, self.before)
             bound += term
         bound += like(W, self.least)
-        result: Array = bound
-        return result
+        return bound
 
 
 @dataclass(frozen=True)
@@ -253,10 +255,7 @@ class Consumed:
 
 
 class Formula(ABC):
-    """What a step does, in real numbers. All functions broadcast.
-
-    Scalars are given by their names, and `COUNT` with them: of shape `(step, 1, 1)`, or numbers.
-    """
+    """What a step does, in real numbers. All functions broadcast."""
 
     @property
     @abstractmethod
@@ -269,32 +268,26 @@ class Formula(ABC):
         return "float64"
 
     @abstractmethod
-    def coefficients(self, scalars: Mapping[str, Any]) -> Sequence[Any]:
+    def coefficients(self, scalars: Scalars) -> Sequence[Any]:
         """Return what `update` multiplies and adds, from the scalars of a step."""
 
     @abstractmethod
     def update(
-        self,
-        arrays: Mapping[str, Array],
-        coefficients: Sequence[Any],
-        out: np.ndarray | None = None,
-    ) -> Array:
+        self, arrays: Arrays, coefficients: Sequence[Any], out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return the change of the weights, without what weight decay does to them directly.
 
-        `arrays` are the `update_inputs`, NumPy's or xarray's, and it is as precise as they are. It
-        is computed in `out`, if that is given; this may be the first of the arrays.
+        `arrays` are the `update_inputs`, and it is as precise as they are. It is computed in `out`,
+        if that is given; this may be the first of the arrays.
         """
 
     @abstractmethod
-    def decay_factor(self, scalars: Mapping[str, Any]) -> Any:
+    def decay_factor(self, scalars: Scalars) -> Any:
         """Return what weight decay multiplies `W` before the step with to change it; 0 for none."""
 
     @abstractmethod
     def rounding(
-        self,
-        scalars: Mapping[str, Any],
-        precision: Precision,
-        arrays: Mapping[str, np.ndarray] | None = None,
+        self, scalars: Scalars, precision: Precision, arrays: Arrays | None = None
     ) -> Rounding | None:
         """Return how far rounding can carry a step from the formula.
 
@@ -302,18 +295,12 @@ class Formula(ABC):
         """
 
     @abstractmethod
-    def advance(
-        self, before: Mapping[str, np.ndarray], grad: np.ndarray, scalars: Mapping[str, Any]
-    ) -> dict[str, np.ndarray]:
+    def advance(self, before: Arrays, grad: np.ndarray, scalars: Scalars) -> dict[str, np.ndarray]:
         """Return the states (not `W`) after a step, from those before and the gradient."""
 
     @abstractmethod
     def bounds(
-        self,
-        before: Mapping[str, np.ndarray],
-        grad: np.ndarray,
-        scalars: Mapping[str, Any],
-        precision: Precision,
+        self, before: Arrays, grad: np.ndarray, scalars: Scalars, precision: Precision
     ) -> dict[str, np.ndarray]:
         """Return how far two programs, given the same row and gradient, can end apart.
 
@@ -321,16 +308,11 @@ class Formula(ABC):
         """
 
     @abstractmethod
-    def consumed(
-        self,
-        before: Mapping[str, np.ndarray],
-        after: Mapping[str, np.ndarray],
-        scalars: Mapping[str, Any],
-    ) -> Consumed:
+    def consumed(self, before: Arrays, after: Arrays, scalars: Scalars) -> Consumed:
         """Return the gradient that led from one row to the next, up to rounding."""
 
 
-def like(array: Array, scalar: Any) -> Any:
+def like(array: np.ndarray, scalar: Any) -> Any:
     """Return a scalar of a step in the array's precision, in which the arithmetic then is."""
     return scalar.astype(array.dtype, copy=False) if hasattr(scalar, "astype") else scalar
 

@@ -80,15 +80,7 @@ class Lanes:
     def split(self, positions: np.ndarray) -> "list[Piece]":
         """Cut elements into pieces that can each be replayed as one small tensor.
 
-        Parameters
-        ----------
-        positions
-            Indices of elements in the flattened parameter, int64.
-
-        Returns
-        -------
-        list of Piece
-            Every element is in one of them.
+        Every element is in one of them. `positions` are those in the flattened parameter, int64.
         """
         thread, offset = np.divmod(positions, self.thread_elements)
         n_thread = np.minimum(self.n_elements - thread * self.thread_elements, self.thread_elements)

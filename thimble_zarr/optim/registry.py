@@ -7,10 +7,12 @@ from typing import Any, get_origin, get_type_hints
 
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.sgd import SGD
 
 REGISTRY: Mapping[str, type[Optimizer]] = {
     "Adam": Adam,
     "AdamW": Adam,
+    "SGD": SGD,
 }
 """What an optimizer is, by the name of its class in `torch.optim`."""
 

@@ -24,11 +24,11 @@ from thimble_zarr.format.schema import (
     LABELS,
     PARAMETERS,
     ROW_LABEL,
-    VARIABLES,
     Json,
     Schema,
 )
 from thimble_zarr.format.versions import versioned
+from thimble_zarr.optim.registry import VARIABLES
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.keys import (

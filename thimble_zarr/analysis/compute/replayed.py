@@ -57,12 +57,12 @@ class Replay:
     def step(
         self, row: int, inputs: Mapping[str, np.ndarray], **hyperparameters: float
     ) -> dict[str, np.ndarray]:
-        """Take the step to a row.
+        """Take the step to a row, which follows the one before.
 
         Parameters
         ----------
         row
-            The row, which follows the one before.
+            The row.
         inputs
             Stored bits: the states of the row before and `grad`.
         **hyperparameters
@@ -127,13 +127,7 @@ def _replay_of(window: Window) -> Replay:
 
 
 def replay_device(source: Source) -> str:
-    """Return where the optimizer is replayed.
-
-    Raises
-    ------
-    SelectionError
-        If it was asked for on a device that is not there.
-    """
+    """Return where the optimizer is replayed; raise SelectionError if that is not there."""
     import torch
 
     def there(device: str) -> bool:
@@ -181,13 +175,12 @@ def _round_alike(recorded: str | None, here: str) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One recurrence, recorded and replayed, element by element.
+    """One recurrence, recorded and replayed, of a shape that broadcasts to `(step, token, dim)`.
 
     Attributes
     ----------
     differs
-        Where the bits are not the same: bool, shape `(step, token, dim)`, or what broadcasts to it
-        where all are the same. NaN is NaN.
+        Where the bits are not the same; NaN is NaN.
     beyond
         Where they differ by more than they may: at all if the replay is exact, else by more than
         rounding allows two programs (`Formula.bounds`).

@@ -14,24 +14,15 @@ from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import decode, spacing, unit_roundoff
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import Formula, Precision, Rounding, like
+from thimble_zarr.optim.base import Arrays, Formula, Precision, Rounding, like
 from thimble_zarr.optim.registry import SPECS, VARIABLES
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A variable that is computed from stored ones.
+    """A variable of shape `(step, token, dim)` that is computed in float64 from stored `inputs`.
 
-    Attributes
-    ----------
-    long_name
-        What it is, in words.
-    inputs
-        The stored variables that it needs, given the schema.
-    compute
-        From a window to its values, float64, shape `(step, token, dim)`.
-    of_formula
-        Whether it takes the optimizer's formula, which not every one has.
+    What is `of_formula` takes the optimizer's formula, which not every one has.
     """
 
     long_name: str
@@ -48,13 +39,7 @@ def delta_W(window: Window) -> np.ndarray:
 
 
 def formula_of(schema: Schema) -> Formula:
-    """Return the formula of a run's optimizer.
-
-    Raises
-    ------
-    SelectionError
-        If nobody wrote it down.
-    """
+    """Return the formula of a run's optimizer; raise SelectionError if nobody wrote it down."""
     formula = schema.optimizer.formula
     if formula is None:
         raise SelectionError(f"no formula of {schema.optimizer.name} is known; replay it instead")
@@ -167,27 +152,19 @@ def stalled(window: Window) -> np.ndarray:
 def rounding_bound(
     window: Window, update: np.ndarray, out: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Return the largest residual that rounding can leave, given the formula's update.
-
-    It is computed in the arrays `out`, the first of which may be the update.
-    """
-    rounding = window.of_rows(_rounding_of_rows) or _rounding(window, of_elements=True)
+    """Return the largest residual that rounding can leave, computed in `out` (`Rounding.bound`)."""
+    rounding = window.of_rows(_rounding)  # None where elements decide it
     if rounding is None:
-        raise RuntimeError("rounding depends on more than the elements")
+        names = _formula(window).update_inputs
+        rounding = _rounding(window, {name: window.current(name) for name in names})
+    assert rounding is not None
     return rounding.bound(update, window.current("W"), window.previous("W"), out)
 
 
-def _rounding_of_rows(window: Window) -> Rounding | None:
-    """Return how rounding errors grow; None where elements decide it."""
-    return _rounding(window, of_elements=False)
-
-
-def _rounding(window: Window, *, of_elements: bool) -> Rounding | None:
+def _rounding(window: Window, arrays: Arrays | None = None) -> Rounding | None:
     formula, native = _formula(window), window.source.reader.schema.dtypes["W"]
     ours = unit_roundoff(np.dtype(window.dtype).name)  # besides torch's rounding
     precision = Precision.of(native, scalars=formula.scalar_dtype, ours=ours)
-    inputs = formula.update_inputs if of_elements else ()
-    arrays = {name: window.current(name) for name in inputs} or None
     return formula.rounding(_scalars(window), precision, arrays)
 
 

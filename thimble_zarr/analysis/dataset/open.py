@@ -18,7 +18,7 @@ from thimble_zarr.analysis.dataset.variables import FreezeStep, StepVariable
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.labels import printable
 from thimble_zarr.format.reader import Reader
-from thimble_zarr.format.schema import LABELS, ROW_LABEL, SCALARS, Schema
+from thimble_zarr.format.schema import LABELS, ROW_LABEL, Schema
 from thimble_zarr.store.reader import StorePath, StoreReader
 
 
@@ -111,7 +111,7 @@ def dataset_of(reader: Reader) -> xr.Dataset:
     moved = f"last step at which a {reader.schema.row_name} moved"
     tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
     scalars = {
-        name: ("step", values, {"long_name": SCALARS[name]})
+        name: ("step", values, {"long_name": reader.schema.scalars[name]})
         for name, values in source.recorded.items()
     }
     data = {**variables, **tokens, **scalars}

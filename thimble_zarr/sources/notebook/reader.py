@@ -20,12 +20,7 @@ from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice, token_groups
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
-from thimble_zarr.format.schema import (
-    NOTEBOOK_FILE,
-    TOKEN_DIMS,
-    Schema,
-    TokenLabels,
-)
+from thimble_zarr.format.schema import NOTEBOOK_FILE, TOKEN_DIMS, Schema, TokenLabels
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.sources.notebook.container import read_bits, read_rows
 from thimble_zarr.sources.notebook.file_layout import (
@@ -111,6 +106,7 @@ class NotebookReader:
                 if bits.view("<u2")[..., ::2].any():
                     return False
                 on_bytes(bits.nbytes)
+            del bits  # before the next state's is made: two would cost page faults each time
         return True
 
     @property
@@ -198,7 +194,7 @@ class NotebookReader:
     def _rows(self, name: str, steps: range, columns: tuple[int, int]) -> Iterator[np.ndarray]:
         """Yield rows as a store has them, in one and the same array."""
         tensor = self.layout.tensors[FILE_NAMES[name]]
-        is_narrow = self.layout.dtypes[name] != self.schema.dtypes[name]
+        is_narrow = NATIVE[tensor.dtype] != self.schema.dtypes[name]
         for step, bits in zip(steps, read_rows(self.path, tensor, steps, columns), strict=True):
             if not is_narrow:
                 yield bits
