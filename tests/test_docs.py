@@ -28,7 +28,7 @@ from tests.support.documents import (
 )
 from tests.support.rooms import MAY_IMPORT
 from thimble_zarr.analysis.causes.catalogue import CAUSES
-from thimble_zarr.analysis.causes.findings import AlteredArray, MislabelledRow, MoreFailures
+from thimble_zarr.analysis.causes.findings import ALTERED_CHUNK, MISLABELLED_ROW, MORE_FAILURES
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.trainer import TrainingData
 
@@ -234,7 +234,7 @@ def test_every_command_of_the_tool_is_in_the_table() -> None:
 
 
 def test_every_finding_is_in_the_table() -> None:
-    codes = {cause.code for cause in (*CAUSES, MislabelledRow, AlteredArray, MoreFailures)}
+    codes = {cause.code for cause in (*CAUSES, MISLABELLED_ROW, ALTERED_CHUNK, MORE_FAILURES)}
     assert set(table_of(ROOT / "docs/exactness.md", "finding")) == codes
 
 

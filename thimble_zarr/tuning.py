@@ -47,6 +47,9 @@ class Tuning:
     cached_elements: int = 2**18
     """About the elements a window of several chunks where what was read is to stay in the cache."""
 
+    task_steps: int = 256
+    """Steps a task, in whole blocks. Each reads the row before its first, and so a block more."""
+
     sample_elements: int = 2**19
     """Elements that causes are tried on; those that failed first are among them."""
 

@@ -61,7 +61,7 @@ def test_windows_and_tasks_may_be_cut_anywhere(
     history = record(tmp_path / "run.zarr", n_steps=40)
     expected = oracles.in_float64(*(history[name] for name in STATES), **TOY)
     for task_steps, window, part in ((1, 1, 4), (8, 60, 80), (256, 2**17, 2**18), (12, 111, 41)):
-        monkeypatch.setattr("thimble_zarr.analysis.compute.reduction.TASK_STEPS", task_steps)
+        tuned(monkeypatch, task_steps=task_steps)
         tuned(monkeypatch, window_elements=window, cached_elements=window, part_bytes=part)
         ds = open_dataset(tmp_path / "run.zarr")
         for replay in (True, False):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from thimble_zarr.store.altered import StoreIntegrity
 
 import thimble_zarr
 from benchmarks.synthetic import synthetic_run
@@ -18,6 +17,7 @@ from tests.support.runs import record
 from thimble_zarr.analysis.compute import run
 from thimble_zarr.analysis.compute.run import Computation
 from thimble_zarr.errors import ConfigError, ThimbleError
+from thimble_zarr.store.integrity.altered import StoreIntegrity
 from thimble_zarr.store.ledger import FileRecord
 
 distributed = pytest.importorskip("distributed")

@@ -24,6 +24,7 @@ from tests.support.damage import (
     WRONG_COPIES,
     chunk_files,
     consolidated,
+    edit,
     files,
     flip,
     reseal,
@@ -135,6 +136,23 @@ def test_arrays_of_others_in_the_store_are_nothing_to_repair(store: Path) -> Non
     consolidated(lambda copies: copies.update(mine=mine))(store)
     assert not [one for one in verify(store).findings if one.kind == "consolidated-metadata"]
     assert plan_repair(store).steps == []
+
+
+def test_arrays_of_others_are_not_declared_where_the_ledger_is_made_again(store: Path) -> None:
+    zarr.open_group(store, mode="r+").create_array("mine", shape=(3,), dtype="int8")
+    flip(store / ".thimble/blocks.jsonl", 0.01)
+    repair(store)
+    assert plan_repair(store).steps == []
+    assert_sound(store, 10)
+
+
+def test_metadata_that_no_writer_declares_are_not_taken_from_disk(store: Path) -> None:
+    edit(store / "token/zarr.json", lambda array: array.update(data_type="float8"))
+    flip(store / ".thimble/blocks.jsonl", 0.01)
+    with pytest.raises(
+        StoreError, match=r"token/zarr.json: it is malformed: its dtype is 'float8'"
+    ):
+        repair(store)
 
 
 @pytest.mark.parametrize("what", CHANGED)

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from benchmarks.resume import differing_files
+from tests.support import stores
 from tests.support.faults import flip_in_place
 from tests.support.runs import N_STEPS, TINY_MEMORY, Loop, token_labels
 from thimble_zarr import Recorder, TokenLabels, accounting, every, open_dataset
@@ -34,6 +35,7 @@ from thimble_zarr.store.files import disk
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.keys import COMMIT, LEDGER, LOCK
 from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.store.resume import plan_cut
 from thimble_zarr.store.writer import StoreWriter
 
 BLOCK_STEPS = 4
@@ -754,3 +756,15 @@ def test_info_says_where_a_run_was_resumed(tmp_path: Path) -> None:
 def test_a_store_in_the_way_is_not_gone_on_with_unasked(reference: Path) -> None:
     with pytest.raises(StoreExistsError):
         Run().recorder(reference)
+
+
+def test_a_cut_that_was_not_committed_promises_nothing(tmp_path: Path) -> None:
+    """Killed between the line that would cut the store off and the commit record."""
+    stores.write_run(tmp_path / "run.zarr")
+    readers = StoreReader.open_each(tmp_path / "run.zarr")
+    with (tmp_path / "run.zarr" / LEDGER).open("ab") as ledger:
+        ledger.write(plan_cut(readers, 3).line)
+    assert stores.check_rows(tmp_path / "run.zarr") == stores.N_ROWS
+    StoreWriter.resume(tmp_path / "run.zarr", stores.SCHEMA).release()
+    assert stores.check_rows(tmp_path / "run.zarr") == stores.N_ROWS
+    assert verify(tmp_path / "run.zarr").findings == []

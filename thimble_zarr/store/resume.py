@@ -113,14 +113,19 @@ def _differences(
 ) -> Iterator[str]:
     recorded = {reader.group: reader.schema for reader in readers}
     if [*recorded] != [*schemas]:
-        yield _told("parameters", _names(recorded), _names(schemas))
+        groups = [
+            ", ".join(group or "one at the root" for group in of) for of in (recorded, schemas)
+        ]
+        yield _told("parameters", *groups)
         return
     recorded_ids = chosen_ids(readers)
     for reader in readers:
         of = f"{reader.group}: " if reader.group else ""
         was, now = reader.schema, schemas[reader.group]
-        for name, *values in _unequal(_content(was, now), _content(now, was)):
-            yield of + _told(name, *values)
+        before, after = _content(was, now), _content(now, was)
+        for name in before | after:
+            if before.get(name) != after.get(name):
+                yield of + _told(name, before.get(name), after.get(name))
         if (was.shape, was.whole_tokens) != (now.shape, now.whole_tokens):
             continue
         if reader.group in recorded_ids.keys() & token_ids:
@@ -152,10 +157,6 @@ def _other_layouts(recorded: Mapping[str, Schema], now: Mapping[str, Schema]) ->
             yield of + _told("tokens a chunk", was.chunk_tokens, layout.chunk_tokens)
 
 
-def _names(schemas: Mapping[str, Schema]) -> str:
-    return ", ".join(name or "one at the root" for name in schemas)
-
-
 def _listed(ids: Sequence[int]) -> str:
     more = f" and {len(ids) - _MOST_LISTED:,} more" if len(ids) > _MOST_LISTED else ""
     return ", ".join(map(str, ids[:_MOST_LISTED])) + more
@@ -173,6 +174,7 @@ def _told(name: str, recorded: object, now: object) -> str:
 def _content(schema: Schema, other: Schema) -> dict[str, Any]:
     """Return what must be as in another schema, by what the user knows it as."""
     some, shape = schema.whole_tokens, schema.shape
+    dtypes = {name: native for name, native in schema.dtypes.items() if name in other.dtypes}
     follows = {*schema.optimizer.variables} ^ {*other.optimizer.variables}  # from its flags
     content: dict[str, Any] = {
         "torch": schema.software.get("torch"),
@@ -180,8 +182,11 @@ def _content(schema: Schema, other: Schema) -> dict[str, Any]:
         "dims": schema.dims if len(shape) == len(other.shape) else None,
         "tokens": "all" if some is None else f"{schema.n_tokens:,} of {some:,}",
         "variables": ", ".join(name for name in schema.dtypes if name not in follows),
-        "dtype": _dtypes(
-            {name: schema.dtypes[name] for name in schema.dtypes if name in other.dtypes}
+        # One, unless they were imported.
+        "dtype": ", ".join(
+            [*{*dtypes.values()}]
+            if len({*dtypes.values()}) == 1
+            else [f"{name} {native}" for name, native in dtypes.items()]
         ),
     }
     content |= {f"optimizer.{name}": value for name, value in asdict(schema.optimizer).items()}
@@ -189,20 +194,6 @@ def _content(schema: Schema, other: Schema) -> dict[str, Any]:
         if known.name not in (*_MAY_DIFFER, *_TOLD_OTHERWISE):
             content[_PASSED_AS.get(known.name, known.name)] = getattr(schema, known.name)
     return content
-
-
-def _dtypes(dtypes: Mapping[str, str]) -> str:
-    """Return the dtype of variables, which is one unless they were imported."""
-    if len({*dtypes.values()}) == 1:
-        return dtypes["W"]
-    return ", ".join(f"{name} {native}" for name, native in dtypes.items())
-
-
-def _unequal(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
-    for name in recorded | now:
-        was, is_now = recorded.get(name), now.get(name)
-        if was != is_now:
-            yield name, was, is_now
 
 
 def _unlike_labels(recorded: TokenLabels, now: TokenLabels) -> Iterator[str]:

@@ -6,7 +6,7 @@ chunk of it.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -29,32 +29,27 @@ thread that reads has as many, and a process may open some hundred files by defa
 
 
 @contextmanager
-def decoding(files: Files, what: str) -> Iterator[None]:
-    """Tell damage, whatever codecs raise for it, from a disk that cannot be read."""
+def decoding(files: Files, what: str, key: str | None = None) -> Iterator[None]:
+    """Tell damage, whatever codecs raise for it, from a disk that cannot be read.
+
+    If the key of a committed file is given, it is damage too that there is none, or a link.
+    """
     try:
         yield
     except (MemoryError, StoreError):
         raise
-    except OSError as error:
-        raise StoreError(f"cannot read {what} of {files.path}: {error}") from error
     except Exception as error:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if key is not None and is_missing:
+            problem = f"the committed file {key} is missing or empty; restore it from a copy"
+            raise DamagedStoreError(f"{files.path}: {problem}") from error
+        if key is not None and isinstance(error, NotPlainFileError):
+            problem = f"{key} is not opened: {error}; restore it from a copy"
+            raise DamagedStoreError(f"{files.path}: {problem}") from error
+        if isinstance(error, OSError):
+            raise StoreError(f"cannot read {what} of {files.path}: {error}") from error
         raise DamagedStoreError(
             f"cannot decode {what} of {files.path}: {error}; `thimble-zarr verify` lists all damage"
-        ) from error
-
-
-@contextmanager
-def committed(files: Files, key: str) -> Iterator[None]:
-    """Tell that a committed file is not there, which is damage, whatever else Zarr takes it for."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DamagedStoreError(
-            f"{files.path}: the committed file {key} is missing or empty; restore it from a copy"
-        ) from error
-    except NotPlainFileError as error:
-        raise DamagedStoreError(
-            f"{files.path}: {key} is not opened: {error}; restore it from a copy"
         ) from error
 
 
@@ -110,16 +105,13 @@ class StoredArrays:
             fill=fill_value(schema.dtypes[name]),
         )
 
-    @contextmanager
-    def decoding(self, name: str, row: int) -> Iterator[None]:
+    def decoding(self, name: str, row: int) -> AbstractContextManager[None]:
         """Tell what is wrong with the shard of a row's block, or with what is declared of it."""
         self.declared(name)
         block, of_block = divmod(row, self.schema.layout.block_steps)
         of = "step" if self.schema.schedule is None else "row"
         what = f"{self.key(name)} from {of} {row - of_block} on"
-        key = shard_key((self.group, name), block, self.schema.shape)
-        with decoding(self.files, what), committed(self.files, key):
-            yield
+        return decoding(self.files, what, shard_key((self.group, name), block, self.schema.shape))
 
     @contextmanager
     def block(self, name: str, row: int) -> Iterator[ShardFile]:
@@ -136,7 +128,7 @@ class StoredArrays:
         parts = []
         for index in range(-(-length // array.chunk_shape[0])):
             key = vector_key((self.group, name), index)
-            with decoding(self.files, self.key(name)), committed(self.files, key):
+            with decoding(self.files, self.key(name), key):
                 if not (content := self.files.get(key)):
                     raise FileNotFoundError
                 parts.append(decode_vector(content, array.chunk_shape[0], array.dtype))

@@ -93,13 +93,11 @@ class StoreWriter:
         path
             Directory to create.
         schema
-            Of a single parameter at the root of the store, or of several by the names of their
-            groups.
+            Of a single parameter at the root of the store, or of several by their names.
         labels
             Coordinates of the token axis, of several parameters by name.
         token_ids
-            By group, which rows of a parameter are recorded where not all are: ascending, int64,
-            shape `(token,)`.
+            By name, which rows of a parameter are recorded where not all are: ascending, int64.
         n_rows
             Rows to declare, where known. The store grows when it must, and is trimmed in the end.
         overwrite

@@ -1,8 +1,9 @@
 """What a cause is: something that can be wrong with a record, with a name and a message."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from thimble_zarr.analysis.causes.evidence import Evidence, Failure
 
@@ -10,22 +11,43 @@ Facts = Mapping[str, Any]
 """What a cause found out: the blanks of its message, and `step`, `token`, `dim`, `variable` where
 they are other than those of the first wrong element. Step and token are given as to `Evidence`."""
 
+Explain = Callable[[Evidence, Failure], Facts | None]
+"""Returns what is found out if something is the cause of a failure, else None."""
 
+
+@dataclass(frozen=True)
 class Named:
-    """Something that can be wrong with a record. The docstring of each class is its message."""
+    """Something that can be wrong with a record. Facts fill the blanks of its message."""
 
-    code: ClassVar[str]
+    code: str
+    message: str
 
 
-class Cause(Named, ABC):
-    """Something that shows in the replay."""
+@dataclass(frozen=True)
+class Cause(Named):
+    """Something that shows in the replay.
 
-    is_local: ClassVar[bool] = False
-    """Whether each place is a finding of its own."""
-    is_everywhere: ClassVar[bool] = False
-    """Whether every token is concerned, and not the one that fails first."""
-    needs_formula: ClassVar[bool] = False
+    `is_local` says whether each place is a finding of its own, `is_everywhere` whether every token
+    is concerned, and not the one that fails first.
+    """
 
-    @abstractmethod
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        """Return what is found out if this is the cause of the failure, else None."""
+    explain: Explain
+    is_local: bool
+    is_everywhere: bool
+    needs_formula: bool
+
+
+def cause(
+    code: str,
+    *,
+    is_local: bool = False,
+    is_everywhere: bool = False,
+    needs_formula: bool = False,
+) -> Callable[[Explain], Cause]:
+    """Make a cause of a function that explains failures, whose docstring is the message."""
+
+    def of_function(explain: Explain) -> Cause:
+        message = " ".join((inspect.getdoc(explain) or "").split())
+        return Cause(code, message, explain, is_local, is_everywhere, needs_formula)
+
+    return of_function

@@ -100,7 +100,6 @@ class Evidence:
         self.failures = failures
         self.schema: Schema = source.reader.schema
         self.names = recurrences(self.schema)
-        self.n_rows = source.reader.n_rows
         self.dims = np.asarray(dims)
         self.tokens = _sample(np.unique(tokens), len(self.dims), failures)
         self.row = lru_cache(_ROWS_KEPT)(self._read_row)
@@ -122,15 +121,16 @@ class Evidence:
 
     def follows(self, row: int) -> bool:
         """Return whether there is such a row, and it is that of the step after the row before."""
-        return 0 < row < self.n_rows and bool(self.source.follows[row])
-
-    def values(self, name: str, bits: np.ndarray) -> np.ndarray:
-        """Return the numbers that bits of a variable stand for, float64."""
-        return decode(bits, self.schema.dtypes[name], np.float64)
+        return 0 < row < self.source.reader.n_rows and bool(self.source.follows[row])
 
     def numbers(self, bits: Mapping[str, np.ndarray]) -> Bits:
-        """Return the numbers of several variables."""
-        return {name: self.values(name, values) for name, values in bits.items()}
+        """Return the numbers that bits of variables stand for, float64."""
+        dtypes = self.schema.dtypes
+        return {name: decode(values, dtypes[name], np.float64) for name, values in bits.items()}
+
+    def values(self, name: str, row: int) -> np.ndarray:
+        """Return a variable's numbers at a row, float64."""
+        return self.numbers({name: self.row(name, row)})[name]
 
     @property
     def formula(self) -> Formula:
@@ -141,31 +141,39 @@ class Evidence:
         """Return the recorded numbers of a step."""
         return {name: np.asarray(values[step]) for name, values in self.source.recorded.items()}
 
-    def inputs(self, step: int) -> Bits:
-        """Return what a step takes: the states of the row before, and its gradient."""
-        before = {name: self.row(name, step - 1) for name in self.names}
-        return before | {"grad": self.row("grad", step)}
-
     def after(self, step: int) -> Bits:
         """Return what a step left, as recorded."""
         return {name: self.row(name, step) for name in self.names}
 
+    def inputs(self, step: int) -> Bits:
+        """Return what a step takes: the states of the row before, and its gradient."""
+        return self.after(step - 1) | {"grad": self.row("grad", step)}
+
     def replay(
-        self, step: int, changed: Mapping[str, np.ndarray] | None = None, **hyperparameters: float
+        self, step: int, inputs: Bits | None = None, scalars: dict[str, float] | None = None
     ) -> Bits:
-        """Take a step again, with some of its inputs or hyper-parameters changed."""
-        return self._replay.step(step, self.inputs(step) | dict(changed or {}), **hyperparameters)
+        """Take a step again, with other inputs or hyper-parameters where some are given."""
+        return self._replay.step(step, self.inputs(step) | (inputs or {}), scalars)
 
-    def share_mended(
-        self, step: int, changed: Mapping[str, np.ndarray], **hyperparameters: float
-    ) -> float:
-        """Return the share of elements that a step leads to once its inputs are changed."""
-        replayed = self.replay(step, changed, **hyperparameters)
-        return float(np.mean(equal(replayed, self.after(step))))
+    def mended(
+        self,
+        step: int,
+        inputs: Bits | None = None,
+        outcome: Bits | None = None,
+        scalars: dict[str, float] | None = None,
+    ) -> np.ndarray:
+        """Return where a step leads to the recorded row, some of it being other than recorded.
 
-    def mends(self, step: int, changed: Mapping[str, np.ndarray], **hyperparameters: float) -> bool:
-        """Return whether a step leads to the recorded row once its inputs are changed."""
-        return self.share_mended(step, changed, **hyperparameters) == 1
+        NaN is NaN. Bool, in the shape of a variable.
+        """
+        replayed = self.replay(step, inputs, scalars)
+        recorded = self.after(step) | (outcome or {})
+        same = [
+            (patterns(bits) == patterns(recorded[name])) | (is_nan(bits) & is_nan(recorded[name]))
+            for name, bits in replayed.items()
+        ]
+        every: np.ndarray = np.logical_and.reduce(same)
+        return every
 
     def consumed(self, step: int) -> Consumed:
         """Return the gradient that would have led to the recorded row, up to rounding."""
@@ -174,18 +182,8 @@ class Evidence:
 
     def bounds(self, step: int, grad: np.ndarray) -> Bits:
         """Return how far two programs of the optimizer, given a gradient, can end apart."""
-        before = self.numbers({name: self.row(name, step - 1) for name in self.names})
+        before = self.numbers(self.after(step - 1))
         return bounds(self.schema, before, grad, self.scalars(step))
-
-
-def equal(bits: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return where all variables have the same bits, NaN being NaN: bool, shape of a variable."""
-    same = [
-        (patterns(bits[name]) == patterns(other[name])) | (is_nan(bits[name]) & is_nan(other[name]))
-        for name in bits
-    ]
-    both: np.ndarray = np.logical_and.reduce(same)
-    return both
 
 
 def _sample(tokens: np.ndarray, n_dims: int, failures: list[Failure]) -> np.ndarray:

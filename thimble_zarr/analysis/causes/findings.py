@@ -5,7 +5,6 @@ that explains it is a finding. Besides, chunks that were altered after they were
 by their checksums, also where rounding swallows what was altered.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -63,40 +62,26 @@ class Finding:
         return asdict(self)
 
 
-class FlippedBit(Named):
-    """One bit of {variable} is flipped: bit {bit} at step {step}, {place}.
-
-    With it flipped back, its chunk has the checksum it was committed with.
-    """
-
-    code = "bit-flip"
-
-
-class MislabelledRow(Named):
-    """The row labelled step {step} belongs to another step, or a row before it does.
-
-    Since the row before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.
-    """
-
-    code = "mislabelled-row"
-
-
-class AlteredArray(Named):
-    """{variable} was changed after it was recorded: {what}.
-
-    The checksums in the files are right, but they are not the ones in the ledger.
-    """
-
-    code = "altered-chunk"
-
-
-class MoreFailures(Named):
-    """Steps fail in {n_more} more places, first at step {step}, which were not examined.
-
-    To see why, check a range of steps (--steps).
-    """
-
-    code = "more-failures"
+FLIPPED_BIT = Named(
+    "bit-flip",
+    "One bit of {variable} is flipped: bit {bit} at step {step}, {place}. With it flipped back, "
+    "its chunk has the checksum it was committed with.",
+)
+MISLABELLED_ROW = Named(
+    "mislabelled-row",
+    "The row labelled step {step} belongs to another step, or a row before it does. Since the row "
+    "before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.",
+)
+ALTERED_CHUNK = Named(
+    "altered-chunk",
+    "{variable} was changed after it was recorded: {what}. The checksums in the files are right, "
+    "but they are not the ones in the ledger.",
+)
+MORE_FAILURES = Named(
+    "more-failures",
+    "Steps fail in {n_more} more places, first at step {step}, which were not examined. To see "
+    "why, check a range of steps (--steps).",
+)
 
 
 def find_altered(
@@ -139,12 +124,12 @@ def find_causes(
     if rest := evidence.failures[_MAX_FAILURES:]:
         n_steps = sum(len(failure.steps) for failure in rest)
         facts = {"step": rest[0].steps[0], "n_more": len(rest), "n_steps": n_steps}
-        found.append(_finding(MoreFailures, facts, source))
+        found.append(_finding(MORE_FAILURES, facts, source))
     checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
     found += _mislabelled(source)
     found += _altered(checked, find_altered(checked) if altered is None else altered)
     # What was changed on disk is a fact, and other causes may follow from it.
-    return sorted(_merged(found), key=lambda f: (f.code != AlteredArray.code, f.step))
+    return sorted(_merged(found), key=lambda f: (f.code != ALTERED_CHUNK.code, f.step))
 
 
 def _failures(source: Source, table: AnyTable) -> Iterator[Failure]:
@@ -177,7 +162,7 @@ def _explain(evidence: Evidence, failure: Failure) -> Finding:
     step, token, dim, variable = failure.start
     place = {} if cause.is_everywhere else {"token": token, "dim": dim}
     known = {"step": step, "variable": variable, "n_steps": len(failure.steps)} | place
-    return _finding(type(cause), known | dict(facts or {}), evidence.source)
+    return _finding(cause, known | dict(facts or {}), evidence.source)
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:
@@ -207,7 +192,7 @@ def _mislabelled(source: Source) -> list[Finding]:
         "n_labelled": labelled[first],
         "n_steps": len(wrong),
     }
-    return [_finding(MislabelledRow, facts, source)]
+    return [_finding(MISLABELLED_ROW, facts, source)]
 
 
 def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Finding]:
@@ -227,7 +212,7 @@ def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Findin
         elif first_row <= place[0] <= last_row and place[1] in tokens:
             facts: dict[str, Any] = dict(zip(("step", "token", "dim", "bit"), place, strict=True))
             known = {"variable": chunk.variable, "n_steps": 1}
-            findings.append(_finding(FlippedBit, facts | known, source))
+            findings.append(_finding(FLIPPED_BIT, facts | known, source))
     for variable, chunks in files.items():
         what = [_how_altered(of_file, source) for of_file in chunks.values()]
         more = f"; and {len(what) - _MAX_TOLD:,} more files" if len(what) > _MAX_TOLD else ""
@@ -240,7 +225,7 @@ def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Findin
             "n_steps": len(every),
             "what": "; ".join(what[:_MAX_TOLD]) + more,
         }
-        findings.append(_finding(AlteredArray, facts, source))
+        findings.append(_finding(ALTERED_CHUNK, facts, source))
     return findings
 
 
@@ -258,7 +243,7 @@ def _how_altered(chunks: Sequence[AlteredChunk], source: Source) -> str:
     return f"{first.file}{begin} has other values{of}"
 
 
-def _finding(cause: type[Named], facts: Facts, source: Source) -> Finding:
+def _finding(cause: Named, facts: Facts, source: Source) -> Finding:
     """Return a finding, of which the facts have row and position instead of step and token id."""
     schema = source.reader.schema
     step, token, dim = (facts.get(axis) for axis in ("step", "token", "dim"))
@@ -272,7 +257,7 @@ def _finding(cause: type[Named], facts: Facts, source: Source) -> Finding:
     }
     return Finding(
         code=cause.code,
-        message=" ".join((inspect.getdoc(cause) or "").split()).format(**words),
+        message=cause.message.format(**words),
         variable=facts.get("variable"),
         step=step,
         token=token,

@@ -3,12 +3,13 @@
 Most prove themselves: with the fault undone the replay gives the recorded rows to the bit.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from thimble_zarr.analysis.causes.cause import Cause, Facts
-from thimble_zarr.analysis.causes.evidence import Bits, Evidence, Failure, equal
+from thimble_zarr.analysis.causes.cause import Facts, cause
+from thimble_zarr.analysis.causes.evidence import Evidence, Failure
 from thimble_zarr.bits import is_nan
 from thimble_zarr.optim.base import COUNT
 
@@ -19,79 +20,61 @@ _MAX_CANDIDATES = 64
 """Failing steps among which a row is looked for."""
 
 
-class BitFlip(Cause):
+@cause("bit-flip", is_local=True)
+def bit_flip(evidence: Evidence, failure: Failure) -> Facts | None:
     """One bit of {variable} is flipped: bit {bit} at step {step}, {place}.
 
     With it flipped back, every row follows from the row before.
     """
-
-    code = "bit-flip"
-    is_local = True
-
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        if len(failure.steps) > 2 or not failure.is_one_element:
-            return None
-        step, token, dim, _ = failure.start
-        element = evidence.part(token, dim)
-        suspects = [(name, step) for name in (*element.names, "grad")]
-        suspects += [(name, step - 1) for name in element.names]
-        for name, row in suspects:
-            for bit, mended in _flips(element, name, row):
-                if _follows(element, name, row, mended):
-                    return {"variable": name, "bit": bit, "step": row}
+    if len(failure.steps) > 2 or not failure.is_one_element:
         return None
-
-
-def _flips(element: Evidence, name: str, row: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each bit of an element, and the element with it flipped, if that is possible there."""
-    recorded = element.row(name, row)
-    unsigned = np.dtype(f"u{recorded.dtype.itemsize}")
-    states = element.schema.optimizer.states
-    is_zero = any(state.name == name and state.first == 0 for state in states)
-    for bit in range(8 * unsigned.itemsize):
-        flipped = recorded.view(unsigned) ^ unsigned.type(1 << bit)
-        if not (is_zero and element.source.steps[row] == 0 and flipped.any()):
-            yield bit, flipped.view(recorded.dtype)
+    step, token, dim, _ = failure.start
+    element = evidence.part(token, dim)
+    begin_at_zero = {s.name for s in element.schema.optimizer.states if s.first == 0}
+    suspects = [(name, step) for name in (*element.names, "grad")]
+    suspects += [(name, step - 1) for name in element.names]
+    for name, row in suspects:
+        recorded = element.row(name, row)
+        unsigned = np.dtype(f"u{recorded.dtype.itemsize}")
+        is_zero = name in begin_at_zero and element.source.steps[row] == 0
+        for bit in range(8 * unsigned.itemsize):
+            flipped = recorded.view(unsigned) ^ unsigned.type(1 << bit)
+            possible = not (is_zero and flipped.any())
+            if possible and _follows(element, name, row, flipped.view(recorded.dtype)):
+                return {"variable": name, "bit": bit, "step": row}
+    return None
 
 
 def _follows(evidence: Evidence, name: str, row: int, mended: np.ndarray) -> bool:
     """Return whether the steps to and from a row hold with other bits of a variable in it."""
+    other = {name: mended}
     if name == "grad":
-        return evidence.mends(row, {"grad": mended})
-    if evidence.follows(row):
-        replayed = evidence.replay(row)
-        if not equal(replayed, evidence.after(row) | {name: mended}).all():
-            return False
-    return not evidence.follows(row + 1) or evidence.mends(row + 1, {name: mended})
+        return bool(evidence.mended(row, other).all())
+    if evidence.follows(row) and not evidence.mended(row, outcome=other).all():
+        return False
+    return not evidence.follows(row + 1) or bool(evidence.mended(row + 1, other).all())
 
 
-class MissingRow(Cause):
+@cause("missing-row", is_local=True)
+def missing_row(evidence: Evidence, failure: Failure) -> Facts | None:
     """Values of {variable} are missing at step {step}.
 
     They are NaN, and those of the steps around it are not: the row was not written, or was lost.
     """
-
-    code = "missing-row"
-    is_local = True
-
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        begin_later = {
-            "grad",
-            *(s.name for s in evidence.schema.optimizer.states if s.first is None),
-        }
-        for row in (failure.steps[0] - 1, failure.steps[0]):
-            not_yet = begin_later if evidence.source.steps[row] == 0 else set()
-            names = [name for name in ("grad", *evidence.names) if name not in not_yet]
-            lost = {name: _lost(evidence, name, row) for name in names}
-            missing = {name: where for name, where in lost.items() if where.any()}
-            if missing:
-                first = next(iter(missing.values()))
-                facts = {"variable": ", ".join(missing), "step": row, "token": None, "dim": None}
-                if not first.all():
-                    token, dim = np.argwhere(first)[0]
-                    facts |= {"token": evidence.tokens[token], "dim": evidence.dims[dim]}
-                return facts
-        return None
+    begin_later = {"grad", *(s.name for s in evidence.schema.optimizer.states if s.first is None)}
+    for row in (failure.steps[0] - 1, failure.steps[0]):
+        not_yet = begin_later if evidence.source.steps[row] == 0 else set()
+        names = [name for name in ("grad", *evidence.names) if name not in not_yet]
+        lost = {name: _lost(evidence, name, row) for name in names}
+        missing = {name: where for name, where in lost.items() if where.any()}
+        if missing:
+            first = next(iter(missing.values()))
+            facts = {"variable": ", ".join(missing), "step": row, "token": None, "dim": None}
+            if not first.all():
+                token, dim = np.argwhere(first)[0]
+                facts |= {"token": evidence.tokens[token], "dim": evidence.dims[dim]}
+            return facts
+    return None
 
 
 def _lost(evidence: Evidence, name: str, row: int) -> np.ndarray:
@@ -102,143 +85,34 @@ def _lost(evidence: Evidence, name: str, row: int) -> np.ndarray:
     return lost
 
 
-class TornRow(Cause):
-    """The row of step {step} was overwritten, in part or whole: {n} values of {variable}.
-
-    With the values that the replay computes in their place, the next row follows.
-    """
-
-    code = "torn-row"
-    is_local = True
-
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        step = failure.steps[0]
-        if len(failure.steps) != 2 or not evidence.mends(step + 1, evidence.replay(step)):
-            return None
-        wrong = {name: int(n) for name in failure.wrong if (n := failure.counts[name][0])}
-        return {"variable": ", ".join(wrong), "n": f"{sum(wrong.values()):,}"}
-
-
-class ShiftedRows(Cause):
-    """The rows of {variable} are shifted: row t holds what belongs to row t{by:+d}.
-
-    Shifted back, every row follows from the row before.
-    """
-
-    code = "shifted-rows"
-    is_everywhere = True
-
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        def mends(step: int, names: tuple[str, ...], by: int) -> bool:
-            before = {name: evidence.row(name, step - by - (name != "grad")) for name in names}
-            after = {name: evidence.row(name, step - by) for name in names if name != "grad"}
-            replayed = evidence.replay(step, before)
-            return bool(equal(replayed, evidence.after(step) | after).all())
-
-        states = tuple(name for name in evidence.names if name != "W")
-        groups = (("grad",), ("W",), states, *((name,) for name in states))
-        return _shifted(evidence, failure, groups, mends)
-
-
-class ShiftedHyperparameters(Cause):
-    """The hyper-parameters are shifted: row t holds those of step t{by:+d}.
-
-    Shifted back, every row follows from the row before.
-    """
-
-    code = "shifted-hyperparameters"
-    is_everywhere = True
-
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        def mends(step: int, names: tuple[str, ...], by: int) -> bool:
-            shifted = {name: float(evidence.source.recorded[name][step - by]) for name in names}
-            return evidence.mends(step, {}, **shifted)
-
-        numbers = evidence.schema.optimizer.scalars
-        return _shifted(evidence, failure, (numbers, (COUNT,), (*numbers, COUNT)), mends)
-
-
-def _shifted(
-    evidence: Evidence,
-    failure: Failure,
-    groups: Iterable[tuple[str, ...]],
-    mends: Callable[[int, tuple[str, ...], int], bool],
-) -> Facts | None:
-    """Try claims: what is in row t of some variables belongs to row t + `by`."""
-    if len(failure.steps) < 3:
-        return None
-    for names in groups:
-        for by in (-1, 1):
-            late, early = max(by, 0), min(by, 0)
-            steps = [
-                step
-                for step in failure.sampled
-                if evidence.follows(step - late)
-                and evidence.follows(step - early)
-                and evidence.source.steps[step] - late > 1
-            ]
-            if steps and all(mends(step, names, by) for step in steps):
-                return {"variable": ", ".join(names), "by": by}
-    return None
-
-
-class PermutedRows(Cause):
-    """Rows are permuted: the row after step {before} is recorded as step {other}.
-
-    There it follows, to the bit, from the row before and its own gradient.
-    """
-
-    code = "permuted-rows"
-    is_everywhere = True
-
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        step, token, _, _ = failure.start
-        one = evidence.part(token)
-        steps = [other for failed in evidence.failures for other in failed.steps]
-        for other in steps[:_MAX_CANDIDATES]:
-            if other != step and all(_is_row_of(part, step, other) for part in (one, evidence)):
-                labels = evidence.source.steps
-                return {"before": labels[step - 1], "other": labels[other], "variable": None}
-        return None
-
-
-def _is_row_of(evidence: Evidence, step: int, other: int) -> bool:
-    """Return whether the row after a step is recorded as that of another one."""
-    replayed = evidence.replay(step, {"grad": evidence.row("grad", other)})
-    return bool(equal(replayed, evidence.after(other)).all())
-
-
-class PermutedTokens(Cause):
+@cause("permuted-tokens")
+def permuted_tokens(evidence: Evidence, failure: Failure) -> Facts | None:
     """The {row}s of {variable} are permuted at step {step}.
 
     The values of {place} are those of {other}, and so on.
     """
-
-    code = "permuted-tokens"
-
-    def explain(self, evidence: Evidence, failure: Failure) -> Facts | None:
-        # At the first step of all the states are the gradient, and permuted as it is.
-        step = failure.sampled[len(failure.sampled) // 2]
-        step = step if len(failure.steps) > 2 else failure.steps[0]
-        replayed, recorded = evidence.replay(step), evidence.after(step)
-        for name in failure.wrong:
-            places = _matches(recorded[name], replayed[name])
-            if places is not None:
-                break
-        else:
-            if failure.states_are_right or evidence.schema.optimizer.formula is None:
-                return None
-            name, places = "grad", _gradient_places(evidence, step, replayed, recorded)
-        if places is None:
+    # At the first step of all the states are the gradient, and permuted as it is.
+    step = failure.sampled[len(failure.sampled) // 2]
+    step = step if len(failure.steps) > 2 else failure.steps[0]
+    replayed, recorded = evidence.replay(step), evidence.after(step)
+    for name in failure.wrong:
+        places = _matches(recorded[name], replayed[name])
+        if places is not None:
+            break
+    else:
+        if failure.states_are_right or evidence.schema.optimizer.formula is None:
             return None
-        first = int(np.flatnonzero(places != np.arange(len(places)))[0])
-        other = evidence.source.token_ids[evidence.tokens[places[first]]]
-        return {
-            "variable": name,
-            "token": evidence.tokens[first],
-            "other": evidence.schema.place(int(other)),
-            "dim": None,
-        }
+        name, places = "grad", _gradient_places(evidence, step)
+    if places is None:
+        return None
+    first = int(np.flatnonzero(places != np.arange(len(places)))[0])
+    other = evidence.source.token_ids[evidence.tokens[places[first]]]
+    return {
+        "variable": name,
+        "token": evidence.tokens[first],
+        "other": evidence.schema.place(int(other)),
+        "dim": None,
+    }
 
 
 def _matches(rows: np.ndarray, others: np.ndarray) -> np.ndarray | None:
@@ -252,20 +126,17 @@ def _matches(rows: np.ndarray, others: np.ndarray) -> np.ndarray | None:
     return places if (places != own).sum() >= 2 else None
 
 
-def _gradient_places(
-    evidence: Evidence, step: int, replayed: Bits, recorded: Bits
-) -> np.ndarray | None:
+def _gradient_places(evidence: Evidence, step: int) -> np.ndarray | None:
     """Return whose gradient each token has, if the replay with those gradients is the record.
 
     Tokens that do not occur have nearly the same gradients; those that do are told apart: the
     largest of the wrong ones are looked for, and taken where there is no doubt about it.
     """
-    grad = evidence.row("grad", step)
-    rows, others = evidence.consumed(step).gradient, evidence.values("grad", grad)
+    rows, others = evidence.consumed(step).gradient, evidence.values("grad", step)
     own = np.arange(len(rows))
     if len(own) < 2:
         return None
-    wrong = ~np.all(equal(replayed, recorded), axis=1)
+    wrong = ~evidence.mended(step).all(axis=1)
     size = np.where(wrong, np.abs(rows).sum(axis=1), 0)
     places = own.copy()
     for index in np.argsort(-size)[:_MAX_MATCHED].tolist():
@@ -276,5 +147,94 @@ def _gradient_places(
     moved = places != own
     if moved.sum() < 2:
         return None
-    same = equal(evidence.replay(step, {"grad": grad[places]}), recorded)[moved].all(axis=1)
+    same = evidence.mended(step, {"grad": evidence.row("grad", step)[places]})[moved].all(axis=1)
     return places if same.mean() > 0.9 else None
+
+
+@cause("torn-row", is_local=True)
+def torn_row(evidence: Evidence, failure: Failure) -> Facts | None:
+    """The row of step {step} was overwritten, in part or whole: {n} values of {variable}.
+
+    With the values that the replay computes in their place, the next row follows.
+    """
+    step = failure.steps[0]
+    if len(failure.steps) != 2 or not evidence.mended(step + 1, evidence.replay(step)).all():
+        return None
+    wrong = {name: int(n) for name in failure.wrong if (n := failure.counts[name][0])}
+    return {"variable": ", ".join(wrong), "n": f"{sum(wrong.values()):,}"}
+
+
+@cause("shifted-rows", is_everywhere=True)
+def shifted_rows(evidence: Evidence, failure: Failure) -> Facts | None:
+    """The rows of {variable} are shifted: row t holds what belongs to row t{by:+d}.
+
+    Shifted back, every row follows from the row before.
+    """
+
+    def mended(step: int, names: tuple[str, ...], by: int) -> np.ndarray:
+        before = {name: evidence.row(name, step - by - (name != "grad")) for name in names}
+        after = {name: evidence.row(name, step - by) for name in names if name != "grad"}
+        return evidence.mended(step, before, after)
+
+    states = tuple(name for name in evidence.names if name != "W")
+    groups = (("grad",), ("W",), states, *((name,) for name in states))
+    return _shifted(evidence, failure, groups, mended)
+
+
+@cause("shifted-hyperparameters", is_everywhere=True)
+def shifted_hyperparameters(evidence: Evidence, failure: Failure) -> Facts | None:
+    """The hyper-parameters are shifted: row t holds those of step t{by:+d}.
+
+    Shifted back, every row follows from the row before.
+    """
+
+    def mended(step: int, names: tuple[str, ...], by: int) -> np.ndarray:
+        shifted = {name: float(evidence.source.recorded[name][step - by]) for name in names}
+        return evidence.mended(step, scalars=shifted)
+
+    numbers = evidence.schema.optimizer.scalars
+    return _shifted(evidence, failure, (numbers, (COUNT,), (*numbers, COUNT)), mended)
+
+
+def _shifted(
+    evidence: Evidence,
+    failure: Failure,
+    groups: Iterable[tuple[str, ...]],
+    mended: Callable[[int, tuple[str, ...], int], np.ndarray],
+) -> Facts | None:
+    """Try claims: what is in row t of some variables belongs to row t + `by`."""
+    if len(failure.steps) < 3:
+        return None
+    for names, by in itertools.product(groups, (-1, 1)):
+        late, early = max(by, 0), min(by, 0)
+        steps = [
+            step
+            for step in failure.sampled
+            if evidence.follows(step - late)
+            and evidence.follows(step - early)
+            and evidence.source.steps[step] - late > 1
+        ]
+        if steps and all(mended(step, names, by).all() for step in steps):
+            return {"variable": ", ".join(names), "by": by}
+    return None
+
+
+@cause("permuted-rows", is_everywhere=True)
+def permuted_rows(evidence: Evidence, failure: Failure) -> Facts | None:
+    """Rows are permuted: the row after step {before} is recorded as step {other}.
+
+    There it follows, to the bit, from the row before and its own gradient.
+    """
+
+    def is_row_of(part: Evidence, other: int) -> bool:
+        grad = {"grad": part.row("grad", other)}
+        return bool(part.mended(step, grad, part.after(other)).all())
+
+    step, token, _, _ = failure.start
+    one = evidence.part(token)
+    steps = [other for failed in evidence.failures for other in failed.steps]
+    for other in steps[:_MAX_CANDIDATES]:
+        if other != step and is_row_of(one, other) and is_row_of(evidence, other):
+            labels = evidence.source.steps
+            return {"before": labels[step - 1], "other": labels[other], "variable": None}
+    return None

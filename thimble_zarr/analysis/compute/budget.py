@@ -1,6 +1,6 @@
 """How much memory an accounting takes, and so how many of its tasks may run side by side.
 
-Integer arithmetic in bytes, from shapes alone. A task holds a window (`analysis.windows`), what the
+Integer arithmetic in bytes, from shapes alone. A task holds a window (`windows`), what the
 replay of one of its rows takes, temporaries of one part, and the few numbers a step that are its
 result. None of it grows with the steps of a run; its table does.
 """

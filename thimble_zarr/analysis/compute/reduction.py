@@ -1,6 +1,6 @@
 """A selection reduced to a few numbers a step: cut into tasks, which run anywhere, and merged.
 
-A task goes through some tokens at some hundred steps, window by window (`analysis.windows`), and
+A task goes through some tokens at some hundred steps, window by window (`windows`), and
 returns its numbers. There is no intermediate of the size of a run, and the numbers are the same bit
 for bit wherever the tasks run and whichever ends first. NumPy is all that this needs, so that the
 processes of a check start at once (`compute.run`); `dataset.lazy` makes a Dask graph of it.
@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.analysis.compute.windows import Window, row_groups, token_groups, windows_of
 from thimble_zarr.format.indexing import Indices, TokenGroup
@@ -20,9 +21,6 @@ from thimble_zarr.format.schema import Schema
 
 Part = functools.partial[np.ndarray]
 """A task: what to call, with everything it needs, which pickles small."""
-
-TASK_STEPS = 256
-"""Steps a task, in whole blocks. Each reads the row before its first step, and so a block more."""
 
 _NEUTRAL: dict[np.ufunc, float] = {np.add: 0.0, np.maximum: -np.inf, np.minimum: np.inf}
 
@@ -134,7 +132,7 @@ def task_steps(schema: Schema, n_steps: int) -> int:
 
 def reduction_steps(schema: Schema) -> int:
     """Return the steps that a task of a reduction goes through at most."""
-    return task_steps(schema, TASK_STEPS)
+    return task_steps(schema, tuning.TUNING.task_steps)
 
 
 def _reduce(

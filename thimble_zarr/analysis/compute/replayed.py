@@ -5,6 +5,7 @@ that it changes. Here torch takes the step again (`optim.replay`) and the outcom
 the record. torch is imported only when a window is replayed.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import COUNT, Precision
 
-_FUSED_MULTIPLY_ADD = ("AVX2", "AVX512")
+_FUSED_MULTIPLY_ADD = {"AVX2", "AVX512"}
 """Vector instructions, by torch's names, with which it rounds alike."""
 
 
@@ -55,36 +56,24 @@ class Replay:
         self._program = Program(schema.optimizer, schema.dtypes, replay_device(source))
 
     def step(
-        self, row: int, inputs: Mapping[str, np.ndarray], **hyperparameters: float
+        self, row: int, inputs: Mapping[str, np.ndarray], scalars: dict[str, float] | None = None
     ) -> dict[str, np.ndarray]:
-        """Take the step to a row, which follows the one before.
+        """Take the step to a row, with other hyper-parameters (or count) where some are given.
 
-        Parameters
-        ----------
-        row
-            The row.
-        inputs
-            Stored bits: the states of the row before and `grad`.
-        **hyperparameters
-            To take instead of the recorded ones, `optimizer_step` included.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
-            Stored bits of the states after the step; those before where the optimizer skipped it,
-            missing where no optimizer can take it.
+        From the stored bits of `grad` and of the states of the row before it makes those of the
+        states after the step: the same where the optimizer skipped it, missing where the row
+        follows none, or no optimizer can take the step.
         """
+        source, other = self._source, scalars or {}
         states = {name: bits for name, bits in inputs.items() if name != "grad"}
-        if self._source.skipped[row] and COUNT not in hyperparameters:
+        if source.skipped[row] and COUNT not in other:
             return states
-        recorded = {name: float(values[row]) for name, values in self._source.recorded.items()}
-        try:
-            return self._program.step(inputs, self._pieces, recorded | hyperparameters)
-        except ArithmeticError:  # beta of 1, or a step 0: no optimizer took that step
-            dtypes = self._source.reader.schema.dtypes
-            return {
-                name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()
-            }
+        recorded = {name: float(values[row]) for name, values in source.recorded.items()}
+        with contextlib.suppress(ArithmeticError):  # beta of 1, or a step 0
+            if source.follows[row]:
+                return self._program.step(inputs, self._pieces, recorded | other)
+        dtypes = source.reader.schema.dtypes
+        return {name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()}
 
 
 def replayed(window: Window) -> dict[str, np.ndarray]:
@@ -97,23 +86,14 @@ def replayed(window: Window) -> dict[str, np.ndarray]:
 
 
 def _replayed(window: Window) -> dict[str, np.ndarray]:
-    schema = window.source.reader.schema
-    names = recurrences(schema)
-    inputs: dict[str, Sequence[np.ndarray]] = {
-        **{name: window.bits_before(name) for name in names},
-        "grad": list(window.bits("grad")),
-    }
+    names = recurrences(window.source.reader.schema)
+    before: dict[str, Sequence[np.ndarray]] = {name: window.bits_before(name) for name in names}
+    inputs = before | {"grad": list(window.bits("grad"))}
     recorded = {name: window.bits(name) for name in names}
     replay = window.of_tokens(_replay_of)
     after = dict(recorded)  # what is replayed is as recorded, until it is not
-    for index, (row, follows) in enumerate(zip(window.rows.tolist(), window.follows, strict=True)):
-        if follows:
-            states = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
-        else:
-            states = {
-                name: np.full_like(bits[index], fill_value(schema.dtypes[name]))
-                for name, bits in recorded.items()
-            }
+    for index, row in enumerate(window.rows.tolist()):
+        states = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
         for name, bits in states.items():
             if not same_bits(bits, recorded[name][index]):
                 if after[name] is recorded[name]:
@@ -152,40 +132,29 @@ def not_exact_because(source: Source) -> str:
 
     schema = source.reader.schema
     made_by, here = schema.software.get("torch"), torch.__version__
-    recorded_on = schema.device.partition(":")[0]
+    recorded_on, device = (on.partition(":")[0] for on in (schema.device, replay_device(source)))
+    vectors = {schema.cpu_capability, torch.backends.cpu.get_cpu_capability()}
     reasons = []
     if made_by is None:
         reasons.append("the record does not say which torch made it")
     elif made_by.partition("+")[0] != here.partition("+")[0]:
         reasons.append(f"it was recorded with torch {made_by}")
-    if made_by is not None and recorded_on != replay_device(source).partition(":")[0]:
+    if made_by is not None and recorded_on != device:
         reasons.append(f"it was recorded on {schema.device}")
-    elif recorded_on == "cpu" and not _round_alike(
-        schema.cpu_capability, torch.backends.cpu.get_cpu_capability()
-    ):
+    elif recorded_on == "cpu" and len(vectors - {None}) > 1 and not vectors <= _FUSED_MULTIPLY_ADD:
         reasons.append(f"it was recorded on a CPU that torch used as {schema.cpu_capability}")
     if not schema.contiguous:
         reasons.append("its parameter was not contiguous")
     return " and ".join(reasons)
 
 
-def _round_alike(recorded: str | None, here: str) -> bool:
-    return recorded in (None, here) or {recorded, here} <= set(_FUSED_MULTIPLY_ADD)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """One recurrence, recorded and replayed, of a shape that broadcasts to `(step, token, dim)`.
 
-    Attributes
-    ----------
-    differs
-        Where the bits are not the same; NaN is NaN.
-    beyond
-        Where they differ by more than they may: at all if the replay is exact, else by more than
-        rounding allows two programs (`Formula.bounds`).
-    distance
-        Between recorded and replayed number, in ULP, float64.
+    `differs` is where the bits are not the same (NaN is NaN), `beyond` where they differ by more
+    than they may: at all if the replay is exact, else by more than rounding allows two programs
+    (`Formula.bounds`). `distance` is between recorded and replayed number, in ULP, float64.
     """
 
     differs: np.ndarray
@@ -196,43 +165,39 @@ class Comparison:
 def compare(
     window: Window, after: Mapping[str, np.ndarray], *, exact: bool
 ) -> dict[str, Comparison]:
-    """Compare the rows of a window with their replay, recurrence by recurrence.
+    """Compare the rows of a window with their replay (`replayed`), recurrence by recurrence.
 
     Where a state did not begin as the optimizer has it, that counts as a difference of the first
-    step. Nothing differs at rows that follow none.
-
-    Parameters
-    ----------
-    window
-        The steps.
-    after
-        What `replayed` returned.
-    exact
-        Whether the replay must give the recorded bits.
+    step. Nothing differs at rows that follow none. `exact` says whether the replay must give the
+    recorded bits.
     """
-    source = window.source
-    allowed = {} if exact else _allowed(window)
-    is_first = (window.rows == 1) & window.follows & (source.recorded[COUNT][0] == 0)
-    begins = {state.name: state.first for state in source.reader.schema.optimizer.states}
+    source, schema = window.source, window.source.reader.schema
+    follows = window.follows[:, np.newaxis, np.newaxis]
+    allowed = {}
+    if not exact:
+        before = {name: window.previous(name) for name in recurrences(schema)}
+        scalars = {name: window.scalar(name) for name in source.recorded}
+        allowed = bounds(
+            schema, before, window.current("grad"), scalars, ours=unit_roundoff("float64")
+        )
+    is_first = (window.rows == 1)[:, np.newaxis, np.newaxis] & follows
+    is_first &= source.recorded[COUNT][0] == 0
+    begins = {state.name: state.first for state in schema.optimizer.states}
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)
-        differs = np.zeros((len(bits), 1, 1), bool)
+        differs, distance = np.zeros(follows.shape, bool), np.zeros(follows.shape)
         if not np.may_share_memory(bits, recorded):  # else it is what `replayed` found equal
-            differs = patterns(bits) != patterns(recorded)
-        distance = np.zeros((len(bits), 1, 1))
-        if differs.any():
+            differs = (patterns(bits) != patterns(recorded)) & follows
             differs &= ~(is_nan(bits) & is_nan(recorded))
-            differs[~window.follows] = False
             distance = np.zeros(differs.shape)
             distance[differs] = ulp_distance(bits[differs], recorded[differs])
         beyond = differs
         if not exact:
-            native = source.reader.schema.dtypes[name]
-            apart = np.abs(window.current(name) - decode(bits, native, np.float64))
+            apart = np.abs(window.current(name) - decode(bits, schema.dtypes[name], np.float64))
             beyond = differs & ~(apart <= allowed[name])
         if is_first.any() and name in begins:
-            wrong = ~_has_begun_as(begins[name], window, name) & is_first[:, np.newaxis, np.newaxis]
+            wrong = ~_has_begun_as(begins[name], window, name) & is_first
             differs, beyond = differs | wrong, beyond | wrong
         comparisons[name] = Comparison(differs, beyond, distance)
     return comparisons
@@ -243,21 +208,9 @@ def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:
     before = np.stack(window.bits_before(name))
     if first is None:
         return is_nan(before)
-    native = window.source.reader.schema.dtypes[name]
-    values = decode(before, native, np.float64)
+    values = decode(before, window.source.reader.schema.dtypes[name], np.float64)
     begun: np.ndarray = (values == first) & (np.signbit(values) == np.signbit(first))
     return begun
-
-
-def _allowed(window: Window) -> dict[str, np.ndarray]:
-    source = window.source
-    return bounds(
-        source.reader.schema,
-        {name: window.previous(name) for name in recurrences(source.reader.schema)},
-        window.current("grad"),
-        {name: window.scalar(name) for name in source.recorded},
-        ours=unit_roundoff("float64"),
-    )
 
 
 def bounds(

@@ -163,19 +163,11 @@ class Window:
     def parts(
         self, classes: np.ndarray | None = None, dtype: type[np.floating] = np.float64
     ) -> "Iterator[tuple[tuple[slice, slice], Window]]":
-        """Cut the window so that formulas run in the cache.
+        """Cut the window into parts, windows too, so that formulas run in the cache.
 
-        Parameters
-        ----------
-        classes
-            Which class each token is of, ascending. No part has tokens of two.
-        dtype
-            Of the parts' numbers.
-
-        Yields
-        ------
-        tuple
-            Where the part lies in the window, along rows and tokens, and the part, a window too.
+        With each part comes where it lies in the window, along rows and tokens. `classes` says
+        which class each token is of, ascending: no part has tokens of two. `dtype` is that of the
+        parts' numbers.
         """
         n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
         n_elements = tuning.TUNING.part_bytes // np.dtype(dtype).itemsize
@@ -264,23 +256,18 @@ class Window:
         rows = [bits[step - 1] if step else before[0] for step in steps]
         return [self._select(row) for row in rows]
 
-    def _first_before(self, name: str) -> np.ndarray:
-        """Return the stored bits at the row before the first."""
-        step = int(self.rows[0]) - self._piece.rows[0]
-        piece = self._piece
-        return self._select(piece.bits(name)[step - 1] if step else piece.before(name)[0])
-
     def _part(self, at: tuple[slice, slice], dtype: type[np.floating]) -> "Window":
         rows = self.rows[at[0]]
         of_rows = self._of_rows if len(rows) == len(self.rows) else {}
         return Window(self._piece, rows, self._dims, of_rows, part_of=self, at=at, dtype=dtype)
 
     def _decode_previous(self, name: str) -> np.ndarray:
-        current = self.bits(name)
-        if isinstance(self.of_rows(_steps), slice):
+        current, steps, piece = self.bits(name), self.of_rows(_steps), self._piece
+        if isinstance(steps, slice):
             both = self.memory(f"{name} and before", len(self.rows) + 1)
             self._decode(name, current, both[1:])
-            self._decode(name, self._first_before(name), both[0])
+            before = piece.bits(name)[steps.start - 1] if steps.start else piece.before(name)[0]
+            self._decode(name, self._select(before), both[0])
             self._current[name], previous = both[1:], both[:-1]
         else:
             previous = self._decode(
@@ -321,20 +308,9 @@ def iter_windows(
 ) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
     """Cut a selection into windows, reading each touched chunk of rows once.
 
-    Parameters
-    ----------
-    source
-        The store.
-    rows, tokens, dims
-        What is selected, along each axis.
-    inputs
-        Variables that will be asked of every window. The disk is told of the next window of the
-        same tokens while one is used, of the first just before.
-
-    Yields
-    ------
-    tuple
-        Where the window lies in the selection, along rows and tokens, and the window.
+    With each window comes where it lies in the selection, along rows and tokens. `inputs` are
+    variables that will be asked of every window: the disk is told of the next window of the same
+    tokens while one is used, of the first just before.
     """
     for group in token_groups(source, tokens):
         yield from windows_of(source, rows, [group], dims, inputs)
@@ -354,7 +330,7 @@ def windows_of(
     if 0 in (len(rows), len(dims), len(groups)):
         return
     schema = source.reader.schema
-    every = _joined([ids for ids, _ in groups])
+    every = groups[0][0] if len(groups) == 1 else np.concatenate([ids for ids, _ in groups])
     consecutive = isinstance(rows, range) and rows.step == 1
     length = window_rows(schema, len(every)) if consecutive else schema.layout.block_steps
     pieces: list[_Piece | None] = [None] * len(groups)
@@ -433,10 +409,6 @@ def window_rows(schema: Schema, n_tokens: int) -> int:
     block_steps = schema.layout.block_steps
     n_elements = tuning.TUNING.part_bytes // np.dtype(np.float64).itemsize
     return block_steps * max(1, n_elements // max(1, block_steps * n_tokens * schema.n_dims))
-
-
-def _joined(parts: Sequence[Indices]) -> Indices:
-    return parts[0] if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
 
 
 def _cut_evenly(start: int, stop: int, length: int) -> list[slice]:

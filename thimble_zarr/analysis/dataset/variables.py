@@ -19,8 +19,8 @@ from dask._task_spec import Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, Layer
 
+from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.reduction import (
-    TASK_STEPS,
     reduction_steps,
     task_steps,
 )
@@ -70,7 +70,9 @@ class StepVariable:
         if isinstance(rows, int):
             return whole
         row_bytes = max(1, 4 * math.prod(rest))
-        most = min(max(TASK_STEPS, _SMALL_BYTES // row_bytes), _CHUNK_BYTES // row_bytes)
+        most = min(
+            max(tuning.TUNING.task_steps, _SMALL_BYTES // row_bytes), _CHUNK_BYTES // row_bytes
+        )
         groups = row_groups(rows, task_steps(self.source.reader.schema, most))
         return tuple(map(len, groups)) or (0,), *whole
 

@@ -24,7 +24,7 @@ from thimble_zarr.store.ledger import (
     read_lines,
     recorded_files,
 )
-from thimble_zarr.store.rows import StoredArrays, committed, decoding
+from thimble_zarr.store.rows import StoredArrays, decoding
 from thimble_zarr.store.shard import locate_bit, values_checksum
 
 
@@ -125,7 +125,7 @@ class StoreIntegrity:
     def _altered_file(self, key: str, record: FileRecord) -> Iterator[AlteredChunk]:
         """Look at a file of scalars or labels."""
         files = self.arrays.files
-        with decoding(files, key), committed(files, key):
+        with decoding(files, key, key):
             if not (content := files.get(key)):
                 raise FileNotFoundError
         found = zlib.crc32(content)

@@ -99,12 +99,21 @@ class Expected:
 
     @cached_property
     def documents(self) -> dict[str, Document]:
-        """Every metadata document: as declared, or where that is lost as it is on disk."""
+        """Every metadata document: as declared, or where that is lost as it is on disk.
+
+        Then an array without a chunk that no writer of ours declares is somebody else's.
+        """
         if self.ledger.metadata:
             return self.ledger.metadata
-        keys = [key for key in self.files.list() if is_chunk_key(key) or key.endswith(METADATA)]
-        nodes = sorted({"", *map(array_of, keys), *map(array_of, self.records)})
-        return {metadata_key(node): read_found(self.files, metadata_key(node))[0] for node in nodes}
+        keys = list(self.files.list())
+        nodes = {"", *map(array_of, filter(is_chunk_key, keys)), *map(array_of, self.records)}
+        places = {metadata_key(node) for node in nodes}
+        documents = {}
+        for key in sorted({*places, *(key for key in keys if key.endswith(f"/{METADATA}"))}):
+            document, problem = read_found(self.files, key)
+            if problem or key in places or not misfit(document):
+                documents[key] = document
+        return documents
 
     def declared(self, array: str) -> Declared:
         """Return what an array was declared to be; raise ValueError if that is lost."""
@@ -198,7 +207,9 @@ def _read_ledger(expected: Expected) -> None:
             continue
         expected.ledger_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
         try:
-            _check_documents(line)
+            for document in line.entry.metadata.values() if line.entry is not None else ():
+                if problem := misfit(document):
+                    raise ValueError(problem)
             expected.ledger.add(line)
         except ValueError as error:
             expected.doubt(where, str(error), before=line.stop)
@@ -215,8 +226,11 @@ def _read_ledger(expected: Expected) -> None:
         expected.findings.append(Discrepancy("commit-record", COMMIT, what))
 
 
-def _check_documents(line: Line) -> None:
-    """Raise ValueError if a line declares what no writer does."""
-    for document in line.entry.metadata.values() if line.entry is not None else ():
+def misfit(document: Document) -> str:
+    """Return how a document describes an array as no writer does, nothing if it does not."""
+    try:
         if "shape" in document or document.get("node_type") != "group":
             Declared.of(document)
+    except ValueError as error:
+        return f"it is malformed: {error}"
+    return ""

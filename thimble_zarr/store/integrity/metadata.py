@@ -9,7 +9,7 @@ from typing import Any
 
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, Schema
-from thimble_zarr.store.integrity.expected import Expected, read_found
+from thimble_zarr.store.integrity.expected import Expected, misfit, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
 from thimble_zarr.store.ledger import Document
@@ -104,11 +104,9 @@ def _misfit(expected: Expected, key: str, document: Document) -> str:
     try:
         if key == METADATA and "layout" in document["attributes"][ATTRIBUTE]:
             Schema.from_attribute(document["attributes"][ATTRIBUTE])
-        elif array_of(key) in map(array_of, expected.records):
-            expected.declared(array_of(key))
-    except (DamagedStoreError, ValueError, LookupError, TypeError) as error:
+    except (DamagedStoreError, LookupError, TypeError) as error:
         return f"it is malformed: {error}"
-    return ""
+    return misfit(document)
 
 
 def _find_in_copies(
