@@ -141,11 +141,11 @@ class Window:
     def parts(
         self, classes: np.ndarray | None = None, dtype: type[np.floating] = np.float64
     ) -> "Iterator[tuple[tuple[slice, slice], Window]]":
-        """Cut the window so that formulas run in the cache.
+        """Cut the window into parts, windows too, so that formulas run in the cache.
 
-        Yields where each part lies in the window, along rows and tokens, and the part, a window of
-        numbers of `dtype`. `classes` says which class each token is of, ascending; no part has
-        tokens of two.
+        With each part comes where it lies in the window, along rows and tokens. `classes` says
+        which class each token is of, ascending: no part has tokens of two. `dtype` is that of the
+        parts' numbers.
         """
         n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
         n_elements = tuning.TUNING.part_bytes // np.dtype(dtype).itemsize
