@@ -142,7 +142,7 @@ class Schema:
         Where the parameter lived, as torch names it.
     n_threads
         Threads that torch had for one operation on the CPU: where they divide the parameter between
-        them, some of torch's programs round differently (`optim.replay`).
+        them, some of torch's programs round differently (`optim.lanes`).
     cpu_capability
         Vector instructions that torch used on the CPU, by its own name, for example `AVX2`: others
         may round differently. None where nobody said.

@@ -15,6 +15,10 @@ any, the gradient acts on the weights directly, and so does the decay:
 
 (Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, in the
 form of `torch.optim.SGD`, where the buffer begins as the first gradient.)
+
+Two faults of torch (2.13) make a check fail, and should: the fused program for the CPU skips most
+elements in 16 bits (pytorch#191763), and a fused first step that a `GradScaler` skips leaves a
+buffer of whatever lay in memory.
 """
 
 from collections.abc import Mapping, Sequence
