@@ -158,6 +158,11 @@ class ParameterResult(_Checked):
     subsets: tuple[SubsetResult, ...] = ()
     error: Exception | None = None
 
+    @property
+    def holds(self) -> bool:
+        """Whether it could be checked, and every row follows from the row before."""
+        return self.error is None and all(subset.holds for subset in self.subsets)
+
     def label(self, subset: SubsetResult) -> dict[str, str]:
         """Return what tells a subset from the others; nothing if there are none."""
         return {"subset": subset.subset} if len(self.subsets) > 1 else {}
@@ -186,8 +191,7 @@ class CheckResult:
     @property
     def holds(self) -> bool:
         """Whether all could be checked, and every row follows from the row before."""
-        errors = any(parameter.error for parameter in self.parameters)
-        return not errors and all(subset.holds for subset in self)
+        return all(parameter.holds for parameter in self.parameters)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -154,7 +154,8 @@ def run_check(
         output.write_text(text, encoding="utf-8")
     if not quiet and (output is not None or format_ == "csv"):
         click.echo(report.in_words(results), err=True)
-    return max(map(_exit_code, results))
+    errors = [exit_code(of.error) for of in results if of.error is not None]
+    return max([0 if all(of.holds for of in results) else FOUND, *errors])
 
 
 def _checked(
@@ -177,9 +178,3 @@ def _checked(
             where = "" if str(store) in str(of.error) else f"{of.name}: "
             click.echo(f"Error: {where}{of.error}", err=True)
     return results
-
-
-def _exit_code(of: "ParameterResult") -> int:
-    if of.error is not None:
-        return exit_code(of.error)
-    return 0 if all(subset.holds for subset in of.subsets) else FOUND

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError, ResumeError, StoreError
 from thimble_zarr.experiment.config import AUTO, TrainingConfig
-from thimble_zarr.format.schema import Json
+from thimble_zarr.format.schema import Json, Schema
 from thimble_zarr.store.contents import is_begun, read_declared
 from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.files.local import LocalFiles
@@ -151,7 +151,7 @@ def _name(step: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """What the store of a run says of it; `attrs` is all that was kept with it.
+    """What the store of a run says of it.
 
     `committed_step` is -1 where not even the initial state is recorded for good. `is_finished` says
     that all steps were taken and the store is closed.
@@ -160,9 +160,8 @@ class RecordedRun:
     path: Path
     config: TrainingConfig
     memory_bytes: int
-    attrs: Mapping[str, Json]
+    schema: Schema
     committed_step: int
-    block_steps: int
     is_finished: bool
 
     @classmethod
@@ -181,8 +180,7 @@ class RecordedRun:
             schema, n_rows, is_closed = declared, 0, False
         else:
             return None
-        attrs = schema.attrs
-        settings, memory_bytes = attrs.get("config"), attrs.get("memory_bytes")
+        settings, memory_bytes = schema.attrs.get("config"), schema.attrs.get("memory_bytes")
         try:
             if not isinstance(settings, Mapping) or type(memory_bytes) is not int:
                 raise ConfigError("the store has no settings of it")
@@ -198,9 +196,8 @@ class RecordedRun:
             path=Path(store),
             config=config,
             memory_bytes=memory_bytes,
-            attrs=attrs,
+            schema=schema,
             committed_step=n_rows - 1,
-            block_steps=schema.layout.block_steps,
             is_finished=is_closed and n_rows > config.steps,
         )
 
@@ -208,7 +205,10 @@ class RecordedRun:
         """Raise ResumeError, which names every difference, unless a run would be this one."""
         differences = [
             f"{name} {recorded.get(name)} recorded, {value} now"
-            for recorded, now in ((self.config.to_json(), config.to_json()), (self.attrs, attrs))
+            for recorded, now in (
+                (self.config.to_json(), config.to_json()),
+                (self.schema.attrs, attrs),
+            )
             for name, value in now.items()
             if value != recorded.get(name)
         ]
@@ -234,7 +234,7 @@ class RecordedRun:
         """Raise ResumeError if there must have been a checkpoint of a recorded step."""
         is_there = any(step <= self.committed_step for step in checkpoints.steps())
         # One is taken as soon as a block is full, and that is before the block is committed.
-        if not is_there and self.committed_step >= self.block_steps:
+        if not is_there and self.committed_step >= self.schema.layout.block_steps:
             raise ResumeError(
                 f"cannot resume {self.path}: it has {self.committed_step} steps, but "
                 f"{checkpoints.path} has no checkpoint of any; put the checkpoints back, or record "

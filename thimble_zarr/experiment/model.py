@@ -55,10 +55,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
 
 def language_loss(
-    model: GPT2LMHeadModel,
-    inputs: Tensor,
-    targets: Tensor,
-    config: TrainingConfig,
+    model: GPT2LMHeadModel, inputs: Tensor, targets: Tensor, config: TrainingConfig
 ) -> Tensor:
     """Return the mean cross-entropy of the next token, in nats, float32.
 

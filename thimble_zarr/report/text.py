@@ -26,11 +26,7 @@ def wrapped(text: str, indent: str = "") -> str:
     if not _is_limited():
         return text
     return textwrap.fill(
-        text,
-        text_width(),
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+        text, text_width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
