@@ -88,17 +88,17 @@ def _verify(store: Path, *, quiet: bool) -> "VerifyResult":
 
 
 def _in_words(result: "VerifyResult") -> str:
-    head = [
-        f"{'Store':<8} {result.path}: {result.n_rows:,} rows committed",
-        f"{'Read':<8} {result.n_files:,} files, {human_bytes(result.n_bytes)}",
-    ]
+    head = (
+        f"Store    {result.path}: {result.n_rows:,} rows committed\n"
+        f"Read     {result.n_files:,} files, {human_bytes(result.n_bytes)}"
+    )
     body = [
-        f"{'DAMAGE' if finding.is_damage else 'note  '}  {finding.where}: {finding.what}. "
-        f"Repair: {finding.repair}."
-        for finding in result.findings
+        f"{'DAMAGE' if found.is_damage else 'note  '}  {found.where}: {found.what}. "
+        f"Repair: {found.repair}."
+        for found in result.findings
     ]
     body += [f"repair  {step}." for step in result.repairs]
-    return "\n\n".join(filter(None, ["\n".join(head), "\n".join(body), _verdict(result)]))
+    return "\n\n".join(filter(None, [head, "\n".join(body), _verdict(result)]))
 
 
 def _verdict(result: "VerifyResult") -> str:
