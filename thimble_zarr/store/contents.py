@@ -1,8 +1,8 @@
 """What lies at a path: a store or not, of which parameters; and whether one may be put there."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -69,13 +69,9 @@ class Contents:
                 f"{files.path} is not a thimble-zarr store; "
                 "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
             )
-        try:
+        with reading(files.path):
             content = upgrade(attribute)
             groups = _names(content.get(PARAMETERS, ()))
-        except ConfigError as error:
-            raise DamagedStoreError(f"cannot read {files.path}: {error}") from error
-        except (UnsupportedFormatError, DamagedStoreError) as error:
-            raise type(error)(f"cannot read {files.path}: {error}") from error
         parameter = content.get("parameter")
         return cls(files, groups or ("",), None if groups or parameter is None else str(parameter))
 
@@ -100,6 +96,16 @@ class Contents:
             )
         there = _listed(self.groups) or self.parameter or "one without a name"
         raise SelectionError(f"{self.files.path} has no parameter {parameter}; there is {there}")
+
+
+@contextmanager
+def reading(node: Path) -> Iterator[None]:
+    """Name the group of which something cannot be read."""
+    try:
+        yield
+    except (UnsupportedFormatError, DamagedStoreError, ConfigError) as error:
+        kind = DamagedStoreError if isinstance(error, ConfigError) else type(error)
+        raise kind(f"cannot read {node}: {error}") from error
 
 
 def _names(names: Json) -> tuple[str, ...]:
@@ -143,10 +149,8 @@ def read_declared(path: StorePath) -> Schema | None:
         return None
     group = Contents.read(files).groups[0]
     attribute = read_attribute(files, group)
-    try:
+    with reading(files.path / group):
         return None if attribute is None else Schema.from_attribute(attribute)
-    except (UnsupportedFormatError, DamagedStoreError) as error:
-        raise type(error)(f"cannot read {files.path / group}: {error}") from error
 
 
 def why_empty(path: StorePath) -> str:
@@ -238,8 +242,6 @@ def _is_inside(files: Files, key: str) -> bool:
     """Return whether a file would lie in the store, and not behind a link."""
     try:
         files.size(key)
-    except OutsideError:
-        return False
-    except (OSError, ValueError):
-        pass  # whoever needs it says what is wrong with it
+    except (OSError, ValueError) as error:  # of others whoever needs it says what is wrong
+        return not isinstance(error, OutsideError)
     return True

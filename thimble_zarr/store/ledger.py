@@ -12,6 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, TypeVar
 
@@ -59,8 +60,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     complete
         True once the writer has closed the store.
     ledger_bytes, ledger_crc32
-        How much of the ledger counts, and the CRC-32 of that much. (A chunk file ends with its own
-        crc32c, and the crc32c of any such file is the same constant: the ledger needs another.)
+        How much of the ledger counts, and the CRC-32 of that much.
     """
 
     n_rows: Count = 0
@@ -99,12 +99,9 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             last = read_last_line(files, commit.ledger_bytes)
         except (OSError, ValueError):
             return commit
-        if last is None:
-            end, n_rows = 0, 0
-        elif last.entry is None:
-            return commit
-        else:
-            end, n_rows = last.stop, last.entry.rows[1]
+        end, n_rows = 0, 0
+        if last is not None:
+            end, n_rows = last.stop, last.entry.rows[1] if last.entry else commit.n_rows
         if end == commit.ledger_bytes and n_rows != commit.n_rows:
             raise DamagedStoreError(
                 f"its commit record claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}; "
@@ -403,16 +400,13 @@ def read_last_line(files: Files, stop: int) -> Line | None:
     return Line.parse(start + begin, content[begin:]) if content else None
 
 
+def told_files(lines: Iterable[Line]) -> Iterator[tuple[str, FileRecord]]:
+    """Yield each file that sound lines tell of, and what they say of it, in their order."""
+    for line in lines:
+        with suppress(ValueError):
+            yield from line.records().items()
+
+
 def recorded_files(lines: Iterable[Line]) -> dict[FileChecksums, str]:
     """Return every file that sound lines ever told of, by what it is known by."""
-    files: dict[FileChecksums, str] = {}
-    for line in lines:
-        if line.entry is None:
-            continue
-        for key, file in line.entry.files.items():
-            chunks = line.entry.chunks.get(array_of(key))
-            if chunks is not None:
-                files[tuple(stored for stored, _ in chunks)] = key
-            elif file.crc32 is not None:
-                files[file.crc32] = key
-    return files
+    return {record.checksums: key for key, record in told_files(lines)}

@@ -19,6 +19,7 @@ import numpy as np
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.bits import decode, storage_dtype
+from thimble_zarr.format import indexing
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Rows
@@ -382,7 +383,8 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
     """
     schema = source.reader.schema
     most = cached_tokens(schema) if cached else window_tokens(schema)
-    return source.reader.token_groups(tokens, most)
+    places, chunk_tokens = schema.places, schema.layout.chunk_tokens
+    return indexing.token_groups(tokens, most, places=places, chunk_tokens=chunk_tokens)
 
 
 def window_tokens(schema: Schema) -> int:
