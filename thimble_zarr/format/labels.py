@@ -43,6 +43,11 @@ class TokenLabels:
         tied weights every row gets a gradient, so the gradient says nothing about it.
     text
         The token as text.
+
+    Examples
+    --------
+    >>> TokenLabels.from_counts(np.array([3, 0]), ["the", "cat"]).dead
+    array([False,  True])
     """
 
     count: np.ndarray | None = None

@@ -54,12 +54,8 @@ class Contents:
     def read(cls, files: Files) -> Self:
         """Read the root of a store.
 
-        Raises
-        ------
-        NotAStoreError
-            If there is none.
-        UnsupportedFormatError, DamagedStoreError
-            If it cannot be read.
+        Raises NotAStoreError if there is none, UnsupportedFormatError or DamagedStoreError if it
+        cannot be read.
         """
         if not files.is_there:
             raise NotAStoreError(f"there is nothing at {files.path}; check the path")
@@ -78,10 +74,7 @@ class Contents:
     def choose(self, parameter: str | None) -> str:
         """Return the group of a parameter, by default of the only one there is.
 
-        Raises
-        ------
-        SelectionError
-            If it is not there, or none was chosen of several.
+        Raises SelectionError if it is not there, or none was chosen of several.
         """
         is_alone = len(self.groups) == 1
         if is_alone and parameter in (None, self.parameter or self.groups[0] or None):
@@ -137,12 +130,8 @@ def read_attribute(files: Files, group: str = "") -> Json:
 def read_declared(path: StorePath) -> Schema | None:
     """Return what is declared of the first parameter of a store, be anything committed or not.
 
-    None where nothing is: there is no store, or its writer was killed as soon as it began.
-
-    Raises
-    ------
-    UnsupportedFormatError, DamagedStoreError
-        If what is declared cannot be read.
+    None where nothing is: there is no store, or its writer was killed as soon as it began. Raises
+    UnsupportedFormatError or DamagedStoreError if what is declared cannot be read.
     """
     files = LocalFiles(Path(path).absolute())
     if read_attribute(files) is None:

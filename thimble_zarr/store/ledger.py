@@ -70,13 +70,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def read(cls, files: Files) -> Self:
-        """Read the commit record of a store.
-
-        Raises
-        ------
-        DamagedStoreError
-            If there is none or it is malformed.
-        """
+        """Read the commit record of a store; raise DamagedStoreError if there is no sound one."""
         try:
             record = unseal(files.get(COMMIT, _MAX_COMMIT_BYTES), dict[str, Any])
             if record.pop("format_version", None) != FORMAT_VERSION:
@@ -201,10 +195,7 @@ class Line:
     def records(self, prefix: str | None = "") -> dict[str, FileRecord]:
         """Return what it says of each file whose key begins with a prefix, of none without one.
 
-        Raises
-        ------
-        ValueError
-            If it cannot be read, or tells of a file that no store has.
+        Raises ValueError if it cannot be read, or tells of a file that no store has.
         """
         if self.entry is None:
             raise ValueError(self.problem)
@@ -261,12 +252,7 @@ class Ledger:
     def read(cls, files: Files, commit: Commit, *, prefix: str | None = "") -> Self:
         """Add up the committed part of a ledger.
 
-        Raises
-        ------
-        ValueError
-            If any line of it cannot be read, or it has not that size and CRC-32.
-        OSError
-            If it cannot be read.
+        Raises ValueError if any line of it cannot be read, or it has not that size and CRC-32.
         """
         ledger, stop, found = cls(prefix), 0, 0
         for line in read_lines(files, stop=commit.ledger_bytes):
@@ -311,10 +297,7 @@ class SealError(ValueError):
 def seal(entry: Mapping[str, Json]) -> bytes:
     """Return an entry as JSON, with the checksum of all that comes before it as the last item.
 
-    Raises
-    ------
-    StoreError
-        If it is more than is read.
+    Raises StoreError if it is more than is read.
     """
     content = json.dumps(entry).encode()[:-1]
     sealed = content + _SEAL + str(zlib.crc32(content)).encode() + b"}"
@@ -330,10 +313,7 @@ def seal(entry: Mapping[str, Json]) -> bytes:
 def unseal(content: bytes, kind: type[T]) -> T:
     """Return the entry that `seal` made, without its checksum.
 
-    Raises
-    ------
-    ValueError
-        If its checksum does not match, or it is not of that kind.
+    Raises ValueError if its checksum does not match, or it is not of that kind.
     """
     value, _, checksum = content.rstrip(b"\n").rpartition(_SEAL)
     if checksum != str(zlib.crc32(value)).encode() + b"}":
@@ -359,17 +339,8 @@ class _Stream(io.RawIOBase):
 def read_lines(files: Files, start: int = 0, stop: int | None = None) -> Iterator[Line]:
     """Yield the lines of a ledger, one in memory at a time, sound or not.
 
-    Parameters
-    ----------
-    files
-        The store.
-    start, stop
-        Bytes to read, whole lines. To the end by default, where the last may not be whole.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
+    `start` and `stop` are the bytes to read, whole lines: to the end by default, where the last may
+    not be whole.
     """
     with files.open(LEDGER) as file:
         end = file.n_bytes if stop is None else min(stop, file.n_bytes)
@@ -383,11 +354,6 @@ def read_last_line(files: Files, stop: int) -> Line | None:
     """Return the line that ends at a byte, or where the file ends before it; None if it has none.
 
     It reads a few times the longest line at most, whatever the file holds.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
     """
     content = b""
     with files.open(LEDGER) as ledger:

@@ -38,7 +38,6 @@ from thimble_zarr.store.keys import (
     array_of,
     metadata_key,
     shard_key,
-    vector_key,
 )
 from thimble_zarr.store.ledger import Document
 from thimble_zarr.store.shard import BLOSC_LEVEL, MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
@@ -124,15 +123,7 @@ class Declared:
 
     @classmethod
     def read(cls, files: Files, key: str) -> Self:
-        """Read a `zarr.json` of a store.
-
-        Raises
-        ------
-        ValueError
-            If it is not one that the writer of this format makes.
-        OSError
-            If it cannot be read.
-        """
+        """Read a `zarr.json` of a store; raise ValueError if no writer of ours makes it so."""
         return cls.of(read_document(files, key))
 
     @classmethod
@@ -202,28 +193,23 @@ def _group(attributes: Mapping[str, Json]) -> dict[str, Any]:
     return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
 
-Coordinates = Mapping[str, Mapping[str, np.ndarray]]
-"""The values of each coordinate of a parameter's rows as they lie on disk, by its group."""
-
-
 def declare(
     schemas: Mapping[str, Schema],
-    coordinates: Coordinates,
+    coordinates: Mapping[str, Mapping[str, np.ndarray]],
     capacity: int,
     *,
     level: int = BLOSC_LEVEL,
 ) -> dict[str, dict[str, Any]]:
     """Return all metadata of a store of so many rows, by their keys.
 
-    Raises
-    ------
-    ConfigError
-        If a chunk would be too large, or a document larger than what is read.
+    The coordinates of each parameter's rows are given by its group, as they lie on disk. Raises
+    ConfigError if a chunk would be too large, or a document larger than what is read.
     """
     alone = schemas.get("")
     attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
     documents = {METADATA: _group({ATTRIBUTE: attribute})}
     documents[metadata_key(BOOKKEEPING)] = _group({"description": _BOOKKEEPING})
+    n_chunks = 0
     for group, schema in schemas.items():
         if group:
             documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
@@ -234,8 +220,9 @@ def declare(
                     f"{path} would have chunks of {array.chunk_bytes:,} bytes, and none has more "
                     f"than {MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
                 )
+            n_chunks += array.n_chunks
             documents[metadata_key(path)] = replace(array, level=level).document(dims, attributes)
-    _check_readable(schemas, coordinates, documents)
+    _check_readable(documents, n_chunks, schemas)
     return documents
 
 
@@ -272,25 +259,18 @@ def _arrays(
 
 
 def _check_readable(
-    schemas: Mapping[str, Schema], coordinates: Coordinates, documents: Mapping[str, Document]
+    documents: Mapping[str, Document], n_chunks: int, schemas: Mapping[str, Schema]
 ) -> None:
     """Raise ConfigError if a document would be larger than what is read.
 
     The ledger's first line has a copy of all metadata, and so is larger than any document, also
     than the root's once they are consolidated: only spaces may make one larger.
     """
-    names: list[str] = []
-    chunks: dict[str, Json] = {}
-    for group, schema in schemas.items():
-        n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
-        for name in schema.dtypes:
-            names.append(shard_key((group, name), 0, schema.shape))
-            chunks[array_key((group, name))] = [(2**32, 2**32)] * n_chunks
-        names += [vector_key((group, name)) for name in (*schema.per_step, *coordinates[group])]
     line: dict[str, Json] = {
         "rows": (0, layout.SCALAR_CHUNK_STEPS),
-        "files": {key: {"bytes": 2**63, "crc32": 2**32} for key in names},
-        "chunks": chunks,
+        # A file's key is hardly longer than that of what describes it.
+        "files": {f"{key}.0.0.0": {"bytes": 2**63, "crc32": 2**32} for key in documents},
+        "chunks": {key: [] for key in documents} | {"": [(2**32, 2**32)] * n_chunks},
         "metadata": documents,
         "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
         "crc32": 2**32,

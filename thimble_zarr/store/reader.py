@@ -141,21 +141,9 @@ class StoreReader:
     ) -> np.ndarray:
         """Read stored bits of a variable: shape `(step, token, dim)`, dtype `storage_dtype` of it.
 
-        Besides what it returns it takes the memory of one chunk.
-
-        Parameters
-        ----------
-        name, rows
-            One of the variables of the schema, and `(start, stop)` within the committed rows.
-        tokens
-            In any order. All by default.
-        out
-            An array of the shape and dtype of what is returned, which may be read into.
-
-        Raises
-        ------
-        DamagedStoreError
-            If a file is missing or empty, or a checksum does not match.
+        Besides what it returns, or reads into `out`, it takes the memory of one chunk. The rows are
+        `(start, stop)` within the committed ones; the tokens may be in any order, and are all by
+        default. Raises DamagedStoreError if a file is missing, or a checksum does not match.
         """
         with self.opened() as opened:
             every = range(self.schema.n_tokens)
@@ -222,13 +210,7 @@ class StoreReader:
         return labels if self.schema.places is None else labels.of(self.schema.places)
 
     def read_history(self) -> History:
-        """Return what recording took and where it was resumed.
-
-        Raises
-        ------
-        DamagedStoreError
-            If the ledger is damaged.
-        """
+        """Return what recording took and where it was resumed, as the ledger says."""
         with decoding(self.files, "the ledger"):
             ledger = Ledger.read(self.files, self.commit, prefix=None)
         return History(ledger.overhead, ledger.resumed_after)

@@ -58,11 +58,8 @@ def check_resumable(
 ) -> int:
     """Return how many rows are kept, all by default, once it is clear that the run is the same.
 
-    Raises
-    ------
-    ResumeError
-        If something differs, which it names, fewer rows are committed, or not every step was
-        recorded.
+    Raises ResumeError if something differs, which it names, fewer rows are committed, or not every
+    step was recorded.
     """
     path, n_rows = readers[0].path, readers[0].n_rows
     differences = list(_differences(readers, schemas, labels, token_ids))
@@ -213,12 +210,8 @@ def _unlike_labels(recorded: TokenLabels, now: TokenLabels) -> Iterator[str]:
 def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Commit, bytes]:
     """Return the line that makes a store end after `n_rows` rows, and what comes before it.
 
-    That is how many rows stay, and how much of the ledger is sound. Nothing is written.
-
-    Raises
-    ------
-    DamagedStoreError
-        If ledger or files are not what was committed.
+    That is how many rows stay, and how much of the ledger is sound. Nothing is written. Raises
+    DamagedStoreError if ledger or files are not what was committed.
     """
     files, commit = readers[0].files, readers[0].commit
     try:

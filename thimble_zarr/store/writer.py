@@ -92,10 +92,8 @@ class StoreWriter:
         ----------
         path
             Directory to create.
-        schema
+        schema, labels
             Of a single parameter at the root of the store, or of several by their names.
-        labels
-            Coordinates of the token axis, of several parameters by name.
         token_ids
             By name, which rows of a parameter are recorded where not all are: ascending, int64.
         n_rows
@@ -107,10 +105,8 @@ class StoreWriter:
         ------
         ConfigError
             If the parameters do not fit together or into a store, or labels do not fit.
-        StoreExistsError, StoreLockedError
-            If the path is taken, or another process is recording there.
-        StoreError
-            If the directory cannot be created or written.
+        StoreExistsError, StoreLockedError, StoreError
+            If the path is taken, another process records there, or it cannot be written.
         """
         path = Path(path).absolute()  # the process may change its directory
         schemas, labels = by_group(schema, labels)
@@ -150,8 +146,7 @@ class StoreWriter:
         Parameters
         ----------
         path, schema, labels, token_ids, n_rows
-            As in `create`. They are compared with what was recorded; software other than torch,
-            when recording started and what the user said of the run stay as they are.
+            As in `create`. They are compared with what was recorded (`check_resumable`).
         kept_rows
             Committed rows to keep. All by default.
         approve
@@ -160,13 +155,11 @@ class StoreWriter:
 
         Raises
         ------
-        NotAStoreError, UnsupportedFormatError, DamagedStoreError
-            If there is no store at `path` that can be read.
         ResumeError, ConfigError
             If not the same would be recorded, or the rows to keep are not there.
         StoreError
-            If another process is recording into it (StoreLockedError), or the disk cannot be
-            written. Then as many rows are there as before, or those kept.
+            If there is none that can be read, another process is recording into it, or the disk
+            cannot be written. Then as many rows are there as before, or those kept.
         """
         path = Path(path).absolute()
         schemas, labels = by_group(schema, labels)
