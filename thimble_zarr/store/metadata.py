@@ -29,7 +29,6 @@ from thimble_zarr.format.schema import (
 from thimble_zarr.format.versions import versioned
 from thimble_zarr.optim.registry import VARIABLES
 from thimble_zarr.store.files.base import Files
-from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
     LEDGER,
@@ -120,11 +119,6 @@ class Declared:
             "index_location": "end",
         }
         return [_codec("sharding_indexed", **sharding)]
-
-    @classmethod
-    def read(cls, files: Files, key: str) -> Self:
-        """Read a `zarr.json` of a store; raise ValueError if no writer of ours makes it so."""
-        return cls.of(read_document(files, key))
 
     @classmethod
     def of(cls, document: Any) -> Self:

@@ -26,6 +26,7 @@ from thimble_zarr.store.files.base import Files, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.altered import StoreIntegrity
 from thimble_zarr.store.ledger import Commit, Ledger
+from thimble_zarr.store.lock import recording_of
 from thimble_zarr.store.metadata import check_bounds
 from thimble_zarr.store.rows import OpenedRows, StoredArrays, decoding
 
@@ -58,12 +59,8 @@ class StoreReader:
 
         Raises
         ------
-        NotAStoreError
-            If there is no store at `path`.
-        UnsupportedFormatError
-            If the store is of another format version.
-        DamagedStoreError
-            If its metadata or commit record cannot be read.
+        NotAStoreError, UnsupportedFormatError, DamagedStoreError
+            If there is no store at `path` that can be read.
         SelectionError
             If it holds several parameters and none was chosen, or not the one that was.
         """
@@ -110,8 +107,6 @@ class StoreReader:
         """Whether the recording has ended, and if not, who is or was recording."""
         if self.commit.complete:
             return Recording(State.CLOSED)
-        from thimble_zarr.store.lock import recording_of  # which few who read need
-
         recording = recording_of(self.files)
         if recording.state is State.CUT_OFF and Commit.read(self.files).complete:
             return Recording(State.RECORDING)  # it was, when the reader was opened
