@@ -9,9 +9,10 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
+from msgspec import Meta, convert
 
 from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
@@ -49,6 +50,9 @@ CONSOLIDATED = "consolidated_metadata"
 
 _ENCODING = {"name": "default", "configuration": {"separator": "."}}
 _BOOKKEEPING = "bookkeeping of thimble-zarr, no arrays"
+
+_Sizes = tuple[Annotated[int, Meta(ge=0, lt=2**62)], ...]
+_Level = Annotated[int, Meta(ge=0, le=9)]
 
 _MIN_LINE_BYTES = 32
 """No line of a ledger is shorter, and each block has one."""
@@ -129,13 +133,13 @@ class Declared:
         try:
             if document["data_type"] not in DTYPES:
                 raise ValueError(f"its dtype is {document['data_type']!r}")
-            shape = _sizes(document["shape"], least=0)
-            file_shape = _sizes(document["chunk_grid"]["configuration"]["chunk_shape"], least=1)
+            shape = convert(document["shape"], _Sizes)
+            file_shape = convert(document["chunk_grid"]["configuration"]["chunk_shape"], _Sizes)
             codecs, chunk_shape = document["codecs"], file_shape
             is_sharded = codecs[0]["name"] == "sharding_indexed"
             if is_sharded:
                 sharding = codecs[0]["configuration"]
-                chunk_shape, codecs = _sizes(sharding["chunk_shape"], least=1), sharding["codecs"]
+                chunk_shape, codecs = convert(sharding["chunk_shape"], _Sizes), sharding["codecs"]
             fill, dtype = float(document["fill_value"]), np.dtype(document["data_type"])
             level = _level(codecs)
         except (LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -143,7 +147,7 @@ class Declared:
         if not len(shape) == len(file_shape) == len(chunk_shape) > 0:
             raise ValueError(f"its shapes differ in rank: {chunk_shape}, {file_shape} and {shape}")
         declared = cls(shape, file_shape, chunk_shape, dtype, fill, is_sharded, level)
-        is_cut = any(size % part for size, part in zip(file_shape, chunk_shape, strict=True))
+        is_cut = 0 in (*file_shape, *chunk_shape) or np.mod(file_shape, chunk_shape).any()
         if is_cut or declared.chunk_bytes > MAX_CHUNK_BYTES:
             raise ValueError(f"chunks of shape {chunk_shape} are not possible")
         for name, ours in replace(declared, fill=0).document((), {}).items():
@@ -156,13 +160,6 @@ _OPEN = ("fill_value", "attributes", "dimension_names")
 """What a document has that is not compared, because an array is decoded the same whatever it is."""
 
 
-def _sizes(values: Iterable[object], *, least: int) -> tuple[int, ...]:
-    sizes = tuple(values)
-    if not all(type(size) is int and least <= size < 2**62 for size in sizes):
-        raise ValueError(f"it has sizes {sizes}")
-    return sizes  # type: ignore[return-value]  # they are integers
-
-
 def _level(codecs: Sequence[Mapping[str, Any]]) -> int:
     """Return the level of compression; raise ValueError if there is a codec that no store has."""
     for codec in codecs:
@@ -171,9 +168,7 @@ def _level(codecs: Sequence[Mapping[str, Any]]) -> int:
                 f"it declares the codec {codec['name']}, and a store has only {', '.join(_CODECS)}"
             )
     (level,) = [codec["configuration"]["clevel"] for codec in codecs if codec["name"] == "blosc"]
-    if type(level) is not int or not 0 <= level <= 9:
-        raise ValueError(f"its level of compression is {level!r}")
-    return level
+    return convert(level, _Level)
 
 
 _CODECS = ("transpose", "bytes", "blosc", "crc32c")
