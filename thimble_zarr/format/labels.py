@@ -46,8 +46,9 @@ class TokenLabels:
 
     Examples
     --------
-    >>> TokenLabels.from_counts(np.array([3, 0]), ["the", "cat"]).dead
-    array([False,  True])
+    >>> import thimble_zarr
+    >>> thimble_zarr.TokenLabels.from_counts(np.array([5, 0, 2])).dead
+    array([False,  True, False])
     """
 
     count: np.ndarray | None = None

@@ -37,7 +37,7 @@ from thimble_zarr.store.ledger import (
     read_lines,
     recorded_files,
 )
-from thimble_zarr.store.metadata import Declared
+from thimble_zarr.store.metadata import Declared, is_per_step
 
 _MAX_FILE_BYTES = 2**63
 
@@ -83,15 +83,6 @@ class Expected:
         with suppress(FileNotFoundError):
             yield from read_lines(self.files, start, stop)
 
-    def promised(self, key: str) -> Iterator[FileRecord]:
-        """Yield what lines behind the commit say of a file, which may be as they say by now.
-
-        They are of a commit that was cut off, or of a writer that is at work.
-        """
-        for line in self.lines(self.ledger_bytes):
-            with suppress(ValueError, KeyError):
-                yield line.records()[key]
-
     @cached_property
     def recorded_files(self) -> dict[FileChecksums, str]:
         """Every file that was committed, by its checksums, as far as the ledger is there."""
@@ -115,9 +106,35 @@ class Expected:
                 documents[key] = document
         return documents
 
+    @cached_property
+    def arrays(self) -> dict[str, Declared]:
+        """What is declared of each array, unless that is lost."""
+        arrays = {}
+        for key, document in self.documents.items():
+            with suppress(ValueError):
+                arrays[array_of(key)] = Declared.of(document)
+        return arrays
+
     def declared(self, array: str) -> Declared:
         """Return what an array was declared to be; raise ValueError if that is lost."""
-        return Declared.of(self.documents.get(metadata_key(array), {}))
+        if array not in self.arrays:
+            raise ValueError("nothing tells what its array was declared to be")
+        return self.arrays[array]
+
+    def files_of_arrays(self, n_rows: int, *, sharded: bool) -> Iterator[tuple[str, Declared, int]]:
+        """Yield each shard, or else each other file, of so many rows: also where it begins.
+
+        An array of shards of which the ledger has none is somebody else's.
+        """
+        recorded = {array_of(key) for key in self.records}
+        for array, declared in self.arrays.items():
+            if declared.is_sharded != sharded or (sharded and recorded and array not in recorded):
+                continue
+            is_long = sharded or is_per_step(self.documents[metadata_key(array)])
+            length = declared.file_shape[0]
+            for index in range(-(-(n_rows if is_long else declared.shape[0]) // length)):
+                rest = ".0" * (len(declared.shape) - 1)
+                yield f"{array}/c.{index}{rest}", declared, index * length
 
     def doubt(self, where: str, what: str, *, before: int = _MAX_FILE_BYTES) -> None:
         """Note that the ledger is damaged before a byte, by default anywhere."""

@@ -1,19 +1,19 @@
 """One file of a committed block against what the ledger says of it."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import chain
 
 import numpy as np
 
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.result import HOW_TO_RESTORE, Discrepancy
 from thimble_zarr.store.keys import array_of
-from thimble_zarr.store.ledger import FileRecord
+from thimble_zarr.store.ledger import FileRecord, Line
 from thimble_zarr.store.shard import ShardFile, decode_vector, values_checksum
-
-_PIECE_BYTES = 2**20
 
 
 class FileState(Enum):
@@ -39,30 +39,55 @@ class Comparison:
 
 def compare_file(expected: Expected, key: str) -> Comparison:
     """Read a file and tell what became of it."""
-    committed = expected.records.get(key)
-    problem = "" if committed is None else _problem(expected, key, committed)
-    if committed is not None and not problem:
-        return Comparison(FileState.RECORDED, committed)
-    for record in expected.promised(key):
-        if not _problem(expected, key, record):
-            return Comparison(FileState.RECORDED, record, problem)
+    committed, problem = expected.records.get(key), ""
+    promised = promised_records(expected.lines(expected.ledger_bytes), key)
     try:
-        itself = record_of(expected, key)
-    except (OSError, ValueError, RuntimeError) as error:
-        return Comparison(FileState.LOST, committed or FileRecord(n_bytes=0), problem or str(error))
+        for record in promised if committed is None else chain([committed], promised):
+            if not (difference := _difference(expected, key, record)):
+                return Comparison(FileState.RECORDED, record)
+            problem = problem or difference
+        itself = _record_of(expected, key)
+    except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError):
+            problem = "it is missing" if error.errno else "it is empty"
+        record = committed or FileRecord(n_bytes=0)
+        return Comparison(FileState.LOST, record, problem or str(error))
     recorded = expected.recorded_files.get(itself.checksums)
     is_elsewhere = itself.chunks is not None and recorded not in (None, key)
     if not is_elsewhere and (committed is None or committed.line < expected.doubtful_bytes):
-        return Comparison(FileState.UNTOLD, itself, problem)
+        return Comparison(FileState.UNTOLD, itself)
     if recorded == key:
         problem = "it is the file of an earlier commit"
     elif recorded is not None:
         problem = f"it is the file that was recorded as {recorded}, and can be put back there"
-    elif itself.chunks is None:
-        problem = "its own checksum is right, but is not the one in the ledger"
-    if recorded is None:
+    else:
         problem = f"it was changed after it was recorded: {problem}"
     return Comparison(FileState.ALTERED, committed or itself, problem)
+
+
+def promised_records(lines: Iterable[Line], key: str) -> Iterator[FileRecord]:
+    """Yield what lines behind the commit say of a file, which may be as they say by now.
+
+    They are of a commit that was cut off, or of a writer that is at work.
+    """
+    for line in lines:
+        with suppress(ValueError, KeyError):
+            yield line.records()[key]
+
+
+def differing_chunks(
+    shard: ShardFile, record: FileRecord, checksums: Iterable[int | None]
+) -> Iterator[int]:
+    """Yield the chunks of a shard that do not hold the recorded values.
+
+    Only those are decoded whose checksum, as they are stored, is another one.
+    """
+    assert record.chunks is not None
+    for chunk, ((stored, values), found) in enumerate(
+        zip(record.chunks.tolist(), checksums, strict=True)
+    ):
+        if found != stored and values_checksum(shard.decode(chunk)) != values:
+            yield chunk
 
 
 def find_in_file(expected: Expected, key: str) -> Iterator[Discrepancy]:
@@ -75,7 +100,13 @@ def find_in_file(expected: Expected, key: str) -> Iterator[Discrepancy]:
             what = f"it has {n_bytes:,} bytes, not {file.record.n_bytes:,}, and the same values"
             yield Discrepancy("size", key, what, is_damage=False)
     elif file.state is not FileState.UNTOLD and committed.chunks is None:
-        yield Discrepancy("damaged-values", key, file.problem, _REPAIRS_OF_VALUES[file.state])
+        repair = "write it again, if the ledger tells its values; else restore it from a copy"
+        if is_lost:
+            repair = (
+                "write steps and tokens again, if all were recorded; set other values to missing; "
+                "leave other labels out"
+            )
+        yield Discrepancy("damaged-values", key, file.problem, repair)
     elif file.state is not FileState.UNTOLD:
         repair = f"end the store before row {first_row}" if is_lost else f"none: {HOW_TO_RESTORE}"
         if is_lost and first_row == 0:
@@ -84,22 +115,32 @@ def find_in_file(expected: Expected, key: str) -> Iterator[Discrepancy]:
         yield Discrepancy("damaged-block", key, what, repair, first_row=first_row)
 
 
-_REPAIRS_OF_VALUES = {
-    FileState.ALTERED: "write it again, if the ledger tells the recorded values; else restore it "
-    "from a copy",
-    FileState.LOST: "write steps and tokens again, if all were recorded; set other values to "
-    "missing; leave other labels out",
-}
+def _difference(expected: Expected, key: str, record: FileRecord) -> str:
+    """Return how a file differs from a record, nothing if it holds the recorded values."""
+    if record.chunks is None:
+        n_bytes = expected.files.size(key)
+        if n_bytes != record.n_bytes:
+            return f"it has {n_bytes:,} bytes, not {record.n_bytes:,}"
+        is_same = zlib.crc32(expected.files.get(key)) == record.crc32
+        return "" if is_same else "its checksum is not the one in the ledger"
+    n_chunks = expected.declared(array_of(key)).n_chunks
+    if len(record.chunks) != n_chunks:
+        return f"the ledger has {len(record.chunks)} chunks of it, not {n_chunks}"
+    with _shard(expected, key) as shard:
+        checksums = map(shard.computed_checksum, range(n_chunks))
+        for chunk in differing_chunks(shard, record, checksums):
+            return f"the values of chunk {chunk} are not those that were committed"
+    return ""
 
 
-def record_of(expected: Expected, key: str) -> FileRecord:
+def _record_of(expected: Expected, key: str) -> FileRecord:
     """Return what a file says itself; raise ValueError if its own checksums do not match."""
     declared, n_bytes = expected.declared(array_of(key)), expected.files.size(key)
     if not declared.is_sharded:
         content = expected.files.get(key)
         decode_vector(content, declared.file_shape[0], declared.dtype)
         return FileRecord(n_bytes=n_bytes, crc32=zlib.crc32(content))
-    with _shard(expected, key, declared.n_chunks) as shard:
+    with _shard(expected, key) as shard:
         checksums = [
             (shard.computed_checksum(chunk) or 0, values_checksum(shard.decode(chunk)))
             for chunk in range(declared.n_chunks)
@@ -107,48 +148,14 @@ def record_of(expected: Expected, key: str) -> FileRecord:
     return FileRecord(n_bytes=n_bytes, chunks=np.array(checksums, np.uint32))
 
 
-def _problem(expected: Expected, key: str, record: FileRecord) -> str:
-    """Return what is wrong with a file, nothing if it is what the record says.
-
-    A chunk that was stored again is decoded, and may hold the same values.
-    """
-    try:
-        n_bytes = expected.files.size(key)
-        if record.chunks is None:
-            if n_bytes != record.n_bytes:
-                return f"it has {n_bytes:,} bytes, not {record.n_bytes:,}"
-            return "" if _crc32(expected, key) == record.crc32 else "its checksum does not match"
-        if n_bytes == 0:
-            return "it is empty"
-        with _shard(expected, key, len(record.chunks)) as shard:
-            for chunk, (stored, values) in enumerate(record.chunks.tolist()):
-                if shard.computed_checksum(chunk) == stored:
-                    continue
-                if values_checksum(shard.decode(chunk)) != values:
-                    return f"the values of chunk {chunk} are not those that were committed"
-    except (FileNotFoundError, NotADirectoryError):
-        return "it is missing"
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return ""
-
-
-def _crc32(expected: Expected, key: str) -> int:
-    crc32, offset = 0, 0
-    with expected.files.open(key) as file:
-        while piece := file.read(offset, _PIECE_BYTES):
-            crc32, offset = zlib.crc32(piece, crc32), offset + len(piece)
-    return crc32
-
-
-def _shard(expected: Expected, key: str, n_chunks: int) -> ShardFile:
+def _shard(expected: Expected, key: str) -> ShardFile:
     """Return a shard, to be opened; raise ValueError if the array's metadata are lost."""
     declared = expected.declared(array_of(key))
     steps, *rest = declared.chunk_shape
     return ShardFile(
         expected.files,
         key,
-        n_chunks=n_chunks,
+        n_chunks=declared.n_chunks,
         shape=(rest[0], steps, *rest[1:]) if rest else (steps,),
         dtype=declared.dtype,
         fill=declared.fill,

@@ -1,16 +1,13 @@
-"""What a repair does, as data: nothing of it is done yet."""
+"""What a repair does, as data, and which rows it keeps: nothing of it is done yet."""
 
-import zlib
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from thimble_zarr.format.schema import Json
 from thimble_zarr.store.integrity.expected import Expected
+from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
 from thimble_zarr.store.integrity.result import HOW_TO_RESTORE
 from thimble_zarr.store.keys import array_of
 from thimble_zarr.store.ledger import Commit, FileRecord, seal
-from thimble_zarr.store.metadata import Declared
 
 
 @dataclass
@@ -19,22 +16,16 @@ class Plan:
 
     Attributes
     ----------
-    expected
-        What there should be.
-    n_rows
-        Rows that stay.
+    expected, n_rows
+        What there should be, and how many rows stay.
     records
         The files of blocks that stay, and what the ledger says of them from now on.
-    steps
-        What is done, in words, in order.
+    steps, left
+        What is done, in words, in order; and damage that stays, in words.
     hopeless
         Why the store cannot be repaired; then nothing is done.
-    altered
-        How files that stay as they are differ from those that were committed.
-    written, removed
-        Contents of the files that are written again, and files that go.
-    dropped
-        Arrays that are left out from now on.
+    written, removed, dropped
+        Contents of the files that are written again, files that go, and arrays that are left out.
     rebuilt
         The rows of blocks whose lines are made from their files: the row behind each, by its first.
     lines, changes_ledger, commit
@@ -46,8 +37,8 @@ class Plan:
     n_rows: int
     records: dict[str, FileRecord] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     hopeless: list[str] = field(default_factory=list)
-    altered: dict[str, str] = field(default_factory=dict)
     written: dict[str, bytes] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -56,33 +47,10 @@ class Plan:
     changes_ledger: bool = False
     commit: Commit | None = None
 
-    @property
-    def left(self) -> list[str]:
-        """Damage that stays, in words."""
-        return [
-            f"{key} is left as it is: {what}; {HOW_TO_RESTORE}"
-            for key, what in self.altered.items()
-            if key in self.records
-        ]
-
-    def arrays(self) -> Iterator[tuple[str, Declared]]:
-        """Yield every array that stays, and what is declared of it."""
-        for key, document in self.expected.documents.items():
-            array = array_of(key)
-            if document.get("node_type") == "array" and array not in self.dropped:
-                with suppress(ValueError):
-                    yield array, Declared.of(document)
-
-    def keep(self, key: str, record: FileRecord) -> None:
-        """Keep a file, of which the ledger says something else from now on if it must."""
-        self.records[key] = record
-        self.changes_ledger |= record is not self.expected.records.get(key)
-
-    def write(self, key: str, content: bytes, why: str) -> None:
-        """Write a file of values again."""
-        self.written[key] = content
-        self.records[key] = FileRecord(n_bytes=len(content), crc32=zlib.crc32(content))
-        self.steps.append(f"write {key} again: {why}")
+    def leave(self, key: str, file: Comparison) -> None:
+        """Leave a file as it is, though it is not the one that was committed."""
+        self.records[key] = file.record
+        self.left.append(f"{key} is left as it is: {file.problem}; {HOW_TO_RESTORE}")
 
     def add_line(self, first_row: int, end_row: int, **more: Json) -> None:
         """Add a line to the ledger for a block as it is; the last one for all other files too."""
@@ -95,3 +63,45 @@ class Plan:
                 files[key], chunks[array_of(key)] = record.to_json(), record.chunks.tolist()
         line: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
         self.lines.append(seal(line | more) + b"\n")
+
+
+def plan_blocks(plan: Plan) -> None:
+    """Keep the rows before the first block that cannot be read."""
+    expected, lost, files = plan.expected, [], {}
+    for key, declared, first_row in expected.files_of_arrays(plan.n_rows, sharded=True):
+        file, end_row = compare_file(expected, key), first_row + declared.file_shape[0]
+        end_row = min(end_row, expected.n_rows)
+        if file.state is FileState.LOST:
+            plan.n_rows = min(plan.n_rows, first_row)
+            lost.append(key)
+        elif file.state is FileState.RECORDED and file.record.end_row < end_row:
+            # The commit record claims more rows than the line of their block.
+            plan.n_rows = min(plan.n_rows, file.record.end_row)
+        files[key] = first_row, end_row, file
+    for key, (first_row, end_row, file) in files.items():
+        if first_row >= plan.n_rows:
+            continue
+        plan.records[key] = file.record
+        if file.state is FileState.UNTOLD:
+            stop = plan.rebuilt[first_row] = min(end_row, plan.n_rows)
+            plan.records[key] = replace(file.record, first_row=first_row, end_row=stop)
+        elif file.state is FileState.ALTERED and key in expected.records:
+            plan.leave(key, file)
+        elif file.state is FileState.ALTERED:
+            plan.hopeless.append(
+                f"{key}: {file.problem}, and the line of the ledger that tells which file belongs "
+                f"here is lost; restore {key} from a copy"
+            )
+    plan.steps += [
+        f"keep rows {first_row} to {end_row - 1} as they are: the checksums in their files are "
+        "right, and the ledger's are lost"
+        for first_row, end_row in plan.rebuilt.items()
+    ]
+    if plan.n_rows == 0:
+        plan.hopeless.append("its first block cannot be read, and so no row would be left")
+    elif gone := expected.n_rows - plan.n_rows:
+        why = f", because {', '.join(lost)} cannot be read" if lost else ""
+        plan.steps.append(
+            f"end the store before row {plan.n_rows}{why}: of {expected.n_rows} committed rows "
+            f"{plan.n_rows} stay and {gone} go"
+        )

@@ -26,7 +26,6 @@ from thimble_zarr.format.schema import Json
 from thimble_zarr.store.contents import StorePath
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.integrity.blocks import plan_blocks
 from thimble_zarr.store.integrity.expected import read_expected, read_found
 from thimble_zarr.store.integrity.metadata import (
     compare_documents,
@@ -34,7 +33,7 @@ from thimble_zarr.store.integrity.metadata import (
     was_closed,
     without_copies,
 )
-from thimble_zarr.store.integrity.plan import Plan
+from thimble_zarr.store.integrity.plan import Plan, plan_blocks
 from thimble_zarr.store.integrity.values import plan_values
 from thimble_zarr.store.integrity.verify import find_leftovers
 from thimble_zarr.store.keys import BOOKKEEPING, COMMIT, HOLDER, LEDGER, array_of, is_chunk_key
@@ -110,8 +109,7 @@ def _plan(files: Files) -> Plan:
         if plan.hopeless:
             return plan
         repaired = plan.steps.copy()
-        documents = _plan_metadata(plan)
-        _plan_bookkeeping(plan, documents, repaired)
+        _plan_bookkeeping(plan, _plan_metadata(plan), repaired)
         _plan_removal(plan)
     except StoreError:
         raise
@@ -124,24 +122,24 @@ def _plan_metadata(plan: Plan) -> dict[str, Json]:
     """Write metadata again that are not as they should be; return all, without copies of others."""
     documents, findings = compare_documents(plan.expected, plan.n_rows, plan.dropped)
     plan.hopeless += [f"{one.where}: {one.what}" for one in findings if one.is_beyond_repair]
-    alone: dict[str, Json] = {}
     for key, document in documents.items():
         found, _ = read_found(plan.expected.files, key)
-        alone[key] = without_copies(document)
         if not is_same(document, found):
             plan.written[key] = encoded(document)
-            is_declared = is_same(alone[key], without_copies(found))
+            is_declared = is_same(without_copies(document), without_copies(found))
             how = "consolidate the metadata in {}" if is_declared else "write {} again"
             plan.steps.append(how.format(key))
-    return alone
+    return {key: without_copies(document) for key, document in documents.items()}
 
 
 def _plan_bookkeeping(plan: Plan, documents: dict[str, Json], repaired: list[str]) -> None:
     """Add lines to the ledger that say what is there, and make the commit record fit it."""
     expected, commit = plan.expected, plan.expected.commit
     kinds = {finding.kind for finding in expected.findings}
-    is_cut = plan.n_rows < expected.n_rows
-    if expected.n_rows and (is_cut or plan.changes_ledger or "ledger" in kinds):
+    is_other = plan.n_rows < expected.n_rows or any(
+        record is not expected.records.get(key) for key, record in plan.records.items()
+    )
+    if expected.n_rows and (is_other or plan.dropped or "ledger" in kinds):
         plan.changes_ledger = True
         for first_row, end_row in plan.rebuilt.items():
             plan.add_line(first_row, end_row, repaired="rebuilt")
@@ -180,12 +178,12 @@ def _ledger(plan: Plan) -> Iterator[bytes]:
 
 def _plan_removal(plan: Plan) -> None:
     """Remove what lies behind the rows that stay, and what else a crash left."""
-    expected = plan.expected
-    arrays = {array for array, _ in plan.arrays()} if expected.n_rows else set()
-    chunks = [key for key in expected.files.list() if is_chunk_key(key) and array_of(key) in arrays]
-    behind = [key for key in chunks if key not in plan.records]
-    leftovers = [one.where for one in find_leftovers(expected) if one.kind == "leftover"]
-    plan.removed = list(dict.fromkeys([*plan.removed, *behind, *leftovers]))
+    files, chunks = plan.expected.files, filter(is_chunk_key, plan.expected.files.list())
+    arrays = plan.expected.arrays if plan.expected.n_rows else {}
+    dropped = [key for array in plan.dropped for key in files.list(array)]
+    behind = [key for key in chunks if array_of(key) in arrays and key not in plan.records]
+    leftovers = [one.where for one in find_leftovers(plan.expected) if one.kind == "leftover"]
+    plan.removed = list(dict.fromkeys([*dropped, *behind, *leftovers]))
     plan.steps += [f"remove {key}" for key in plan.removed]
 
 

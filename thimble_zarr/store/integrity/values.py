@@ -5,7 +5,6 @@ where all were recorded. What was changed by another program is written again wh
 the ledger proves what it was.
 """
 
-import math
 import zlib
 from collections.abc import Iterator
 
@@ -13,15 +12,9 @@ import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema
-from thimble_zarr.store.integrity.files import FileState, compare_file
+from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
 from thimble_zarr.store.integrity.plan import Plan
-from thimble_zarr.store.keys import (
-    array_key,
-    array_of,
-    chunk_index,
-    metadata_key,
-    split_array_key,
-)
+from thimble_zarr.store.keys import array_key, array_of, chunk_index, metadata_key, split_array_key
 from thimble_zarr.store.ledger import FileRecord
 from thimble_zarr.store.metadata import Declared, is_per_step
 from thimble_zarr.store.shard import decode_vector, encode_vector
@@ -32,60 +25,65 @@ _TEXT = ("text_bytes", "text_end")
 
 def plan_values(plan: Plan) -> None:
     """Keep files of values that can be read; write or leave out those that cannot."""
-    for array, declared in list(plan.arrays()):
-        is_long = is_per_step(plan.expected.documents[metadata_key(array)])
-        length = plan.n_rows if is_long else declared.shape[0]
-        for index in range(math.ceil(length / declared.file_shape[0])):
-            if not declared.is_sharded and array not in plan.dropped:
-                _plan_file(plan, f"{array}/c.{index}", declared)
-    for key in [key for key in plan.records if array_of(key) in plan.dropped]:
-        del plan.records[key]
+    expected = plan.expected
+    files = {
+        key: (declared, first, compare_file(expected, key))
+        for key, declared, first in expected.files_of_arrays(plan.n_rows, sharded=False)
+    }
+    for key, (_, _, file) in files.items():
+        group, name = split_array_key(array_of(key))
+        if file.state is FileState.LOST and name in LABELS and name != "token":
+            for label in _TEXT if name in _TEXT else (name,):
+                array = array_key((group, label))
+                if array not in plan.dropped:
+                    plan.dropped.append(array)
+                    plan.steps.append(f"leave {array} out: {key} cannot be read")
+    for key, (declared, first, file) in files.items():
+        if array_of(key) not in plan.dropped:
+            _plan_file(plan, key, declared, first, file)
 
 
-def _plan_file(plan: Plan, key: str, declared: Declared) -> None:
-    expected, file = plan.expected, compare_file(plan.expected, key)
-    group, name = split_array_key(array_of(key))
-    values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
+def _plan_file(plan: Plan, key: str, declared: Declared, first: int, file: Comparison) -> None:
+    """Plan what becomes of a file that begins with row or label `first`."""
+    array, expected = array_of(key), plan.expected
+    plan.records[key] = file.record
     if file.state is FileState.RECORDED:
-        return plan.keep(key, file.record)
+        return
     if file.state is FileState.UNTOLD:
         plan.steps.append(
             f"keep {key} as it is: its own checksum is right, and the ledger's is lost"
         )
-        return plan.keep(key, file.record)
+        return
+    group, name = split_array_key(array)
+    is_long = is_per_step(expected.documents[metadata_key(array)])
     order = _order(plan, group, name)
+    values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
     if file.state is FileState.ALTERED and order is None:
         found = decode_vector(expected.files.get(key), len(values), declared.dtype)
-        if not np.array_equal(found, values, equal_nan=True):  # else a repair was cut off here
-            plan.keep(key, file.record)
-            if not _restore(plan, key, found, file.record):
-                plan.altered[key] = file.problem
-            return None
-    plan.changes_ledger = True
-    start = chunk_index(key) * len(values)
+        is_missing = is_long and np.array_equal(found, values, equal_nan=True)
+        if not is_missing:  # else a repair was cut off here
+            _restore(plan, key, found, file)
+            return
+    stop = first + len(values)
     if order is not None:
-        some = order[start : start + len(values)]
-        values[: len(some)] = some
-        plan.write(key, encode_vector(values), "its values are known")
-    elif name != "step" and is_per_step(expected.documents[metadata_key(array_of(key))]):
-        last = min(start + len(values), plan.n_rows) - 1
-        why = f"the values of rows {start} to {last} cannot be read, and become missing"
-        plan.write(key, encode_vector(values), why)
-    elif name in LABELS and name != "token":
-        for label in _TEXT if name in _TEXT else (name,):
-            array = array_key((group, label))
-            plan.dropped.append(array)
-            plan.removed += expected.files.list(array)
-            plan.steps.append(f"leave {array} out: {key} cannot be read")
+        values[: len(order[first:stop])] = order[first:stop]
+        why = "its values are known"
+    elif is_long and name != "step":
+        last = min(stop, plan.n_rows) - 1
+        why = f"the values of rows {first} to {last} cannot be read, and become missing"
     else:
         plan.hopeless.append(
             f"{key} cannot be read, and nothing else tells which {name}s were recorded, or in "
             "which order; restore it from a copy"
         )
+        return
+    content = plan.written[key] = encode_vector(values)
+    plan.records[key] = FileRecord(n_bytes=len(content), crc32=zlib.crc32(content))
+    plan.steps.append(f"write {key} again: {why}")
 
 
-def _restore(plan: Plan, key: str, values: np.ndarray, record: FileRecord) -> bool:
-    """Write a file as it was recorded, if its checksum in the ledger proves that.
+def _restore(plan: Plan, key: str, values: np.ndarray, file: Comparison) -> None:
+    """Write a file as it was recorded, if its checksum in the ledger proves that, or leave it.
 
     What is tried are its values as they are, which may only have been compressed again, and
     with one of them put right.
@@ -94,14 +92,15 @@ def _restore(plan: Plan, key: str, values: np.ndarray, record: FileRecord) -> bo
         tried = values.copy()
         tried[row] = value
         content = encode_vector(tried)
-        if (len(content), zlib.crc32(content)) == (record.n_bytes, record.crc32):
+        if (len(content), zlib.crc32(content)) == (file.record.n_bytes, file.record.crc32):
             why = "its values are the recorded ones"
             if tried.tobytes() != values.tobytes():
                 row += chunk_index(key) * len(values)
                 why = f"its row {row} is {float(value)} again, and its checksum the recorded one"
-            plan.write(key, content, why)
-            return True
-    return False
+            plan.written[key] = content
+            plan.steps.append(f"write {key} again: {why}")
+            return
+    plan.leave(key, file)
 
 
 def _guesses(values: np.ndarray) -> Iterator[tuple[int, float]]:
