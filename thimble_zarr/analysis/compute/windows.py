@@ -21,6 +21,7 @@ import numpy.typing as npt
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.bits import decode, storage_dtype
+from thimble_zarr.format import indexing
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Rows
@@ -346,7 +347,8 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
     if cached:
         chunk_elements = schema.layout.block_steps * chunk_tokens * schema.n_dims
         most = max(1, round(tuning.TUNING.cached_elements / chunk_elements)) * chunk_tokens
-    return source.reader.token_groups(tokens, most)
+    places = schema.places
+    return indexing.token_groups(tokens, most, places=places, chunk_tokens=chunk_tokens)
 
 
 def window_tokens(schema: Schema) -> int:
