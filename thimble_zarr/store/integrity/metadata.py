@@ -7,8 +7,6 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import ATTRIBUTE, Schema
 from thimble_zarr.store.integrity.expected import Expected, misfit, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
@@ -32,7 +30,7 @@ def compare_documents(
         found[key], problem = read_found(expected.files, key)
         if not problem:
             arguments = expected, found[key], declared
-            problem = _difference(*arguments) if is_declared else _misfit(key, declared)
+            problem = _difference(*arguments) if is_declared else misfit(key, declared)
         problems[key], right[key] = problem, without_copies(declared if problem else found[key])
         lengths.append(0 if problem else _n_rows(found[key]))
     is_trimmed = n_rows < expected.n_rows or was_closed(expected)
@@ -44,7 +42,7 @@ def compare_documents(
         copies = found[key].get(CONSOLIDATED)
         finding = _find_in_copies(expected, key, right, copies)
         if problems[key]:
-            repair = "" if is_declared else _NOTHING_ELSE
+            repair = "write it again as it was declared" if is_declared else _NOTHING_ELSE
             findings.append(Discrepancy("metadata", key, problems[key], repair))
         elif finding and is_declared:
             findings.append(finding)
@@ -94,16 +92,6 @@ def _difference(expected: Expected, found: Document, declared: Document) -> str:
     return "" if is_same(shape, wanted) else f"its shape is {shape}, not {wanted}"
 
 
-def _misfit(key: str, document: Document) -> str:
-    """Return what is wrong with a document by itself, where the ledger has no copy of it."""
-    try:
-        if key == METADATA and "layout" in document["attributes"][ATTRIBUTE]:
-            Schema.from_attribute(document["attributes"][ATTRIBUTE])
-    except (DamagedStoreError, LookupError, TypeError) as error:
-        return f"it is malformed: {error}"
-    return misfit(document)
-
-
 def _find_in_copies(
     expected: Expected, key: str, documents: Mapping[str, Document], copies: object
 ) -> Discrepancy | None:
@@ -122,7 +110,8 @@ def _find_in_copies(
         if is_same(copies, consolidated(group, {**documents, **others})):
             return None
         wrong = _wrong_copy(expected, group, copies)
-    return Discrepancy("consolidated-metadata", key, wrong or what, is_damage=bool(wrong))
+    kind, repair = "consolidated-metadata", "consolidate again"
+    return Discrepancy(kind, key, wrong or what, repair, is_damage=bool(wrong))
 
 
 def _wrong_copy(expected: Expected, group: str, copies: object) -> str:

@@ -85,7 +85,7 @@ def plan_blocks(plan: Plan) -> None:
         if file.state is FileState.UNTOLD:
             stop = plan.rebuilt[first_row] = min(end_row, plan.n_rows)
             plan.records[key] = replace(file.record, first_row=first_row, end_row=stop)
-        elif file.state is FileState.ALTERED and key in expected.records:
+        elif file.state is FileState.ALTERED and key in expected.ledger.records:
             plan.leave(key, file)
         elif file.state is FileState.ALTERED:
             plan.hopeless.append(

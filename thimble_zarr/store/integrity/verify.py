@@ -52,8 +52,8 @@ def verify(
     try:
         expected = read_expected(LocalFiles(Path(store).absolute()))
         findings, n_bytes = list(expected.findings), 0
-        total = sum(record.n_bytes for record in expected.records.values())
-        for key, record in expected.records.items():
+        total = sum(record.n_bytes for record in expected.ledger.records.values())
+        for key, record in expected.ledger.records.items():
             findings += find_in_file(expected, key)
             n_bytes += record.n_bytes
             progress(n_bytes, total)
@@ -66,7 +66,7 @@ def verify(
     return VerifyResult(
         path=Path(store),
         n_rows=expected.n_rows,
-        n_files=len(expected.records),
+        n_files=len(expected.ledger.records),
         n_bytes=n_bytes,
         findings=findings,
         repairs=expected.ledger.repairs,
@@ -82,22 +82,25 @@ def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
     is_ours = holder is not None and holder.is_this_process
     if not (is_ours or expected.is_complete or recording_of(files).state is State.CUT_OFF):
         return
-    known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.records}
+    known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.ledger.records}
     has_whole_ledger = expected.ledger.ends and not expected.doubtful_bytes
     for key in files.list():
         what = ""
-        if key == HOLDER and not is_ours:
+        if key in known or (key == HOLDER and is_ours):
+            continue
+        if key == HOLDER:
             what = f"left by a writer that is gone, {holder or 'unknown'}"
         elif key.endswith(PARTIAL):
             what = "a file that was not written to its end"
-        elif key not in known and is_chunk_key(key) and has_whole_ledger:
-            what = "a file of a block that was never committed"
-        if what:
-            yield Discrepancy("leftover", key, what, is_damage=False)
-        elif not (key in known or key == HOLDER or is_chunk_key(key) or key.endswith(METADATA)):
-            what = "a file that no store has"
+        elif is_chunk_key(key):
+            what = "a file of a block that was never committed" if has_whole_ledger else ""
+        elif not key.endswith(METADATA):
+            what, repair = "a file that no store has", "none: whoever put it there may want it"
             try:
                 files.size(key)
             except NotPlainFileError:
                 what = "a link, or something else that is no plain file, that no store has"
-            yield Discrepancy("stray", key, what, is_damage=False)
+            yield Discrepancy("stray", key, what, repair, is_damage=False)
+            continue
+        if what:
+            yield Discrepancy("leftover", key, what, "remove it", is_damage=False)
