@@ -146,14 +146,16 @@ class Expected:
 def read_expected(files: Files) -> Expected:
     """Read commit record and ledger: what there should be, and what is wrong with the two.
 
-    Raises
-    ------
-    NotAStoreError, UnsupportedFormatError
-        If there is no store, or one of another format version.
-    DamagedStoreError
-        If too little is left to tell what it should hold.
+    Raises NotAStoreError or UnsupportedFormatError where there is no store or one of another
+    version, and DamagedStoreError if too little is left to tell what it should hold.
     """
-    _check_is_store(files)
+    try:
+        Contents.read(files)
+    except NotAStoreError:
+        if not any(files.list(BOOKKEEPING)):
+            raise
+    except DamagedStoreError:
+        pass  # as is found among the metadata
     expected = Expected(files)
     try:
         commit = Commit.read(files)
@@ -198,17 +200,6 @@ def _is_replaced(files: Files, commit: Commit) -> bool:
         replaces = last.entry.replaces if last is not None and last.entry is not None else None
         return replaces == [*msgspec.structs.astuple(commit)]
     return False
-
-
-def _check_is_store(files: Files) -> None:
-    """Raise NotAStoreError or UnsupportedFormatError for what is none, or another version's."""
-    try:
-        Contents.read(files)
-    except NotAStoreError:
-        if not any(files.list(BOOKKEEPING)):
-            raise
-    except DamagedStoreError:
-        pass  # as is found among the metadata
 
 
 def _read_ledger(expected: Expected) -> None:

@@ -44,17 +44,7 @@ from thimble_zarr.store.metadata import encoded
 
 
 def plan_repair(store: StorePath) -> Plan:
-    """Find out what a repair would do. Every byte of the store is read, and nothing is written.
-
-    Raises
-    ------
-    StoreLockedError
-        If it is being recorded.
-    NotAStoreError, UnsupportedFormatError, DamagedStoreError
-        If there is no store there, or too little of one.
-    StoreError
-        If it cannot be read.
-    """
+    """Find out what `repair` would do. Every byte of the store is read, and nothing is written."""
     files = LocalFiles(Path(store).absolute())
     _check_not_recorded(files)
     return _plan(files)
@@ -68,8 +58,8 @@ def repair(store: StorePath) -> Plan:
     StoreLockedError
         If it is being recorded.
     StoreError
-        If nothing of it can be kept, or it cannot be written. Then it is as it was, or repairing it
-        again continues where this one stopped.
+        If nothing of it can be kept, or it cannot be read or written. Then it is as it was, or
+        repairing it again continues where this one stopped.
     """
     files = LocalFiles(Path(store).absolute())
     _check_not_recorded(files)

@@ -11,7 +11,7 @@ from pathlib import Path
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.reader import State
 from thimble_zarr.store.contents import StorePath
-from thimble_zarr.store.files.base import PARTIAL, NotPlainFileError
+from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.expected import Expected, read_expected
 from thimble_zarr.store.integrity.files import find_in_file
@@ -95,12 +95,9 @@ def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
         elif is_chunk_key(key):
             what = "a file of a block that was never committed" if has_whole_ledger else ""
         elif not key.endswith(METADATA):
-            what, repair = "a file that no store has", "none: whoever put it there may want it"
-            try:
-                files.size(key)
-            except NotPlainFileError:
-                what = "a link, or something else that is no plain file, that no store has"
-            yield Discrepancy("stray", key, what, repair, is_damage=False)
-            continue
+            repair = "none: whoever put it there may want it"
+            yield Discrepancy(
+                "stray", key, "a file or link that no store has", repair, is_damage=False
+            )
         if what:
             yield Discrepancy("leftover", key, what, "remove it", is_damage=False)
