@@ -85,19 +85,17 @@ def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
     known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.ledger.records}
     has_whole_ledger = expected.ledger.ends and not expected.doubtful_bytes
     for key in files.list():
-        what = ""
+        kind, what, repair = "leftover", "", "remove it"
         if key in known or (key == HOLDER and is_ours):
             continue
         if key == HOLDER:
             what = f"left by a writer that is gone, {holder or 'unknown'}"
         elif key.endswith(PARTIAL):
             what = "a file that was not written to its end"
-        elif is_chunk_key(key):
-            what = "a file of a block that was never committed" if has_whole_ledger else ""
-        elif not key.endswith(METADATA):
+        elif is_chunk_key(key) and has_whole_ledger:
+            what = "a file of a block that was never committed"
+        elif not (is_chunk_key(key) or key.endswith(METADATA)):
+            kind, what = "stray", "a file or link that no store has"
             repair = "none: whoever put it there may want it"
-            yield Discrepancy(
-                "stray", key, "a file or link that no store has", repair, is_damage=False
-            )
         if what:
-            yield Discrepancy("leftover", key, what, "remove it", is_damage=False)
+            yield Discrepancy(kind, key, what, repair, is_damage=False)
