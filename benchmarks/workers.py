@@ -16,7 +16,7 @@ from benchmarks.__main__ import machine, measure_in_turn, python, summarize
 def main(store: Path, *, workers: int, repeats: int, replay: bool) -> None:
     """Check all tokens of STORE with one worker and with several; print both and the ratio.
 
-    Start-up of a cluster takes seconds, so the run should be long: 5,000 steps of Thimble 1, say.
+    The run should be long: 5,000 steps of Thimble 1, say.
     """
     what = ("--tokens", "all", "--extended", "--format", "csv", "--quiet")
     how = () if replay else ("--no-replay",)

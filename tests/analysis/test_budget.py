@@ -45,7 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         synthetic_run(directory / f"{n_steps}.zarr", n_steps=n_steps, n_tokens=8, n_dims=4)
     synthetic_run(directory / "large.zarr", n_steps=3, n_tokens=N_TOKENS, n_dims=768)
     assert (
-        4 * _weights(directory / "large.zarr").source.reader.schema.row_bytes > BUDGET - CUDA_BYTES
+        4 * _weights(directory / "large.zarr").variable.source.reader.schema.row_bytes
+        > BUDGET - CUDA_BYTES
     )
     return directory
 
@@ -108,7 +109,7 @@ def test_needs_do_not_grow_with_steps_but_for_the_table(runs: Path) -> None:
 
 
 def test_needs_do_not_grow_with_tokens_beyond_a_window(runs: Path) -> None:
-    schema = _weights(runs / "large.zarr").source.reader.schema
+    schema = _weights(runs / "large.zarr").variable.source.reader.schema
     sizes = [task_bytes(schema, n_rows=4, n_tokens=n_tokens) for n_tokens in (5, 5000, N_TOKENS)]
     assert sizes[0] < sizes[1] == sizes[2]
     assert task_bytes(schema, n_rows=4, n_tokens=5000, replay=False) < sizes[1]
@@ -145,7 +146,7 @@ def test_graphs_are_small_and_made_when_asked_for(wide: xr.Dataset) -> None:
 @pytest.mark.parametrize("some", [slice(None), slice(1, None, 2), np.arange(0, 10_000, 3)])
 def test_the_graph_of_an_accounting_pickles_small(wide: xr.Dataset, some: object) -> None:
     variable = wide.isel(token=some).adam_residual.data
-    source = variable.source
+    source = variable.variable.source
     assert {*source.scalars} == {*source.reader.schema.scalars}  # caches are filled, and stay here
     n_tokens = variable.shape[1]
     for classes in (None, np.arange(n_tokens) % 5):
@@ -156,7 +157,7 @@ def test_the_graph_of_an_accounting_pickles_small(wide: xr.Dataset, some: object
 
 
 def test_a_process_has_one_source_for_all_its_tasks(wide: xr.Dataset) -> None:
-    content = pickle.dumps(wide.W.data.source)
+    content = pickle.dumps(wide.W.data.variable.source)
     assert pickle.loads(content) is pickle.loads(content)
     assert len(content) < 5000
 

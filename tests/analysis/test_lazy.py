@@ -179,11 +179,13 @@ def test_little_more_is_read_than_the_chunks_of_the_selected_tokens(
     wide: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = [3, 5, 700, 1500, 1501]
-    chunks = {place // 96 for place in wide.W.data.source.reader.schema.places[tokens].tolist()}
+    chunks = {
+        place // 96 for place in wide.W.data.variable.source.reader.schema.places[tokens].tolist()
+    }
     n_wanted = 0
     for name in ("W", "exp_avg", "exp_avg_sq"):
         for block in (0, 1):
-            with wide.W.data.source.reader.arrays.block(name, 64 * block) as shard:
+            with wide.W.data.variable.source.reader.arrays.block(name, 64 * block) as shard:
                 n_wanted += sum(shard._span(chunk)[1] for chunk in chunks)
     n_read = 0
     real = ShardFile._read
@@ -221,7 +223,7 @@ def test_threads_and_one_thread_agree(wide: xr.Dataset) -> None:
 
 def test_tiny_memory_makes_the_blocks_the_tests_rely_on(ds: xr.Dataset) -> None:
     assert TINY_MEMORY
-    assert ds.W.data.source.reader.schema.layout.block_steps == 4
+    assert ds.W.data.variable.source.reader.schema.layout.block_steps == 4
 
 
 def test_a_dataset_computes_ours_and_dasks_arrays_together(ds: xr.Dataset) -> None:

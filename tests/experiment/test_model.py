@@ -35,13 +35,12 @@ def loss_of(
     loss_chunk: int = 0,
 ) -> torch.Tensor:
     """The loss as the notebook computes it, but for what a test chooses."""
-    return language_loss(
-        model,
-        *tokens,
+    config = TrainingConfig(
         double_shift=double_shift,
-        compute_dtype=compute_dtype,
+        compute_dtype=str(compute_dtype).removeprefix("torch."),
         loss_chunk=loss_chunk,
     )
+    return language_loss(model, *tokens, config)
 
 
 def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:

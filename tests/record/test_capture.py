@@ -7,7 +7,6 @@ from tests.support.runs import Loop
 from thimble_zarr.errors import OptimizerError
 from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.record.capture import LiveOptimizer, optimizer_spec
-from thimble_zarr.record.counting import live_count
 
 adam_module = importlib.import_module("torch.optim.adam")
 
@@ -94,8 +93,8 @@ def test_states_are_those_of_the_optimizer() -> None:
     tensors = live(loop).states("", info(loop))
     assert set(tensors) == {"W", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
     assert not tensors["exp_avg"].any()  # as they begin
-    assert live_count(loop.optimizer, loop.weight, "step") == 0
+    assert live(loop).counter.count("") == 0
     loop.step()
     tensors = live(loop).states("", info(loop))
     assert tensors["exp_avg"] is loop.optimizer.state[loop.weight]["exp_avg"]
-    assert live_count(loop.optimizer, loop.weight, "step") == 1
+    assert live(loop).counter.count("") == 1

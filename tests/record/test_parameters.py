@@ -38,7 +38,7 @@ def chosen(
     model: nn.Module | None = None,
     labels: object = None,
 ) -> dict[str, RecordedParameter]:
-    return choose(optimizer, None, parameters=parameters, model=model, labels=labels)
+    return choose(optimizer, None, parameters=parameters, model=model, labels=labels)[1]
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_matrices_of_embeddings_have_tokens(model: Model) -> None:
 )
 def test_a_single_parameter_lies_at_the_root(shape: tuple[int, ...], dims: tuple[str, ...]) -> None:
     tensor = nn.Parameter(torch.zeros(shape))
-    found = choose(torch.optim.AdamW([tensor]), tensor, name="x")
+    _, found = choose(torch.optim.AdamW([tensor]), tensor, name="x")
     assert list(found) == [""]
     assert found[""].tensor is tensor
     assert (found[""].dims, found[""].name) == (dims, "x")
 
 
 def test_a_model_names_a_single_parameter(model: Model, optimizer: torch.optim.Optimizer) -> None:
-    found = choose(optimizer, model.head.weight, model=model)
+    _, found = choose(optimizer, model.head.weight, model=model)
     assert found[""].name == "wte.weight"
 
 

@@ -15,6 +15,7 @@ from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreExistsError
 from thimble_zarr.record import block as block_module
 from thimble_zarr.record import block_writer as writer_module
+from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
@@ -349,7 +350,7 @@ def test_a_step_that_could_not_be_recorded_ends_the_recording(
         with Recorder(path, loop.optimizer, parameter=loop.weight):
             loop.step()
             with monkeypatch.context() as patch:
-                patch.setattr(Recorder, "_append_row", interrupted)
+                patch.setattr(LiveOptimizer, "row", interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     loop.step()
             loop.step()

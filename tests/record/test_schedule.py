@@ -164,7 +164,7 @@ def test_steps_that_are_not_recorded_are_not_looked_at(
         (capture.LiveOptimizer, "check_unchanged"),
         (capture.LiveOptimizer, "_scalars"),
         (capture.LiveOptimizer, "states"),
-        (counting, "live_count"),
+        (counting.StepCounter, "count"),
     ):
         monkeypatch.setattr(module, name, noting(getattr(module, name), looked))
 
@@ -179,9 +179,9 @@ def test_steps_that_are_not_recorded_are_not_looked_at(
             loop.step()
             assert recorder.step == step
     assert asked == list(range(1, N_STEPS + 2))  # each once, in order
-    row = ["check_unchanged", "live_count", "states", "_scalars"]
+    row = ["check_unchanged", "count", "states", "_scalars"]
     # The first step is looked at; that of step 9, whose row before is not there, before it, too.
-    assert looked == [*row[:1], *row[:1], "live_count", *row[1:], *row]
+    assert looked == [*row[:1], *row[:1], "count", *row[1:], *row]
 
 
 def record_scaled(path: Path, **options: object) -> xr.Dataset:

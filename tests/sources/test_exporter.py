@@ -11,7 +11,7 @@ from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, History, Loop, record
 from thimble_zarr import Recorder
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.sources.notebook.exporter import export_notebook
+from thimble_zarr.sources.notebook.exchange import export_notebook
 from thimble_zarr.store.reader import StoreReader
 
 CONFIG = TrainingConfig(lr=1e-2, weight_decay=0.01, steps=N_STEPS, batch_size=128)
@@ -72,6 +72,15 @@ def test_what_the_notebooks_file_cannot_hold_is_refused(tmp_path: Path) -> None:
         record(path, n_steps=2, **options)
         with pytest.raises(ConfigError, match=message):
             export_notebook(StoreReader.open(path), tmp_path / "x.safetensors")
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
+def test_a_run_of_another_optimizer_than_adam_is_refused_by_name(tmp_path: Path) -> None:
+    loop = Loop(optimizer=torch.optim.SGD, momentum=0.9)
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):
+        loop.step()
+    with pytest.raises(ConfigError, match=r"was trained with SGD, .* file is of AdamW"):
+        export_notebook(StoreReader.open(tmp_path / "run.zarr"), tmp_path / "x.safetensors")
     assert not list(tmp_path.glob("*.safetensors*"))
 
 

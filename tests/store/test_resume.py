@@ -664,7 +664,7 @@ def test_a_count_on_a_device_is_compared(tmp_path: Path, monkeypatch: pytest.Mon
     path = killed(tmp_path / "run.zarr", 9, flushed=8)
     run = Run().go_to(5)
     count = torch.tensor(5.0).as_subclass(OnDevice)
-    monkeypatch.setattr("thimble_zarr.record.resume_state.live_count", lambda *of: count)
+    monkeypatch.setattr("thimble_zarr.record.counting.StepCounter.count", lambda *of: count)
     with pytest.raises(ResumeError, match=r"optimizer_step is 5, not 8; .* with after_step=5,"):
         run.recorder(path, resume=True)
 

@@ -68,10 +68,6 @@ def check(
     progress
         Called with how many parts of a parameter are done, and how many there are.
 
-    Returns
-    -------
-    CheckResult
-
     Raises
     ------
     ThimbleError
@@ -105,7 +101,7 @@ def check(
         try:
             source = Source.of(reader, device)
             subsets = _check(source, (tokens, steps), where, resources, progress, **asked)
-            results.append(ParameterResult(*where, subsets))
+            results.append(ParameterResult(*where, subsets=subsets))
         except (ThimbleError, OSError) as error:
             if len(readers) == 1:
                 raise
@@ -140,7 +136,7 @@ def _check(
         findings = find_causes(subset, table, altered) if replay else []
         result = SubsetResult(
             *where,
-            schema,
+            schema=schema,
             subset=name,
             n_tokens=len(subset.tokens),
             steps=(int(steps[0]), int(steps[-1])),

@@ -11,14 +11,8 @@ from thimble_zarr.errors import ConfigError, NotAStoreError
 def stores_at(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the paths that patterns match, sorted and without duplicates.
 
-    What exists by its name is no pattern. Whether there is a store is not looked at.
-
-    Raises
-    ------
-    NotAStoreError
-        If a pattern matches nothing.
-    ConfigError
-        If there are no paths.
+    What exists by its name is no pattern. Whether there is a store is not looked at. Raises
+    NotAStoreError if a pattern matches nothing, and ConfigError if there are no paths.
     """
     patterns = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not patterns:

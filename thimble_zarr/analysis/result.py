@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +24,9 @@ SUMMARY = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
 
 @dataclass(frozen=True)
 class ReplayedArray:
-    """How many values of an array the replay gives again, and the first that it does not.
+    """How many values were compared and have the replay's bits, and the largest distance (ULP).
 
-    Attributes
-    ----------
-    total, equal
-        Values that were compared, and those with the same bits.
-    max_ulp
-        The largest distance from the replay.
-    first
-        `step`, `token` and `dim` of the first value that differs; None where none does.
+    `first` is the `step`, `token` and `dim` of the first value that differs; None where none does.
     """
 
     total: int
@@ -43,35 +36,43 @@ class ReplayedArray:
 
 
 @dataclass(frozen=True)
-class SubsetResult:
+class _Checked:
+    """What was checked: a run, and the parameter's name if the store holds several."""
+
+    store: Path
+    parameter: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run, and which of its parameters if it has several."""
+        return f"{self.store}, {self.parameter}" if self.parameter else f"{self.store}"
+
+    def _to_json(self) -> dict[str, Json]:
+        return {"store": str(self.store), **_named(self.parameter)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetResult(_Checked):
     """What a check found of a subset of a parameter's tokens.
 
     Attributes
     ----------
-    store, parameter
-        Where the run is, and the parameter's name if the store holds several.
     schema
         What was recorded.
     subset, n_tokens
         The subset's name, and how many tokens it has.
-    steps
-        First and last selected step.
-    n_recorded
-        Selected steps that were recorded. Those whose row before was not are not checked.
+    steps, n_recorded
+        First and last selected step, and how many of them were recorded. Those whose row before
+        was not are not checked.
     extended
         Whether `columns` has more than the original notebook tabulates.
     numbers
         All numbers by name, as arrays: what `accounting` returns as a dataset.
-    findings
-        The causes of what fails.
-    verdict
-        The answer in words.
+    findings, verdict
+        The causes of what fails, and the answer in words.
     """
 
-    store: Path
-    parameter: str | None
     schema: Schema
-    _: KW_ONLY
     subset: str
     n_tokens: int
     steps: tuple[int, int]
@@ -94,10 +95,7 @@ class SubsetResult:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """The steps, and the columns of the formula, or without it those of the replay.
-
-        Of each array these say how many values differ, how many by more than they may, and how far.
-        """
+        """The steps, and the columns of the formula, or without it those of the replay."""
         numbers = self.numbers
         columns = {"t": numbers["step"]}
         if has_formula(numbers):
@@ -132,20 +130,18 @@ class SubsetResult:
 
     def to_json(self) -> dict[str, Json]:
         """Return the result as JSON has it: what is not a finite number is null."""
-        columns, numbers, replay = self.columns, self.numbers, None
-        if self.replay is not None:
-            replay = {name: _finite(asdict(of)) for name, of in self.replay.items()}
+        columns, numbers = self.columns, self.numbers
+        replay = {name: _finite(asdict(of)) for name, of in (self.replay or {}).items()}
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return {
-            "store": str(self.store),
-            **_named(self.parameter),
+            **self._to_json(),
             "tokens": {"subset": self.subset, "n": self.n_tokens},
             "steps": [int(numbers["step"].min()), int(numbers["step"].max())],
             "n_skipped": int(numbers["skipped"].sum()),
             "n_steps": {"checked": len(numbers["step"]), "recorded": self.n_recorded},
             "rows": [_finite(dict(zip(columns, row, strict=True))) for row in rows],
             "summary": {name: _finite(of) for name, of in self.summary.items()},
-            "replay": replay,
+            "replay": replay or None,
             "replay_device": numbers.attrs.get("device"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
             "findings": [finding.to_json() for finding in self.findings],
@@ -155,12 +151,10 @@ class SubsetResult:
         }
 
 
-@dataclass(frozen=True)
-class ParameterResult:
+@dataclass(frozen=True, kw_only=True)
+class ParameterResult(_Checked):
     """What a check found of a parameter: of each subset of its tokens, or an error."""
 
-    store: Path
-    parameter: str | None = None
     subsets: tuple[SubsetResult, ...] = ()
     error: Exception | None = None
 
@@ -170,24 +164,17 @@ class ParameterResult:
 
     def to_json(self) -> dict[str, Json]:
         """Return the result as JSON has it: a subset, or several of them, or the error."""
-        if len(self.subsets) == 1:
-            return self.subsets[0].to_json()
-        found: dict[str, Json] = {"subsets": [subset.to_json() for subset in self.subsets]}
         if self.error is not None:
-            found = {"error": str(self.error)}
-        return {"store": str(self.store), **_named(self.parameter), **found}
+            return self._to_json() | {"error": str(self.error)}
+        found = [subset.to_json() for subset in self.subsets]
+        return found[0] if len(found) == 1 else self._to_json() | {"subsets": found}
 
 
 @dataclass(frozen=True)
 class CheckResult:
     """What `check` found. Iterate over it for each subset of each parameter (`SubsetResult`).
 
-    Attributes
-    ----------
-    store
-        Where the run is.
-    parameters
-        What was found of each parameter. Those that could not be checked have an `error`.
+    Of `parameters`, those that could not be checked have an `error`.
     """
 
     store: Path
@@ -221,10 +208,7 @@ class CheckResult:
 
     @cached_property
     def table(self) -> "pd.DataFrame":
-        """The columns step by step, and first of which parameter and subset if there are several.
-
-        It is made when it is first asked for, and only then is pandas imported.
-        """
+        """The columns step by step; first the parameter and subset if there are several."""
         import pandas as pd
 
         several = len(self.parameters) > 1
@@ -236,10 +220,7 @@ class CheckResult:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def to_json(self) -> Json:
-        """Return what `thimble-zarr check --format json` prints: an object a parameter.
-
-        Of several parameters it is a list.
-        """
+        """Return what `thimble-zarr check --format json` prints; a list of several parameters."""
         found = [parameter.to_json() for parameter in self.parameters]
         return found[0] if len(found) == 1 else found
 
@@ -247,16 +228,14 @@ class CheckResult:
 def _summary(values: np.ndarray) -> dict[str, float]:
     missing = np.isnan(values)
     known = values[~missing]
-    mean = std = math.nan
-    order = [math.nan] * 5
+    numbers = [len(known), *[math.nan] * 7]
     with np.errstate(invalid="ignore"):  # a ratio is infinite where nothing moved
         if len(known):
-            mean = np.where(missing, 0, values).sum(dtype=np.float64) / len(known)
-            order = [known.min(), *np.percentile(known, [25, 50, 75]), known.max()]
+            numbers[1] = np.where(missing, 0, values).sum(dtype=np.float64) / len(known)
+            numbers[3:] = known.min(), *np.percentile(known, [25, 50, 75]), known.max()
         if len(known) > 1:
-            squares = np.where(missing, 0, (mean - values) ** 2)
-            std = np.sqrt(squares.sum() / (len(known) - 1))
-    numbers = len(known), mean, std, *order
+            squares = np.where(missing, 0, (numbers[1] - values) ** 2)
+            numbers[2] = np.sqrt(squares.sum() / (len(known) - 1))
     return {name: float(number) for name, number in zip(SUMMARY, numbers, strict=True)}
 
 

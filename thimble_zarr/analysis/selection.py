@@ -21,32 +21,15 @@ _WORDS = ("all", "live", "dead")
 def select(
     source: Source, tokens: str | None, steps: str | None
 ) -> tuple[Selected, dict[str, Selected]]:
-    """Select steps of the tokens of one subset or of several.
+    """Select steps of the tokens of one subset or several; return all together, and each by name.
 
-    Parameters
-    ----------
-    source
-        The recording.
-    tokens
-        `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white space or
-        commas, or `text:` and a token's exact text, as `ds.text` has it. Or several subsets
-        separated by commas: words, and besides them `@FILE`. None means `dead` where it is known
-        which tokens are, else `all`. A parameter without tokens has only `all`, its rows.
-    steps
-        `A:B`, both inclusive as labels are in xarray; either may be left out. A single `A` is that
-        step alone. None means every step.
-
-    Returns
-    -------
-    Selected
-        The tokens of all subsets.
-    dict of str to Selected
-        Each subset, by name.
-
-    Raises
-    ------
-    SelectionError
-        If a subset or the steps cannot be read, are not there, or are empty.
+    `tokens` are `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white
+    space or commas, or `text:` and a token's exact text, as `ds.text` has it. Or several subsets
+    separated by commas: words, and besides them `@FILE`. None means `dead` where it is known which
+    tokens are, else `all`. A parameter without tokens has only `all`, its rows. `steps` are `A:B`,
+    both inclusive as labels are in xarray; either may be left out. A single `A` is that step alone,
+    and None means every step. Raises SelectionError if they cannot be read, are not there, or are
+    empty.
     """
     schema = source.reader.schema
     if schema.has_tokens:
@@ -67,9 +50,10 @@ def select(
 
 def _subsets(spec: str | None) -> list[str | None]:
     """Cut a list of subsets; it is one if a part of it is a word, for ids and texts have none."""
-    parts = [] if spec is None or spec.startswith("text:") else spec.split(",")
-    parts = [part.strip() for part in parts]
-    if len(parts) < 2 or not set(parts) & set(_WORDS):
+    if spec is None or spec.startswith("text:"):
+        return [spec]
+    parts = [part.strip() for part in spec.split(",")]
+    if len(parts) < 2 or not {*parts} & {*_WORDS}:
         return [spec]
     for part in parts:
         if part not in _WORDS and not part.startswith("@"):
@@ -88,7 +72,13 @@ def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
     if spec == "all":
         return spec, np.arange(len(source.token_ids))
     if spec in _WORDS:
-        positions = _labelled(source, spec)
+        mask = source.labels.live if spec == "live" else source.labels.dead
+        if mask is None:
+            raise SelectionError(
+                f"the run does not say which tokens are {spec}; record it with token counts "
+                "(`labels=` of Recorder), or select ids"
+            )
+        positions = np.flatnonzero(mask)
     elif spec.startswith("text:"):
         positions = _with_text(source, spec.removeprefix("text:"))
     else:
@@ -98,16 +88,6 @@ def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
             f"no token is selected: --tokens {spec or repr(spec)} is empty in this run"
         )
     return spec, positions
-
-
-def _labelled(source: Source, label: str) -> np.ndarray:
-    mask = source.labels.live if label == "live" else source.labels.dead
-    if mask is None:
-        raise SelectionError(
-            f"the run does not say which tokens are {label}; record it with token counts "
-            "(`labels=` of Recorder), or select ids"
-        )
-    return np.flatnonzero(mask)
 
 
 def _with_text(source: Source, text: str) -> np.ndarray:

@@ -13,16 +13,10 @@ from thimble_zarr.format.reader import Reader, State
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an accounting shows.
+    """Whether every recorded row follows from the row before, and the same in words.
 
-    Attributes
-    ----------
-    holds, text
-        Whether every recorded row follows from the row before, and the same in words.
-    step
-        The first step that fails; None where none does.
-    has_ended
-        Whether the recording has ended. If not, `text` says so.
+    `step` is the first step that fails. `has_ended` says whether the recording has; if not, `text`
+    says so.
     """
 
     holds: bool
@@ -34,13 +28,12 @@ class Verdict:
 def verdict(
     table: AnyTable, findings: Sequence[Finding] = (), reader: Reader | None = None
 ) -> Verdict:
-    """Judge an accounting.
+    """Judge an accounting, `find_causes` of it, and with its reader whether the recording ended.
 
     Where there is a replay it decides, because it is sharper than any bound on the formula's
-    rounding. In both cases a change that is not finite fails. The findings are what `find_causes`
-    returned. With the reader of the recording it is told, too, whether that has ended.
+    rounding. In both cases a change that is not finite fails.
     """
-    judged = _replay_verdict(table) if "recurrence" in table else _formula_verdict(table)
+    judged = (_replay_verdict if "recurrence" in table else _formula_verdict)(table)
     if judged.holds and findings:
         step = min(finding.step for finding in findings)
         judged = _failed(
@@ -53,10 +46,8 @@ def verdict(
     if unended := _unended(reader):
         return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
     if planned := stopped_of(reader):
-        last = reader.read_steps()[-1]
-        return replace(
-            judged, text=f"{judged.text} The run was stopped after step {last}{planned}."
-        )
+        stopped = f"The run was stopped after step {reader.read_steps()[-1]}{planned}."
+        return replace(judged, text=f"{judged.text} {stopped}")
     return judged
 
 
@@ -144,7 +135,7 @@ def _replay_verdict(table: AnyTable) -> Verdict:
 
 
 def _formula(table: AnyTable) -> str:
-    return f"{table.attrs.get('optimizer', 'AdamW')}'s formula"
+    return f"{table.attrs.get('optimizer', 'the optimizer')}'s formula"
 
 
 def _not_finite(table: AnyTable, others: str) -> Verdict:

@@ -1,5 +1,6 @@
 """`check`: does every recorded row follow from the one before?"""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +9,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thimble_zarr.cli.exits import FOUND, exit_code
-from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK, Size
+from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK, format_option, size
 from thimble_zarr.errors import StoreError, ThimbleError
 from thimble_zarr.report.text import DEFAULT_ROWS
 
 if TYPE_CHECKING:
-    from thimble_zarr.analysis.result import CheckResult
+    from thimble_zarr.analysis.result import ParameterResult
 
 
-class _Rows(click.ParamType[int]):
-    """A number of rows, or all."""
-
-    name = "rows"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if value == "all":
-            return sys.maxsize
-        if str(value).isdecimal() and int(str(value)) > 0:
-            return int(str(value))
-        self.fail(f"{value!r} is neither a number of steps, such as 40, nor all", param, ctx)
+def _rows(text: str) -> int:
+    """Read a number of rows, or all."""
+    if text == "all":
+        return sys.maxsize
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise click.BadParameter(f"{text!r} is neither a number of steps, such as 40, nor all")
 
 
 @click.command(short_help="Check that every row follows from the row before.")
@@ -44,17 +39,12 @@ class _Rows(click.ParamType[int]):
 @click.option(
     "--steps", metavar="A:B", help="First and last step, such as 100:200.  [default: all]"
 )
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="A table for people; csv or json with every step for machines.",
+@format_option(
+    "table", "csv", "json", help="A table for people; csv or json with every step for machines."
 )
 @click.option(
     "--rows",
-    type=_Rows(),
+    type=_rows,
     metavar="N",
     help="How many steps the table shows, half of them from either end; or all. With several "
     "subsets, parameters or stores, show the table of each, too.  "
@@ -72,7 +62,7 @@ class _Rows(click.ParamType[int]):
 @click.option(
     "--formula/--no-formula",
     default=True,
-    help="Compare every step with AdamW's formula, or only replay.  [default: formula]",
+    help="Compare every step with the optimizer's formula, or only replay.  [default: formula]",
 )
 @click.option(
     "--replay/--no-replay",
@@ -89,7 +79,7 @@ class _Rows(click.ParamType[int]):
 @click.option(
     "--memory",
     "memory_bytes",
-    type=Size(),
+    type=size,
     help="Limits the memory of all processes together.  [default: four fifths of what is free]",
 )
 @click.option(
@@ -109,9 +99,9 @@ class _Rows(click.ParamType[int]):
 def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> None:
     """Check that every recorded row in STORE follows from the row before.
 
-    Formula: for every step, AdamW's formula predicts the change of the selected weights from the
-    recorded states. The table compares it with the observed change: both norms, the norm of the
-    difference, cosine and ratio.
+    Formula: for every step, the optimizer's formula predicts the change of the selected weights
+    from the recorded states. The table compares it with the observed change: both norms, the norm
+    of the difference, cosine and ratio.
 
     Replay: torch takes every step again, and weights and moments are compared bit by bit. If they
     differ, the cause is looked for and named.
@@ -145,7 +135,8 @@ def run_check(
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
     paths = [*map(Path, stores_at(stores))]
-    results = [_result(path, alone=len(paths) == 1, quiet=quiet, **options) for path in paths]
+    found = (_checked(path, alone=len(paths) == 1, quiet=quiet, **options) for path in paths)
+    results = [*itertools.chain.from_iterable(found)]
     if format_ == "table":
         text = report.as_text(results, rows)
     else:
@@ -159,27 +150,29 @@ def run_check(
     return max(map(_exit_code, results))
 
 
-def _result(store: Path, *, alone: bool, quiet: bool, **options: Any) -> "CheckResult":
+def _checked(
+    store: Path, *, alone: bool, quiet: bool, **options: Any
+) -> Sequence["ParameterResult"]:
     """Check a store; of several, say which cannot be, and let the others be checked."""
     from thimble_zarr.analysis.check import check as check_store
-    from thimble_zarr.analysis.result import CheckResult, ParameterResult
+    from thimble_zarr.analysis.result import ParameterResult
     from thimble_zarr.cli.progress import progress
 
     try:
         with progress("checking", unit="part", quiet=quiet) as bar:
-            result = check_store(store, progress=bar.reach, **options)
+            results = check_store(store, progress=bar.reach, **options).parameters
     except (ThimbleError, OSError) as error:
         if alone:
             raise
-        result = CheckResult(store, (ParameterResult(store, error=error),))
-    for of in result.parameters:
+        results = (ParameterResult(store, error=error),)
+    for of in results:
         if of.error is not None:
-            name = f"{store}, {of.parameter}" if of.parameter else f"{store}"
-            where = "" if str(store) in str(of.error) else f"{name}: "
+            where = "" if str(store) in str(of.error) else f"{of.name}: "
             click.echo(f"Error: {where}{of.error}", err=True)
-    return result
+    return results
 
 
-def _exit_code(result: "CheckResult") -> int:
-    errors = [exit_code(of.error) for of in result.parameters if of.error is not None]
-    return max([0 if all(subset.holds for subset in result) else FOUND, *errors])
+def _exit_code(of: "ParameterResult") -> int:
+    if of.error is not None:
+        return exit_code(of.error)
+    return 0 if all(subset.holds for subset in of.subsets) else FOUND

@@ -4,20 +4,13 @@ from pathlib import Path
 
 import click
 
-from thimble_zarr.cli.options import PARAMETERS, STORE
+from thimble_zarr.cli.options import PARAMETERS, STORE, format_option
 
 
 @click.command(short_help="Show what was recorded, by what, and how large it is.")
 @STORE
 @PARAMETERS
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="A summary for people; json with everything for machines.",
-)
+@format_option("table", "json", help="A summary for people; json with everything for machines.")
 def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
     """Show what was recorded in STORE, by what, how far, how large, and how it slowed training.
 

@@ -32,28 +32,30 @@ PARAMETERS = click.option(
 )
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes, such as 256MiB."""
+def format_option(*formats: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option `--format`, a table by default."""
+    kind = click.Choice(formats)
+    return click.option(
+        "--format", "format_", type=kind, default="table", show_default=True, help=help
+    )
 
-    name = "size"
 
-    def convert(  # noqa: D102
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        from dask.utils import parse_bytes
+def size(text: str) -> int:
+    """Read a number of bytes, such as 256MiB."""
+    from dask.utils import parse_bytes
 
-        try:
-            n_bytes: int = parse_bytes(value or "nothing")
-        except ValueError:
-            n_bytes = 0
-        if n_bytes < 1:
-            self.fail(f"{value!r} is not a size such as 256MiB", param, ctx)
-        return n_bytes
+    try:
+        n_bytes: int = parse_bytes(text or "nothing")
+    except ValueError:
+        n_bytes = 0
+    if n_bytes < 1:
+        raise click.BadParameter(f"{text!r} is not a size such as 256MiB")
+    return n_bytes
 
 
 MEMORY = click.option(
     "--memory",
-    type=Size(),
+    type=size,
     help="Limits the recorder's memory (minimum: one step) and so determines the block length.  "
     "[default: 256MiB]",
 )

@@ -18,6 +18,7 @@ from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
 
 if TYPE_CHECKING:
+    from thimble_zarr.experiment.recorded import RecordedRun
     from thimble_zarr.experiment.trainer import Progress, TrainingData
 
 VALIDATION_STEPS = (1, 10, 50, 100, 200, 500, 800)
@@ -62,47 +63,27 @@ def train(
         raise click.UsageError(
             "--resume continues a store and --overwrite replaces it; give one of them"
         )
-    if resume:
-        chosen, memory = _resumed(store, config, settings, memory=memory, quiet=quiet)
-    else:
-        chosen = config_from(config, settings)
+    run = _resumed(store, quiet=quiet) if resume else None
+    chosen = config_from(config, settings, recorded=None if run is None else run.config)
+    if run is not None:
+        chosen, memory = run.resolve(chosen), memory or run.memory_bytes
+        run.check_same(chosen, {"memory_bytes": memory})
+        run.check_resumable()
     run_training(
-        chosen,
-        store,
-        memory_bytes=memory or DEFAULT_MEMORY_BYTES,
-        force=force,
-        overwrite=overwrite,
-        resume=resume,
-        quiet=quiet,
+        chosen, store, memory, force=force, overwrite=overwrite, resume=resume, quiet=quiet
     )
 
 
-def _resumed(
-    store: Path,
-    config: Path | None,
-    settings: dict[str, object],
-    *,
-    memory: int | None,
-    quiet: bool,
-) -> tuple[TrainingConfig, int | None]:
-    """Return settings and memory of a run to resume; raise what training would, before it loads."""
-    from thimble_zarr.experiment.checkpoints import Checkpoints
+def _resumed(store: Path, *, quiet: bool) -> "RecordedRun | None":
+    """Return the run to resume; None if there is none, of which a store that is there is told."""
     from thimble_zarr.experiment.recorded import RecordedRun
 
     run = RecordedRun.read(store)
-    if run is None:
-        if store.exists() and not quiet:
-            click.echo(
-                f"Note: {store} has no settings; the run starts with the ones given here", err=True
-            )
-        return config_from(config, settings), memory
-    memory = memory or run.memory_bytes
-    chosen = run.resolve(config_from(config, settings, recorded=run.config))
-    run.check_same(chosen, {"memory_bytes": memory})
-    if not run.is_finished:
-        run.check_free()
-        run.check_has(Checkpoints(run.path))
-    return chosen, memory
+    if run is None and store.exists() and not quiet:
+        click.echo(
+            f"Note: {store} has no settings; the run starts with the ones given here", err=True
+        )
+    return run
 
 
 @click.command()
@@ -117,8 +98,7 @@ def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet:
     The same as `train` for 150 steps with batches of 16 on the default corpus, then `check`. STORE
     is demo.zarr by default.
     """
-    config = replace(DEMO, steps=steps)
-    run_training(config, store, memory_bytes=DEFAULT_MEMORY_BYTES, overwrite=overwrite, quiet=quiet)
+    run_training(replace(DEMO, steps=steps), store, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo()
     exit_code = run_check([store], quiet=quiet)
@@ -135,8 +115,8 @@ def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet:
 def run_training(
     config: TrainingConfig,
     store: Path,
+    memory: int | None = None,
     *,
-    memory_bytes: int,
     overwrite: bool,
     quiet: bool,
     force: bool = False,
@@ -152,9 +132,9 @@ def run_training(
     from thimble_zarr.experiment.plan import plan_run
     from thimble_zarr.store.contents import check_vacant
 
-    replaces = overwrite or resume
-    check_vacant(store, overwrite=replaces)
-    plan = plan_run(config, store, memory_bytes=memory_bytes, overwrite=replaces)
+    memory_bytes = memory or DEFAULT_MEMORY_BYTES
+    check_vacant(store, overwrite=overwrite or resume)
+    plan = plan_run(config, store, memory_bytes=memory_bytes, overwrite=overwrite or resume)
     say(render_plan(plan, config))
     warn_of_memory(plan)
     if not force:
@@ -192,10 +172,8 @@ def _how_to_resume(store: Path) -> str:
     """Return what to type, and the step it starts with: the one after the last checkpoint."""
     from thimble_zarr.experiment.checkpoints import Checkpoints
 
-    step = max(Checkpoints(store).steps(), default=0) + 1
-    return (
-        f"Resume   thimble-zarr train --resume {shlex.quote(str(store))}  (from step {step:,} on)"
-    )
+    step, path = max(Checkpoints(store).steps(), default=0) + 1, shlex.quote(str(store))
+    return f"Resume   thimble-zarr train --resume {path}  (from step {step:,} on)"
 
 
 class _Training:

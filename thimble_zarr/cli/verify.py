@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from thimble_zarr.cli.exits import FOUND
-from thimble_zarr.cli.options import QUIET, STORE
+from thimble_zarr.cli.options import QUIET, STORE, format_option
 from thimble_zarr.format.layout import human_bytes
 
 if TYPE_CHECKING:
@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @STORE
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="A table for people, or everything for machines.",
-)
+@format_option("table", "json", help="A table for people, or everything for machines.")
 @QUIET
 @click.pass_context
 def verify(ctx: click.Context, store: Path, *, format_: str, quiet: bool) -> None:

@@ -5,9 +5,11 @@ import math
 import operator
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
+
+import msgspec
 
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
@@ -119,17 +121,15 @@ class TrainingConfig:
         """Which steps are recorded: those of `every` and those of `windows`; None is all."""
         chosen = [] if self.every is None else [every(self.every)]
         if self.windows is not None:
-            chosen.append(windows(*map(self._span, self.windows.split(","))))
+            try:
+                pairs = [text.split(":") for text in self.windows.split(",")]
+                spans = [(int(first), int(last)) for first, last in pairs]
+            except ValueError:
+                raise ConfigError(
+                    f"windows is {self.windows!r}, but must be spans such as 1:100,900:1000"
+                ) from None
+            chosen.append(windows(*spans))
         return functools.reduce(operator.or_, chosen) if chosen else None
-
-    def _span(self, text: str) -> tuple[int, int]:
-        try:
-            first, last = map(int, text.split(":"))
-        except ValueError:
-            raise ConfigError(
-                f"windows is {self.windows!r}, but must be spans such as 1:100,900:1000"
-            ) from None
-        return first, last
 
     @property
     def recorded_variables(self) -> tuple[str, ...] | None:
@@ -149,20 +149,14 @@ class TrainingConfig:
         Raises ConfigError if a name is unknown, or a value has the wrong type or cannot work.
         """
         types = {known.name: known.type for known in fields(cls)}
-        for name in settings:
-            if name not in types:
-                raise ConfigError(f"unknown setting {name!r}; the settings are {', '.join(types)}")
-        converted: dict[str, Any] = {
-            name: _convert(name, types[name], value) for name, value in settings.items()
-        }
-        return cls(**converted)
+        for name in sorted(settings.keys() - types):
+            raise ConfigError(f"unknown setting {name!r}; the settings are {', '.join(types)}")
+        return cls(**{name: _convert(name, types[name], settings[name]) for name in settings})
 
     def to_json(self) -> dict[str, int | float | str | bool | None]:
         """Return the settings as the store keeps them."""
-        values = {known.name: getattr(self, known.name) for known in fields(self)}
-        return {
-            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
-        }
+        values = asdict(self).items()
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values}
 
 
 def read_toml(file: Path) -> dict[str, object]:
@@ -175,16 +169,12 @@ def read_toml(file: Path) -> dict[str, object]:
         raise ConfigError(f"cannot read settings from {file}: {error}") from error
 
 
-def _convert(name: str, kind: object, value: object) -> object:
+def _convert(name: str, kind: Any, value: object) -> Any:
     """Check a value from a file against the field's type; make numbers and paths of it."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind == Path | None and isinstance(value, str):
-        return Path(value)
-    # A bool is an int for Python, and for nobody else.
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
+    try:
+        return msgspec.convert(value, kind, dec_hook=lambda path, text: path(text))
+    except msgspec.ValidationError:
         plain = int if kind == int | None else kind
         words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
         expected = words.get(plain, "a string")
-        raise ConfigError(f"{name} is {value!r}, but must be {expected}")
-    return value
+        raise ConfigError(f"{name} is {value!r}, but must be {expected}") from None

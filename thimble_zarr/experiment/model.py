@@ -58,36 +58,27 @@ def language_loss(
     model: GPT2LMHeadModel,
     inputs: Tensor,
     targets: Tensor,
-    *,
-    double_shift: bool,
-    compute_dtype: torch.dtype,
-    loss_chunk: int,
+    config: TrainingConfig,
 ) -> Tensor:
     """Return the mean cross-entropy of the next token, in nats, float32.
 
-    Forward and backward run on copies of the parameters in `compute_dtype`, made once a step, so
-    that the gradients arrive at the parameters in the parameters' own dtype.
-
-    Parameters
-    ----------
-    inputs, targets
-        int64, shape `(batch, position)`.
-    double_shift
-        Shift the targets, which are shifted already, once more, as `GPT2LMHeadModel` does with the
-        `labels` it is given: the model then learns the token after next, as in the original
-        notebook.
-    loss_chunk
-        Positions whose logits are held at once, in float32; 0 holds all, in `compute_dtype`.
+    `inputs` and `targets` are int64, shape `(batch, position)`. Forward and backward run on copies
+    of the parameters in `compute_dtype`, made once a step, so that the gradients arrive at the
+    parameters in the parameters' own dtype. `double_shift` shifts the targets, which are shifted
+    already, once more, as `GPT2LMHeadModel` does with the `labels` it is given: the model then
+    learns the token after next, as in the original notebook. Of `loss_chunk` positions the logits
+    are held at once, in float32; 0 holds all, in `compute_dtype`.
     """
+    compute_dtype = getattr(torch, config.compute_dtype)
     transformer = model.transformer
     weights = {name: weight.to(compute_dtype) for name, weight in transformer.named_parameters()}
     call = {"input_ids": inputs, "use_cache": False}
     hidden = functional_call(transformer, weights, kwargs=call).last_hidden_state
-    if double_shift:
+    if config.double_shift:
         hidden, targets = hidden[:, :-1], targets[:, 1:]
     hidden, head, targets = hidden.flatten(0, 1), weights["wte.weight"], targets.flatten()
-    if loss_chunk:
-        return chunked_cross_entropy(hidden.float(), head.float(), targets, loss_chunk)
+    if config.loss_chunk:
+        return chunked_cross_entropy(hidden.float(), head.float(), targets, config.loss_chunk)
     return F.cross_entropy(F.linear(hidden, head).float(), targets)
 
 

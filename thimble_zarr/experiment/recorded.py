@@ -17,10 +17,10 @@ from thimble_zarr.store.resume import check_has_every_step
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """What the store of a run says of it.
+    """What the store of a run says of it; `attrs` is all that was kept with it.
 
-    `attrs` is all that was kept with it. `committed_step` is -1 where not even the initial state is
-    recorded for good. `is_finished` says that all steps were taken and the store is closed.
+    `committed_step` is -1 where not even the initial state is recorded for good. `is_finished` says
+    that all steps were taken and the store is closed.
     """
 
     path: Path
@@ -43,11 +43,10 @@ class RecordedRun:
             reader = StoreReader.open_each(store)[0]
             check_has_every_step(reader)
             schema, n_rows, is_closed = reader.schema, reader.n_rows, reader.commit.complete
-        else:
-            declared = read_declared(store)
-            if declared is None:
-                return None
+        elif (declared := read_declared(store)) is not None:
             schema, n_rows, is_closed = declared, 0, False
+        else:
+            return None
         attrs = schema.attrs
         settings, memory_bytes = attrs.get("config"), attrs.get("memory_bytes")
         try:
@@ -91,9 +90,11 @@ class RecordedRun:
             return config
         return replace(config, compute_dtype=self.config.compute_dtype)
 
-    def check_free(self) -> None:
-        """Raise StoreLockedError if another process is recording into the store."""
-        WriterLock(self.path).release()
+    def check_resumable(self) -> None:
+        """Raise what resuming would: another process is recording, or the checkpoint is lost."""
+        if not self.is_finished:
+            WriterLock(self.path).release()
+            self.check_has(Checkpoints(self.path))
 
     def check_has(self, checkpoints: Checkpoints) -> None:
         """Raise ResumeError if there must have been a checkpoint of a recorded step."""

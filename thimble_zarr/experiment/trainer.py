@@ -70,10 +70,9 @@ def load_data(config: TrainingConfig) -> TrainingData:
 class Training:
     """A model being trained: one call of `step` is one optimizer step.
 
-    `config` has the compute dtype that is used, also where `auto` was asked for. The global random
-    seed is set from it. A checkpoint says where to resume, after step `start`. Raises ConfigError
-    if the device is not there, CorpusError if the corpus is shorter than one window, and
-    ResumeError if the checkpoint is of another model.
+    `config` has the compute dtype that is used, also where `auto` was asked for, and the global
+    random seed is set from it. A checkpoint says where to resume, after step `start`. Raises
+    ConfigError, CorpusError or ResumeError if device, corpus or checkpoint do not fit.
     """
 
     def __init__(
@@ -100,14 +99,7 @@ class Training:
     def step(self) -> float:
         """Take one optimizer step and return its loss."""
         inputs, targets = (tokens.to(self._device) for tokens in next(self._batches))
-        loss = language_loss(
-            self.model,
-            inputs,
-            targets,
-            double_shift=self.config.double_shift,
-            compute_dtype=getattr(torch, self.config.compute_dtype),
-            loss_chunk=self.config.loss_chunk,
-        )
+        loss = language_loss(self.model, inputs, targets, self.config)
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -126,29 +118,18 @@ def train(
 ) -> None:
     """Train as the config says and record what it says, every step by default.
 
-    However training ends, by itself, by an error or by Ctrl-C, the recorded steps are on disk and
-    the store is closed. Until the last step there are checkpoints beside the store to resume from,
-    unless a schedule leaves out steps.
+    `data` are what `load_data` returns for the config. However training ends, by itself, by an
+    error or by Ctrl-C, the recorded steps are on disk and the store is closed. Until the last step
+    there are checkpoints beside the store to resume from, unless a schedule leaves out steps.
 
-    Parameters
-    ----------
-    config, data
-        The settings, and what `load_data` returns for them.
-    store, overwrite
-        Store to create, and whether it replaces one.
-    memory_bytes
-        Limit of the recorder's memory.
-    resume
-        Resume an existing store from its last checkpoint: it ends as the store of an uninterrupted
-        run, bit for bit. Where nothing was committed, start from the beginning. Raises ResumeError
-        if the store is not one of this config and these data, or its checkpoints do not fit it.
-    on_step
-        Called after each step.
+    With `resume` an existing store is resumed from its last checkpoint: it ends as the store of an
+    uninterrupted run, bit for bit. Where nothing was committed, it starts from the beginning.
+    Raises ResumeError if the store is not one of this config and these data, or its checkpoints do
+    not fit it.
     """
     checkpoints = Checkpoints(store)
     checkpoint = None
-    run = RecordedRun.read(store) if resume else None
-    if run is not None:
+    if resume and (run := RecordedRun.read(store)) is not None:
         config = run.resolve(config)
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
         if run.is_finished:
@@ -173,24 +154,14 @@ def train(
         resume=resume,
         after_step=training.start if resume else None,
     ) as recorder:
-        _record(training, recorder, checkpoints, on_step)
+        checkpoints.clear(after_step=training.start)  # of a run that was overwritten, or went on
+        block_steps = recorder.schemas[""].layout.block_steps
+        for step in range(recorder.next_step, config.steps + 1):
+            loss = training.step()
+            recorder.log(loss=loss)
+            is_full = (step + 1) % block_steps == 0
+            if config.schedule is None and is_full and checkpoints.is_due:
+                checkpoints.take(step, training.model, training.optimizer)
+                checkpoints.prune(recorder.committed_step)
+            on_step(Progress(step, loss, recorder.bytes_written))
     checkpoints.clear()
-
-
-def _record(
-    training: Training,
-    recorder: Recorder,
-    checkpoints: Checkpoints,
-    on_step: Callable[[Progress], object],
-) -> None:
-    """Take and record steps, and a checkpoint now and then as a block is full."""
-    checkpoints.clear(after_step=training.start)  # of a run that was overwritten, or went on
-    block_steps = recorder.schemas[""].layout.block_steps
-    is_resumable = training.config.schedule is None
-    for step in range(recorder.next_step, training.config.steps + 1):
-        loss = training.step()
-        recorder.log(loss=loss)
-        if is_resumable and (step + 1) % block_steps == 0 and checkpoints.is_due:
-            checkpoints.take(step, training.model, training.optimizer)
-            checkpoints.prune(recorder.committed_step)
-        on_step(Progress(step, loss, recorder.bytes_written))

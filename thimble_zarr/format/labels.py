@@ -43,6 +43,12 @@ class TokenLabels:
         tied weights every row gets a gradient, so the gradient says nothing about it.
     text
         The token as text.
+
+    Examples
+    --------
+    >>> import thimble_zarr
+    >>> thimble_zarr.TokenLabels.from_counts(np.array([5, 0, 2])).dead
+    array([False,  True, False])
     """
 
     count: np.ndarray | None = None

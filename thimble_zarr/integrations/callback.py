@@ -1,6 +1,6 @@
 """What the callbacks of trainers have in common: a recorder, opened and closed with training."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -12,7 +12,11 @@ from thimble_zarr.store.reader import StorePath
 
 
 class RecordingCallback:
-    """Keeps what a recorder is made of until training begins."""
+    """Keeps what a recorder is made of until training begins.
+
+    `path` and `parameters` are as `Recorder` takes them, and so are all other `options`: `labels`,
+    `attrs`, `memory_bytes`, `overwrite`.
+    """
 
     def __init__(self, path: StorePath, *, parameters: Parameters, **options: Any) -> None:
         self._path = path
@@ -24,21 +28,25 @@ class RecordingCallback:
         self._recorder = Recorder(self._path, torch_optimizer(optimizer), model=model, **options)
         return self._recorder
 
+    def on_train_end(self, *others: object, **given: object) -> None:
+        """Close the store."""
+        self.close()
+
     def close(self) -> None:
         """Commit what was recorded and close the store. Safe to call twice."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            recorder.close()
+            recorder.__exit__(kind, error, traceback)
 
 
 def torch_optimizer(optimizer: object) -> torch.optim.Optimizer:
-    """Return torch's optimizer, out of any wrappers: it alone calls the hooks of its steps.
-
-    Raises
-    ------
-    OptimizerError
-        If there is none.
-    """
+    """Return torch's optimizer, out of any wrappers: it alone calls the hooks of its steps."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner
     if not isinstance(optimizer, torch.optim.Optimizer):

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.integrations.callback import RecordingCallback
-from thimble_zarr.record.concurrency import close_after
-from thimble_zarr.record.parameters import Parameters
 from thimble_zarr.store.reader import StorePath
 
 try:
@@ -24,25 +22,14 @@ class ThimbleCallback(RecordingCallback, Callback):  # type: ignore[misc]
     The loss of a step is the mean over the batches that it accumulates. Of several processes the
     first records.
 
-    Parameters
-    ----------
-    path
-        Store to create.
-    parameters
-        What to record, as `Recorder` takes it: names, patterns such as `"*.wte.weight"`, a module.
-    optimizer
-        Which optimizer to record, where the module configures several.
-    options
-        Anything else that `Recorder` takes: `labels`, `attrs`, `memory_bytes`, `overwrite`.
+    `optimizer` says which optimizer to record, where the module configures several; everything else
+    is as `Recorder` takes it, such as `parameters="*.wte.weight"`.
     """
 
-    def __init__(
-        self, path: StorePath, *, parameters: Parameters, optimizer: int = 0, **options: Any
-    ) -> None:
-        super().__init__(path, parameters=parameters, **options)
+    def __init__(self, path: StorePath, *, optimizer: int = 0, **options: Any) -> None:
+        super().__init__(path, **options)
         self._optimizer = optimizer
         self._losses: list[Tensor] = []
-        self._step = self._global_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the store: by now the optimizers are there."""
@@ -77,12 +64,8 @@ class ThimbleCallback(RecordingCallback, Callback):  # type: ignore[misc]
         if taken and losses:  # and not skipped, as Lightning does not know
             self._recorder.log(loss=torch.stack(losses).mean(), step=self._step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the store."""
-        self.close()
-
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Close the store, with all steps before the error."""
-        close_after(exception, self.close)
+        self.__exit__(type(exception), exception, None)

@@ -1,14 +1,10 @@
 """Record what a `transformers.Trainer` does."""
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from thimble_zarr.integrations.callback import RecordingCallback
-from thimble_zarr.record.concurrency import close_after
-from thimble_zarr.record.parameters import Parameters
-from thimble_zarr.store.reader import StorePath
 
 
 class ThimbleCallback(RecordingCallback, TrainerCallback):  # type: ignore[misc]
@@ -24,19 +20,10 @@ class ThimbleCallback(RecordingCallback, TrainerCallback):  # type: ignore[misc]
         with ThimbleCallback("run.zarr", parameters="*.wte.weight") as recording:
             Trainer(..., callbacks=[recording]).train()
 
-    Parameters
-    ----------
-    path
-        Store to create.
-    parameters
-        What to record, as `Recorder` takes it: names, patterns such as `"*.wte.weight"`, a module.
-    options
-        Anything else that `Recorder` takes: `labels`, `attrs`, `memory_bytes`, `overwrite`.
+    `path`, `parameters` and all other options are as `Recorder` takes them.
     """
 
-    def __init__(self, path: StorePath, *, parameters: Parameters, **options: Any) -> None:
-        super().__init__(path, parameters=parameters, **options)
-        self._step_of_loss = 0
+    _step_of_loss = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, *others: object, **given: Any
@@ -56,18 +43,3 @@ class ThimbleCallback(RecordingCallback, TrainerCallback):  # type: ignore[misc]
             if state.global_step == self._step_of_loss + 1:
                 self._recorder.log(loss=given["logs"]["loss"], step=self._recorder.step)
             self._step_of_loss = state.global_step
-
-    def on_train_end(self, *others: object, **given: object) -> None:
-        """Close the store."""
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        close_after(error, self.close)

@@ -3,7 +3,7 @@
 Variables and scalars are named by their paths in the store (`format.schema.array_path`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,29 +14,17 @@ from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.capture import as_rows, dtype_name, tensor_bits
 from thimble_zarr.record.counting import StepCounts, judge_rows
-from thimble_zarr.record.resume_state import ResumeState
 from thimble_zarr.record.transfer import SideStream
+from thimble_zarr.store.reader import StoreReader
 
 
 class Block:
     """Rows `first_row` to `first_row + n_rows - 1` of a run, in the dtypes torch holds.
 
-    Attributes
-    ----------
-    steps
-        The step of each row, int64, shape `(block_steps,)`.
-    scalars
-        For each per-step scalar its values, float64, shape `(block_steps,)`, NaN where missing. The
-        loss of all parameters is one array. Those from a device are there when it is settled.
-
-    Parameters
-    ----------
-    schemas
-        Of each parameter, by its group.
-    streams
-        What copies tensors from a device, by its name; from all others `append` copies them.
-    rows
-        For variables of which only some rows are recorded, their indices, on their device.
+    `steps` has the step of each row, int64, and `scalars` the values of each per-step scalar,
+    float64, NaN where missing; the loss of all parameters is one array. What is on a device is
+    there when the block is settled: `streams` copy it, by the name of the device. `rows` has by
+    group the indices, on their device, of the rows to record, where not all are.
     """
 
     def __init__(
@@ -45,32 +33,35 @@ class Block:
         streams: Mapping[str, SideStream],
         rows: Mapping[str, Tensor],
     ) -> None:
-        self.first_row = 0
-        self.n_rows = 0
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
-        self._groups = tuple(schemas)
         self.steps = np.empty(self.block_steps, np.int64)
-        self._streams, self._rows = streams, rows
+        self._streams = streams
         self._arrived: list[Callable[[], None]] = []
         self._early: set[str] = set()
         self._stream_of: dict[str, SideStream] = {}
+        self._rows: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
         self._scalars: dict[str, Tensor] = {}
         loss = torch.empty(self.block_steps, dtype=torch.float64)
         for group, schema in schemas.items():
-            stream = self._streams.get(schema.device)
+            stream = streams.get(schema.device)
             empty = torch.empty if stream is None else stream.empty
-            for name, native in schema.dtypes.items():
-                shape = (self.block_steps, *schema.shape)
-                self._tensors[array_path(group, name)] = empty(shape, dtype=getattr(torch, native))
+            shape = (self.block_steps, *schema.shape)
+            dtypes = {array_path(group, name): dtype for name, dtype in schema.dtypes.items()}
+            for path, native in dtypes.items():
+                self._tensors[path] = empty(shape, dtype=getattr(torch, native))
             for name in schema.scalars:
-                values = loss if name == "loss" else empty((self.block_steps,), dtype=torch.float64)
+                values = loss if name == "loss" else empty(shape[:1], dtype=torch.float64)
                 self._scalars[array_path(group, name)] = values
+            if group in rows:
+                self._rows |= dict.fromkeys(dtypes, rows[group])
             if stream is not None:
-                paths = (array_path(group, name) for name in (*schema.dtypes, *schema.scalars))
-                self._stream_of |= dict.fromkeys(paths, stream)
+                paths = (array_path(group, name) for name in schema.scalars)
+                self._stream_of |= dict.fromkeys((*dtypes, *paths), stream)
         self._loss = loss.numpy()
         self.scalars = {path: values.numpy() for path, values in self._scalars.items()}
+        self._counts = {group: self.scalars[array_path(group, COUNT)] for group in schemas}
+        self.start(0)
 
     @property
     def is_full(self) -> bool:
@@ -79,20 +70,25 @@ class Block:
 
     def start(self, first_row: int) -> None:
         """Forget all rows and begin at `first_row`."""
-        self.first_row = first_row
-        self.n_rows = 0
+        self.first_row, self.n_rows = first_row, 0
         for values in self.scalars.values():
             values.fill(np.nan)
 
-    def load(self, resumed: ResumeState) -> None:
-        """Take rows that are stored already as the first of the block."""
-        self.n_rows = len(resumed.steps)
-        self.steps[: self.n_rows] = resumed.steps
-        bits = self.bits()
-        for name, rows in resumed.bits.items():
-            bits[name][: self.n_rows] = rows
-        for name, values in resumed.scalars.items():
-            self.scalars[name][: self.n_rows] = values
+    def load(self, readers: Sequence[StoreReader], n_rows: int) -> StepCounts:
+        """Begin with the rows of the store's last block; return the counts at the row before."""
+        self.start(n_rows - n_rows % self.block_steps)
+        first, self.n_rows = self.first_row, n_rows - self.first_row
+        steps, bits, counts = readers[0].read_steps(), self.bits(), {}
+        self.steps[: self.n_rows] = steps[first:n_rows]
+        for reader in readers:
+            scalars = reader.read_scalars()
+            counts[reader.group] = scalars[COUNT]
+            for name, values in scalars.items():
+                self.scalars[array_path(reader.group, name)][: self.n_rows] = values[first:n_rows]
+            for name in reader.schema.dtypes if self.n_rows else ():
+                rows = reader.read(name, (first, n_rows))
+                bits[array_path(reader.group, name)][: self.n_rows] = rows
+        return StepCounts.at_row(first - 1, steps, counts)
 
     def take_early(self, tensors: Mapping[str, Tensor | None]) -> None:
         """Copy variables of the next row, which the step will overwrite: `append` leaves them out.
@@ -114,8 +110,8 @@ class Block:
     ) -> None:
         """Copy the row of a step in. It counts only when all of it is there.
 
-        Variables are of the parameter's shape, on any device. What is None, or a scalar that is not
-        given, is missing. Raise OptimizerError if a shape or dtype is not the declared one.
+        What is None, or a scalar that is not given, is missing. Raise OptimizerError if a shape or
+        dtype is not the declared one.
         """
         if not self._early:
             for stream in self._streams.values():
@@ -140,7 +136,7 @@ class Block:
     def _take_row(self, name: str, tensor: Tensor | None) -> None:
         row, indices = self._tensors[name][self.n_rows], self._rows.get(name)
         if tensor is None:
-            row.fill_(float("nan"))
+            row.fill_(torch.nan)
             return
         shape = tensor.shape if indices is None else (len(indices), *tensor.shape[1:])
         if shape != row.shape or tensor.dtype != row.dtype:
@@ -164,22 +160,17 @@ class Block:
         for arrived in self._arrived:
             arrived()
         n_sound, steps = self.n_rows, self.steps[: self.n_rows]
-        for group, count in before.counts.items():
-            counts = self.scalars[array_path(group, COUNT)][: self.n_rows]
-            first = (float(count), before.step)
-            skipped, missed = judge_rows(counts, steps, before=first)
+        for group, counts in self._counts.items():
+            at_before = (float(before.counts[group]), before.step)
+            skipped, missed = judge_rows(counts[: self.n_rows], steps, before=at_before)
             if (grad := array_path(group, "grad")) in self._tensors:
-                for row in skipped:
-                    self._tensors[grad][row].fill_(float("nan"))
+                self._tensors[grad][skipped] = torch.nan
             n_sound = min([n_sound, *missed.tolist()])
         return n_sound
 
-    def counts(self, row: int) -> StepCounts:
-        """Return how many steps the optimizer had counted at a row, from the block's first."""
-        counts = {
-            group: float(self.scalars[array_path(group, COUNT)][row]) for group in self._groups
-        }
-        return StepCounts(int(self.steps[row]), counts)
+    def counts(self, n_rows: int, before: StepCounts) -> StepCounts:
+        """Return the optimizer's counts after some rows of the block: those `before` after none."""
+        return StepCounts.at_row(n_rows - 1, self.steps, self._counts) if n_rows else before
 
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""

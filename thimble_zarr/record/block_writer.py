@@ -1,59 +1,107 @@
 """One background thread that commits blocks while training goes on.
 
-Training fills one block while the thread commits the one before, and then they change places. There
-are no more, so memory is bounded and a slow disk slows training down. If a commit fails, the error
-reaches training at its next call.
+Training fills one block while the thread commits the one before, and then they change places, so
+memory is bounded and a slow disk slows training down. An error reaches training at its next call.
 """
 
+import warnings
 from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-from thimble_zarr.errors import RecordingError
+import torch
+
+from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
+from thimble_zarr.format.layout import (
+    MAX_BUFFERS,
+    count_buffers,
+    human_bytes,
+    recorder_memory_bytes,
+)
 from thimble_zarr.format.overhead import Overhead, Stopwatch
+from thimble_zarr.format.schema import Schema, row_size
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
-from thimble_zarr.record.resume_state import ResumeState
-from thimble_zarr.record.setup import Setup
+from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.transfer import side_stream
+from thimble_zarr.store.contents import is_begun
+from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
 
 class BlockWriter:
-    """Commits blocks to a store, in order; training fills `block`.
+    """Commits blocks to a store, in order; training fills `block`. All memory is taken at once.
 
     Call its methods where `interrupts_held`. Errors of committing are `RecordingError`. With one
     block only, training waits while it is committed. While blocks are pending the store belongs to
-    the thread. A lap of training's stopwatch ends whenever rows are passed on. The rows of an
-    unfinished block that is `resumed` are committed with it again.
+    the thread. A lap of the stopwatch, which is training's, ends whenever rows are passed on.
     """
 
     def __init__(
         self,
-        store: StoreWriter,
-        stopwatch: Stopwatch,
+        schemas: Mapping[str, Schema],
+        recorded: Mapping[str, RecordedParameter],
         *,
-        setup: Setup,
-        resumed: ResumeState | None = None,
+        memory_bytes: int,
+        max_overhead: float | None,
     ) -> None:
-        self._store = store
-        self._stopwatch = stopwatch
-        devices = {schema.device for schema in store.schemas.values()}
+        if max_overhead is not None and not max_overhead > 0:
+            raise ConfigError(
+                f"max_overhead is {max_overhead}; give a share of training time above 0, or None"
+            )
+        ids = {group: one.rows for group, one in recorded.items() if one.rows is not None}
+        labels = {group: one.labels for group, one in recorded.items() if one.labels}
+        schema = schemas.get("", schemas)
+        self._declared: dict[str, Any] = {"schema": schema, "labels": labels, "token_ids": ids}
+        self.stopwatch = Stopwatch()
+        self._max_overhead = max_overhead
+        self._n_buffers = _count_buffers(schemas.values(), memory_bytes=memory_bytes)
+        devices = {schema.device for schema in schemas.values()}
         streams = {device: stream for device in devices if (stream := side_stream(device))}
-        self._n_buffers = setup.n_buffers
-        self._free = [
-            Block(store.schemas, streams, setup.row_indices) for _ in range(setup.n_buffers)
-        ]
+        rows = {group: torch.from_numpy(ids[group]).to(schemas[group].device) for group in ids}
+        self._free = [Block(schemas, streams, rows) for _ in range(self._n_buffers)]
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
         self.block = self._free.pop()
-        first_row = store.n_rows - store.n_rows % self.block.block_steps
-        self.block.start(first_row)
-        before = StepCounts.before_all(store.schemas)
-        if resumed is not None:
-            before = resumed.before
-            self.block.load(resumed)
-        self._counts_before = {first_row: before}
+        self._counts_before = {0: StepCounts.before_all(schemas)}
+        self._store: StoreWriter
+
+    def open(
+        self,
+        path: StorePath,
+        *,
+        n_rows: int | None,
+        resume: bool,
+        overwrite: bool,
+        after_step: int | None,
+        check: Callable[[Sequence[StoreReader], int], None],
+    ) -> StoreWriter:
+        """Create the store, or resume it unless `check` raises something of the rows to keep."""
+
+        def take_up(readers: Sequence[StoreReader], n_kept: int) -> None:
+            check(readers, n_kept)
+            before = self.block.load(readers, n_kept)
+            self._counts_before = {self.block.first_row: before}
+
+        if (resume and overwrite) or (after_step is not None and not resume):
+            raise ConfigError(
+                "`resume` continues a store and `overwrite` replaces it: choose one; "
+                "`after_step` is for `resume`"
+            )
+        declared = {**self._declared, "n_rows": n_rows}
+        if resume and is_begun(path):
+            kept = None if after_step is None else after_step + 1
+            self._store = StoreWriter.resume(path, **declared, kept_rows=kept, approve=take_up)
+        elif after_step:
+            raise ResumeError(
+                f"cannot resume after step {after_step}: nothing is recorded at {path}; check the "
+                "path or leave `after_step` out to record from here on"
+            )
+        else:
+            self._store = StoreWriter.create(path, **declared, overwrite=overwrite or resume)
+        return self._store
 
     @property
     def n_rows(self) -> int:
@@ -66,22 +114,22 @@ class BlockWriter:
         self.submit(self.block)
         self.check()
         if not self._free:
-            self._stopwatch.add(n_waits=1)
-            with self._stopwatch.time("wait_s"):
+            self.stopwatch.add(n_waits=1)
+            with self.stopwatch.time("wait_s"):
                 self._collect()
         self.block = self._free.pop()
         self.block.start(next_row)
 
     def submit(self, block: Block) -> None:
         """Pass a block on to be committed."""
-        self._stopwatch.add(n_queued=len(self._pending))
-        future = self._thread.submit(self._commit, block, self._stopwatch.lap())
+        self.stopwatch.add(n_queued=len(self._pending))
+        future = self._thread.submit(self._commit, block, self.stopwatch.lap())
         self._pending.append((future, block))
 
     def commit(self) -> None:
         """Commit all pending blocks and then the rows of the one that training fills."""
-        spent = self._stopwatch.lap()
-        with self._stopwatch.time("wait_s"):
+        spent = self.stopwatch.lap()
+        with self.stopwatch.time("wait_s"):
             while self._pending:
                 self._collect()
             self.check()
@@ -96,21 +144,18 @@ class BlockWriter:
             self._fail(self._error)
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing is pending and nothing failed, so that `check` has nothing to do."""
-        return not self._pending and self._error is None
+    def is_idle(self) -> bool:
+        """Whether there is room, nothing is pending and nothing failed."""
+        return not self.block.is_full and not self._pending and self._error is None
 
-    def overhead_warning(self, most: float | None) -> str | None:
-        """Return what to say if recording took more than such a share of training time."""
-        spent = self._store.spent
+    def overhead_warning(self) -> str | None:
+        """Return what to say if recording took more than `max_overhead` of training time."""
+        spent, most = self._store.spent, self._max_overhead
         if most is None or not spent.telling or spent.training_share <= most:
             return None
         advice = spent.advice
         if self._n_buffers == 1 and 2 * spent.wait_s > spent.copy_s:
-            advice = (
-                "each step waits until it is written, because memory_bytes holds one row only: "
-                "give more, for two"
-            )
+            advice = "each step waits, because memory_bytes holds one row only: give more, for two"
         return (
             f"recording takes {spent.training_share:.1%} of training time, and max_overhead is "
             f"{most:.1%}: {advice}. This warning is shown once; recording continues as before"
@@ -120,11 +165,21 @@ class BlockWriter:
         """Wait for pending blocks and end the thread."""
         self._thread.shutdown()
 
+    def close(self) -> None:
+        """End the thread; close the store if all rows are committed, or leave it as it is."""
+        self.stop()
+        if self._store.n_rows != self.n_rows:
+            return self._store.release()
+        try:
+            return self._store.close()
+        except OSError as error:
+            raise RecordingError(f"cannot close {self._store.path}: {error}") from error
+
     def _commit(self, block: Block, spent: Overhead) -> None:
         first = block.first_row
         before = self._counts_before[first]
         n_sound = block.settle(before)
-        last = block.counts(n_sound - 1) if n_sound else before
+        last = block.counts(n_sound, before)
         if n_sound:
             self._store.commit_block(
                 first, n_sound, block.bits(), block.scalars, spent, block.steps
@@ -132,7 +187,7 @@ class BlockWriter:
             # The block may be committed again, with more rows.
             self._counts_before = {first: before, first + n_sound: last}
         if n_sound < block.n_rows:
-            block.counts(n_sound).check(last)
+            block.counts(n_sound + 1, before).check(last)
 
     def _collect(self) -> None:
         future, block = self._pending[0]
@@ -153,3 +208,21 @@ class BlockWriter:
         raise RecordingError(
             f"recording into {self._store.path} stopped: {error}; {safe}"
         ) from error
+
+
+def _count_buffers(schemas: Collection[Schema], *, memory_bytes: int) -> int:
+    """Return how many blocks to hold in memory, and warn if even one row is more than the limit."""
+    rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
+    block_steps = next(iter(schemas)).layout.block_steps
+    n_buffers = count_buffers(rows, block_steps, memory_bytes)
+    needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
+    if needed > memory_bytes:
+        warnings.warn(
+            f"one row of what is recorded takes {human_bytes(sum(row.n_bytes for row in rows))}: "
+            f"the recorder needs {human_bytes(needed)}, more than memory_bytes "
+            f"({human_bytes(memory_bytes)}), and training waits while each step is written. With "
+            f"memory_bytes={wished} it need not wait; to need less, record fewer rows (tokens=), "
+            "variables or parameters",
+            stacklevel=4,
+        )
+    return n_buffers

@@ -1,7 +1,6 @@
 """Look at one optimizer step: which program runs, with which numbers, on which tensors."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,10 +11,7 @@ from thimble_zarr.errors import OptimizerError
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.registry import REGISTRY, spec_of
-from thimble_zarr.record.counting import StepCounts, number
-
-Group = dict[str, Any]
-"""A parameter group of torch's: parameters, and what they are stepped with."""
+from thimble_zarr.record.counting import StepCounter, number
 
 Found = TypeVar("Found")
 
@@ -48,7 +44,7 @@ def tensor_bits(tensor: Tensor) -> np.ndarray:
 
 
 def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer]:
-    """Return what it is, or raise OptimizerError if neither it nor a base class is registered."""
+    """Return its spec, or raise OptimizerError if neither it nor a base class has one."""
     name = type(optimizer).__name__
     # Lightning's wrapper says that it is an instance of the class it wraps.
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -74,6 +70,7 @@ class LiveOptimizer:
         self.optimizer = optimizer
         self.parameters = parameters
         self.spec = optimizer_spec(optimizer)
+        self.counter = StepCounter(optimizer, parameters, key=self.spec.STEP_KEY)
 
     def specs(self) -> dict[str, Optimizer]:
         """Return what the arithmetic on each parameter depends on."""
@@ -84,12 +81,11 @@ class LiveOptimizer:
         """Raise OptimizerError unless the coming step is of the kind the recording started with."""
         for name, spec in self.specs().items():
             schema, parameter = schemas[name], self.parameters[name]
-            memory = (dtype_name(parameter), str(parameter.device), parameter.is_contiguous())
-            declared = (schema.dtypes["W"], schema.device, schema.contiguous)
-            if (spec, memory) != (schema.optimizer, declared):
-                fields = ("dtype", "device", "contiguous")
-                now = asdict(spec) | dict(zip(fields, memory, strict=True))
-                then = asdict(schema.optimizer) | dict(zip(fields, declared, strict=True))
+            then = {**vars(schema.optimizer), "dtype": schema.dtypes["W"], "device": schema.device}
+            then["contiguous"] = schema.contiguous
+            now = {**vars(spec), "dtype": dtype_name(parameter), "device": str(parameter.device)}
+            now["contiguous"] = parameter.is_contiguous()
+            if now != then:
                 changed = [
                     f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then[key]
                 ]
@@ -103,8 +99,8 @@ class LiveOptimizer:
     def states(self, name: str, spec: Optimizer) -> dict[str, Tensor | None]:
         """Return a parameter and its states, by the names of the store's variables.
 
-        The tensors alias the optimizer's own: copy them before the next step. A state that is not
-        there yet has the value that it begins with, or is None.
+        They alias the optimizer's own: copy them before the next step. A state that is not there
+        yet has the value that it begins with, or is None.
         """
         parameter = self.parameters[name].detach()
         kept = self.optimizer.state.get(self.parameters[name], {})
@@ -116,24 +112,19 @@ class LiveOptimizer:
             tensors[state.name] = tensor
         return tensors
 
-    def gradients(
-        self, schemas: Mapping[str, Schema], *, early: bool = False
-    ) -> dict[str, Tensor | None]:
-        """Return the gradients that are recorded, or those that the step will overwrite."""
-        return {
-            name: parameter.grad
-            for name, parameter in self.parameters.items()
-            if "grad" in schemas[name].dtypes
-            and (schemas[name].optimizer.changes_gradient or not early)
-        }
+    def gradients(self, schemas: Mapping[str, Schema]) -> dict[str, Tensor | None]:
+        """Return the gradients that are recorded."""
+        recorded = (name for name in self.parameters if "grad" in schemas[name].dtypes)
+        return {name: self.parameters[name].grad for name in recorded}
 
     def row(
-        self, schemas: Mapping[str, Schema], counts: StepCounts, *, last: StepCounts
+        self, schemas: Mapping[str, Schema], step: int
     ) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
-        """Return the variables and scalars of a row, by their paths in the store.
+        """Return the variables and scalars of the row of a step, by their paths in the store.
 
-        That of step 0 has no gradient, nor any numbers of a step. `last` is the row before.
+        That of step 0 has no gradient, nor any numbers of a step.
         """
+        before, counts = self.counter.look(step), self.counter.last
         tensors: dict[str, Tensor | None] = {}
         scalars = {array_path(name, COUNT): count for name, count in counts.counts.items()}
         for name, schema in schemas.items():
@@ -141,32 +132,31 @@ class LiveOptimizer:
             tensors |= {
                 array_path(name, variable): states.get(variable) for variable in schema.dtypes
             }
-        if counts.step:
+        if step:
             for name, grad in self.gradients(schemas).items():
-                tensors[array_path(name, "grad")] = counts.consumed(name, grad, last)
+                tensors[array_path(name, "grad")] = counts.consumed(name, grad, before)
             for name, numbers in self._by_parameter(self._scalars).items():
                 scalars |= {array_path(name, scalar): value for scalar, value in numbers.items()}
         return tensors, scalars
 
-    def _scalars(self, group: Group) -> dict[str, float | Tensor]:
+    def _scalars(self, group: dict[str, Any]) -> dict[str, float | Tensor]:
         return {scalar.name: number(scalar.read(group)) for scalar in self.spec.SCALARS}
 
-    def _by_parameter(self, look: Callable[[Group], Found]) -> dict[str, Found]:
+    def _by_parameter(self, look: Callable[[dict[str, Any]], Found]) -> dict[str, Found]:
         """Return what there is to see of the optimizer's group that owns each parameter."""
-        owners = {
-            id(own): group for group in self.optimizer.param_groups for own in group["params"]
-        }
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        found: dict[str, Found] = {}
+        for group in self.optimizer.param_groups:
+            if owned := [names[id(own)] for own in group["params"] if id(own) in names]:
+                found |= dict.fromkeys(owned, look(group))
         foreign = [
             name or f"of shape {tuple(parameter.shape)}"
             for name, parameter in self.parameters.items()
-            if id(parameter) not in owners
+            if name not in found
         ]
         if foreign:
             raise OptimizerError(
                 f"the optimizer does not own the parameter {listed(foreign)}; choose among those "
                 "the optimizer was made with (after `model.to(...)`, not before)"
             )
-        groups = {name: owners[id(parameter)] for name, parameter in self.parameters.items()}
-        distinct = {id(group): group for group in groups.values()}  # many parameters have few
-        found = {key: look(group) for key, group in distinct.items()}
-        return {name: found[id(group)] for name, group in groups.items()}
+        return found

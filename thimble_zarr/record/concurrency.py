@@ -1,8 +1,7 @@
 """One call of the recorder at a time, and a last one before Python ends.
 
-Training calls the recorder, and torch does from within the optimizer's step. But other threads may
-call it, too, and so may a signal handler (a scheduler's warning that time is up), which runs
-between any two bytecodes of the recorder's own work. A forked process has a copy of everything.
+Besides training, other threads may call the recorder, and so may a signal handler (a scheduler's
+warning that time is up), which runs between any two bytecodes of the recorder's own work.
 """
 
 import os
@@ -68,11 +67,10 @@ class CallLock:
 
 
 def close_at_exit(close: Callable[[], None]) -> Callable[[], None]:
-    """Call a method when this process ends by itself; return what forgets it.
+    """Call a method, and keep its recorder, until this process ends; return what forgets it.
 
-    So the recorder is kept until then, even if nobody else knows it any more. `atexit` would call
-    when executors, ours and Zarr's, take no more work. A thread that opened it and outlives the
-    main one is waited for, as Python does later. Errors are printed: nobody can catch them.
+    `atexit` would call when executors, ours and Zarr's, take no more work. A thread that opened it
+    and outlives the main one is waited for, as Python does later. Errors are printed.
     """
     waiting, opener = [close], threading.current_thread()
 
@@ -90,16 +88,3 @@ def close_at_exit(close: Callable[[], None]) -> Callable[[], None]:
     # The one way to be called before the executors are; it calls in reverse order.
     threading._register_atexit(close_last)  # type: ignore[attr-defined]
     return waiting.clear
-
-
-def close_after(error: BaseException | None, close: Callable[[], None]) -> None:
-    """Close at the end of a block that raised `error`, or None.
-
-    A RecordingError of closing is raised where there was no error before, and is else its note.
-    """
-    try:
-        close()
-    except RecordingError as closing_error:
-        if error is None:
-            raise
-        error.add_note(str(closing_error))

@@ -1,9 +1,9 @@
 """What a step was: taken, skipped or missed. Nothing else decides it.
 
 An optimizer counts the steps it takes on each parameter; where torch's does not, the recorder does.
-Where the count stays, the step was skipped, as it is without a gradient or when a GradScaler found
-an infinity. Where it moves back, or by more than the steps that were taken, one was missed. A count
-on a CUDA device is looked at when it has arrived with its block, in the writer's thread.
+Where the count stays, the step was skipped: without a gradient, or by a GradScaler. Where it moves
+back, or by more than the steps taken, one was missed. A count on a CUDA device is looked at when it
+has arrived with its block, in the writer's thread.
 """
 
 import math
@@ -25,20 +25,24 @@ def number(value: float | Tensor) -> float | Tensor:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """How many steps the optimizer had counted for each parameter, by group, at the row of a step.
-
-    Where there is no row yet the step is -1, and counts are NaN.
-    """
+    """Steps that the optimizer had counted for each parameter, by group, at the row of a step."""
 
     step: int
     counts: Mapping[str, float | Tensor]
 
     @classmethod
     def before_all(cls, groups: Iterable[str]) -> Self:
-        """Return what is known before the first row."""
+        """Return what is known before the first row: a step of -1, and NaN for counts."""
         return cls(-1, dict.fromkeys(groups, math.nan))
 
-    def moved(self, group: str, before: "StepCounts") -> float | None:
+    @classmethod
+    def at_row(cls, row: int, steps: np.ndarray, counts: Mapping[str, np.ndarray]) -> Self:
+        """Return the counts at a row, from those of all rows; before the first for a row of -1."""
+        if row < 0:
+            return cls.before_all(counts)
+        return cls(int(steps[row]), {group: float(at[row]) for group, at in counts.items()})
+
+    def _moved(self, group: str, before: "StepCounts") -> float | None:
         """Return by how much the count moved since an earlier row; None if it is on a device."""
         count, last = self.counts[group], before.counts[group]
         return None if isinstance(count, Tensor) or isinstance(last, Tensor) else count - last
@@ -46,8 +50,8 @@ class StepCounts:
     def check(self, before: "StepCounts") -> None:
         """Raise RecordingError if a step was missed since an earlier row, as far as is known."""
         for group, count in self.counts.items():
-            moved = self.moved(group, before)
-            if moved is not None and _is_missed(moved, self.step - before.step):
+            moved = self._moved(group, before)
+            if moved is not None and (moved < 0 or moved > self.step - before.step):
                 raise RecordingError(
                     f"the optimizer counts {count:.0f} steps{f' for {group}' if group else ''}, "
                     f"and counted {before.counts[group]:.0f} at the last row: a step was not "
@@ -55,22 +59,17 @@ class StepCounts:
                 )
 
     def consumed(self, group: str, grad: Tensor | None, before: "StepCounts") -> Tensor | None:
-        """Return the gradient that a step consumed: none where it is known to have been skipped.
+        """Return the gradient that the step consumed, None if it is known to have been skipped.
 
         Raise RecordingError if the step was taken and there is none.
         """
-        moved = self.moved(group, before)
+        moved = self._moved(group, before)
         if grad is None and moved:
             raise RecordingError(
                 f"the gradient{f' of {group}' if group else ''} of step {self.step} was gone "
-                "before it could be recorded: something within the step cleared it; clear it after "
-                "the step"
+                "before it could be recorded: it was cleared within the step; clear it after that"
             )
         return None if moved == 0 else grad
-
-
-def _is_missed(moved: float | np.ndarray, taken: int | np.ndarray) -> bool | np.ndarray:
-    return (moved < 0) | (moved > taken)
 
 
 def judge_rows(
@@ -83,36 +82,34 @@ def judge_rows(
     """
     moved = np.diff(counts, prepend=before[0])
     taken = np.diff(steps, prepend=before[1])
-    return np.flatnonzero(moved == 0), np.flatnonzero(_is_missed(moved, taken))
-
-
-def live_count(optimizer: torch.optim.Optimizer, parameter: Tensor, key: str) -> float | Tensor:
-    """Return the optimizer's own count for a parameter, on its device if that is CUDA."""
-    return number(optimizer.state.get(parameter, {}).get(key, 0.0))
+    return np.flatnonzero(moved == 0), np.flatnonzero((moved < 0) | (moved > taken))
 
 
 class StepCounter:
-    """Reads the counts of an optimizer, or counts in its place.
+    """Reads an optimizer's counts under a key of torch's state; counts itself if that is None.
 
-    `key` is where torch's state has them, and `last` what was counted at the last row.
+    `last` has what was counted at the last row.
     """
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Mapping[str, Tensor],
-        *,
-        key: str | None,
-        last: StepCounts,
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], *, key: str | None
     ) -> None:
-        self._optimizer = optimizer
-        self._parameters = parameters
-        self.last = last
-        self._key = key
+        self._optimizer, self._parameters, self._key = optimizer, parameters, key
         self._own: dict[str, float | Tensor] = {}
         for group, parameter in parameters.items() if key is None else ():
-            begun = float(bool(optimizer.state.get(parameter)))
-            self._own[group] = begun if last.step < 0 else last.counts[group]
+            self._own[group] = float(bool(optimizer.state.get(parameter)))
+        self.last = StepCounts.before_all(parameters)
+
+    def resume(self, last: StepCounts) -> None:
+        """Go on from the counts at a row."""
+        self.last, self._own = last, {group: last.counts[group] for group in self._own}
+
+    def count(self, group: str) -> float | Tensor:
+        """Return the count for a parameter, on its device if that is CUDA."""
+        if self._key is None:
+            return self._own[group]
+        state = self._optimizer.state.get(self._parameters[group], {})
+        return number(state.get(self._key, 0.0))
 
     def count_step(self) -> None:
         """Note that a step ended, where the optimizer itself does not."""
@@ -122,12 +119,12 @@ class StepCounter:
                 found_inf = number(getattr(self._optimizer, "found_inf", 0.0))
                 self._own[group] = self._own[group] + (found_inf != 1)
 
-    def counts(self, step: int) -> StepCounts:
-        """Return the counts after a step; raise RecordingError if one was missed."""
-        counts = dict(self._own)
-        if self._key is not None:
-            for group, parameter in self._parameters.items():
-                counts[group] = live_count(self._optimizer, parameter, self._key)
-        now = StepCounts(step, counts)
+    def look(self, step: int) -> StepCounts:
+        """Take the counts after a step for the last ones, and return those before them.
+
+        Raise RecordingError if a step was missed.
+        """
+        now = StepCounts(step, {group: self.count(group) for group in self._parameters})
         now.check(self.last)
-        return now
+        before, self.last = self.last, now
+        return before

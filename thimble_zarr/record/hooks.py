@@ -1,16 +1,14 @@
 """Where torch tells of a step: before and after each call of `optimizer.step()`."""
 
 import sys
-from collections import OrderedDict
+import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from thimble_zarr.errors import OptimizerError
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class StepHooks:
@@ -34,7 +32,7 @@ class StepHooks:
         self._stepping: FrameType | None = None
         self._pre = optimizer.register_step_pre_hook(self._before_step)
         self._post = optimizer.register_step_post_hook(self._after_step)
-        hooks = cast("OrderedDict[int, object]", optimizer._optimizer_step_post_hooks)
+        hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._post.id, last=False)
 
     def remove(self) -> None:
@@ -44,18 +42,18 @@ class StepHooks:
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Arguments | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         # Only in a frame that torch compiles, as it does this one with the step, is this true.
         if torch.compiler.is_compiling():
             _refuse_compiled()
-        calling = sys._getframe(1)
-        if self._stepping is not None and _is_within(self._stepping, calling):
+        calling, outer = sys._getframe(1), self._stepping
+        if outer and outer in (caller for caller, _ in traceback.walk_stack(calling.f_back)):
             return None  # a subclass whose step calls that of its base class: hooks run for both
         self._before()
         self._stepping = calling
         if (before_update := self._before_update) is None:
             return None
-        hooks = cast("OrderedDict[int, object]", optimizer._optimizer_step_pre_hooks)
+        hooks = optimizer._optimizer_step_pre_hooks
         later = [hook for key, hook in hooks.items() if key > self._pre.id]
         if not all(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in later):
             raise OptimizerError(
@@ -87,11 +85,3 @@ def _refuse_compiled() -> None:
         "optimizer.step() is compiled, which rounds differently from any replay; "
         "compile the model and call the step uncompiled"
     )
-
-
-def _is_within(call: FrameType, frame: FrameType) -> bool:
-    """Return whether a frame was called, directly or not, by a call that goes on."""
-    caller = frame.f_back
-    while caller is not None and caller is not call:
-        caller = caller.f_back
-    return caller is not None

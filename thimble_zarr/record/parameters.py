@@ -2,8 +2,9 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -51,6 +52,12 @@ class RecordedParameter:
     labels: TokenLabels | None = None
     rows: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        _check_recordable(self.tensor, self.name)
+        if self.rows is not None and self.labels is not None:
+            self.labels.check_length(len(self.tensor))
+            object.__setattr__(self, "labels", self.labels.of(self.rows))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of what is recorded."""
@@ -66,16 +73,9 @@ def choose(
     model: nn.Module | None = None,
     name: str | None = None,
     labels: Labels = None,
-) -> dict[str, RecordedParameter]:
-    """Return what to record, by its group in the store: the arguments are those of `Recorder`.
-
-    Raises
-    ------
-    ConfigError
-        If nothing is chosen, a name cannot be that of a group, or labels do not fit.
-    OptimizerError
-        If optimizer or tensor cannot be recorded, or do not belong together.
-    """
+    tokens: Rows | Mapping[str, Rows] | None = None,
+) -> tuple[LiveOptimizer, dict[str, RecordedParameter]]:
+    """Return what to record, by its group in the store: the arguments are those of `Recorder`."""
     optimizer_spec(optimizer)  # before anything is asked of parameters
     if (parameter is None) == (parameters is None) or not (name is None or parameters is None):
         raise ConfigError(
@@ -89,78 +89,54 @@ def choose(
     else:
         tensors = _named_tensors(optimizer, parameters, model)
     labels = _by_group(labels, "labels", tensors)
-    modules = [one for module in (model, parameters) for one in _modules(module)]
-    embeddings = {id(one.weight) for one in modules if isinstance(one, nn.Embedding)}
-    specs = LiveOptimizer(optimizer, tensors).specs()
+    rows: Mapping[str, Rows] = _by_group(tokens, "tokens", tensors)
+    modules = [module.modules() for module in (model, parameters) if isinstance(module, nn.Module)]
+    embeddings = {id(one.weight) for one in chain(*modules) if isinstance(one, nn.Embedding)}
+    has_tokens = {"", *labels}
+    specs = (live := LiveOptimizer(optimizer, tensors)).specs()
     recorded: dict[str, RecordedParameter] = {}
     for group, tensor in tensors.items():
-        if parameter is None:
-            check_group_name(group)
-        has_tokens = group in ("", *labels) or id(tensor) in embeddings
+        known = group or name
         recorded[group] = RecordedParameter(
             tensor=tensor,
             optimizer=specs[group],
-            dims=dims_of(tensor.shape, of_tokens=has_tokens),
-            name=group or name,
+            dims=dims_of(tensor.shape, of_tokens=group in has_tokens or id(tensor) in embeddings),
+            name=known,
             labels=labels.get(group),
+            rows=_row_ids(rows[group], tensor, known or "the parameter") if group in rows else None,
         )
-        _check_recordable(recorded[group])
-    return recorded
-
-
-def with_rows(
-    recorded: Mapping[str, RecordedParameter], tokens: Rows | Mapping[str, Rows] | None
-) -> dict[str, RecordedParameter]:
-    """Return parameters of which only some rows are recorded, with the labels of those.
-
-    Raises
-    ------
-    ConfigError
-        If they are not rows of a parameter that is recorded.
-    """
-    chosen = dict(recorded)
-    by_group: Mapping[str, Rows] = _by_group(tokens, "tokens", recorded)
-    for group, given in by_group.items():
-        parameter, labels = recorded[group], recorded[group].labels
-        rows = _row_ids(given, parameter.tensor.shape, parameter.name or "the parameter")
-        n_rows = len(parameter.tensor)
-        if len(rows) < n_rows:
-            if labels is not None:
-                labels.check_length(n_rows)
-                labels = labels.of(rows)
-            chosen[group] = replace(parameter, rows=rows, labels=labels)
-    return chosen
+    return live, recorded
 
 
 def _by_group(
-    given: Given | Mapping[str, Given] | None, what: str, recorded: Iterable[str]
+    given: Given | Mapping[str, Given] | None, what: str, recorded: Collection[str]
 ) -> Mapping[str, Given]:
     """Return what was given of a single parameter, or of several by name."""
     if given is None:
         return {}
-    groups = list(recorded)
-    if isinstance(given, Mapping) == ("" in groups):
+    if isinstance(given, Mapping) == ("" in recorded):
         raise ConfigError(
             f"{what} of the one `parameter=` are given as they are, those of several "
             f'`parameters=` by name: {what}={{"wte.weight": {what}}}'
         )
     by_group = given if isinstance(given, Mapping) else {"": given}
-    if unknown := [name for name in by_group if name not in groups]:
+    if unknown := [name for name in by_group if name not in recorded]:
         raise ConfigError(
             f"{what} were given for {unknown[0]}, which is not recorded; recorded are "
-            f"{listed(groups)}"
+            f"{listed(recorded)}"
         )
     return by_group
 
 
-def _row_ids(tokens: Rows, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Return rows as ids, ascending, each once."""
+def _row_ids(tokens: Rows, tensor: Tensor, name: str) -> np.ndarray | None:
+    """Return rows as ids, ascending, each once; None if they are all."""
     given = tokens.numpy(force=True) if isinstance(tokens, Tensor) else np.asarray(tokens)
-    if not shape:
+    if not tensor.ndim:
         raise ConfigError(f"{name} is a single number and has no rows to choose among")
-    if given.dtype == bool and given.shape != (shape[0],):
+    n_rows = len(tensor)
+    if given.dtype == bool and given.shape != (n_rows,):
         raise ConfigError(
-            f"{name} has {shape[0]} rows, and the mask of its tokens has shape {given.shape}; "
+            f"{name} has {n_rows} rows, and the mask of its tokens has shape {given.shape}; "
             "give one value for each row"
         )
     ids = np.flatnonzero(given) if given.dtype == bool else np.unique(given)
@@ -169,20 +145,19 @@ def _row_ids(tokens: Rows, shape: tuple[int, ...], name: str) -> np.ndarray:
             f"the tokens of {name} are {given.size} values of {given.dtype}; expected at least "
             "one id, or a mask of all rows"
         )
-    if not (ids[0] >= 0 and ids[-1] < shape[0]):
-        wrong = ids[0] if ids[0] < 0 else ids[-1]
-        raise ConfigError(f"{name} has rows 0 to {shape[0] - 1}, and {wrong} was chosen")
-    return ids.astype(np.int64)
+    for wrong in (ids[0], ids[-1]):
+        if not 0 <= wrong < n_rows:
+            raise ConfigError(f"{name} has rows 0 to {n_rows - 1}, and {wrong} was chosen")
+    return ids.astype(np.int64) if len(ids) < n_rows else None
 
 
-def _check_recordable(parameter: RecordedParameter) -> None:
+def _check_recordable(tensor: Tensor, name: str | None) -> None:
     """Raise OptimizerError unless it is one whole tensor in memory that trains and can be kept."""
-    tensor, kind = parameter.tensor, type(parameter.tensor).__name__
+    kind, native = type(tensor).__name__, dtype_name(tensor)
     if is_traceable_wrapper_subclass(tensor) or kind == "FlatParameter":
         raise OptimizerError(
             f"the parameter is a {kind}, of which this process holds a part or another form (FSDP, "
-            "tensor parallelism, quantization); only whole, plain tensors can be recorded, as in "
-            "DistributedDataParallel"
+            "tensor parallelism, quantization); only whole, plain tensors can be recorded"
         )
     if tensor.is_meta or tensor.layout != torch.strided:
         raise OptimizerError(
@@ -194,12 +169,10 @@ def _check_recordable(parameter: RecordedParameter) -> None:
             "the parameter is frozen (requires_grad is False), so no step will change it; choose "
             "one that trains, or unfreeze it before the recorder is made"
         )
-    native = dtype_name(tensor)
     if tensor.numel() == 0 or native not in NATIVE_DTYPES:
         raise OptimizerError(
-            f"the parameter {parameter.name or 'given'} is {native} of shape "
-            f"{tuple(tensor.shape)}; a recording needs at least one element, in one of "
-            f"{', '.join(NATIVE_DTYPES)}"
+            f"the parameter {name or 'given'} is {native} of shape {tuple(tensor.shape)}; a "
+            f"recording needs at least one element, in one of {', '.join(NATIVE_DTYPES)}"
         )
 
 
@@ -207,11 +180,14 @@ def _named_tensors(
     optimizer: Optimizer, parameters: Parameters, model: nn.Module | None
 ) -> dict[str, Tensor]:
     """Return what was chosen, with names, in order: tied weights have their first name."""
+    found: list[tuple[str, Tensor]] = []
     items: Iterable[object] = ()
-    if isinstance(parameters, nn.Module):
+    if isinstance(parameters, Mapping):
+        found = [(name, _tensor(value, name)) for name, value in parameters.items()]
+    elif isinstance(parameters, nn.Module):
         model = model or parameters
         items = [tensor for tensor in parameters.parameters() if tensor.requires_grad]
-    elif not isinstance(parameters, Mapping):
+    else:
         items = [parameters] if isinstance(parameters, str | Tensor) else parameters
     if model is not None:
         known = [*model.named_parameters(remove_duplicate=False)]
@@ -222,25 +198,23 @@ def _named_tensors(
             for named in zip(group.get("param_names", ()), group["params"], strict=False)
         ]
     names = _first_names(known)
-    found: list[tuple[str, Tensor]] = []
-    if isinstance(parameters, Mapping):
-        found = [(name, _tensor(value, name)) for name, value in parameters.items()]
     for item in items:
-        tensors = [_tensor(item, "given")] if not isinstance(item, str) else _matching(item, known)
-        if nameless := [tensor for tensor in tensors if id(tensor) not in names]:
+        if isinstance(item, str):
+            found += [(names[id(tensor)], tensor) for tensor in _matching(item, known)]
+        elif (name := names.get(id(tensor := _tensor(item, "given")))) is not None:
+            found.append((name, tensor))
+        else:
             raise ConfigError(
-                f"the parameter of shape {tuple(nameless[0].shape)} has no name here; pass the "
+                f"the parameter of shape {tuple(tensor.shape)} has no name here; pass the "
                 '`model=` that has it, or name it yourself with parameters={"name": tensor}'
             )
-        found += [(names[id(tensor)], tensor) for tensor in tensors]
     if not found:
         raise ConfigError("no parameter was chosen: `parameters=` is empty")
     first = _first_names(found)
-    return {name: tensor for name, tensor in found if first[id(tensor)] == name}
-
-
-def _modules(model: object) -> list[nn.Module]:
-    return [*model.modules()] if isinstance(model, nn.Module) else []
+    named = {name: tensor for name, tensor in found if first[id(tensor)] == name}
+    for name in named:
+        check_group_name(name)
+    return named
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[int, str]:

@@ -1,37 +1,33 @@
 """The recorder: turns every step of an optimizer into a row.
 
-After a step it reads the numbers the step used (schedules and closures change them) and what it
-consumed and produced, and copies all, because tensors alias. A full block goes to the writer thread
-only when the next step begins: a loss logged after a step still finds its row, and any waiting for
-the disk is done before the optimizer moves.
+After a step it copies the numbers that the step used (schedules and closures change them) and what
+it consumed and produced. A full block goes to the writer thread only when the next step begins: a
+loss logged after a step still finds its row, and training waits for the disk before a step only.
 """
 
+import functools
 import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreError
+from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
-from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.block_writer import BlockWriter
-from thimble_zarr.record.concurrency import CallLock, close_after, close_at_exit
-from thimble_zarr.record.counting import StepCounter, StepCounts
+from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
-from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, with_rows
-from thimble_zarr.record.resume_state import ResumeState
-from thimble_zarr.record.schedule import row_choice
-from thimble_zarr.record.setup import Setup, set_up
+from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose
+from thimble_zarr.record.resume_state import take_up
+from thimble_zarr.record.schedule import as_schedule, row_choice
+from thimble_zarr.record.setup import declare
 from thimble_zarr.store.reader import StorePath
-from thimble_zarr.store.writer import StoreWriter
 
 
 class Recorder:
@@ -40,7 +36,8 @@ class Recorder:
     Recording starts when the recorder is made and ends with `close`, or with the `with` block. Rows
     of the last, unfinished block are on disk only after `flush` or `close`. Ctrl-C loses no row: it
     takes effect before or after the recorder's work on a step, and a `with` block always closes.
-    What was left open is closed when Python ends.
+    What was left open is closed when Python ends. If a block cannot be written, the next step and
+    every method raise `RecordingError`; what was committed can be read.
 
     Parameters
     ----------
@@ -80,29 +77,27 @@ class Recorder:
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
-        Limits the recorder's memory (minimum: one row of all that is recorded, with a warning), and
-        so determines how many steps make a block; Python's own 20 MB come on top. If only one row
-        fits, training waits while each step is written.
+        Limits the recorder's memory (minimum: one row of all that is recorded, with a warning) and
+        so determines the block length; Python's own 20 MB come on top. If only one row fits,
+        training waits while each step is written.
     max_overhead
         Share of training time that recording may take before it warns, once, with what would help;
         None never warns. Judged after a block, from 50 steps and 10 seconds of training on.
     overwrite
         Replace a store that lies at `path`.
     resume
-        Go on with the store that lies at `path`, closed or cut off by a crash, after its last
-        committed step; begin one where there is none, so that a script can always ask for it. Model
-        and optimizer must be what they were after that step, bit by bit: restore them first.
-        Whatever was recorded when the run began stays as it is, `attrs` included.
+        Resume the store at `path`, closed or cut off by a crash, after its last committed step;
+        create one where there is none, so that a script can always ask for it. Model and optimizer
+        must be what they were after that step, bit by bit: restore them first. What was recorded
+        when the run began stays, `attrs` included.
     after_step
         With `resume`: the step that the loop's own checkpoint was taken after. Recorded steps after
         it are dropped; the run takes them again.
 
     Raises
     ------
-    OptimizerError
-        If the optimizer has no spec or does not own a parameter, or one cannot be recorded.
-    ConfigError
-        If an argument does not fit, or it is not clear which parameters are meant.
+    OptimizerError, ConfigError
+        If optimizer or parameters cannot be recorded, or an argument does not fit.
     ResumeError
         If the store recorded another run or not every step, or model and optimizer do not stand
         where it does. The message names every difference; the store is as it was.
@@ -111,7 +106,9 @@ class Recorder:
 
     Examples
     --------
-    >>> with Recorder("run.zarr", optimizer, parameter=model.wte.weight) as recorder:
+    >>> with Recorder(  # doctest: +SKIP
+    ...     "run.zarr", optimizer, parameter=model.wte.weight
+    ... ) as recorder:
     ...     for batch in batches:
     ...         loss = train_step(batch)  # ends with optimizer.step()
     ...         recorder.log(loss=loss)
@@ -138,47 +135,47 @@ class Recorder:
         resume: bool = False,
         after_step: int | None = None,
     ) -> None:
-        recorded = choose(
-            optimizer, parameter, parameters=parameters, model=model, name=name, labels=labels
-        )
-        setup = set_up(
+        self._live, recorded = choose(
             optimizer,
-            with_rows(recorded, tokens),
-            variables=variables,
-            schedule=schedule,
-            attrs=attrs,
-            memory_bytes=memory_bytes,
-            n_steps=n_steps,
-            max_overhead=max_overhead,
+            parameter,
+            parameters=parameters,
+            model=model,
+            name=name,
+            labels=labels,
+            tokens=tokens,
         )
-        store, resumed = setup.open(path, resume=resume, overwrite=overwrite, after_step=after_step)
+        self._schedule = steps = None if schedule is None else as_schedule(schedule)
+        schemas = declare(
+            recorded, variables=variables, schedule=steps, attrs=attrs, memory_bytes=memory_bytes
+        )
+        self._writer = BlockWriter(
+            schemas, recorded, memory_bytes=memory_bytes, max_overhead=max_overhead
+        )
+        n_rows = None if n_steps is None or steps is not None else n_steps + 1
+        self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)
+
+    def _open(self, path: StorePath, **options: Any) -> None:
+        check = functools.partial(take_up, self._live)
+        self._store = store = self._writer.open(path, check=check, **options)
         with ExitStack() as undo:
             # Of a store that is there nothing was changed that a later run cannot go on with.
-            undo.callback(store.release if resumed else store.discard)
-            self._start(setup, store, resumed=resumed)
+            undo.callback(store.release if store.n_rows else store.discard)
+            self._start()
             undo.pop_all()
 
-    def _start(self, setup: Setup, store: StoreWriter, *, resumed: ResumeState | None) -> None:
-        """Take the memory, and hook into the optimizer."""
-        self._live = live = setup.live
-        self._store = store
+    def _start(self) -> None:
+        live, self._stopwatch = self._live, self._writer.stopwatch
         self._on_cuda = any(parameter.is_cuda for parameter in live.parameters.values())
-        self._schedule, self._is_recorded = setup.schedule, row_choice(setup.schedule)
-        self._max_overhead = setup.max_overhead
+        self._is_recorded = row_choice(self._schedule)
         self._calls = CallLock()
-        self._stopwatch = Stopwatch()
         self._row_end_s = 0.0
-        self._writer = BlockWriter(store, self._stopwatch, setup=setup, resumed=resumed)
-        last = resumed.last if resumed else StepCounts.before_all(live.parameters)
-        key = live.spec.STEP_KEY
-        self._counter = StepCounter(live.optimizer, live.parameters, key=key, last=last)
-        self._begun = resumed is not None
-        self._step = self._loss_step = self._start_step = max(0, last.step)
+        self._begun = self._store.n_rows > 0
+        self._step = self._loss_step = self._start_step = max(0, live.counter.last.step)
         self._loss: float | None = None
         self._loss_follows_step: bool | None = None
         self._warned: set[str] = set()
         self._scope = ExitStack()
-        is_early = any(schema.optimizer.changes_gradient for schema in setup.schemas.values())
+        is_early = any(schema.optimizer.changes_gradient for schema in self.schemas.values())
         self._hooks = StepHooks(
             live.optimizer,
             before=self._before_step,
@@ -195,10 +192,7 @@ class Recorder:
 
     @property
     def next_step(self) -> int:
-        """The step that the loop takes next, counted from 1: after a resumption, where it goes on.
-
-        A step that the optimizer skips counts.
-        """
+        """The step that the loop takes next, counted from 1; steps that were skipped count."""
         return self.step + 1
 
     @property
@@ -230,20 +224,14 @@ class Recorder:
         loss
             A number or a tensor of one element; on a GPU it is waited for.
         step
-            The step it is of: `recorder.step`, the last one taken, or `recorder.next_step`.
-
-        Raises
-        ------
-        ConfigError
-            If `step` is neither of these.
-        RecordingError
-            If the recording is closed, or a block could not be written.
+            The step it is of: `recorder.step`, the last one taken, or `recorder.next_step`. Any
+            other is a ConfigError.
         """
         with self._calls.held():
             self._check()
-            if self._loss_follows_step is None and step is None:
-                self._loss_follows_step = self.step > self._start_step
             if step is None:
+                if self._loss_follows_step is None:
+                    self._loss_follows_step = self.step > self._start_step
                 step = self.step if self._loss_follows_step else self.next_step
             elif step not in (self.step, self.next_step):
                 raise ConfigError(
@@ -257,8 +245,7 @@ class Recorder:
             if not math.isfinite(value):
                 self._warn_once(
                     "loss",
-                    f"the loss of step {step} is {value}; it is recorded as it is, and so are any "
-                    "further ones, without a warning",
+                    f"the loss of step {step} is {value}: recorded, and any later ones silently",
                 )
             if step > self.step:
                 self._loss = value
@@ -271,11 +258,6 @@ class Recorder:
 
         A signal handler may call it, and another thread. In a handler that came into the recorder's
         own work it returns at once, and the rows are committed when that is done.
-
-        Raises
-        ------
-        RecordingError
-            If the recording is closed, or a block could not be written.
         """
         if self._calls.postpone(self.flush):
             return
@@ -288,11 +270,6 @@ class Recorder:
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
         steps, with a warning. In a forked process nothing is done: the recording is its parent's.
-
-        Raises
-        ------
-        RecordingError
-            If a block could not be written. What was committed before can be read.
         """
         if self._closed or self._calls.is_forked or self._calls.postpone(self.close):
             return
@@ -308,14 +285,7 @@ class Recorder:
         finally:
             self._closed = True
             self._forget()
-            self._writer.stop()
-            if self._store.n_rows == self._writer.n_rows:
-                try:
-                    self._store.close()
-                except (OSError, StoreError) as error:
-                    raise RecordingError(f"cannot close {self._store.path}: {error}") from error
-            else:
-                self._store.release()
+            self._writer.close()
         if self._step and not self._writer.n_rows:
             self._warn_once(
                 "schedule",
@@ -336,16 +306,16 @@ class Recorder:
         self._scope.enter_context(interrupts_held(within=Recorder.__exit__.__code__))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None:
             self._loss = None  # of the step that was not reached
         with self._scope:
-            close_after(error, self.close)
+            try:
+                self.close()
+            except RecordingError as closing_error:
+                if error is None:
+                    raise
+                error.add_note(str(closing_error))
 
     def _check(self) -> None:
         if self._closed:
@@ -353,22 +323,19 @@ class Recorder:
         self._writer.check()
 
     def _before_step(self) -> None:
-        # Where nothing is to be done, not even interrupts are held back, which takes most of the
-        # time of a hook.
-        is_idle = (
-            self._begun
-            and not self._is_recorded(self._step + 1)
-            and not self._writer.block.is_full
-            and self._writer.settled
-            and not (self._on_cuda and torch.cuda.is_current_stream_capturing())
-        )
-        if not is_idle:
+        if self._on_cuda and torch.cuda.is_current_stream_capturing():
+            raise OptimizerError(
+                "optimizer.step() is being captured in a CUDA graph, and the recorder does not see "
+                "the graph's replays; leave the step out of the graph"
+            )
+        # Where nothing is to be done, not even interrupts are held, which takes most of a hook.
+        if not (self._begun and self._writer.is_idle and not self._is_recorded(self._step + 1)):
             self._begin_row()
 
     def _after_step(self) -> None:
         # A Ctrl-C in here may lose a step: then the optimizer has counted one more at the next row
         # than there can be, which is refused.
-        self._counter.count_step()
+        self._live.counter.count_step()
         if self._is_recorded(self._step + 1):
             self._end_row()
         else:
@@ -377,32 +344,27 @@ class Recorder:
     def _begin_row(self) -> None:
         with self._calls.held():
             self._check()
-            if self._on_cuda and torch.cuda.is_current_stream_capturing():
-                raise OptimizerError(
-                    "optimizer.step() is being captured in a CUDA graph, and the recorder does "
-                    "not see the graph's replays; leave the step out of the graph"
-                )
             is_recorded = self._is_recorded(self._step + 1)
             if is_recorded or not self._begun:
                 self._live.check_unchanged(self.schemas)
             if not self._begun and self._is_recorded(0):
-                self._append_row(0)
+                self._writer.block.append(*self._live.row(self.schemas, 0), step=0)
             self._begun = True
             self._row_end_s = self._row_end_s or time.perf_counter()
             if self._writer.block.is_full:
                 self._writer.make_room()
-                if message := self._writer.overhead_warning(self._max_overhead):
+                if message := self._writer.overhead_warning():
                     self._warn_once("overhead", message)
-            if is_recorded and self._step > self._counter.last.step:
+            if is_recorded and self._step > self._live.counter.last.step:
                 # Steps before it are not recorded: what it finds is what it starts from.
-                self._counter.last = self._counter.counts(self._step)
+                self._live.counter.look(self._step)
 
     def _take_gradients(self) -> None:
-        """Copy gradients that the step will overwrite."""
+        """Copy gradients before the step, which will overwrite some."""
         if not self._is_recorded(self._step + 1):
             return
         with self._calls.held(), self._stopwatch.time("copy_s"):
-            grads = self._live.gradients(self.schemas, early=True)
+            grads = self._live.gradients(self.schemas)
             early = {array_path(group, "grad"): grad for group, grad in grads.items()}
             self._writer.block.take_early(early)
 
@@ -410,28 +372,21 @@ class Recorder:
         with self._calls.held():
             step = self._step + 1
             with self._stopwatch.time("copy_s"):
-                self._append_row(step)
+                self._writer.block.append(*self._live.row(self.schemas, step), step=step)
             if self._loss is not None:
                 self._writer.block.set_last_loss(self._loss)
                 self._loss, self._loss_step = None, step
             self._finish_step()
             grads = self._live.gradients(self.schemas)
-            missing = [group for group, grad in grads.items() if grad is None]
-            if missing:
+            if missing := [group for group, grad in grads.items() if grad is None]:
                 which = ", ".join(filter(None, missing))
                 self._warn_once(
                     "grad",
                     f"no gradient at step {step}{f' of {which}' if which else ''}: recorded as a "
-                    "step that the optimizer skipped, and so are any further ones, without a "
-                    "warning. A parameter has none that is frozen, unused, or no longer the "
-                    "model's (load_state_dict(assign=True) replaces parameters)",
+                    "step that the optimizer skipped, and any later ones silently. A parameter has "
+                    "none that is frozen, unused, or no longer the model's "
+                    "(load_state_dict(assign=True) replaces parameters)",
                 )
-
-    def _append_row(self, step: int) -> None:
-        counts, last = self._counter.counts(step), self._counter.last
-        tensors, scalars = self._live.row(self.schemas, counts, last=last)
-        self._writer.block.append(tensors, scalars, step=step)
-        self._counter.last = counts
 
     def _finish_step(self) -> None:
         """Count a step, and measure it from the end of the row before to the end of its own."""

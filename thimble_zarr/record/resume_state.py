@@ -1,134 +1,71 @@
-"""Resume a recording: do model and optimizer stand where it ended, and what is taken up from it?
+"""Resume a recording, if model and optimizer stand where it ended.
 
 The wrong checkpoint is the likeliest mistake, and its rows would fit no optimizer's arithmetic. So
 the live tensors must be the recorded ones, bit by bit, before anything is changed on disk.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from thimble_zarr.bits import patterns
 from thimble_zarr.errors import ResumeError
 from thimble_zarr.format.schema import array_path
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.capture import LiveOptimizer, as_rows, tensor_bits
-from thimble_zarr.record.counting import StepCounts, live_count
+from thimble_zarr.record.counting import StepCounts
 from thimble_zarr.store.reader import StoreReader
 
 
-@dataclass(frozen=True)
-class ResumeState:
-    """What a recorder takes up from the rows that are kept.
+def take_up(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> None:
+    """Count on from the last of `n_rows` rows, or raise ResumeError if this is not where we are.
 
-    That is the rows of the unfinished block, by paths in the store, with their steps, if there are
-    any, and the optimizer's counts at the last row and at the row before that block.
+    Parameters and states must be those of the row, bit by bit, as far as they are recorded: of
+    other rows and variables nothing is known, nor of the count of an optimizer that keeps none.
     """
-
-    bits: Mapping[str, np.ndarray]
-    scalars: Mapping[str, np.ndarray]
-    steps: np.ndarray
-    last: StepCounts
-    before: StepCounts
-
-
-def resume_state(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> ResumeState:
-    """Return what a recorder needs of the `n_rows` rows that are kept.
-
-    Raise ResumeError unless parameters and states are those of the last row, bit by bit, as far as
-    they are recorded: of other rows and variables nothing is known, nor of the count of an
-    optimizer that keeps none.
-    """
-    _check_state(live, readers, n_rows)
-    first_row = n_rows - n_rows % readers[0].schema.layout.block_steps
-    steps = readers[0].read_steps()
-    scalars = {reader.group: reader.read_scalars() for reader in readers}
-
-    def counts(row: int) -> StepCounts:
-        if row < 0:
-            return StepCounts.before_all(scalars)
-        at_row = {group: float(values[COUNT][row]) for group, values in scalars.items()}
-        return StepCounts(int(steps[row]), at_row)
-
-    return ResumeState(
-        {
-            array_path(reader.group, name): reader.read(name, (first_row, n_rows))
-            for reader in readers
-            for name in reader.schema.dtypes
-            if first_row < n_rows
-        },
-        {
-            array_path(reader.group, name): scalars[reader.group][name][first_row:n_rows]
-            for reader in readers
-            for name in reader.schema.scalars
-        },
-        steps[first_row:n_rows],
-        last=counts(n_rows - 1),
-        before=counts(first_row - 1),
-    )
-
-
-def _check_state(live: LiveOptimizer, readers: Sequence[StoreReader], n_rows: int) -> None:
     counts = {reader.group: reader.read_scalars()[COUNT] for reader in readers}
-    key = live.spec.STEP_KEY
 
     def differences(row: int) -> Iterator[tuple[str, str]]:
         for reader in readers:
-            recorded, parameter = float(counts[reader.group][row]), live.parameters[reader.group]
-            count = float(live_count(live.optimizer, parameter, key)) if key else recorded
-            if count != recorded:
-                yield array_path(reader.group, COUNT), f"is {count:.0f}, not {recorded:.0f}"
-            tensors = live.states(reader.group, reader.schema.optimizer)
-            yield from _differences(tensors, reader, row)
+            yield from _differences(live, reader, row, count=float(counts[reader.group][row]))
 
     if not (found := dict(differences(n_rows - 1))):
-        return
-    rows = reversed(range(readers[0].n_rows))
-    stands_at = next((row for row in rows if next(differences(row), None) is None), None)
+        return live.counter.resume(StepCounts.at_row(n_rows - 1, readers[0].read_steps(), counts))
+    last = readers[0].n_rows - 1
+    stands_at = (row for row in range(last, -1, -1) if next(differences(row), None) is None)
+    if (row := next(stands_at, None)) is not None:
+        dropped = f"step{f's {row + 1} to' if row + 1 < last else ''} {last}"
+        drops = f", which drops {dropped}" if row < last else ""
+        other = f"or resume from where they are, with after_step={row}{drops}"
+    else:
+        other = "or that of an earlier one, and pass its step as after_step="
+        if any(array_path(reader.group, "W") in found for reader in readers):
+            other += "; or another parameter of that shape was passed than the one recorded"
     listed = "; ".join(f"{name} {how}" for name, how in found.items())
     raise ResumeError(
         f"cannot resume {readers[0].path} after step {n_rows - 1}: model and optimizer are not "
         f"as they were after it ({listed}); restore the checkpoint of that step before the "
-        f"recorder is made, {_alternative(stands_at, readers, found)}"
+        f"recorder is made, {other}"
     )
 
 
-def _alternative(
-    stands_at: int | None, readers: Sequence[StoreReader], differences: Mapping[str, str]
-) -> str:
-    """Return what else may be done, or may be wrong, where the loop does not stand at the end."""
-    last = readers[0].n_rows - 1
-    if stands_at is not None:
-        first = stands_at + 1
-        dropped = f"step{f's {first} to' if first < last else ''} {last}"
-        drops = f", which drops {dropped}" if first <= last else ""
-        return f"or resume from where they are, with after_step={stands_at}{drops}"
-    advice = "or that of an earlier one, and pass its step as after_step="
-    if any(array_path(reader.group, "W") in differences for reader in readers):
-        advice += "; or another parameter of that shape was passed than the one recorded"
-    return advice
-
-
 def _differences(
-    tensors: Mapping[str, Tensor | None], reader: StoreReader, row: int
+    live: LiveOptimizer, reader: StoreReader, row: int, *, count: float
 ) -> Iterator[tuple[str, str]]:
-    """Yield how variables differ from a row, by their paths in the store."""
-    ids = None if reader.schema.whole_tokens is None else reader.read_token_ids()
-    W = cast(Tensor, tensors["W"])
-    for name in reader.schema.dtypes:
-        if name == "grad":
+    """Yield how a parameter, its states and their count differ from a row, by path."""
+    group, schema, parameter = reader.group, reader.schema, live.parameters[reader.group]
+    if live.spec.STEP_KEY and (now := float(live.counter.count(group))) != count:
+        yield array_path(group, COUNT), f"is {now:.0f}, not {count:.0f}"
+    ids = None if schema.whole_tokens is None else torch.from_numpy(reader.read_token_ids())
+    for name, state in live.states(group, schema.optimizer).items():
+        if name not in schema.dtypes:
             continue
-        live = tensors[name]
-        tensor = W.new_full((), torch.nan).expand(W.shape) if live is None else live
-        rows = tensor if ids is None else tensor[torch.from_numpy(ids).to(tensor.device)]
-        now = as_rows(tensor_bits(rows.detach().unsqueeze(0)))
-        recorded = reader.read(name, (row, row + 1))
-        path = array_path(reader.group, name)
-        if now.dtype != recorded.dtype:
+        missing = parameter.new_full((), torch.nan).expand(parameter.shape)
+        tensor = (missing if state is None else state).detach()
+        rows = tensor if ids is None else tensor[ids.to(tensor.device)]
+        bits, recorded = as_rows(tensor_bits(rows[None])), reader.read(name, (row, row + 1))
+        path = array_path(group, name)
+        if bits.dtype != recorded.dtype:
             yield path, f"is {tensor.dtype}"
-        elif n_differing := (patterns(now) != patterns(recorded)).sum():
-            yield path, f"differs in {n_differing:,} of {now.size:,} elements"
+        elif n_differing := (patterns(bits) != patterns(recorded)).sum():
+            yield path, f"differs in {n_differing:,} of {bits.size:,} elements"

@@ -13,12 +13,6 @@ class Schedule:
     """Says of any step, counted from 1, whether it is recorded; its text is kept with the run.
 
     Two of them are joined by `|`.
-
-    Examples
-    --------
-    >>> schedule = windows((1, 3)) | every(10)
-    >>> [step for step in range(1, 31) if schedule(step)]
-    [1, 2, 3, 10, 20, 30]
     """
 
     text: str
@@ -37,28 +31,29 @@ class Schedule:
 
 
 def every(n_steps: int) -> Schedule:
-    """Record the multiples of `n_steps`.
+    """Record the multiples of `n_steps`, a whole number from 1 up; ConfigError if it is not one.
 
-    Raises
-    ------
-    ConfigError
-        If it is not a whole number from 1 up.
+    Examples
+    --------
+    >>> [step for step in range(1, 31) if every(10)(step)]
+    [10, 20, 30]
     """
-    _require(_is_count(n_steps, least=1), f"every({n_steps!r})", "a whole number from 1 up")
+    _require(_is_count(n_steps), f"every({n_steps!r})", "a whole number from 1 up")
     return Schedule(f"every({n_steps})", lambda step: step % n_steps == 0)
 
 
 def windows(*spans: tuple[int, int]) -> Schedule:
-    """Record spans of steps, from the first to the last of each.
+    """Record spans of steps; ConfigError if one is not a first and a last step, both recorded.
 
-    Raises
-    ------
-    ConfigError
-        If one is not a first and a last step.
+    Examples
+    --------
+    >>> schedule = windows((1, 3), (20, 21)) | every(10)
+    >>> [step for step in range(1, 31) if schedule(step)]
+    [1, 2, 3, 10, 20, 21, 30]
     """
     text = f"windows({', '.join(str(tuple(span)) for span in spans)})"
     sound = (
-        len(span) == 2 and all(_is_count(step, least=0) for step in span) and span[0] <= span[1]
+        len(span) == 2 and all(_is_count(step, 0) for step in span) and span[0] <= span[1]
         for span in spans
     )
     _require(bool(spans) and all(sound), text, "pairs of a first and a last step, both recorded")
@@ -68,27 +63,26 @@ def windows(*spans: tuple[int, int]) -> Schedule:
 def log_spaced(per_decade: int = 10) -> Schedule:
     """Record steps that grow by a constant factor: 1 to 10, then every tenth part of a decade.
 
-    There are `per_decade` between a power of ten and the next; in the first decades fewer.
+    There are `per_decade` between a power of ten and the next; in the first decades fewer. It is a
+    whole number from 1 up; ConfigError if it is not.
 
-    Raises
-    ------
-    ConfigError
-        If `per_decade` is not a whole number from 1 up.
+    Examples
+    --------
+    >>> [step for step in range(1, 200) if log_spaced(4)(step)]
+    [1, 2, 3, 6, 10, 18, 32, 56, 100, 178]
     """
     text = f"log_spaced({per_decade!r})"
-    _require(_is_count(per_decade, least=1), text, "a whole number from 1 up")
+    _require(_is_count(per_decade), text, "a whole number from 1 up")
 
     def includes(step: int) -> bool:
         nearest = round(per_decade * log10(step))
-        return any(
-            round(10 ** (n / per_decade)) == step for n in (nearest - 1, nearest, nearest + 1)
-        )
+        return step in (round(10 ** (n / per_decade)) for n in range(nearest - 1, nearest + 2))
 
     return Schedule(text, includes)
 
 
 def as_schedule(schedule: Callable[[int], bool]) -> Schedule:
-    """Return a schedule with its text, or raise ConfigError if it cannot be called."""
+    """Return a function as a schedule, or raise ConfigError if it cannot be called."""
     if isinstance(schedule, Schedule):
         return schedule
     if not callable(schedule):
@@ -116,7 +110,7 @@ def count_rows(schedule: Schedule | None, n_steps: int) -> int:
     return sum(map(row_choice(schedule), range(n_steps + 1)))
 
 
-def _is_count(value: object, *, least: int) -> bool:
+def _is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 

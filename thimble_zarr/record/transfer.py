@@ -1,9 +1,9 @@
 """Rows from a CUDA device, copied while training goes on.
 
-Nothing here makes the training thread wait for the device. After a step its stream copies every
-tensor to a place of its own on the device, and a second stream carries them from there into pinned
-memory. So training may change weights, states and gradients at once. Its stream waits, on the
-device, only where the row before is still on its way. It costs the memory of one row on the device.
+The training thread never waits for the device. After a step its stream copies every tensor to a
+place of its own on the device, and a second stream carries them from there into pinned memory, so
+training may change them at once. Its stream waits, on the device, only where the row before is
+still on its way. It costs the memory of one row on the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,11 @@ from torch import Tensor
 class SideStream:
     """Copies rows of tensors on a device into memory, one row after the other.
 
-    `cuda` is `torch.cuda`, or what does as it does. Memory that is not `pinned` (page-locked) makes
-    CUDA wait.
+    `cuda` is `torch.cuda`. Memory that is not `pinned` (page-locked) makes CUDA wait.
     """
 
     def __init__(self, device: str, cuda: ModuleType, *, pinned: bool = True) -> None:
-        self._device = device
-        self._cuda = cuda
-        self._pinned = pinned
+        self._device, self._cuda, self._pinned = device, cuda, pinned
         self._stream: torch.cuda.Stream = cuda.Stream(device)
         self._staged: dict[str, Tensor] = {}
         self._sending: list[tuple[Tensor, Tensor]] = []
@@ -40,10 +37,7 @@ class SideStream:
             self._cuda.current_stream(self._device).wait_event(self._sent)
 
     def stage(self, name: str, row: Tensor, tensor: Tensor, rows: Tensor | None = None) -> None:
-        """Take a tensor, always the same by name, that is to be copied to `row`.
-
-        `rows` are indices, on the device, of the only ones to take.
-        """
+        """Take a tensor, or some rows of it, to be copied to `row`; a name has one of its own."""
         if name not in self._staged:
             self._staged[name] = torch.empty_like(row, device=self._device, pin_memory=False)
         if rows is None:

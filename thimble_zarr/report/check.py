@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from thimble_zarr.analysis.audit.table import has_formula
-from thimble_zarr.analysis.result import SUMMARY, CheckResult, ParameterResult, SubsetResult
+from thimble_zarr.analysis.result import SUMMARY, ParameterResult, SubsetResult
 from thimble_zarr.report.text import (
     DEFAULT_ROWS,
     aligned,
@@ -17,18 +17,13 @@ from thimble_zarr.report.text import (
 )
 
 
-def is_single(results: Sequence[CheckResult]) -> bool:
-    """Return whether results are of one parameter of one store."""
-    return [len(result.parameters) for result in results] == [1]
-
-
-def as_text(results: Sequence[CheckResult], n_rows: int | None = None) -> str:
+def as_text(results: Sequence[ParameterResult], n_rows: int | None = None) -> str:
     """Return what people read: of a single subset all that was found, of several a line each.
 
     With `n_rows`, the steps of its table to show, all of each comes before the lines.
     """
-    subsets = [subset for result in results for subset in result]
-    alone = is_single(results) and len(subsets) == 1
+    subsets = [subset for of in results for subset in of.subsets]
+    alone = len(results) == len(subsets) == 1
     parts = []
     if alone or n_rows is not None:
         parts += [_subset_as_text(subset, n_rows or DEFAULT_ROWS) for subset in subsets]
@@ -37,11 +32,11 @@ def as_text(results: Sequence[CheckResult], n_rows: int | None = None) -> str:
     return "\n".join(parts)
 
 
-def in_words(results: Sequence[CheckResult]) -> str:
+def in_words(results: Sequence[ParameterResult]) -> str:
     """Return verdicts and findings; of several parameters or stores the overview."""
-    if not is_single(results):
+    if len(results) > 1:
         return overview(results)
-    subsets = list(results[0])
+    subsets = results[0].subsets
     of = (f"{subset.subset}: " if len(subsets) > 1 else "" for subset in subsets)
     return "\n".join(map(_in_words, subsets, of))
 
@@ -67,18 +62,13 @@ def _title(subset: SubsetResult) -> str:
     schema, last = subset.schema, subset.steps[1]
     first = max(1, subset.steps[0])
     title = (
-        f"Store    {_name(subset)}: {schema.dtypes['W']}, {schema.optimizer.name} "
+        f"Store    {subset.name}: {schema.dtypes['W']}, {schema.optimizer.name} "
         f"({schema.optimizer.implementation})\n"
         f"{f'{schema.row_name.capitalize()}s':<8} "
         f"{subset.subset}: {subset.n_tokens:,} of {schema.n_tokens:,}\n"
         f"Steps    {first if first == last else f'{first} to {last}'}{_left_out(subset)}"
     )
     return "\n".join(wrapped(line, indent=" " * 9) for line in title.splitlines())
-
-
-def _name(subset: SubsetResult) -> str:
-    """Return the run, and which of its parameters if it has several."""
-    return f"{subset.store}, {subset.parameter}" if subset.parameter else f"{subset.store}"
 
 
 def _left_out(subset: SubsetResult) -> str:
@@ -149,13 +139,13 @@ _TITLES = ("store", "parameter", "steps")
 """Columns of the overview that are told above it where all lines say the same."""
 
 
-def overview(results: Sequence[CheckResult]) -> str:
+def overview(results: Sequence[ParameterResult]) -> str:
     """Return a line a store, parameter and subset, and in words what fails."""
-    subsets = [subset for result in results for subset in result]
+    subsets = [subset for of in results for subset in of.subsets]
     replayed = any("recurrence" in subset.numbers for subset in subsets)
     equal = "equal bits" if replayed else "within rounding"
     heads = ("store", "parameter", "tokens", "steps", "cosine", equal, "")
-    lines = [line for result in results for of in result.parameters for line in _lines(of)]
+    lines = [line for of in results for line in _lines(of)]
     columns = dict(zip(heads, zip(*lines, strict=True), strict=True))
     columns = {head: cells for head, cells in columns.items() if {*cells} != {"-"}}
     alike = {
@@ -167,7 +157,7 @@ def overview(results: Sequence[CheckResult]) -> str:
     table = [(head, *cells) for head, cells in columns.items() if head not in alike]
     shown = aligned(zip(*table, strict=True), width=text_width())
     failing = [subset for subset in subsets if not subset.holds]
-    words = [_in_words(subset, f"{_name(subset)}, {subset.subset}: ") for subset in failing]
+    words = [_in_words(subset, f"{subset.name}, {subset.subset}: ") for subset in failing]
     return "\n\n".join(filter(None, [titles, shown, *words]))
 
 

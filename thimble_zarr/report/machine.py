@@ -8,35 +8,32 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from thimble_zarr.analysis.result import CheckResult
-from thimble_zarr.report.check import is_single
+from thimble_zarr.analysis.result import ParameterResult
 
 Labelled = tuple[Mapping[str, str], Mapping[str, np.ndarray]]
 """What every row of a table has in common, by name, and the columns."""
 
 
-def as_json(results: Sequence[CheckResult]) -> str:
-    """Return strict JSON: what `to_json` of a result returns, of several one list of all."""
-    found = [of.to_json() for result in results for of in result.parameters]
-    content = found[0] if is_single(results) else found
+def as_json(results: Sequence[ParameterResult]) -> str:
+    """Return strict JSON: what `to_json` of a result returns, of several a list of all."""
+    found = [of.to_json() for of in results]
+    content = found[0] if len(found) == 1 else found
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def as_csv(results: Sequence[CheckResult]) -> str:
+def as_csv(results: Sequence[ParameterResult]) -> str:
     """Return every step, and first of which store, parameter and subset if there are several."""
-    several = any(subset.parameter for result in results for subset in result)
+    several = any(of.parameter for of in results if of.subsets)
     tables = []
-    for result in results:
-        for of in result.parameters:
-            labels = {} if is_single(results) else {"store": str(result.store)}
-            labels |= {"parameter": of.parameter or ""} if labels and several else {}
-            tables += [(labels | of.label(subset), subset.columns) for subset in of.subsets]
+    for of in results:
+        labels = {} if len(results) == 1 else {"store": str(of.store)}
+        labels |= {"parameter": of.parameter or ""} if labels and several else {}
+        tables += [(labels | of.label(subset), subset.columns) for subset in of.subsets]
     return csv_text(tables) if tables else ""
 
 
-def csv_text(tables: Iterable[Labelled]) -> str:
+def csv_text(tables: Sequence[Labelled]) -> str:
     """Return every row of some tables, empty where one lacks a column, or is NaN."""
-    tables = list(tables)
     names = dict.fromkeys(name for table in tables for part in table for name in part)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

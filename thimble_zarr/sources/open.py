@@ -27,19 +27,13 @@ def open_recording(
     token_mask
         The token mask of a notebook's file. A store has its labels.
 
-    Returns
-    -------
-    sequence of Reader
-        One a parameter, in the order of the recording.
-
     Raises
     ------
     NotAStoreError, UnsupportedFormatError, DamagedStoreError, StoreError
         If it is neither, of another format version, damaged, or cannot be read.
-    ConfigError, CorpusError
-        If a mask was given for a store, cannot be read, or is of another vocabulary.
-    SelectionError
-        If one of `parameters` matches nothing.
+    ConfigError, CorpusError, SelectionError
+        If a mask was given for a store, cannot be read, or is of another vocabulary; or if one of
+        `parameters` matches nothing.
     """
     path = Path(path)
     if path.is_file():
@@ -57,16 +51,14 @@ def open_recording(
 
 def _matching(readers: Sequence[Reader], patterns: Sequence[str]) -> Sequence[Reader]:
     """Return the readers whose parameters match one of some patterns; all without a pattern."""
-    names = [reader.schema.parameter or "" for reader in readers]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+    names, matching = [reader.schema.parameter or "" for reader in readers], set()
+    for pattern in patterns or ["*"]:
+        found = fnmatch.filter(names, pattern)
+        if not found:
             there = ", ".join(filter(None, names)) or "one without a name"
             raise SelectionError(f"{readers[0].path} has no parameter {pattern}; there is {there}")
-    return [
-        reader
-        for reader, name in zip(readers, names, strict=True)
-        if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-    ]
+        matching |= {*found}
+    return [reader for reader, name in zip(readers, names, strict=True) if name in matching]
 
 
 def open_notebook(file: StorePath, *, token_mask: Path | None = None) -> NotebookReader:

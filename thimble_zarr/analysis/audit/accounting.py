@@ -10,19 +10,16 @@ import numpy as np
 import xarray as xr
 
 from thimble_zarr.analysis.audit.audit import Audit
-from thimble_zarr.analysis.audit.table import DIMS, Table, tabulated
+from thimble_zarr.analysis.audit.table import DIMS, tabulated
 from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.dataset.lazy import LazyArray, as_dask
 from thimble_zarr.errors import SelectionError
 
 
 def selected(ds: xr.Dataset) -> Selected:
-    """Return what a dataset that is still lazy selects, and of which recording.
+    """Return what a dataset selects, and of which recording.
 
-    Raises
-    ------
-    SelectionError
-        If `ds` is no longer lazy, or is of several runs.
+    Raises SelectionError if it is no longer lazy, or is of several runs.
     """
     if "run" in ds.dims:
         raise SelectionError("this is of one run; select it with `ds.sel(run=...)`")
@@ -68,57 +65,46 @@ def accounting(
     -------
     xarray.Dataset
         In memory, dims `(step,)`, or `(subset, step)` with subsets, without the initial state and
-        steps whose row before was not recorded, float64 but for the counts.
+        steps whose row before was not recorded. Columns named `n_...`, `first_...` and `skipped`
+        are int64, all others float64. Several runs are gone through one after the other and have a
+        dim `run` before the others; counts then are float64 with NaN where a run is shorter than
+        another, and attributes that differ between the runs are left out.
 
-        With the formula:
         ``norm_predicted``, ``norm_observed``, ``norm_difference``
-            L2 norms over the selected elements of predicted and observed change and of their
-            difference.
-        ``cosine_similarity``
-            Of predicted and observed change; NaN where one of them is zero.
-        ``ratio``
-            `norm_predicted / norm_observed`; infinite where nothing moved.
-
-        Always:
+            With the formula: L2 norms over the selected elements of predicted and observed change
+            and of their difference.
+        ``cosine_similarity``, ``ratio``
+            With the formula: of predicted and observed change, NaN where one of them is zero; and
+            `norm_predicted / norm_observed`, infinite where nothing moved.
         ``n_not_finite``
             Elements whose residual, or without the formula whose weight, is NaN or infinite,
-            because the run diverged or a value is missing. int64.
+            because the run diverged or a value is missing.
         ``skipped``
             1 where the optimizer skipped the step, as with a `GradScaler` that found an infinity,
-            or for want of a gradient; else 0. int64.
-
-        Extended:
-        ``share_moved``, ``share_stalled``
-            Share of elements that moved, and of those that did not although the formula moves them.
-        ``mean_displacement_ulp``
-            Mean distance an element moved, in units of the spacing of the dtype at the weight.
-
-        Without the replay:
+            or for want of a gradient; else 0.
+        ``share_moved``, ``share_stalled``, ``mean_displacement_ulp``
+            Extended: share of elements that moved, and of those that did not although the formula
+            moves them; mean distance an element moved, in units of the spacing of the dtype at the
+            weight.
         ``n_beyond_rounding``
-            Elements whose residual is larger than rounding can make it (`Formula.rounding`), or
-            is not finite. int64; 0 in a sound record.
-
-        With the replay ``norm_unexplained``, the norm of observed minus replayed weights, and, with
-        one more dim `recurrence`, for `W` and each state of the optimizer:
-        ``n_different``
-            Elements whose bits are not those of the replay. int64; 0 in a sound record.
-        ``n_beyond``
-            Those that differ by more than they may: all, if the replay is exact; else those beyond
-            what rounding allows two programs (`Formula.bounds`). int64.
-        ``max_ulp``
-            The largest distance from the replay.
+            Without the replay: elements whose residual is larger than rounding can make it
+            (`Formula.rounding`), or is not finite; 0 in a sound record.
+        ``norm_unexplained``
+            With the replay: the norm of observed minus replayed weights.
+        ``n_different``, ``n_beyond``, ``max_ulp``
+            With the replay, and one more dim `recurrence`, for `W` and each state of the optimizer:
+            elements whose bits are not those of the replay, 0 in a sound record; those that differ
+            by more than they may, which is all if the replay is exact, else those beyond what
+            rounding allows two programs (`Formula.bounds`); the largest distance from the replay.
         ``first_token``, ``first_dim``
-            The first element that differs beyond that, or else at all; -1 where none does. int64.
-            A token is a position along the first axis of the parameter, a dim one along all others,
-            flattened.
+            Likewise: the first element that differs beyond that, or else at all; -1 where none
+            does. A token is a position along the first axis of the parameter, a dim one along all
+            others, flattened.
+        ``n_elements``
+            Elements of a step, dims `()` or `(subset,)`.
 
-        ``n_elements`` counts the elements of a step, dims `()` or `(subset,)`. The attribute
-        `not_exact_because` says why the replay need not give the recorded bits, and is empty where
-        it must.
-
-        Runs are gone through one after the other and have a dim `run` before the others. Counts
-        are float64 with NaN where a run is shorter than another, and attributes that differ between
-        the runs are left out.
+        The attribute `not_exact_because` says why the replay need not give the recorded bits, and
+        is empty where it must.
 
     Raises
     ------
@@ -127,24 +113,30 @@ def accounting(
     SelectionError
         If no token or no step is selected that can be checked, a variable that is needed was not
         recorded, `ds` is no longer lazy, or the device is not there.
+
+    Examples
+    --------
+    >>> import thimble_zarr
+    >>> ds = thimble_zarr.open_dataset("run.zarr")
+    >>> table = thimble_zarr.accounting(ds.sel(token=[3, 5]))
+    >>> int(table.n_different.sum())
+    0
     """
     if "run" in ds.dims and ds.sizes["run"]:
-        tables = [
-            accounting(
-                ds.isel(run=run),
-                formula=formula,
-                replay=replay,
-                extended=extended,
-                subsets=subsets,
-                device=device,
-            )
-            for run in range(ds.sizes["run"])
-        ]
+        options = {"formula": formula, "replay": replay, "extended": extended}
+        runs = (ds.isel(run=run) for run in range(ds.sizes["run"]))
+        tables = [accounting(run, **options, subsets=subsets, device=device) for run in runs]
         return xr.concat(tables, ds.run, join="outer", combine_attrs="drop_conflicts")
     at = selected(ds).on_device(device)
     positions = subsets and {name: _positions(at, name, ids) for name, ids in subsets.items()}
     audit = Audit.of(at, formula=formula, replay=replay, extended=extended, subsets=positions)
-    tables = [*map(_as_dataset, tabulated(audit, as_dask(audit.reduction).compute()))]
+    tables = []
+    for table in tabulated(audit, as_dask(audit.reduction).compute()):
+        columns = {
+            name: ((name,) if name in DIMS else DIMS[: values.ndim], values)
+            for name, values in table.items()
+        }
+        tables.append(xr.Dataset(columns, attrs=table.attrs))
     if subsets is None:
         return tables[0]
     return xr.concat(tables, dim="subset").assign_coords(subset=list(subsets))
@@ -157,11 +149,3 @@ def _positions(at: Selected, subset: str, ids: np.ndarray) -> np.ndarray:
     if len(ids) == 0:
         raise SelectionError(f"subset {subset} is empty")
     return np.searchsorted(at.source.token_ids, ids)
-
-
-def _as_dataset(table: Table) -> xr.Dataset:
-    columns = {
-        name: ((name,) if name in DIMS else DIMS[: values.ndim], values)
-        for name, values in table.items()
-    }
-    return xr.Dataset(columns, attrs=table.attrs)

@@ -52,25 +52,6 @@ OF_REPLAY = {
 """Numbers of each step and recurrence, and how those of two parts become those of both."""
 
 
-def check_inputs(schema: Schema, *, formula: bool = True, replay: bool) -> None:
-    """Raise SelectionError unless what the formula, or the replay, needs was recorded."""
-    missing = missing_inputs("residual", schema)
-    if missing:
-        raise SelectionError(
-            f"neither {schema.optimizer.name}'s formula nor the replay can be checked: "
-            f"{how_to_record(missing, schema)}"
-        )
-    missing = missing_inputs("unexplained", schema)
-    if replay and missing:
-        alone = (
-            "with replay=False (--no-replay)" if formula else "without formula=False (--no-formula)"
-        )
-        raise SelectionError(
-            f"the steps cannot be replayed: {how_to_record(missing, schema)}. The formula alone "
-            f"can be checked, {alone}"
-        )
-
-
 @dataclass(frozen=True)
 class Audit:
     """What is compared. Made by `of`.
@@ -106,20 +87,15 @@ class Audit:
 
         It takes and raises what `accounting.accounting` does, but of subsets the positions.
         """
-        _check_asked(formula=formula, replay=replay, extended=extended)
         source, schema = selected.source, selected.source.reader.schema
-        check_inputs(schema, formula=formula, replay=replay)
+        _check_asked(schema, formula=formula, replay=replay, extended=extended)
         selected = _checkable(selected)
         attrs = {"dtype": schema.dtypes["W"], "optimizer": schema.optimizer.name}
         if replay:
             attrs["device"] = replay_device(source)
             attrs["not_exact_because"] = not_exact_because(source)
-        tally = Tally(
-            recurrences(schema) if replay else (),
-            exact=not attrs.get("not_exact_because"),
-            extended=extended,
-            formula=formula,
-        )
+        exact = not attrs.get("not_exact_because")
+        tally = Tally(recurrences(schema) if replay else (), exact, extended, formula)
         statistics = Statistics(
             tally,
             tally.combine,
@@ -129,27 +105,47 @@ class Audit:
         )
         if subsets is None:
             return cls(Reduction(selected, statistics), tally, None, attrs)
-        members, classes = _classes(np.asarray(selected.tokens), subsets)
-        of_subsets = dict(zip(subsets, members, strict=True))
-        return cls(Reduction(selected, statistics, classes), tally, of_subsets, attrs)
+        # Sorted by the subsets they are in, no token is gone through twice.
+        of_token = np.stack([np.isin(selected.tokens, subset) for subset in subsets.values()])
+        members, classes = np.unique(of_token, axis=1, return_inverse=True)
+        reduction = Reduction(selected, statistics, classes.reshape(-1))
+        return cls(reduction, tally, dict(zip(subsets, members, strict=True)), attrs)
 
 
-def _check_asked(*, formula: bool, replay: bool, extended: bool) -> None:
-    if not formula and (extended or not replay):
+def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool) -> None:
+    """Raise unless what is asked for can be computed of what was recorded."""
+    if not formula and not replay:
+        raise ConfigError(
+            "nothing is left to check with formula=False (--no-formula) and replay=False "
+            "(--no-replay)"
+        )
+    if not formula and extended:
         raise ConfigError(
             "extended columns are of the formula's table, and formula=False (--no-formula) turns "
             "that off"
-            if replay
-            else "nothing is left to check with formula=False (--no-formula) and replay=False "
-            "(--no-replay)"
+        )
+    if missing := missing_inputs("residual", schema):
+        raise SelectionError(
+            f"neither {schema.optimizer.name}'s formula nor the replay can be checked: "
+            f"{how_to_record(missing, schema)}"
+        )
+    if replay and (missing := missing_inputs("unexplained", schema)):
+        alone = "with replay=False (--no-replay)"
+        if not formula:
+            alone = "without formula=False (--no-formula)"
+        raise SelectionError(
+            f"the steps cannot be replayed: {how_to_record(missing, schema)}. The formula alone "
+            f"can be checked, {alone}"
         )
 
 
 def _checkable(selected: Selected) -> Selected:
     """Return a selection without the steps whose row before was not recorded."""
-    checkable = selected.is_checkable
-    if not checkable.all():
-        selected = replace(selected, rows=as_range(np.asarray(selected.rows)[checkable]))
+    rows, follows = np.asarray(selected.rows, np.int64), selected.source.follows
+    there = rows[rows < len(follows)]
+    checkable = there[follows[there]]
+    if len(checkable) < len(rows):
+        selected = replace(selected, rows=as_range(checkable))
     if 0 in (len(selected.rows), len(selected.tokens), len(selected.dims)):
         raise SelectionError(
             "nothing is selected that can be checked: an accounting needs at least one token "
@@ -160,23 +156,9 @@ def _checkable(selected: Selected) -> Selected:
     return selected
 
 
-def _classes(tokens: np.ndarray, subsets: Mapping[str, Indices]) -> tuple[np.ndarray, np.ndarray]:
-    """Sort tokens by the subsets they are in, so that none is gone through twice.
-
-    Returns whether each subset has each class, bool, shape `(subset, class)`, and the class of each
-    token. No subset has that of tokens that are in none.
-    """
-    of_token = np.stack([np.isin(tokens, of_subset) for of_subset in subsets.values()])
-    members, classes = np.unique(of_token, axis=1, return_inverse=True)
-    return members, classes.reshape(-1)
-
-
 @dataclass(frozen=True)
 class Tally:
-    """Computes the numbers of a part of a window.
-
-    They are those of `names`, then `OF_REPLAY` for each recurrence.
-    """
+    """Computes the numbers of a part of a window: `names`, then `OF_REPLAY` for each recurrence."""
 
     recurrences: tuple[str, ...]
     exact: bool
@@ -200,8 +182,10 @@ class Tally:
         """Yield the numbers of a part, an array each, by step."""
         if self.formula:
             yield from self._of_formula(part)
-        else:
-            yield _n_not_finite(part)
+        elif all_finite(part.bits("W")):
+            yield _NONE
+        else:  # from a weight that is not finite, no step leads to one that is
+            yield _count(~np.isfinite(part.current("W")))
         if self.recurrences:
             yield from _of_replay(part, exact=self.exact)
 
@@ -217,7 +201,11 @@ class Tally:
         sums = [_dot(predicted, predicted), _dot(observed, observed)]
         beyond = _beyond_float32(sums[0], predicted) or _beyond_float32(sums[1], observed)
         product = _dot(predicted, observed)
-        moves = list(_of_moves(part, observed, predicted)) if self.extended else []
+        moves = []
+        if self.extended:
+            moved = observed != 0
+            moves = [_count(moved), _count(~moved & (predicted != 0))]
+            moves.append(np.abs(observed / ulp(part)).sum(axis=(1, 2)))
         difference = np.subtract(observed, predicted, out=observed)  # which is not needed any more
         sums += [_dot(difference, difference), product]
         beyond = beyond or _beyond_float32(sums[2], difference)
@@ -263,34 +251,18 @@ def _count(elements: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _n_not_finite(part: Window) -> np.ndarray:
-    """Count the weights that are not finite; from one that is not, no step leads to one that is."""
-    if all_finite(part.bits("W")):
-        return _NONE
-    return _count(~np.isfinite(part.current("W")))
-
-
-def _of_moves(part: Window, observed: np.ndarray, predicted: np.ndarray) -> Iterator[np.ndarray]:
-    moved = observed != 0
-    yield _count(moved)
-    yield _count(~moved & (predicted != 0))
-    yield np.abs(observed / ulp(part)).sum(axis=(1, 2))
-
-
 def _of_replay(part: Window, *, exact: bool) -> Iterator[np.ndarray]:
     after = replayed(part)
     comparisons = compare(part, after, exact=exact)
-    differs = comparisons["W"].differs
-    if not differs.any():
-        yield _NONE
-    else:
-        native = part.source.reader.schema.dtypes["W"]
-        replay = decode(after["W"], native, np.float64)
-        unexplained = np.where(differs, part.current("W") - replay, 0.0)
-        yield _dot(unexplained, unexplained)
+    unexplained = _NONE
+    if (differs := comparisons["W"].differs).any():
+        replay = decode(after["W"], part.source.reader.schema.dtypes["W"], np.float64)
+        difference = np.where(differs, part.current("W") - replay, 0.0)
+        unexplained = _dot(difference, difference)
+    yield unexplained
     for comparison in comparisons.values():
         if not comparison.differs.any():
-            yield from (_NONE, _NONE, _NONE, _NOWHERE)
+            yield from (_NONE, _NONE, _NONE, np.full(1, np.inf))
             continue
         yield _count(comparison.differs)
         yield _count(comparison.beyond)
@@ -298,6 +270,3 @@ def _of_replay(part: Window, *, exact: bool) -> Iterator[np.ndarray]:
         beyond = comparison.beyond.any(axis=(1, 2), keepdims=True)
         wrong = np.where(beyond, comparison.beyond, comparison.differs)
         yield np.where(wrong, part.positions, np.inf).min(axis=(1, 2))
-
-
-_NOWHERE = np.full(1, np.inf)

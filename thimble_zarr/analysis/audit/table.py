@@ -56,36 +56,34 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
 
     `numbers` is what its reduction gave, of shape `(class, number, step)`.
     """
-    reduction = audit.reduction
-    selected, classes = reduction.selected, reduction.classes
-    source, n_dims = selected.source, len(selected.dims)
+    reduction, selected = audit.reduction, audit.reduction.selected
+    classes = np.zeros(len(selected.tokens), int) if audit.subsets is None else reduction.classes
     labels = {"step": selected.steps}
     if audit.tally.recurrences:
         labels["recurrence"] = np.array(audit.tally.recurrences)
-    skipped = source.skipped[np.asarray(selected.rows)].astype(np.int64)
-
-    def table(of_classes: np.ndarray, n_tokens: int) -> Table:
-        parts = (numbers[index : index + 1] for index in np.flatnonzero(of_classes))
+    skipped = {"skipped": selected.source.skipped[np.asarray(selected.rows)].astype(np.int64)}
+    tables = []
+    for members in [np.ones(1, bool)] if audit.subsets is None else audit.subsets.values():
+        parts = (numbers[index : index + 1] for index in np.flatnonzero(members))
         (merged,) = reduction.statistics.merge(*parts)
-        columns = _columns(
-            audit.tally,
-            merged,
-            n_elements=n_dims * n_tokens,
-            n_dims=source.reader.schema.n_dims,
-        )
-        return Table(labels | columns | {"skipped": skipped}, audit.attrs)
-
-    if audit.subsets is None or classes is None:
-        return [table(np.ones(1, bool), len(selected.tokens))]
-    return [table(members, int(members[classes].sum())) for members in audit.subsets.values()]
+        n_elements = int(members[classes].sum()) * len(selected.dims)
+        columns = _columns(audit.tally, merged, n_elements, selected.source.reader.schema.n_dims)
+        tables.append(Table(labels | columns | skipped, audit.attrs))
+    return tables
 
 
 def _columns(
-    tally: Tally, numbers: np.ndarray, *, n_elements: int, n_dims: int
+    tally: Tally, numbers: np.ndarray, n_elements: int, n_dims: int
 ) -> dict[str, np.ndarray]:
     """Return the columns that follow from the numbers of a subset, shape `(number, step)`."""
     by_name = dict(zip(tally.names, numbers, strict=False))
-    columns = _formula_columns(by_name) if tally.formula else {}
+    columns = {}
+    if tally.formula:
+        norms = [np.sqrt(by_name[name]) for name in ("predicted", "observed", "difference")]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosine_similarity = by_name["product"] / (norms[0] * norms[1])
+            ratio = norms[0] / norms[1]
+        columns = dict(zip(COLUMNS, (*norms, cosine_similarity, ratio), strict=True))
     columns[NOT_FINITE] = by_name[NOT_FINITE].astype(np.int64)
     if tally.extended:
         columns["share_moved"] = by_name["n_moved"] / n_elements
@@ -99,26 +97,15 @@ def _columns(
     return columns | _replay_columns(of_replay, n_dims)
 
 
-def _formula_columns(by_name: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return `COLUMNS`, each of shape `(step,)`."""
-    norm_predicted, norm_observed = np.sqrt(by_name["predicted"]), np.sqrt(by_name["observed"])
-    norm_difference = np.sqrt(by_name["difference"])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosine_similarity = by_name["product"] / (norm_predicted * norm_observed)
-        ratio = norm_predicted / norm_observed
-    columns = norm_predicted, norm_observed, norm_difference, cosine_similarity, ratio
-    return dict(zip(COLUMNS, columns, strict=True))
-
-
 def _replay_columns(numbers: np.ndarray, n_dims: int) -> dict[str, np.ndarray]:
     """Return the columns of shape `(step, recurrence)`."""
     by_name = dict(zip(OF_REPLAY, numbers.transpose(1, 2, 0), strict=True))
-    first = by_name["first"]
-    position = np.where(np.isfinite(first), first, 0).astype(np.int64)
+    is_there = np.isfinite(by_name["first"])
+    position = np.where(is_there, by_name["first"], 0).astype(np.int64)
     return {
         "n_different": by_name["n_different"].astype(np.int64),
         "n_beyond": by_name["n_beyond"].astype(np.int64),
         "max_ulp": by_name["max_ulp"].copy(),  # a view would hold all the numbers
-        "first_token": np.where(np.isfinite(first), position // n_dims, -1),
-        "first_dim": np.where(np.isfinite(first), position % n_dims, -1),
+        "first_token": np.where(is_there, position // n_dims, -1),
+        "first_dim": np.where(is_there, position % n_dims, -1),
     }

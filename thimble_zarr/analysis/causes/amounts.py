@@ -182,7 +182,7 @@ def external_change(evidence: Evidence, failure: Failure) -> Facts | None:
     The states are right, but these weights are not what the optimizer computed. Or else a number
     that only the update uses (eps) is not the recorded one.
     """
-    return {"n": f"{int(failure.counts['W'][0]):,}"} if failure.states_are_right else None
+    return {"n": f"{failure.n_wrong['W']:,}"} if failure.states_are_right else None
 
 
 @cause("wrong-gradient", is_local=True, needs_formula=True)

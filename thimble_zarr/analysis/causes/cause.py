@@ -32,22 +32,16 @@ class Cause(Named):
     """
 
     explain: Explain
-    is_local: bool
-    is_everywhere: bool
-    needs_formula: bool
+    is_local: bool = False
+    is_everywhere: bool = False
+    needs_formula: bool = False
 
 
-def cause(
-    code: str,
-    *,
-    is_local: bool = False,
-    is_everywhere: bool = False,
-    needs_formula: bool = False,
-) -> Callable[[Explain], Cause]:
+def cause(code: str, **flags: bool) -> Callable[[Explain], Cause]:
     """Make a cause of a function that explains failures, whose docstring is the message."""
 
     def of_function(explain: Explain) -> Cause:
         message = " ".join((inspect.getdoc(explain) or "").split())
-        return Cause(code, message, explain, is_local, is_everywhere, needs_formula)
+        return Cause(code, message, explain, **flags)
 
     return of_function

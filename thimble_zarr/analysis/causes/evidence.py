@@ -33,16 +33,19 @@ class Failure:
     ----------
     steps
         Their rows.
+    names
+        The recurrences.
     counts
-        For each recurrence how many elements are wrong, by step.
+        How many elements are wrong, shape `(step, recurrence)`.
     first
-        For each recurrence the token and dim of the first of them, by step; -1 where none is. The
+        Token and dim of the first of them, shape `(step, recurrence, 2)`; -1 where none is. The
         token is a position among those recorded.
     """
 
     steps: range
-    counts: Mapping[str, np.ndarray]
-    first: Mapping[str, np.ndarray]
+    names: tuple[str, ...]
+    counts: np.ndarray
+    first: np.ndarray
 
     @property
     def sampled(self) -> tuple[int, ...]:
@@ -53,7 +56,12 @@ class Failure:
     @property
     def wrong(self) -> tuple[str, ...]:
         """The recurrences that fail somewhere in it."""
-        return tuple(name for name, counts in self.counts.items() if counts.any())
+        return tuple(name for name, n in zip(self.names, self.counts.sum(axis=0), strict=True) if n)
+
+    @property
+    def n_wrong(self) -> dict[str, int]:
+        """How many elements of each recurrence are wrong at the first step, where any are."""
+        return {name: n for name, n in zip(self.names, self.counts[0].tolist(), strict=True) if n}
 
     @property
     def states_are_right(self) -> bool:
@@ -63,34 +71,22 @@ class Failure:
     @property
     def is_one_element(self) -> bool:
         """Whether a single element fails."""
-        places = {
-            tuple(place)
-            for name in self.wrong
-            for place in self.first[name][self.counts[name] > 0].tolist()
-        }
-        return len(places) == 1 and all(counts.max() <= 1 for counts in self.counts.values())
+        places = np.unique(self.first[self.counts > 0], axis=0)
+        return len(places) == 1 and bool(self.counts.max() == 1)
 
     @property
     def start(self) -> tuple[int, int, int, str]:
         """Step, token and dim of the first element that is wrong, and its recurrence."""
-        at = {name: self.first[name][0] for name in self.wrong if self.counts[name][0]}
-        name = min(at, key=lambda name: tuple(at[name]))
-        return self.steps[0], int(at[name][0]), int(at[name][1]), name
+        at = {name: self.first[0, self.names.index(name)].tolist() for name in self.n_wrong}
+        name = min(at, key=lambda name: at[name])
+        return self.steps[0], *at[name], name
 
 
 class Evidence:
     """A sample of a record's elements, row by row.
 
-    Steps are given by their rows, and tokens by their positions among those recorded.
-
-    Parameters
-    ----------
-    source
-        The recording.
-    tokens, dims
-        What was checked.
-    failures
-        Where it failed.
+    Steps are given by their rows, and tokens by their positions among those recorded. `tokens` and
+    `dims` are what was checked.
     """
 
     def __init__(
@@ -191,9 +187,7 @@ def _sample(tokens: np.ndarray, n_dims: int, failures: list[Failure]) -> np.ndar
     n_most = max(1, tuning.TUNING.sample_elements // n_dims)
     if len(tokens) <= n_most:
         return tokens
-    failed = {
-        int(token) for one in failures for first in one.first.values() for token in first[:, 0]
-    }
+    failed = {token for one in failures for token in one.first[..., 0].ravel().tolist()}
     known = np.array(sorted(failed - {-1}), dtype=np.int64)[: n_most // 2]
     others = np.setdiff1d(tokens, known)
     spread = others[np.linspace(0, len(others) - 1, n_most - len(known)).astype(np.int64)]

@@ -134,35 +134,26 @@ def find_causes(
 
 def _failures(source: Source, table: AnyTable) -> Iterator[Failure]:
     names, steps = np.asarray(table["recurrence"]).tolist(), np.asarray(table["step"])
-    n_beyond = counts(table, "n_beyond")
-    ids, dims = np.asarray(table["first_token"]), np.asarray(table["first_dim"])
+    n_beyond, ids = counts(table, "n_beyond"), counts(table, "first_token")
     tokens = np.where(ids < 0, -1, np.searchsorted(source.token_ids, ids))
+    first = np.stack([tokens, counts(table, "first_dim")], axis=-1)
     failing = np.flatnonzero(n_beyond.any(axis=1))
     failing = failing[np.argsort(steps[failing])]
     for at in np.split(failing, np.flatnonzero(np.diff(steps[failing]) != 1) + 1):
         if len(at):
-            first_row = int(np.searchsorted(source.steps, steps[at[0]]))
-            yield Failure(
-                steps=range(first_row, first_row + len(at)),
-                counts={name: n_beyond[at, index] for index, name in enumerate(names)},
-                first={
-                    name: np.stack([tokens[at, index], dims[at, index]], axis=1)
-                    for index, name in enumerate(names)
-                },
-            )
+            row = int(np.searchsorted(source.steps, steps[at[0]]))
+            yield Failure(range(row, row + len(at)), (*names,), n_beyond[at], first[at])
 
 
 def _explain(evidence: Evidence, failure: Failure) -> Finding:
     has_formula = evidence.schema.optimizer.formula is not None
-    for cause in CAUSES:
-        if has_formula or not cause.needs_formula:
-            facts = cause.explain(evidence, failure)
-            if facts is not None:
-                break
+    asked = (cause for cause in CAUSES if has_formula or not cause.needs_formula)
+    explained = ((cause, cause.explain(evidence, failure)) for cause in asked)
+    cause, facts = next((cause, facts) for cause, facts in explained if facts is not None)
     step, token, dim, variable = failure.start
     place = {} if cause.is_everywhere else {"token": token, "dim": dim}
     known = {"step": step, "variable": variable, "n_steps": len(failure.steps)} | place
-    return _finding(cause, known | dict(facts or {}), evidence.source)
+    return _finding(cause, known | dict(facts), evidence.source)
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:

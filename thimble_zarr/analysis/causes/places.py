@@ -160,8 +160,7 @@ def torn_row(evidence: Evidence, failure: Failure) -> Facts | None:
     step = failure.steps[0]
     if len(failure.steps) != 2 or not evidence.mended(step + 1, evidence.replay(step)).all():
         return None
-    wrong = {name: int(n) for name in failure.wrong if (n := failure.counts[name][0])}
-    return {"variable": ", ".join(wrong), "n": f"{sum(wrong.values()):,}"}
+    return {"variable": ", ".join(failure.n_wrong), "n": f"{sum(failure.n_wrong.values()):,}"}
 
 
 @cause("shifted-rows", is_everywhere=True)

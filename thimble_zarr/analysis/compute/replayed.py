@@ -6,7 +6,7 @@ the record. torch is imported only when a window is replayed.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +87,8 @@ def replayed(window: Window) -> dict[str, np.ndarray]:
 
 def _replayed(window: Window) -> dict[str, np.ndarray]:
     names = recurrences(window.source.reader.schema)
-    before: dict[str, Sequence[np.ndarray]] = {name: window.bits_before(name) for name in names}
-    inputs = before | {"grad": list(window.bits("grad"))}
+    inputs = {name: list(window.bits_before(name)) for name in names}
+    inputs["grad"] = list(window.bits("grad"))
     recorded = {name: window.bits(name) for name in names}
     replay = window.of_tokens(_replay_of)
     after = dict(recorded)  # what is replayed is as recorded, until it is not
@@ -205,7 +205,7 @@ def compare(
 
 def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:
     """Return where a state has, at the row before, the bits with which it begins."""
-    before = np.stack(window.bits_before(name))
+    before = np.stack([*window.bits_before(name)])
     if first is None:
         return is_nan(before)
     values = decode(before, window.source.reader.schema.dtypes[name], np.float64)

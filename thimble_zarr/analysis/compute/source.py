@@ -22,13 +22,8 @@ from thimble_zarr.optim.base import COUNT, LEARNING_RATE
 class Source:
     """A recording as formulas see it: variables by name, rows by step.
 
-    Attributes
-    ----------
-    reader
-        The recording.
-    device
-        Where the optimizer is replayed, as torch names it; where it was recorded, if None, or on
-        the CPU where there is no such device.
+    `device` is where the optimizer is replayed, as torch names it; where it was recorded, if None,
+    or on the CPU where there is no such device.
     """
 
     reader: Reader
@@ -36,13 +31,7 @@ class Source:
 
     @classmethod
     def of(cls, reader: Reader, device: str | None = None) -> Self:
-        """Return a recording that has begun.
-
-        Raises
-        ------
-        StoreError
-            If no row was committed yet.
-        """
+        """Return a recording that has begun; raise StoreError if no row was committed yet."""
         if reader.n_rows == 0:
             raise not_begun(reader)
         return cls(reader, device)
@@ -119,13 +108,8 @@ def _unpickled(content: bytes) -> Source:
 class Selected:
     """A selection of a recording, of whatever rank its parameter is, as that of a matrix.
 
-    Attributes
-    ----------
-    source
-        The recording.
-    rows, tokens, dims
-        Positions along each axis, in the order they were asked for. Rows may be beyond those that
-        are recorded.
+    It has positions along each axis, in the order they were asked for. Rows may be beyond those
+    that are recorded.
     """
 
     source: Source
@@ -144,13 +128,6 @@ class Selected:
         """Which row of the whole parameter each token is, int64, shape `(token,)`."""
         ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens, np.int64)]
         return ids
-
-    @property
-    def is_checkable(self) -> np.ndarray:
-        """Which of the rows follow a recorded one, and so can be checked: bool, shape `(step,)`."""
-        rows, n_rows = np.asarray(self.rows, np.int64), self.source.reader.n_rows
-        follows: np.ndarray = self.source.follows[np.minimum(rows, n_rows - 1)] & (rows < n_rows)
-        return follows
 
     def on_device(self, device: str | None) -> "Selected":
         """Return the same, with replays on `device`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thimble_zarr.analysis.compute.replayed import replayed
-from thimble_zarr.analysis.compute.windows import Window
+from thimble_zarr.analysis.compute.windows import Floats, Window
 from thimble_zarr.bits import decode, spacing, unit_roundoff
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
@@ -20,22 +20,21 @@ from thimble_zarr.optim.registry import SPECS, VARIABLES
 
 @dataclass(frozen=True)
 class Derived:
-    """A variable of shape `(step, token, dim)` that is computed in float64 from stored `inputs`.
-
-    What is `of_formula` takes the optimizer's formula, which not every one has.
-    """
+    """A variable of shape `(step, token, dim)` that is computed in float64 from stored `inputs`."""
 
     long_name: str
     inputs: Callable[[Schema], tuple[str, ...]]
-    compute: Callable[[Window], np.ndarray]
-    of_formula: bool = False
+    compute: Callable[[Window], Floats]
 
 
-def delta_W(window: Window) -> np.ndarray:
+class OfFormula(Derived):
+    """One that takes the optimizer's formula, which not every one has."""
+
+
+def delta_W(window: Window) -> Floats:
     """Return the observed change of the weights."""
-    previous = window.previous("W")
-    change: np.ndarray = window.current("W") - previous
-    return change
+    previous = window.previous("W")  # before `current`, so that both come from one read
+    return window.current("W") - previous
 
 
 def formula_of(schema: Schema) -> Formula:
@@ -52,7 +51,7 @@ def _formula(window: Window) -> Formula:
 
 def update(
     window: Window, out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None)
-) -> np.ndarray:
+) -> Floats:
     """Return the change that the formula predicts, without the decay of the weights.
 
     It is computed in the arrays `out`, if they are given, and is in the first.
@@ -61,20 +60,15 @@ def update(
     names = zip(formula.update_inputs, out, strict=False)
     arrays = {name: window.decoded(name, memory) for name, memory in names}
     change = formula.update(arrays, window.of_rows(_coefficients), out[0])
-    skipped = window.of_rows(_skipped)
-    if len(skipped):
+    skipped = window.source.skipped[window.rows]
+    if skipped.any():
         change[skipped] = 0  # and there need not be any gradient
     return change
 
 
-def _skipped(window: Window) -> np.ndarray:
-    return np.flatnonzero(window.source.skipped[window.rows])
-
-
 def _coefficients(window: Window) -> Sequence[np.ndarray]:
-    return [
-        factor.astype(window.dtype) for factor in _formula(window).coefficients(_scalars(window))
-    ]
+    factors = _formula(window).coefficients(_scalars(window))
+    return [factor.astype(window.dtype) for factor in factors]
 
 
 def _scalars(window: Window) -> dict[str, np.ndarray]:
@@ -91,58 +85,52 @@ def decays(window: Window) -> bool:
     return bool(window.of_rows(_decay_factor).any())
 
 
-def decay(window: Window) -> np.ndarray:
+def decay(window: Window) -> Floats:
     """Return the change that the decay of the weights predicts."""
     previous = window.previous("W")
-    change: np.ndarray = like(previous, window.of_rows(_decay_factor)) * previous
+    change: Floats = like(previous, window.of_rows(_decay_factor)) * previous
     return change
 
 
-def predicted(window: Window) -> np.ndarray:
+def predicted(window: Window) -> Floats:
     """Return update and decay together."""
-    change: np.ndarray = update(window) + decay(window)
-    return change
+    return update(window) + decay(window)
 
 
-def residual(window: Window) -> np.ndarray:
+def residual(window: Window) -> Floats:
     """Return what the formula leaves of the observed change."""
-    rest: np.ndarray = delta_W(window) - predicted(window)
-    return rest
+    return delta_W(window) - predicted(window)
 
 
-def unexplained(window: Window) -> np.ndarray:
+def unexplained(window: Window) -> Floats:
     """Return what the exact replay leaves of the observed change: zero in a sound record."""
     bits = replayed(window)["W"]
     replay = decode(bits, window.source.reader.schema.dtypes["W"], np.float64)
     current = window.current("W")
     # Infinite weights of a diverged run, replayed as such, leave nothing.
-    difference: np.ndarray = np.where(current == replay, 0.0, current - replay)
-    return difference
+    return np.where(current == replay, 0.0, current - replay)
 
 
-def rounding(window: Window) -> np.ndarray:
+def rounding(window: Window) -> Floats:
     """Return what the exact replay does beyond the formula.
 
     It is taken as what `unexplained` leaves of the residual, both in float32, so that the two add
     up to it in that precision: to the bit in a sound record, where `unexplained` is zero.
     """
-    left, rest = residual(window).astype(np.float32), unexplained(window)
-    difference: np.ndarray = left - rest.astype(np.float32)
-    return difference
+    return residual(window).astype(np.float32) - unexplained(window).astype(np.float32)
 
 
-def ulp(window: Window) -> np.ndarray:
+def ulp(window: Window) -> Floats:
     """Return the spacing of the dtype at the weight."""
     return spacing(window.bits("W"), window.source.reader.schema.dtypes["W"])
 
 
-def displacement_ulp(window: Window) -> np.ndarray:
+def displacement_ulp(window: Window) -> Floats:
     """Return the observed change in units of `ulp`: how far the weight moved on its lattice."""
-    displacement: np.ndarray = delta_W(window) / ulp(window)
-    return displacement
+    return delta_W(window) / ulp(window)
 
 
-def stalled(window: Window) -> np.ndarray:
+def stalled(window: Window) -> Floats:
     """Return 1 where the formula wants a move and the weight did not move, else 0."""
     observed = delta_W(window)
     stands = (predicted(window) != 0) & (observed == 0)
@@ -186,7 +174,7 @@ def _update_inputs(schema: Schema) -> tuple[str, ...]:
 
 def formula_inputs(schema: Schema) -> tuple[str, ...]:
     """Return the stored variables that the formula and the change it predicts need."""
-    return *_weights(schema), *_update_inputs(schema)
+    return "W", *_update_inputs(schema)
 
 
 def replay_inputs(schema: Schema) -> tuple[str, ...]:
@@ -195,16 +183,11 @@ def replay_inputs(schema: Schema) -> tuple[str, ...]:
 
 
 _OF_FORMULA = {
-    "update": Derived(
-        "change predicted by the formula, weight decay aside",
-        _update_inputs,
-        update,
-        of_formula=True,
+    "update": OfFormula(
+        "change predicted by the formula, weight decay aside", _update_inputs, update
     ),
-    "decay": Derived("change predicted by weight decay", _weights, decay, of_formula=True),
-    "residual": Derived(
-        "observed change minus update and decay", formula_inputs, residual, of_formula=True
-    ),
+    "decay": OfFormula("change predicted by weight decay", _weights, decay),
+    "residual": OfFormula("observed change minus update and decay", formula_inputs, residual),
 }
 
 _ALIASES = {
@@ -217,8 +200,8 @@ DERIVED: Mapping[str, Derived] = {
     "delta_W": Derived("observed change of the weight, W[t] - W[t-1]", _weights, delta_W),
     **_OF_FORMULA,
     **_ALIASES,
-    "rounding": Derived(
-        "part of the residual that torch's rounding makes", replay_inputs, rounding, of_formula=True
+    "rounding": OfFormula(
+        "part of the residual that torch's rounding makes", replay_inputs, rounding
     ),
     "unexplained": Derived(
         "part of the residual that the exact replay leaves", replay_inputs, unexplained
@@ -227,11 +210,8 @@ DERIVED: Mapping[str, Derived] = {
     "displacement_ulp": Derived(
         "observed change in steps of the dtype's lattice", _weights, displacement_ulp
     ),
-    "stalled": Derived(
-        "1 where the formula moves the weight and it stays, else 0",
-        formula_inputs,
-        stalled,
-        of_formula=True,
+    "stalled": OfFormula(
+        "1 where the formula moves the weight and it stays, else 0", formula_inputs, stalled
     ),
 }
 """Every derived variable there can be; a run has those that `derived_names` lists."""
@@ -244,7 +224,7 @@ def derived_names(schema: Schema) -> tuple[str, ...]:
         name
         for name, variable in DERIVED.items()
         if (name not in _ALIASES or name in optimizer.ALIASES)
-        and not (variable.of_formula and optimizer.formula is None)
+        and not (isinstance(variable, OfFormula) and optimizer.formula is None)
         and not missing_inputs(name, schema)
     )
 

@@ -12,9 +12,11 @@ the cache. No array of the size of a run exists at any time.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.source import Source
@@ -26,54 +28,57 @@ from thimble_zarr.format.schema import Schema
 
 T = TypeVar("T")
 
+Floats = npt.NDArray[np.floating]
 
-class _Pass:
-    """What the windows of some tokens share, one after the other."""
 
-    def __init__(self, source: Source, opened: Rows) -> None:
-        self.source = source
-        self.opened = opened
-        self._memory: dict[tuple[str, type[np.generic]], np.ndarray] = {}
+@dataclass(eq=False)
+class _Piece:
+    """The bits of some tokens at consecutive rows, read when asked for, each chunk once.
+
+    It is used for one block of rows after the other. `memories` are those of all pieces of a pass.
+    """
+
+    source: Source
+    tokens: Indices
+    opened: Rows
+    memories: dict[tuple[str, type[np.generic]], np.ndarray]
+    rows: tuple[int, int] = (0, 0)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    _bits: dict[str, np.ndarray] = field(default_factory=dict)
+    _before: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def begin(self, rows: tuple[int, int]) -> None:
+        """Go on to rows; what is known of the row before is kept if they follow the last ones."""
+        if rows[0] != self.rows[1]:
+            self._before.clear()
+        self.rows = rows
+
+    def end(self) -> None:
+        """Let go of the bits, but for the last row of what has a row before it, too."""
+        bits = self._bits
+        self._before = {name: bits[name][-1:].copy() for name in self._before if name in bits}
+        bits.clear()
 
     def memory(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
         """Return an array in the memory that all share who ask by one name: fresh one is slow."""
         size = math.prod(shape)
-        known = self._memory.get((name, dtype))
+        known = self.memories.get((name, dtype))
         if known is None or known.size < size:
-            known = self._memory[name, dtype] = np.empty(size, dtype)
+            known = self.memories[name, dtype] = np.empty(size, dtype)
         return known[:size].reshape(shape)
-
-
-class _Piece:
-    """The bits of some tokens at consecutive rows, read when asked for, each chunk once.
-
-    `after` is the piece of the same tokens that came before. It must not be used any more.
-    """
-
-    def __init__(
-        self, of_pass: _Pass, rows: tuple[int, int], tokens: Indices, after: "_Piece | None"
-    ) -> None:
-        self.of_pass = of_pass
-        self.source = of_pass.source
-        self.rows = rows
-        self.tokens = tokens
-        self.shared: dict[Any, Any] = {} if after is None else after.shared
-        self._bits: dict[str, np.ndarray] = {}
-        self._before: dict[str, np.ndarray] = {}
-        if after is not None and after.rows[1] == rows[0]:
-            self._before = after._last
-
-    def end(self) -> None:
-        """Let go of the bits, but for the last row of what has a row before it, too."""
-        self._last = {
-            name: self._bits[name][-1:].copy() for name in self._before if name in self._bits
-        }
-        self._bits.clear()
 
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's bits, shape `(step, token, dim)`."""
         if name not in self._bits:
-            self._bits[name] = self._read(name)
+            schema = self.source.reader.schema
+            rows = self.rows[0] - self._has_row_before, self.rows[1]
+            shape = rows[1] - rows[0], len(self.tokens), schema.n_dims
+            dtype = storage_dtype(schema.dtypes[name]).type
+            memory = self.memory(f"bits of {name}", shape, dtype)
+            bits = self.opened.read(name, rows, self.tokens, memory)
+            if self._has_row_before:
+                self._before[name] = bits[:1]
+            self._bits[name] = bits[self._has_row_before :]
         return self._bits[name]
 
     def before(self, name: str) -> np.ndarray:
@@ -86,8 +91,7 @@ class _Piece:
             bits = self.bits(name)
             self._before.setdefault(name, bits[:1])
         if name not in self._before:
-            before = self.of_pass.opened.read(name, (first - 1, first), self.tokens)
-            self._before[name] = before
+            self._before[name] = self.opened.read(name, (first - 1, first), self.tokens)
         return self._before[name]
 
     @property
@@ -95,56 +99,30 @@ class _Piece:
         """Whether the row before is in the same block, and so comes with the others."""
         return self.rows[0] % self.source.reader.schema.layout.block_steps > 0
 
-    def _read(self, name: str) -> np.ndarray:
-        """Read a variable, into the memory of a piece before."""
-        rows = self.rows[0] - self._has_row_before, self.rows[1]
-        schema = self.source.reader.schema
-        shape = rows[1] - rows[0], len(self.tokens), schema.n_dims
-        dtype = storage_dtype(schema.dtypes[name]).type
-        memory = self.of_pass.memory(f"bits of {name}", shape, dtype)
-        bits = self.of_pass.opened.read(name, rows, self.tokens, memory)
-        if self._has_row_before:
-            self._before[name] = bits[:1]
-        return bits[self._has_row_before :]
 
-
+@dataclass(eq=False)
 class Window:
     """A few rows of some tokens, as arrays of shape `(step, token, dim)`.
 
-    It can be used until the next window is asked for.
-
-    Attributes
-    ----------
-    source
-        The recording the window is of.
-    rows
-        Its rows.
-    dtype
-        Of its numbers, float64 unless less was asked for (`parts`).
+    It can be used until the next window is asked for. `dtype` is that of its numbers, float64
+    unless less was asked for (`parts`).
     """
 
-    def __init__(
-        self,
-        piece: _Piece,
-        rows: np.ndarray,
-        dims: Indices,
-        of_rows: dict[Any, Any],
-        *,
-        part_of: "Window | None" = None,
-        at: tuple[slice, slice] = (slice(None), slice(None)),
-        dtype: type[np.floating] = np.float64,
-    ) -> None:
-        self.source = piece.source
-        self.rows = rows
-        self.dtype = dtype
-        self._piece = piece
-        self._dims = dims
-        self._part_of = part_of
-        self._at = at
-        self._current: dict[str, np.ndarray] = {}
-        self._previous: dict[str, np.ndarray] = {}
-        self._computed: dict[Callable[[Window], Mapping[str, np.ndarray]], Any] = {}
-        self._of_rows = of_rows
+    _piece: _Piece
+    rows: np.ndarray
+    _dims: Indices
+    _of_rows: dict[Any, Any]
+    _part_of: "Window | None" = None
+    _at: tuple[slice, slice] = (slice(None), slice(None))
+    dtype: type[np.floating] = np.float64
+    _current: dict[str, Floats] = field(default_factory=dict)
+    _previous: dict[str, Floats] = field(default_factory=dict)
+    _computed: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Source:
+        """The recording it is of."""
+        return self._piece.source
 
     @property
     def follows(self) -> np.ndarray:
@@ -156,8 +134,8 @@ class Window:
     def positions(self) -> np.ndarray:
         """Index of each element in the whole parameter, flattened: int64, shape `(token, dim)`."""
         tokens = self.source.token_ids[np.asarray(self._piece.tokens[self._at[1]])]
-        starts = tokens[:, np.newaxis] * self.source.reader.schema.n_dims
-        positions: np.ndarray = starts + np.asarray(self._dims)
+        n_dims = self.source.reader.schema.n_dims
+        positions: np.ndarray = tokens[:, np.newaxis] * n_dims + np.asarray(self._dims)
         return positions
 
     def parts(
@@ -177,31 +155,29 @@ class Window:
         for of_class in itertools.pairwise([0, *ends, n_tokens]):
             for tokens in _cut_evenly(*of_class, part_tokens):
                 for rows in _cut(0, n_rows, part_rows):
-                    yield (rows, tokens), self._part((rows, tokens), dtype)
+                    at, steps = (rows, tokens), self.rows[rows]
+                    of_rows = self._of_rows if part_rows == n_rows else {}
+                    yield at, Window(self._piece, steps, self._dims, of_rows, self, at, dtype)
 
     def in_float64(self) -> "Window":
-        """Return the same window with numbers of float64."""
-        part_of = self._part_of or self
-        return Window(
-            self._piece, self.rows, self._dims, self._of_rows, part_of=part_of, at=self._at
-        )
+        """Return the same part with numbers of float64."""
+        return replace(self, dtype=np.float64, _current={}, _previous={})
 
     def of_whole(
         self, compute: "Callable[[Window], Mapping[str, np.ndarray]]"
     ) -> dict[str, np.ndarray]:
         """Return arrays that are computed once for the whole window, where this part has them."""
         whole = self._part_of or self
-        if compute not in whole._computed:
-            whole._computed[compute] = compute(whole)
-        return {name: array[self._at] for name, array in whole._computed[compute].items()}
+        arrays = _once(compute, whole, whole._computed)
+        return {name: array[self._at] for name, array in arrays.items()}
 
     def of_tokens(self, make: "Callable[[Window], T]") -> T:
         """Return what is made once for all windows of the same tokens, one after the other."""
-        shared = self._piece.shared
-        if make not in shared:
-            shared[make] = make(self)
-        made: T = shared[make]
-        return made
+        return _once(make, self, self._piece.shared)
+
+    def of_rows(self, make: "Callable[[Window], T]") -> T:
+        """Return what is made once for all that have these rows and numbers of this dtype."""
+        return _once(make, self, self._of_rows)
 
     def memory(self, name: str, n_rows: int | None = None) -> np.ndarray:
         """Return an array for numbers of the window, or so many rows of it, to compute in.
@@ -209,75 +185,56 @@ class Window:
         The next window has the same memory by the same name.
         """
         shape = n_rows or len(self.rows), len(self._piece.tokens[self._at[1]]), len(self._dims)
-        return self._piece.of_pass.memory(name, shape, self.dtype)
+        return self._piece.memory(name, shape, self.dtype)
 
-    def of_rows(self, make: "Callable[[Window], T]") -> T:
-        """Return what is made once for all that have these rows and numbers of this dtype."""
-        key = make, self.dtype
-        if key not in self._of_rows:
-            self._of_rows[key] = make(self)
-        made: T = self._of_rows[key]
-        return made
-
-    def current(self, name: str) -> np.ndarray:
+    def current(self, name: str) -> Floats:
         """Return a variable at the window's rows; do not write to it."""
         if name not in self._current:
             self._current[name] = self.decoded(name)
         return self._current[name]
 
-    def decoded(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+    def decoded(self, name: str, out: np.ndarray | None = None) -> Floats:
         """Return what `current` does, in `out` if that is given."""
-        return self._decode(name, self.bits(name), out)
+        native = self.source.reader.schema.dtypes[name]
+        if out is None and storage_dtype(native) != self.dtype:
+            out = self.memory(name)
+        return decode(self.bits(name), native, self.dtype, out)
 
-    def previous(self, name: str) -> np.ndarray:
+    def previous(self, name: str) -> Floats:
         """Return a variable at the rows before, NaN where a row follows none; do not write to it.
 
         Ask for it before `current`, so that both come from one read.
         """
         if name not in self._previous:
-            self._previous[name] = self._decode_previous(name)
+            native = self.source.reader.schema.dtypes[name]
+            current = self.bits(name)
+            if isinstance(self.of_rows(_steps), slice):
+                both = self.memory(f"{name} and before", len(self.rows) + 1)
+                decode(current, native, self.dtype, both[1:])
+                decode(next(self.bits_before(name)), native, self.dtype, both[0])
+                self._current[name], previous = both[1:], both[:-1]
+            else:
+                before = np.stack([*self.bits_before(name)])
+                previous = decode(before, native, self.dtype, self.memory(f"{name} before"))
+            if not self.follows.all():
+                previous = previous.copy()
+                previous[~self.follows] = np.nan
+            self._previous[name] = previous
         return self._previous[name]
 
     def scalar(self, name: str) -> np.ndarray:
         """Return a per-step scalar, float64, shape `(step, 1, 1)`."""
-        if name not in self._of_rows:
-            self._of_rows[name] = self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
-        scalar: np.ndarray = self._of_rows[name]
-        return scalar
+        return self.source.scalars[name][self.rows, np.newaxis, np.newaxis]
 
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's stored bits at the window's rows; do not write to them."""
         return self._select(self._piece.bits(name)[self.of_rows(_steps)])
 
-    def bits_before(self, name: str) -> list[np.ndarray]:
-        """Return the stored bits at each row before, those of row 0 before row 0 too."""
-        bits, before = self._piece.bits(name), self._piece.before(name)
-        steps = np.arange(len(bits))[self.of_rows(_steps)].tolist()
-        rows = [bits[step - 1] if step else before[0] for step in steps]
-        return [self._select(row) for row in rows]
-
-    def _part(self, at: tuple[slice, slice], dtype: type[np.floating]) -> "Window":
-        rows = self.rows[at[0]]
-        of_rows = self._of_rows if len(rows) == len(self.rows) else {}
-        return Window(self._piece, rows, self._dims, of_rows, part_of=self, at=at, dtype=dtype)
-
-    def _decode_previous(self, name: str) -> np.ndarray:
-        current, steps, piece = self.bits(name), self.of_rows(_steps), self._piece
-        if isinstance(steps, slice):
-            both = self.memory(f"{name} and before", len(self.rows) + 1)
-            self._decode(name, current, both[1:])
-            before = piece.bits(name)[steps.start - 1] if steps.start else piece.before(name)[0]
-            self._decode(name, self._select(before), both[0])
-            self._current[name], previous = both[1:], both[:-1]
-        else:
-            previous = self._decode(
-                name, np.stack(self.bits_before(name)), self.memory(f"{name} before")
-            )
-        alone = self.of_rows(_alone)
-        if len(alone):
-            previous = previous.copy()
-            previous[alone] = np.nan
-        return previous
+    def bits_before(self, name: str) -> Iterator[np.ndarray]:
+        """Yield the stored bits at each row before, those of row 0 before row 0 too."""
+        bits = self._piece.bits(name)
+        for step in (self.rows - self._piece.rows[0]).tolist():
+            yield self._select(bits[step - 1] if step else self._piece.before(name)[0])
 
     def _select(self, bits: np.ndarray) -> np.ndarray:
         """Return this window's tokens and dims of bits of shape `(..., token, dim)`."""
@@ -286,11 +243,14 @@ class Window:
             selected = selected[..., np.asarray(self._dims)]
         return selected
 
-    def _decode(self, name: str, bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        native = self.source.reader.schema.dtypes[name]
-        if out is None and storage_dtype(native) != self.dtype:
-            out = self.memory(name)
-        return decode(bits, native, self.dtype, out)
+
+def _once(make: Callable[[Window], T], window: Window, made: dict[Any, Any]) -> T:
+    """Return what was made when a window with numbers of this dtype asked first."""
+    key = make, window.dtype
+    if key not in made:
+        made[key] = make(window)
+    known: T = made[key]
+    return known
 
 
 def _steps(window: Window) -> slice | np.ndarray:
@@ -298,19 +258,17 @@ def _steps(window: Window) -> slice | np.ndarray:
     return as_slice(window.rows - window._piece.rows[0])
 
 
-def _alone(window: Window) -> np.ndarray:
-    """Return which of the window's rows follow none."""
-    return np.flatnonzero(~window.follows)
+Windows = Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]
+"""Windows, and where each lies in a selection, along rows and tokens."""
 
 
 def iter_windows(
     source: Source, rows: Indices, tokens: Indices, dims: Indices, inputs: Sequence[str] = ()
-) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
+) -> Windows:
     """Cut a selection into windows, reading each touched chunk of rows once.
 
-    With each window comes where it lies in the selection, along rows and tokens. `inputs` are
-    variables that will be asked of every window: the disk is told of the next window of the same
-    tokens while one is used, of the first just before.
+    `inputs` are variables that will be asked of every window. The disk is told of the next window
+    of the same tokens while one is used, of the first just before.
     """
     for group in token_groups(source, tokens):
         yield from windows_of(source, rows, [group], dims, inputs)
@@ -322,7 +280,7 @@ def windows_of(
     groups: Sequence[TokenGroup],
     dims: Indices,
     inputs: Sequence[str] = (),
-) -> Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]:
+) -> Windows:
     """Do what `iter_windows` does for tokens that are already cut into groups.
 
     All groups have their windows of a block of steps, then all of the next block.
@@ -333,15 +291,15 @@ def windows_of(
     every = groups[0][0] if len(groups) == 1 else np.concatenate([ids for ids, _ in groups])
     consecutive = isinstance(rows, range) and rows.step == 1
     length = window_rows(schema, len(every)) if consecutive else schema.layout.block_steps
-    pieces: list[_Piece | None] = [None] * len(groups)
     start = 0
     with source.reader.opened() as opened:
-        of_pass = _Pass(source, opened)
+        memories = dict[tuple[str, type[np.generic]], np.ndarray]()
+        pieces = [(_Piece(source, ids, opened, memories), where) for ids, where in groups]
         for run in _read_ahead(opened, inputs, row_groups(rows, length), every):
             steps, of_rows = np.asarray(run), dict[Any, Any]()
             at = slice(start, start + len(steps))
-            for index, (ids, where) in enumerate(groups):
-                piece = pieces[index] = _Piece(of_pass, _span(run), ids, pieces[index])
+            for piece, where in pieces:
+                piece.begin(_span(run))
                 yield (at, where), Window(piece, steps, dims, of_rows)
                 piece.end()
             start = at.stop
@@ -360,8 +318,6 @@ def _read_ahead(
 
 def _span(rows: Indices) -> tuple[int, int]:
     """Return the consecutive rows that some lie in, as `(start, stop)`."""
-    if isinstance(rows, range) and rows.step == 1:
-        return rows.start, rows.stop
     return int(np.min(rows)), int(np.max(rows)) + 1
 
 
@@ -381,7 +337,10 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
     stays in the cache.
     """
     schema = source.reader.schema
-    most = cached_tokens(schema) if cached else window_tokens(schema)
+    most, chunk_tokens = window_tokens(schema), schema.layout.chunk_tokens
+    if cached:
+        chunk_elements = schema.layout.block_steps * chunk_tokens * schema.n_dims
+        most = max(1, round(tuning.TUNING.cached_elements / chunk_elements)) * chunk_tokens
     return source.reader.token_groups(tokens, most)
 
 
@@ -392,13 +351,6 @@ def window_tokens(schema: Schema) -> int:
         tuning.TUNING.window_elements // layout.block_steps, tuning.TUNING.row_elements
     )
     return max(layout.chunk_tokens, row_elements // schema.n_dims)
-
-
-def cached_tokens(schema: Schema) -> int:
-    """Return how many tokens a window has at most if what it reads is to stay in the cache."""
-    chunk_tokens = schema.layout.chunk_tokens
-    chunk_elements = schema.layout.block_steps * chunk_tokens * schema.n_dims
-    return max(1, round(tuning.TUNING.cached_elements / chunk_elements)) * chunk_tokens
 
 
 def window_rows(schema: Schema, n_tokens: int) -> int:

@@ -44,8 +44,7 @@ class ThimbleBackend(BackendEntrypoint):
     ) -> xr.Dataset:
         """Open a parameter of a store; see `thimble_zarr.open_dataset`."""
         ds = open_dataset(filename_or_obj, parameter)
-        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or []
-        ds = ds.drop_vars(dropped, errors="ignore")
+        ds = ds.drop_vars(drop_variables or [], errors="ignore")
         return ds.assign(
             {
                 name: _DaskVariable(variable.dims, variable.data, variable.attrs)

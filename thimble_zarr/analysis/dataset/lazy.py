@@ -4,11 +4,10 @@ Dask cannot push a selection of tokens through a graph into the read. `LazyArray
 it is a variable at some selection, and `__getitem__` returns the same variable at the narrower
 selection, with a fresh graph. For everything else it is an ordinary Dask array.
 
-xarray's own lazy indexing (`BackendArray` and `LazilyIndexedArray` behind `.chunk()`) is 40 lines
-and was measured against this, on 200 steps of 1,999 x 32: of `adam_residual` it reads 46.2 MB
-whichever 500 tokens are selected, in 0.24 s and 4 tasks, where this reads 12.7 MB, in 0.06 s and
-one task; of two steps of three tokens 17.1 MB, not 0.28. Dask fuses slices into the read, but no
-lists. Without `.chunk()` it reads as little, but arithmetic loads whole variables at once.
+xarray's own lazy indexing (`LazilyIndexedArray` behind `.chunk()`) was measured against this on 200
+steps of 1,999 x 32: of `adam_residual` it reads 46.2 MB whichever 500 tokens are selected, in
+0.24 s, where this reads 12.7 MB in 0.06 s. Dask fuses slices into the read, but no lists. Without
+`.chunk()` it reads as little, but arithmetic loads whole variables at once.
 """
 
 import functools
@@ -23,7 +22,7 @@ from dask.base import tokenize
 from dask.core import flatten
 
 from thimble_zarr.analysis.compute.reduction import Reduction
-from thimble_zarr.analysis.compute.source import Selected, Source
+from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.dataset.variables import (
     Memory,
     RunsVariable,
@@ -53,7 +52,9 @@ class _AsDask(type):
 class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has no types
     """A variable at a selection, read-only. Index it, compute it, or use it as any Dask array."""
 
-    __slots__ = ("_selection", "_variable")
+    __slots__ = ("_selection", "variable")
+    variable: Variable
+    """What it is of."""
 
     @classmethod
     def of(cls, variable: Variable, selection: Selection | None = None) -> Self:
@@ -64,11 +65,11 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
         if selection is None:
             selection = variable.whole
         array: Self = super().__new__(cls, *variable.graph(selection))
-        array._variable, array._selection = variable, selection
+        array.variable, array._selection = variable, selection
         return array
 
     def __reduce__(self) -> tuple[Callable[..., da.Array], tuple[object, ...]]:
-        return type(self).of, (self._variable, self._selection)
+        return type(self).of, (self.variable, self._selection)
 
     def __getitem__(self, key: Any) -> da.Array:
         keys = _expanded(key if isinstance(key, tuple) else (key,), self.ndim)
@@ -108,21 +109,11 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
         return tasks
 
     @property
-    def variable(self) -> Variable:
-        """What it is of."""
-        variable: Variable = self._variable
-        return variable
-
-    @property
-    def source(self) -> Source:
-        """The recording; of several runs the first."""
-        return self.variable.source
-
-    @property
     def selected(self) -> Selected:
         """What is selected of the recording, where that is one run."""
         rows, *axes = map(as_indices, self._selection)
-        return Selected(self.source, rows, *rows_and_dims(axes, self.source.reader.schema.shape))
+        source = self.variable.source
+        return Selected(source, rows, *rows_and_dims(axes, source.reader.schema.shape))
 
 
 def as_dask(reduction: Reduction) -> da.Array:

@@ -45,25 +45,33 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
         `adam_residual` and its parts `rounding` and `unexplained` (which replay the optimizer and
         need torch), `ulp`, `displacement_ulp`, `stalled`. Lazy too, int64, with the first of these
         dims after `step`: `freeze_step`, 0 for a token or row that never moved, and over the whole
-        run whatever steps are selected. `step` labels rows by optimizer step; what a row does not
-        have (the gradient or change of the initial state, the change at a step whose row before was
-        not recorded) is NaN. What would need a variable that was not recorded is left out, and the
-        attribute `not_recorded` says how to record it.
-        Per-step scalars, float64, dims `(step,)`. Coordinates `step` and `token` or `row`, which
-        are ids where not all rows were recorded, and where known `n_occurrences` (in the corpus),
-        `live`, `dead` and `text`, where control characters are bytes in brackets: `<0x00>`.
-        Attributes say what was recorded and by what; `thimble` is all of it, as JSON.
+        run whatever steps are selected. What a row does not have (the gradient or change of the
+        initial state, the change at a step whose row before was not recorded) is NaN. What would
+        need a variable that was not recorded is left out, and the attribute `not_recorded` says how
+        to record it.
+        Per-step scalars, float64, dims `(step,)`. Coordinates `step`, which is the optimizer's, and
+        `token` or `row`, which are ids where not all rows were recorded, and where known
+        `n_occurrences` (in the corpus), `live`, `dead` and `text`, where control characters are
+        bytes in brackets: `<0x00>`. The attribute `thimble` is all that is known of the run, as
+        JSON.
         Selecting steps or tokens, by label or position and in any order, narrows what is read from
         disk.
 
     Raises
     ------
-    NotAStoreError, UnsupportedFormatError, DamagedStoreError
-        If the store cannot be read.
     StoreError
-        If no row was committed yet.
+        If the store cannot be read (`NotAStoreError`, `UnsupportedFormatError`,
+        `DamagedStoreError`), or no row was committed yet.
     SelectionError
         If it holds several parameters and none was chosen, or not the one that was.
+
+    Examples
+    --------
+    >>> import thimble_zarr
+    >>> ds = thimble_zarr.open_dataset("run.zarr")
+    >>> ds.W.dims
+    ('step', 'token', 'dim')
+    >>> moved = ds.delta_W.sel(token=[3, 5]).compute()  # reads these tokens only
     """
     return dataset_of(StoreReader.open(path, parameter))
 
@@ -84,10 +92,14 @@ def open_datatree(path: StorePath) -> xr.DataTree:
 
     Raises
     ------
-    NotAStoreError, UnsupportedFormatError, DamagedStoreError
-        If the store cannot be read.
     StoreError
-        If no row was committed yet.
+        As `open_dataset` does.
+
+    Examples
+    --------
+    >>> import thimble_zarr
+    >>> tree = thimble_zarr.open_datatree("run.zarr")
+    >>> every = [node.ds for node in tree.subtree if node.has_data]  # a dataset a parameter
     """
     readers = StoreReader.open_each(path)
     return xr.DataTree.from_dict({f"/{reader.group}": dataset_of(reader) for reader in readers})
@@ -96,26 +108,23 @@ def open_datatree(path: StorePath) -> xr.DataTree:
 def dataset_of(reader: Reader) -> xr.Dataset:
     """Return what `open_dataset` returns, for any recording that can be read."""
     source = Source.of(reader)
-    derived = derived_names(reader.schema)
-    names = (*reader.schema.dtypes, *derived)
     dims = reader.schema.dims
     variables = {
-        name: (
-            ("step", *dims),
-            LazyArray.of(StepVariable(source, name)),
-            {"long_name": long_name(name)},
-        )
-        for name in names
+        name: (("step", *dims), LazyArray.of(StepVariable(source, name)), _named(long_name(name)))
+        for name in (*reader.schema.dtypes, *derived_names(reader.schema))
     }
-    frozen = LazyArray.of(FreezeStep(source))
-    moved = f"last step at which a {reader.schema.row_name} moved"
-    tokens = {"freeze_step": (dims[:1], frozen, {"long_name": moved})}
+    moved = _named(f"last step at which a {reader.schema.row_name} moved")
+    frozen = {"freeze_step": (dims[:1], LazyArray.of(FreezeStep(source)), moved)}
     scalars = {
-        name: ("step", values, {"long_name": reader.schema.scalars[name]})
+        name: ("step", values, _named(reader.schema.scalars[name]))
         for name, values in source.recorded.items()
     }
-    data = {**variables, **tokens, **scalars}
+    data = {**variables, **frozen, **scalars}
     return xr.Dataset(data, coords=_coords(source), attrs=_attrs(reader.schema))
+
+
+def _named(long_name: str) -> dict[str, str]:
+    return {"long_name": long_name}
 
 
 def is_store(path: object) -> bool:
@@ -143,20 +152,19 @@ def _attrs(schema: Schema) -> dict[str, str | int]:
 
 
 def _coords(source: Source) -> dict[str, xr.Variable]:
-    reader = source.reader
-    coords = {"step": xr.Variable("step", source.steps, {"long_name": "optimizer step"})}
-    if len(reader.schema.dims) == 2 or reader.schema.whole_tokens is not None:
-        first = reader.schema.dims[0]
-        named = {"long_name": LABELS.get(first, ROW_LABEL)}
+    schema = source.reader.schema
+    coords = {"step": xr.Variable("step", source.steps, _named("optimizer step"))}
+    if len(schema.dims) == 2 or schema.whole_tokens is not None:
+        first = schema.dims[0]
+        named = _named(LABELS.get(first, ROW_LABEL))
         coords[first] = xr.Variable(first, source.token_ids, named)
-    if not reader.schema.has_tokens:
+    if not schema.has_tokens:
         return coords
     labels = source.labels
-    known = {"n_occurrences": ("count", labels.count)}  # a Dataset has a method `count`
-    known |= {"live": ("live", labels.live), "dead": ("dead", labels.dead)}
-    for name, (stored, values) in known.items():
-        if values is not None:
-            coords[name] = xr.Variable("token", values, {"long_name": LABELS[stored]})
+    # A Dataset has a method `count`.
+    for name, stored in {"n_occurrences": "count", "live": "live", "dead": "dead"}.items():
+        if (values := getattr(labels, stored)) is not None:
+            coords[name] = xr.Variable("token", values, _named(LABELS[stored]))
     if labels.text is not None:
         coords["text"] = _as_variable(labels.text)
     return coords
@@ -167,19 +175,14 @@ def _as_variable(texts: Sequence[str]) -> xr.Variable:
 
     Dask chunks neither objects nor variable-length strings by size, and HDF5 accepts no null
     character. Zarr has no specification of fixed-length strings, so the encoding says to write
-    them with variable length. If a very long text would make fixed-length strings too large, they
-    have variable length here, too.
+    them with variable length, which they have here, too, where a very long text would make
+    fixed-length strings too large: these take four bytes a character, each what the longest does.
     """
     shown = [printable(text) for text in texts]
     n_characters = len(shown) * max(map(len, shown), default=0)
-    is_fixed = n_characters <= _MAX_FIXED_CHARACTERS
-    return xr.Variable(
-        "token",
-        np.array(shown, dtype=np.str_ if is_fixed else np.dtypes.StringDType()),
-        {"long_name": "the token as text"},
-        encoding={"dtype": object},
-    )
+    dtype = np.str_ if n_characters <= _MAX_FIXED_CHARACTERS else np.dtypes.StringDType()
+    named = _named("the token as text")
+    return xr.Variable("token", np.array(shown, dtype=dtype), named, encoding={"dtype": object})
 
 
 _MAX_FIXED_CHARACTERS = 2**25
-"""Fixed-length strings take four bytes a character, and each takes what the longest does."""

@@ -38,15 +38,17 @@ def open_datasets(
 
     Raises
     ------
-    NotAStoreError, UnsupportedFormatError, DamagedStoreError
-        If a pattern matches nothing, or a store cannot be read.
-    StoreError
-        If a run has no committed row yet.
+    StoreError, SelectionError
+        As `open_dataset` does of any of them, and if a pattern matches nothing.
     ConfigError
         If no path was given, or the parameter has another shape, or other rows of it were recorded,
         in one of the runs.
-    SelectionError
-        If a store holds several parameters and none was chosen, or not the one that was.
+
+    Examples
+    --------
+    >>> import thimble_zarr
+    >>> ds = thimble_zarr.open_datasets("run*.zarr")
+    >>> moved = ds.delta_W.sel(token=3).compute()  # of each run, reading this token only
     """
     stores = stores_at(paths)
     runs = [open_dataset(store, parameter) for store in stores]

@@ -33,8 +33,7 @@ Selection = tuple[Indices | int, ...]
 """Positions along each axis; an axis that was indexed by a number is that number, no dimension."""
 
 Chunks = tuple[tuple[int, ...], ...]
-Key = tuple[Any, ...]
-Tasks = dict[Key, Task]
+Tasks = dict[tuple[Any, ...], Task]
 Graph = tuple[HighLevelGraph, str, Chunks, type[np.generic]]
 """What a Dask array is made of: graph, name, chunks and dtype."""
 
@@ -115,12 +114,7 @@ class FreezeStep:
 class RunsVariable:
     """The same variable of several runs, with an axis of runs before its own.
 
-    Attributes
-    ----------
-    runs
-        The variable of each.
-    rows
-        Which row each of them has of every step, where there is an axis of steps.
+    `rows` says which row each of them has of every step, where there is an axis of steps.
     """
 
     runs: tuple[StepVariable | FreezeStep, ...]
@@ -248,11 +242,10 @@ def compute_block(
     flat = np.empty(size, np.float32) if into is None else into.flat[start * row_size :][:size]
     values = flat.reshape(len(rows), len(tokens), len(dims))
     with _one_at_a_time if values.nbytes < _SMALL_BYTES else nullcontext():
-        recorded = np.asarray(rows) < variable.source.reader.n_rows
-        if recorded.all():
+        there = np.flatnonzero(np.asarray(rows) < variable.source.reader.n_rows)
+        if len(there) == len(rows):
             _compute_rows(values, variable, rows, tokens, dims)
         else:
-            there = np.flatnonzero(recorded)
             computed = np.empty((len(there), *values.shape[1:]), np.float32)
             _compute_rows(computed, variable, np.asarray(rows)[there], tokens, dims)
             values.fill(np.nan)
@@ -290,8 +283,7 @@ def _last_moved(variable: FreezeStep, rows: Indices, selection: Selection) -> np
         for (_, where), window in iter_windows(source, rows, tokens, dims, ["W"]):
             ids = np.arange(len(tokens))[where]
             for (_, part_tokens), part in window.parts():
-                at = ids[part_tokens]
-                last[at] = np.maximum(last[at], freeze_step(part))
+                np.maximum.at(last, ids[part_tokens], freeze_step(part))
     return last.reshape(shape_of(selection))
 
 

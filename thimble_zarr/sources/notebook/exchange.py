@@ -1,34 +1,68 @@
-"""What import and export share: all or nothing, and telling how far they are."""
+"""The notebook's file made a store, and a recording made such a file, in bounded memory.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+What a store has no place for is kept in its attribute `notebook_file`, so that the file can be made
+of the store again, byte for byte.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from thimble_zarr.errors import StoreError, ThimbleError
+import numpy as np
+
+from thimble_zarr.bits import decode
+from thimble_zarr.errors import (
+    ConfigError,
+    DamagedStoreError,
+    StoreError,
+    StoreExistsError,
+    ThimbleError,
+)
+from thimble_zarr.format.layout import split_range
+from thimble_zarr.format.reader import Reader, not_begun
+from thimble_zarr.format.schema import NOTEBOOK_FILE, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.optim.adam import Adam
+from thimble_zarr.sources.notebook.container import DTYPES, Tensor, header_bytes, read_header
+from thimble_zarr.sources.notebook.file_layout import (
+    CONFIG,
+    FILE_NAMES,
+    FLOAT_SCALARS,
+    HYPERPARAMETERS,
+    LOSSES,
+    STATES,
+    NotebookLayout,
+)
+from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
+from thimble_zarr.store.contents import check_vacant
+from thimble_zarr.store.reader import StorePath, StoreReader
+from thimble_zarr.store.writer import StoreWriter
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes to do."""
 
 
+def _untold(n_done: int, n_total: int) -> None:
+    """Tell nobody."""
+
+
 @dataclass
-class ByteCount:
+class _ByteCount:
     """Adds up bytes and tells of them."""
 
     n_total: int
-    on_progress: Progress | None
+    on_progress: Progress
     n_done: int = 0
 
     def add(self, n_bytes: int) -> None:
-        """Count more bytes."""
         self.n_done += n_bytes
-        if self.on_progress is not None:
-            self.on_progress(self.n_done, self.n_total)
+        self.on_progress(self.n_done, self.n_total)
 
 
 @contextmanager
-def all_or_nothing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
+def _all_or_nothing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
     """Leave nothing where something could not be written whole, also after Ctrl-C."""
     try:
         yield
@@ -40,3 +74,215 @@ def all_or_nothing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
                 f"cannot write {path}: {error.strerror or error}; nothing was left there"
             ) from error
         raise
+
+
+def import_notebook(
+    file: Path,
+    path: StorePath,
+    *,
+    labels: TokenLabels | None = None,
+    overwrite: bool = False,
+    on_progress: Progress = _untold,
+) -> StoreReader:
+    """Make a store of a notebook's file, block by block. A failure leaves nothing, nor does Ctrl-C.
+
+    `labels` are of its tokens, such as a token mask gives; `on_progress` is called as bytes are
+    read. Raises as `NotebookReader.open` does, ConfigError if the file has a big tensor beside the
+    notebook's, and StoreExistsError or StoreError if the store cannot be created or written.
+    """
+    check_vacant(path, overwrite=overwrite)
+    reader = NotebookReader.open(file, labels=labels)
+    reader.layout.check_all_kept()
+    big = {ours: reader.layout.tensors[name].n_bytes for ours, name in FILE_NAMES.items()}
+    n_scanned = sum(big[name] for name in STATES) if has_narrow_states(reader.schema) else 0
+    count = _ByteCount(n_scanned + sum(big.values()), on_progress)
+    if n_scanned:
+        # The store's dtype must hold every row, and so every row is looked at.
+        reader = reader.narrowed(range(reader.n_rows), on_bytes=count.add)
+        count.add(n_scanned - count.n_done)  # it ends where one is found that is not
+    schema = reader.schema.labelled(labels)
+    undo = ExitStack()
+    with _all_or_nothing(Path(path).absolute(), undo.close):
+        with interrupts_held():
+            writer = StoreWriter.create(
+                path, schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
+            )
+            undo.callback(writer.discard)
+        scalars = reader.read_scalars()
+        for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
+            with interrupts_held():
+                values = {name: of_run[slice(*rows)] for name, of_run in scalars.items()}
+                writer.commit_block(rows[0], rows[1] - rows[0], _block(reader, rows), values)
+            count.add(sum(big.values()) * (rows[1] - rows[0]) // reader.n_rows)
+        with interrupts_held():
+            writer.close()
+            undo.pop_all()  # the store is whole, and Ctrl-C comes too late
+    return StoreReader.open(path)
+
+
+def _block(reader: NotebookReader, rows: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return some rows of each variable, filled up to a block."""
+    n_missing = reader.schema.layout.block_steps - (rows[1] - rows[0])
+    padding = ((0, n_missing), (0, 0), (0, 0))
+    found = ((name, reader.read(name, rows)) for name in reader.schema.dtypes)
+    return {name: np.pad(bits, padding) if n_missing else bits for name, bits in found}
+
+
+def export_notebook(
+    reader: Reader, file: Path, *, overwrite: bool = False, on_progress: Progress = _untold
+) -> None:
+    """Write a recording as the original notebook would have saved it.
+
+    A store that was imported becomes the file it came from, byte for byte if safetensors wrote that
+    file. A failure leaves no file. `on_progress` is called as bytes are written.
+
+    Raises
+    ------
+    ConfigError
+        If the notebook's file cannot hold the run without loss: it is not bfloat16, or its
+        hyper-parameters changed.
+    StoreExistsError, DamagedStoreError, StoreError
+        If the file exists, the store cannot be read, or the file cannot be written.
+    """
+    file = file.absolute()
+    _check_file_vacant(file, overwrite=overwrite)
+    if reader.n_rows == 0:
+        raise not_begun(reader)
+    attribute = reader.schema.attrs.get(NOTEBOOK_FILE)
+    layout = _as_notebook(reader) if attribute is None else NotebookLayout.from_attribute(attribute)
+    layout.check_all_kept()
+    shape = (reader.n_rows, reader.schema.n_tokens, reader.schema.n_dims)
+    tensors = dict(layout.tensors)
+    for name in (*FILE_NAMES.values(), LOSSES):
+        tensors[name] = replace(tensors[name], shape=shape[:1] if name == LOSSES else shape)
+    count = _ByteCount(sum(tensor.n_bytes for tensor in tensors.values()), on_progress)
+    partial = file.with_name(f"{file.name}.partial")
+    with _all_or_nothing(file, lambda: partial.unlink(missing_ok=True)):
+        with partial.open("wb") as stream:
+            stream.write(header_bytes(tensors, layout.metadata))
+            for name, tensor in tensors.items():
+                for part in _parts(reader, name, tensor, layout.kept):
+                    stream.write(part)
+                    count.add(len(part))
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+
+
+def _check_file_vacant(file: Path, *, overwrite: bool) -> None:
+    if not file.exists():
+        return
+    if not overwrite:
+        raise StoreExistsError(
+            f"{file} exists; choose another name, or overwrite it (--overwrite, or overwrite=True)"
+        )
+    try:
+        read_header(file)
+    except DamagedStoreError:
+        pass  # a safetensors file that was cut off is no loss
+    except OSError as error:
+        raise StoreExistsError(
+            f"{file} exists and is not a safetensors file, so it is never overwritten; choose "
+            "another name"
+        ) from error
+
+
+def _as_notebook(reader: Reader) -> NotebookLayout:
+    """Return what the notebook would have saved beside the rows, in safetensors' order."""
+    for obstacle in _obstacles(reader):
+        raise ConfigError(f"{reader.path} {obstacle}")
+    scalars = _scalars(reader)
+    dtypes = {name: "F32" if name in FLOAT_SCALARS else "I64" for name in scalars}
+    dtypes |= {LOSSES: "F32"} | dict.fromkeys(FILE_NAMES.values(), "BF16")
+    dtypes |= {FILE_NAMES[name]: "F32" for name in STATES}
+    by_size = [*DTYPES]
+    names = sorted(dtypes, key=lambda name: (by_size.index(dtypes[name]), name))
+    return NotebookLayout(
+        {name: Tensor(dtypes[name], ()) for name in names},
+        {name: np.array(scalars[name], DTYPES[dtypes[name]]).tobytes() for name in scalars},
+    )
+
+
+def _obstacles(reader: Reader) -> Iterator[str]:
+    """Yield what the notebook's file has no place for."""
+    schema, scalars = reader.schema, reader.read_scalars()
+    if len(schema.shape) != 2:
+        yield (
+            f"holds a parameter of shape {schema.shape}, and the notebook's file an embedding of "
+            "shape (token, dim) only"
+        )
+    if not isinstance(schema.optimizer, Adam):
+        yield f"was trained with {schema.optimizer.name}, and the notebook's file is of AdamW"
+    missing = [name for name in FILE_NAMES if name not in schema.dtypes]
+    chosen = [f"no {', '.join(missing)}"] if missing else []
+    chosen += ["only some of its tokens"] if schema.whole_tokens is not None else []
+    chosen += ["only some of its steps"] if schema.schedule is not None else []
+    if chosen:
+        yield (
+            f"has {' and '.join(chosen)}, and the notebook's file needs all of a run; export one "
+            "that was recorded whole"
+        )
+    if set(schema.dtypes.values()) != {"bfloat16"}:
+        yield (
+            f"holds {schema.dtypes['W']}, and the notebook's file bfloat16 weights only; a copy "
+            "would lose precision"
+        )
+    lost = [name for name in schema.dtypes if name not in FILE_NAMES]
+    lost += [name for name in HYPERPARAMETERS if len(np.unique(scalars[name][1:])) > 1]
+    if not np.array_equal(scalars["optimizer_step"], np.arange(reader.n_rows)):
+        lost.append("optimizer_step")
+    if lost:
+        yield (
+            f"has {', '.join(lost)} by step, for which the notebook's file has no place; a copy "
+            "would not be the same run"
+        )
+    decoupled = isinstance(schema.optimizer, Adam) and schema.optimizer.decoupled_weight_decay
+    if not decoupled and scalars["weight_decay"][1:].any():
+        yield (
+            "was trained with L2 decay, and the notebook's file is of AdamW, whose decay is "
+            "decoupled; a copy would not be the same run"
+        )
+
+
+def _scalars(reader: Reader) -> dict[str, float]:
+    schema, labels, recorded = reader.schema, reader.read_labels(), reader.read_scalars()
+    config = schema.attrs.get("config")
+    scalars: dict[str, float] = {}
+    for name, key in CONFIG.items():
+        value = config.get(key) if isinstance(config, Mapping) else None
+        if isinstance(value, float if name in FLOAT_SCALARS else int):
+            scalars[name] = value
+    if reader.n_rows > 1:
+        scalars |= {name: recorded[ours][1] for ours, name in HYPERPARAMETERS.items()}
+    sizes = schema.n_tokens, schema.n_dims, reader.n_rows - 1
+    scalars |= zip(("vocab_size", "hidden_dim", "num_steps"), sizes, strict=True)
+    if labels.live is not None:
+        n_live = int(labels.live.sum())
+        scalars |= {"n_live": n_live, "n_dead": schema.n_tokens - n_live}
+    return scalars
+
+
+def _parts(
+    reader: Reader, name: str, tensor: Tensor, kept: Mapping[str, bytes]
+) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a tensor of the file, a few rows at a time."""
+    if name in kept:
+        yield kept[name]
+        return
+    if name == LOSSES:
+        losses = reader.read_scalars()["loss"]
+        with np.errstate(over="ignore"):  # one beyond float32 is infinite there
+            if tensor.dtype == "BF16":  # the upper half of float32
+                yield losses.astype("<f4").view("<u2")[1::2].tobytes()
+            else:
+                yield losses.astype(DTYPES[tensor.dtype]).tobytes()
+        return
+    (variable,) = (ours for ours, theirs in FILE_NAMES.items() if theirs == name)
+    for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
+        bits = reader.read(variable, rows)
+        if variable == "grad" and rows[0] == 0:
+            bits[0] = 0
+        for row in bits:
+            if tensor.dtype == "F32" and row.dtype == np.uint16:
+                row = decode(row, "bfloat16")
+            yield row.astype(DTYPES[tensor.dtype], copy=False).reshape(-1).view(np.uint8).data

@@ -55,21 +55,8 @@ class NotebookReader:
     def open(cls, path: StorePath, *, labels: TokenLabels | None = None) -> Self:
         """Open a notebook's file. Of the big tensors a few rows are looked at.
 
-        Parameters
-        ----------
-        path
-            The safetensors file.
-        labels
-            Labels of the tokens, such as a token mask gives.
-
-        Raises
-        ------
-        NotAStoreError, DamagedStoreError
-            If it is not one of the notebook, or was cut off.
-        ConfigError
-            If there are not as many labels as tokens.
-        StoreError
-            If it cannot be read.
+        Raises NotAStoreError or DamagedStoreError if it is not one of the notebook or was cut off,
+        StoreError if it cannot be read, and ConfigError if there are not as many labels as tokens.
         """
         path, labels = Path(path).absolute(), labels or TokenLabels()
         if not path.exists():
@@ -90,10 +77,7 @@ class NotebookReader:
     def narrowed(
         self, rows: Iterable[int], *, on_bytes: Callable[[int], object] = lambda n_bytes: None
     ) -> Self:
-        """Return the reader whose states are bfloat16 if they are so in all of these rows.
-
-        `on_bytes` is called with the bytes of each row that was looked at.
-        """
+        """Return the reader whose states are bfloat16 if they are so in all of these rows."""
         dtypes = self.layout.dtypes
         if {dtypes[name] for name in STATES} == {"float32"} and self._is_narrow(rows, on_bytes):
             dtypes |= dict.fromkeys(STATES, "bfloat16")
@@ -123,15 +107,9 @@ class NotebookReader:
     ) -> np.ndarray:
         """Return the bits of a variable as a store would hold them, and as `Reader.read` says.
 
-        Besides what it returns it takes the memory of two rows. `out` is of no use here.
-
-        Raises
-        ------
-        DamagedStoreError
-            If the file was cut off since it was opened, or numbers that were taken for bfloat16 are
-            none.
-        StoreError
-            If the file cannot be read.
+        Besides what it returns it takes the memory of two rows. `out` is of no use here. Raises
+        DamagedStoreError if the file was cut off since it was opened, or numbers that were taken
+        for bfloat16 are none, and StoreError if it cannot be read.
         """
         native = self.schema.dtypes[name]
         ids = np.arange(self.schema.n_tokens) if tokens is None else np.asarray(tokens)
@@ -156,7 +134,7 @@ class NotebookReader:
         """Do nothing: rows lie one after the other, so that the system reads ahead by itself."""
 
     def read_scalars(self) -> dict[str, np.ndarray]:
-        """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
+        """Return every per-step scalar."""
         rows = np.arange(self.n_rows, dtype=np.float64)
         losses = self.layout.tensors[LOSSES]
         with _named_errors(self.path):
@@ -167,11 +145,11 @@ class NotebookReader:
         return {name: known[name] for name in self.schema.scalars}
 
     def read_steps(self) -> np.ndarray:
-        """Return the step of each row: int64, shape `(n_rows,)`."""
+        """Return the step of each row."""
         return np.arange(self.n_rows)
 
     def read_token_ids(self) -> np.ndarray:
-        """Return which row of the parameter each token is: int64, shape `(token,)`."""
+        """Return which row of the parameter each token is."""
         return np.arange(self.schema.n_tokens)
 
     def read_labels(self) -> TokenLabels:
