@@ -17,7 +17,7 @@ import numpy as np
 
 from thimble_zarr.bits import decode, fill_value, storage_dtype
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
-from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice, token_groups
+from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TOKEN_DIMS, Schema, TokenLabels
@@ -156,11 +156,6 @@ class NotebookReader:
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
         return self.labels
-
-    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
-        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks."""
-        chunk_tokens = self.schema.layout.chunk_tokens
-        return token_groups(tokens, most, places=None, chunk_tokens=chunk_tokens)
 
     def read_history(self) -> History:
         """Return an empty history: the file has none."""
