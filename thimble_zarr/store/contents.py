@@ -25,8 +25,7 @@ from thimble_zarr.format.schema import (
     check_group_name,
 )
 from thimble_zarr.format.versions import upgrade
-from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError
-from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError, read_document
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, LEDGER, LOCK, metadata_key
 from thimble_zarr.store.ledger import Commit

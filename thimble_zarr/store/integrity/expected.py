@@ -14,8 +14,7 @@ import msgspec
 
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError
 from thimble_zarr.store.contents import Contents
-from thimble_zarr.store.files.base import Files
-from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.files.base import Files, read_document
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
