@@ -57,25 +57,23 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
     from thimble_zarr.store.integrity.repair import repair as repair_store
 
     plan = repair_store(store) if is_applied else plan_repair(store)
-    for line in (*plan.steps, *plan.left):
+    hopeless = (f"cannot be repaired: {problem}" for problem in plan.hopeless)
+    for line in (*plan.steps, *plan.left, *hopeless):
         click.echo(line)
-    for problem in plan.hopeless:
-        click.echo(f"cannot be repaired: {problem}")
     result = _verify(store, quiet=quiet)
     if plan.hopeless:
-        click.echo("Nothing is done: restore what is damaged from a copy.")
-    elif not plan.steps and plan.left:
-        click.echo(
+        end = "Nothing is done: restore what is damaged from a copy."
+    elif plan.steps and not is_applied:
+        end = f"Nothing is done yet: thimble-zarr repair {shlex.quote(str(store))} --apply"
+    elif plan.left:
+        end = (
             "Nothing here can be repaired; the store stays DAMAGED until these files are restored."
         )
-    elif not plan.steps:
-        click.echo("There is nothing to repair.")
-    elif is_applied and plan.left:
-        click.echo("The rest is repaired. The store stays DAMAGED by what is left as it is.")
-    elif is_applied:
-        click.echo(_verdict(result))
+        if plan.steps:
+            end = "The rest is repaired. The store stays DAMAGED by what is left as it is."
     else:
-        click.echo(f"Nothing is done yet: thimble-zarr repair {shlex.quote(str(store))} --apply")
+        end = _verdict(result) if plan.steps else "There is nothing to repair."
+    click.echo(end)
     ctx.exit(0 if result.holds else FOUND)
 
 
@@ -88,17 +86,16 @@ def _verify(store: Path, *, quiet: bool) -> "VerifyResult":
 
 
 def _in_words(result: "VerifyResult") -> str:
-    head = [
-        f"{'Store':<8} {result.path}: {result.n_rows:,} rows committed",
-        f"{'Read':<8} {result.n_files:,} files, {human_bytes(result.n_bytes)}",
-    ]
+    head = (
+        f"{'Store':<8} {result.path}: {result.n_rows:,} rows committed\n"
+        f"{'Read':<8} {result.n_files:,} files, {human_bytes(result.n_bytes)}"
+    )
     body = [
-        f"{'DAMAGE' if finding.is_damage else 'note  '}  {finding.where}: {finding.what}. "
-        f"Repair: {finding.repair}."
-        for finding in result.findings
+        f"{'DAMAGE' if one.is_damage else 'note  '}  {one.where}: {one.what}. Repair: {one.repair}."
+        for one in result.findings
     ]
     body += [f"repair  {step}." for step in result.repairs]
-    return "\n\n".join(filter(None, ["\n".join(head), "\n".join(body), _verdict(result)]))
+    return "\n\n".join(filter(None, [head, "\n".join(body), _verdict(result)]))
 
 
 def _verdict(result: "VerifyResult") -> str:

@@ -217,9 +217,9 @@ class Window:
             else:
                 before = np.stack([*self.bits_before(name)])
                 previous = decode(before, native, self.dtype, self.memory(f"{name} before"))
-            if not self.follows.all():
+            if len(alone := self.of_rows(_alone)):
                 previous = previous.copy()
-                previous[~self.follows] = np.nan
+                previous[alone] = np.nan
             self._previous[name] = previous
         return self._previous[name]
 
@@ -257,6 +257,11 @@ def _once(make: Callable[[Window], T], window: Window, made: dict[Any, Any]) -> 
 def _steps(window: Window) -> slice | np.ndarray:
     """Return where the window's rows lie in its piece."""
     return as_slice(window.rows - window._piece.rows[0])
+
+
+def _alone(window: Window) -> np.ndarray:
+    """Return which of the window's rows follow none."""
+    return np.flatnonzero(~window.follows)
 
 
 Windows = Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]

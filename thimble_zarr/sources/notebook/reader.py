@@ -22,13 +22,14 @@ from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TOKEN_DIMS, Schema, TokenLabels
 from thimble_zarr.optim.adam import Adam
-from thimble_zarr.sources.notebook.container import read_bits, read_rows
 from thimble_zarr.sources.notebook.file_layout import (
     FILE_NAMES,
     LOSSES,
     NATIVE,
     STATES,
     NotebookLayout,
+    read_bits,
+    read_rows,
 )
 from thimble_zarr.store.reader import StorePath
 
@@ -184,9 +185,7 @@ class NotebookReader:
 def has_narrow_states(schema: Schema) -> bool:
     """Return whether the moments are float32 in the notebook's file and bfloat16 here."""
     attribute = schema.attrs.get(NOTEBOOK_FILE)
-    if attribute is None:
-        return False
-    dtypes = NotebookLayout.from_attribute(attribute).dtypes
+    dtypes = schema.dtypes if attribute is None else NotebookLayout.from_attribute(attribute).dtypes
     return any(dtypes[name] != schema.dtypes[name] for name in STATES)
 
 

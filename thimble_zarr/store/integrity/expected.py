@@ -12,7 +12,8 @@ from functools import cached_property
 
 import msgspec
 
-from thimble_zarr.errors import DamagedStoreError, NotAStoreError
+from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
+from thimble_zarr.format.schema import ATTRIBUTE, Schema
 from thimble_zarr.store.contents import Contents
 from thimble_zarr.store.files.base import Files, read_document
 from thimble_zarr.store.integrity.result import Discrepancy
@@ -29,7 +30,6 @@ from thimble_zarr.store.ledger import (
     Commit,
     Document,
     FileChecksums,
-    FileRecord,
     Ledger,
     Line,
     read_last_line,
@@ -72,11 +72,6 @@ class Expected:
         """Whether the store was closed."""
         return self.commit is not None and self.commit.complete
 
-    @property
-    def records(self) -> dict[str, FileRecord]:
-        """What the last committed line that tells of a file says of it."""
-        return self.ledger.records
-
     def lines(self, start: int = 0, stop: int | None = None) -> Iterator[Line]:
         """Yield lines of the ledger, none where it is missing."""
         with suppress(FileNotFoundError):
@@ -96,12 +91,12 @@ class Expected:
         if self.ledger.metadata:
             return self.ledger.metadata
         keys = list(self.files.list())
-        nodes = {"", *map(array_of, filter(is_chunk_key, keys)), *map(array_of, self.records)}
-        places = {metadata_key(node) for node in nodes}
+        of_arrays = [*filter(is_chunk_key, keys), *self.ledger.records]
+        places = {METADATA, *(metadata_key(array_of(key)) for key in of_arrays)}
         documents = {}
         for key in sorted({*places, *(key for key in keys if key.endswith(f"/{METADATA}"))}):
             document, problem = read_found(self.files, key)
-            if problem or key in places or not misfit(document):
+            if problem or key in places or not misfit(key, document):
                 documents[key] = document
         return documents
 
@@ -125,7 +120,7 @@ class Expected:
 
         An array of shards of which the ledger has none is somebody else's.
         """
-        recorded = {array_of(key) for key in self.records}
+        recorded = {array_of(key) for key in self.ledger.records}
         for array, declared in self.arrays.items():
             if declared.is_sharded != sharded or (sharded and recorded and array not in recorded):
                 continue
@@ -138,20 +133,28 @@ class Expected:
     def doubt(self, where: str, what: str, *, before: int = _MAX_FILE_BYTES) -> None:
         """Note that the ledger is damaged before a byte, by default anywhere."""
         self.doubtful_bytes = max(self.doubtful_bytes, before)
-        self.findings.append(Discrepancy("ledger", where, what))
+        repair = "write the line again from the block's files, if their own checksums are right"
+        self.findings.append(Discrepancy("ledger", where, what, repair))
+
+    def doubt_commit(self, what: str) -> None:
+        """Note that the commit record is not what the ledger says."""
+        repair = "write it again from the ledger"
+        self.findings.append(Discrepancy("commit-record", COMMIT, what, repair))
 
 
 def read_expected(files: Files) -> Expected:
     """Read commit record and ledger: what there should be, and what is wrong with the two.
 
-    Raises
-    ------
-    NotAStoreError, UnsupportedFormatError
-        If there is no store, or one of another format version.
-    DamagedStoreError
-        If too little is left to tell what it should hold.
+    Raises NotAStoreError or UnsupportedFormatError where there is no store or one of another
+    version, and DamagedStoreError if too little is left to tell what it should hold.
     """
-    _check_is_store(files)
+    try:
+        Contents.read(files)
+    except NotAStoreError:
+        if not any(files.list(BOOKKEEPING)):
+            raise
+    except DamagedStoreError:
+        pass  # as is found among the metadata
     expected = Expected(files)
     try:
         commit = Commit.read(files)
@@ -159,14 +162,11 @@ def read_expected(files: Files) -> Expected:
             raise DamagedStoreError("a repair was cut off before it could write it")
         expected.commit, expected.n_rows = commit, commit.n_rows
     except DamagedStoreError as error:
-        expected.findings.append(Discrepancy("commit-record", COMMIT, str(error)))
+        expected.doubt_commit(str(error))
     try:
-        files.size(LEDGER)
         _read_ledger(expected)
-    except FileNotFoundError:
-        expected.doubt(LEDGER, "it is missing")
-    except ValueError as error:
-        expected.doubt(LEDGER, str(error))
+    except (FileNotFoundError, ValueError) as error:
+        expected.doubt(LEDGER, "it is missing" if isinstance(error, OSError) else str(error))
     row, n_rows = 0, expected.n_rows
     for first_row, end_row in [*sorted(expected.ledger.ends.items()), (n_rows, n_rows)]:
         if row < first_row:
@@ -196,35 +196,25 @@ def _is_replaced(files: Files, commit: Commit) -> bool:
     """Whether a repair has written a ledger that no longer belongs to a commit record."""
     with suppress(FileNotFoundError, ValueError):
         last = read_last_line(files, _MAX_FILE_BYTES)
-        entry = last.entry if last is not None else None
-        return entry is not None and entry.replaces == [*msgspec.structs.astuple(commit)]
+        replaces = last.entry.replaces if last is not None and last.entry is not None else None
+        return replaces == [*msgspec.structs.astuple(commit)]
     return False
-
-
-def _check_is_store(files: Files) -> None:
-    """Raise NotAStoreError or UnsupportedFormatError for what is none, or another version's."""
-    try:
-        Contents.read(files)
-    except NotAStoreError:
-        if not any(files.list(BOOKKEEPING)):
-            raise
-    except DamagedStoreError:
-        pass  # as is found among the metadata
 
 
 def _read_ledger(expected: Expected) -> None:
     commit, crc32 = expected.commit, 0
-    for line in expected.lines():
+    for line in read_lines(expected.files):
         where = f"{LEDGER}, byte {line.start}"
         is_torn = commit is None and not line.content.endswith(b"\n")
         if is_torn or (commit is not None and line.start >= commit.ledger_bytes):
+            kind, repair = "uncommitted-line", "cut it off"
             what = "a line of a commit that was cut off, or that is being made now"
-            expected.findings.append(Discrepancy("uncommitted-line", where, what, is_damage=False))
+            expected.findings.append(Discrepancy(kind, where, what, repair, is_damage=False))
             continue
         expected.ledger_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
         try:
-            for document in line.entry.metadata.values() if line.entry is not None else ():
-                if problem := misfit(document):
+            for key, document in line.entry.metadata.items() if line.entry is not None else ():
+                if problem := misfit(key, document):
                     raise ValueError(problem)
             expected.ledger.add(line)
         except ValueError as error:
@@ -238,15 +228,16 @@ def _read_ledger(expected: Expected) -> None:
         expected.doubt(LEDGER, "it is not the one that was committed, or is cut off")
     elif not expected.doubtful_bytes and n_rows != commit.n_rows:
         expected.n_rows = n_rows
-        what = f"it claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}"
-        expected.findings.append(Discrepancy("commit-record", COMMIT, what))
+        expected.doubt_commit(f"it claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}")
 
 
-def misfit(document: Document) -> str:
-    """Return how a document describes an array as no writer does, nothing if it does not."""
+def misfit(key: str, document: Document) -> str:
+    """Return how a document describes an array or the root as no writer does, or nothing."""
     try:
         if "shape" in document or document.get("node_type") != "group":
             Declared.of(document)
-    except ValueError as error:
+        elif key == METADATA and "layout" in document["attributes"][ATTRIBUTE]:
+            Schema.from_attribute(document["attributes"][ATTRIBUTE])
+    except (StoreError, ValueError, LookupError, TypeError) as error:
         return f"it is malformed: {error}"
     return ""

@@ -39,7 +39,7 @@ class Comparison:
 
 def compare_file(expected: Expected, key: str) -> Comparison:
     """Read a file and tell what became of it."""
-    committed, problem = expected.records.get(key), ""
+    committed, problem = expected.ledger.records.get(key), ""
     promised = promised_records(expected.lines(expected.ledger_bytes), key)
     try:
         for record in promised if committed is None else chain([committed], promised):
@@ -92,13 +92,13 @@ def differing_chunks(
 
 def find_in_file(expected: Expected, key: str) -> Iterator[Discrepancy]:
     """Find what is wrong with a committed file."""
-    committed, file = expected.records[key], compare_file(expected, key)
+    committed, file = expected.ledger.records[key], compare_file(expected, key)
     first_row, is_lost = committed.first_row, file.state is FileState.LOST
     if file.state is FileState.RECORDED:
         n_bytes = expected.files.size(key)
         if n_bytes != file.record.n_bytes:
             what = f"it has {n_bytes:,} bytes, not {file.record.n_bytes:,}, and the same values"
-            yield Discrepancy("size", key, what, is_damage=False)
+            yield Discrepancy("size", key, what, "none: nothing is lost", is_damage=False)
     elif file.state is not FileState.UNTOLD and committed.chunks is None:
         repair = "write it again, if the ledger tells its values; else restore it from a copy"
         if is_lost:

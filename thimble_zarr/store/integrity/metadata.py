@@ -7,8 +7,6 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import ATTRIBUTE, Schema
 from thimble_zarr.store.integrity.expected import Expected, misfit, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
@@ -26,34 +24,32 @@ def compare_documents(
     Arrays that are dropped have none.
     """
     documents = {k: one for k, one in expected.documents.items() if array_of(k) not in dropped}
-    copies, right, problems, lengths = {}, {}, {}, [n_rows]
+    found, right, problems, lengths = {}, {}, {}, [n_rows]
+    is_declared = bool(expected.ledger.metadata)
     for key, declared in documents.items():
-        found, problem = read_found(expected.files, key)
-        if not problem and expected.ledger.metadata:
-            problem = _difference(expected, found, declared)
-        problems[key] = problem or _misfit(expected, key, declared)
-        right[key], copies[key] = without_copies(found), found.get(CONSOLIDATED)
-        if problems[key]:
-            right[key] = without_copies(declared)
-        else:
-            lengths.append(_n_rows(found))
+        found[key], problem = read_found(expected.files, key)
+        if not problem:
+            arguments = expected, found[key], declared
+            problem = _difference(*arguments) if is_declared else misfit(key, declared)
+        problems[key], right[key] = problem, without_copies(declared if problem else found[key])
+        lengths.append(0 if problem else _n_rows(found[key]))
     is_trimmed = n_rows < expected.n_rows or was_closed(expected)
-    length = n_rows if is_trimmed else max(lengths)
     for key, document in right.items():
         if _n_rows(document) and (is_trimmed or problems[key]):
+            length = n_rows if is_trimmed else max(lengths)
             right[key] = {**document, "shape": [length, *document["shape"][1:]]}
     findings, whole = [], {}
     for key, document in right.items():
-        finding = _find_in_copies(expected, key, right, copies[key])
+        copies = found[key].get(CONSOLIDATED)
+        finding = _find_in_copies(expected, key, right, copies)
         if problems[key]:
-            repair = "" if expected.ledger.metadata else _NOTHING_ELSE
+            repair = "write it again as it was declared" if is_declared else _NOTHING_ELSE
             findings.append(Discrepancy("metadata", key, problems[key], repair))
-        elif finding and expected.ledger.metadata:
+        elif finding and is_declared:
             findings.append(finding)
-        if finding or (dropped and copies[key] is not None):
-            copies[key] = consolidated(array_of(key), right)
-        has_none = copies[key] is None
-        whole[key] = document if has_none else document | {CONSOLIDATED: copies[key]}
+        if finding or (dropped and copies is not None):
+            copies = consolidated(array_of(key), right)
+        whole[key] = document if copies is None else document | {CONSOLIDATED: copies}
     return whole, findings
 
 
@@ -87,51 +83,36 @@ def _difference(expected: Expected, found: Document, declared: Document) -> str:
     for name in sorted((found.keys() | declared.keys()) - {"shape", CONSOLIDATED}):
         if (name in found) != (name in declared) or not is_same(found[name], declared[name]):
             return f"its {name} is not what was declared"
-    shape, wanted, n_rows = found.get("shape"), declared.get("shape"), expected.n_rows
+    shape, wanted, length = found.get("shape"), declared.get("shape"), _n_rows(found)
     if _n_rows(declared):
-        if not (isinstance(shape, list) and shape and type(shape[0]) is int and shape[0] >= n_rows):
-            return f"its shape is {shape}, and {n_rows} rows were committed"
-        if expected.is_complete and shape[0] != n_rows:
-            return f"its shape is {shape}, and the store was closed with {n_rows} rows"
-        wanted = [shape[0], *declared["shape"][1:]]
+        if length < expected.n_rows:
+            return f"its shape is {shape}, and {expected.n_rows} rows were committed"
+        if expected.is_complete and length != expected.n_rows:
+            return f"its shape is {shape}, and the store was closed with {expected.n_rows} rows"
+        wanted = [length, *declared["shape"][1:]]
     return "" if is_same(shape, wanted) else f"its shape is {shape}, not {wanted}"
-
-
-def _misfit(expected: Expected, key: str, document: Document) -> str:
-    """Return what is wrong with a document by itself, where the ledger has no copy of it."""
-    if expected.ledger.metadata:
-        return ""
-    try:
-        if key == METADATA and "layout" in document["attributes"][ATTRIBUTE]:
-            Schema.from_attribute(document["attributes"][ATTRIBUTE])
-    except (DamagedStoreError, LookupError, TypeError) as error:
-        return f"it is malformed: {error}"
-    return misfit(document)
 
 
 def _find_in_copies(
     expected: Expected, key: str, documents: Mapping[str, Document], copies: object
 ) -> Discrepancy | None:
     """Find what is wrong with the copies that a group has, which many tools read instead."""
-    kind, group = "consolidated-metadata", array_of(key)
-    if copies is None and (key != METADATA or not expected.is_complete):
-        return None
-    if copies is None:
-        what = "it has no copy of the arrays' metadata, which other tools read faster"
-        return Discrepancy(kind, key, what, is_damage=False)
-    if is_same(copies, consolidated(group, documents)):
-        return None
-    others = {
-        one: read_found(expected.files, one)[0]
-        for one in expected.files.list(group)
-        if one.endswith(f"/{METADATA}") and one not in documents
-    }
-    if is_same(copies, consolidated(group, {**documents, **others})):
-        return None
-    if what := _wrong_copy(expected, group, copies):
-        return Discrepancy(kind, key, what)
+    group, wrong = array_of(key), ""
     what = "its copies of the arrays' metadata are out of date"
-    return Discrepancy(kind, key, what, is_damage=False)
+    if copies is None:
+        if key != METADATA or not expected.is_complete:
+            return None
+        what = "it has no copy of the arrays' metadata, which other tools read faster"
+    elif is_same(copies, consolidated(group, documents)):
+        return None
+    else:
+        keys = [one for one in expected.files.list(group) if one.endswith(f"/{METADATA}")]
+        others = {one: read_found(expected.files, one)[0] for one in keys if one not in documents}
+        if is_same(copies, consolidated(group, {**documents, **others})):
+            return None
+        wrong = _wrong_copy(expected, group, copies)
+    kind, repair = "consolidated-metadata", "consolidate again"
+    return Discrepancy(kind, key, wrong or what, repair, is_damage=bool(wrong))
 
 
 def _wrong_copy(expected: Expected, group: str, copies: object) -> str:
@@ -140,8 +121,7 @@ def _wrong_copy(expected: Expected, group: str, copies: object) -> str:
     if not isinstance(copied, dict):
         return "its copies of the arrays' metadata are malformed"
     for path, declared in below(group, expected.ledger.metadata):
-        copy = copied.get(path)
-        problem = "it is missing"
+        copy, problem = copied.get(path), "it is missing"
         if isinstance(copy, dict):
             problem = _difference(expected, copy, declared)
         if problem:

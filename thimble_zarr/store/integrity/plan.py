@@ -19,18 +19,15 @@ class Plan:
     expected, n_rows
         What there should be, and how many rows stay.
     records
-        The files of blocks that stay, and what the ledger says of them from now on.
-    steps, left
-        What is done, in words, in order; and damage that stays, in words.
-    hopeless
-        Why the store cannot be repaired; then nothing is done.
+        The files that stay, and what the ledger says of them from now on.
+    steps, left, hopeless
+        In words: what is done, in order; damage that stays; and why nothing can be done at all.
     written, removed, dropped
         Contents of the files that are written again, files that go, and arrays that are left out.
     rebuilt
         The rows of blocks whose lines are made from their files: the row behind each, by its first.
-    lines, changes_ledger, commit
-        Lines that are added to the ledger, whether it is written again at all, and the commit
-        record, None if it stays.
+    changes_ledger, lines, commit
+        Whether the ledger is written again, with which lines more, and the commit record if it is.
     """
 
     expected: Expected
@@ -85,7 +82,7 @@ def plan_blocks(plan: Plan) -> None:
         if file.state is FileState.UNTOLD:
             stop = plan.rebuilt[first_row] = min(end_row, plan.n_rows)
             plan.records[key] = replace(file.record, first_row=first_row, end_row=stop)
-        elif file.state is FileState.ALTERED and key in expected.records:
+        elif file.state is FileState.ALTERED and key in expected.ledger.records:
             plan.leave(key, file)
         elif file.state is FileState.ALTERED:
             plan.hopeless.append(

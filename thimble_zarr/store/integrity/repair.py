@@ -17,6 +17,7 @@ It is done in an order that can be cut off anywhere and started again::
 
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -43,17 +44,7 @@ from thimble_zarr.store.metadata import encoded
 
 
 def plan_repair(store: StorePath) -> Plan:
-    """Find out what a repair would do. Every byte of the store is read, and nothing is written.
-
-    Raises
-    ------
-    StoreLockedError
-        If it is being recorded.
-    NotAStoreError, UnsupportedFormatError, DamagedStoreError
-        If there is no store there, or too little of one.
-    StoreError
-        If it cannot be read.
-    """
+    """Find out what `repair` would do. Every byte of the store is read, and nothing is written."""
     files = LocalFiles(Path(store).absolute())
     _check_not_recorded(files)
     return _plan(files)
@@ -67,8 +58,8 @@ def repair(store: StorePath) -> Plan:
     StoreLockedError
         If it is being recorded.
     StoreError
-        If nothing of it can be kept, or it cannot be written. Then it is as it was, or repairing it
-        again continues where this one stopped.
+        If nothing of it can be kept, or it cannot be read or written. Then it is as it was, or
+        repairing it again continues where this one stopped.
     """
     files = LocalFiles(Path(store).absolute())
     _check_not_recorded(files)
@@ -137,9 +128,9 @@ def _plan_bookkeeping(plan: Plan, documents: dict[str, Json], repaired: list[str
     expected, commit = plan.expected, plan.expected.commit
     kinds = {finding.kind for finding in expected.findings}
     is_other = plan.n_rows < expected.n_rows or any(
-        record is not expected.records.get(key) for key, record in plan.records.items()
+        record is not expected.ledger.records.get(key) for key, record in plan.records.items()
     )
-    if expected.n_rows and (is_other or plan.dropped or "ledger" in kinds):
+    if expected.n_rows and (is_other or plan.dropped or expected.doubtful_bytes):
         plan.changes_ledger = True
         for first_row, end_row in plan.rebuilt.items():
             plan.add_line(first_row, end_row, repaired="rebuilt")
@@ -188,17 +179,12 @@ def _plan_removal(plan: Plan) -> None:
 
 
 def _apply(plan: Plan) -> None:
-    writer = plan.expected.files.writer()
-    try:
-        for key, content in plan.written.items():
-            writer.put(key, [content])
-        writer.sync()
-        if plan.changes_ledger:
-            writer.put(LEDGER, _ledger(plan))
-            writer.sync()
-        if plan.commit is not None:
-            writer.put(COMMIT, [plan.commit.to_bytes()])
+    content = {key: [content] for key, content in plan.written.items()}
+    ledger = {LEDGER: _ledger(plan)} if plan.changes_ledger else {}
+    commit = {COMMIT: [plan.commit.to_bytes()]} if plan.commit is not None else {}
+    with closing(plan.expected.files.writer()) as writer:
+        for stage in (content, ledger, commit):
+            for key, parts in stage.items():
+                writer.put(key, parts)
             writer.sync()
         writer.delete(plan.removed)
-    finally:
-        writer.close()

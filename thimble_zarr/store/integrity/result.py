@@ -6,18 +6,6 @@ from pathlib import Path
 
 from thimble_zarr.format.schema import Json
 
-REPAIRS = {
-    "commit-record": "write it again from the ledger",
-    "consolidated-metadata": "consolidate again",
-    "leftover": "remove it",
-    "ledger": "write the line again from the block's files, if their own checksums are right",
-    "metadata": "write it again as it was declared",
-    "size": "none: nothing is lost",
-    "stray": "none: whoever put it there may want it",
-    "uncommitted-line": "cut it off",
-}
-"""What `repair` does about each kind, where nothing else is said."""
-
 HOW_TO_RESTORE = "restore the file from a copy (`thimble-zarr check` may name what was changed)"
 """What to do about a file that was changed by a program that gave it good checksums."""
 
@@ -45,13 +33,9 @@ class Discrepancy:
     kind: str
     where: str
     what: str
-    repair: str = ""
+    repair: str
     is_damage: bool = True
     first_row: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.repair:
-            object.__setattr__(self, "repair", REPAIRS[self.kind])
 
     @property
     def is_beyond_repair(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.reader import State
 from thimble_zarr.store.contents import StorePath
-from thimble_zarr.store.files.base import PARTIAL, NotPlainFileError
+from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.expected import Expected, read_expected
 from thimble_zarr.store.integrity.files import find_in_file
@@ -53,8 +53,8 @@ def verify(
     try:
         expected = read_expected(LocalFiles(Path(store).absolute()))
         findings, n_bytes = list(expected.findings), 0
-        total = sum(record.n_bytes for record in expected.records.values())
-        for key, record in expected.records.items():
+        total = sum(record.n_bytes for record in expected.ledger.records.values())
+        for key, record in expected.ledger.records.items():
             findings += find_in_file(expected, key)
             n_bytes += record.n_bytes
             progress(n_bytes, total)
@@ -67,7 +67,7 @@ def verify(
     return VerifyResult(
         path=Path(store),
         n_rows=expected.n_rows,
-        n_files=len(expected.records),
+        n_files=len(expected.ledger.records),
         n_bytes=n_bytes,
         findings=findings,
         repairs=expected.ledger.repairs,
@@ -83,22 +83,20 @@ def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
     is_ours = holder is not None and holder.is_this_process
     if not (is_ours or expected.is_complete or recording_of(files).state is State.CUT_OFF):
         return
-    known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.records}
+    known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.ledger.records}
     has_whole_ledger = expected.ledger.ends and not expected.doubtful_bytes
     for key in files.list():
-        what = ""
-        if key == HOLDER and not is_ours:
+        kind, what, repair = "leftover", "", "remove it"
+        if key in known or (key == HOLDER and is_ours):
+            continue
+        if key == HOLDER:
             what = f"left by a writer that is gone, {holder or 'unknown'}"
         elif key.endswith(PARTIAL):
             what = "a file that was not written to its end"
-        elif key not in known and is_chunk_key(key) and has_whole_ledger:
+        elif is_chunk_key(key) and has_whole_ledger:
             what = "a file of a block that was never committed"
+        elif not (is_chunk_key(key) or key.endswith(METADATA)):
+            kind, what = "stray", "a file or link that no store has"
+            repair = "none: whoever put it there may want it"
         if what:
-            yield Discrepancy("leftover", key, what, is_damage=False)
-        elif not (key in known or key == HOLDER or is_chunk_key(key) or key.endswith(METADATA)):
-            what = "a file that no store has"
-            try:
-                files.size(key)
-            except NotPlainFileError:
-                what = "a link, or something else that is no plain file, that no store has"
-            yield Discrepancy("stray", key, what, is_damage=False)
+            yield Discrepancy(kind, key, what, repair, is_damage=False)
