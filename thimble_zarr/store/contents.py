@@ -157,10 +157,7 @@ def is_begun(path: StorePath) -> bool:
 
 
 def is_without_rows(files: Files) -> bool:
-    """Return whether it is a store into which nothing was ever committed.
-
-    It may not be declared wholly either, if its writer was killed as soon as it began.
-    """
+    """Return whether it is a store, perhaps not wholly declared, that never had a commit."""
     if not _has(files, LOCK):
         return False
     try:

@@ -222,9 +222,8 @@ class StoreWriter:
         Raises
         ------
         OSError
-            If a file cannot be written. Committed rows stay as they were, and can be read.
-        StoreError
-            If the store is no longer there. Nothing is written to what is there now.
+            If a file cannot be written, or the store is no longer there (StoreError). Committed
+            rows stay as they were.
         """
         self._check_in_place()
         if first_row > self.n_rows:
