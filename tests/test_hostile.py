@@ -26,7 +26,7 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError, ThimbleError
 from thimble_zarr.format import documents
 from thimble_zarr.format.documents import MAX_DEPTH
-from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.files.base import read_document
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.repair import plan_repair, repair
 from thimble_zarr.store.integrity.verify import verify

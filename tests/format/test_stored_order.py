@@ -59,7 +59,7 @@ def test_on_disk_the_dead_ones_come_last(path: Path, ds: xr.Dataset, history: Hi
 def test_only_chunks_of_dead_tokens_are_read(
     ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch, *, replay: bool
 ) -> None:
-    schema = StoreReader.open(ds.W.data.source.reader.path).schema
+    schema = StoreReader.open(ds.W.data.variable.source.reader.path).schema
     first = N_LIVE // schema.layout.chunk_tokens
     n_chunks = -(-N_TOKENS // schema.layout.chunk_tokens)
     reads = Reads(monkeypatch)

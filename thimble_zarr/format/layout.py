@@ -93,10 +93,7 @@ def plan_layout(
     *,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> Layout:
-    """Choose block and chunk sizes for a parameter of shape `(n_tokens, n_dims)`.
-
-    They are those that `plan_layouts` chooses, for bytes an element by variable.
-    """
+    """Choose block and chunk sizes for one parameter, as `plan_layouts` does for several."""
     (layout,) = plan_layouts([RowSize(n_tokens, n_dims, itemsizes)], memory_bytes=memory_bytes)
     return layout
 

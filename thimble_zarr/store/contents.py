@@ -25,8 +25,7 @@ from thimble_zarr.format.schema import (
     check_group_name,
 )
 from thimble_zarr.format.versions import upgrade
-from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError
-from thimble_zarr.store.files.documents import read_document
+from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError, read_document
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, LEDGER, LOCK, metadata_key
 from thimble_zarr.store.ledger import Commit
@@ -158,10 +157,7 @@ def is_begun(path: StorePath) -> bool:
 
 
 def is_without_rows(files: Files) -> bool:
-    """Return whether it is a store into which nothing was ever committed.
-
-    It may not be declared wholly either, if its writer was killed as soon as it began.
-    """
+    """Return whether it is a store, perhaps not wholly declared, that never had a commit."""
     if not _has(files, LOCK):
         return False
     try:

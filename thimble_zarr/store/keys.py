@@ -1,7 +1,7 @@
 """Keys: where in a store each file lies, and what a key says of its file. Nothing else knows.
 
-A parameter's files lie in its group, which is empty where it is the only one; everywhere but on
-disk an array is a pair, `(group, name)`::
+A parameter's files lie in its group, which is empty where it is the only one. An array is known by
+its path (`array_path`), as in the ledger::
 
     zarr.json                  metadata of the root
     wte.weight/zarr.json       of a group
@@ -23,21 +23,7 @@ LOCK = f"{BOOKKEEPING}/lock"
 HOLDER = f"{BOOKKEEPING}/writer.json"
 METADATA = "zarr.json"
 
-ArrayName = tuple[str, str]
-"""The group of an array and its name in it."""
-
 _CHUNK = re.compile(r"(?:[^/\\\0]+/)+c\.\d+(?:\.\d+)*")
-
-
-def array_key(array: ArrayName) -> str:
-    """Return the key that all files of an array begin with, as the ledger names it.
-
-    Examples
-    --------
-    >>> array_key(("wte.weight", "W")), array_key(("", "W"))
-    ('wte.weight/W', 'W')
-    """
-    return array_path(*array)
 
 
 def metadata_key(node: str = "") -> str:
@@ -45,20 +31,20 @@ def metadata_key(node: str = "") -> str:
     return array_path(node, METADATA)
 
 
-def shard_key(array: ArrayName, block: int, shape: Sequence[int]) -> str:
+def shard_key(array: str, block: int, shape: Sequence[int]) -> str:
     """Return the file of a block of an array, of a parameter of some shape.
 
     Examples
     --------
-    >>> shard_key(("", "W"), 3, (11, 5))
+    >>> shard_key("W", 3, (11, 5))
     'W/c.3.0.0'
     """
     return vector_key(array, block) + ".0" * len(shape)
 
 
-def vector_key(array: ArrayName, chunk: int = 0) -> str:
+def vector_key(array: str, chunk: int = 0) -> str:
     """Return the file of a chunk of an array of one axis."""
-    return f"{array_key(array)}/c.{chunk}"
+    return f"{array}/c.{chunk}"
 
 
 def is_chunk_key(key: str) -> bool:
@@ -67,13 +53,13 @@ def is_chunk_key(key: str) -> bool:
 
 
 def array_of(key: str) -> str:
-    """Return the `array_key` of the array that a file belongs to."""
+    """Return the path of the array that a file belongs to."""
     return key.rpartition("/")[0]
 
 
-def split_array_key(key: str) -> ArrayName:
-    """Return the group and the name of an array: what undoes `array_key`."""
-    group, _, name = key.rpartition("/")
+def split_array_key(array: str) -> tuple[str, str]:
+    """Return the group and the name of an array: what undoes `array_path`."""
+    group, _, name = array.rpartition("/")
     return group, name
 
 

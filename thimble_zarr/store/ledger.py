@@ -85,8 +85,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def read_checked(cls, files: Files) -> Self:
         """Read it, unless it claims other rows than the last line that it covers.
 
-        A ledger that cannot be read, or is cut off, says nothing against it: `verify` looks into
-        that.
+        A ledger that cannot be read, or is cut off, says nothing against it.
         """
         commit = cls.read(files)
         try:

@@ -20,9 +20,8 @@ import psutil
 
 from thimble_zarr.errors import StoreError, StoreLockedError
 from thimble_zarr.format.reader import Recording, State
-from thimble_zarr.store.files.base import Files, NotPlainFileError
+from thimble_zarr.store.files.base import Files, NotPlainFileError, read_document
 from thimble_zarr.store.files.disk import make_directory
-from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import HOLDER, LOCK
 

@@ -26,6 +26,7 @@ from thimble_zarr.format.schema import (
     ROW_LABEL,
     Json,
     Schema,
+    array_path,
 )
 from thimble_zarr.format.versions import versioned
 from thimble_zarr.optim.registry import VARIABLES
@@ -34,7 +35,6 @@ from thimble_zarr.store.keys import (
     BOOKKEEPING,
     LEDGER,
     METADATA,
-    array_key,
     array_of,
     metadata_key,
     shard_key,
@@ -186,8 +186,6 @@ def declare(
     schemas: Mapping[str, Schema],
     coordinates: Mapping[str, Mapping[str, np.ndarray]],
     capacity: int,
-    *,
-    level: int = BLOSC_LEVEL,
 ) -> dict[str, dict[str, Any]]:
     """Return all metadata of a store of so many rows, by their keys.
 
@@ -203,14 +201,14 @@ def declare(
         if group:
             documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
         for name, array, dims, attributes in _arrays(schema, coordinates[group], capacity):
-            path = array_key((group, name))
+            path = array_path(group, name)
             if array.chunk_bytes > MAX_CHUNK_BYTES:
                 raise ConfigError(
                     f"{path} would have chunks of {array.chunk_bytes:,} bytes, and none has more "
                     f"than {MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
                 )
             n_chunks += array.n_chunks
-            documents[metadata_key(path)] = replace(array, level=level).document(dims, attributes)
+            documents[metadata_key(path)] = array.document(dims, attributes)
     _check_readable(documents, n_chunks, schemas)
     return documents
 
@@ -344,7 +342,9 @@ def check_bounds(files: Files, group: str, schema: Schema, n_rows: int) -> None:
     if (last + 1) * _MIN_LINE_BYTES > _size(files, LEDGER):
         raise DamagedStoreError(f"it claims {n_rows:,} rows, but its ledger is too short")
     shards = (
-        shard_key((group, name), block, schema.shape) for name in dtypes for block in (0, last)
+        shard_key(array_path(group, name), block, schema.shape)
+        for name in dtypes
+        for block in (0, last)
     )
     held = MAX_COMPRESSION * max((_size(files, key) for key in shards), default=0)
     if layout.shard_tokens(schema.n_tokens) * row_bytes > held:

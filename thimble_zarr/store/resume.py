@@ -94,15 +94,6 @@ def check_has_every_step(reader: StoreReader) -> None:
         )
 
 
-def chosen_ids(readers: Sequence[StoreReader]) -> dict[str, np.ndarray]:
-    """Return which rows of a parameter were recorded, by group, where not all were."""
-    return {
-        reader.group: reader.read_token_ids()
-        for reader in readers
-        if reader.schema.whole_tokens is not None
-    }
-
-
 def _differences(
     readers: Sequence[StoreReader],
     schemas: Mapping[str, Schema],
@@ -116,7 +107,6 @@ def _differences(
         ]
         yield _told("parameters", *groups)
         return
-    recorded_ids = chosen_ids(readers)
     for reader in readers:
         of = f"{reader.group}: " if reader.group else ""
         was, now = reader.schema, schemas[reader.group]
@@ -126,33 +116,22 @@ def _differences(
                 yield of + _told(name, before.get(name), after.get(name))
         if (was.shape, was.whole_tokens) != (now.shape, now.whole_tokens):
             continue
-        if reader.group in recorded_ids.keys() & token_ids:
-            was_ids, ids = recorded_ids[reader.group], token_ids[reader.group]
+        if was.whole_tokens is not None and reader.group in token_ids:
+            was_ids, ids = reader.read_token_ids(), token_ids[reader.group]
             if gone := np.setdiff1d(was_ids, ids).tolist():
                 new = np.setdiff1d(ids, was_ids).tolist()
                 yield of + _told(f"ids of {now.row_name}s", _listed(gone), _listed(new))
                 continue  # what labels them follows
         if reader.group in labels:
-            for name in _unlike_labels(reader.read_labels(), labels[reader.group]):
-                yield f"{of}the {name} of the tokens differs"
-    yield from _other_layouts(recorded, schemas)
-
-
-def _other_layouts(recorded: Mapping[str, Schema], now: Mapping[str, Schema]) -> Iterator[str]:
-    """Yield how blocks differ, unless they follow from shapes and dtypes that differ already."""
-    if any(
-        (recorded[group].shape, recorded[group].dtypes) != (now[group].shape, now[group].dtypes)
-        for group in recorded
-    ):
-        return
-    for group in recorded:
-        was, layout = recorded[group].layout, now[group].layout
-        if was.block_steps != layout.block_steps:  # of all parameters, then
-            yield _told("memory_bytes", f"blocks of {was.block_steps} steps", layout.block_steps)
-            return
-        if was != layout:
-            of = f"{group}: " if group else ""
-            yield of + _told("tokens a chunk", was.chunk_tokens, layout.chunk_tokens)
+            known, given = reader.read_labels(), labels[reader.group]
+            for name in ("count", "live", "dead"):  # texts may be spelled otherwise
+                values = [getattr(one, name) for one in (known, given)]
+                if not any(one is None for one in values) and not np.array_equal(*values):
+                    yield f"{of}the {name} of the tokens differs"
+    sizes = [[(one.shape, one.dtypes) for one in of.values()] for of in (recorded, schemas)]
+    was_steps, steps = (next(iter(of.values())).layout.block_steps for of in (recorded, schemas))
+    if sizes[0] == sizes[1] and was_steps != steps:
+        yield _told("memory_bytes", f"blocks of {was_steps} steps", steps)
 
 
 def _listed(ids: Sequence[int]) -> str:
@@ -173,6 +152,7 @@ def _content(schema: Schema, other: Schema) -> dict[str, Any]:
     """Return what must be as in another schema, by what the user knows it as."""
     some, shape = schema.whole_tokens, schema.shape
     dtypes = {name: native for name, native in schema.dtypes.items() if name in other.dtypes}
+    natives = {*dtypes.values()}
     follows = {*schema.optimizer.variables} ^ {*other.optimizer.variables}  # from its flags
     content: dict[str, Any] = {
         "torch": schema.software.get("torch"),
@@ -181,11 +161,7 @@ def _content(schema: Schema, other: Schema) -> dict[str, Any]:
         "tokens": "all" if some is None else f"{schema.n_tokens:,} of {some:,}",
         "variables": ", ".join(name for name in schema.dtypes if name not in follows),
         # One, unless they were imported.
-        "dtype": ", ".join(
-            [*{*dtypes.values()}]
-            if len({*dtypes.values()}) == 1
-            else [f"{name} {native}" for name, native in dtypes.items()]
-        ),
+        "dtype": natives.pop() if len(natives) == 1 else ", ".join(map(" ".join, dtypes.items())),
     }
     content |= {f"optimizer.{name}": value for name, value in asdict(schema.optimizer).items()}
     for known in fields(schema):
@@ -194,23 +170,10 @@ def _content(schema: Schema, other: Schema) -> dict[str, Any]:
     return content
 
 
-def _unlike_labels(recorded: TokenLabels, now: TokenLabels) -> Iterator[str]:
-    """Yield names of labels that are known on both sides, and differ.
+def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commit, bytes]:
+    """Return the ledger, a commit of it that has `n_rows` rows, and the line that makes it so.
 
-    The texts are not compared: they are for people, and how they are spelled may change.
-    """
-    for known in fields(now):
-        if known.name == "text":
-            continue
-        was, is_now = getattr(recorded, known.name), getattr(now, known.name)
-        if was is not None and is_now is not None and not np.array_equal(was, is_now):
-            yield known.name
-
-
-def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Commit, bytes]:
-    """Return the line that makes a store end after `n_rows` rows, and what comes before it.
-
-    That is how many rows stay, and how much of the ledger is sound. Nothing is written. Raises
+    The commit is of what comes before the line: all that is sound. Nothing is written. Raises
     DamagedStoreError if ledger or files are not what was committed.
     """
     files, commit = readers[0].files, readers[0].commit
@@ -227,7 +190,7 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Commit, bytes
     gone = {key for key in known if _begins_at(readers, key) >= n_rows}
     block = (n_rows - 1) // readers[0].schema.layout.block_steps
     last_block = {
-        shard_key((reader.group, name), block, reader.schema.shape)
+        shard_key(reader.arrays.key(name), block, reader.schema.shape)
         for reader in readers
         for name in reader.schema.dtypes
     }
@@ -252,7 +215,7 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Commit, bytes
         ledger_bytes=commit.ledger_bytes + len(content),
         ledger_crc32=zlib.crc32(content, commit.ledger_crc32),
     )
-    return before, seal(entry) + b"\n"
+    return ledger, before, seal(entry) + b"\n"
 
 
 def _is_of_commit(line: Line) -> bool:

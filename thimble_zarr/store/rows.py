@@ -17,10 +17,9 @@ from thimble_zarr.bits import fill_value, storage_dtype
 from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.indexing import ChunkPart, Indices, as_range, by_chunk
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.schema import Schema
-from thimble_zarr.store.files.base import Files, NotPlainFileError
-from thimble_zarr.store.files.documents import read_document
-from thimble_zarr.store.keys import array_key, metadata_key, shard_key, vector_key
+from thimble_zarr.format.schema import Schema, array_path
+from thimble_zarr.store.files.base import Files, NotPlainFileError, read_document
+from thimble_zarr.store.keys import metadata_key, shard_key, vector_key
 from thimble_zarr.store.metadata import Declared
 from thimble_zarr.store.shard import CHUNK_ORDER, ShardFile, decode_vector
 
@@ -67,7 +66,7 @@ class StoredArrays:
 
     def key(self, name: str) -> str:
         """Return the path of an array from the root of the store."""
-        return array_key((self.group, name))
+        return array_path(self.group, name)
 
     def declared(self, name: str) -> Declared:
         """Return what the metadata of an array say, once they fit what was committed."""
@@ -84,12 +83,9 @@ class StoredArrays:
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Zarr clips what is asked for to the array; in committed rows that is damage."""
-        declared = (self.n_rows, *self.schema.shape)
-        if name in self.schema.dtypes:
-            sound = shape[:1] >= declared[:1] and shape[1:] == declared[1:]
-        else:
-            sound = name not in self.schema.per_step or shape[:1] >= declared[:1]
-        if not sound:
+        is_per_step = name in self.schema.dtypes or name in self.schema.per_step
+        declared = (self.n_rows, *(self.schema.shape if name in self.schema.dtypes else ()))
+        if is_per_step and (shape[0] < self.n_rows or shape[1:] != declared[1:]):
             raise DamagedStoreError(
                 f"{self.files.path}: the array {self.key(name)} has shape {shape}, "
                 f"and {declared} was committed"
@@ -100,7 +96,7 @@ class StoredArrays:
         schema, layout = self.schema, self.schema.layout
         return ShardFile(
             self.files,
-            shard_key((self.group, name), row // layout.block_steps, schema.shape),
+            shard_key(self.key(name), row // layout.block_steps, schema.shape),
             n_chunks=layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens,
             shape=(layout.chunk_tokens, layout.block_steps, schema.n_dims),
             dtype=storage_dtype(schema.dtypes[name]),
@@ -113,7 +109,7 @@ class StoredArrays:
         block, of_block = divmod(row, self.schema.layout.block_steps)
         of = "step" if self.schema.schedule is None else "row"
         what = f"{self.key(name)} from {of} {row - of_block} on"
-        return decoding(self.files, what, shard_key((self.group, name), block, self.schema.shape))
+        return decoding(self.files, what, shard_key(self.key(name), block, self.schema.shape))
 
     @contextmanager
     def block(self, name: str, row: int) -> Iterator[ShardFile]:
@@ -129,7 +125,7 @@ class StoredArrays:
         length = self.n_rows if name in self.schema.per_step else array.shape[0]
         parts = []
         for index in range(-(-length // array.chunk_shape[0])):
-            key = vector_key((self.group, name), index)
+            key = vector_key(self.key(name), index)
             with decoding(self.files, self.key(name), key):
                 if not (content := self.files.get(key)):
                     raise FileNotFoundError

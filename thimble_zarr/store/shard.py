@@ -31,10 +31,7 @@ CHUNK_ORDER = (1, 0, 2)
 
 
 def chunk_order(n_axes: int) -> tuple[int, ...]:
-    """Return how the axes of an array are stored, whose bytes are those of `CHUNK_ORDER`.
-
-    The axes after the token are one there, and there is no dim where the array has two axes.
-    """
+    """Return how the axes of an array are stored, whose dims are one axis in `CHUNK_ORDER`."""
     return (1, 0, *range(2, n_axes)) if n_axes > 1 else (0,)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from thimble_zarr.format import layout
 from thimble_zarr.format.schema import Schema, TokenLabels
-from thimble_zarr.store.keys import ArrayName
+from thimble_zarr.store.keys import split_array_key
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.shard import encode_vector
 
@@ -19,7 +19,7 @@ class PerStepValues:
     """
 
     def __init__(self) -> None:
-        self._values: dict[ArrayName, np.ndarray] = {}
+        self._values: dict[str, np.ndarray] = {}
 
     def load(self, readers: Sequence[StoreReader], n_rows: int) -> None:
         """Take up the rows before `n_rows` that lie in the chunk of the next one."""
@@ -30,20 +30,19 @@ class PerStepValues:
                 rows = values[start:n_rows]
                 chunk = known.setdefault((name, rows.tobytes()), _missing(name))
                 chunk[: len(rows)] = rows
-                self._values[reader.group, name] = chunk
+                self._values[reader.arrays.key(name)] = chunk
 
-    def add(
-        self, first_row: int, rows: Mapping[ArrayName, np.ndarray]
-    ) -> Iterator[tuple[ArrayName, bytes]]:
+    def add(self, first_row: int, rows: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
         """Take up the rows of a block from `first_row` on; yield each array's whole chunk."""
         offset = first_row % layout.SCALAR_CHUNK_STEPS
         before = self._values if offset else {}
         known: dict[tuple[str, int, bytes], tuple[np.ndarray, bytes]] = {}
         after = {}
         for array, added in rows.items():
-            same = array[1], id(before.get(array)), added.tobytes()
+            _, name = split_array_key(array)
+            same = name, id(before.get(array)), added.tobytes()
             if same not in known:
-                values = before[array].copy() if array in before else _missing(array[1])
+                values = before[array].copy() if array in before else _missing(name)
                 values[offset : offset + len(added)] = added
                 known[same] = values, encode_vector(values)
             after[array], content = known[same]

@@ -34,12 +34,12 @@ from thimble_zarr.store.contents import (
 )
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, array_of, shard_key, vector_key
-from thimble_zarr.store.ledger import Commit, seal
+from thimble_zarr.store.ledger import Commit, Ledger, seal
 from thimble_zarr.store.lock import WriterLock
 from thimble_zarr.store.metadata import consolidate, declare, encoded, resize
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.resume import check_resumable, chosen_ids, leftovers, plan_cut
-from thimble_zarr.store.shard import BLOSC_LEVEL, ShardEncoder, encode_vector
+from thimble_zarr.store.resume import check_resumable, leftovers, plan_cut
+from thimble_zarr.store.shard import ShardEncoder, encode_vector
 from thimble_zarr.store.vectors import PerStepValues, coordinates
 
 FileSizes = dict[str, dict[str, int]]
@@ -222,9 +222,8 @@ class StoreWriter:
         Raises
         ------
         OSError
-            If a file cannot be written. Committed rows stay as they were, and can be read.
-        StoreError
-            If the store is no longer there. Nothing is written to what is there now.
+            If a file cannot be written, or the store is no longer there (StoreError). Committed
+            rows stay as they were.
         """
         self._check_in_place()
         if first_row > self.n_rows:
@@ -304,12 +303,7 @@ class StoreWriter:
         return next(iter(self.schemas.values())).layout
 
     def _declare(
-        self,
-        labels: Mapping[str, TokenLabels],
-        token_ids: Mapping[str, np.ndarray],
-        capacity: int,
-        *,
-        level: int = BLOSC_LEVEL,
+        self, labels: Mapping[str, TokenLabels], token_ids: Mapping[str, np.ndarray], capacity: int
     ) -> dict[str, np.ndarray]:
         """Declare everything in memory; return the values of all labels, by their files."""
         labelled = {
@@ -317,9 +311,9 @@ class StoreWriter:
             for group, schema in self.schemas.items()
         }
         self._capacity = capacity
-        self._documents = declare(self.schemas, labelled, capacity, level=level)
+        self._documents = declare(self.schemas, labelled, capacity)
         return {
-            vector_key((group, name)): values
+            vector_key(array_path(group, name)): values
             for group, arrays in labelled.items()
             for name, values in arrays.items()
             if len(values)
@@ -353,13 +347,17 @@ class StoreWriter:
         self._stopwatch.lap()  # of the steps to come only
 
     def _go_on(
-        self, readers: Sequence[StoreReader], before: Commit, line: bytes, capacity: int
+        self,
+        readers: Sequence[StoreReader],
+        ledger: Ledger,
+        before: Commit,
+        line: bytes,
+        capacity: int,
     ) -> None:
         """Cut a store off and grow its arrays again. Wherever a crash ends this, it can be read."""
-        # What was declared stays: the ledger has a copy of it.
-        labels = {reader.group: reader.read_labels() for reader in readers}
-        level = readers[0].arrays.declared("W").level
-        self._declare(labels, chosen_ids(readers), capacity, level=level)
+        self._capacity = capacity
+        self._documents = {key: {**document} for key, document in ledger.metadata.items()}
+        resize(self._documents, capacity)
         self._per_step.load(readers, before.n_rows)
         self._ledger = before
         self._append(line, before.n_rows)
@@ -382,7 +380,7 @@ class StoreWriter:
                 bits[n_rows:] = fill
                 shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill, schema.stored_order)
                 # Each chunk has its own checksums: one of the file would only take time.
-                key = shard_key((group, name), first_row // self._layout.block_steps, schema.shape)
+                key = shard_key(path, first_row // self._layout.block_steps, schema.shape)
                 files[key] = {"bytes": self._write(key, shard)}
                 chunks[path] = [astuple(checksums) for checksums in shard.checksums]
         return files, chunks
@@ -391,13 +389,13 @@ class StoreWriter:
         self, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]
     ) -> FileSizes:
         """Write the chunks of per-step values that the block lies in, all rows so far."""
-        rows = {
-            (group, name): steps if name == "step" else scalars[array_path(group, name)]
+        steps_and_scalars = {
+            path: (steps if name == "step" else scalars[path])[: len(steps)]
             for group, schema in self.schemas.items()
             for name in schema.per_step
+            for path in [array_path(group, name)]
         }
-        added = {array: values[: len(steps)] for array, values in rows.items()}
-        chunks = self._per_step.add(first_row, added)
+        chunks = self._per_step.add(first_row, steps_and_scalars)
         index, files = first_row // layout.SCALAR_CHUNK_STEPS, FileSizes()
         for array, content in self._stopwatch.time_each("encode_s", chunks):
             files |= self._write_vector(vector_key(array, index), content)

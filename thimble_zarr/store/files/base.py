@@ -7,8 +7,9 @@ come from anywhere.
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+from thimble_zarr.format import documents
 from thimble_zarr.format.overhead import Stopwatch
 
 PARTIAL = ".partial"
@@ -115,3 +116,14 @@ class FileWriter(Protocol):
 
     def close(self) -> None:
         """End what works in the background. Safe to call twice."""
+
+
+def read_document(files: Files, key: str) -> Any:
+    """Return a JSON document of a store, which may come from anywhere.
+
+    Raises ValueError if it is not JSON, too large, too deep, or no plain file.
+    """
+    with files.open(key) as file:
+        if file.n_bytes > documents.MAX_DOCUMENT_BYTES:
+            raise ValueError(f"it is larger than {documents.MAX_DOCUMENT_BYTES:,} bytes")
+        return documents.parsed(file.read(0, file.n_bytes))

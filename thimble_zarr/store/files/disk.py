@@ -145,13 +145,8 @@ def make_directory(directory: Path) -> None:
 
 def sync_directory(directory: Path) -> None:
     """Make renames in `directory` survive a power loss; Windows has no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name != "nt":
+        _sync(os.open(directory, os.O_RDONLY))
 
 
 def _partial(file: Path) -> Path:
@@ -159,7 +154,7 @@ def _partial(file: Path) -> Path:
 
 
 def _sync(descriptor: int) -> None:
-    """Wait until a file's content is on disk, and close it."""
+    """Wait until what a file or directory holds is on disk, and close it."""
     try:
         os.fsync(descriptor)
     finally:

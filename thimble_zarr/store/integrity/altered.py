@@ -53,7 +53,7 @@ class StoreIntegrity:
             if before_block is not None:
                 before_block(first_row + steps)
             for name in schema.dtypes:
-                key = shard_key((group, name), first_row // steps, schema.shape)
+                key = shard_key(self.arrays.key(name), first_row // steps, schema.shape)
                 with decoding(self.arrays.files, "the ledger"):
                     record = ledger.records[key]
                 yield from self._altered_in(key, record)

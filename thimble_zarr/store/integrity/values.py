@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema
+from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema, array_path
 from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
 from thimble_zarr.store.integrity.plan import Plan
-from thimble_zarr.store.keys import array_key, array_of, chunk_index, metadata_key, split_array_key
+from thimble_zarr.store.keys import array_of, chunk_index, metadata_key, split_array_key
 from thimble_zarr.store.ledger import FileRecord
 from thimble_zarr.store.metadata import Declared, is_per_step
 from thimble_zarr.store.shard import decode_vector, encode_vector
@@ -34,7 +34,7 @@ def plan_values(plan: Plan) -> None:
         group, name = split_array_key(array_of(key))
         if file.state is FileState.LOST and name in LABELS and name != "token":
             for label in _TEXT if name in _TEXT else (name,):
-                array = array_key((group, label))
+                array = array_path(group, label)
                 if array not in plan.dropped:
                     plan.dropped.append(array)
                     plan.steps.append(f"leave {array} out: {key} cannot be read")
