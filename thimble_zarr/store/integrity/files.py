@@ -61,6 +61,8 @@ def compare_file(expected: Expected, key: str) -> Comparison:
     elif recorded is not None:
         problem = f"it is the file that was recorded as {recorded}, and can be put back there"
     else:
+        if itself.chunks is None:
+            problem = "its own checksum is right, but is not the one in the ledger"
         problem = f"it was changed after it was recorded: {problem}"
     return Comparison(FileState.ALTERED, committed or itself, problem)
 
@@ -122,7 +124,7 @@ def _difference(expected: Expected, key: str, record: FileRecord) -> str:
         if n_bytes != record.n_bytes:
             return f"it has {n_bytes:,} bytes, not {record.n_bytes:,}"
         is_same = zlib.crc32(expected.files.get(key)) == record.crc32
-        return "" if is_same else "its checksum is not the one in the ledger"
+        return "" if is_same else "its checksum does not match"
     n_chunks = expected.declared(array_of(key)).n_chunks
     if len(record.chunks) != n_chunks:
         return f"the ledger has {len(record.chunks)} chunks of it, not {n_chunks}"
