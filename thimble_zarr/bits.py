@@ -59,18 +59,11 @@ def decode(
     dtype: type[np.floating] = np.float32,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Turn stored bits into numbers.
+    """Turn stored bits, of what torch held as `native`, into numbers of a floating dtype.
 
-    Parameters
-    ----------
-    stored, native
-        Array of `storage_dtype(native)`, any shape, and the dtype torch held.
-    dtype
-        The floating dtype to return. Exact for bfloat16, float16 and float32; float64 values are
-        rounded when float32 is asked for.
-    out
-        Array of that shape and dtype to decode into. By default a new one, unless `stored` has
-        that dtype already.
+    That is exact for bfloat16, float16 and float32; float64 is rounded when float32 is asked for.
+    The numbers go to `out` if it is given, an array of their shape and dtype; else to a new array,
+    unless `stored` has that dtype already.
     """
     if out is None and native != "bfloat16":
         return stored.astype(dtype, copy=False)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from tests.support.peak import linux_only, measured
 from thimble_zarr.errors import CorpusError
-from thimble_zarr.experiment.batches import sliding_batches
+from thimble_zarr.experiment.trainer import sliding_batches
 
 
 def notebook_batches(
@@ -105,7 +105,7 @@ def test_a_shorter_corpus_is_refused_before_the_first_batch(n: int) -> None:
 
 SECOND_EPOCH = """
 import numpy as np
-from thimble_zarr.experiment.batches import sliding_batches
+from thimble_zarr.experiment.trainer import sliding_batches
 ids = np.arange(10_000_000, dtype=np.int32)
 next(sliding_batches(ids[:10], seq_len=4, batch_size=1, seed=0))
 before = peak()

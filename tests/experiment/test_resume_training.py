@@ -19,11 +19,9 @@ from thimble_zarr import accounting, open_dataset
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import ResumeError, StoreError
 from thimble_zarr.experiment import device, trainer
-from thimble_zarr.experiment.batches import sliding_batches
-from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
+from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints, RecordedRun
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.experiment.recorded import RecordedRun
-from thimble_zarr.experiment.trainer import Progress, Training, train
+from thimble_zarr.experiment.trainer import Progress, Training, sliding_batches, train
 from thimble_zarr.experiment.vocabulary import train_tokenizer
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.keys import COMMIT, LOCK

@@ -28,7 +28,7 @@ def test_zarr_would_have_written_the_same_documents(files: LocalFiles) -> None:
             metadata = ArrayV3Metadata.from_dict(json.loads(written))
             (content,) = metadata.to_buffer_dict(default_buffer_prototype()).values()
             assert content.to_bytes() == written
-            assert Declared.read(files, key).shape == metadata.shape
+            assert Declared.of(json.loads(written)).shape == metadata.shape
             n_arrays += 1
     assert n_arrays > 10
 

@@ -183,7 +183,7 @@ def test_a_run_that_was_declared_with_another_level_goes_on_with_it(
         earlier.setitem(StoreWriter._declare.__kwdefaults__, "level", 5)
         killed(tmp_path / "run.zarr", 6, flushed=6)
     go_on(tmp_path / "run.zarr")
-    assert StoreReader.open(tmp_path / "run.zarr").declared_level == 5
+    assert StoreReader.open(tmp_path / "run.zarr").arrays.declared("W").level == 5
     assert verify(tmp_path / "run.zarr").findings == []
 
 
@@ -763,7 +763,7 @@ def test_a_cut_that_was_not_committed_promises_nothing(tmp_path: Path) -> None:
     stores.write_run(tmp_path / "run.zarr")
     readers = StoreReader.open_each(tmp_path / "run.zarr")
     with (tmp_path / "run.zarr" / LEDGER).open("ab") as ledger:
-        ledger.write(plan_cut(readers, 3).line)
+        ledger.write(plan_cut(readers, 3)[1])
     assert stores.check_rows(tmp_path / "run.zarr") == stores.N_ROWS
     StoreWriter.resume(tmp_path / "run.zarr", stores.SCHEMA).release()
     assert stores.check_rows(tmp_path / "run.zarr") == stores.N_ROWS

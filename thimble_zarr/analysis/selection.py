@@ -1,17 +1,20 @@
-"""Selections as people write them: `dead`, `17,42`, `@ids.txt`, `text: the`, `100:200`.
+"""Selections as people write them: `seed*/run.zarr`, `dead`, `17,42`, `text: the`, `100:200`.
 
 Here ids of tokens become positions among those that were recorded, and steps become rows. What
 computes knows positions and rows only.
 """
 
 import functools
+import glob
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from thimble_zarr.analysis.compute.source import Selected, Source
-from thimble_zarr.errors import SelectionError
+from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.labels import printable
 
@@ -152,3 +155,24 @@ def select_steps(source: Source, spec: str | None) -> Indices:
             f"{' and '.join(map(str, near))}"
         )
     return range(start_row, stop_row)
+
+
+def stores_at(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return the paths that patterns match, sorted and without duplicates.
+
+    What exists by its name is no pattern. Whether there is a store is not looked at. Raises
+    NotAStoreError if a pattern matches nothing, and ConfigError if there are no paths.
+    """
+    patterns = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not patterns:
+        raise ConfigError("no store was named; expected a path or a pattern such as seed*/run.zarr")
+    return sorted({path for pattern in patterns for path in _matches(Path(pattern))})
+
+
+def _matches(pattern: Path) -> list[str]:
+    if pattern.exists() or not glob.has_magic(str(pattern)):
+        return [str(pattern)]
+    paths = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # pathlib has no absolute ones
+    if not paths:
+        raise NotAStoreError(f"no path matches {pattern}")
+    return [str(Path(path)) for path in paths]

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thimble_zarr.cli.exits import FOUND, exit_code
-from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES, TOKEN_MASK, format_option, size
-from thimble_zarr.errors import StoreError, ThimbleError
+from thimble_zarr.cli.options import (
+    PARAMETERS,
+    QUIET,
+    STORES,
+    TOKEN_MASK,
+    check_directory,
+    format_option,
+    size,
+)
+from thimble_zarr.errors import ThimbleError
 from thimble_zarr.report.text import DEFAULT_ROWS
 
 if TYPE_CHECKING:
@@ -126,21 +134,20 @@ def run_check(
     **options: Any,
 ) -> int:
     """Check, print and return the exit code."""
-    from thimble_zarr.analysis.paths import stores_at
+    from thimble_zarr.analysis.selection import stores_at
     from thimble_zarr.report import check as report
-    from thimble_zarr.report.machine import as_csv, as_json
 
     if rows is not None and format_ != "table":
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise StoreError(f"cannot write {output}: there is no directory {output.parent}")
+    if output is not None:
+        check_directory(output)
     paths = [*map(Path, stores_at(stores))]
     found = (_checked(path, alone=len(paths) == 1, quiet=quiet, **options) for path in paths)
     results = [*itertools.chain.from_iterable(found)]
     if format_ == "table":
         text = report.as_text(results, rows)
     else:
-        text = as_csv(results) if format_ == "csv" else as_json(results)
+        text = report.as_csv(results) if format_ == "csv" else report.as_json(results)
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -11,8 +11,7 @@ FOUND, USAGE, UNREADABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 def exit_code(error: Exception) -> int:
     """Return the exit code of an error."""
-    about_usage = isinstance(error, ValueError | TypeError | FileExistsError)
-    return USAGE if about_usage else UNREADABLE
+    return USAGE if isinstance(error, ValueError | TypeError | FileExistsError) else UNREADABLE
 
 
 class Terminated(KeyboardInterrupt):

@@ -39,17 +39,17 @@ def import_(
         )
     if quiet:
         return
-    schema = reader.schema
-    sizes = f"{human_bytes(file.stat().st_size)} -> {human_bytes(reader.disk_bytes())}"
-    click.echo(
-        f"Imported {reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; {sizes}"
-    )
+    schema, sizes = reader.schema, (file.stat().st_size, reader.disk_bytes())
+    states = f"{schema.dtypes[schema.optimizer.states[0].name]}, as they are in the file"
     if has_narrow_states(schema):
-        click.echo("States   stored as bfloat16: nothing is lost, since all their values are")
-    else:
-        state = schema.optimizer.states[0].name
-        click.echo(f"States   stored as {schema.dtypes[state]}, as they are in the file")
-    click.echo(f"Store    {store}\nNext     thimble-zarr check {shlex.quote(str(store))}")
+        states = "bfloat16: nothing is lost, since all their values are"
+    click.echo(
+        f"Imported {reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; "
+        f"{' -> '.join(map(human_bytes, sizes))}\n"
+        f"States   stored as {states}\n"
+        f"Store    {store}\n"
+        f"Next     thimble-zarr check {shlex.quote(str(store))}"
+    )
 
 
 @click.command(name="export", short_help="Export a store as a file of the original notebook.")

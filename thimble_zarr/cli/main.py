@@ -13,9 +13,8 @@ from thimble_zarr.cli.check import check
 from thimble_zarr.cli.exits import INTERRUPTED, TERMINATED, UNREADABLE, Terminated, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
-from thimble_zarr.cli.plan import plan
 from thimble_zarr.cli.tokens import tokens
-from thimble_zarr.cli.train import demo, train
+from thimble_zarr.cli.train import demo, plan, train
 from thimble_zarr.cli.verify import repair, verify
 from thimble_zarr.errors import ThimbleError
 
@@ -34,10 +33,10 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            notes = getattr(interrupt, "__notes__", [])
-            what = "Terminated." if isinstance(interrupt, Terminated) else "Interrupted."
-            click.echo("\n".join([what, *notes]), err=True)
-            ctx.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
+            is_asked = isinstance(interrupt, Terminated)
+            what, code = ("Terminated.", TERMINATED) if is_asked else ("Interrupted.", INTERRUPTED)
+            click.echo("\n".join([what, *getattr(interrupt, "__notes__", [])]), err=True)
+            ctx.exit(code)
         except BrokenPipeError:
             # Whoever read stdout went away: nobody to tell, and nothing the check found.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,12 +77,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *args, **kwargs: f"Warning: {message}\n"
     # Imports make a hundred thousand objects that stay. Python would look for garbage among them at
     # every 700 and once more when it ends, which takes a tenth of a second, with torch half of one.
-    gc.set_threshold(_NEW_OBJECTS)
+    gc.set_threshold(20_000)
     try:
         cli()
     finally:
         gc.freeze()
-
-
-_NEW_OBJECTS = 20_000
-"""Objects that may be made before Python looks for garbage among them."""

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from thimble_zarr.errors import StoreError
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
 
 _PATH: Any = click.Path(path_type=Path)
@@ -53,6 +54,12 @@ def size(text: str) -> int:
     return n_bytes
 
 
+def check_directory(file: Path) -> None:
+    """Raise StoreError if there is no directory for a file."""
+    if not file.absolute().parent.is_dir():
+        raise StoreError(f"cannot write {file}: there is no directory {file.parent}")
+
+
 MEMORY = click.option(
     "--memory",
     type=size,
@@ -89,7 +96,7 @@ def config_from(
     """Return settings: those recorded, else defaults; overridden by a file, and that by flags."""
     from thimble_zarr.experiment.config import read_toml
 
-    settings: dict[str, object] = {} if recorded is None else {**recorded.to_json()}
-    settings |= {} if config is None else read_toml(config)
+    kept = {} if recorded is None else recorded.to_json()
+    file = {} if config is None else read_toml(config)
     given = {name: value for name, value in flags.items() if value is not None}
-    return TrainingConfig.from_settings(settings | given)
+    return TrainingConfig.from_settings({**kept, **file, **given})

@@ -64,19 +64,7 @@ def progress(
 
     `unit` is what is counted, in the singular, "B" for bytes, which are shown as MB and GB. If it
     is empty, only what is done is shown (`doing`, such as "checking").
-
-    Returns
-    -------
-    Progress
-        A context manager. `update` adds to what is done, `reach` sets it.
     """
     kind: type[Progress] = Progress if sys.stderr.isatty() else _Lines
-    return kind(
-        desc=doing,
-        total=total,
-        unit=unit,
-        unit_scale=unit == "B",
-        leave=False,
-        miniters=1,
-        disable=quiet,
-    )
+    options: Any = {"unit": unit, "unit_scale": unit == "B", "leave": False, "miniters": 1}
+    return kind(desc=doing, total=total, disable=quiet, **options)

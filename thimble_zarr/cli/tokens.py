@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.options import QUIET
-from thimble_zarr.errors import StoreError, StoreExistsError
+from thimble_zarr.cli.options import QUIET, check_directory
+from thimble_zarr.errors import StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.report.text import aligned
 
@@ -60,7 +60,8 @@ def tokens(
     """
     if tokenizer is not None and train_on:
         raise click.UsageError("--tokenizer and --train-on exclude each other")
-    _check_writable(save_tokenizer, save_mask)
+    for target in filter(None, (save_tokenizer, save_mask)):
+        _check_new(target)
     from thimble_zarr.cli.progress import progress
 
     with progress("loading corpus and tokenizer", quiet=quiet):
@@ -91,12 +92,10 @@ def tokens(
             click.echo(f"{what} written to {file}")
 
 
-def _check_writable(*files: Path | None) -> None:
-    for file in files:
-        if file is not None and file.exists():
-            raise StoreExistsError(f"{file} exists; choose another name or remove it")
-        if file is not None and not file.absolute().parent.is_dir():
-            raise StoreError(f"cannot write {file}: there is no directory {file.parent}")
+def _check_new(file: Path) -> None:
+    if file.exists():
+        raise StoreExistsError(f"{file} exists; choose another name or remove it")
+    check_directory(file)
 
 
 def _read(corpus: "Corpus", bar: "Progress") -> Iterator[str]:

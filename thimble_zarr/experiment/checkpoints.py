@@ -1,14 +1,15 @@
-"""Checkpoints beside a store, from which a run resumes: model, optimizer, random numbers.
+"""Checkpoints beside a store, and the run they are of, which resumes from them.
 
 Each is one safetensors file, `run.zarr.checkpoints/step-00000640.safetensors`, whole or not there.
-Where the data stand needs no file: a step takes one batch, and the seed gives their order.
+It has the model, the optimizer and random numbers. Where the data stand needs no file: a step takes
+one batch, and the seed gives their order.
 """
 
 import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,10 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from thimble_zarr import tuning
-from thimble_zarr.errors import ResumeError, StoreError
+from thimble_zarr.errors import ConfigError, ResumeError, StoreError
+from thimble_zarr.experiment.config import AUTO, TrainingConfig
+from thimble_zarr.format.schema import Json
+from thimble_zarr.store.contents import is_begun, read_declared
 from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.reader import StorePath
+from thimble_zarr.store.lock import WriterLock
+from thimble_zarr.store.reader import StorePath, StoreReader
+from thimble_zarr.store.resume import check_has_every_step
 
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 _RANDOM = "random"
@@ -29,11 +35,7 @@ _RANDOM = "random"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training loop needs to resume after a step as if it had never stopped.
-
-    `tensors` has copies of parameters, the optimizer's states and the states of random generators,
-    by name.
-    """
+    """Copies of parameters, states and random generators, to resume as if nothing had stopped."""
 
     step: int
     tensors: Mapping[str, Tensor]
@@ -53,14 +55,9 @@ class Checkpoint:
         return cls(step, {name: tensor.contiguous() for name, tensor in copies.items()})
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Make model, optimizer and random numbers what they were, in the memory they have.
-
-        Raises ResumeError if the checkpoint is of another model.
-        """
-        owned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-        numbers = {id(tensor): number for number, tensor in enumerate(owned)}
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, parameter in model.named_parameters():
+        """Make model, optimizer and random numbers what they were, in the memory they have."""
+        states: dict[int, dict[str, Tensor]] = {}  # by number of the parameter, as torch has them
+        for number, (name, parameter) in enumerate(model.named_parameters()):
             saved = self.tensors.get(f"model.{name}")
             if saved is None or (saved.shape, saved.dtype) != (parameter.shape, parameter.dtype):
                 raise ResumeError(
@@ -70,13 +67,12 @@ class Checkpoint:
             with torch.no_grad():
                 parameter.copy_(saved)
             prefix = f"optimizer.{name}."
-            states[numbers[id(parameter)]] = {
+            states[number] = {
                 key.removeprefix(prefix): tensor.clone()
                 for key, tensor in self.tensors.items()
                 if key.startswith(prefix)
             }
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": states, "param_groups": groups})
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
         torch.set_rng_state(self.tensors[f"{_RANDOM}.cpu"])
         for name, state in self.tensors.items():
             if name.startswith(f"{_RANDOM}.cuda."):
@@ -84,7 +80,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of a run, beside its store. Raises StoreError where one cannot be written."""
+    """The checkpoints of a run; raises StoreError where one cannot be written or read."""
 
     def __init__(self, store: StorePath) -> None:
         store = Path(store).absolute()
@@ -119,16 +115,13 @@ class Checkpoints:
             raise StoreError(f"cannot write the checkpoint {self.path / name}: {error}") from error
 
     def newest(self, step: int) -> Checkpoint | None:
-        """Return the newest checkpoint that was taken after `step` or before; None without one.
-
-        Raises StoreError if it cannot be read.
-        """
-        found = max((known for known in self.steps() if known <= step), default=None)
-        if found is None:
+        """Return the newest checkpoint that was taken after `step` or before; None without one."""
+        found = [known for known in self.steps() if known <= step]
+        if not found:
             return None
-        file = self.path / _name(found)
+        file = self.path / _name(found[-1])
         try:
-            return Checkpoint(found, safetensors.torch.load(file.read_bytes()))
+            return Checkpoint(found[-1], safetensors.torch.load(file.read_bytes()))
         except (OSError, safetensors.SafetensorError) as error:
             raise StoreError(
                 f"cannot read the checkpoint {file}: {error}; remove it to resume "
@@ -154,3 +147,96 @@ class Checkpoints:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """What the store of a run says of it; `attrs` is all that was kept with it.
+
+    `committed_step` is -1 where not even the initial state is recorded for good. `is_finished` says
+    that all steps were taken and the store is closed.
+    """
+
+    path: Path
+    config: TrainingConfig
+    memory_bytes: int
+    attrs: Mapping[str, Json]
+    committed_step: int
+    block_steps: int
+    is_finished: bool
+
+    @classmethod
+    def read(cls, store: StorePath) -> Self | None:
+        """Return what a store says; None where there is none.
+
+        A store without a committed step still has its settings, unless its writer was killed before
+        it had written them. Raises ResumeError if something else than `train` recorded it, or a
+        schedule left out steps.
+        """
+        if is_begun(store):
+            reader = StoreReader.open_each(store)[0]
+            check_has_every_step(reader)
+            schema, n_rows, is_closed = reader.schema, reader.n_rows, reader.commit.complete
+        elif (declared := read_declared(store)) is not None:
+            schema, n_rows, is_closed = declared, 0, False
+        else:
+            return None
+        attrs = schema.attrs
+        settings, memory_bytes = attrs.get("config"), attrs.get("memory_bytes")
+        try:
+            if not isinstance(settings, Mapping) or type(memory_bytes) is not int:
+                raise ConfigError("the store has no settings of it")
+            # Version 0.1.0 recorded neither: it computed as the original notebook does.
+            earlier = {"compute_dtype": settings.get("dtype"), "loss_chunk": 0}
+            config = TrainingConfig.from_settings(earlier | {**settings})
+        except ConfigError as error:
+            raise ResumeError(
+                f"cannot resume {store}: this version of `thimble-zarr train` did not record it "
+                f"({error}); a loop of your own resumes with Recorder(..., resume=True)"
+            ) from error
+        return cls(
+            path=Path(store),
+            config=config,
+            memory_bytes=memory_bytes,
+            attrs=attrs,
+            committed_step=n_rows - 1,
+            block_steps=schema.layout.block_steps,
+            is_finished=is_closed and n_rows > config.steps,
+        )
+
+    def check_same(self, config: TrainingConfig, attrs: Mapping[str, Json]) -> None:
+        """Raise ResumeError, which names every difference, unless a run would be this one."""
+        differences = [
+            f"{name} {recorded.get(name)} recorded, {value} now"
+            for recorded, now in ((self.config.to_json(), config.to_json()), (self.attrs, attrs))
+            for name, value in now.items()
+            if value != recorded.get(name)
+        ]
+        if differences:
+            raise ResumeError(
+                f"cannot resume {self.path}: {'; '.join(differences)}; leave these options out "
+                "(the store has them), or record another run"
+            )
+
+    def resolve(self, config: TrainingConfig) -> TrainingConfig:
+        """Return the config with the recorded compute dtype where it says `auto`."""
+        if config.compute_dtype != AUTO:
+            return config
+        return replace(config, compute_dtype=self.config.compute_dtype)
+
+    def check_resumable(self) -> None:
+        """Raise what resuming would: another process is recording, or the checkpoint is lost."""
+        if not self.is_finished:
+            WriterLock(self.path).release()
+            self.check_has(Checkpoints(self.path))
+
+    def check_has(self, checkpoints: Checkpoints) -> None:
+        """Raise ResumeError if there must have been a checkpoint of a recorded step."""
+        is_there = any(step <= self.committed_step for step in checkpoints.steps())
+        # One is taken as soon as a block is full, and that is before the block is committed.
+        if not is_there and self.committed_step >= self.block_steps:
+            raise ResumeError(
+                f"cannot resume {self.path}: it has {self.committed_step} steps, but "
+                f"{checkpoints.path} has no checkpoint of any; put the checkpoints back, or record "
+                "again with --overwrite"
+            )

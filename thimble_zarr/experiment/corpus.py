@@ -4,6 +4,7 @@ The default corpus is made of the standard library's documentation: every docstr
 and the topics of `pydoc`. The default tokenizer is trained on the sources of the same modules, code
 included, so that a part of its vocabulary never occurs in the corpus: dead tokens, as in the
 original experiment. Sources differ between Python versions; the recorded sha256 tells which.
+What cannot be read, written or found raises CorpusError.
 """
 
 import ast
@@ -28,10 +29,7 @@ _CHUNK_CHARACTERS = 2**16
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in a file, which is read in chunks: it may be larger than the memory.
-
-    `name` is the file's path, or what the default is called.
-    """
+    """A text in a file, which may be larger than the memory, and what to call it."""
 
     name: str
     file: Path
@@ -39,8 +37,7 @@ class Corpus:
     def chunks(self, checksum: "hashlib._Hash | None" = None) -> Iterator[str]:
         """Yield the text in chunks, with line ends as Python reads them.
 
-        `checksum` is updated with the text in UTF-8, because a pipe can be read only once. Raises
-        CorpusError if the file cannot be read, or is not UTF-8.
+        `checksum` is updated with the text in UTF-8, because a pipe can be read only once.
         """
         try:
             with self.file.open(encoding="utf-8") as stream:
@@ -63,10 +60,7 @@ class Corpus:
 
 
 def read_corpus(file: Path | None) -> Corpus:
-    """Return the text in a file, or the default corpus. The text itself is not read yet.
-
-    Raises CorpusError if there is no such file, or the standard library has no sources.
-    """
+    """Return the text in a file, which is not read yet, or the default corpus."""
     if file is None:
         return default_corpus()
     if file.is_dir():
@@ -86,10 +80,7 @@ def default_corpus() -> Corpus:
 
 
 def stdlib_sources() -> list[Path]:
-    """Return the standard library's source files but for its tests, sorted.
-
-    Raises CorpusError if this Python comes without them.
-    """
+    """Return the standard library's source files but for its tests, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
         file for file in root.rglob("*.py") if not _LEFT_OUT & set(file.relative_to(root).parts)
@@ -108,10 +99,7 @@ def read_source(file: Path) -> str:
 
 
 def cached(name: str, make: Callable[[], str]) -> Path:
-    """Return a file of the user's cache, for this Python, made where there is none.
-
-    Raises CorpusError if it cannot be read or written.
-    """
+    """Return a file of the user's cache, for this Python, made where there is none."""
     version = f"python-{platform.python_version()}"
     file = Path(platformdirs.user_cache_dir("thimble-zarr")) / version / name
     try:
@@ -157,8 +145,7 @@ def _docstrings(file: Path) -> Iterator[str]:
         tree = ast.parse(read_source(file))
     except (SyntaxError, ValueError):
         return
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
+        if isinstance(node, documented) and (text := ast.get_docstring(node)):
+            yield text

@@ -19,10 +19,7 @@ class ComputeDtype:
 
 
 def find_device(wanted: str | None) -> torch.device:
-    """Return the wanted device, or the best one available: cuda, mps, cpu.
-
-    Raises ConfigError if the wanted device is not available.
-    """
+    """Return the wanted device, which must be available, or the best one: cuda, mps, cpu."""
     is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     available = [*(name for name, there in is_there.items() if there), "cpu"]
     if wanted is None:
@@ -41,22 +38,12 @@ def choose_compute_dtype(config: TrainingConfig) -> ComputeDtype:
     """Return the dtype that `compute_dtype` stands for on this machine.
 
     `auto` is the parameters' dtype, except for bfloat16 on a CPU that cannot multiply bfloat16
-    matrices: torch emulates that 20 to 50 times slower than float32. Raises ConfigError if the
-    device is not available.
-
-    Examples
-    --------
-    >>> choose_compute_dtype(TrainingConfig(dtype="float32")).name
-    'float32'
+    matrices: torch emulates that 20 to 50 times slower than float32.
     """
     if config.compute_dtype != AUTO:
         return ComputeDtype(config.compute_dtype, "")
-    slow = (
-        config.dtype == "bfloat16"
-        and find_device(config.device).type == "cpu"
-        and not cpu_multiplies_bfloat16()
-    )
-    if slow:
+    on_cpu = config.dtype == "bfloat16" and find_device(config.device).type == "cpu"
+    if on_cpu and not cpu_multiplies_bfloat16():
         return ComputeDtype("float32", "this CPU has no fast bfloat16")
     return ComputeDtype(config.dtype, "")
 

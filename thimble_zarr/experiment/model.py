@@ -83,10 +83,7 @@ def language_loss(
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """Return the mean cross-entropy of `hidden @ head.T`, of which `chunk` rows are held at once.
-
-    `hidden` is of shape `(position, dim)`, `head` `(token, dim)` and `targets` `(position,)`.
-    """
+    """Return the mean cross-entropy of `hidden @ head.T`; `chunk` rows of that are held at once."""
     if hasattr(F, "linear_cross_entropy"):  # torch 2.13
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
         return F.linear_cross_entropy(hidden, head, targets, options=options)

@@ -2,11 +2,11 @@
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
-import torch
 
 from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
@@ -18,6 +18,8 @@ from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.schedule import count_rows
 from thimble_zarr.store.contents import is_begun
 from thimble_zarr.store.reader import StorePath, StoreReader
+
+_ITEMSIZES = {"float32": 4, "bfloat16": 2}
 
 _DEFAULT_CORPUS_BYTES = 2 * 10**6  # Python 3.11
 
@@ -79,8 +81,7 @@ def plan_run(
 ) -> RunPlan:
     """Work out what a run takes; looks only at the machine: device, free memory and disk.
 
-    `overwrite` counts the room that a store at `store` will leave. Raises ConfigError if a variable
-    that is to be recorded is none.
+    `overwrite` counts the room that a store at `store` will leave.
     """
     path = Path(store).absolute()
     there = next(place for place in (path, *path.parents) if place.exists())
@@ -89,15 +90,14 @@ def plan_run(
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     compute_dtype = choose_compute_dtype(config)
     adamw = Adam(name="AdamW", implementation=config.optimizer_impl, decoupled_weight_decay=True)
+    variables = chosen_variables(adamw, config.recorded_variables)
     elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
     return RunPlan(
         storage=plan_storage(
             count_rows(config.schedule, config.steps),
             config.vocab_size,  # how many of them are live is known when the corpus is read
             config.hidden_dim,
-            dict.fromkeys(
-                chosen_variables(adamw, config.recorded_variables), _itemsize(config.dtype)
-            ),
+            dict.fromkeys(variables, _ITEMSIZES[config.dtype]),
             n_scalars=len(("loss", *adamw.scalars, COUNT, "step")),
             memory_bytes=memory_bytes,
         ),
@@ -123,7 +123,7 @@ def training_bytes(config: TrainingConfig) -> int:
     The compute dtype must be the one that is used, not `auto`.
     """
     d, positions = config.hidden_dim, config.batch_size * config.seq_len
-    itemsize, compute_itemsize = _itemsize(config.dtype), _itemsize(config.compute_dtype)
+    itemsize, compute_itemsize = _ITEMSIZES[config.dtype], _ITEMSIZES[config.compute_dtype]
     n_parameters = (config.vocab_size + config.seq_len) * d + config.layers * 12 * d**2
     parameters = 4 * n_parameters * itemsize  # with gradients and two moments
     if config.compute_dtype != config.dtype:
@@ -133,19 +133,9 @@ def training_bytes(config: TrainingConfig) -> int:
     activations = (
         positions * config.layers * (34 * d + 5 * config.heads * config.seq_len) * compute_itemsize
     )
-    return _LIBRARIES_BYTES + parameters + logits + hidden + activations + _corpus_bytes(config)
-
-
-def _corpus_bytes(config: TrainingConfig) -> int:
-    """Estimate what the corpus takes, encoded and with the order of an epoch."""
-    if config.corpus is None:
-        return _DEFAULT_CORPUS_BYTES * _CORPUS_BYTES_PER_TEXT_BYTE
-    try:
-        return config.corpus.stat().st_size * _CORPUS_BYTES_PER_TEXT_BYTE
-    except OSError:
-        return 0  # reading it will say why
-
-
-def _itemsize(dtype: str) -> int:
-    itemsize: int = getattr(torch, dtype).itemsize
-    return itemsize
+    text_bytes = _DEFAULT_CORPUS_BYTES if config.corpus is None else 0
+    if config.corpus is not None:
+        with suppress(OSError):  # reading it will say why
+            text_bytes = config.corpus.stat().st_size
+    corpus = text_bytes * _CORPUS_BYTES_PER_TEXT_BYTE
+    return _LIBRARIES_BYTES + parameters + logits + hidden + activations + corpus

@@ -1,19 +1,19 @@
 """The training loop: Thimble 1 as an ordinary user of the recorder."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from thimble_zarr.experiment.batches import sliding_batches
-from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints
+from thimble_zarr.errors import CorpusError
+from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints, RecordedRun
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.device import choose_compute_dtype, find_device
 from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
-from thimble_zarr.experiment.recorded import RecordedRun
 from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_tokens, read_tokenizer
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.schema import Json, TokenLabels
@@ -23,12 +23,52 @@ from thimble_zarr.store.reader import StorePath
 PARAMETER = "transformer.wte.weight"
 
 
+def sliding_batches(
+    ids: np.ndarray, *, seq_len: int, batch_size: int, seed: int, n_skipped: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of inputs and next tokens, for ever: int64, shape `(batch, seq_len)`.
+
+    Windows are views of the corpus; all that is made for an epoch is its order, 4 bytes a window.
+    The order is that of `torch.utils.data.DataLoader` with `shuffle=True` and a generator of this
+    seed, as in the original notebook. The last batch of an epoch may be smaller. The first
+    `n_skipped` batches are left out, and none of them is read. Raises CorpusError if the corpus is
+    shorter than one window and its last target.
+    """
+    n_windows = len(ids) - seq_len
+    if n_windows < 1:
+        raise CorpusError(
+            f"the corpus has {len(ids)} tokens, and one sequence takes {seq_len + 1}; "
+            "use a longer text or a smaller --seq-len"
+        )
+    return _epochs(torch.from_numpy(ids).unfold(0, seq_len + 1, 1), batch_size, seed, n_skipped)
+
+
+def _epochs(
+    windows: Tensor, batch_size: int, seed: int, n_skipped: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    n_batches = -(-len(windows) // batch_size)
+    while True:
+        torch.empty((), dtype=torch.int64).random_(generator=generator)  # DataLoader's worker seed
+        order = _shuffled(len(windows), generator)
+        for batch in range(n_skipped, n_batches):
+            indices = order[batch * batch_size : (batch + 1) * batch_size]
+            chunk = windows[indices.long()].long()
+            yield chunk[:, :-1], chunk[:, 1:]
+        del order  # before the next one is drawn
+        n_skipped = max(0, n_skipped - n_batches)
+        _shuffled(len(windows), generator)  # drawn by RandomSampler as it ends
+
+
+def _shuffled(n: int, generator: torch.Generator) -> Tensor:
+    """Return a random order of `range(n)`: the one of `torch.randperm`, in half of its bytes."""
+    dtype = torch.int32 if n < 2**31 else torch.int64
+    return torch.randperm(n, generator=generator, dtype=dtype)
+
+
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on: the encoded corpus, its name or path in words, and the tokens' labels.
-
-    `attrs` says where it is from, and is kept with the run.
-    """
+    """What a run trains on, by name; `attrs`, which is kept with the run, says where it is from."""
 
     corpus_name: str
     ids: np.ndarray
@@ -46,10 +86,7 @@ class Progress:
 
 
 def load_data(config: TrainingConfig) -> TrainingData:
-    """Read corpus, tokenizer and mask as the config says, and encode the corpus.
-
-    Raises CorpusError if one of them cannot be read, or they do not fit each other.
-    """
+    """Read corpus, tokenizer and mask as the config says, and encode the corpus."""
     corpus = read_corpus(config.corpus)
     tokenizer = read_tokenizer(config.tokenizer, vocab_size=config.vocab_size)
     checksum = hashlib.sha256()
@@ -62,8 +99,7 @@ def load_data(config: TrainingConfig) -> TrainingData:
             "sha256": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
         },
     }
-    counts = count_tokens(tokenizer, ids)
-    labels = label_tokens(tokenizer, counts, mask_file=config.token_mask)
+    labels = label_tokens(tokenizer, count_tokens(tokenizer, ids), mask_file=config.token_mask)
     return TrainingData(corpus.name, ids, labels, attrs)
 
 
@@ -154,14 +190,22 @@ def train(
         resume=resume,
         after_step=training.start if resume else None,
     ) as recorder:
-        checkpoints.clear(after_step=training.start)  # of a run that was overwritten, or went on
-        block_steps = recorder.schemas[""].layout.block_steps
-        for step in range(recorder.next_step, config.steps + 1):
-            loss = training.step()
-            recorder.log(loss=loss)
-            is_full = (step + 1) % block_steps == 0
-            if config.schedule is None and is_full and checkpoints.is_due:
-                checkpoints.take(step, training.model, training.optimizer)
-                checkpoints.prune(recorder.committed_step)
-            on_step(Progress(step, loss, recorder.bytes_written))
+        for progress in _recorded_steps(training, recorder, checkpoints):
+            on_step(progress)
     checkpoints.clear()
+
+
+def _recorded_steps(
+    training: Training, recorder: Recorder, checkpoints: Checkpoints
+) -> Iterator[Progress]:
+    """Take and record steps, and a checkpoint now and then as a block is full."""
+    checkpoints.clear(after_step=training.start)  # of a run that was overwritten, or went on
+    block_steps, config = recorder.schemas[""].layout.block_steps, training.config
+    for step in range(recorder.next_step, config.steps + 1):
+        loss = training.step()
+        recorder.log(loss=loss)
+        is_full = (step + 1) % block_steps == 0
+        if config.schedule is None and is_full and checkpoints.is_due:
+            checkpoints.take(step, training.model, training.optimizer)
+            checkpoints.prune(recorder.committed_step)
+        yield Progress(step, loss, recorder.bytes_written)

@@ -1,4 +1,7 @@
-"""Tokens: train a tokenizer, encode a corpus, and tell live tokens from dead ones."""
+"""Tokens: train a tokenizer, encode a corpus, and tell live tokens from dead ones.
+
+What cannot be read, or does not fit the other, raises CorpusError.
+"""
 
 import itertools
 import json
@@ -39,8 +42,7 @@ _LIKE_A_BYTE = re.compile(r"<(?=0x[0-9A-F]{2}>)")
 def train_tokenizer(texts: Iterable[Text], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE, which can encode any text without unknown tokens.
 
-    `vocab_size` is at least the 256 bytes. Of the texts only the different words are held. Raises
-    CorpusError if the text is too small for so many tokens.
+    `vocab_size` is at least the 256 bytes. Of the texts only the different words are held.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,17 +64,12 @@ def train_tokenizer(texts: Iterable[Text], vocab_size: int) -> Tokenizer:
 
 
 def read_tokenizer(file: Path | None, *, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer in a file, or the default one of `vocab_size` tokens.
+    """Return the tokenizer in a file, or the default one, both of `vocab_size` tokens."""
 
-    Raises CorpusError if the file is no tokenizer, or its vocabulary is not `vocab_size` tokens.
-    """
-    tokenizer = load_tokenizer(
-        file
-        or cached(
-            f"tokenizer-{vocab_size}.json",
-            lambda: train_tokenizer(map(read_source, stdlib_sources()), vocab_size).to_str(),
-        )
-    )
+    def train() -> str:
+        return train_tokenizer(map(read_source, stdlib_sources()), vocab_size).to_str()
+
+    tokenizer = load_tokenizer(file or cached(f"tokenizer-{vocab_size}.json", train))
     found = tokenizer.get_vocab_size()
     if found != vocab_size:
         raise CorpusError(
@@ -83,7 +80,7 @@ def read_tokenizer(file: Path | None, *, vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(file: Path) -> Tokenizer:
-    """Return the tokenizer in a file; raise CorpusError if it is none, or its ids have holes."""
+    """Return the tokenizer in a file, whose ids must have no holes."""
     if not file.exists():
         raise CorpusError(f"cannot read the tokenizer {file}: there is no such file")
     try:
@@ -126,10 +123,9 @@ def count_tokens(tokenizer: Tokenizer, text: Text | np.ndarray) -> np.ndarray:
 
 
 def _encoded(tokenizer: Tokenizer, text: Text) -> Iterator[list[int]]:
-    """Yield the ids of a text, piece by piece.
+    """Yield the ids of a text, piece by piece, since an encoding takes hundreds of bytes a token.
 
-    While it is made, an encoding takes hundreds of bytes a token. A tokenizer whose tokens a cut
-    might change gets the whole text at once.
+    A tokenizer whose tokens a cut might change gets the whole text at once.
     """
     cut = _cut(tokenizer)
     if cut is None:
@@ -137,8 +133,7 @@ def _encoded(tokenizer: Tokenizer, text: Text) -> Iterator[list[int]]:
         return
     pieces = _pieces(text, cut)
     while batch := list(itertools.islice(pieces, _PIECES_A_BATCH)):
-        for piece in tokenizer.encode_batch_fast(batch):
-            yield piece.ids
+        yield from (piece.ids for piece in tokenizer.encode_batch_fast(batch))
 
 
 def _cut(tokenizer: Tokenizer) -> re.Pattern[str] | None:
@@ -148,16 +143,14 @@ def _cut(tokenizer: Tokenizer) -> re.Pattern[str] | None:
     """
     parts = json.loads(tokenizer.to_str())
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    pattern = parts["pre_tokenizer"] or {}
+    added = parts["added_tokens"]
     known = (
-        {key: pattern.get(key) for key in plain} == plain
+        plain.items() <= (parts["pre_tokenizer"] or {}).items()
         and parts["normalizer"] is None
         and (parts["post_processor"] or plain)["type"] == "ByteLevel"
+        and not any(re.search(r"\s", t["content"]) or t["lstrip"] or t["rstrip"] for t in added)
     )
     if not known:
-        return None
-    added = parts["added_tokens"]
-    if any(re.search(r"\s", t["content"]) or t["lstrip"] or t["rstrip"] for t in added):
         return None
     return _BEFORE_LONE_SPACE if added else _BEFORE_LAST_SPACE
 
@@ -180,11 +173,7 @@ def _pieces(text: Text, cut: re.Pattern[str]) -> Iterator[str]:
 def label_tokens(
     tokenizer: Tokenizer, n_occurrences: np.ndarray, *, mask_file: Path | None = None
 ) -> TokenLabels:
-    """Label tokens by what `count_tokens` counted.
-
-    A token mask, as the notebook kept it, decides what is live and dead where it is given. Raises
-    CorpusError if it cannot be read or is of another vocabulary.
-    """
+    """Label tokens by what `count_tokens` counted; a token mask decides what is live and dead."""
     labels = TokenLabels.from_counts(n_occurrences, texts(tokenizer))
     if mask_file is None:
         return labels
@@ -199,7 +188,13 @@ def texts(tokenizer: Tokenizer) -> list[str]:
     `<0xE4>`. A token that itself reads so has its own bracket in brackets: `<0x3C>0xE4>`.
     """
     decoder = json.loads(tokenizer.to_str())["decoder"] or {}
-    letters = _byte_letters() if decoder.get("type") == "ByteLevel" else {}
+    # Of the letters for bytes, those that Latin-1 prints stand for themselves, and those from
+    # U+0100 on for the other bytes, in order: as GPT-2 began it.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printed = [ord(letter) for letter in alphabet if ord(letter) < 0x100]
+    others = (byte for byte in range(0x100) if byte not in printed)
+    is_bytes = decoder.get("type") == "ByteLevel"
+    letters = dict(zip(alphabet, [*printed, *others], strict=True)) if is_bytes else {}
     added = tokenizer.get_added_tokens_decoder()
     found = []
     for token in range(tokenizer.get_vocab_size()):
@@ -213,14 +208,3 @@ def texts(tokenizer: Tokenizer) -> list[str]:
                 continue
         found.append(printable(_LIKE_A_BYTE.sub("<0x3C>", text)))
     return found
-
-
-def _byte_letters() -> dict[str, int]:
-    """Return what a byte-level vocabulary writes for each byte, as GPT-2 began it.
-
-    A byte that Latin-1 prints stands for itself; letters from U+0100 on are the others, in order.
-    """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    printed = [ord(letter) for letter in letters if ord(letter) < 0x100]
-    others = (byte for byte in range(0x100) if byte not in printed)
-    return dict(zip(letters, [*printed, *others], strict=True))

@@ -23,12 +23,8 @@ class TooLargeError(ValueError):
 def parsed(content: bytes, max_depth: int = MAX_DEPTH) -> Any:
     """Return what JSON says.
 
-    Raises
-    ------
-    TooLargeError
-        If it has too many bytes or items.
-    ValueError
-        If it is not JSON or is nested deeper than `max_depth`.
+    Raises ValueError if it is none, or is nested deeper than `max_depth`, and TooLargeError if it
+    has more bytes or items than are read.
     """
     check_size(content)
     try:

@@ -71,25 +71,19 @@ class StoragePlan:
     ----------
     layout
         The block and chunk sizes that follow from the memory limit.
-    array_bytes, scalar_bytes
-        Uncompressed size of each `(step, token, dim)` array, and of all per-step scalars.
-    overhead_bytes
-        Upper bound on what is stored beside them: metadata, labels of the tokens, and the
-        compressed padding of the last block.
+    array_bytes
+        Uncompressed size of each `(step, token, dim)` array.
+    disk_bytes
+        Upper bound on disk space: all arrays without any gain from compression, metadata, labels of
+        the tokens, and the compressed padding of the last block.
     memory_bytes
         Peak memory of the recorder: buffers and encoding.
     """
 
     layout: Layout
     array_bytes: Mapping[str, int]
-    scalar_bytes: int
-    overhead_bytes: int
+    disk_bytes: int
     memory_bytes: int
-
-    @property
-    def disk_bytes(self) -> int:
-        """Upper bound on disk space: everything stored without any gain from compression."""
-        return sum(self.array_bytes.values()) + self.scalar_bytes + self.overhead_bytes
 
 
 def plan_layout(
@@ -172,17 +166,14 @@ def plan_storage(
     """Add up what recording `n_rows` rows takes, with `n_scalars` per-step scalars of 8 bytes."""
     row = RowSize(n_tokens, n_dims, itemsizes)
     (layout,) = plan_layouts([row], memory_bytes=memory_bytes)
-    block_bytes = layout.block_steps * row.n_bytes
+    padding_bytes = layout.block_steps * row.n_bytes // 64
+    besides = n_rows * n_scalars * 8 + _METADATA_BYTES + _LABEL_BYTES * n_tokens + padding_bytes
+    n_buffers = count_buffers([row], layout.block_steps, memory_bytes)
     return StoragePlan(
         layout=layout,
-        array_bytes={
-            name: n_rows * n_tokens * n_dims * itemsize for name, itemsize in itemsizes.items()
-        },
-        scalar_bytes=n_rows * n_scalars * 8,
-        overhead_bytes=_METADATA_BYTES + _LABEL_BYTES * n_tokens + block_bytes // 64,
-        memory_bytes=recorder_memory_bytes(
-            [row], layout.block_steps, count_buffers([row], layout.block_steps, memory_bytes)
-        ),
+        array_bytes={name: n_rows * n_tokens * n_dims * size for name, size in itemsizes.items()},
+        disk_bytes=n_rows * row.n_bytes + besides,
+        memory_bytes=recorder_memory_bytes([row], layout.block_steps, n_buffers),
     )
 
 

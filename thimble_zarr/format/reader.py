@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from thimble_zarr.errors import StoreError
-from thimble_zarr.format.indexing import Indices, TokenGroup
+from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import Schema, TokenLabels
 
@@ -131,12 +131,6 @@ class Reader(Protocol):
 
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
-
-    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
-        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks.
-
-        With each group comes where its tokens lie among `tokens`.
-        """
 
     def read_history(self) -> "History":
         """Return what recording took and where it was resumed, as far as that was noted."""

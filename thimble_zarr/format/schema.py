@@ -61,10 +61,7 @@ PARAMETERS = "parameters"
 def chosen_variables(optimizer: Optimizer, variables: Sequence[str] | None) -> tuple[str, ...]:
     """Return the variables of a run that are to be recorded: all by default, and always `W`.
 
-    Raises
-    ------
-    ConfigError
-        If one of them is not a variable.
+    Raises ConfigError if one of them is not a variable.
     """
     if variables is None:
         return optimizer.variables
@@ -217,11 +214,7 @@ class Schema:
         """Return the same, with the tokens stored last that labels call dead.
 
         Who reads them alone then reads their chunks alone, of which others have a part of one.
-
-        Raises
-        ------
-        ConfigError
-            If the labels do not fit.
+        Raises ConfigError if the labels do not fit.
         """
         if labels is None:
             return self
@@ -327,12 +320,8 @@ class Schema:
     def from_attribute(cls, value: Json) -> Self:
         """Read what `to_attribute` wrote.
 
-        Raises
-        ------
-        UnsupportedFormatError
-            If the format version is not the one this release reads.
-        DamagedStoreError
-            If the version is right but the content is not what it promises.
+        Raises UnsupportedFormatError if the format version is not one that this release reads, and
+        DamagedStoreError if the version is right but the content is not what it promises.
         """
         content: dict[str, Any] = upgrade(value)
         try:

@@ -12,11 +12,7 @@ from thimble_zarr.store.reader import StorePath
 
 
 class RecordingCallback:
-    """Keeps what a recorder is made of until training begins.
-
-    `path` and `parameters` are as `Recorder` takes them, and so are all other `options`: `labels`,
-    `attrs`, `memory_bytes`, `overwrite`.
-    """
+    """Keeps what a recorder is made of until training begins: the options of `Recorder`."""
 
     def __init__(self, path: StorePath, *, parameters: Parameters, **options: Any) -> None:
         self._path = path

@@ -20,10 +20,8 @@ class ThimbleCallback(RecordingCallback, Callback):  # type: ignore[misc]
     """Record every optimizer step of a Trainer, from the start of training to its end or error.
 
     The loss of a step is the mean over the batches that it accumulates. Of several processes the
-    first records.
-
-    `optimizer` says which optimizer to record, where the module configures several; everything else
-    is as `Recorder` takes it, such as `parameters="*.wte.weight"`.
+    first records. `optimizer` says which one to record, where the module configures several; all
+    other options are as `Recorder` takes them, such as `parameters="*.wte.weight"`.
     """
 
     def __init__(self, path: StorePath, *, optimizer: int = 0, **options: Any) -> None:

@@ -12,15 +12,13 @@ class ThimbleCallback(RecordingCallback, TrainerCallback):  # type: ignore[misc]
 
     The loss of a step is recorded where the Trainer reports it: with `logging_steps=1` at each. A
     mean over several steps is no step's loss and is left out. Of several processes the first
-    records.
+    records. All options are as `Recorder` takes them, such as `parameters="*.wte.weight"`.
 
     The Trainer tells its callbacks nothing of an error. After one the recording is closed by
     `close`, by the next training, when Python ends, or at once where it is a `with` block::
 
         with ThimbleCallback("run.zarr", parameters="*.wte.weight") as recording:
             Trainer(..., callbacks=[recording]).train()
-
-    `path`, `parameters` and all other options are as `Recorder` takes them.
     """
 
     _step_of_loss = 0

@@ -1,7 +1,4 @@
-"""A block in memory: preallocated rows of everything recorded, filled by training, written whole.
-
-Variables and scalars are named by their paths in the store (`format.schema.array_path`).
-"""
+"""A block in memory: rows of everything recorded, filled by training and written whole."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,7 +16,7 @@ from thimble_zarr.store.reader import StoreReader
 
 
 class Block:
-    """Rows `first_row` to `first_row + n_rows - 1` of a run, in the dtypes torch holds.
+    """Rows `first_row` to `first_row + n_rows - 1` of variables and scalars, by path in the store.
 
     `steps` has the step of each row, int64, and `scalars` the values of each per-step scalar,
     float64, NaN where missing; the loss of all parameters is one array. What is on a device is
@@ -91,7 +88,7 @@ class Block:
         return StepCounts.at_row(first - 1, steps, counts)
 
     def take_early(self, tensors: Mapping[str, Tensor | None]) -> None:
-        """Copy variables of the next row, which the step will overwrite: `append` leaves them out.
+        """Copy variables of the next row before the step overwrites them: `append` leaves them out.
 
         What was taken for a step that failed is forgotten.
         """
@@ -108,10 +105,9 @@ class Block:
         *,
         step: int,
     ) -> None:
-        """Copy the row of a step in. It counts only when all of it is there.
+        """Copy the row of a step in, which counts only when all of it is there.
 
-        What is None, or a scalar that is not given, is missing. Raise OptimizerError if a shape or
-        dtype is not the declared one.
+        None is missing, as is a scalar that is not given. OptimizerError if shape or dtype changed.
         """
         if not self._early:
             for stream in self._streams.values():
@@ -178,10 +174,9 @@ class Block:
 
 
 def _copy(row: Tensor, tensor: Tensor, indices: Tensor | None) -> None:
-    """Copy a tensor, or some rows of it, from any device.
+    """Copy a tensor, or some rows of it, from any device; on the CPU in one thread.
 
-    On the CPU in one thread: torch takes several, and they wait for each other whenever the writer
-    has one of their cores.
+    Those of torch would wait for each other whenever the writer has one of their cores.
     """
     if not tensor.is_cpu:
         row.copy_(tensor if indices is None else tensor.index_select(0, indices))

@@ -6,23 +6,18 @@ memory is bounded and a slow disk slows training down. An error reaches training
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
-from thimble_zarr.format.layout import (
-    MAX_BUFFERS,
-    count_buffers,
-    human_bytes,
-    recorder_memory_bytes,
-)
+from thimble_zarr.format import layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, row_size
 from thimble_zarr.record.block import Block
-from thimble_zarr.record.counting import StepCounts
+from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.transfer import side_stream
 from thimble_zarr.store.contents import is_begun
@@ -40,7 +35,7 @@ class BlockWriter:
 
     def __init__(
         self,
-        schemas: Mapping[str, Schema],
+        live: LiveOptimizer,
         recorded: Mapping[str, RecordedParameter],
         *,
         memory_bytes: int,
@@ -50,12 +45,13 @@ class BlockWriter:
             raise ConfigError(
                 f"max_overhead is {max_overhead}; give a share of training time above 0, or None"
             )
+        schemas = live.schemas
         ids = {group: one.rows for group, one in recorded.items() if one.rows is not None}
         labels = {group: one.labels for group, one in recorded.items() if one.labels}
         schema = schemas.get("", schemas)
         self._declared: dict[str, Any] = {"schema": schema, "labels": labels, "token_ids": ids}
+        self._live, self._max_overhead = live, max_overhead
         self.stopwatch = Stopwatch()
-        self._max_overhead = max_overhead
         self._n_buffers = _count_buffers(schemas.values(), memory_bytes=memory_bytes)
         devices = {schema.device for schema in schemas.values()}
         streams = {device: stream for device in devices if (stream := side_stream(device))}
@@ -65,7 +61,7 @@ class BlockWriter:
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
         self.block = self._free.pop()
-        self._counts_before = {0: StepCounts.before_all(schemas)}
+        self._counts_before = {0: live.counter.last}
         self._store: StoreWriter
 
     def open(
@@ -76,15 +72,8 @@ class BlockWriter:
         resume: bool,
         overwrite: bool,
         after_step: int | None,
-        check: Callable[[Sequence[StoreReader], int], None],
     ) -> StoreWriter:
-        """Create the store, or resume it unless `check` raises something of the rows to keep."""
-
-        def take_up(readers: Sequence[StoreReader], n_kept: int) -> None:
-            check(readers, n_kept)
-            before = self.block.load(readers, n_kept)
-            self._counts_before = {self.block.first_row: before}
-
+        """Create the store, or resume it; the arguments are those of `Recorder`."""
         if (resume and overwrite) or (after_step is not None and not resume):
             raise ConfigError(
                 "`resume` continues a store and `overwrite` replaces it: choose one; "
@@ -93,7 +82,9 @@ class BlockWriter:
         declared = {**self._declared, "n_rows": n_rows}
         if resume and is_begun(path):
             kept = None if after_step is None else after_step + 1
-            self._store = StoreWriter.resume(path, **declared, kept_rows=kept, approve=take_up)
+            self._store = StoreWriter.resume(
+                path, **declared, kept_rows=kept, approve=self._take_up
+            )
         elif after_step:
             raise ResumeError(
                 f"cannot resume after step {after_step}: nothing is recorded at {path}; check the "
@@ -102,6 +93,11 @@ class BlockWriter:
         else:
             self._store = StoreWriter.create(path, **declared, overwrite=overwrite or resume)
         return self._store
+
+    def _take_up(self, readers: Sequence[StoreReader], n_rows: int) -> None:
+        self._live.resume(readers, n_rows)
+        before = self.block.load(readers, n_rows)
+        self._counts_before = {self.block.first_row: before}
 
     @property
     def n_rows(self) -> int:
@@ -176,8 +172,7 @@ class BlockWriter:
             raise RecordingError(f"cannot close {self._store.path}: {error}") from error
 
     def _commit(self, block: Block, spent: Overhead) -> None:
-        first = block.first_row
-        before = self._counts_before[first]
+        first, before = block.first_row, self._counts_before[block.first_row]
         n_sound = block.settle(before)
         last = block.counts(n_sound, before)
         if n_sound:
@@ -213,16 +208,17 @@ class BlockWriter:
 def _count_buffers(schemas: Collection[Schema], *, memory_bytes: int) -> int:
     """Return how many blocks to hold in memory, and warn if even one row is more than the limit."""
     rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
-    block_steps = next(iter(schemas)).layout.block_steps
-    n_buffers = count_buffers(rows, block_steps, memory_bytes)
-    needed, wished = (recorder_memory_bytes(rows, block_steps, n) for n in (n_buffers, MAX_BUFFERS))
+    steps = next(iter(schemas)).layout.block_steps
+    n_buffers = layout.count_buffers(rows, steps, memory_bytes)
+    needed = layout.recorder_memory_bytes(rows, steps, n_buffers)
     if needed > memory_bytes:
+        sizes = sum(row.n_bytes for row in rows), needed, memory_bytes
+        row, needs, given = map(layout.human_bytes, sizes)
         warnings.warn(
-            f"one row of what is recorded takes {human_bytes(sum(row.n_bytes for row in rows))}: "
-            f"the recorder needs {human_bytes(needed)}, more than memory_bytes "
-            f"({human_bytes(memory_bytes)}), and training waits while each step is written. With "
-            f"memory_bytes={wished} it need not wait; to need less, record fewer rows (tokens=), "
-            "variables or parameters",
+            f"one row of what is recorded takes {row}: the recorder needs {needs}, more than "
+            f"memory_bytes ({given}), and training waits while each step is written. With "
+            f"memory_bytes={layout.recorder_memory_bytes(rows, steps)} it need not wait; to need "
+            "less, record fewer rows (tokens=), variables or parameters",
             stacklevel=4,
         )
     return n_buffers

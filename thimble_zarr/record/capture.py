@@ -1,29 +1,31 @@
 """Look at one optimizer step: which program runs, with which numbers, on which tensors."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thimble_zarr.errors import OptimizerError
+from thimble_zarr.bits import patterns
+from thimble_zarr.errors import OptimizerError, ResumeError
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.registry import REGISTRY, spec_of
-from thimble_zarr.record.counting import StepCounter, number
+from thimble_zarr.record.counting import StepCounter, StepCounts, number
+from thimble_zarr.store.reader import StoreReader
 
 Found = TypeVar("Found")
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 """Names that an error lists."""
 
 
 def listed(names: Iterable[str]) -> str:
     """Return names for an error, of many the first."""
     names = list(names)
-    rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + rest
+    rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + rest
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -49,8 +51,7 @@ def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer]:
     # Lightning's wrapper says that it is an instance of the class it wraps.
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         raise OptimizerError(
-            f"{name} wraps torch's optimizer, whose steps are what is recorded; pass that one: "
-            "`optimizer.optimizer`"
+            f"{name} wraps torch's optimizer, whose steps are recorded; pass `optimizer.optimizer`"
         )
     spec = spec_of(type(optimizer))
     if spec is None:
@@ -63,12 +64,13 @@ class LiveOptimizer:
     """A live optimizer, and of its parameters those that are recorded, by their groups in a store.
 
     Looking changes nothing. The optimizer's own groups are looked up anew at every step, because
-    `load_state_dict` replaces them.
+    `load_state_dict` replaces them. `schemas` has what is declared of the parameters.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
         self.optimizer = optimizer
         self.parameters = parameters
+        self.schemas: Mapping[str, Schema] = {}
         self.spec = optimizer_spec(optimizer)
         self.counter = StepCounter(optimizer, parameters, key=self.spec.STEP_KEY)
 
@@ -77,18 +79,16 @@ class LiveOptimizer:
         kind = type(self.optimizer)
         return self._by_parameter(lambda group: self.spec.from_group(group, kind))
 
-    def check_unchanged(self, schemas: Mapping[str, Schema]) -> None:
+    def check_unchanged(self) -> None:
         """Raise OptimizerError unless the coming step is of the kind the recording started with."""
         for name, spec in self.specs().items():
-            schema, parameter = schemas[name], self.parameters[name]
-            then = {**vars(schema.optimizer), "dtype": schema.dtypes["W"], "device": schema.device}
-            then["contiguous"] = schema.contiguous
+            schema, parameter = self.schemas[name], self.parameters[name]
+            was = {**vars(schema.optimizer), "dtype": schema.dtypes["W"], "device": schema.device}
+            was["contiguous"] = schema.contiguous
             now = {**vars(spec), "dtype": dtype_name(parameter), "device": str(parameter.device)}
             now["contiguous"] = parameter.is_contiguous()
-            if now != then:
-                changed = [
-                    f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then[key]
-                ]
+            if now != was:
+                changed = [f"{key} {was[key]} -> {now[key]}" for key in now if now[key] != was[key]]
                 raise OptimizerError(
                     f"optimizer or parameter{f' {name}' if name else ''} changed during the run "
                     f"({', '.join(changed)}); what was recorded is kept: close this recording and "
@@ -97,10 +97,9 @@ class LiveOptimizer:
                 )
 
     def states(self, name: str, spec: Optimizer) -> dict[str, Tensor | None]:
-        """Return a parameter and its states, by the names of the store's variables.
+        """Return a parameter and its states by name, aliases: copy them before the next step.
 
-        They alias the optimizer's own: copy them before the next step. A state that is not there
-        yet has the value that it begins with, or is None.
+        A state that is not there yet has the value that it begins with, or is None.
         """
         parameter = self.parameters[name].detach()
         kept = self.optimizer.state.get(self.parameters[name], {})
@@ -112,32 +111,76 @@ class LiveOptimizer:
             tensors[state.name] = tensor
         return tensors
 
-    def gradients(self, schemas: Mapping[str, Schema]) -> dict[str, Tensor | None]:
+    def gradients(self) -> dict[str, Tensor | None]:
         """Return the gradients that are recorded."""
-        recorded = (name for name in self.parameters if "grad" in schemas[name].dtypes)
+        recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
         return {name: self.parameters[name].grad for name in recorded}
 
-    def row(
-        self, schemas: Mapping[str, Schema], step: int
-    ) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
-        """Return the variables and scalars of the row of a step, by their paths in the store.
-
-        That of step 0 has no gradient, nor any numbers of a step.
-        """
+    def row(self, step: int) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
+        """Return the variables and scalars of the row of a step, by path; step 0 has fewer."""
         before, counts = self.counter.look(step), self.counter.last
         tensors: dict[str, Tensor | None] = {}
         scalars = {array_path(name, COUNT): count for name, count in counts.counts.items()}
-        for name, schema in schemas.items():
+        for name, schema in self.schemas.items():
             states = self.states(name, schema.optimizer)
-            tensors |= {
-                array_path(name, variable): states.get(variable) for variable in schema.dtypes
-            }
+            tensors |= {array_path(name, one): states.get(one) for one in schema.dtypes}
         if step:
-            for name, grad in self.gradients(schemas).items():
+            for name, grad in self.gradients().items():
                 tensors[array_path(name, "grad")] = counts.consumed(name, grad, before)
             for name, numbers in self._by_parameter(self._scalars).items():
                 scalars |= {array_path(name, scalar): value for scalar, value in numbers.items()}
         return tensors, scalars
+
+    def resume(self, readers: Sequence[StoreReader], n_rows: int) -> None:
+        """Count on from the last of `n_rows` rows; ResumeError if this is not where we are.
+
+        The wrong checkpoint is the likeliest mistake, and its rows would fit no arithmetic. So the
+        live tensors must be those of the row, bit by bit, as far as they are recorded.
+        """
+        counts = {reader.group: reader.read_scalars()[COUNT] for reader in readers}
+
+        def differences(row: int) -> Iterator[tuple[str, str]]:
+            for reader in readers:
+                yield from self._changes(reader, row, count=float(counts[reader.group][row]))
+
+        if not (found := dict(differences(n_rows - 1))):
+            steps = readers[0].read_steps()
+            return self.counter.resume(StepCounts.at_row(n_rows - 1, steps, counts))
+        last = readers[0].n_rows - 1
+        stands_at = (row for row in range(last, -1, -1) if next(differences(row), None) is None)
+        if (row := next(stands_at, None)) is not None:
+            dropped = f"step{f's {row + 1} to' if row + 1 < last else ''} {last}"
+            drops = f", which drops {dropped}" if row < last else ""
+            other = f"or resume from where they are, with after_step={row}{drops}"
+        else:
+            other = "or that of an earlier one, and pass its step as after_step="
+            if any(array_path(reader.group, "W") in found for reader in readers):
+                other += "; or another parameter of that shape was passed than the one recorded"
+        how = "; ".join(f"{name} {differs}" for name, differs in found.items())
+        raise ResumeError(
+            f"cannot resume {readers[0].path} after step {n_rows - 1}: model and optimizer are not "
+            f"as they were after it ({how}); restore the checkpoint of that step before the "
+            f"recorder is made, {other}"
+        )
+
+    def _changes(self, reader: StoreReader, row: int, *, count: float) -> Iterator[tuple[str, str]]:
+        """Yield how a parameter, its states and their count differ from a row, by path."""
+        group, schema, parameter = reader.group, reader.schema, self.parameters[reader.group]
+        if self.spec.STEP_KEY and (now := float(self.counter.count(group))) != count:
+            yield array_path(group, COUNT), f"is {now:.0f}, not {count:.0f}"
+        ids = None if schema.whole_tokens is None else torch.from_numpy(reader.read_token_ids())
+        for name, state in self.states(group, schema.optimizer).items():
+            if name not in schema.dtypes:
+                continue
+            missing = parameter.new_full((), torch.nan).expand(parameter.shape)
+            tensor = (missing if state is None else state).detach()
+            rows = tensor if ids is None else tensor[ids.to(tensor.device)]
+            bits, recorded = as_rows(tensor_bits(rows[None])), reader.read(name, (row, row + 1))
+            path = array_path(group, name)
+            if bits.dtype != recorded.dtype:
+                yield path, f"is {tensor.dtype}"
+            elif n_differing := (patterns(bits) != patterns(recorded)).sum():
+                yield path, f"differs in {n_differing:,} of {bits.size:,} elements"
 
     def _scalars(self, group: dict[str, Any]) -> dict[str, float | Tensor]:
         return {scalar.name: number(scalar.read(group)) for scalar in self.spec.SCALARS}
@@ -149,14 +192,10 @@ class LiveOptimizer:
         for group in self.optimizer.param_groups:
             if owned := [names[id(own)] for own in group["params"] if id(own) in names]:
                 found |= dict.fromkeys(owned, look(group))
-        foreign = [
-            name or f"of shape {tuple(parameter.shape)}"
-            for name, parameter in self.parameters.items()
-            if name not in found
-        ]
-        if foreign:
+        if foreign := [name for name in self.parameters if name not in found]:
+            which = listed(foreign) or f"of shape {tuple(self.parameters[''].shape)}"
             raise OptimizerError(
-                f"the optimizer does not own the parameter {listed(foreign)}; choose among those "
-                "the optimizer was made with (after `model.to(...)`, not before)"
+                f"the optimizer does not own the parameter {which}; choose among those the "
+                "optimizer was made with (after `model.to(...)`, not before)"
             )
         return found

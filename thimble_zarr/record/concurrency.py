@@ -31,10 +31,7 @@ class CallLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Wait for other threads; at the end call what was postponed.
-
-        Raise RecordingError in a forked process, and where the same thread holds the lock already.
-        """
+        """Wait for other threads, and at the end call what was postponed."""
         if self.is_forked:
             raise RecordingError(
                 "this process was forked from the one that records, and only that one can; "

@@ -2,8 +2,7 @@
 
 An optimizer counts the steps it takes on each parameter; where torch's does not, the recorder does.
 Where the count stays, the step was skipped: without a gradient, or by a GradScaler. Where it moves
-back, or by more than the steps taken, one was missed. A count on a CUDA device is looked at when it
-has arrived with its block, in the writer's thread.
+back, or by more than the steps taken, one was missed. On a CUDA device it is judged by the block.
 """
 
 import math
@@ -59,10 +58,7 @@ class StepCounts:
                 )
 
     def consumed(self, group: str, grad: Tensor | None, before: "StepCounts") -> Tensor | None:
-        """Return the gradient that the step consumed, None if it is known to have been skipped.
-
-        Raise RecordingError if the step was taken and there is none.
-        """
+        """Return the gradient that the step consumed, None if it is known to have been skipped."""
         moved = self._moved(group, before)
         if grad is None and moved:
             raise RecordingError(
@@ -75,10 +71,10 @@ class StepCounts:
 def judge_rows(
     counts: np.ndarray, steps: np.ndarray, *, before: tuple[float, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return at which rows the optimizer skipped, and at which a step was missed.
+    """Return the rows whose step was skipped, and those before which one was missed.
 
-    `before` are count and step of the row before. Where the count moved, some steps after a row,
-    nobody knows on which of them.
+    `before` are count and step of the row before. Of several steps between two rows nobody knows
+    which were skipped, unless all were.
     """
     moved = np.diff(counts, prepend=before[0])
     taken = np.diff(steps, prepend=before[1])
@@ -120,10 +116,7 @@ class StepCounter:
                 self._own[group] = self._own[group] + (found_inf != 1)
 
     def look(self, step: int) -> StepCounts:
-        """Take the counts after a step for the last ones, and return those before them.
-
-        Raise RecordingError if a step was missed.
-        """
+        """Take the counts after a step for `last`; return those before, or raise RecordingError."""
         now = StepCounts(step, {group: self.count(group) for group in self._parameters})
         now.check(self.last)
         before, self.last = self.last, now

@@ -1,7 +1,10 @@
 """Choose what to record: parameters of a model, by name, by pattern, by module or by themselves."""
 
+import datetime
 import difflib
 import fnmatch
+import importlib.metadata
+import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,17 +16,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+import thimble_zarr
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import ConfigError, OptimizerError
-from thimble_zarr.format.schema import TokenLabels, check_group_name, dims_of
-from thimble_zarr.optim.base import Optimizer as OptimizerSpec
-from thimble_zarr.record.capture import (
-    MOST_NAMED,
-    LiveOptimizer,
-    dtype_name,
-    listed,
-    optimizer_spec,
+from thimble_zarr.format.layout import plan_layouts
+from thimble_zarr.format.schema import (
+    Json,
+    Schema,
+    TokenLabels,
+    check_group_name,
+    chosen_variables,
+    dims_of,
+    row_size,
 )
+from thimble_zarr.optim.base import Optimizer as OptimizerSpec
+from thimble_zarr.record.capture import MAX_NAMED, LiveOptimizer, dtype_name, listed, optimizer_spec
+from thimble_zarr.record.schedule import Schedule
 
 Parameters = str | nn.Module | Mapping[str, Tensor] | Iterable[str | Tensor]
 """Patterns of names (`fnmatch`), a module, tensors by name, or tensors that a model names."""
@@ -33,17 +41,20 @@ Rows = Sequence[int] | Sequence[bool] | np.ndarray | Tensor
 
 Given = TypeVar("Given")
 
+_SOFTWARE = {
+    "thimble_zarr": thimble_zarr.__version__,
+    "torch": torch.__version__,
+    "zarr": importlib.metadata.version("zarr"),
+    "python": platform.python_version(),
+}
+
 Labels = TokenLabels | Mapping[str, TokenLabels] | None
 """What is known of the tokens: of a single parameter, or by name of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedParameter:
-    """A parameter to record: its tensor, what steps it, and what its axes are called.
-
-    Its name and what is known of its tokens are None where nobody said; `rows` are the ids of those
-    that are recorded, ascending, None where all are.
-    """
+    """A parameter to record, of which only the `rows` of these ids, ascending, if any are given."""
 
     tensor: Tensor
     optimizer: OptimizerSpec
@@ -106,6 +117,44 @@ def choose(
             rows=_row_ids(rows[group], tensor, known or "the parameter") if group in rows else None,
         )
     return live, recorded
+
+
+def declare(
+    recorded: Mapping[str, RecordedParameter],
+    *,
+    variables: Sequence[str] | None,
+    schedule: Schedule | None,
+    attrs: Mapping[str, Json] | None,
+    memory_bytes: int,
+) -> dict[str, Schema]:
+    """Return the schema of each parameter; the arguments are those of `Recorder`."""
+    dtypes = {
+        group: dict.fromkeys(chosen_variables(one.optimizer, variables), dtype_name(one.tensor))
+        for group, one in recorded.items()
+    }
+    rows = [row_size(one.shape, dtypes[group]) for group, one in recorded.items()]
+    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        group: Schema(
+            shape=one.shape,
+            dims=one.dims,
+            dtypes=dtypes[group],
+            layout=layout,
+            optimizer=one.optimizer,
+            parameter=one.name,
+            device=str(one.tensor.device),
+            n_threads=torch.get_num_threads(),
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
+            contiguous=one.tensor.is_contiguous(),
+            whole_tokens=None if one.rows is None else len(one.tensor),
+            schedule=None if schedule is None else str(schedule),
+            software=_SOFTWARE,
+            created=created,
+            attrs=attrs or {},
+        ).labelled(one.labels)
+        for (group, one), layout in zip(recorded.items(), layouts, strict=True)
+    }
 
 
 def _by_group(
@@ -236,9 +285,9 @@ def _matching(pattern: str, named: Iterable[tuple[str, Tensor]]) -> list[Tensor]
             f"{listed(matching)}"
         )
     if not matching:
-        close = difflib.get_close_matches(pattern, known, n=MOST_NAMED, cutoff=0.4)
+        close = difflib.get_close_matches(pattern, known, n=MAX_NAMED, cutoff=0.4)
         there_are = f"there {'is' if len(known) == 1 else 'are'} {listed(known)}"
-        if close and len(known) > MOST_NAMED:
+        if close and len(known) > MAX_NAMED:
             there_are = f"of {len(known)} names the nearest are {listed(close)}"
         raise ConfigError(f"no parameter is named {pattern!r}; {there_are}")
     return trainable

@@ -5,7 +5,6 @@ it consumed and produced. A full block goes to the writer thread only when the n
 loss logged after a step still finds its row, and training waits for the disk before a step only.
 """
 
-import functools
 import math
 import time
 import warnings
@@ -23,10 +22,8 @@ from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.block_writer import BlockWriter
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
-from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose
-from thimble_zarr.record.resume_state import take_up
+from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
 from thimble_zarr.record.schedule import as_schedule, row_choice
-from thimble_zarr.record.setup import declare
 from thimble_zarr.store.reader import StorePath
 
 
@@ -49,31 +46,28 @@ class Recorder:
         The one parameter to record, owned by the optimizer, of any shape; two axes are taken for
         `(token, dim)`. It lies at the root of the store.
     parameters
-        Or several, each in a group of its own: patterns of names as `fnmatch` has them
-        (`"*.wte.weight"`), or a list of them; a module, for all of its trainable parameters;
-        tensors by name; or a list of tensors, which `model` names (or the optimizer, where it was
-        made with names). Tied weights are recorded once, by their first name.
+        Or several, each in a group of its own: a module, for all of its trainable parameters;
+        tensors by name; or a list of tensors, or of patterns of names as `fnmatch` has them
+        (`"*.wte.weight"`), which `model` names, or the optimizer if it was made with names. Tied
+        weights are recorded once, by their first name.
     model
         What has the parameters: it names them, and what its `torch.nn.Embedding`s hold gets dims
         `(token, dim)`, where any other matrix has `(row, col)`.
     name
         The one parameter's name in its model, kept as a label.
     labels
-        What is known of all tokens (counts in the corpus, live and dead, texts); of several
-        parameters by name.
+        What is known of all tokens (counts, live and dead, texts); of several parameters by name.
     variables
-        Which of `W`, `grad` and the optimizer's states to record, of every parameter; `W` always.
-        All by default. The formula needs `W` and the states, the replay `grad` too.
+        Which of `grad` and the optimizer's states to record beside `W`, of every parameter. All by
+        default: the formula needs the states, the replay `grad` too.
     tokens
-        Which rows of the parameter to record: ids in any order, or a mask; of several parameters by
-        name. All by default.
+        Rows to record: ids in any order, or a mask; of several parameters by name. All by default.
     schedule
         Which steps to record: `every(10)`, `windows((0, 100), (1000, 1100))`, `log_spaced()`, two
         of them joined by `|`, or any function that says of a step, counted from 1, whether to. All
         by default. The row before each is recorded too, because a step is checked against it.
     n_steps
-        Steps to come, where known. Only a hint: the store grows beyond it and is trimmed to what
-        was recorded. With a schedule it is not needed.
+        Steps to come: a hint. The store grows beyond it and is trimmed to what was recorded.
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
     memory_bytes
@@ -84,7 +78,7 @@ class Recorder:
         Share of training time that recording may take before it warns, once, with what would help;
         None never warns. Judged after a block, from 50 steps and 10 seconds of training on.
     overwrite
-        Replace a store that lies at `path`.
+        Replace a store at `path`.
     resume
         Resume the store at `path`, closed or cut off by a crash, after its last committed step;
         create one where there is none, so that a script can always ask for it. Model and optimizer
@@ -106,9 +100,7 @@ class Recorder:
 
     Examples
     --------
-    >>> with Recorder(  # doctest: +SKIP
-    ...     "run.zarr", optimizer, parameter=model.wte.weight
-    ... ) as recorder:
+    >>> with Recorder("run.zarr", optimizer, parameter=weight) as recorder:  # doctest: +SKIP
     ...     for batch in batches:
     ...         loss = train_step(batch)  # ends with optimizer.step()
     ...         recorder.log(loss=loss)
@@ -145,18 +137,17 @@ class Recorder:
             tokens=tokens,
         )
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
-        schemas = declare(
+        self._live.schemas = declare(
             recorded, variables=variables, schedule=steps, attrs=attrs, memory_bytes=memory_bytes
         )
         self._writer = BlockWriter(
-            schemas, recorded, memory_bytes=memory_bytes, max_overhead=max_overhead
+            self._live, recorded, memory_bytes=memory_bytes, max_overhead=max_overhead
         )
         n_rows = None if n_steps is None or steps is not None else n_steps + 1
         self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)
 
     def _open(self, path: StorePath, **options: Any) -> None:
-        check = functools.partial(take_up, self._live)
-        self._store = store = self._writer.open(path, check=check, **options)
+        self._store = store = self._writer.open(path, **options)
         with ExitStack() as undo:
             # Of a store that is there nothing was changed that a later run cannot go on with.
             undo.callback(store.release if store.n_rows else store.discard)
@@ -274,32 +265,30 @@ class Recorder:
         if self._closed or self._calls.is_forked or self._calls.postpone(self.close):
             return
         with self._calls.held():
-            if not self._closed:
-                self._close()
-
-    def _close(self) -> None:
-        self._hooks.remove()
-        try:
-            self._check()
-            self._writer.commit()
-        finally:
-            self._closed = True
-            self._forget()
-            self._writer.close()
-        if self._step and not self._writer.n_rows:
-            self._warn_once(
-                "schedule",
-                f"none of {self._step:,} steps was recorded, and there is no store at "
-                f"{self._store.path}: the schedule {self._schedule} includes none of them",
-            )
-        if self._step > self._start_step and self._loss is not None:
-            self._warn_once(
-                "side",
-                f"a loss was logged after the last step, {self.step}: the first one came before "
-                "any step, so each was taken for that of the step to come. If you log after "
-                "optimizer.step(), a GradScaler skipped the first step, and all losses are one "
-                "step late: pass step=recorder.step",
-            )
+            if self._closed:
+                return
+            self._hooks.remove()
+            try:
+                self._check()
+                self._writer.commit()
+            finally:
+                self._closed = True
+                self._forget()
+                self._writer.close()
+            if self._step and not self._writer.n_rows:
+                self._warn_once(
+                    "schedule",
+                    f"none of {self._step:,} steps was recorded, and there is no store at "
+                    f"{self._store.path}: the schedule {self._schedule} includes none of them",
+                )
+            if self._step > self._start_step and self._loss is not None:
+                self._warn_once(
+                    "side",
+                    f"a loss was logged after the last step, {self.step}: the first one came "
+                    "before any step, so each was taken for that of the step to come. If you log "
+                    "after optimizer.step(), a GradScaler skipped the first step, and all losses "
+                    "are one step late: pass step=recorder.step",
+                )
 
     def __enter__(self) -> Self:
         # A Ctrl-C at the first bytecode of `__exit__` would leave the store open.
@@ -346,9 +335,9 @@ class Recorder:
             self._check()
             is_recorded = self._is_recorded(self._step + 1)
             if is_recorded or not self._begun:
-                self._live.check_unchanged(self.schemas)
+                self._live.check_unchanged()
             if not self._begun and self._is_recorded(0):
-                self._writer.block.append(*self._live.row(self.schemas, 0), step=0)
+                self._writer.block.append(*self._live.row(0), step=0)
             self._begun = True
             self._row_end_s = self._row_end_s or time.perf_counter()
             if self._writer.block.is_full:
@@ -364,28 +353,28 @@ class Recorder:
         if not self._is_recorded(self._step + 1):
             return
         with self._calls.held(), self._stopwatch.time("copy_s"):
-            grads = self._live.gradients(self.schemas)
-            early = {array_path(group, "grad"): grad for group, grad in grads.items()}
+            early = {
+                array_path(group, "grad"): grad for group, grad in self._live.gradients().items()
+            }
             self._writer.block.take_early(early)
 
     def _end_row(self) -> None:
         with self._calls.held():
             step = self._step + 1
             with self._stopwatch.time("copy_s"):
-                self._writer.block.append(*self._live.row(self.schemas, step), step=step)
+                self._writer.block.append(*self._live.row(step), step=step)
             if self._loss is not None:
                 self._writer.block.set_last_loss(self._loss)
                 self._loss, self._loss_step = None, step
             self._finish_step()
-            grads = self._live.gradients(self.schemas)
+            grads = self._live.gradients()
             if missing := [group for group, grad in grads.items() if grad is None]:
                 which = ", ".join(filter(None, missing))
                 self._warn_once(
                     "grad",
-                    f"no gradient at step {step}{f' of {which}' if which else ''}: recorded as a "
-                    "step that the optimizer skipped, and any later ones silently. A parameter has "
-                    "none that is frozen, unused, or no longer the model's "
-                    "(load_state_dict(assign=True) replaces parameters)",
+                    f"no gradient at step {step}{f' of {which}' if which else ''}: recorded as "
+                    "skipped, and any later ones silently. A parameter has none that is frozen, "
+                    "unused, or replaced in the model, as by load_state_dict(assign=True)",
                 )
 
     def _finish_step(self) -> None:

@@ -10,10 +10,7 @@ from thimble_zarr.errors import ConfigError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Says of any step, counted from 1, whether it is recorded; its text is kept with the run.
-
-    Two of them are joined by `|`.
-    """
+    """Says of a step, counted from 1, whether it is recorded; kept as its text. `|` joins two."""
 
     text: str
     includes: Callable[[int], bool]
@@ -31,19 +28,30 @@ class Schedule:
 
 
 def every(n_steps: int) -> Schedule:
-    """Record the multiples of `n_steps`, a whole number from 1 up; ConfigError if it is not one.
+    """Record the multiples of `n_steps`.
+
+    Raises
+    ------
+    ConfigError
+        If it is not a whole number from 1 up.
 
     Examples
     --------
     >>> [step for step in range(1, 31) if every(10)(step)]
     [10, 20, 30]
     """
-    _require(_is_count(n_steps), f"every({n_steps!r})", "a whole number from 1 up")
-    return Schedule(f"every({n_steps})", lambda step: step % n_steps == 0)
+    text = f"every({n_steps!r})"
+    _require(type(n_steps) is int and n_steps > 0, text, "a whole number from 1 up")
+    return Schedule(text, lambda step: step % n_steps == 0)
 
 
 def windows(*spans: tuple[int, int]) -> Schedule:
-    """Record spans of steps; ConfigError if one is not a first and a last step, both recorded.
+    """Record spans of steps, from the first to the last of each.
+
+    Raises
+    ------
+    ConfigError
+        If one is not a first and a last step.
 
     Examples
     --------
@@ -53,7 +61,7 @@ def windows(*spans: tuple[int, int]) -> Schedule:
     """
     text = f"windows({', '.join(str(tuple(span)) for span in spans)})"
     sound = (
-        len(span) == 2 and all(_is_count(step, 0) for step in span) and span[0] <= span[1]
+        len(span) == 2 and all(type(step) is int for step in span) and 0 <= span[0] <= span[1]
         for span in spans
     )
     _require(bool(spans) and all(sound), text, "pairs of a first and a last step, both recorded")
@@ -63,8 +71,12 @@ def windows(*spans: tuple[int, int]) -> Schedule:
 def log_spaced(per_decade: int = 10) -> Schedule:
     """Record steps that grow by a constant factor: 1 to 10, then every tenth part of a decade.
 
-    There are `per_decade` between a power of ten and the next; in the first decades fewer. It is a
-    whole number from 1 up; ConfigError if it is not.
+    There are `per_decade` between a power of ten and the next; in the first decades fewer.
+
+    Raises
+    ------
+    ConfigError
+        If `per_decade` is not a whole number from 1 up.
 
     Examples
     --------
@@ -72,7 +84,7 @@ def log_spaced(per_decade: int = 10) -> Schedule:
     [1, 2, 3, 6, 10, 18, 32, 56, 100, 178]
     """
     text = f"log_spaced({per_decade!r})"
-    _require(_is_count(per_decade), text, "a whole number from 1 up")
+    _require(type(per_decade) is int and per_decade > 0, text, "a whole number from 1 up")
 
     def includes(step: int) -> bool:
         nearest = round(per_decade * log10(step))
@@ -95,23 +107,16 @@ def as_schedule(schedule: Callable[[int], bool]) -> Schedule:
 
 
 def row_choice(schedule: Schedule | None) -> Callable[[int], bool]:
-    """Return which rows are recorded: those of the scheduled steps, and the row before each.
-
-    None is every step. A schedule is asked of each step once, in order, as long as rows are.
-    """
+    """Return which rows are recorded: those of the scheduled steps, and the row before each."""
     if schedule is None:
         return lambda row: True
-    asked = lru_cache(4)(schedule)  # of a step, for its own row and for the row before it
+    asked = lru_cache(4)(schedule)  # once of each step, in order, as long as rows are
     return lambda row: bool((row > 0 and asked(row)) or asked(row + 1))
 
 
 def count_rows(schedule: Schedule | None, n_steps: int) -> int:
     """Return how many rows a run of so many steps records."""
     return sum(map(row_choice(schedule), range(n_steps + 1)))
-
-
-def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _require(holds: bool, text: str, expected: str) -> None:  # noqa: FBT001

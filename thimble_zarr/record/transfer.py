@@ -1,9 +1,8 @@
 """Rows from a CUDA device, copied while training goes on.
 
 The training thread never waits for the device. After a step its stream copies every tensor to a
-place of its own on the device, and a second stream carries them from there into pinned memory, so
-training may change them at once. Its stream waits, on the device, only where the row before is
-still on its way. It costs the memory of one row on the device.
+place of its own there (one row in all), and a second stream carries them into pinned memory, so
+training may change them at once. Its stream waits only where the row before is still on its way.
 """
 
 from collections.abc import Callable, Sequence

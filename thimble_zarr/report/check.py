@@ -1,12 +1,16 @@
-"""What a check found, as people read it: tables and words."""
+"""What a check found: tables and words for people; csv and json, with every step, for machines."""
 
+import csv
+import io
+import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from thimble_zarr.analysis.audit.table import has_formula
-from thimble_zarr.analysis.result import SUMMARY, ParameterResult, SubsetResult
+from thimble_zarr.analysis.result import ParameterResult, SubsetResult
 from thimble_zarr.report.text import (
     DEFAULT_ROWS,
     aligned,
@@ -43,11 +47,9 @@ def in_words(results: Sequence[ParameterResult]) -> str:
 
 def _in_words(subset: SubsetResult, of: str = "") -> str:
     """Return verdict and findings, and before them of what."""
-    causes = (
-        wrapped(f"  {finding.code}: {finding.message}", indent="    ")
-        for finding in subset.findings
-    )
-    return "\n".join([wrapped(of + subset.verdict.text), *causes])
+    causes = (f"  {finding.code}: {finding.message}" for finding in subset.findings)
+    words = [wrapped(of + subset.verdict.text), *(wrapped(line, indent="    ") for line in causes)]
+    return "\n".join(words)
 
 
 def _subset_as_text(subset: SubsetResult, n_rows: int) -> str:
@@ -90,8 +92,7 @@ def _left_out(subset: SubsetResult) -> str:
 def _steps_table(subset: SubsetResult, n_rows: int) -> str:
     """Return as many steps from either end, and a summary of all."""
     columns, n_steps = subset.columns, len(subset.numbers["step"])
-    n_ends, rows = (n_rows + 1) // 2, np.arange(n_steps)
-    gap_at, title = 0, ""
+    n_ends, rows, gap_at, title = (n_rows + 1) // 2, np.arange(n_steps), 0, ""
     if 2 * n_ends < n_steps:
         rows, gap_at = np.concatenate([rows[:n_ends], rows[-n_ends:]]), n_ends
         title = f"{len(rows)} of {n_steps:,} steps (--rows N shows more)\n"
@@ -103,11 +104,12 @@ def _steps_table(subset: SubsetResult, n_rows: int) -> str:
 
 
 def _summary_table(subset: SubsetResult) -> str:
-    heads = dict(zip(SUMMARY, SUMMARY, strict=True)) | {"50%": "median"}
     summary = subset.summary
     width = max(map(len, summary))
     columns = (
-        number_column(heads[name], [of[name] for of in summary.values()], sign=" ")
+        number_column(
+            name.replace("50%", "median"), [of[name] for of in summary.values()], sign=" "
+        )
         for name in ("mean", "std", "min", "50%", "max")
     )
     return packed([name.ljust(width) for name in ("", *summary)], columns)
@@ -135,36 +137,29 @@ def _share(part: int, total: int) -> str:
     return f"{math.floor(1e6 * part / total) / 1e4:g} %"
 
 
-_TITLES = ("store", "parameter", "steps")
-"""Columns of the overview that are told above it where all lines say the same."""
-
-
 def overview(results: Sequence[ParameterResult]) -> str:
     """Return a line a store, parameter and subset, and in words what fails."""
     subsets = [subset for of in results for subset in of.subsets]
     replayed = any("recurrence" in subset.numbers for subset in subsets)
     equal = "equal bits" if replayed else "within rounding"
     heads = ("store", "parameter", "tokens", "steps", "cosine", equal, "")
-    lines = [line for of in results for line in _lines(of)]
-    columns = dict(zip(heads, zip(*lines, strict=True), strict=True))
-    columns = {head: cells for head, cells in columns.items() if {*cells} != {"-"}}
-    alike = {
-        head: columns[head][0]
-        for head in _TITLES
-        if len(lines) > 1 and head in columns and len({*columns[head]}) == 1
-    }
-    titles = "\n".join(f"{head.capitalize():<9} {cell}" for head, cell in alike.items())
-    table = [(head, *cells) for head, cells in columns.items() if head not in alike]
+    lines: list[tuple[str, ...]] = []
+    for of in results:
+        failed = (str(of.store), of.parameter or "-", *["-"] * 4, "not checked")
+        lines += [failed] if of.error is not None else map(_line, of.subsets)
+    titles, table = [], []
+    for head, cells in zip(heads, zip(*lines, strict=True), strict=True):
+        is_alike = len({*cells}) == 1 < len(lines)
+        if {*cells} == {"-"}:
+            continue
+        if head in ("store", "parameter", "steps") and is_alike:  # it is told above the table
+            titles.append(f"{head.capitalize():<9} {cells[0]}")
+        else:
+            table.append((head, *cells))
     shown = aligned(zip(*table, strict=True), width=text_width())
     failing = [subset for subset in subsets if not subset.holds]
     words = [_in_words(subset, f"{subset.name}, {subset.subset}: ") for subset in failing]
-    return "\n\n".join(filter(None, [titles, shown, *words]))
-
-
-def _lines(of: ParameterResult) -> list[tuple[str, ...]]:
-    if of.error is not None:
-        return [(str(of.store), of.parameter or "-", *["-"] * 4, "not checked")]
-    return [*map(_line, of.subsets)]
+    return "\n\n".join(filter(None, ["\n".join(titles), shown, *words]))
 
 
 def _line(subset: SubsetResult) -> tuple[str, ...]:
@@ -187,3 +182,40 @@ def _line(subset: SubsetResult) -> tuple[str, ...]:
         ("HOLDS" if found.holds else f"FAILS from step {found.step}")
         + ("" if found.has_ended else ", not ended"),
     )
+
+
+Labelled = tuple[Mapping[str, str], Mapping[str, np.ndarray]]
+"""What every row of a table has in common, by name, and the columns."""
+
+
+def as_json(results: Sequence[ParameterResult]) -> str:
+    """Return strict JSON: what `to_json` of a result returns, of several a list of all."""
+    found = [of.to_json() for of in results]
+    content = found[0] if len(found) == 1 else found
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def as_csv(results: Sequence[ParameterResult]) -> str:
+    """Return every step, and first of which store, parameter and subset if there are several."""
+    several = any(of.parameter for of in results if of.subsets)
+    tables = []
+    for of in results:
+        labels = {} if len(results) == 1 else {"store": str(of.store)}
+        labels |= {"parameter": of.parameter or ""} if labels and several else {}
+        tables += [(labels | of.label(subset), subset.columns) for subset in of.subsets]
+    return csv_text(tables) if tables else ""
+
+
+def csv_text(tables: Sequence[Labelled]) -> str:
+    """Return every row of some tables, empty where one lacks a column, or is NaN."""
+    names = dict.fromkeys(name for table in tables for part in table for name in part)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    for labels, columns in tables:
+        cells: dict[str, Iterable[object]] = {n: itertools.repeat(labels[n]) for n in labels}
+        for name, values in columns.items():
+            cells[name] = ("" if value != value else value for value in values.tolist())
+        missing = itertools.repeat("")
+        writer.writerows(zip(*(cells.get(name, missing) for name in names), strict=False))
+    return file.getvalue()

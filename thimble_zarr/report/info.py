@@ -1,7 +1,7 @@
 """What a store holds, as people and machines read it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +15,6 @@ from thimble_zarr.format.reader import Reader, State
 from thimble_zarr.format.schema import NOTEBOOK_FILE, Json, Schema, versioned
 from thimble_zarr.report.text import aligned, text_width, wrapped
 
-Row = tuple[str, str]
-"""A name and a value."""
-
 
 def as_text(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> str:
     """Return what people read of some parameters of a run, of which there are `every`."""
@@ -27,7 +24,13 @@ def as_text(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> 
     if resumed_after := run.read_history().resumed_after:
         rows.append(("Resumed", f"after step {', '.join(f'{step:,}' for step in resumed_after)}"))
     if overhead := _overhead(run):
-        rows.append(("Overhead", _in_words(overhead)))
+        words = (
+            f"{overhead.training_share:.2%} of training time; "
+            f"{overhead.n_waits:,} of {overhead.n_steps:,} steps waited for the writer, "
+            f"which was busy {overhead.writer_share:.1%} of it and wrote "
+            f"{overhead.bytes_per_s / 1e6:.1f} MB/s"
+        )
+        rows.append(("Overhead", words))
     disk_bytes, raw_bytes = run.disk_bytes(), _raw_bytes(every)
     ratio = f", {disk_bytes / raw_bytes:.2f} of the uncompressed size" if raw_bytes else ""
     n_steps = schema.layout.block_steps
@@ -35,10 +38,18 @@ def as_text(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> 
     rows.append(("Size", f"{human_bytes(disk_bytes)}{ratio}; {blocks}"))
     versions = ", ".join(f"{name} {version}" for name, version in schema.software.items())
     rows.append(("Recorded", f"{schema.created}{f' with {versions}' if versions else ''}"))
-    # Of what the recorder was given to keep, `config` says the same for people.
-    attrs = {name: value for name, value in schema.attrs.items() if name != NOTEBOOK_FILE}
-    rows += [_row(name, value) for name, value in attrs.items() if not isinstance(value, dict)]
-    sections = [_section(name, value) for name, value in attrs.items() if isinstance(value, dict)]
+    sections = []
+    for name, value in schema.attrs.items():
+        title = name.removesuffix("_bytes").replace("_", " ").capitalize()
+        if name == NOTEBOOK_FILE:
+            continue  # of what the recorder was given to keep, `config` says the same for people
+        if isinstance(value, dict):
+            cells = [(f"  {key}", _cell(cell)) for key, cell in value.items()]
+            sections.append("\n".join([title, *([_lines(cells)] if cells else [])]))
+        elif name.endswith("_bytes") and isinstance(value, int):
+            rows.append((title, human_bytes(value)))
+        else:
+            rows.append((title, _cell(value)))
     return "\n\n".join([_lines(rows), *sections])
 
 
@@ -63,7 +74,7 @@ def as_json(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> 
     return json.dumps({**schema, **about}, indent=1)
 
 
-def _parameter(reader: Reader) -> list[Row]:
+def _parameter(reader: Reader) -> list[tuple[str, str]]:
     schema, live = reader.schema, reader.read_labels().live
     rows = [
         ("Parameter", f"{schema.parameter or 'unnamed'}, {_shape(schema)}, on {schema.device}"),
@@ -77,7 +88,7 @@ def _parameter(reader: Reader) -> list[Row]:
     return rows
 
 
-def _parameters(readers: Sequence[Reader]) -> list[Row]:
+def _parameters(readers: Sequence[Reader]) -> list[tuple[str, str]]:
     schemas = [reader.schema for reader in readers]
     cells = [
         (of.parameter or "", _shape(of), f"({', '.join(of.dims)})", of.dtypes["W"], of.device)
@@ -130,27 +141,6 @@ def _overhead(reader: Reader) -> Overhead | None:
     return overhead if overhead.n_steps else None
 
 
-def _in_words(overhead: Overhead) -> str:
-    return (
-        f"{overhead.training_share:.2%} of training time; "
-        f"{overhead.n_waits:,} of {overhead.n_steps:,} steps waited for the writer, "
-        f"which was busy {overhead.writer_share:.1%} of it and wrote "
-        f"{overhead.bytes_per_s / 1e6:.1f} MB/s"
-    )
-
-
-def _section(name: str, values: Mapping[str, Json]) -> str:
-    """Return a title, and a row for each of some values."""
-    rows = [(f"  {key}", _cell(value)) for key, value in values.items()]
-    return "\n".join([_row(name, None)[0], *([_lines(rows)] if rows else [])])
-
-
-def _row(name: str, value: Json) -> Row:
-    words, is_size = name.removesuffix("_bytes"), name.endswith("_bytes")
-    cell = human_bytes(value) if is_size and isinstance(value, int) else _cell(value)
-    return words.replace("_", " ").capitalize(), cell
-
-
 def _cell(value: Json) -> str:
     if value is None:
         return "-"
@@ -161,7 +151,7 @@ def _cell(value: Json) -> str:
     return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
 
 
-def _lines(rows: Sequence[Row]) -> str:
+def _lines(rows: Sequence[tuple[str, str]]) -> str:
     """Return rows, the values aligned."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(

@@ -82,18 +82,10 @@ def packed(first: Column, columns: Iterable[Column]) -> str:
 
 
 def number_column(head: str, values: Sequence[float], *, sign: str = "", gap_at: int = 0) -> Column:
-    """Return numbers below their head, to the right.
+    """Return numbers below their head, to the right; a space sets the head apart.
 
-    Parameters
-    ----------
-    head
-        The head; a space sets it apart.
-    values
-        The numbers.
-    sign
-        A space, to leave one before each number for a sign.
-    gap_at
-        Before which of them dots say that some are left out; 0 if none are.
+    `sign` is a space to leave one before each number for a sign. Before the number `gap_at`, if it
+    is not 0, dots say that some are left out.
     """
     cells = [" " + head, *_numbers(values, sign)]
     width = max(map(len, cells))

@@ -1,8 +1,8 @@
 """What lies at a path: a store or not, of which parameters; and whether one may be put there."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -54,12 +54,8 @@ class Contents:
     def read(cls, files: Files) -> Self:
         """Read the root of a store.
 
-        Raises
-        ------
-        NotAStoreError
-            If there is none.
-        UnsupportedFormatError, DamagedStoreError
-            If it cannot be read.
+        Raises NotAStoreError if there is none, UnsupportedFormatError or DamagedStoreError if it
+        cannot be read.
         """
         if not files.is_there:
             raise NotAStoreError(f"there is nothing at {files.path}; check the path")
@@ -69,23 +65,16 @@ class Contents:
                 f"{files.path} is not a thimble-zarr store; "
                 "record one with `thimble-zarr train` or `thimble_zarr.Recorder`"
             )
-        try:
+        with reading(files.path):
             content = upgrade(attribute)
             groups = _names(content.get(PARAMETERS, ()))
-        except ConfigError as error:
-            raise DamagedStoreError(f"cannot read {files.path}: {error}") from error
-        except (UnsupportedFormatError, DamagedStoreError) as error:
-            raise type(error)(f"cannot read {files.path}: {error}") from error
         parameter = content.get("parameter")
         return cls(files, groups or ("",), None if groups or parameter is None else str(parameter))
 
     def choose(self, parameter: str | None) -> str:
         """Return the group of a parameter, by default of the only one there is.
 
-        Raises
-        ------
-        SelectionError
-            If it is not there, or none was chosen of several.
+        Raises SelectionError if it is not there, or none was chosen of several.
         """
         is_alone = len(self.groups) == 1
         if is_alone and parameter in (None, self.parameter or self.groups[0] or None):
@@ -100,6 +89,16 @@ class Contents:
             )
         there = _listed(self.groups) or self.parameter or "one without a name"
         raise SelectionError(f"{self.files.path} has no parameter {parameter}; there is {there}")
+
+
+@contextmanager
+def reading(node: Path) -> Iterator[None]:
+    """Name the group of which something cannot be read."""
+    try:
+        yield
+    except (UnsupportedFormatError, DamagedStoreError, ConfigError) as error:
+        kind = DamagedStoreError if isinstance(error, ConfigError) else type(error)
+        raise kind(f"cannot read {node}: {error}") from error
 
 
 def _names(names: Json) -> tuple[str, ...]:
@@ -131,22 +130,16 @@ def read_attribute(files: Files, group: str = "") -> Json:
 def read_declared(path: StorePath) -> Schema | None:
     """Return what is declared of the first parameter of a store, be anything committed or not.
 
-    None where nothing is: there is no store, or its writer was killed as soon as it began.
-
-    Raises
-    ------
-    UnsupportedFormatError, DamagedStoreError
-        If what is declared cannot be read.
+    None where nothing is: there is no store, or its writer was killed as soon as it began. Raises
+    UnsupportedFormatError or DamagedStoreError if what is declared cannot be read.
     """
     files = LocalFiles(Path(path).absolute())
     if read_attribute(files) is None:
         return None
     group = Contents.read(files).groups[0]
     attribute = read_attribute(files, group)
-    try:
+    with reading(files.path / group):
         return None if attribute is None else Schema.from_attribute(attribute)
-    except (UnsupportedFormatError, DamagedStoreError) as error:
-        raise type(error)(f"cannot read {files.path / group}: {error}") from error
 
 
 def why_empty(path: StorePath) -> str:
@@ -238,8 +231,6 @@ def _is_inside(files: Files, key: str) -> bool:
     """Return whether a file would lie in the store, and not behind a link."""
     try:
         files.size(key)
-    except OutsideError:
-        return False
-    except (OSError, ValueError):
-        pass  # whoever needs it says what is wrong with it
+    except (OSError, ValueError) as error:  # of others whoever needs it says what is wrong
+        return not isinstance(error, OutsideError)
     return True

@@ -12,6 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, TypeVar
 
@@ -59,8 +60,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     complete
         True once the writer has closed the store.
     ledger_bytes, ledger_crc32
-        How much of the ledger counts, and the CRC-32 of that much. (A chunk file ends with its own
-        crc32c, and the crc32c of any such file is the same constant: the ledger needs another.)
+        How much of the ledger counts, and the CRC-32 of that much.
     """
 
     n_rows: Count = 0
@@ -70,13 +70,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def read(cls, files: Files) -> Self:
-        """Read the commit record of a store.
-
-        Raises
-        ------
-        DamagedStoreError
-            If there is none or it is malformed.
-        """
+        """Read the commit record of a store; raise DamagedStoreError if there is no sound one."""
         try:
             record = unseal(files.get(COMMIT, _MAX_COMMIT_BYTES), dict[str, Any])
             if record.pop("format_version", None) != FORMAT_VERSION:
@@ -99,12 +93,9 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             last = read_last_line(files, commit.ledger_bytes)
         except (OSError, ValueError):
             return commit
-        if last is None:
-            end, n_rows = 0, 0
-        elif last.entry is None:
-            return commit
-        else:
-            end, n_rows = last.stop, last.entry.rows[1]
+        end, n_rows = 0, 0
+        if last is not None:
+            end, n_rows = last.stop, last.entry.rows[1] if last.entry else commit.n_rows
         if end == commit.ledger_bytes and n_rows != commit.n_rows:
             raise DamagedStoreError(
                 f"its commit record claims {commit.n_rows:,} rows, and the ledger has {n_rows:,}; "
@@ -204,10 +195,7 @@ class Line:
     def records(self, prefix: str | None = "") -> dict[str, FileRecord]:
         """Return what it says of each file whose key begins with a prefix, of none without one.
 
-        Raises
-        ------
-        ValueError
-            If it cannot be read, or tells of a file that no store has.
+        Raises ValueError if it cannot be read, or tells of a file that no store has.
         """
         if self.entry is None:
             raise ValueError(self.problem)
@@ -264,12 +252,7 @@ class Ledger:
     def read(cls, files: Files, commit: Commit, *, prefix: str | None = "") -> Self:
         """Add up the committed part of a ledger.
 
-        Raises
-        ------
-        ValueError
-            If any line of it cannot be read, or it has not that size and CRC-32.
-        OSError
-            If it cannot be read.
+        Raises ValueError if any line of it cannot be read, or it has not that size and CRC-32.
         """
         ledger, stop, found = cls(prefix), 0, 0
         for line in read_lines(files, stop=commit.ledger_bytes):
@@ -314,10 +297,7 @@ class SealError(ValueError):
 def seal(entry: Mapping[str, Json]) -> bytes:
     """Return an entry as JSON, with the checksum of all that comes before it as the last item.
 
-    Raises
-    ------
-    StoreError
-        If it is more than is read.
+    Raises StoreError if it is more than is read.
     """
     content = json.dumps(entry).encode()[:-1]
     sealed = content + _SEAL + str(zlib.crc32(content)).encode() + b"}"
@@ -333,10 +313,7 @@ def seal(entry: Mapping[str, Json]) -> bytes:
 def unseal(content: bytes, kind: type[T]) -> T:
     """Return the entry that `seal` made, without its checksum.
 
-    Raises
-    ------
-    ValueError
-        If its checksum does not match, or it is not of that kind.
+    Raises ValueError if its checksum does not match, or it is not of that kind.
     """
     value, _, checksum = content.rstrip(b"\n").rpartition(_SEAL)
     if checksum != str(zlib.crc32(value)).encode() + b"}":
@@ -362,17 +339,8 @@ class _Stream(io.RawIOBase):
 def read_lines(files: Files, start: int = 0, stop: int | None = None) -> Iterator[Line]:
     """Yield the lines of a ledger, one in memory at a time, sound or not.
 
-    Parameters
-    ----------
-    files
-        The store.
-    start, stop
-        Bytes to read, whole lines. To the end by default, where the last may not be whole.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
+    `start` and `stop` are the bytes to read, whole lines: to the end by default, where the last may
+    not be whole.
     """
     with files.open(LEDGER) as file:
         end = file.n_bytes if stop is None else min(stop, file.n_bytes)
@@ -386,11 +354,6 @@ def read_last_line(files: Files, stop: int) -> Line | None:
     """Return the line that ends at a byte, or where the file ends before it; None if it has none.
 
     It reads a few times the longest line at most, whatever the file holds.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
     """
     content = b""
     with files.open(LEDGER) as ledger:
@@ -403,16 +366,13 @@ def read_last_line(files: Files, stop: int) -> Line | None:
     return Line.parse(start + begin, content[begin:]) if content else None
 
 
+def told_files(lines: Iterable[Line]) -> Iterator[tuple[str, FileRecord]]:
+    """Yield each file that sound lines tell of, and what they say of it, in their order."""
+    for line in lines:
+        with suppress(ValueError):
+            yield from line.records().items()
+
+
 def recorded_files(lines: Iterable[Line]) -> dict[FileChecksums, str]:
     """Return every file that sound lines ever told of, by what it is known by."""
-    files: dict[FileChecksums, str] = {}
-    for line in lines:
-        if line.entry is None:
-            continue
-        for key, file in line.entry.files.items():
-            chunks = line.entry.chunks.get(array_of(key))
-            if chunks is not None:
-                files[tuple(stored for stored, _ in chunks)] = key
-            elif file.crc32 is not None:
-                files[file.crc32] = key
-    return files
+    return {record.checksums: key for key, record in told_files(lines)}

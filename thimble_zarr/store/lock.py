@@ -52,11 +52,6 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Whether it runs, or ran, on this machine."""
         return self.host == platform.node()
 
-    @property
-    def may_run(self) -> bool:
-        """Whether it may still run: of a process on another machine nobody here knows."""
-        return not self.is_here or psutil.pid_exists(self.pid)
-
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
 
@@ -87,10 +82,11 @@ def recording_of(files: Files) -> Recording:
     """Return how far the recording of a store is that is not closed."""
     holder, is_locked = Holder.read(files), _is_locked(files)
     writer = None if holder is None else str(holder)
-    if is_locked or (is_locked is None and holder and holder.is_here and holder.may_run):
+    local = holder if holder is not None and holder.is_here else None
+    if is_locked or (is_locked is None and local is not None and psutil.pid_exists(local.pid)):
         return Recording(State.RECORDING, writer)
     # The lock may not reach another machine that records over a network.
-    is_elsewhere = holder is not None and not holder.is_here
+    is_elsewhere = holder is not None and local is None
     return Recording(State.UNKNOWN if is_elsewhere else State.CUT_OFF, writer)
 
 
@@ -114,10 +110,7 @@ _MOMENT_S = 0.1
 class WriterLock:
     """The lock of a store's one writer, held until `release`.
 
-    Raises
-    ------
-    StoreLockedError
-        If another writer holds it.
+    Raises StoreLockedError if another writer holds it.
     """
 
     def __init__(self, store: Path) -> None:

@@ -7,12 +7,12 @@ import takes longer than many an answer, and so it is not asked for them.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self
 
 import numpy as np
-import numpy.typing as npt
+from msgspec import Meta, convert
 
 from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
@@ -30,17 +30,14 @@ from thimble_zarr.format.schema import (
 from thimble_zarr.format.versions import versioned
 from thimble_zarr.optim.registry import VARIABLES
 from thimble_zarr.store.files.base import Files
-from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
     LEDGER,
     METADATA,
-    ArrayName,
     array_key,
     array_of,
     metadata_key,
     shard_key,
-    vector_key,
 )
 from thimble_zarr.store.ledger import Document
 from thimble_zarr.store.shard import BLOSC_LEVEL, MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
@@ -52,180 +49,129 @@ CONSOLIDATED = "consolidated_metadata"
 """Where a group has copies of the metadata below it: zarr-python's, and not yet in the standard."""
 
 _ENCODING = {"name": "default", "configuration": {"separator": "."}}
-_CHUNK_CODECS = ("transpose", "bytes", "blosc", "crc32c")
-_INDEX_CODECS = ("bytes", "crc32c")
+_BOOKKEEPING = "bookkeeping of thimble-zarr, no arrays"
+
+_Sizes = tuple[Annotated[int, Meta(ge=0, lt=2**62)], ...]
+_Level = Annotated[int, Meta(ge=0, le=9)]
 
 _MIN_LINE_BYTES = 32
 """No line of a ledger is shorter, and each block has one."""
 
 
-class Declaration:
-    """What a store that is written declares: its `documents`, by their keys.
+@dataclass(frozen=True)
+class Declared:
+    """How an array is stored, as its metadata say.
 
-    Parameters
-    ----------
-    schemas, coordinates
-        What is recorded of each parameter, and the values of each coordinate of its rows as they
-        lie on disk, by its group.
-    capacity
-        Rows of the arrays.
-    level
-        Of compression.
-
-    Raises
-    ------
-    ConfigError
-        If a chunk would be too large, or a document larger than what is read.
+    A file holds a shard of `file_shape` or else a chunk; `chunk_shape` is compressed at once.
+    `level` is Blosc's, of which nothing depends but the size.
     """
 
-    def __init__(
-        self,
-        schemas: Mapping[str, Schema],
-        coordinates: Mapping[str, Mapping[str, np.ndarray]],
-        capacity: int,
-        *,
-        level: int = BLOSC_LEVEL,
-    ) -> None:
-        self.capacity = capacity
-        self._schemas, self._level = schemas, level
-        alone = schemas.get("")
-        attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
-        self.documents = {METADATA: _group({ATTRIBUTE: attribute})}
-        self.documents[metadata_key(BOOKKEEPING)] = _group({"description": _BOOKKEEPING})
-        for group, schema in schemas.items():
-            if group:
-                self.documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
-            self._add_variables(group, schema)
-            for name, long_name in schema.per_step.items():
-                dtype, fill = (np.int64, -1) if name == "step" else (np.float64, float("nan"))
-                chunk = (layout.SCALAR_CHUNK_STEPS,)
-                self._add((group, name), long_name, ("step",), (capacity,), chunk, dtype, fill)
-            for name, values in coordinates[group].items():
-                dims = (_DIMS.get(name, schema.dims[0]),)
-                label, chunk = LABELS.get(name, ROW_LABEL), (max(1, len(values)),)
-                self._add((group, name), label, dims, values.shape, chunk, values.dtype, 0)
-        self._check_readable(coordinates)
+    shape: tuple[int, ...]
+    file_shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    dtype: np.dtype
+    fill: float
+    is_sharded: bool
+    level: int = BLOSC_LEVEL
 
-    def resize(self, n_rows: int) -> None:
-        """Declare so many rows."""
-        self.capacity = n_rows
-        self.documents = {key: resized(one, n_rows) for key, one in self.documents.items()}
+    @property
+    def n_chunks(self) -> int:
+        """Chunks a file."""
+        return math.prod(self.file_shape) // math.prod(self.chunk_shape)
 
-    def consolidate(self) -> None:
-        """Copy all metadata below a group into its own, as zarr-python does."""
-        copies = {group: consolidated(group, self.documents) for group in {*self._schemas, ""}}
-        for group, below_it in copies.items():
-            self.documents[metadata_key(group)][CONSOLIDATED] = below_it
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk before it is compressed."""
+        return math.prod(self.chunk_shape) * self.dtype.itemsize
 
-    def _add_variables(self, group: str, schema: Schema) -> None:
-        steps, tokens = schema.layout.block_steps, schema.layout.chunk_tokens
-        shard_tokens = schema.layout.shard_tokens(schema.n_tokens)
-        rest = schema.shape[1:]
-        for name, native in schema.dtypes.items():
-            more = {"dtype": native}
-            if native == "bfloat16":
-                more["encoding"] = BFLOAT16_RECIPE
-            self._add(
-                (group, name),
-                VARIABLES[name],
-                ("step", *schema.dims),
-                (self.capacity, *schema.shape),
-                (steps, shard_tokens, *rest) if schema.shape else (steps,),
-                storage_dtype(native),
-                fill_value(native),
-                chunk_shape=(steps, tokens, *rest) if schema.shape else (steps,),
-                **more,
-            )
-
-    def _add(
-        self,
-        array: ArrayName,
-        long_name: str,
-        dims: tuple[str, ...],
-        shape: tuple[int, ...],
-        file_shape: tuple[int, ...],
-        stored: npt.DTypeLike,
-        fill: float,
-        *,
-        chunk_shape: tuple[int, ...] | None = None,
-        **more: str,
-    ) -> None:
-        """Declare an array. Its files are shards if the shape of their chunks is given."""
-        dtype, chunk, path = np.dtype(stored), chunk_shape or file_shape, array_key(array)
-        chunk_bytes = math.prod(chunk) * dtype.itemsize
-        if chunk_bytes > MAX_CHUNK_BYTES:
-            raise ConfigError(
-                f"{path} would have chunks of {chunk_bytes:,} bytes, and none has more than "
-                f"{MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
-            )
-        codecs = _chunk_codecs(dtype.itemsize, self._level)
-        if chunk_shape is not None:
-            order = chunk_order(len(chunk))
-            codecs = [_codec("transpose", order=[*order])] * (len(order) > 1) + codecs
-            index_codecs = [_codec("bytes", endian="little"), _codec("crc32c")]
-            sharding = {"codecs": codecs, "index_codecs": index_codecs, "index_location": "end"}
-            codecs = [_codec("sharding_indexed", chunk_shape=[*chunk], **sharding)]
-        self.documents[metadata_key(path)] = {
-            "shape": [*shape],
-            "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*file_shape]}},
+    def document(self, dims: Sequence[str], attributes: Mapping[str, Json]) -> dict[str, Any]:
+        """Return the content of its `zarr.json`."""
+        fill = "NaN" if math.isnan(self.fill) else np.array(self.fill, self.dtype).item()
+        return {
+            "shape": [*self.shape],
+            "data_type": self.dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [*self.file_shape]},
+            },
             "chunk_key_encoding": _ENCODING,
-            "fill_value": "NaN" if math.isnan(fill) else np.array(fill, dtype).item(),
-            "codecs": codecs,
-            "attributes": {"long_name": long_name, **more},
+            "fill_value": fill,
+            "codecs": self._codecs(),
+            "attributes": attributes,
             "dimension_names": [*dims],
             "zarr_format": 3,
             "node_type": "array",
             "storage_transformers": [],
         }
 
-    def _check_readable(self, coordinates: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Raise ConfigError if a document would be larger than what is read.
-
-        The ledger's first line has a copy of all metadata, and so is larger than any document, also
-        than the root's once they are consolidated: only spaces may make one larger.
-        """
-        names: list[str] = []
-        chunks: dict[str, Json] = {}
-        for group, schema in self._schemas.items():
-            n_chunks = -(-schema.n_tokens // schema.layout.chunk_tokens)
-            for name in schema.dtypes:
-                names.append(shard_key((group, name), 0, schema.shape))
-                chunks[array_key((group, name))] = [(2**32, 2**32)] * n_chunks
-            names += [vector_key((group, name)) for name in (*schema.per_step, *coordinates[group])]
-        line: dict[str, Json] = {
-            "rows": (0, layout.SCALAR_CHUNK_STEPS),
-            "files": {key: {"bytes": 2**63, "crc32": 2**32} for key in names},
-            "chunks": chunks,
-            "metadata": self.documents,
-            "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
-            "crc32": 2**32,
+    def _codecs(self) -> list[dict[str, Json]]:
+        endian = {"endian": "little"}
+        blosc = {"cname": "lz4", "clevel": self.level, "shuffle": "shuffle", "blocksize": 0}
+        codecs = [
+            _codec("bytes", **(endian if self.dtype.itemsize > 1 else {})),
+            _codec("blosc", typesize=self.dtype.itemsize, **blosc),
+            _codec("crc32c"),
+        ]
+        if not self.is_sharded:
+            return codecs
+        if len(self.shape) > 1:
+            codecs.insert(0, _codec("transpose", order=[*chunk_order(len(self.shape))]))
+        sharding = {
+            "chunk_shape": [*self.chunk_shape],
+            "codecs": codecs,
+            "index_codecs": [_codec("bytes", **endian), _codec("crc32c")],
+            "index_location": "end",
         }
+        return [_codec("sharding_indexed", **sharding)]
+
+    @classmethod
+    def of(cls, document: Any) -> Self:
+        """Return what the content of a `zarr.json` says, or raise ValueError.
+
+        It must be as `document` would make it: nothing but sizes, dtype, fill and level is open.
+        """
         try:
-            for document in self.documents.values():
-                check_size(encoded(document))
-            check_size(json.dumps(line).encode())
-        except TooLargeError as error:
-            attrs_bytes = sum(len(json.dumps(one.attrs)) for one in self._schemas.values())
-            raise ConfigError(
-                f"the description of the run is too large for one document: {error}; "
-                f"{attrs_bytes:,} of the bytes are `attrs`, which are kept with each parameter: "
-                "keep large things in a file beside the store, or record fewer parameters"
-            ) from error
+            if document["data_type"] not in DTYPES:
+                raise ValueError(f"its dtype is {document['data_type']!r}")
+            shape = convert(document["shape"], _Sizes)
+            file_shape = convert(document["chunk_grid"]["configuration"]["chunk_shape"], _Sizes)
+            codecs, chunk_shape = document["codecs"], file_shape
+            is_sharded = codecs[0]["name"] == "sharding_indexed"
+            if is_sharded:
+                sharding = codecs[0]["configuration"]
+                chunk_shape, codecs = convert(sharding["chunk_shape"], _Sizes), sharding["codecs"]
+            fill, dtype = float(document["fill_value"]), np.dtype(document["data_type"])
+            level = _level(codecs)
+        except (LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"it is malformed: {error!r}") from error
+        if not len(shape) == len(file_shape) == len(chunk_shape) > 0:
+            raise ValueError(f"its shapes differ in rank: {chunk_shape}, {file_shape} and {shape}")
+        declared = cls(shape, file_shape, chunk_shape, dtype, fill, is_sharded, level)
+        is_cut = 0 in (*file_shape, *chunk_shape) or np.mod(file_shape, chunk_shape).any()
+        if is_cut or declared.chunk_bytes > MAX_CHUNK_BYTES:
+            raise ValueError(f"chunks of shape {chunk_shape} are not possible")
+        for name, ours in replace(declared, fill=0).document((), {}).items():
+            if name not in _OPEN and (document.get(name) or []) != ours:
+                raise ValueError(f"its {name} must be {ours}, not {document.get(name)}")
+        return declared
 
 
-_BOOKKEEPING = "bookkeeping of thimble-zarr, no arrays"
-_DIMS = {"text_bytes": "text_byte"}
-"""Dims of coordinates that are not of the first axis."""
+_OPEN = ("fill_value", "attributes", "dimension_names")
+"""What a document has that is not compared, because an array is decoded the same whatever it is."""
 
 
-def _chunk_codecs(itemsize: int, level: int) -> list[dict[str, Json]]:
-    blosc = {"cname": "lz4", "clevel": level, "shuffle": "shuffle", "blocksize": 0}
-    return [
-        _codec("bytes", endian="little") if itemsize > 1 else _codec("bytes"),
-        _codec("blosc", typesize=itemsize, **blosc),
-        _codec("crc32c"),
-    ]
+def _level(codecs: Sequence[Mapping[str, Any]]) -> int:
+    """Return the level of compression; raise ValueError if there is a codec that no store has."""
+    for codec in codecs:
+        if codec["name"] not in _CODECS:
+            raise ValueError(
+                f"it declares the codec {codec['name']}, and a store has only {', '.join(_CODECS)}"
+            )
+    (level,) = [codec["configuration"]["clevel"] for codec in codecs if codec["name"] == "blosc"]
+    return convert(level, _Level)
+
+
+_CODECS = ("transpose", "bytes", "blosc", "crc32c")
 
 
 def _codec(name: str, **configuration: Any) -> dict[str, Json]:
@@ -236,15 +182,118 @@ def _group(attributes: Mapping[str, Json]) -> dict[str, Any]:
     return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
 
+def declare(
+    schemas: Mapping[str, Schema],
+    coordinates: Mapping[str, Mapping[str, np.ndarray]],
+    capacity: int,
+    *,
+    level: int = BLOSC_LEVEL,
+) -> dict[str, dict[str, Any]]:
+    """Return all metadata of a store of so many rows, by their keys.
+
+    The coordinates of each parameter's rows are given by its group, as they lie on disk. Raises
+    ConfigError if a chunk would be too large, or a document larger than what is read.
+    """
+    alone = schemas.get("")
+    attribute = versioned({PARAMETERS: [*schemas]}) if alone is None else alone.to_attribute()
+    documents = {METADATA: _group({ATTRIBUTE: attribute})}
+    documents[metadata_key(BOOKKEEPING)] = _group({"description": _BOOKKEEPING})
+    n_chunks = 0
+    for group, schema in schemas.items():
+        if group:
+            documents[metadata_key(group)] = _group({ATTRIBUTE: schema.to_attribute()})
+        for name, array, dims, attributes in _arrays(schema, coordinates[group], capacity):
+            path = array_key((group, name))
+            if array.chunk_bytes > MAX_CHUNK_BYTES:
+                raise ConfigError(
+                    f"{path} would have chunks of {array.chunk_bytes:,} bytes, and none has more "
+                    f"than {MAX_CHUNK_BYTES:,}; record some of its rows, or leave it out"
+                )
+            n_chunks += array.n_chunks
+            documents[metadata_key(path)] = replace(array, level=level).document(dims, attributes)
+    _check_readable(documents, n_chunks, schemas)
+    return documents
+
+
+def _arrays(
+    schema: Schema, coordinates: Mapping[str, np.ndarray], capacity: int
+) -> Iterator[tuple[str, Declared, Sequence[str], dict[str, Json]]]:
+    """Yield the name of each array of a parameter, how it is stored, its dims and attributes."""
+    steps, rest = schema.layout.block_steps, schema.shape[1:]
+    shard, chunk = (
+        (steps, tokens, *rest) if schema.shape else (steps,)
+        for tokens in (schema.layout.shard_tokens(schema.n_tokens), schema.layout.chunk_tokens)
+    )
+    for name, native in schema.dtypes.items():
+        recipe = {"encoding": BFLOAT16_RECIPE} if native == "bfloat16" else {}
+        shape, dtype, fill = (capacity, *schema.shape), storage_dtype(native), fill_value(native)
+        stored = Declared(shape, shard, chunk, dtype, fill, is_sharded=True)
+        yield (
+            name,
+            stored,
+            ("step", *schema.dims),
+            {"long_name": VARIABLES[name], "dtype": native, **recipe},
+        )
+    length = (layout.SCALAR_CHUNK_STEPS,)
+    for name, long_name in schema.per_step.items():
+        kind, fill = (np.int64, -1) if name == "step" else (np.float64, float("nan"))
+        stored = Declared((capacity,), length, length, np.dtype(kind), fill, is_sharded=False)
+        yield name, stored, ("step",), {"long_name": long_name}
+    for name, values in coordinates.items():
+        length = (max(1, len(values)),)
+        stored = Declared(values.shape, length, length, values.dtype, 0, is_sharded=False)
+        # Texts have more bytes than tokens.
+        dim = "text_byte" if name == "text_bytes" else schema.dims[0]
+        yield name, stored, (dim,), {"long_name": LABELS.get(name, ROW_LABEL)}
+
+
+def _check_readable(
+    documents: Mapping[str, Document], n_chunks: int, schemas: Mapping[str, Schema]
+) -> None:
+    """Raise ConfigError if a document would be larger than what is read.
+
+    The ledger's first line has a copy of all metadata, and so is larger than any document, also
+    than the root's once they are consolidated: only spaces may make one larger.
+    """
+    line: dict[str, Json] = {
+        "rows": (0, layout.SCALAR_CHUNK_STEPS),
+        # A file's key is hardly longer than that of what describes it.
+        "files": {f"{key}.0.0.0": {"bytes": 2**63, "crc32": 2**32} for key in documents},
+        "chunks": {key: [] for key in documents} | {"": [(2**32, 2**32)] * n_chunks},
+        "metadata": documents,
+        "overhead": dict.fromkeys(Overhead().to_json(), 2**53 / 3),
+        "crc32": 2**32,
+    }
+    try:
+        for document in documents.values():
+            check_size(encoded(document))
+        check_size(json.dumps(line).encode())
+    except TooLargeError as error:
+        attrs_bytes = sum(len(json.dumps(one.attrs)) for one in schemas.values())
+        raise ConfigError(
+            f"the description of the run is too large for one document: {error}; "
+            f"{attrs_bytes:,} of the bytes are `attrs`, which are kept with each parameter: "
+            "keep large things in a file beside the store, or record fewer parameters"
+        ) from error
+
+
 def encoded(document: Document) -> bytes:
     """Return a document as it is written, with its copies of others in a single line."""
     return json.dumps(document, indent=None if CONSOLIDATED in document else 2).encode()
 
 
-def resized(document: Document, n_rows: int) -> dict[str, Any]:
-    """Return a document with so many rows, if it is of an array whose first axis is the steps."""
-    is_longer = is_per_step(document)
-    return {**document} | ({"shape": [n_rows, *document["shape"][1:]]} if is_longer else {})
+def resize(documents: Mapping[str, dict[str, Any]], n_rows: int) -> None:
+    """Declare so many rows of each array whose first axis is the steps."""
+    for document in documents.values():
+        if is_per_step(document):
+            document["shape"] = [n_rows, *document["shape"][1:]]
+
+
+def consolidate(documents: Mapping[str, dict[str, Any]], groups: Iterable[str]) -> None:
+    """Copy all metadata below groups into their own, as zarr-python does."""
+    copies = {group: consolidated(group, documents) for group in {*groups, ""}}
+    for group, below_it in copies.items():
+        documents[metadata_key(group)][CONSOLIDATED] = below_it
 
 
 def is_per_step(document: Document) -> bool:
@@ -276,114 +325,13 @@ def _inline(copies: Json) -> dict[str, Json]:
     return {"kind": "inline", "must_understand": False, "metadata": copies}
 
 
-@dataclass(frozen=True)
-class Declared:
-    """What the metadata of an array say.
+def check_bounds(files: Files, group: str, schema: Schema, n_rows: int) -> None:
+    """Raise DamagedStoreError if a parameter claims more rows or elements than its files can hold.
 
-    A file holds a shard of `file_shape` or else a chunk; `chunk_shape` is compressed at once.
-    `level` is Blosc's, of which nothing depends but the size.
+    The ledger has a line for each block, and the largest of the first and last shards is measured.
     """
-
-    shape: tuple[int, ...]
-    file_shape: tuple[int, ...]
-    chunk_shape: tuple[int, ...]
-    dtype: np.dtype
-    fill: float
-    is_sharded: bool
-    level: int
-
-    @property
-    def n_chunks(self) -> int:
-        """Chunks a file."""
-        return math.prod(self.file_shape) // math.prod(self.chunk_shape)
-
-    @classmethod
-    def read(cls, files: Files, key: str) -> Self:
-        """Read a `zarr.json` of a store.
-
-        Raises
-        ------
-        ValueError
-            If it is not one that the writer of this format makes.
-        OSError
-            If it cannot be read.
-        """
-        return cls.of(read_document(files, key))
-
-    @classmethod
-    def of(cls, document: Any) -> Self:
-        """Return what the content of a `zarr.json` says, or raise ValueError."""
-        try:
-            if (document["zarr_format"], document["node_type"]) != (3, "array"):
-                raise ValueError("it is not a Zarr 3 array")
-            if document.get("storage_transformers"):
-                raise ValueError("it declares storage transformers")
-            encoding = document["chunk_key_encoding"]
-            if encoding != _ENCODING:
-                raise ValueError(f"its chunk keys have another encoding: {encoding}")
-            if document["data_type"] not in DTYPES:
-                raise ValueError(f"its dtype is {document['data_type']!r}")
-            dtype = np.dtype(document["data_type"])
-            shape = _sizes(document["shape"], least=0)
-            file_shape = _sizes(document["chunk_grid"]["configuration"]["chunk_shape"], least=1)
-            chunk, level = _checked_codecs(document["codecs"], file_shape)
-            fill = document["fill_value"]
-            fill = float("nan") if fill == "NaN" else float(fill)
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is malformed: {error!r}") from error
-        if not len(shape) == len(file_shape) == len(chunk) > 0:
-            raise ValueError(f"its shapes differ in rank: {chunk}, {file_shape} and {shape}")
-        if (
-            any(size % part for size, part in zip(file_shape, chunk, strict=True))
-            or math.prod(chunk) * dtype.itemsize > MAX_CHUNK_BYTES
-        ):
-            raise ValueError(f"chunks of shape {chunk} are not possible")
-        is_sharded = document["codecs"][0]["name"] == "sharding_indexed"
-        return cls(shape, file_shape, chunk, dtype, fill, is_sharded, level)
-
-
-def _sizes(values: Iterable[object], *, least: int) -> tuple[int, ...]:
-    sizes = tuple(values)
-    if not all(type(size) is int and least <= size < 2**62 for size in sizes):
-        raise ValueError(f"it has sizes {sizes}")
-    return sizes  # type: ignore[return-value]  # they are integers
-
-
-def _checked_codecs(
-    codecs: Iterable[Mapping[str, Any]], chunk: tuple[int, ...]
-) -> tuple[tuple[int, ...], int]:
-    """Return shape and level of an inner chunk; raise ValueError for a codec no writer declares."""
-    codecs = list(codecs)
-    if [codec["name"] for codec in codecs] == ["sharding_indexed"]:
-        sharding = codecs[0]["configuration"]
-        chunk = _sizes(sharding["chunk_shape"], least=1)
-        _check_names(sharding["index_codecs"], _INDEX_CODECS)
-        if sharding.get("index_location", "end") != "end":
-            raise ValueError("the index of its shards is not at their end")
-        codecs = sharding["codecs"]
-    _check_names(codecs, _CHUNK_CODECS)
-    (level,) = [c["configuration"]["clevel"] for c in codecs if c["name"] == "blosc"]
-    if type(level) is not int or not 0 <= level <= 9:
-        raise ValueError(f"its level of compression is {level!r}")
-    return chunk, level
-
-
-def _check_names(codecs: Iterable[Mapping[str, Any]], expected: tuple[str, ...]) -> None:
-    """Raise ValueError unless the codecs are these; the order of axes need not be changed."""
-    names = tuple(codec["name"] for codec in codecs)
-    if names not in (expected, expected[1:] if expected[0] == "transpose" else expected):
-        others = [str(name) for name in names if name not in expected]
-        what = f"the codec {others[0]}" if others else f"the codecs {', '.join(map(str, names))}"
-        raise ValueError(f"it declares {what}, and a store has only {', '.join(expected)}")
-
-
-def check_bounds(schema: Schema, n_rows: int, files: Files, shards: Iterable[str]) -> None:
-    """Raise DamagedStoreError if a store claims to hold more than its files can.
-
-    The ledger has a line for each block, and the largest of some shards is measured.
-    """
-    layout = schema.layout
-    itemsize = max((storage_dtype(native).itemsize for native in schema.dtypes.values()), default=1)
+    layout, dtypes = schema.layout, schema.dtypes
+    itemsize = max((storage_dtype(native).itemsize for native in dtypes.values()), default=1)
     row_bytes = layout.block_steps * schema.n_dims * itemsize
     if layout.chunk_tokens * row_bytes > MAX_CHUNK_BYTES:
         raise DamagedStoreError(
@@ -392,8 +340,12 @@ def check_bounds(schema: Schema, n_rows: int, files: Files, shards: Iterable[str
         )
     if not n_rows:
         return
-    if layout.capacity(n_rows) // layout.block_steps * _MIN_LINE_BYTES > _size(files, LEDGER):
+    last = (n_rows - 1) // layout.block_steps
+    if (last + 1) * _MIN_LINE_BYTES > _size(files, LEDGER):
         raise DamagedStoreError(f"it claims {n_rows:,} rows, but its ledger is too short")
+    shards = (
+        shard_key((group, name), block, schema.shape) for name in dtypes for block in (0, last)
+    )
     held = MAX_COMPRESSION * max((_size(files, key) for key in shards), default=0)
     if layout.shard_tokens(schema.n_tokens) * row_bytes > held:
         raise DamagedStoreError(

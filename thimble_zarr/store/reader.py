@@ -15,18 +15,18 @@ from typing import Self
 
 import numpy as np
 
-from thimble_zarr.errors import DamagedStoreError, UnsupportedFormatError
-from thimble_zarr.format.indexing import Indices, TokenGroup, token_groups
+from thimble_zarr.errors import DamagedStoreError
+from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import Schema, TokenLabels
 from thimble_zarr.format.versions import FORMAT_VERSION
-from thimble_zarr.store.contents import Contents, read_attribute
+from thimble_zarr.store.contents import Contents, read_attribute, reading
 from thimble_zarr.store.contents import StorePath as StorePath
 from thimble_zarr.store.files.base import Files, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.altered import StoreIntegrity
-from thimble_zarr.store.keys import shard_key
 from thimble_zarr.store.ledger import Commit, Ledger
+from thimble_zarr.store.lock import recording_of
 from thimble_zarr.store.metadata import check_bounds
 from thimble_zarr.store.rows import OpenedRows, StoredArrays, decoding
 
@@ -59,12 +59,8 @@ class StoreReader:
 
         Raises
         ------
-        NotAStoreError
-            If there is no store at `path`.
-        UnsupportedFormatError
-            If the store is of another format version.
-        DamagedStoreError
-            If its metadata or commit record cannot be read.
+        NotAStoreError, UnsupportedFormatError, DamagedStoreError
+            If there is no store at `path` that can be read.
         SelectionError
             If it holds several parameters and none was chosen, or not the one that was.
         """
@@ -89,14 +85,11 @@ class StoreReader:
     def _open_groups(cls, files: Files, groups: tuple[str, ...]) -> tuple[Self, ...]:
         readers: list[Self] = []
         for group in groups:
-            try:
+            with reading(files.path / group):
                 commit = readers[0].commit if readers else Commit.read_checked(files)
                 schema = Schema.from_attribute(read_attribute(files, group))
-                reader = cls(files, schema, commit, group)
-                reader._check_bounds()
-            except (UnsupportedFormatError, DamagedStoreError) as error:
-                raise type(error)(f"cannot read {files.path / group}: {error}") from error
-            readers.append(reader)
+                check_bounds(files, group, schema, commit.n_rows)
+            readers.append(cls(files, schema, commit, group))
         return tuple(readers)
 
     @property
@@ -114,8 +107,6 @@ class StoreReader:
         """Whether the recording has ended, and if not, who is or was recording."""
         if self.commit.complete:
             return Recording(State.CLOSED)
-        from thimble_zarr.store.lock import recording_of  # which few who read need
-
         recording = recording_of(self.files)
         if recording.state is State.CUT_OFF and Commit.read(self.files).complete:
             return Recording(State.RECORDING)  # it was, when the reader was opened
@@ -136,11 +127,6 @@ class StoreReader:
         """Committed rows: the initial state and committed steps, as far as they are recorded."""
         return self.commit.n_rows
 
-    @property
-    def declared_level(self) -> int:
-        """The level of compression that is declared for the arrays."""
-        return self.arrays.declared("W").level
-
     def read(
         self,
         name: str,
@@ -150,21 +136,9 @@ class StoreReader:
     ) -> np.ndarray:
         """Read stored bits of a variable: shape `(step, token, dim)`, dtype `storage_dtype` of it.
 
-        Besides what it returns it takes the memory of one chunk.
-
-        Parameters
-        ----------
-        name, rows
-            One of the variables of the schema, and `(start, stop)` within the committed rows.
-        tokens
-            In any order. All by default.
-        out
-            An array of the shape and dtype of what is returned, which may be read into.
-
-        Raises
-        ------
-        DamagedStoreError
-            If a file is missing or empty, or a checksum does not match.
+        Besides what it returns, or reads into `out`, it takes the memory of one chunk. The rows are
+        `(start, stop)` within the committed ones; the tokens may be in any order, and are all by
+        default. Raises DamagedStoreError if a file is missing, or a checksum does not match.
         """
         with self.opened() as opened:
             every = range(self.schema.n_tokens)
@@ -230,20 +204,8 @@ class StoreReader:
             labels.check_length(self.schema.n_tokens)
         return labels if self.schema.places is None else labels.of(self.schema.places)
 
-    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
-        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks."""
-        schema = self.schema
-        places, chunk_tokens = schema.places, schema.layout.chunk_tokens
-        return token_groups(tokens, most, places=places, chunk_tokens=chunk_tokens)
-
     def read_history(self) -> History:
-        """Return what recording took and where it was resumed.
-
-        Raises
-        ------
-        DamagedStoreError
-            If the ledger is damaged.
-        """
+        """Return what recording took and where it was resumed, as the ledger says."""
         with decoding(self.files, "the ledger"):
             ledger = Ledger.read(self.files, self.commit, prefix=None)
         return History(ledger.overhead, ledger.resumed_after)
@@ -252,21 +214,10 @@ class StoreReader:
         """Return the size of all files of the store."""
         n_bytes = 0
         for key in self.files.list():
-            with suppress(
-                FileNotFoundError, NotPlainFileError
-            ):  # a writer may just have renamed it
+            # A writer may just have renamed it.
+            with suppress(FileNotFoundError, NotPlainFileError):
                 n_bytes += self.files.size(key)
         return n_bytes
-
-    def _check_bounds(self) -> None:
-        """Raise DamagedStoreError if the store claims to hold more than its files can."""
-        last = max(0, self.n_rows - 1) // self.schema.layout.block_steps
-        shards = [
-            shard_key((self.group, name), block, self.schema.shape)
-            for name in self.schema.dtypes
-            for block in (0, last)
-        ]
-        check_bounds(self.schema, self.n_rows, self.files, shards)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Files, Schema, Commit, str]]:
         return type(self), (self.files, self.schema, self.commit, self.group)

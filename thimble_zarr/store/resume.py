@@ -11,9 +11,10 @@ file that they tell of what it is now, or that it is removed.
 """
 
 import datetime
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from thimble_zarr.store.keys import (
     shard_key,
     split_array_key,
 )
-from thimble_zarr.store.ledger import FileRecord, Ledger, read_lines, seal
+from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines, seal, told_files
 from thimble_zarr.store.reader import StoreReader
 
 _MAY_DIFFER = ("software", "created", "attrs")
@@ -57,11 +58,8 @@ def check_resumable(
 ) -> int:
     """Return how many rows are kept, all by default, once it is clear that the run is the same.
 
-    Raises
-    ------
-    ResumeError
-        If something differs, which it names, fewer rows are committed, or not every step was
-        recorded.
+    Raises ResumeError if something differs, which it names, fewer rows are committed, or not every
+    step was recorded.
     """
     path, n_rows = readers[0].path, readers[0].n_rows
     differences = list(_differences(readers, schemas, labels, token_ids))
@@ -209,56 +207,56 @@ def _unlike_labels(recorded: TokenLabels, now: TokenLabels) -> Iterator[str]:
             yield known.name
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How a store is made to end after `n_rows` rows: by one line at the end of its ledger.
+def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Commit, bytes]:
+    """Return the line that makes a store end after `n_rows` rows, and what comes before it.
 
-    `ledger_bytes` of the ledger come before the line, and `ledger_crc32` is the CRC-32 of those.
+    That is how many rows stay, and how much of the ledger is sound. Nothing is written. Raises
+    DamagedStoreError if ledger or files are not what was committed.
     """
-
-    n_rows: int
-    line: bytes
-    ledger_bytes: int
-    ledger_crc32: int
-
-
-def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> Cut:
-    """Return how a store is made to end after `n_rows` committed rows. Nothing is written.
-
-    Raises
-    ------
-    DamagedStoreError
-        If ledger or files are not what was committed.
-    """
-    block_steps = readers[0].schema.layout.block_steps
+    files, commit = readers[0].files, readers[0].commit
     try:
-        ledger = Ledger.read(readers[0].files, readers[0].commit)
+        ledger = Ledger.read(files, commit)
     except ValueError as error:
         raise _damaged(readers, LEDGER) from error
-    n_bytes, crc32, promised = _promises(readers)
+    # A line that was torn promised nothing, and one of a cut only that nothing changes.
+    behind = [*itertools.takewhile(_is_of_commit, read_lines(files, commit.ledger_bytes))]
+    promised = dict[str, list[FileRecord]]()
+    for key, record in told_files(behind):
+        promised.setdefault(key, []).append(record)
     known = {*ledger.records, *promised}
     gone = {key for key in known if _begins_at(readers, key) >= n_rows}
+    block = (n_rows - 1) // readers[0].schema.layout.block_steps
     last_block = {
-        shard_key((reader.group, name), (n_rows - 1) // block_steps, reader.schema.shape)
+        shard_key((reader.group, name), block, reader.schema.shape)
         for reader in readers
         for name in reader.schema.dtypes
     }
-    files: dict[str, Json] = {}
-    chunks: dict[str, Json] = {}
+    told = {}
     for key in (*sorted(last_block & known), *sorted({*promised} - gone - last_block)):
         records = [ledger.records[key]] if key in ledger.records else []
-        record = _fitting(readers, key, [*records, *promised.get(key, [])])
-        files[key] = record.to_json()
-        if record.chunks is not None:
-            chunks[array_of(key)] = record.chunks.tolist()
-    line: dict[str, Json] = {
-        "rows": ((n_rows - 1) // block_steps * block_steps, n_rows),
-        "files": files,
-        "chunks": chunks,
+        told[key] = _fitting(readers, key, [*records, *promised.get(key, [])])
+    entry: dict[str, Json] = {
+        "rows": (block * readers[0].schema.layout.block_steps, n_rows),
+        "files": {key: record.to_json() for key, record in told.items()},
+        "chunks": {
+            array_of(key): record.chunks.tolist()
+            for key, record in told.items()
+            if record.chunks is not None
+        },
         "removed": sorted(gone),
         "resumed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return Cut(n_rows, seal(line) + b"\n", n_bytes, crc32)
+    content = b"".join(line.content for line in behind)
+    before = Commit(
+        n_rows=n_rows,
+        ledger_bytes=commit.ledger_bytes + len(content),
+        ledger_crc32=zlib.crc32(content, commit.ledger_crc32),
+    )
+    return before, seal(entry) + b"\n"
+
+
+def _is_of_commit(line: Line) -> bool:
+    return line.entry is not None and line.entry.resumed is None
 
 
 def leftovers(readers: Sequence[StoreReader], n_rows: int) -> Iterator[str]:
@@ -278,24 +276,6 @@ def _begins_at(readers: Sequence[StoreReader], key: str) -> int:
         if reader.group == group and name in reader.schema.per_step:
             return chunk_index(key) * layout.SCALAR_CHUNK_STEPS
     return -1
-
-
-def _promises(
-    readers: Sequence[StoreReader],
-) -> tuple[int, int, dict[str, list[FileRecord]]]:
-    """Return how far the ledger is sound, the CRC-32 of that, and what it says behind the commit.
-
-    A line that was torn promised nothing, and one of a cut only that nothing changes.
-    """
-    commit, promised = readers[0].commit, dict[str, list[FileRecord]]()
-    n_bytes, crc32 = commit.ledger_bytes, commit.ledger_crc32
-    for line in read_lines(readers[0].files, n_bytes):
-        if line.entry is None or line.entry.resumed is not None:
-            break
-        n_bytes, crc32 = line.stop, zlib.crc32(line.content, crc32)
-        for key, record in line.records().items():
-            promised.setdefault(key, []).append(record)
-    return n_bytes, crc32, promised
 
 
 def _fitting(readers: Sequence[StoreReader], key: str, records: Sequence[FileRecord]) -> FileRecord:

@@ -19,6 +19,7 @@ from thimble_zarr.format.indexing import ChunkPart, Indices, as_range, by_chunk
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.store.files.base import Files, NotPlainFileError
+from thimble_zarr.store.files.documents import read_document
 from thimble_zarr.store.keys import array_key, metadata_key, shard_key, vector_key
 from thimble_zarr.store.metadata import Declared
 from thimble_zarr.store.shard import CHUNK_ORDER, ShardFile, decode_vector
@@ -39,13 +40,14 @@ def decoding(files: Files, what: str, key: str | None = None) -> Iterator[None]:
     except (MemoryError, StoreError):
         raise
     except Exception as error:
-        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if key is not None and is_missing:
-            problem = f"the committed file {key} is missing or empty; restore it from a copy"
-            raise DamagedStoreError(f"{files.path}: {problem}") from error
-        if key is not None and isinstance(error, NotPlainFileError):
-            problem = f"{key} is not opened: {error}; restore it from a copy"
-            raise DamagedStoreError(f"{files.path}: {problem}") from error
+        problem = ""
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            problem = f"the committed file {key} is missing or empty"
+        elif isinstance(error, NotPlainFileError):
+            problem = f"{key} is not opened: {error}"
+        if key is not None and problem:
+            problem = f"{files.path}: {problem}; restore it from a copy"
+            raise DamagedStoreError(problem) from error
         if isinstance(error, OSError):
             raise StoreError(f"cannot read {what} of {files.path}: {error}") from error
         raise DamagedStoreError(
@@ -71,7 +73,7 @@ class StoredArrays:
         """Return what the metadata of an array say, once they fit what was committed."""
         if name not in self._known:
             try:
-                array = Declared.read(self.files, metadata_key(self.key(name)))
+                array = Declared.of(read_document(self.files, metadata_key(self.key(name))))
             except (OSError, ValueError) as error:
                 raise DamagedStoreError(
                     f"cannot open array {self.key(name)} of {self.files.path}: {error}"

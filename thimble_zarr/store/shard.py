@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import google_crc32c
 import numpy as np
@@ -99,10 +99,11 @@ class ShardEncoder:
         yield content + _as_bytes(google_crc32c.value(content))
 
 
+@dataclass
 class ShardFile:
     """Decodes chunks of a shard. Use it as a context manager.
 
-    Parameters
+    Attributes
     ----------
     files, key
         The store, and the shard in it, of `n_chunks` chunks.
@@ -117,25 +118,17 @@ class ShardFile:
         In every method, if the file is not what it should be or a checksum does not match.
     """
 
-    def __init__(
-        self,
-        files: Files,
-        key: str,
-        *,
-        n_chunks: int,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        fill: float,
-    ) -> None:
-        self.key = key
-        self._files = files
-        self._n_chunks = n_chunks
-        self._shape, self._dtype = shape, dtype.newbyteorder("<")
-        self._fill = fill
+    files: Files
+    key: str
+    _: KW_ONLY
+    n_chunks: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fill: float
 
     def __enter__(self) -> "ShardFile":
         with ExitStack() as undo:
-            self._file = undo.enter_context(self._files.open(self.key))
+            self._file = undo.enter_context(self.files.open(self.key))
             if self._file.n_bytes == 0:
                 raise FileNotFoundError(f"{self.key} is empty")
             self._index = self._read_index()
@@ -155,14 +148,14 @@ class ShardFile:
         The array is overwritten when this thread decodes another chunk, of this shard or any other.
         """
         offset, n_bytes = self._span(chunk)
+        dtype, what = self.dtype.newbyteorder("<"), f"chunk {chunk}"
         if offset == _EMPTY:
-            values = _scratch.chunk(self._shape, self._dtype)
-            values.fill(self._fill)
+            values = _scratch.chunk(self.shape, dtype)
+            values.fill(self.fill)
             return values
-        what = f"chunk {chunk}"
         encoded = _checked(self._read(offset, n_bytes), what)
-        _check_header(encoded, math.prod(self._shape) * self._dtype.itemsize, what)
-        values = _scratch.chunk(self._shape, self._dtype)
+        _check_header(encoded, math.prod(self.shape) * dtype.itemsize, what)
+        values = _scratch.chunk(self.shape, dtype)
         blosc.decompress(encoded, values)
         return values
 
@@ -181,7 +174,7 @@ class ShardFile:
     def stored_checksums(self) -> list[int | None]:
         """Return the checksum that follows each chunk, None where one was left out."""
         checksums: list[int | None] = []
-        for offset, n_bytes in map(self._span, range(self._n_chunks)):
+        for offset, n_bytes in map(self._span, range(self.n_chunks)):
             if offset == _EMPTY:
                 checksums.append(None)
                 continue
@@ -199,9 +192,9 @@ class ShardFile:
 
     def _read_index(self) -> np.ndarray:
         """Return offset and length of each chunk, uint64, shape `(chunk, 2)`."""
-        n_bytes = 16 * self._n_chunks + _CHECKSUM_BYTES
+        n_bytes = 16 * self.n_chunks + _CHECKSUM_BYTES
         if n_bytes > self._file.n_bytes:
-            raise ValueError(f"it has no room for the index of {self._n_chunks:,} chunks")
+            raise ValueError(f"it has no room for the index of {self.n_chunks:,} chunks")
         content = self._read(self._file.n_bytes - n_bytes, n_bytes)
         return _checked(content, "the index").view("<u8").reshape(-1, 2).copy()
 
@@ -238,14 +231,13 @@ def values_checksum(chunk: np.ndarray) -> int:
     """Return the crc32c of a chunk's values."""
     values = chunk.reshape(-1).view()
     values.flags.writeable = False  # the library takes no other
-    checksum: int = google_crc32c.value(values)
-    return checksum
+    return int(google_crc32c.value(values))
 
 
 def encode_vector(values: np.ndarray) -> bytes:
     """Return the bytes of a chunk of one axis that is a file of its own."""
     little_endian = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    encoded: bytes = _compressor().encode(np.ascontiguousarray(little_endian))
+    encoded = bytes(_compressor().encode(np.ascontiguousarray(little_endian)))
     return encoded + _as_bytes(google_crc32c.value(encoded))
 
 
@@ -256,10 +248,7 @@ def _compressor() -> Blosc:
 def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:
     """Return the values of a chunk that is a file of its own.
 
-    Raises
-    ------
-    ValueError
-        If it is not that many values, or its checksum does not match.
+    Raises ValueError if it is not that many values, or its checksum does not match.
     """
     encoded = _checked(content, "its chunk")
     _check_header(encoded, length * dtype.itemsize, "its chunk")

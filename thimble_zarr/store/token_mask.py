@@ -25,19 +25,9 @@ def write_mask(file: Path, labels: TokenLabels) -> None:
 
 
 def read_mask(file: Path, n_tokens: int) -> np.ndarray:
-    """Read which tokens are live, from `live_mask`, or from `dead_mask` where there is no other.
+    """Read which of the tokens of a vocabulary are live: bool, shape `(token,)`.
 
-    Parameters
-    ----------
-    file
-        Safetensors file of masks.
-    n_tokens
-        Tokens of the vocabulary.
-
-    Returns
-    -------
-    numpy.ndarray
-        Whether each token is live: bool, shape `(token,)`.
+    It is what `live_mask` says, or `dead_mask` where there is no other.
 
     Raises
     ------
@@ -47,11 +37,8 @@ def read_mask(file: Path, n_tokens: int) -> np.ndarray:
     try:
         with safetensors.safe_open(file, "np") as tensors:
             names = list(tensors.keys())
-            masks = {
-                name: tensors.get_tensor(name).astype(bool)
-                for name in ("live_mask", "dead_mask")
-                if name in names
-            }
+            known = {"live_mask", "dead_mask"} & {*names}
+            masks = {name: tensors.get_tensor(name).astype(bool) for name in known}
     except (OSError, TypeError, safetensors.SafetensorError) as error:
         raise CorpusError(f"cannot read the token mask {file}: {error}") from error
     if not masks:

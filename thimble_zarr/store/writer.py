@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -36,9 +36,9 @@ from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, array_of, shard_key, vector_key
 from thimble_zarr.store.ledger import Commit, seal
 from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.metadata import Declaration, encoded
+from thimble_zarr.store.metadata import consolidate, declare, encoded, resize
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.resume import Cut, check_resumable, chosen_ids, leftovers, plan_cut
+from thimble_zarr.store.resume import check_resumable, chosen_ids, leftovers, plan_cut
 from thimble_zarr.store.shard import BLOSC_LEVEL, ShardEncoder, encode_vector
 from thimble_zarr.store.vectors import PerStepValues, coordinates
 
@@ -67,9 +67,9 @@ class StoreWriter:
         self.last_step = -1
         self._lock: WriterLock  # taken once it is clear that all can be declared
         self._commit = Commit()
-        self._ledger_bytes = 0
-        self._ledger_crc32 = 0
-        self._declared: Declaration
+        self._ledger = Commit()  # what a commit of all its lines says
+        self._capacity = 0
+        self._documents: dict[str, dict[str, Any]] = {}
         self._per_step = PerStepValues()
         self._labels: FileSizes = {}
         self._stopwatch = Stopwatch()
@@ -92,10 +92,8 @@ class StoreWriter:
         ----------
         path
             Directory to create.
-        schema
+        schema, labels
             Of a single parameter at the root of the store, or of several by their names.
-        labels
-            Coordinates of the token axis, of several parameters by name.
         token_ids
             By name, which rows of a parameter are recorded where not all are: ascending, int64.
         n_rows
@@ -107,10 +105,8 @@ class StoreWriter:
         ------
         ConfigError
             If the parameters do not fit together or into a store, or labels do not fit.
-        StoreExistsError, StoreLockedError
-            If the path is taken, or another process is recording there.
-        StoreError
-            If the directory cannot be created or written.
+        StoreExistsError, StoreLockedError, StoreError
+            If the path is taken, another process records there, or it cannot be written.
         """
         path = Path(path).absolute()  # the process may change its directory
         schemas, labels = by_group(schema, labels)
@@ -150,8 +146,7 @@ class StoreWriter:
         Parameters
         ----------
         path, schema, labels, token_ids, n_rows
-            As in `create`. They are compared with what was recorded; software other than torch,
-            when recording started and what the user said of the run stay as they are.
+            As in `create`. They are compared with what was recorded (`check_resumable`).
         kept_rows
             Committed rows to keep. All by default.
         approve
@@ -160,13 +155,11 @@ class StoreWriter:
 
         Raises
         ------
-        NotAStoreError, UnsupportedFormatError, DamagedStoreError
-            If there is no store at `path` that can be read.
         ResumeError, ConfigError
             If not the same would be recorded, or the rows to keep are not there.
         StoreError
-            If another process is recording into it (StoreLockedError), or the disk cannot be
-            written. Then as many rows are there as before, or those kept.
+            If there is none that can be read, another process is recording into it, or the disk
+            cannot be written. Then as many rows are there as before, or those kept.
         """
         path = Path(path).absolute()
         schemas, labels = by_group(schema, labels)
@@ -183,7 +176,7 @@ class StoreWriter:
             writer = cls(path, {reader.group: reader.schema for reader in readers})
             writer._lock = lock
             undo.callback(writer._disk.close)
-            writer._go_on(readers, cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
+            writer._go_on(readers, *cut, writer._layout.capacity(max(n_rows or 1, kept_rows)))
             undo.pop_all()
         return writer
 
@@ -240,8 +233,9 @@ class StoreWriter:
             raise StoreError(f"rows from {first_row} on do not continue the last block")
         if steps is None:
             steps = np.arange(first_row, first_row + n_rows)
-        if (end := first_row + self._layout.block_steps) > self._declared.capacity:
-            self._declared.resize(self._layout.capacity(max(end, 2 * self._declared.capacity)))
+        if (end := first_row + self._layout.block_steps) > self._capacity:
+            self._capacity = self._layout.capacity(max(end, 2 * self._capacity))
+            resize(self._documents, self._capacity)
             self._write_metadata()
         files, chunks = self._write_arrays(first_row, n_rows, arrays)
         files = self._labels | files | self._write_scalars(first_row, steps[:n_rows], scalars)
@@ -249,16 +243,16 @@ class StoreWriter:
         self._check_in_place()  # that may have taken seconds
         end_row = first_row + n_rows
         entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
-        if not self._ledger_bytes:
-            entry["metadata"] = self._declared.documents
+        if not self._ledger.ledger_bytes:
+            entry["metadata"] = self._documents
         if overhead is not None:
             # What this commit has still to do is in the next lap.
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()
             self.spent += spent
-        self._append(seal(entry) + b"\n")
+        self._append(seal(entry) + b"\n", end_row)
         self._disk.sync()
-        self._commit_rows(end_row)
+        self._replace_commit(self._ledger)
         self._labels = {}
         self.last_step = int(steps[n_rows - 1])
 
@@ -273,8 +267,8 @@ class StoreWriter:
             if self.n_rows == 0:
                 self._disk.remove()
                 return
-            self._declared.resize(self.n_rows)
-            self._declared.consolidate()
+            resize(self._documents, self.n_rows)
+            consolidate(self._documents, self.schemas)
             self._write_metadata()
             self._replace_commit(msgspec.structs.replace(self._commit, complete=True))
         finally:
@@ -322,7 +316,8 @@ class StoreWriter:
             group: dict(coordinates(schema, labels.get(group), token_ids.get(group)))
             for group, schema in self.schemas.items()
         }
-        self._declared = Declaration(self.schemas, labelled, capacity, level=level)
+        self._capacity = capacity
+        self._documents = declare(self.schemas, labelled, capacity, level=level)
         return {
             vector_key((group, name)): values
             for group, arrays in labelled.items()
@@ -344,12 +339,10 @@ class StoreWriter:
 
     def _begin(self, values: Mapping[str, np.ndarray]) -> None:
         """Write what was declared: an empty store, with the values of all labels."""
-        for key, document in self._declared.documents.items():
+        for key, document in self._documents.items():
             group = array_of(key)
             if group and group in self.schemas and any(self._files.list(group)):
-                raise StoreError(
-                    f"this disk takes {group} and another parameter's name for the same"
-                )
+                raise StoreError(f"this disk takes {group} and another parameter for the same")
             self._disk.put(key, [encoded(document)])
         for key, content in values.items():
             # The first commit has what was declared in the ledger.
@@ -359,18 +352,20 @@ class StoreWriter:
         self._replace_commit(self._commit)
         self._stopwatch.lap()  # of the steps to come only
 
-    def _go_on(self, readers: Sequence[StoreReader], cut: Cut, capacity: int) -> None:
+    def _go_on(
+        self, readers: Sequence[StoreReader], before: Commit, line: bytes, capacity: int
+    ) -> None:
         """Cut a store off and grow its arrays again. Wherever a crash ends this, it can be read."""
         # What was declared stays: the ledger has a copy of it.
         labels = {reader.group: reader.read_labels() for reader in readers}
-        level = readers[0].declared_level
+        level = readers[0].arrays.declared("W").level
         self._declare(labels, chosen_ids(readers), capacity, level=level)
-        self._per_step.load(readers, cut.n_rows)
-        self._ledger_bytes, self._ledger_crc32 = cut.ledger_bytes, cut.ledger_crc32
-        self._append(cut.line)
-        self._commit_rows(cut.n_rows)
-        self.last_step = int(readers[0].read_steps()[cut.n_rows - 1])
-        self._disk.delete(leftovers(readers, cut.n_rows))
+        self._per_step.load(readers, before.n_rows)
+        self._ledger = before
+        self._append(line, before.n_rows)
+        self._replace_commit(self._ledger)
+        self.last_step = int(readers[0].read_steps()[before.n_rows - 1])
+        self._disk.delete(leftovers(readers, before.n_rows))
         self._write_metadata()
         self._stopwatch.lap()
 
@@ -409,7 +404,7 @@ class StoreWriter:
         return files
 
     def _write_metadata(self) -> None:
-        for key, document in self._declared.documents.items():
+        for key, document in self._documents.items():
             self._disk.put(key, [encoded(document)])
         self._disk.sync()
 
@@ -422,16 +417,12 @@ class StoreWriter:
         self.bytes_written += n_bytes
         return n_bytes
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, line: bytes, n_rows: int) -> None:
         """Append a line to the ledger. It stays there if the commit fails: files may fit it."""
-        self._disk.append(LEDGER, self._ledger_bytes, line)
-        self._ledger_bytes += len(line)
-        self._ledger_crc32 = zlib.crc32(line, self._ledger_crc32)
-
-    def _commit_rows(self, n_rows: int) -> None:
-        """Commit rows with all of the ledger."""
-        n_bytes, crc32 = self._ledger_bytes, self._ledger_crc32
-        self._replace_commit(Commit(n_rows=n_rows, ledger_bytes=n_bytes, ledger_crc32=crc32))
+        n_bytes, crc32 = self._ledger.ledger_bytes, self._ledger.ledger_crc32
+        self._disk.append(LEDGER, n_bytes, line)
+        n_bytes, crc32 = n_bytes + len(line), zlib.crc32(line, crc32)
+        self._ledger = Commit(n_rows=n_rows, ledger_bytes=n_bytes, ledger_crc32=crc32)
 
     def _replace_commit(self, commit: Commit) -> None:
         self._disk.put(COMMIT, [commit.to_bytes()])

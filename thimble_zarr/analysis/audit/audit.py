@@ -56,21 +56,14 @@ OF_REPLAY = {
 class Audit:
     """What is compared. Made by `of`.
 
-    Attributes
-    ----------
-    reduction
-        The numbers of each step, for each class of tokens: of those that are in the same subsets.
-    tally
-        Which numbers they are.
-    subsets
-        By name, which classes each subset has, bool. None where it is all that is selected.
-    attrs
-        What the numbers depend on besides.
+    `reduction` has the numbers of each step, which `tally` names, for each class of tokens: of
+    those that are in the same subsets. `members` says whether each subset has each class, bool,
+    shape `(subset, class)`, and `attrs` what the numbers depend on besides.
     """
 
     reduction: Reduction
     tally: "Tally"
-    subsets: Mapping[str, np.ndarray] | None
+    members: np.ndarray
     attrs: Mapping[str, str]
 
     @classmethod
@@ -104,12 +97,11 @@ class Audit:
             cached=not replay,
         )
         if subsets is None:
-            return cls(Reduction(selected, statistics), tally, None, attrs)
+            return cls(Reduction(selected, statistics), tally, np.ones((1, 1), bool), attrs)
         # Sorted by the subsets they are in, no token is gone through twice.
         of_token = np.stack([np.isin(selected.tokens, subset) for subset in subsets.values()])
         members, classes = np.unique(of_token, axis=1, return_inverse=True)
-        reduction = Reduction(selected, statistics, classes.reshape(-1))
-        return cls(reduction, tally, dict(zip(subsets, members, strict=True)), attrs)
+        return cls(Reduction(selected, statistics, classes.reshape(-1)), tally, members, attrs)
 
 
 def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool) -> None:

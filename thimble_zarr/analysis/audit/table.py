@@ -57,13 +57,14 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
     `numbers` is what its reduction gave, of shape `(class, number, step)`.
     """
     reduction, selected = audit.reduction, audit.reduction.selected
-    classes = np.zeros(len(selected.tokens), int) if audit.subsets is None else reduction.classes
+    one_class = np.zeros(len(selected.tokens), int)
+    classes = one_class if reduction.classes is None else reduction.classes
     labels = {"step": selected.steps}
     if audit.tally.recurrences:
         labels["recurrence"] = np.array(audit.tally.recurrences)
     skipped = {"skipped": selected.source.skipped[np.asarray(selected.rows)].astype(np.int64)}
     tables = []
-    for members in [np.ones(1, bool)] if audit.subsets is None else audit.subsets.values():
+    for members in audit.members:
         parts = (numbers[index : index + 1] for index in np.flatnonzero(members))
         (merged,) = reduction.statistics.merge(*parts)
         n_elements = int(members[classes].sum()) * len(selected.dims)

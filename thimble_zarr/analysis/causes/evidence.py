@@ -27,19 +27,11 @@ Bits = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Failure:
-    """Consecutive steps at which recorded rows do not follow from the rows before.
+    """Consecutive steps, given by their rows, that do not follow from the rows before.
 
-    Attributes
-    ----------
-    steps
-        Their rows.
-    names
-        The recurrences.
-    counts
-        How many elements are wrong, shape `(step, recurrence)`.
-    first
-        Token and dim of the first of them, shape `(step, recurrence, 2)`; -1 where none is. The
-        token is a position among those recorded.
+    `names` are the recurrences, `counts` how many elements are wrong, shape `(step, recurrence)`,
+    and `first` token and dim of the first of them, shape `(step, recurrence, 2)`, -1 where none is.
+    The token is a position among those recorded.
     """
 
     steps: range

@@ -60,14 +60,17 @@ def update(
     names = zip(formula.update_inputs, out, strict=False)
     arrays = {name: window.decoded(name, memory) for name, memory in names}
     change = formula.update(arrays, window.of_rows(_coefficients), out[0])
-    skipped = window.source.skipped[window.rows]
-    if skipped.any():
+    if len(skipped := window.of_rows(_skipped)):
         change[skipped] = 0  # and there need not be any gradient
     return change
 
 
+def _skipped(window: Window) -> np.ndarray:
+    return np.flatnonzero(window.source.skipped[window.rows])
+
+
 def _coefficients(window: Window) -> Sequence[np.ndarray]:
-    factors = _formula(window).coefficients(_scalars(window))
+    factors = _formula(window).coefficients(window.of_rows(_scalars))
     return [factor.astype(window.dtype) for factor in factors]
 
 
@@ -76,7 +79,7 @@ def _scalars(window: Window) -> dict[str, np.ndarray]:
 
 
 def _decay_factor(window: Window) -> np.ndarray:
-    factor: np.ndarray = _formula(window).decay_factor(_scalars(window))
+    factor: np.ndarray = _formula(window).decay_factor(window.of_rows(_scalars))
     return factor
 
 
@@ -153,7 +156,7 @@ def _rounding(window: Window, arrays: Arrays | None = None) -> Rounding | None:
     formula, native = _formula(window), window.source.reader.schema.dtypes["W"]
     ours = unit_roundoff(np.dtype(window.dtype).name)  # besides torch's rounding
     precision = Precision.of(native, scalars=formula.scalar_dtype, ours=ours)
-    return formula.rounding(_scalars(window), precision, arrays)
+    return formula.rounding(window.of_rows(_scalars), precision, arrays)
 
 
 def freeze_step(window: Window) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.bits import decode, storage_dtype
+from thimble_zarr.format import indexing
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Rows
@@ -216,9 +217,9 @@ class Window:
             else:
                 before = np.stack([*self.bits_before(name)])
                 previous = decode(before, native, self.dtype, self.memory(f"{name} before"))
-            if not self.follows.all():
+            if len(alone := self.of_rows(_alone)):
                 previous = previous.copy()
-                previous[~self.follows] = np.nan
+                previous[alone] = np.nan
             self._previous[name] = previous
         return self._previous[name]
 
@@ -256,6 +257,11 @@ def _once(make: Callable[[Window], T], window: Window, made: dict[Any, Any]) -> 
 def _steps(window: Window) -> slice | np.ndarray:
     """Return where the window's rows lie in its piece."""
     return as_slice(window.rows - window._piece.rows[0])
+
+
+def _alone(window: Window) -> np.ndarray:
+    """Return which of the window's rows follow none."""
+    return np.flatnonzero(~window.follows)
 
 
 Windows = Iterator[tuple[tuple[slice, slice | np.ndarray], Window]]
@@ -341,7 +347,8 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
     if cached:
         chunk_elements = schema.layout.block_steps * chunk_tokens * schema.n_dims
         most = max(1, round(tuning.TUNING.cached_elements / chunk_elements)) * chunk_tokens
-    return source.reader.token_groups(tokens, most)
+    places = schema.places
+    return indexing.token_groups(tokens, most, places=places, chunk_tokens=chunk_tokens)
 
 
 def window_tokens(schema: Schema) -> int:

@@ -9,7 +9,7 @@ import xarray as xr
 from thimble_zarr.analysis.dataset.lazy import LazyArray
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.dataset.variables import RunsVariable, StepVariable
-from thimble_zarr.analysis.paths import stores_at
+from thimble_zarr.analysis.selection import stores_at
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.indexing import Indices
 

@@ -25,15 +25,18 @@ from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.optim.adam import Adam
-from thimble_zarr.sources.notebook.container import DTYPES, Tensor, header_bytes, read_header
 from thimble_zarr.sources.notebook.file_layout import (
     CONFIG,
+    DTYPES,
     FILE_NAMES,
     FLOAT_SCALARS,
     HYPERPARAMETERS,
     LOSSES,
     STATES,
     NotebookLayout,
+    Tensor,
+    header_bytes,
+    read_header,
 )
 from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
 from thimble_zarr.store.contents import check_vacant
@@ -44,21 +47,17 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes to do."""
 
 
-def _untold(n_done: int, n_total: int) -> None:
-    """Tell nobody."""
-
-
 @dataclass
 class _ByteCount:
     """Adds up bytes and tells of them."""
 
     n_total: int
-    on_progress: Progress
+    tell: Progress
     n_done: int = 0
 
     def add(self, n_bytes: int) -> None:
         self.n_done += n_bytes
-        self.on_progress(self.n_done, self.n_total)
+        self.tell(self.n_done, self.n_total)
 
 
 @contextmanager
@@ -82,7 +81,7 @@ def import_notebook(
     *,
     labels: TokenLabels | None = None,
     overwrite: bool = False,
-    on_progress: Progress = _untold,
+    on_progress: Progress = lambda n_done, n_total: None,
 ) -> StoreReader:
     """Make a store of a notebook's file, block by block. A failure leaves nothing, nor does Ctrl-C.
 
@@ -129,7 +128,11 @@ def _block(reader: NotebookReader, rows: tuple[int, int]) -> dict[str, np.ndarra
 
 
 def export_notebook(
-    reader: Reader, file: Path, *, overwrite: bool = False, on_progress: Progress = _untold
+    reader: Reader,
+    file: Path,
+    *,
+    overwrite: bool = False,
+    on_progress: Progress = lambda n_done, n_total: None,
 ) -> None:
     """Write a recording as the original notebook would have saved it.
 
@@ -189,7 +192,7 @@ def _check_file_vacant(file: Path, *, overwrite: bool) -> None:
 
 def _as_notebook(reader: Reader) -> NotebookLayout:
     """Return what the notebook would have saved beside the rows, in safetensors' order."""
-    for obstacle in _obstacles(reader):
+    if obstacle := next(_obstacles(reader), ""):
         raise ConfigError(f"{reader.path} {obstacle}")
     scalars = _scalars(reader)
     dtypes = {name: "F32" if name in FLOAT_SCALARS else "I64" for name in scalars}
@@ -213,8 +216,9 @@ def _obstacles(reader: Reader) -> Iterator[str]:
         )
     if not isinstance(schema.optimizer, Adam):
         yield f"was trained with {schema.optimizer.name}, and the notebook's file is of AdamW"
-    missing = [name for name in FILE_NAMES if name not in schema.dtypes]
-    chosen = [f"no {', '.join(missing)}"] if missing else []
+        return  # of others it is not known what more they have
+    missing = ", ".join(name for name in FILE_NAMES if name not in schema.dtypes)
+    chosen = [f"no {missing}"] if missing else []
     chosen += ["only some of its tokens"] if schema.whole_tokens is not None else []
     chosen += ["only some of its steps"] if schema.schedule is not None else []
     if chosen:
@@ -236,8 +240,7 @@ def _obstacles(reader: Reader) -> Iterator[str]:
             f"has {', '.join(lost)} by step, for which the notebook's file has no place; a copy "
             "would not be the same run"
         )
-    decoupled = isinstance(schema.optimizer, Adam) and schema.optimizer.decoupled_weight_decay
-    if not decoupled and scalars["weight_decay"][1:].any():
+    if not schema.optimizer.decoupled_weight_decay and scalars["weight_decay"][1:].any():
         yield (
             "was trained with L2 decay, and the notebook's file is of AdamW, whose decay is "
             "decoupled; a copy would not be the same run"
@@ -270,12 +273,11 @@ def _parts(
         yield kept[name]
         return
     if name == LOSSES:
-        losses = reader.read_scalars()["loss"]
+        losses, is_narrow = reader.read_scalars()["loss"], tensor.dtype == "BF16"
         with np.errstate(over="ignore"):  # one beyond float32 is infinite there
-            if tensor.dtype == "BF16":  # the upper half of float32
-                yield losses.astype("<f4").view("<u2")[1::2].tobytes()
-            else:
-                yield losses.astype(DTYPES[tensor.dtype]).tobytes()
+            found = losses.astype("<f4" if is_narrow else DTYPES[tensor.dtype])
+        # Of bfloat16 it is the upper half of float32.
+        yield (found.view("<u2")[1::2] if is_narrow else found).tobytes()
         return
     (variable,) = (ours for ours, theirs in FILE_NAMES.items() if theirs == name)
     for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):

@@ -17,18 +17,19 @@ import numpy as np
 
 from thimble_zarr.bits import decode, fill_value, storage_dtype
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
-from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice, token_groups
+from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TOKEN_DIMS, Schema, TokenLabels
 from thimble_zarr.optim.adam import Adam
-from thimble_zarr.sources.notebook.container import read_bits, read_rows
 from thimble_zarr.sources.notebook.file_layout import (
     FILE_NAMES,
     LOSSES,
     NATIVE,
     STATES,
     NotebookLayout,
+    read_bits,
+    read_rows,
 )
 from thimble_zarr.store.reader import StorePath
 
@@ -156,11 +157,6 @@ class NotebookReader:
         """Return what is known of the tokens."""
         return self.labels
 
-    def token_groups(self, tokens: Indices, most: int) -> list[TokenGroup]:
-        """Return tokens in groups of at most `most`, or of one chunk, that share few chunks."""
-        chunk_tokens = self.schema.layout.chunk_tokens
-        return token_groups(tokens, most, places=None, chunk_tokens=chunk_tokens)
-
     def read_history(self) -> History:
         """Return an empty history: the file has none."""
         return History()
@@ -189,9 +185,7 @@ class NotebookReader:
 def has_narrow_states(schema: Schema) -> bool:
     """Return whether the moments are float32 in the notebook's file and bfloat16 here."""
     attribute = schema.attrs.get(NOTEBOOK_FILE)
-    if attribute is None:
-        return False
-    dtypes = NotebookLayout.from_attribute(attribute).dtypes
+    dtypes = schema.dtypes if attribute is None else NotebookLayout.from_attribute(attribute).dtypes
     return any(dtypes[name] != schema.dtypes[name] for name in STATES)
 
 

@@ -92,19 +92,13 @@ class FileWriter(Protocol):
     def settle(self) -> None:
         """Wait until what was put survives a power loss, though not yet under its key.
 
-        Raises
-        ------
-        OSError
-            If any of it could not be written. Then none of it gets its key.
+        If any of it could not be written, that is an OSError, and none of it gets its key.
         """
 
     def sync(self) -> None:
         """Give every file that was put its key, for good.
 
-        Raises
-        ------
-        OSError
-            If a file could not be written or get its key. The others may have theirs.
+        If one could not be written or get its key, that is an OSError; others may have theirs.
         """
 
     def append(self, key: str, offset: int, content: bytes) -> None:

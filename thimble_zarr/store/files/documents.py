@@ -9,12 +9,7 @@ from thimble_zarr.store.files.base import Files
 def read_document(files: Files, key: str) -> Any:
     """Return a JSON document of a store.
 
-    Raises
-    ------
-    ValueError
-        If it is not JSON, too large, too deep, or no plain file.
-    OSError
-        If it cannot be read.
+    Raises ValueError if it is not JSON, too large, too deep, or no plain file.
     """
     with files.open(key) as file:
         if file.n_bytes > documents.MAX_DOCUMENT_BYTES:

@@ -11,7 +11,7 @@ from thimble_zarr.store.integrity.expected import Expected, misfit, read_found
 from thimble_zarr.store.integrity.result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
 from thimble_zarr.store.ledger import Document
-from thimble_zarr.store.metadata import CONSOLIDATED, below, consolidated, is_per_step, resized
+from thimble_zarr.store.metadata import CONSOLIDATED, below, consolidated, is_per_step
 
 _NOTHING_ELSE = "none: nothing else tells what was declared; restore it from a copy"
 
@@ -36,7 +36,8 @@ def compare_documents(
     is_trimmed = n_rows < expected.n_rows or was_closed(expected)
     for key, document in right.items():
         if _n_rows(document) and (is_trimmed or problems[key]):
-            right[key] = resized(document, n_rows if is_trimmed else max(lengths))
+            length = n_rows if is_trimmed else max(lengths)
+            right[key] = {**document, "shape": [length, *document["shape"][1:]]}
     findings, whole = [], {}
     for key, document in right.items():
         copies = found[key].get(CONSOLIDATED)
