@@ -16,7 +16,7 @@ from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import AlteredChunk, Checksums
 from thimble_zarr.format.schema import array_path
 from thimble_zarr.store.integrity.expected import Expected
-from thimble_zarr.store.integrity.files import differing_chunks, promised_records
+from thimble_zarr.store.integrity.files import differing_chunks
 from thimble_zarr.store.keys import array_of, chunk_index, shard_key, split_array_key
 from thimble_zarr.store.ledger import Commit, FileChecksums, FileRecord, Ledger
 from thimble_zarr.store.rows import StoredArrays, decoding
@@ -85,8 +85,7 @@ class StoreIntegrity:
             return
         with decoding(files, "the ledger"):
             # A writer may have stored the file again, with more rows, or was killed when it had.
-            later = promised_records(self._expected.lines(self.commit.ledger_bytes), key)
-            if not all(self._changes(key, one) for one in later):
+            if not all(self._changes(key, later) for later in self._expected.promised(key)):
                 return
             recorded_as = self._expected.recorded_files.get(self._checksums(key, record))
         _, name = split_array_key(array_of(key))

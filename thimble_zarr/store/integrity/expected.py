@@ -30,11 +30,13 @@ from thimble_zarr.store.ledger import (
     Commit,
     Document,
     FileChecksums,
+    FileRecord,
     Ledger,
     Line,
     read_last_line,
     read_lines,
     recorded_files,
+    told_files,
 )
 from thimble_zarr.store.metadata import Declared, is_per_step
 
@@ -76,6 +78,14 @@ class Expected:
         """Yield lines of the ledger, none where it is missing."""
         with suppress(FileNotFoundError):
             yield from read_lines(self.files, start, stop)
+
+    def promised(self, key: str) -> Iterator[FileRecord]:
+        """Yield what lines behind the commit say of a file, which may be as they say by now.
+
+        They are of a commit that was cut off, or of a writer that is at work.
+        """
+        lines = self.lines(self.ledger_bytes)
+        return (record for told, record in told_files(lines) if told == key)
 
     @cached_property
     def recorded_files(self) -> dict[FileChecksums, str]:

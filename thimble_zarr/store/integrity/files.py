@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import chain
@@ -12,7 +11,7 @@ import numpy as np
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.result import HOW_TO_RESTORE, Discrepancy
 from thimble_zarr.store.keys import array_of
-from thimble_zarr.store.ledger import FileRecord, Line
+from thimble_zarr.store.ledger import FileRecord
 from thimble_zarr.store.shard import ShardFile, decode_vector, values_checksum
 
 
@@ -40,9 +39,8 @@ class Comparison:
 def compare_file(expected: Expected, key: str) -> Comparison:
     """Read a file and tell what became of it."""
     committed, problem = expected.ledger.records.get(key), ""
-    promised = promised_records(expected.lines(expected.ledger_bytes), key)
     try:
-        for record in promised if committed is None else chain([committed], promised):
+        for record in chain([committed] if committed else [], expected.promised(key)):
             if not (difference := _difference(expected, key, record)):
                 return Comparison(FileState.RECORDED, record)
             problem = problem or difference
@@ -61,18 +59,10 @@ def compare_file(expected: Expected, key: str) -> Comparison:
     elif recorded is not None:
         problem = f"it is the file that was recorded as {recorded}, and can be put back there"
     else:
+        if itself.chunks is None:
+            problem = "its own checksum is right, but is not the one in the ledger"
         problem = f"it was changed after it was recorded: {problem}"
     return Comparison(FileState.ALTERED, committed or itself, problem)
-
-
-def promised_records(lines: Iterable[Line], key: str) -> Iterator[FileRecord]:
-    """Yield what lines behind the commit say of a file, which may be as they say by now.
-
-    They are of a commit that was cut off, or of a writer that is at work.
-    """
-    for line in lines:
-        with suppress(ValueError, KeyError):
-            yield line.records()[key]
 
 
 def differing_chunks(
@@ -122,7 +112,7 @@ def _difference(expected: Expected, key: str, record: FileRecord) -> str:
         if n_bytes != record.n_bytes:
             return f"it has {n_bytes:,} bytes, not {record.n_bytes:,}"
         is_same = zlib.crc32(expected.files.get(key)) == record.crc32
-        return "" if is_same else "its checksum is not the one in the ledger"
+        return "" if is_same else "its checksum does not match"
     n_chunks = expected.declared(array_of(key)).n_chunks
     if len(record.chunks) != n_chunks:
         return f"the ledger has {len(record.chunks)} chunks of it, not {n_chunks}"

@@ -26,8 +26,8 @@ class Plan:
         Contents of the files that are written again, files that go, and arrays that are left out.
     rebuilt
         The rows of blocks whose lines are made from their files: the row behind each, by its first.
-    changes_ledger, lines, commit
-        Whether the ledger is written again, with which lines more, and the commit record if it is.
+    lines, commit
+        Lines that are added to the ledger, None if it stays; and the commit record, None likewise.
     """
 
     expected: Expected
@@ -40,8 +40,7 @@ class Plan:
     removed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     rebuilt: dict[int, int] = field(default_factory=dict)
-    lines: list[bytes] = field(default_factory=list)
-    changes_ledger: bool = False
+    lines: list[bytes] | None = None
     commit: Commit | None = None
 
     def leave(self, key: str, file: Comparison) -> None:
@@ -49,8 +48,8 @@ class Plan:
         self.records[key] = file.record
         self.left.append(f"{key} is left as it is: {file.problem}; {HOW_TO_RESTORE}")
 
-    def add_line(self, first_row: int, end_row: int, **more: Json) -> None:
-        """Add a line to the ledger for a block as it is; the last one for all other files too."""
+    def line(self, first_row: int, end_row: int, **more: Json) -> bytes:
+        """Return a line for a block as it is; for all other files too if it replaces a commit."""
         files: dict[str, Json] = {}
         chunks: dict[str, Json] = {}
         for key, record in self.records.items():
@@ -59,18 +58,17 @@ class Plan:
             elif record.chunks is not None and record.first_row == first_row:
                 files[key], chunks[array_of(key)] = record.to_json(), record.chunks.tolist()
         line: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
-        self.lines.append(seal(line | more) + b"\n")
+        return seal(line | more) + b"\n"
 
 
 def plan_blocks(plan: Plan) -> None:
     """Keep the rows before the first block that cannot be read."""
-    expected, lost, files = plan.expected, [], {}
+    expected, files = plan.expected, {}
     for key, declared, first_row in expected.files_of_arrays(plan.n_rows, sharded=True):
         file, end_row = compare_file(expected, key), first_row + declared.file_shape[0]
         end_row = min(end_row, expected.n_rows)
         if file.state is FileState.LOST:
             plan.n_rows = min(plan.n_rows, first_row)
-            lost.append(key)
         elif file.state is FileState.RECORDED and file.record.end_row < end_row:
             # The commit record claims more rows than the line of their block.
             plan.n_rows = min(plan.n_rows, file.record.end_row)
@@ -97,6 +95,8 @@ def plan_blocks(plan: Plan) -> None:
     if plan.n_rows == 0:
         plan.hopeless.append("its first block cannot be read, and so no row would be left")
     elif gone := expected.n_rows - plan.n_rows:
+        at_the_end = [key for key, (first_row, _, _) in files.items() if first_row == plan.n_rows]
+        lost = [key for key in at_the_end if files[key][2].state is FileState.LOST]
         why = f", because {', '.join(lost)} cannot be read" if lost else ""
         plan.steps.append(
             f"end the store before row {plan.n_rows}{why}: of {expected.n_rows} committed rows "

@@ -131,20 +131,20 @@ def _plan_bookkeeping(plan: Plan, documents: dict[str, Json], repaired: list[str
         record is not expected.ledger.records.get(key) for key, record in plan.records.items()
     )
     if expected.n_rows and (is_other or plan.dropped or expected.doubtful_bytes):
-        plan.changes_ledger = True
-        for first_row, end_row in plan.rebuilt.items():
-            plan.add_line(first_row, end_row, repaired="rebuilt")
-        plan.add_line(
-            max(row for row in (*expected.ledger.ends, *plan.rebuilt) if row < plan.n_rows),
+        plan.lines = [plan.line(*rows, repaired="rebuilt") for rows in plan.rebuilt.items()]
+        last_block = max(row for row in (*expected.ledger.ends, *plan.rebuilt) if row < plan.n_rows)
+        last = plan.line(
+            last_block,
             plan.n_rows,
             metadata=documents,
             dropped=plan.dropped,
             repaired=repaired,
             replaces=None if commit is None else [*msgspec.structs.astuple(commit)],
         )
+        plan.lines.append(last)
         plan.steps.append(f"write {LEDGER} again: its sound lines, and what was repaired")
     elif "uncommitted-line" in kinds:
-        plan.changes_ledger = True
+        plan.lines = []
         plan.steps.append(f"cut off what was not committed from {LEDGER}")
     if "commit-record" in kinds or plan.lines:
         n_bytes = crc32 = 0
@@ -164,7 +164,7 @@ def _ledger(plan: Plan) -> Iterator[bytes]:
     for line in plan.expected.lines(stop=plan.expected.ledger_bytes):
         if line.entry is not None and line.entry.rows[0] < plan.n_rows:
             yield line.content
-    yield from plan.lines
+    yield from plan.lines or ()
 
 
 def _plan_removal(plan: Plan) -> None:
@@ -180,7 +180,7 @@ def _plan_removal(plan: Plan) -> None:
 
 def _apply(plan: Plan) -> None:
     content = {key: [content] for key, content in plan.written.items()}
-    ledger = {LEDGER: _ledger(plan)} if plan.changes_ledger else {}
+    ledger = {LEDGER: _ledger(plan)} if plan.lines is not None else {}
     commit = {COMMIT: [plan.commit.to_bytes()]} if plan.commit is not None else {}
     with closing(plan.expected.files.writer()) as writer:
         for stage in (content, ledger, commit):
