@@ -35,15 +35,24 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-SLOWEST = ("test_readme.py", "test_docs.py", "test_budget.py", "test_memory.py", "test_real_run.py")
+SLOWEST = ("test_readme.py", "test_docs.py", "test_memory.py", "test_real_run.py")
 """Files of a few long tests: left to the end, one process would run them and the others wait."""
 
 SLOW = frozenset(
     f"test_{name}.py"
     for name in (
-        *("accounting", "adamw", "batches", "budget", "choices", "crash", "findings", "hostile"),
-        *("limits", "memory", "model", "power_loss", "real_run", "recurrences", "replay"),
-        *("resume", "resume_training", "scalars", "schedule", "several", "variables", "verify"),
+        *("accounting", "choices", "comparison", "crash", "findings", "hostile", "limits"),
+        *(
+            "memory",
+            "model",
+            "optimizers",
+            "per_step",
+            "power_loss",
+            "real_run",
+            "repair",
+            "replay",
+        ),
+        *("resume", "resume_training", "schedule", "several", "variables", "verify"),
         "vocabulary",
     )
 )

@@ -22,7 +22,7 @@ from tests.support.notebook_file import notebook_tensors, save
 from tests.support.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.sources.notebook.exchange import import_notebook
+from thimble_zarr.sources.notebook.conversion import import_notebook
 from thimble_zarr.store.reader import StoreReader
 
 N_STEPS = 5

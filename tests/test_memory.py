@@ -165,7 +165,7 @@ def test_the_recorder_takes_no_more_with_more_steps(
 
 @pytest.mark.soak
 def test_checking_takes_little(checked: dict[str, Any]) -> None:
-    """That it takes no more with more steps is in `test_budget`."""
+    """That it takes no more with more steps is in `analysis/test_memory`."""
     assert checked["accounting"] - checked["before"] <= 150 * MB
 
 

@@ -1,10 +1,11 @@
-"""Ctrl-C takes effect around what cannot be cut off, never within it; SIGTERM likewise.
+"""What Ctrl-C and SIGTERM do: they take effect around what cannot be cut off, never within it.
 
 Python raises KeyboardInterrupt between any two bytecodes: also after an executor has taken a block
 and before its caller has noted so, or after a condition of the standard library took its lock and
 before the `with` that would give it back: whoever waits for it next waits for ever. No order of
 statements stands that. So while the recorder works, or a file is handed to the threads that wait
-for the disk, the signal is only noted, and it is raised again when that is done.
+for the disk, the signal is only noted, and it is raised again when that is done. The command line
+then says what was saved and ends with exit code 130 (`cli.exit_codes`).
 """
 
 import signal
@@ -56,3 +57,28 @@ def interrupts_held(within: CodeType | None = None) -> Iterator[None]:
                 signal.signal(held, handler)
         for number in sorted(came, reverse=True):  # a handler of SIGTERM may only take a note
             signal.raise_signal(number)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as a scheduler sends it: it ends a run as Ctrl-C does."""
+
+
+@contextmanager
+def terminated_cleanly() -> Iterator[None]:
+    """Raise Terminated where SIGTERM comes, which would kill Python with no word to anyone.
+
+    Outside the main thread, and where SIGTERM is ignored, nothing changes.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

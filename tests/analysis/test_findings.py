@@ -14,9 +14,8 @@ from tests.support.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from tests.support.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset, tuning
 from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes import catalogue as causes
-from thimble_zarr.analysis.causes.catalogue import CAUSES
-from thimble_zarr.analysis.causes.findings import Finding, find_causes
+from thimble_zarr.analysis.causes import rows_and_tokens as causes
+from thimble_zarr.analysis.causes.findings import CAUSES, Finding, find_causes
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.schema import LABELS

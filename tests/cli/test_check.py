@@ -18,7 +18,7 @@ import zarr
 from tests.support.commands import checked, fails, run, strict_json, succeeds
 from tests.support.runs import N_TOKENS, Loop, record, token_labels
 from thimble_zarr import Recorder, accounting, open_dataset
-from thimble_zarr.report.check import csv_text
+from thimble_zarr.report.check_tables import csv_text
 from thimble_zarr.store.reader import StoreReader
 
 HEADER = "t,norm_predicted,norm_observed,norm_difference,cosine_similarity,ratio"

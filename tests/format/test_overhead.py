@@ -17,7 +17,7 @@ from thimble_zarr.errors import ConfigError
 from thimble_zarr.format import overhead as overhead_module
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.record import recorder as recorder_module
-from thimble_zarr.record.block_writer import BlockWriter
+from thimble_zarr.record.writer_thread import BlockWriter
 from thimble_zarr.store.ledger import seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter

@@ -32,7 +32,7 @@ from tests.support.draws import (
 from tests.support.optimizers import DTYPES, IMPLEMENTATIONS
 from tests.support.runs import Loop, threads
 from thimble_zarr import Recorder, accounting, open_dataset
-from thimble_zarr.analysis.compute.replayed import compare, recurrences, replayed
+from thimble_zarr.analysis.compute.comparison import compare, recurrences, replayed
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.windows import iter_windows
 from thimble_zarr.analysis.verdict import verdict

@@ -14,7 +14,7 @@ from thimble_zarr import Recorder
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError, StoreExistsError
 from thimble_zarr.record import block as block_module
-from thimble_zarr.record import block_writer as writer_module
+from thimble_zarr.record import writer_thread as writer_module
 from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
@@ -561,7 +561,7 @@ def test_the_loops_own_error_is_not_hidden_by_a_failed_write(
 
 
 def test_there_are_never_more_than_two_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thimble_zarr.record import block_writer as writer_module
+    from thimble_zarr.record import writer_thread as writer_module
 
     made = []
     real = writer_module.Block

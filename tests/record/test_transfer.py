@@ -19,8 +19,8 @@ from tests.support.runs import N_STEPS, TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder, accounting, every, open_dataset, windows
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import OptimizerError, RecordingError
-from thimble_zarr.record import block_writer as writer_module
 from thimble_zarr.record import capture, counting, transfer
+from thimble_zarr.record import writer_thread as writer_module
 from thimble_zarr.record.transfer import SideStream
 from thimble_zarr.store.reader import StoreReader
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thimble_zarr.analysis.result import _summary
+from thimble_zarr.analysis.check_result import _summary
 from thimble_zarr.report.text import DEFAULT_WIDTH, aligned, number_column, packed, wrapped
 
 NUMBERS = st.one_of(

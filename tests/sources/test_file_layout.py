@@ -10,7 +10,7 @@ import torch
 from tests.support.notebook_file import refused, save
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError
-from thimble_zarr.sources.notebook.exchange import export_notebook, import_notebook
+from thimble_zarr.sources.notebook.conversion import export_notebook, import_notebook
 from thimble_zarr.sources.notebook.reader import NotebookReader
 
 N_ROWS = N_STEPS + 1

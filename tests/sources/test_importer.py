@@ -12,7 +12,7 @@ from tests.support.peak import linux_only, measured
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, record, token_labels
 from thimble_zarr import TokenLabels
 from thimble_zarr.errors import ConfigError, NotAStoreError, StoreExistsError
-from thimble_zarr.sources.notebook.exchange import export_notebook, import_notebook
+from thimble_zarr.sources.notebook.conversion import export_notebook, import_notebook
 from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
@@ -111,8 +111,8 @@ def test_progress_ends_with_everything(
 
 MEASURE = """
 from pathlib import Path
-from thimble_zarr.sources.notebook.exchange import export_notebook
-from thimble_zarr.sources.notebook.exchange import import_notebook
+from thimble_zarr.sources.notebook.conversion import export_notebook
+from thimble_zarr.sources.notebook.conversion import import_notebook
 from thimble_zarr.sources.notebook.reader import NotebookReader
 small, large, store, again = map(Path, sys.argv[1:])
 export_notebook(import_notebook(small, store), again)

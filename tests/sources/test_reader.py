@@ -14,7 +14,7 @@ from thimble_zarr import accounting, open_dataset
 from thimble_zarr.analysis.dataset.open import dataset_of
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
-from thimble_zarr.sources.notebook.exchange import import_notebook
+from thimble_zarr.sources.notebook.conversion import import_notebook
 from thimble_zarr.sources.notebook.reader import NotebookReader
 from thimble_zarr.store.reader import StoreReader
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.support.notebook_file import float32_states, live_mask, save
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS
-from thimble_zarr.sources.notebook.exchange import export_notebook, import_notebook
+from thimble_zarr.sources.notebook.conversion import export_notebook, import_notebook
 from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
 from thimble_zarr.store.reader import StoreReader
 

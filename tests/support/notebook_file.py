@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tests.support import runs
 from tests.support.runs import N_DIMS, N_LIVE, N_TOKENS, History
 from thimble_zarr.errors import ThimbleError
-from thimble_zarr.sources.notebook.exchange import import_notebook
+from thimble_zarr.sources.notebook.conversion import import_notebook
 from thimble_zarr.sources.notebook.reader import NotebookReader
 
 

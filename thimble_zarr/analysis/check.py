@@ -8,10 +8,10 @@ import numpy as np
 from thimble_zarr.analysis.audit.audit import Audit
 from thimble_zarr.analysis.audit.table import tabulated
 from thimble_zarr.analysis.causes.findings import find_altered, find_causes
+from thimble_zarr.analysis.check_result import CheckResult, ParameterResult, SubsetResult
 from thimble_zarr.analysis.compute.run import Progress, Resources, computed
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import missing_inputs
-from thimble_zarr.analysis.result import CheckResult, ParameterResult, SubsetResult
 from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, ThimbleError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from thimble_zarr.cli.exits import FOUND, exit_code
+from thimble_zarr.cli.exit_codes import FOUND, exit_code
 from thimble_zarr.cli.options import (
     PARAMETERS,
     QUIET,
@@ -22,7 +22,7 @@ from thimble_zarr.errors import ThimbleError
 from thimble_zarr.report.text import DEFAULT_ROWS
 
 if TYPE_CHECKING:
-    from thimble_zarr.analysis.result import ParameterResult
+    from thimble_zarr.analysis.check_result import ParameterResult
 
 
 def _rows(text: str) -> int:
@@ -135,7 +135,7 @@ def run_check(
 ) -> int:
     """Check, print and return the exit code."""
     from thimble_zarr.analysis.selection import stores_at
-    from thimble_zarr.report import check as report
+    from thimble_zarr.report import check_tables as report
 
     if rows is not None and format_ != "table":
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
@@ -163,7 +163,7 @@ def _checked(
 ) -> Sequence["ParameterResult"]:
     """Check a store; of several, say which cannot be, and let the others be checked."""
     from thimble_zarr.analysis.check import check as check_store
-    from thimble_zarr.analysis.result import ParameterResult
+    from thimble_zarr.analysis.check_result import ParameterResult
     from thimble_zarr.cli.progress import progress
 
     try:

@@ -26,7 +26,7 @@ def import_(
     need not import a file to check it, because `check` reads it directly.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.sources.notebook.exchange import import_notebook
+    from thimble_zarr.sources.notebook.conversion import import_notebook
     from thimble_zarr.sources.notebook.reader import has_narrow_states
     from thimble_zarr.sources.open import open_notebook
     from thimble_zarr.store.contents import check_vacant
@@ -65,7 +65,7 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
     left.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.sources.notebook.exchange import export_notebook
+    from thimble_zarr.sources.notebook.conversion import export_notebook
     from thimble_zarr.store.reader import StoreReader
 
     reader = StoreReader.open(store, parameter)

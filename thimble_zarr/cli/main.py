@@ -10,13 +10,14 @@ import click
 
 from thimble_zarr import __version__
 from thimble_zarr.cli.check import check
-from thimble_zarr.cli.exits import INTERRUPTED, TERMINATED, UNREADABLE, Terminated, exit_code
+from thimble_zarr.cli.exit_codes import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
 from thimble_zarr.cli.verify import repair, verify
 from thimble_zarr.errors import ThimbleError
+from thimble_zarr.interrupts import Terminated
 
 
 class _Group(click.Group):

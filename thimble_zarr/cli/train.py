@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from thimble_zarr.cli.check import run_check
-from thimble_zarr.cli.exits import terminated_cleanly
 from thimble_zarr.cli.options import MEMORY, OVERWRITE, QUIET, STORE, config_from, config_options
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
+from thimble_zarr.interrupts import terminated_cleanly
 from thimble_zarr.report.text import aligned
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.exits import FOUND
+from thimble_zarr.cli.exit_codes import FOUND
 from thimble_zarr.cli.options import QUIET, STORE, format_option
 from thimble_zarr.format.layout import human_bytes
 
 if TYPE_CHECKING:
-    from thimble_zarr.store.integrity.result import VerifyResult
+    from thimble_zarr.store.integrity.verify_result import VerifyResult
 
 
 @click.command()

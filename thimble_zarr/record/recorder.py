@@ -19,11 +19,11 @@ from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.record.block_writer import BlockWriter
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
 from thimble_zarr.record.schedule import as_schedule, row_choice
+from thimble_zarr.record.writer_thread import BlockWriter
 from thimble_zarr.store.reader import StorePath
 
 

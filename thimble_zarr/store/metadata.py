@@ -40,7 +40,12 @@ from thimble_zarr.store.keys import (
     shard_key,
 )
 from thimble_zarr.store.ledger import Document
-from thimble_zarr.store.shard import BLOSC_LEVEL, MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
+from thimble_zarr.store.shard_codec import (
+    BLOSC_LEVEL,
+    MAX_CHUNK_BYTES,
+    MAX_COMPRESSION,
+    chunk_order,
+)
 
 DTYPES = ("bool", "uint8", "uint16", "int64", "float16", "float32", "float64")
 """Dtypes of arrays, as Zarr names them."""

@@ -21,7 +21,7 @@ from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.store.files.base import Files, NotPlainFileError, read_document
 from thimble_zarr.store.keys import metadata_key, shard_key, vector_key
 from thimble_zarr.store.metadata import Declared
-from thimble_zarr.store.shard import CHUNK_ORDER, ShardFile, decode_vector
+from thimble_zarr.store.shard_codec import CHUNK_ORDER, ShardFile, decode_vector
 
 _BLOCKS_OPEN = 2
 """Blocks whose shards stay open: the one that is read, and the one that the disk is told of. Every

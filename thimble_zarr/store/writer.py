@@ -37,10 +37,10 @@ from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, array_of, shar
 from thimble_zarr.store.ledger import Commit, Ledger, seal
 from thimble_zarr.store.lock import WriterLock
 from thimble_zarr.store.metadata import consolidate, declare, encoded, resize
+from thimble_zarr.store.per_step import PerStepValues, coordinates
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.resume import check_resumable, leftovers, plan_cut
-from thimble_zarr.store.shard import ShardEncoder, encode_vector
-from thimble_zarr.store.vectors import PerStepValues, coordinates
+from thimble_zarr.store.shard_codec import ShardEncoder, encode_vector
 
 FileSizes = dict[str, dict[str, int]]
 """What a line of the ledger says of files: the size, and unless it is a shard the CRC-32."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
-from thimble_zarr.analysis.compute.replayed import (
+from thimble_zarr.analysis.compute.comparison import (
     compare,
     not_exact_because,
     recurrences,
     replay_device,
     replayed,
 )
+from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.compute.variables import (
     decay,

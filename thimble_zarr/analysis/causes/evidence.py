@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from thimble_zarr import tuning
-from thimble_zarr.analysis.compute.replayed import Replay, bounds, recurrences
+from thimble_zarr.analysis.compute.comparison import Replay, bounds, recurrences
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import formula_of
 from thimble_zarr.bits import decode, is_nan, patterns

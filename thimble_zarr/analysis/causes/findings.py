@@ -1,6 +1,6 @@
 """Name the cause: why rows of a record do not follow from the rows before.
 
-Steps that fail one after the other are one failure; the first of the known causes (`catalogue`)
+Steps that fail one after the other are one failure; the first of the known causes (`CAUSES`)
 that explains it is a finding. Besides, chunks that were altered after they were recorded are found
 by their checksums, also where rounding swallows what was altered.
 """
@@ -12,13 +12,21 @@ from typing import Any
 import numpy as np
 
 from thimble_zarr.analysis.audit.table import AnyTable, counts
-from thimble_zarr.analysis.causes.catalogue import CAUSES
-from thimble_zarr.analysis.causes.cause import Facts, Named
+from thimble_zarr.analysis.causes import gradients_and_scalars, rows_and_tokens
+from thimble_zarr.analysis.causes.cause import Cause, Facts, Named
 from thimble_zarr.analysis.causes.evidence import Evidence, Failure
 from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import LABELS
 from thimble_zarr.optim.base import COUNT
+
+CAUSES: tuple[Cause, ...] = tuple(
+    one
+    for module in (rows_and_tokens, gradients_and_scalars)
+    for one in vars(module).values()
+    if isinstance(one, Cause)
+)
+"""In the order in which they are tried: those that prove themselves to the bit first."""
 
 _MAX_FAILURES = 16
 """Failures that are looked into; more of them are rarely of different causes."""

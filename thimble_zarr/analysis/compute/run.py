@@ -34,15 +34,9 @@ from typing import Any
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.budget import Needs
+from thimble_zarr.analysis.compute.memory import Needs, tasks_at_once
 from thimble_zarr.analysis.compute.reduction import Reduction
 from thimble_zarr.errors import ConfigError, ThimbleError
-
-_FREE_SHARE = 4, 5
-"""Of the free memory a check takes four fifths at most, unless it is told how much."""
-
-_FIRST_USE_BYTES = 32 * 10**6
-"""What libraries still take when they are first used, measured on Linux."""
 
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 """Where Linux keeps the quotas of groups of processes, and says of which group this one is."""
@@ -141,7 +135,7 @@ def _local(needs: Needs, resources: Resources, *, replay: bool) -> Iterator[Exec
     Ctrl-C ends them after the tasks that were handed out, of which some wait.
     """
     most = min(resources.workers or n_cpus(), needs.n_tasks)
-    n_tasks = _n_at_once(needs, resources.memory_bytes, most, replay=replay)
+    n_tasks = tasks_at_once(needs, resources.memory_bytes, most, replay=replay)
     executor: Executor = ThreadPoolExecutor(n_tasks)
     if n_tasks > 1 and sys.platform == "linux":
         executor = ProcessPoolExecutor(n_tasks, get_context("fork"), initializer=_alone)
@@ -181,24 +175,6 @@ def n_cpus() -> int:
         quota, period = map(int, (_CGROUPS / group.strip("/") / "cpu.max").read_text().split())
         return max(1, min(n_allowed, -(-quota // period)))
     return n_allowed
-
-
-def _n_at_once(needs: Needs, memory_bytes: int | None, most: int, *, replay: bool) -> int:
-    """Return how many tasks fit. Memory that is only short just now is worth a warning."""
-    import psutil
-
-    if replay:
-        import torch  # noqa: F401  # what it takes counts
-    held_bytes = psutil.Process().memory_info().rss + _FIRST_USE_BYTES
-    if memory_bytes is not None:
-        return needs.n_at_once(memory_bytes, held_bytes, most)
-    share, whole = _FREE_SHARE
-    free_bytes = psutil.virtual_memory().available * share // whole
-    try:
-        return needs.n_at_once(held_bytes + free_bytes, held_bytes, most)
-    except ConfigError as error:
-        warnings.warn(f"memory is short: {error}", stacklevel=2)
-        return 1
 
 
 def _active_client() -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.replayed import replayed
+from thimble_zarr.analysis.compute.comparison import replayed
 from thimble_zarr.analysis.compute.windows import Floats, Window
 from thimble_zarr.bits import decode, spacing, unit_roundoff
 from thimble_zarr.errors import SelectionError

@@ -20,7 +20,7 @@ from thimble_zarr.store.integrity.files import differing_chunks
 from thimble_zarr.store.keys import array_of, chunk_index, shard_key, split_array_key
 from thimble_zarr.store.ledger import Commit, FileChecksums, FileRecord, Ledger
 from thimble_zarr.store.rows import StoredArrays, decoding
-from thimble_zarr.store.shard import locate_bit
+from thimble_zarr.store.shard_codec import locate_bit
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.format.schema import ATTRIBUTE, Schema
 from thimble_zarr.store.contents import Contents
 from thimble_zarr.store.files.base import Files, read_document
-from thimble_zarr.store.integrity.result import Discrepancy
+from thimble_zarr.store.integrity.verify_result import Discrepancy
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
     COMMIT,

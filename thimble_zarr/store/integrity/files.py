@@ -9,10 +9,10 @@ from itertools import chain
 import numpy as np
 
 from thimble_zarr.store.integrity.expected import Expected
-from thimble_zarr.store.integrity.result import HOW_TO_RESTORE, Discrepancy
+from thimble_zarr.store.integrity.verify_result import HOW_TO_RESTORE, Discrepancy
 from thimble_zarr.store.keys import array_of
 from thimble_zarr.store.ledger import FileRecord
-from thimble_zarr.store.shard import ShardFile, decode_vector, values_checksum
+from thimble_zarr.store.shard_codec import ShardFile, decode_vector, values_checksum
 
 
 class FileState(Enum):

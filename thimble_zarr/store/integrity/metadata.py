@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from thimble_zarr.store.integrity.expected import Expected, misfit, read_found
-from thimble_zarr.store.integrity.result import Discrepancy
+from thimble_zarr.store.integrity.verify_result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
 from thimble_zarr.store.ledger import Document
 from thimble_zarr.store.metadata import CONSOLIDATED, below, consolidated, is_per_step

@@ -34,7 +34,7 @@ from thimble_zarr.store.integrity.metadata import (
     was_closed,
     without_copies,
 )
-from thimble_zarr.store.integrity.plan import Plan, plan_blocks
+from thimble_zarr.store.integrity.repair_plan import Plan, plan_blocks
 from thimble_zarr.store.integrity.values import plan_values
 from thimble_zarr.store.integrity.verify import find_leftovers
 from thimble_zarr.store.keys import BOOKKEEPING, COMMIT, HOLDER, LEDGER, array_of, is_chunk_key

@@ -13,11 +13,11 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema, array_path
 from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
-from thimble_zarr.store.integrity.plan import Plan
+from thimble_zarr.store.integrity.repair_plan import Plan
 from thimble_zarr.store.keys import array_of, chunk_index, metadata_key, split_array_key
 from thimble_zarr.store.ledger import FileRecord
 from thimble_zarr.store.metadata import Declared, is_per_step
-from thimble_zarr.store.shard import decode_vector, encode_vector
+from thimble_zarr.store.shard_codec import decode_vector, encode_vector
 
 _TEXT = ("text_bytes", "text_end")
 """Labels that are of no use without each other."""

@@ -16,7 +16,7 @@ from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.expected import Expected, read_expected
 from thimble_zarr.store.integrity.files import find_in_file
 from thimble_zarr.store.integrity.metadata import compare_documents
-from thimble_zarr.store.integrity.result import Discrepancy, VerifyResult
+from thimble_zarr.store.integrity.verify_result import Discrepancy, VerifyResult
 from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, METADATA, is_chunk_key
 from thimble_zarr.store.lock import Holder, recording_of
 

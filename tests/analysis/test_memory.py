@@ -18,7 +18,7 @@ from tests.support.tuned import tuned
 from thimble_zarr import open_dataset
 from thimble_zarr.analysis.audit.accounting import selected
 from thimble_zarr.analysis.audit.audit import Audit
-from thimble_zarr.analysis.compute.budget import Needs, task_bytes
+from thimble_zarr.analysis.compute.memory import Needs, task_bytes
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.run import Computation
 from thimble_zarr.analysis.compute.windows import Window
@@ -163,7 +163,7 @@ def test_a_process_has_one_source_for_all_its_tasks(wide: xr.Dataset) -> None:
 
 
 def test_a_task_returns_no_more_numbers_a_step_than_planned(wide: xr.Dataset) -> None:
-    from thimble_zarr.analysis.compute import budget
+    from thimble_zarr.analysis.compute import memory as budget
 
     audit = Audit.of(selected(wide.isel(token=[3], step=slice(0, 3))), extended=True)
     ((part,),) = audit.reduction.parts()

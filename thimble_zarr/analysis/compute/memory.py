@@ -1,10 +1,11 @@
-"""How much memory an accounting takes, and so how many of its tasks may run side by side.
+"""The bound on the memory of a check: what a task takes, and so how many run side by side.
 
 Integer arithmetic in bytes, from shapes alone. A task holds a window (`windows`), what the
 replay of one of its rows takes, temporaries of one part, and the few numbers a step that are its
 result. None of it grows with the steps of a run; its table does.
 """
 
+import warnings
 from dataclasses import dataclass
 
 from thimble_zarr import tuning
@@ -29,6 +30,13 @@ _WAITING = 17
 
 _STEP_NUMBERS = 32
 """Numbers a step that a task returns for each class of tokens."""
+
+
+_FREE_SHARE = 4, 5
+"""Of the free memory a check takes four fifths at most, unless it is told how much."""
+
+_FIRST_USE_BYTES = 32 * 10**6
+"""What libraries still take when they are first used, measured on Linux."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +127,24 @@ def task_bytes(
     n_results = min(reduction_steps(schema), n_rows) * n_classes * _STEP_NUMBERS
     taken += _WAITING * 8 * n_results
     return taken * 3 // 2
+
+
+def tasks_at_once(needs: Needs, memory_bytes: int | None, most: int, *, replay: bool) -> int:
+    """Return how many tasks fit into memory, or into what is free if no bound is given.
+
+    Memory that is only short just now is worth a warning.
+    """
+    import psutil
+
+    if replay:
+        import torch  # noqa: F401  # what it takes counts
+    held_bytes = psutil.Process().memory_info().rss + _FIRST_USE_BYTES
+    if memory_bytes is not None:
+        return needs.n_at_once(memory_bytes, held_bytes, most)
+    share, whole = _FREE_SHARE
+    free_bytes = psutil.virtual_memory().available * share // whole
+    try:
+        return needs.n_at_once(held_bytes + free_bytes, held_bytes, most)
+    except ConfigError as error:
+        warnings.warn(f"memory is short: {error}", stacklevel=2)
+        return 1

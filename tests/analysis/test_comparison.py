@@ -11,7 +11,7 @@ import xarray as xr
 from tests.support.faults import Arrays, flip_bit, flip_in_place, relabel, rewrite
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
 from thimble_zarr import Recorder, accounting, open_dataset
-from thimble_zarr.analysis.compute.replayed import not_exact_because
+from thimble_zarr.analysis.compute.comparison import not_exact_because
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.bits import decode, spacing, unit_roundoff

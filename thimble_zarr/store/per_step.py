@@ -8,7 +8,7 @@ from thimble_zarr.format import layout
 from thimble_zarr.format.schema import Schema, TokenLabels
 from thimble_zarr.store.keys import split_array_key
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.shard import encode_vector
+from thimble_zarr.store.shard_codec import encode_vector
 
 
 class PerStepValues:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from thimble_zarr.analysis.audit.table import has_formula
-from thimble_zarr.analysis.result import ParameterResult, SubsetResult
+from thimble_zarr.analysis.check_result import ParameterResult, SubsetResult
 from thimble_zarr.report.text import (
     DEFAULT_ROWS,
     aligned,

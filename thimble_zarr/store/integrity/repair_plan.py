@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from thimble_zarr.format.schema import Json
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
-from thimble_zarr.store.integrity.result import HOW_TO_RESTORE
+from thimble_zarr.store.integrity.verify_result import HOW_TO_RESTORE
 from thimble_zarr.store.keys import array_of
 from thimble_zarr.store.ledger import Commit, FileRecord, seal
 
