@@ -29,7 +29,6 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,6 @@ import numpy as np
 from thimble_zarr.analysis.compute.memory import Needs, tasks_at_once
 from thimble_zarr.analysis.compute.reduction import Reduction
 from thimble_zarr.errors import ConfigError, ThimbleError
-
-_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux keeps the quotas of groups of processes, and says of which group this one is."""
 
 Progress = Callable[[int, int], object]
 """Called with how many tasks are done, and how many there are."""
@@ -163,18 +159,8 @@ def _alone() -> None:
 
 
 def n_cpus() -> int:
-    """Return how many CPUs this process may use, by its affinity and by the quota of its cgroup.
-
-    Dask's `CPU_COUNT` says the same, but importing it takes 0.3 s.
-    """
-    if sys.platform != "linux":
-        return os.cpu_count() or 1
-    n_allowed = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
-        group = _OWN_CGROUP.read_text().strip().rpartition(":")[2]
-        quota, period = map(int, (_CGROUPS / group.strip("/") / "cpu.max").read_text().split())
-        return max(1, min(n_allowed, -(-quota // period)))
-    return n_allowed
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _active_client() -> Any:
