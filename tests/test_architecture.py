@@ -167,7 +167,7 @@ def test_reading_needs_no_torch() -> None:
 
 
 def test_processes_can_be_forked_before_what_only_a_report_needs() -> None:
-    names = ("selection", "audit.audit", "compute.budget")
+    names = ("selection", "audit.audit", "compute.memory")
     code = "\n".join(f"import thimble_zarr.analysis.{name}" for name in names)
     assert not modules_after(code) & {"torch", "xarray", "dask", "pandas", "zarr", "distributed"}
 

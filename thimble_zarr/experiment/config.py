@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
-
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
 
@@ -171,6 +169,8 @@ def read_toml(file: Path) -> dict[str, object]:
 
 def _convert(name: str, kind: Any, value: object) -> Any:
     """Check a value from a file against the field's type; make numbers and paths of it."""
+    import msgspec  # not for `--help`: it takes 30 ms
+
     try:
         return msgspec.convert(value, kind, dec_hook=lambda path, text: path(text))
     except msgspec.ValidationError:
