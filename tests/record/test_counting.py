@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.runs import TINY_MEMORY, Loop
-from thimble_zarr import Recorder, windows
+from thimble_zarr import Recorder, check, windows
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import OptimizerError, RecordingError, ResumeError
 from thimble_zarr.record.counting import StepCounts, judge_rows
@@ -166,3 +166,40 @@ def test_counts_on_a_device_are_not_looked_at() -> None:
     StepCounts(4, {"a": 4.0, "b": torch.tensor(9.0)}).check(before)
     with pytest.raises(RecordingError, match="counts 5 steps for a, and counted 3"):
         StepCounts(4, {"a": 5.0, "b": torch.tensor(4.0)}).check(before)
+
+
+class Clearing(torch.optim.AdamW):
+    """Clears the gradient within its step, if it is told to."""
+
+    clears = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        super().step(closure)
+        if self.clears:
+            self.zero_grad()
+
+
+def test_after_a_step_that_could_not_be_recorded_none_is(path: Path) -> None:
+    embedding = torch.nn.Embedding(20, 4)
+    optimizer = Clearing(embedding.parameters(), lr=1e-2)
+
+    def step(*, grad: bool = True) -> None:
+        if grad:
+            embedding(torch.arange(5)).pow(2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with Recorder(path, optimizer, parameter=embedding.weight):
+        step()
+        step()
+        optimizer.clears = True
+        with pytest.raises(RecordingError, match="was gone"):
+            step()
+        optimizer.clears = False
+        with pytest.raises(RecordingError):
+            step(grad=False)
+        with pytest.raises(RecordingError, match="was not recorded"):
+            step()
+    result = check(path)
+    assert result.holds
+    assert len(result.table) == 2

@@ -56,8 +56,10 @@ class Checkpoint:
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make model, optimizer and random numbers what they were, in the memory they have."""
-        states: dict[int, dict[str, Tensor]] = {}  # by number of the parameter, as torch has them
-        for number, (name, parameter) in enumerate(model.named_parameters()):
+        owned = (own for group in optimizer.param_groups for own in group["params"])
+        numbers = {id(parameter): number for number, parameter in enumerate(owned)}  # torch's
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, parameter in model.named_parameters():
             saved = self.tensors.get(f"model.{name}")
             if saved is None or (saved.shape, saved.dtype) != (parameter.shape, parameter.dtype):
                 raise ResumeError(
@@ -67,7 +69,7 @@ class Checkpoint:
             with torch.no_grad():
                 parameter.copy_(saved)
             prefix = f"optimizer.{name}."
-            states[number] = {
+            states[numbers[id(parameter)]] = {
                 key.removeprefix(prefix): tensor.clone()
                 for key, tensor in self.tensors.items()
                 if key.startswith(prefix)

@@ -147,7 +147,7 @@ class TrainingConfig:
         Raises ConfigError if a name is unknown, or a value has the wrong type or cannot work.
         """
         types = {known.name: known.type for known in fields(cls)}
-        for name in sorted(settings.keys() - types):
+        for name in sorted(settings.keys() - types, key=str):
             raise ConfigError(f"unknown setting {name!r}; the settings are {', '.join(types)}")
         return cls(**{name: _convert(name, types[name], settings[name]) for name in settings})
 

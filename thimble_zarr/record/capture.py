@@ -116,17 +116,16 @@ class LiveOptimizer:
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
         return {name: self.parameters[name].grad for name in recorded}
 
-    def row(self, step: int) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
-        """Return the variables and scalars of the row of a step, by path; step 0 has fewer."""
-        before, counts = self.counter.look(step), self.counter.last
+    def row(self, counts: StepCounts) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
+        """Return the variables and scalars of a step's row, by path; step 0 has fewer."""
         tensors: dict[str, Tensor | None] = {}
         scalars = {array_path(name, COUNT): count for name, count in counts.counts.items()}
         for name, schema in self.schemas.items():
             states = self.states(name, schema.optimizer)
             tensors |= {array_path(name, one): states.get(one) for one in schema.dtypes}
-        if step:
+        if counts.step:
             for name, grad in self.gradients().items():
-                tensors[array_path(name, "grad")] = counts.consumed(name, grad, before)
+                tensors[array_path(name, "grad")] = counts.consumed(name, grad, self.counter.last)
             for name, numbers in self._by_parameter(self._scalars).items():
                 scalars |= {array_path(name, scalar): value for scalar, value in numbers.items()}
         return tensors, scalars

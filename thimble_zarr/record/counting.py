@@ -115,9 +115,8 @@ class StepCounter:
                 found_inf = number(getattr(self._optimizer, "found_inf", 0.0))
                 self._own[group] = self._own[group] + (found_inf != 1)
 
-    def look(self, step: int) -> StepCounts:
-        """Take the counts after a step for `last`; return those before, or raise RecordingError."""
+    def counts(self, step: int) -> StepCounts:
+        """Return the counts after a step; raise RecordingError if none leads there from `last`."""
         now = StepCounts(step, {group: self.count(group) for group in self._parameters})
         now.check(self.last)
-        before, self.last = self.last, now
-        return before
+        return now

@@ -337,7 +337,7 @@ class Recorder:
             if is_recorded or not self._begun:
                 self._live.check_unchanged()
             if not self._begun and self._is_recorded(0):
-                self._writer.block.append(*self._live.row(0), step=0)
+                self._append_row(0)
             self._begun = True
             self._row_end_s = self._row_end_s or time.perf_counter()
             if self._writer.block.is_full:
@@ -346,7 +346,7 @@ class Recorder:
                     self._warn_once("overhead", message)
             if is_recorded and self._step > self._live.counter.last.step:
                 # Steps before it are not recorded: what it finds is what it starts from.
-                self._live.counter.look(self._step)
+                self._live.counter.last = self._live.counter.counts(self._step)
 
     def _take_gradients(self) -> None:
         """Copy gradients before the step, which will overwrite some."""
@@ -362,7 +362,7 @@ class Recorder:
         with self._calls.held():
             step = self._step + 1
             with self._stopwatch.time("copy_s"):
-                self._writer.block.append(*self._live.row(step), step=step)
+                self._append_row(step)
             if self._loss is not None:
                 self._writer.block.set_last_loss(self._loss)
                 self._loss, self._loss_step = None, step
@@ -376,6 +376,11 @@ class Recorder:
                     "skipped, and any later ones silently. A parameter has none that is frozen, "
                     "unused, or replaced in the model, as by load_state_dict(assign=True)",
                 )
+
+    def _append_row(self, step: int) -> None:
+        counts = self._live.counter.counts(step)
+        self._writer.block.append(*self._live.row(counts), step=step)
+        self._live.counter.last = counts  # only now: a row that could not be taken was none
 
     def _finish_step(self) -> None:
         """Count a step, and measure it from the end of the row before to the end of its own."""

@@ -31,7 +31,7 @@ from thimble_zarr.store.keys import (
     shard_key,
     split_array_key,
 )
-from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines, seal, told_files
+from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines, seal
 from thimble_zarr.store.reader import StoreReader
 
 _MAY_DIFFER = ("software", "created", "attrs")
@@ -184,8 +184,11 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
     # A line that was torn promised nothing, and one of a cut only that nothing changes.
     behind = [*itertools.takewhile(_is_of_commit, read_lines(files, commit.ledger_bytes))]
     promised = dict[str, list[FileRecord]]()
-    for key, record in told_files(behind):
-        promised.setdefault(key, []).append(record)
+    try:
+        for key, record in (told for line in behind for told in line.records().items()):
+            promised.setdefault(key, []).append(record)
+    except ValueError as error:
+        raise _damaged(readers, LEDGER) from error
     known = {*ledger.records, *promised}
     gone = {key for key in known if _begins_at(readers, key) >= n_rows}
     block = (n_rows - 1) // readers[0].schema.layout.block_steps

@@ -1,7 +1,7 @@
 """Write a store: declare it whole, then append blocks to it, each committed before the next.
 
-`metadata` declares the arrays, `shard` encodes them, and `files` writes them, each file whole or
-not at all. A block of all parameters is committed in one order::
+`metadata` declares the arrays, `shard_codec` encodes them, and `files` writes them, each file whole
+or not at all. A block of all parameters is committed in one order::
 
     array files -> ledger (sizes, checksums) -> names of the files -> commit record
 
