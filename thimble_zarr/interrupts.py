@@ -5,8 +5,7 @@ and before its caller has noted so, or after a condition of the standard library
 before the `with` that would give it back: whoever waits for it next waits for ever. No order of
 statements stands that. So while the recorder works, or a file is handed to the threads that wait
 for the disk, the signal is only noted, and it is raised again when that is done. The command line
-then says what was saved and ends with exit code 130, or 143 for
-SIGTERM (`cli.exit_codes`).
+catches it in `cli.main`, says what was saved, and ends with exit code 130, or 143 for SIGTERM.
 """
 
 import signal
