@@ -183,12 +183,7 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
         raise _damaged(readers, LEDGER) from error
     # A line that was torn promised nothing, and one of a cut only that nothing changes.
     behind = [*itertools.takewhile(_is_of_commit, read_lines(files, commit.ledger_bytes))]
-    promised = dict[str, list[FileRecord]]()
-    try:
-        for key, record in (told for line in behind for told in line.records().items()):
-            promised.setdefault(key, []).append(record)
-    except ValueError as error:
-        raise _damaged(readers, LEDGER) from error
+    promised = _promised(readers, behind)
     known = {*ledger.records, *promised}
     gone = {key for key in known if _begins_at(readers, key) >= n_rows}
     block = (n_rows - 1) // readers[0].schema.layout.block_steps
@@ -219,6 +214,17 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
         ledger_crc32=zlib.crc32(content, commit.ledger_crc32),
     )
     return ledger, before, seal(entry) + b"\n"
+
+
+def _promised(readers: Sequence[StoreReader], lines: list[Line]) -> dict[str, list[FileRecord]]:
+    """Return what lines behind the commit say of each file."""
+    promised = dict[str, list[FileRecord]]()
+    try:
+        for key, record in (told for line in lines for told in line.records().items()):
+            promised.setdefault(key, []).append(record)
+    except ValueError as error:
+        raise _damaged(readers, LEDGER) from error
+    return promised
 
 
 def _is_of_commit(line: Line) -> bool:
