@@ -29,7 +29,7 @@ N_ELEMENTS = int(np.prod(SHAPE))
 
 def formula(spec: Optimizer) -> Formula:
     if spec.formula is None:
-        pytest.skip("nobody wrote its formula down")
+        pytest.skip("it has no formula")
     return spec.formula
 
 

@@ -169,7 +169,7 @@ def test_counts_on_a_device_are_not_looked_at() -> None:
 
 
 class Clearing(torch.optim.AdamW):
-    """Clears the gradient within its step, if it is told to."""
+    """Clears the gradient within its step while `clears` is set."""
 
     clears = False
 

@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_lies_is_damage(store: Path) -> None:
-    """Its checksums are right: whoever wrote it meant it."""
+    """Its checksums are right, so this is no accident."""
     ledger = store / ".thimble/blocks.jsonl"
     for key in ("../../outside/c.0", "/etc/c.0", "W/../c.0", "W/c.0.0.0/../../x", "c.0"):
         line = seal({"rows": [0, 4], "files": {key: {"bytes": 1, "crc32": 0}}, "chunks": {}})

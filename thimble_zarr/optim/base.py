@@ -140,7 +140,7 @@ class Optimizer(ABC):
 
     @property
     def formula(self) -> "Formula | None":
-        """What a step should do, in real numbers; None where nobody wrote it down."""
+        """What a step should do, in real numbers; None if there is no formula."""
         return self if isinstance(self, Formula) else None
 
     @abstractmethod

@@ -53,7 +53,7 @@ def rescaled_gradient(evidence: Evidence, failure: Failure) -> Facts | None:
 
 
 def _gradient_ratio(evidence: Evidence, step: int) -> float:
-    """Return recorded over consumed gradient, in the least squares sense; NaN if not known."""
+    """Return the least-squares ratio of recorded to consumed gradient; NaN if it is unknown."""
     share = _slope(evidence.values("grad", step), evidence.consumed(step).gradient)
     return 1 / share if share else np.nan
 

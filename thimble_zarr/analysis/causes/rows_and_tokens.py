@@ -129,8 +129,8 @@ def _matches(rows: np.ndarray, others: np.ndarray) -> np.ndarray | None:
 def _gradient_places(evidence: Evidence, step: int) -> np.ndarray | None:
     """Return whose gradient each token has, if the replay with those gradients is the record.
 
-    Tokens that do not occur have nearly the same gradients; those that do are told apart: the
-    largest of the wrong ones are looked for, and taken where there is no doubt about it.
+    The gradients of tokens that do not occur are nearly equal, so only tokens with large wrong
+    gradients are matched, and only where the match is clear.
     """
     rows, others = evidence.consumed(step).gradient, evidence.values("grad", step)
     own = np.arange(len(rows))

@@ -223,8 +223,8 @@ def bounds(
 ) -> dict[str, np.ndarray]:
     """Return how far two programs of a run's optimizer can end apart (`Formula.bounds`).
 
-    Where nobody wrote down a formula they must not. `ours` is the relative error of what is
-    compared besides torch's own.
+    Without a formula the bound is 0. `ours` is the relative error of what is compared, besides
+    torch's own.
     """
     formula = schema.optimizer.formula
     if formula is None:

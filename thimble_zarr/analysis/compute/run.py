@@ -134,7 +134,7 @@ def _local(needs: Needs, resources: Resources, *, replay: bool) -> Iterator[Exec
     n_tasks = tasks_at_once(needs, resources.memory_bytes, most, replay=replay)
     executor: Executor = ThreadPoolExecutor(n_tasks)
     if n_tasks > 1 and sys.platform == "linux":
-        executor = ProcessPoolExecutor(n_tasks, get_context("fork"), initializer=_alone)
+        executor = ProcessPoolExecutor(n_tasks, get_context("fork"), initializer=_prepare_process)
     try:
         with warnings.catch_warnings():
             # Newer Pythons warn where there are other threads; ours hold no lock meanwhile.
@@ -150,7 +150,7 @@ def _local(needs: Needs, resources: Resources, *, replay: bool) -> Iterator[Exec
         executor.shutdown(cancel_futures=True)
 
 
-def _alone() -> None:
+def _prepare_process() -> None:
     """Prepare a forked process: who forked it ends it, and its neighbours have the other CPUs."""
     from numcodecs import blosc
 

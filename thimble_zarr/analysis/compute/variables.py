@@ -38,7 +38,7 @@ def delta_W(window: Window) -> Floats:
 
 
 def formula_of(schema: Schema) -> Formula:
-    """Return the formula of a run's optimizer; raise SelectionError if nobody wrote it down."""
+    """Return the formula of a run's optimizer; raise SelectionError if it has none."""
     formula = schema.optimizer.formula
     if formula is None:
         raise SelectionError(f"no formula of {schema.optimizer.name} is known; replay it instead")
