@@ -132,7 +132,7 @@ def _ledger(store: Path) -> dict[str, object]:
     known: dict[str, Any] = {}
     reader = StoreReader.open_each(store)[0]
     for key, record in Ledger.read(reader.files, reader.commit).records.items():
-        known[key] = [record.to_json(), record.checksums]
+        known[key] = [record.n_bytes, record.crc32, record.checksums]
     return known
 
 

@@ -22,6 +22,11 @@ A message says what is wrong, what was expected and found, and what to do next. 
 nothing, and everything else may import it.
 """
 
+TYPE_CHECKING = False  # as type checkers know it
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class ThimbleError(Exception):
     """The root of the tree: anything this package raises on purpose."""
@@ -77,3 +82,20 @@ class ResumeError(ThimbleError, ValueError):
 
 class RecordingError(ThimbleError, RuntimeError):
     """Recording stopped because a block could not be written; committed steps are safe."""
+
+
+MAX_LISTED = 8
+"""Names that a message lists."""
+
+
+def listed(names: "Iterable[object]", *, most: int = MAX_LISTED, hint: str = "") -> str:
+    """Return names for a message: of many the first, how many more there are, and a hint.
+
+    Examples
+    --------
+    >>> listed("abc", most=2)
+    'a, b and 1 more'
+    """
+    known = [str(name) for name in names]
+    more = f" and {len(known) - most:,} more{hint}" if len(known) > most else ""
+    return ", ".join(known[:most]) + more

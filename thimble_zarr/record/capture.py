@@ -1,6 +1,6 @@
 """Look at one optimizer step: which program runs, with which numbers, on which tensors."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thimble_zarr.bits import patterns
-from thimble_zarr.errors import OptimizerError, ResumeError
+from thimble_zarr.errors import OptimizerError, ResumeError, listed
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.registry import REGISTRY, spec_of
@@ -16,16 +16,6 @@ from thimble_zarr.record.counting import StepCounter, StepCounts, number
 from thimble_zarr.store.reader import StoreReader
 
 Found = TypeVar("Found")
-
-MAX_NAMED = 8
-"""Names that an error lists."""
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names for an error, of many the first."""
-    names = list(names)
-    rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + rest
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import thimble_zarr
 from thimble_zarr.bits import NATIVE_DTYPES
-from thimble_zarr.errors import ConfigError, OptimizerError
+from thimble_zarr.errors import MAX_LISTED, ConfigError, OptimizerError, listed
 from thimble_zarr.format.layout import plan_layouts
 from thimble_zarr.format.schema import (
     Json,
@@ -30,7 +30,7 @@ from thimble_zarr.format.schema import (
     row_size,
 )
 from thimble_zarr.optim.base import Optimizer as OptimizerSpec
-from thimble_zarr.record.capture import MAX_NAMED, LiveOptimizer, dtype_name, listed, optimizer_spec
+from thimble_zarr.record.capture import LiveOptimizer, dtype_name, optimizer_spec
 from thimble_zarr.record.schedule import Schedule
 
 Parameters = str | nn.Module | Mapping[str, Tensor] | Iterable[str | Tensor]
@@ -285,9 +285,9 @@ def _matching(pattern: str, named: Iterable[tuple[str, Tensor]]) -> list[Tensor]
             f"{listed(matching)}"
         )
     if not matching:
-        close = difflib.get_close_matches(pattern, known, n=MAX_NAMED, cutoff=0.4)
+        close = difflib.get_close_matches(pattern, known, n=MAX_LISTED, cutoff=0.4)
         there_are = f"there {'is' if len(known) == 1 else 'are'} {listed(known)}"
-        if close and len(known) > MAX_NAMED:
+        if close and len(known) > MAX_LISTED:
             there_are = f"of {len(known)} names the nearest are {listed(close)}"
         raise ConfigError(f"no parameter is named {pattern!r}; {there_are}")
     return trainable

@@ -15,6 +15,7 @@ from thimble_zarr.errors import (
     StoreError,
     StoreExistsError,
     UnsupportedFormatError,
+    listed,
 )
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
@@ -32,9 +33,6 @@ from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.lock import recording_of
 
 StorePath = str | os.PathLike[str]
-
-_MOST_LISTED = 24
-"""Parameters that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Contents:
         Raises SelectionError if it is not there, or none was chosen of several.
         """
         is_alone = len(self.groups) == 1
+        names = listed(self.groups, most=24, hint=" (`thimble-zarr info` lists them all)")
         if is_alone and parameter in (None, self.parameter or self.groups[0] or None):
             return self.groups[0]
         if parameter and parameter in self.groups:
@@ -84,9 +83,9 @@ class Contents:
             raise SelectionError(
                 f"{self.files.path} holds {len(self.groups)} parameters, and one must be chosen, "
                 "by `parameter=` in Python or --parameter on the command line: "
-                f"{_listed(self.groups)}"
+                f"{names}"
             )
-        there = _listed(self.groups) or self.parameter or "one without a name"
+        there = names or self.parameter or "one without a name"
         raise SelectionError(f"{self.files.path} has no parameter {parameter}; there is {there}")
 
 
@@ -106,11 +105,6 @@ def _names(names: Json) -> tuple[str, ...]:
     for name in map(str, names):
         check_group_name(name)
     return tuple(map(str, names))
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _MOST_LISTED} more (`thimble-zarr info` lists them all)"
-    return ", ".join(names[:_MOST_LISTED]) + (rest if len(names) > _MOST_LISTED else "")
 
 
 def read_attribute(files: Files, group: str = "") -> Json:

@@ -160,9 +160,18 @@ class FileRecord:
         """What the file is known by among all that were recorded."""
         return tuple(self.chunks[:, 0].tolist()) if self.chunks is not None else self.crc32 or 0
 
-    def to_json(self) -> dict[str, int]:
-        """Return what a line says of it under `files`."""
-        return {"bytes": self.n_bytes} | ({} if self.crc32 is None else {"crc32": self.crc32})
+
+def tell(records: Mapping[str, FileRecord]) -> dict[str, Json]:
+    """Return what a line says of files: its `files` and `chunks`, which `Line.records` reads."""
+    files: dict[str, Json] = {}
+    chunks: dict[str, Json] = {}
+    for key, record in records.items():
+        files[key] = {"bytes": record.n_bytes}
+        if record.crc32 is not None:
+            files[key] = {"bytes": record.n_bytes, "crc32": record.crc32}
+        if record.chunks is not None:
+            chunks[array_of(key)] = record.chunks.tolist()
+    return {"files": files, "chunks": chunks}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from thimble_zarr.errors import DamagedStoreError, ResumeError
+from thimble_zarr.errors import DamagedStoreError, ResumeError, listed
 from thimble_zarr.format import layout
 from thimble_zarr.format.schema import Json, Schema, TokenLabels
 from thimble_zarr.store.files.base import PARTIAL
@@ -31,7 +31,7 @@ from thimble_zarr.store.keys import (
     shard_key,
     split_array_key,
 )
-from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines, seal
+from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines, seal, tell
 from thimble_zarr.store.reader import StoreReader
 
 _MAY_DIFFER = ("software", "created", "attrs")
@@ -105,7 +105,7 @@ def _differences(
         groups = [
             ", ".join(group or "one at the root" for group in of) for of in (recorded, schemas)
         ]
-        yield _told("parameters", *groups)
+        yield _differs("parameters", *groups)
         return
     for reader in readers:
         of = f"{reader.group}: " if reader.group else ""
@@ -113,14 +113,14 @@ def _differences(
         before, after = _content(was, now), _content(now, was)
         for name in before | after:
             if before.get(name) != after.get(name):
-                yield of + _told(name, before.get(name), after.get(name))
+                yield of + _differs(name, before.get(name), after.get(name))
         if (was.shape, was.whole_tokens) != (now.shape, now.whole_tokens):
             continue
         if was.whole_tokens is not None and reader.group in token_ids:
             was_ids, ids = reader.read_token_ids(), token_ids[reader.group]
             if gone := np.setdiff1d(was_ids, ids).tolist():
                 new = np.setdiff1d(ids, was_ids).tolist()
-                yield of + _told(f"ids of {now.row_name}s", _listed(gone), _listed(new))
+                yield of + _differs(f"ids of {now.row_name}s", listed(gone), listed(new))
                 continue  # what labels them follows
         if reader.group in labels:
             known, given = reader.read_labels(), labels[reader.group]
@@ -131,19 +131,10 @@ def _differences(
     sizes = [[(one.shape, one.dtypes) for one in of.values()] for of in (recorded, schemas)]
     was_steps, steps = (next(iter(of.values())).layout.block_steps for of in (recorded, schemas))
     if sizes[0] == sizes[1] and was_steps != steps:
-        yield _told("memory_bytes", f"blocks of {was_steps} steps", steps)
+        yield _differs("memory_bytes", f"blocks of {was_steps} steps", steps)
 
 
-def _listed(ids: Sequence[int]) -> str:
-    more = f" and {len(ids) - _MOST_LISTED:,} more" if len(ids) > _MOST_LISTED else ""
-    return ", ".join(map(str, ids[:_MOST_LISTED])) + more
-
-
-_MOST_LISTED = 8
-"""Ids that an error lists."""
-
-
-def _told(name: str, recorded: object, now: object) -> str:
+def _differs(name: str, recorded: object, now: object) -> str:
     was, is_now = ("none" if value is None else value for value in (recorded, now))
     return f"{name}: {was} recorded, {is_now} now"
 
@@ -198,12 +189,7 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
         told[key] = _fitting(readers, key, [*records, *promised.get(key, [])])
     entry: dict[str, Json] = {
         "rows": (block * readers[0].schema.layout.block_steps, n_rows),
-        "files": {key: record.to_json() for key, record in told.items()},
-        "chunks": {
-            array_of(key): record.chunks.tolist()
-            for key, record in told.items()
-            if record.chunks is not None
-        },
+        **tell(told),
         "removed": sorted(gone),
         "resumed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

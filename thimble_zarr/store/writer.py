@@ -115,7 +115,7 @@ class StoreWriter:
         writer = cls(path, schemas)
         values = writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
         remedy = "choose a directory that can be written"
-        with ExitStack() as undo, _told(f"create a store at {path}", remedy):
+        with ExitStack() as undo, _disk_errors_named(f"create a store at {path}", remedy):
             writer._lock = WriterLock(path)
             undo.callback(writer._lock.release)
             writer._clear(overwrite=overwrite)
@@ -165,7 +165,7 @@ class StoreWriter:
         schemas, labels = by_group(schema, labels)
         StoreReader.open_each(path)  # what is no store is not locked
         remedy = "make room or choose a disk that can be written"
-        with ExitStack() as undo, _told(f"resume {path}", remedy):
+        with ExitStack() as undo, _disk_errors_named(f"resume {path}", remedy):
             lock = WriterLock(path)
             undo.callback(lock.release)
             readers = StoreReader.open_each(path)
@@ -429,8 +429,8 @@ class StoreWriter:
 
 
 @contextmanager
-def _told(what: str, remedy: str) -> Iterator[None]:
-    """Tell what cannot be done with a disk, and what helps."""
+def _disk_errors_named(what: str, remedy: str) -> Iterator[None]:
+    """Let errors of the disk say what could not be done, and what helps."""
     try:
         yield
     except ThimbleError:

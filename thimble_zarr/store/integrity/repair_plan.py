@@ -6,8 +6,7 @@ from thimble_zarr.format.schema import Json
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
 from thimble_zarr.store.integrity.verify_result import HOW_TO_RESTORE
-from thimble_zarr.store.keys import array_of
-from thimble_zarr.store.ledger import Commit, FileRecord, seal
+from thimble_zarr.store.ledger import Commit, FileRecord, seal, tell
 
 
 @dataclass
@@ -49,15 +48,14 @@ class Plan:
         self.left.append(f"{key} is left as it is: {file.problem}; {HOW_TO_RESTORE}")
 
     def line(self, first_row: int, end_row: int, **more: Json) -> bytes:
-        """Return a line for a block as it is; for all other files too if it replaces a commit."""
-        files: dict[str, Json] = {}
-        chunks: dict[str, Json] = {}
-        for key, record in self.records.items():
-            if record.chunks is None and "replaces" in more:
-                files[key] = record.to_json()
-            elif record.chunks is not None and record.first_row == first_row:
-                files[key], chunks[array_of(key)] = record.to_json(), record.chunks.tolist()
-        line: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        """Return a line for a block's shards, and also for all values if it replaces a commit."""
+        is_last = "replaces" in more
+        told = {
+            key: record
+            for key, record in self.records.items()
+            if (is_last if record.chunks is None else record.first_row == first_row)
+        }
+        line: dict[str, Json] = {"rows": (first_row, end_row), **tell(told)}
         return seal(line | more) + b"\n"
 
 
