@@ -18,6 +18,7 @@ HEAVY = (
     "torch",
     "transformers",
     "matplotlib",
+    "bokeh",
     "xarray",
     "dask",
     "zarr",

@@ -1,0 +1,208 @@
+"""Figures as data: what a panel shows, without a word of how it is drawn.
+
+A panel (`panels/`) makes a `Figure` of a run; `browser/draw` draws it with Bokeh, for the report
+and the viewer, and `pyplot` with matplotlib. So a panel is computed once and looks alike in both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis.
+
+    Attributes
+    ----------
+    label
+        What it shows, with its unit.
+    is_log
+        Whether it is logarithmic at first; the reader can switch.
+    can_switch
+        Whether linear and logarithmic both make sense.
+    is_step
+        Whether it is the step: such axes zoom together, and have one cursor.
+    """
+
+    label: str
+    is_log: bool = False
+    can_switch: bool = False
+    is_step: bool = False
+
+
+STEP = Axis(label="step", is_step=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Something drawn in a figure.
+
+    Attributes
+    ----------
+    label
+        Its entry in the legend; none if empty.
+    group
+        The group of tokens that it is of, of which one is shown at a time; None if it is always
+        shown.
+    color
+        `#rrggbb`, or None for the next one of the palette. Layers of one label share their color.
+    """
+
+    label: str = ""
+    group: str | None = None
+    color: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line(Layer):
+    """A line through points, float64, shape `(point,)`.
+
+    Attributes
+    ----------
+    x, y
+        Its points; where `y` is NaN it is interrupted.
+    low, high
+        Least and greatest value of the steps that each point stands for; None where each stands
+        for one.
+    is_dashed
+        Whether it is a reference, not data.
+    on_right
+        Whether it belongs to the second axis, on the right.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    is_dashed: bool = False
+    on_right: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band(Layer):
+    """The area between two lines, shape `(point,)`."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack(Layer):
+    """Areas one on the other, from below; each of shape `(point,)`, by label."""
+
+    x: np.ndarray
+    heights: Mapping[str, np.ndarray]
+    colors: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image(Layer):
+    """A picture of numbers.
+
+    Attributes
+    ----------
+    values
+        Float32, shape `(row, column)`, the lowest row first; NaN is left blank. Each is the median
+        of what the pixel covers.
+    low, high
+        Least and greatest of it, same shape; None where a pixel covers one number.
+    x, y
+        Where the picture begins and ends.
+    unit
+        What the numbers are.
+    is_log
+        Whether colors are by the logarithm.
+    """
+
+    values: np.ndarray
+    x: tuple[float, float]
+    y: tuple[float, float]
+    unit: str
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    is_log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars(Layer):
+    """A histogram: `heights` of shape `(bin,)` between `edges` of shape `(bin + 1,)`."""
+
+    edges: np.ndarray
+    heights: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points(Layer):
+    """Points, each of a token.
+
+    Attributes
+    ----------
+    x, y
+        Where they are, shape `(point,)`.
+    tokens
+        The tokens' ids, int64, shape `(point,)`; None if the points are no tokens.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    tokens: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Layer):
+    """A straight line across the figure, at a value of one axis: give `x` or `y`.
+
+    It is drawn dashed.
+    """
+
+    x: float | None = None
+    y: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What is drawn between two axes.
+
+    Attributes
+    ----------
+    title
+        What is seen, in words; empty if the panel's title says it.
+    x, y
+        The axes; `right` is a second one for layers that say so.
+    layers
+        What is drawn, the lowest first.
+    """
+
+    title: str = ""
+    x: Axis = STEP
+    y: Axis
+    right: Axis | None = None
+    layers: Sequence[Layer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A question and the figures that answer it.
+
+    Attributes
+    ----------
+    name
+        The function in `thimble_zarr.plot` that makes it.
+    title
+        What it shows, in words.
+    code
+        The line of Python that makes it.
+    figures
+        One, or several side by side.
+    note
+        How to read it, in a sentence or two; empty if nothing needs saying.
+    """
+
+    name: str
+    title: str
+    code: str
+    figures: Sequence[Figure]
+    note: str = ""
