@@ -33,3 +33,7 @@ class Run:
     def groups(self) -> list[str]:
         """The groups of tokens that it was summed up for."""
         return [str(name) for name in self.summary.group.values]
+
+    def code(self, panel: str) -> str:
+        """Return the line of Python that draws a panel of it."""
+        return f"thimble_zarr.plot.{panel}({self.store!r})"
