@@ -1,10 +1,22 @@
 """Whether the optimizer's formula accounts for the steps that were taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from thimble_zarr.report.figure import BLUE, GREEN, ORANGE, PINK, Axis, Figure, Layer, Panel, Rule
+from thimble_zarr.report.figure import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    Axis,
+    Band,
+    Figure,
+    Layer,
+    Line,
+    Panel,
+    Rule,
+)
 from thimble_zarr.report.layers import group_lines
 from thimble_zarr.report.panels.step_size import NO_CHANGE
 from thimble_zarr.report.run import Run
@@ -27,7 +39,7 @@ def accounting(run: Run) -> Panel:
         Figure(
             title="Weights that moved, and that did not",
             y=Axis(label="share of the group's weights, %"),
-            layers=_lines(run, _SHARES, factor=100.0),
+            layers=[*_below_half(run), *_lines(run, _SHARES, factor=100.0)],
         ),
     ]
     figures = [figure for figure in figures if figure.layers]
@@ -43,11 +55,27 @@ def accounting(run: Run) -> Panel:
 _SHARES = {
     "share_moved": ("moved", GREEN),
     "share_stalled": ("stalled", ORANGE),
-    "share_below_half_ulp": ("update below half an ULP", PINK),
 }
 
 
-def _ratio(run: Run) -> list[Layer]:
+def _below_half(run: Run) -> list[Layer]:
+    """Return the share of updates below half an ULP as an area, on which lines can be seen."""
+    layers: list[Layer] = []
+    for line in _lines(run, {"share_below_half_ulp": ("", PINK)}, factor=100.0):
+        label = "update below half an ULP"
+        area = Band(
+            label=label,
+            group=line.group,
+            color=line.color,
+            x=line.x,
+            low=np.zeros_like(line.y),
+            high=line.y,
+        )
+        layers.append(area)
+    return layers
+
+
+def _ratio(run: Run) -> list[Line]:
     if "norm_predicted" not in run.summary:
         return []
     predicted, observed = map(run.of_groups, ("norm_predicted", "norm_observed"))
@@ -56,7 +84,7 @@ def _ratio(run: Run) -> list[Layer]:
     return group_lines(run, ratios, label="ratio", color=BLUE)
 
 
-def _lines(run: Run, names: Mapping[str, tuple[str, str]], *, factor: float = 1.0) -> list[Layer]:
+def _lines(run: Run, names: Mapping[str, tuple[str, str]], *, factor: float = 1.0) -> list[Line]:
     return [
         layer
         for name, (label, color) in names.items()
@@ -65,7 +93,7 @@ def _lines(run: Run, names: Mapping[str, tuple[str, str]], *, factor: float = 1.
     ]
 
 
-def _on_rule(layers: list[Layer]) -> list[Layer]:
+def _on_rule(layers: Sequence[Layer]) -> list[Layer]:
     """Return lines on a rule at 1, which is where they should be; nothing of none."""
     return [Rule(y=1.0), *layers] if layers else []
 

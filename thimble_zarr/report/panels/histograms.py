@@ -10,8 +10,8 @@ from thimble_zarr.report.run import Run
 N_STEPS = 4
 N_BINS = 60
 
-_PALENESS = (0.8, 0.6, 0.35, 0.0)
-"""Of the steps' outlines, the latest the darkest."""
+_WHITE = (0.75, 0.55, 0.3, 0.0)
+"""In the colors of the outlines, the latest the darkest."""
 
 
 def histograms(run: Run) -> Panel:
@@ -47,22 +47,23 @@ def histograms(run: Run) -> Panel:
 
 
 def _outlines(run: Run, name: str, steps: list[int]) -> list[Layer]:
-    """Return the histogram of a variable at each step and of each group, all with the same bins."""
+    """Return the histogram of a variable at each step, of a group with the same bins."""
     rows = [run.summary[name].sel(step=step).values.astype(np.float64) for step in steps]
-    counted = [row[(row > 0) & np.isfinite(row)] for row in rows]
-    if not any(of.size for of in counted):
-        return []
-    ends = np.concatenate([[of.min(), of.max()] for of in counted if of.size])
-    edges = np.geomspace(ends.min() * (1 - 1e-6), ends.max() * (1 + 1e-6), N_BINS + 1)
     layers: list[Layer] = []
     for group, is_member in run.members.items():
-        for step, row, paleness in zip(steps, rows, _PALENESS[-len(steps) :], strict=True):
-            heights = 100 * np.histogram(row[is_member], edges)[0] / max(1, is_member.sum())
+        counted = [row[is_member & (row > 0) & np.isfinite(row)] for row in rows]
+        if not any(map(len, counted)):
+            continue
+        every = np.concatenate(counted)
+        # A little further, as rounding must not leave out the ends.
+        edges = np.geomspace(every.min() * (1 - 1e-6), every.max() * (1 + 1e-6), N_BINS + 1)
+        for step, of, white in zip(steps, counted, _WHITE[-len(steps) :], strict=True):
+            heights = 100 * np.histogram(of, edges)[0] / is_member.sum()
             layers.append(
                 Line(
                     label=f"step {step:,}",
                     group=group,
-                    color=shade(BLUE, paleness),
+                    color=shade(BLUE, white),
                     x=np.repeat(edges, 2),
                     y=np.pad(np.repeat(heights, 2), 1),
                 )
