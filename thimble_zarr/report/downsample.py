@@ -4,6 +4,7 @@ What stands for several numbers is their median, and beside it are the least and
 Numbers that are NaN are left out; of nothing but NaN all three are NaN.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -59,8 +60,7 @@ def columns(steps: np.ndarray, values: np.ndarray, n_columns: int) -> Columns:
         return Columns(x=np.asarray(steps, np.float64), low=values, median=values, high=values)
     edges = np.arange(n_columns + 1) * n_steps // n_columns
     found = [
-        _spread(np.moveaxis(values[first:stop], 0, -1))
-        for first, stop in zip(edges, edges[1:], strict=False)
+        _spread(np.moveaxis(values[first:stop], 0, -1)) for first, stop in itertools.pairwise(edges)
     ]
     low, median, high = map(np.stack, zip(*found, strict=True))
     x = np.asarray(steps, np.float64)[(edges[:-1] + edges[1:] - 1) // 2]

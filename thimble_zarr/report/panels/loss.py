@@ -2,19 +2,16 @@
 
 import numpy as np
 
-from thimble_zarr.report.downsample import columns
 from thimble_zarr.report.figure import BLUE, GRAY, Axis, Figure, Line, Panel
+from thimble_zarr.report.layers import step_line
 from thimble_zarr.report.run import Run
 
 
 def loss(run: Run) -> Panel:
     """Return the loss and the learning rate, by step."""
-    lines = [
-        _line(run, "learning_rate", GRAY, on_right=LOSS in run.ds),
-        _line(run, LOSS, BLUE, on_right=False),
-    ]
+    has_loss = LOSS in run.ds and bool(run.ds[LOSS].notnull().any())
+    lines = [_line(run, "learning_rate", GRAY, on_right=has_loss), _line(run, LOSS, BLUE)]
     rate = Axis(label="learning rate", can_switch=True)
-    has_loss = LOSS in run.ds
     figure = Figure(
         y=Axis(label="loss", can_switch=True) if has_loss else rate,
         right=rate if has_loss else None,
@@ -33,19 +30,17 @@ LOSS = "loss"
 """What people call it when they log it."""
 
 
-def _line(run: Run, name: str, color: str, *, on_right: bool) -> Line | None:
-    """Return a number of each step; row 0 and what was not logged have none."""
+def _line(run: Run, name: str, color: str, *, on_right: bool = False) -> Line | None:
+    """Return a number of each step."""
     if name not in run.ds:
         return None
-    values = np.asarray(run.ds[name].values, np.float64)
-    there = ~np.isnan(values)
-    of = columns(run.ds.step.values[there], values[there], run.n_columns)
-    return Line(
+    values = run.ds[name].values.astype(np.float64)
+    there = ~np.isnan(values)  # row 0 has none, nor has a step of which it was not logged
+    return step_line(
+        run.ds.step.values[there],
+        values[there],
+        run.n_columns,
         label=name.replace("_", " "),
         color=color,
-        x=of.x,
-        y=of.median,
-        low=None if of.is_exact else of.low,
-        high=None if of.is_exact else of.high,
         on_right=on_right,
     )
