@@ -42,10 +42,10 @@ GRAY = "#8a8f98"
 """Of what is not in question: references, the learning rate."""
 
 REGIME_COLORS: Mapping[str, str] = {
-    "early": "#d55e00",
-    "midlife": "#f0b23c",
-    "late": "#56b4e9",
-    "frozen": "#d5dbe3",
+    "early": "#e07b54",
+    "midlife": "#f4c766",
+    "late": "#6fb1dc",
+    "frozen": "#dfe4ea",
     "not finite": "#444444",
 }
 """From hot to cold, in every figure the same."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thimble_zarr.report.downsample import evenly, pixels
+from thimble_zarr.report.downsample import Pixels, evenly, pixels
 from thimble_zarr.report.figure import (
     REGIME_COLORS,
     STEP,
@@ -139,33 +139,13 @@ def token_image(run: Run) -> Panel:
     orders = {
         group: at[np.lexsort((exits.early[at], exits.midlife[at], exits.late[at]))]
         for group, mask in run.members.items()
-        if len(at := np.flatnonzero(mask))
+        if len(at := np.flatnonzero(mask)) and run.follows.any()
     }
-    first, last = run.steps[[0, -1]].tolist()
-    found = pixels(run.summary["l2_ulp"], orders, run.n_columns, run.n_rows)
-    for group, of in found.items() if run.follows.any() else ():
-        order = orders[group]
-        layers.append(
-            Image(
-                group=group,
-                values=np.where(of.median > 0, of.median, np.float32(np.nan)),
-                low=of.low,
-                high=of.high,
-                x=(first - 0.5, last + 0.5),
-                y=(0.0, float(len(order))),
-                unit="|delta W| / ULP (L2)",
-                is_log=True,
-            )
-        )
-        at = evenly(len(order), run.n_rows)
-        frozen_at = np.where(exits.is_frozen, exits.late + 0.5, np.nan)[order[at]]
-        layers.append(
-            Line(label="freeze step", group=group, color="#000000", x=frozen_at, y=at + 0.5)
-        )
-    figure = Figure(
-        y=Axis(label=f"{run.row_name}s, sorted by freeze step"),
-        layers=layers,
-    )
+    found = pixels(run.summary["l2_ulp"], orders, run.n_columns, run.n_rows) if orders else {}
+    for group, of in found.items():
+        layers += [_image(run, group, of, len(orders[group]))]
+        layers += _freeze_line(run, exits, group, orders[group])
+    figure = Figure(y=Axis(label=f"{run.row_name}s, sorted by freeze step"), layers=layers)
     return Panel(
         name="token_image",
         title=f"Step size of every {run.row_name} at every step",
@@ -178,6 +158,29 @@ def token_image(run: Run) -> Panel:
             else NO_CHANGE
         ),
     )
+
+
+def _image(run: Run, group: str, of: Pixels, n_tokens: int) -> Image:
+    first, last = run.steps[[0, -1]].tolist()
+    return Image(
+        group=group,
+        values=np.where(of.median > 0, of.median, np.float32(np.nan)),
+        low=of.low,
+        high=of.high,
+        x=(first - 0.5, last + 0.5),
+        y=(0.0, float(n_tokens)),
+        unit="|delta W| / ULP (L2)",
+        is_log=True,
+    )
+
+
+def _freeze_line(run: Run, exits: Exits, group: str, order: np.ndarray) -> list[Layer]:
+    """Return where in a picture tokens freeze, if any does."""
+    at = evenly(len(order), run.n_rows)
+    frozen_at = np.where(exits.is_frozen, exits.late + 0.5, np.nan)[order[at]]
+    if np.isnan(frozen_at).all():
+        return []
+    return [Line(label="freeze step", group=group, color="#000000", x=frozen_at, y=at + 0.5)]
 
 
 N_BINS = 60
