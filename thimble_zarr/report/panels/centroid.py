@@ -66,6 +66,6 @@ def _norms(vectors: xr.DataArray, *, from_first: bool = False) -> np.ndarray:
     norms = np.empty((n_groups, n_steps))
     origin = vectors[:, :1].values if from_first else 0.0
     for block in blocks(n_steps, 8 * n_groups * n_dims):
-        values = vectors[:, block].values.astype(np.float64) - origin
-        norms[:, block] = np.sqrt((values**2).sum(-1))
+        values = vectors[:, block].values - origin
+        norms[:, block] = np.sqrt(np.einsum("gsd,gsd->gs", values, values))
     return norms
