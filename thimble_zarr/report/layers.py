@@ -44,9 +44,9 @@ def is_drawn(run: Run, values: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def group_lines(run: Run, values: np.ndarray, *, label: str, color: str) -> list[Layer]:
+def group_lines(run: Run, values: np.ndarray, *, label: str, color: str) -> list[Line]:
     """Return numbers of each group and step, shape `(group, step)`, as a line a group."""
-    layers: list[Layer] = []
+    layers: list[Line] = []
     for group, of in zip(run.groups, values, strict=True):
         if (there := is_drawn(run, of)).any():
             points = run.steps[there], of[there], run.n_columns

@@ -19,9 +19,9 @@ def centroid(run: Run) -> Panel:
             layers=group_lines(run, values, label=title.lower(), color=color),
         )
         for title, label, is_log, color, values in (
-            ("Norm", "|centroid|", False, GREEN, _norms(place)),
-            ("Drift", "|centroid - its first place|", False, BLUE, _norms(place, from_first=True)),
-            ("Step size", "|mean of delta W|", True, ORANGE, _norms(moves)),
+            ("Norm", "|centroid|", False, GREEN, norms(place)),
+            ("Drift", "|centroid - its first place|", False, BLUE, norms(place, from_first=True)),
+            ("Step size", "|mean of delta W|", True, ORANGE, norms(moves)),
         )
     ]
     return Panel(
@@ -59,7 +59,7 @@ def identical(run: Run) -> Panel:
     )
 
 
-def _norms(vectors: xr.DataArray, *, from_first: bool = False) -> np.ndarray:
+def norms(vectors: xr.DataArray, *, from_first: bool = False) -> np.ndarray:
     """Return the norms of vectors, dims `(group, step, dim)`, or their distance from the first."""
     vectors = vectors.transpose("group", "step", "dim")
     n_groups, n_steps, n_dims = vectors.shape
