@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import LogNorm, to_hex
 
 from thimble_zarr.report.figure import (
@@ -54,6 +55,11 @@ def test_a_point_between_unknown_ones_is_seen() -> None:
     assert line.get_marker() == "."
     np.testing.assert_array_equal(line.get_markevery(), X % 3 == 1)
     assert axes(Line(x=X, y=Y)).lines[0].get_marker() in ("", "None")
+
+
+def test_an_area_of_a_single_step_is_seen() -> None:
+    layers = Band(x=X[:1], low=Y[:1], high=2 * Y[:1]), Stack(x=X[:1], heights={"a": Y[:1]})
+    assert [axes(layer).dataLim.width for layer in layers] == [1, 1]
 
 
 def test_areas_points_bars_images_and_rules_are_where_they_say() -> None:
@@ -123,6 +129,7 @@ def test_labels_have_one_color_in_all_figures() -> None:
     colors = [ax.lines[0].get_color() for ax in drawing.axes]
     assert colors[0] == colors[1] == colors[4] != colors[2] == colors[3]
     assert [ax.get_legend().texts[0].get_text() for ax in drawing.axes] == [*"aabba"]
+    assert not is_math_text(drawing.get_suptitle())
     assert drawing._repr_png_().startswith(b"\x89PNG")  # as a notebook does
 
 
