@@ -19,7 +19,8 @@ SCALARS = {of.name for spec in SPECS for of in spec.SCALARS} - {
 }
 FLAGS = {"amsgrad", "decoupled_weight_decay", "nesterov", "betas", "betas_dtype"}
 ALIASES = {alias for spec in SPECS for alias in spec.ALIASES}
-WORDS = STATES | SCALARS | FLAGS | ALIASES
+ESTIMATES = {estimate.name for spec in SPECS for estimate in spec.ESTIMATES}
+WORDS = STATES | SCALARS | FLAGS | ALIASES | ESTIMATES
 
 DEMO = {"experiment": WORDS, "cli/train.py": {"adam_residual"}}
 """The demo is a training script: it makes an AdamW, with settings of its own."""

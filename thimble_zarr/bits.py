@@ -80,6 +80,27 @@ def decode(
     return out
 
 
+def encode(values: np.ndarray, native: str) -> np.ndarray:
+    """Round floating-point numbers to `native`, ties to even, and return its stored bits.
+
+    What is too large becomes infinite, and NaN the NaN that stands for what is missing.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if native != "bfloat16":
+            return values.astype(storage_dtype(native))
+        narrow = values.astype(np.float32)
+        if values.dtype == np.float64:
+            # Rounded twice, a number could end on the wrong side. So the first time it is cut off,
+            # and its last bit says that something was.
+            inexact = narrow != values
+            narrow = np.where(np.abs(narrow) > np.abs(values), np.nextafter(narrow, 0), narrow)
+            bits = narrow.view(np.uint32) | inexact
+        else:
+            bits = narrow.view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(_BFLOAT16_NAN), rounded)
+
+
 def patterns(stored: np.ndarray) -> np.ndarray:
     """Return stored bits as unsigned integers, a view: equal where every bit is, also the sign."""
     return stored.view(f"u{stored.dtype.itemsize}")

@@ -58,6 +58,7 @@ def test_these_are_the_variables(tmp_path: Path, toy_path: Path) -> None:
     stored = ["W", "grad", "exp_avg", "exp_avg_sq"]
     derived = ["delta_W", "update", "decay", "residual"]
     derived += ["adam_update", "adam_decay", "adam_residual"]
+    derived += ["m_hat", "v_hat"]
     derived += ["rounding", "unexplained", "ulp", "displacement_ulp", "stalled"]
     scalars = ["loss", "learning_rate", "beta1", "beta2", "eps", "weight_decay", "optimizer_step"]
     ds = open_dataset(toy_path)

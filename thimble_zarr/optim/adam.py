@@ -15,6 +15,7 @@ and so in the moments already.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -25,6 +26,7 @@ from thimble_zarr.optim.base import (
     WEIGHT_DECAY,
     Arrays,
     Consumed,
+    Estimate,
     Formula,
     Optimizer,
     Precision,
@@ -46,6 +48,31 @@ _BETA2 = Scalar("beta2", "decay rate of the second moment", "betas", 1)
 _EPS = Scalar("eps", "term added to the denominator", "eps")
 
 
+def _corrected(arrays: Arrays, scalars: Scalars, *, state: str, rate: str) -> np.ndarray:
+    """Return a mean that decays, without its bias towards the 0 it began from."""
+    corrected: np.ndarray = arrays[state] / (1 - scalars[rate] ** scalars[COUNT])
+    return corrected
+
+
+def _estimates(second: str) -> tuple[Estimate, ...]:
+    """Return what the moments stand for, where a state of this name is the second."""
+    return (
+        Estimate(
+            "m_hat",
+            "first moment, corrected for its bias",
+            ("exp_avg",),
+            partial(_corrected, state="exp_avg", rate=_BETA1.name),
+        ),
+        Estimate(
+            "v_hat",
+            "second moment that the step uses, corrected for its bias",
+            (second,),
+            partial(_corrected, state=second, rate=_BETA2.name),
+            is_square=True,
+        ),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer, Formula):
     """`torch.optim.Adam` and `torch.optim.AdamW`.
@@ -63,11 +90,12 @@ class Adam(Optimizer, Formula):
     """
 
     STATES: ClassVar = (
-        State("exp_avg", "first moment after the step"),
-        State("exp_avg_sq", "second moment after the step"),
+        State("exp_avg", "first moment after the step", decay=_BETA1.name),
+        State("exp_avg_sq", "second moment after the step", decay=_BETA2.name),
         State("max_exp_avg_sq", "running maximum of the second moment after the step (amsgrad)"),
     )
     SCALARS: ClassVar = (LEARNING_RATE, _BETA1, _BETA2, _EPS, WEIGHT_DECAY)
+    ESTIMATES: ClassVar = _estimates("exp_avg_sq")
     ALIASES: ClassVar = {
         "adam_update": ("update", "change predicted by the adaptive step"),
         "adam_decay": ("decay", "change predicted by decoupled weight decay"),
@@ -106,6 +134,11 @@ class Adam(Optimizer, Formula):
     def states(self) -> tuple[State, ...]:
         """The states that a run has: the maximum only with amsgrad."""
         return self.STATES if self.amsgrad else self.STATES[:2]
+
+    @property
+    def estimates(self) -> tuple[Estimate, ...]:
+        """Both moments, corrected; with amsgrad the second is of the running maximum."""
+        return _estimates(self.states[-1].name)
 
     @property
     def update_inputs(self) -> tuple[str, ...]:

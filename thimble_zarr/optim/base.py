@@ -9,7 +9,7 @@ by name. torch is imported only where a step is taken.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -40,11 +40,41 @@ class State:
     first
         What each element is before the first step. None where there is no state before it, which a
         store has as missing.
+    decay
+        The scalar that a step multiplies the state with before it adds anything, by name. None
+        where a state does not fade.
     """
 
     name: str
     long_name: str
     first: float | None = 0.0
+    decay: str | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What states stand for, once what is known of their error is taken out.
+
+    Attributes
+    ----------
+    name
+        As a variable of a dataset.
+    long_name
+        What it is, in words.
+    inputs
+        The states that it is computed from.
+    compute
+        Returns it, from those as they are after the step, in float64, and from the scalars of the
+        step. It broadcasts, and is NaN where nothing was estimated yet.
+    is_square
+        Whether its square root, not itself, is in the unit of a gradient.
+    """
+
+    name: str
+    long_name: str
+    inputs: tuple[str, ...]
+    compute: Callable[[Arrays, Scalars], np.ndarray]
+    is_square: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +123,8 @@ class Optimizer(ABC):
     STEP_KEY
         Where torch's state has the count of steps. None where it has none and the recorder counts:
         from 0, or from 1 where a state is there already.
+    ESTIMATES
+        Every estimate that there can be; `estimates` are those of a run.
     ALIASES
         Names besides of the variables derived from the formula, and what those are, in words.
     ELEMENTWISE
@@ -107,6 +139,7 @@ class Optimizer(ABC):
     STATES: ClassVar[tuple[State, ...]]
     SCALARS: ClassVar[tuple[Scalar, ...]]
     STEP_KEY: ClassVar[str | None] = "step"
+    ESTIMATES: ClassVar[tuple[Estimate, ...]] = ()
     ALIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ELEMENTWISE: ClassVar[bool] = True
 
@@ -122,6 +155,11 @@ class Optimizer(ABC):
     def states(self) -> tuple[State, ...]:
         """The states that a run has."""
         return self.STATES
+
+    @property
+    def estimates(self) -> tuple[Estimate, ...]:
+        """What the states of a run stand for, once corrected."""
+        return self.ESTIMATES
 
     @property
     def variables(self) -> tuple[str, ...]:

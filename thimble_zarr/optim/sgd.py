@@ -66,7 +66,9 @@ class SGD(Optimizer, Formula):
         torch's flags of these names.
     """
 
-    STATES: ClassVar = (State(_BUFFER, "momentum buffer after the step", first=None),)
+    STATES: ClassVar = (
+        State(_BUFFER, "momentum buffer after the step", first=None, decay=_MOMENTUM.name),
+    )
     SCALARS: ClassVar = (LEARNING_RATE, _MOMENTUM, _DAMPENING, WEIGHT_DECAY)
     STEP_KEY: ClassVar = None
 

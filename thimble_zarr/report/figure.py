@@ -224,6 +224,9 @@ class Panel:
         One, or several side by side.
     note
         How to read it, in a sentence or two; empty if nothing needs saying.
+    has_same_axes
+        Whether all figures have the same ranges of x and y, those of what is shown, and zoom
+        together.
     """
 
     name: str
@@ -231,3 +234,4 @@ class Panel:
     code: str
     figures: Sequence[Figure]
     note: str = ""
+    has_same_axes: bool = False

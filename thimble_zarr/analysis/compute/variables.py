@@ -6,6 +6,7 @@ for and rounded once, to float32.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from thimble_zarr.analysis.compute.windows import Floats, Window
 from thimble_zarr.bits import decode, spacing, unit_roundoff
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import Arrays, Formula, Precision, Rounding, like
+from thimble_zarr.optim.base import Arrays, Estimate, Formula, Precision, Rounding, like
 from thimble_zarr.optim.registry import SPECS, VARIABLES
 
 
@@ -133,6 +134,32 @@ def displacement_ulp(window: Window) -> Floats:
     return delta_W(window) / ulp(window)
 
 
+def _estimate(name: str, schema: Schema) -> Estimate | None:
+    return next((found for found in schema.optimizer.estimates if found.name == name), None)
+
+
+class OfStates(Derived):
+    """An estimate of the optimizer's, which not every one has."""
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> "OfStates":
+        """Return an estimate, as each run's optimizer has it, as a variable."""
+        name = estimate.name
+        return cls(estimate.long_name, partial(_estimated_from, name), partial(_estimated, name))
+
+
+def _estimated_from(name: str, schema: Schema) -> tuple[str, ...]:
+    estimate = _estimate(name, schema)
+    return () if estimate is None else estimate.inputs
+
+
+def _estimated(name: str, window: Window) -> Floats:
+    estimate = _estimate(name, window.source.reader.schema)
+    assert estimate is not None
+    arrays = {state: window.current(state) for state in estimate.inputs}
+    return estimate.compute(arrays, window.of_rows(_scalars))
+
+
 def stalled(window: Window) -> Floats:
     """Return 1 where the formula wants a move and the weight did not move, else 0."""
     observed = delta_W(window)
@@ -203,6 +230,7 @@ DERIVED: Mapping[str, Derived] = {
     "delta_W": Derived("observed change of the weight, W[t] - W[t-1]", _weights, delta_W),
     **_OF_FORMULA,
     **_ALIASES,
+    **{of.name: OfStates.of(of) for spec in SPECS for of in spec.ESTIMATES},
     "rounding": OfFormula(
         "part of the residual that torch's rounding makes", replay_inputs, rounding
     ),
@@ -228,6 +256,7 @@ def derived_names(schema: Schema) -> tuple[str, ...]:
         for name, variable in DERIVED.items()
         if (name not in _ALIASES or name in optimizer.ALIASES)
         and not (isinstance(variable, OfFormula) and optimizer.formula is None)
+        and not (isinstance(variable, OfStates) and _estimate(name, schema) is None)
         and not missing_inputs(name, schema)
     )
 
