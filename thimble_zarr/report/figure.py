@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d3a9b", "#8c510a")
+"""Colors of layers that have none of their own, one after the other: told apart by everyone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
