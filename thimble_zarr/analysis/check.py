@@ -13,7 +13,7 @@ from thimble_zarr.analysis.compute.run import Progress, Resources, computed
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import missing_inputs
 from thimble_zarr.analysis.health.conditions import concerns_of
-from thimble_zarr.analysis.health.measurements import SAMPLED_CHUNKS, measured
+from thimble_zarr.analysis.health.measurements import measured
 from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, ThimbleError
@@ -138,8 +138,8 @@ def _check(
         checked = audit.reduction.selected
         altered = find_altered(checked, before_block=numbers.reach) if replay else ()
         tables = tabulated(audit, numbers.result())
-    results, steps, n_chunks = [], selected.steps, max(1, SAMPLED_CHUNKS // len(subsets))
-    for table, (name, subset) in zip(tables, subsets.items(), strict=True):
+    results, steps, measurements = [], selected.steps, measured([*subsets.values()])
+    for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
         findings = find_causes(subset, table, altered) if replay else []
         result = SubsetResult(
             *where,
@@ -151,7 +151,7 @@ def _check(
             extended=extended,
             numbers=table,
             findings=(*findings,),
-            health=concerns_of(measured(subset, n_chunks=n_chunks)),
+            health=concerns_of(known),
             verdict=verdict(table, findings, source.reader),
         )
         results.append(result)
