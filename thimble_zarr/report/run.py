@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import xarray as xr
 
 
@@ -33,3 +34,30 @@ class Run:
     def groups(self) -> list[str]:
         """The groups of tokens that it was summed up for."""
         return [str(name) for name in self.summary.group.values]
+
+    @property
+    def members(self) -> dict[str, np.ndarray]:
+        """Which tokens are in each group, masks of shape `(token,)`."""
+        masks = self.summary["is_member"].transpose("group", "token").values.astype(bool)
+        return dict(zip(self.groups, masks, strict=True))
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The steps that it was summed up for, int64."""
+        steps: np.ndarray = self.summary.step.values.astype(np.int64)
+        return steps
+
+    @property
+    def follows(self) -> np.ndarray:
+        """Whether the step before each was recorded too, so that the change is known."""
+        return np.append(False, np.diff(self.steps) == 1)
+
+    @property
+    def row_name(self) -> str:
+        """What a row of the parameter is called."""
+        dims = self.ds["W"].dims
+        return "token" if "token" in dims else "row" if len(dims) > 2 else "element"
+
+    def code(self, panel: str) -> str:
+        """Return the line of Python that draws a panel of it."""
+        return f"thimble_zarr.plot.{panel}({self.store!r})"
