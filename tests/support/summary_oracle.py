@@ -72,7 +72,7 @@ def reference_summary(
             per_token["l1_ulp"][row] = np.abs(ulps).sum(1)
             per_token["l2_ulp"][row] = np.sqrt((ulps**2).sum(1))
             per_token["max_ulp"][row] = np.abs(ulps).max(1)
-            per_token["n_moved"][row] = (delta != 0).sum(1)
+            per_token["n_moved"][row] = (np.abs(delta) > 0).sum(1)  # NaN is not known to have
             per_token["norm_m_hat"][row] = np.sqrt((m_hat**2).sum(1))
             per_token["norm_sqrt_v_hat"][row] = np.sqrt(v_hat.sum(1))
             per_token["norm_residual"][row] = np.sqrt(((delta - predicted) ** 2).sum(1))
@@ -102,7 +102,7 @@ def reference_summary(
                         (want * seen).sum() / sizes_of_both[0] / sizes_of_both[1]
                     )
                 half = spacing_of(previous[mask], native).ravel() / 2
-                of_step["share_moved"][group, row] = (seen != 0).mean()
+                of_step["share_moved"][group, row] = (np.abs(seen) > 0).mean()
                 of_step["share_stalled"][group, row] = ((want != 0) & (seen == 0)).mean()
                 of_step["share_below_half_ulp"][group, row] = (np.abs(want) < half).mean()
         previous = W
