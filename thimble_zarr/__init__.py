@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thimble_zarr.analysis.dataset.lattice import lattice
     from thimble_zarr.analysis.dataset.open import open_dataset, open_datatree
     from thimble_zarr.analysis.dataset.runs import open_datasets
+    from thimble_zarr.analysis.summary.summary import summary
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
@@ -39,6 +40,7 @@ __all__ = [
     "open_dataset",
     "open_datasets",
     "open_datatree",
+    "summary",
     "verify",
     "windows",
 ]
@@ -55,6 +57,7 @@ _HOMES = {
     "open_dataset": "thimble_zarr.analysis.dataset.open",
     "open_datasets": "thimble_zarr.analysis.dataset.runs",
     "open_datatree": "thimble_zarr.analysis.dataset.open",
+    "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",
 }

@@ -38,6 +38,9 @@ class Axis:
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 """Colors of lines (Okabe and Ito's): the color-blind tell them apart."""
 
+PALETTE = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "#5d3a9b", "#8c510a")
+"""Colors of layers that have none of their own, one after the other."""
+
 GRAY = "#8a8f98"
 """Of what is not in question: references, the learning rate."""
 
