@@ -8,7 +8,6 @@ from bokeh.models import (
     ColumnDataSource,
     ContinuousColorMapper,
     CrosshairTool,
-    CustomJS,
     DataRange1d,
     LinearAxis,
     LinearColorMapper,
@@ -131,7 +130,7 @@ def draw(
         if target is not None:
             _assign(target, figure.layers[table.layers[0]].group, links)
             plot.add_tools(hover_tool(figure, table, target, mapper))
-    _add_legend(plot, figure, drawn, links)
+    _add_legends(plot, figure, drawn, links)
     if any(isinstance(layer, Image) for layer in figure.layers):
         _add_color_bar(plot, figure, mapper)
     is_token = [isinstance(of, Points) and of.tokens is not None for of in figure.layers]
@@ -189,7 +188,7 @@ def _color_mapper(figure: Figure) -> ContinuousColorMapper:
     return kind(palette=viridis(N_COLORS), low=scale.low, high=scale.high)
 
 
-def _assign(renderer: Renderer, group: str | None, links: Links) -> None:
+def _assign(renderer: Renderer | Legend, group: str | None, links: Links) -> None:
     """Have something drawn only while its group is shown."""
     if group is not None:
         renderer.group = links.groups[group]
@@ -212,38 +211,28 @@ def _hover_target(
     return drawn[first].renderers[0] if isinstance(figure.layers[first], Image) else None
 
 
-def _add_legend(plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Links) -> None:
-    """Add an entry for each label, shown while one of its groups is."""
-    entries: dict[str, list[tuple[str | None, Renderer]]] = {}
-    for layer, glyphs in zip(figure.layers, drawn, strict=True):
-        for label, renderer in glyphs.entries.items():
-            entries.setdefault(label, []).append((layer.group, renderer))
-    items = []
-    for label, of in entries.items():
-        item = LegendItem(label=label, renderers=[renderer for _, renderer in of])
-        groups = [links.groups[group] for group, _ in of if group is not None]
-        if len(groups) == len(of):  # none of it is always shown
-            item.visible = any(group.visible for group in groups)
-            follow = CustomJS(
-                args={"item": item, "groups": groups},
-                code="item.visible = groups.some((group) => group.visible)",
+def _add_legends(plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Links) -> None:
+    """Add a legend for each group that something is of, which is shown with it."""
+    groups = {layer.group for layer in figure.layers} - {None}
+    for group in groups or {None}:
+        entries: dict[str, Renderer] = {}
+        for layer, glyphs in zip(figure.layers, drawn, strict=True):
+            if layer.group in (None, group):
+                entries = {**glyphs.entries, **entries}
+        if entries:
+            legend = Legend(
+                items=[LegendItem(label=label, renderers=[of]) for label, of in entries.items()],
+                orientation="horizontal",
+                border_line_color=None,
+                label_text_font_size="12px",
+                label_text_color="#3c4043",
+                glyph_width=18,
+                glyph_height=14,
+                margin=4,
+                spacing=10,
             )
-            for group in links.groups.values():
-                group.js_on_change("visible", follow)
-        items.append(item)
-    if items:
-        legend = Legend(
-            items=items,
-            orientation="horizontal",
-            border_line_color=None,
-            label_text_font_size="12px",
-            label_text_color="#3c4043",
-            glyph_width=18,
-            glyph_height=14,
-            margin=4,
-            spacing=10,
-        )
-        plot.add_layout(legend, "above")
+            _assign(legend, group, links)
+            plot.add_layout(legend, "above")
 
 
 def _add_color_bar(plot: Plot, figure: Figure, mapper: ContinuousColorMapper) -> None:
