@@ -16,8 +16,10 @@ TYPE_CHECKING = False  # as type checkers know it; importing typing takes 10 ms
 if TYPE_CHECKING:
     from thimble_zarr.analysis.audit.accounting import accounting
     from thimble_zarr.analysis.check import check
+    from thimble_zarr.analysis.dataset.lattice import lattice
     from thimble_zarr.analysis.dataset.open import open_dataset, open_datatree
     from thimble_zarr.analysis.dataset.runs import open_datasets
+    from thimble_zarr.analysis.summary.summary import summary
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
@@ -33,10 +35,12 @@ __all__ = [
     "accounting",
     "check",
     "every",
+    "lattice",
     "log_spaced",
     "open_dataset",
     "open_datasets",
     "open_datatree",
+    "summary",
     "verify",
     "windows",
 ]
@@ -48,10 +52,12 @@ _HOMES = {
     "accounting": "thimble_zarr.analysis.audit.accounting",
     "check": "thimble_zarr.analysis.check",
     "every": "thimble_zarr.record.schedule",
+    "lattice": "thimble_zarr.analysis.dataset.lattice",
     "log_spaced": "thimble_zarr.record.schedule",
     "open_dataset": "thimble_zarr.analysis.dataset.open",
     "open_datasets": "thimble_zarr.analysis.dataset.runs",
     "open_datatree": "thimble_zarr.analysis.dataset.open",
+    "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",
 }

@@ -128,7 +128,7 @@ class Stack(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Image(Layer):
-    """A picture of numbers.
+    """A picture of numbers: viridis reversed, so that blank looks like less than the least.
 
     Attributes
     ----------
@@ -143,6 +143,9 @@ class Image(Layer):
         What the numbers are.
     is_log
         Whether colors are by the logarithm.
+    tokens
+        The id of a token of each row, in the middle of what it covers, int64; None if rows are
+        of no tokens.
     """
 
     values: np.ndarray
@@ -152,6 +155,7 @@ class Image(Layer):
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     is_log: bool = False
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
