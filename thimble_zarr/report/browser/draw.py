@@ -5,23 +5,30 @@ from dataclasses import dataclass
 
 from bokeh.models import (
     BoxZoomTool,
+    ColorBar,
     ColumnDataSource,
     ContinuousColorMapper,
     CrosshairTool,
     DataRange1d,
+    GlyphRenderer,
+    Legend,
+    LegendItem,
     LinearAxis,
     LinearColorMapper,
     LinearScale,
     LogAxis,
     LogColorMapper,
     LogScale,
+    Title,
 )
-from bokeh.models.annotations import ColorBar, Legend, LegendItem, Title
+from bokeh.models import (
+    Line as LineGlyph,
+)
 from bokeh.palettes import viridis
 from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import Table, color_scale, tables_of
-from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, Renderer, glyphs_of, label_colors
+from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of, label_colors
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
 from thimble_zarr.report.browser.scales import Dim, Switch, set_scale, styled
@@ -48,7 +55,7 @@ class Drawn:
 
     plot: Plot
     sources: Sequence[ColumnDataSource]
-    points: Sequence[Renderer]
+    points: Sequence[GlyphRenderer]
     axes: Mapping[Dim, Switch]
     colors: ContinuousColorMapper
 
@@ -188,7 +195,7 @@ def _color_mapper(figure: Figure) -> ContinuousColorMapper:
     return kind(palette=viridis(N_COLORS), low=scale.low, high=scale.high)
 
 
-def _assign(renderer: Renderer | Legend, group: str | None, links: Links) -> None:
+def _assign(renderer: GlyphRenderer | Legend, group: str | None, links: Links) -> None:
     """Have something drawn only while its group is shown."""
     if group is not None:
         renderer.group = links.groups[group]
@@ -197,7 +204,7 @@ def _assign(renderer: Renderer | Legend, group: str | None, links: Links) -> Non
 
 def _hover_target(
     plot: Plot, figure: Figure, table: Table, source: ColumnDataSource, drawn: Sequence[Glyphs]
-) -> Renderer | None:
+) -> GlyphRenderer | None:
     """Return what the mouse is over where the numbers of a table are shown.
 
     Layers of one x are joined by a line that nobody sees, so that one tooltip tells of all.
@@ -207,7 +214,7 @@ def _hover_target(
         return drawn[first].renderers[-1]
     edges = [name for name in table.columns if name.startswith(("high", "edge"))]
     if edges:
-        return plot.line("x", edges[-1], source=source, line_alpha=0)
+        return plot.add_glyph(source, LineGlyph(x="x", y=edges[-1], line_alpha=0))
     return drawn[first].renderers[0] if isinstance(figure.layers[first], Image) else None
 
 
@@ -215,7 +222,7 @@ def _add_legends(plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Lin
     """Add a legend for each group that something is of, which is shown with it."""
     groups = {layer.group for layer in figure.layers} - {None}
     for group in groups or {None}:
-        entries: dict[str, Renderer] = {}
+        entries: dict[str, GlyphRenderer] = {}
         for layer, glyphs in zip(figure.layers, drawn, strict=True):
             if layer.group in (None, group):
                 entries = {**glyphs.entries, **entries}
@@ -262,7 +269,7 @@ def _set_scales(
         switches["x"] = set_scale(plot, "x", figure.x, like=others.get("x"))
     properties = [of for glyphs in drawn for of in glyphs.log_properties]
     on_right = [isinstance(layer, Line) and layer.on_right for layer in figure.layers]
-    sides: dict[bool, list[Renderer]] = {True: [], False: []}
+    sides: dict[bool, list[GlyphRenderer]] = {True: [], False: []}
     for glyphs, is_right in zip(drawn, on_right, strict=True):
         sides[is_right] += glyphs.renderers
     if figure.right is not None:

@@ -122,7 +122,7 @@ def as_page(
     with document.models.freeze():  # else it is searched through for each
         for model in models:
             document.add_root(model)
-    return file_html(
+    page: str = file_html(
         document,
         INLINE,
         title,
@@ -137,6 +137,7 @@ def as_page(
         },
         suppress_callback_warning=True,
     )
+    return page
 
 
 def _controls(links: Links, steps: Steps) -> list[tuple[str, Model]]:
