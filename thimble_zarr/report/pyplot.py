@@ -205,6 +205,7 @@ def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
             artist = ax.axvline(at, color=color, linestyle="--", linewidth=1.2)
         case _:
             raise TypeError(f"a layer is one of figure.py, not {type(layer).__name__}")
+    artist.set_label(layer.label)
     return {layer.label: artist}
 
 
