@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import thimble_zarr
 from tests.support.panels import layer_of, layers_of, toy
 from tests.support.runs import History, live_mask
 from tests.support.summary_oracle import spacing_of
@@ -32,11 +33,21 @@ def test_points_are_root_mean_squares_over_dims(
 def test_on_the_line_an_update_is_one_ulp(toy_path: Path, toy_history: History) -> None:
     for step, figure in zip([1, 2, 3, 5, 8, 13], phase_space(toy(toy_path)).figures, strict=True):
         line = layer_of(figure, Line, group="dead", label="update of 1 ULP")
-        at = toy_history["W"][step][~live_mask()]
+        at = toy_history["W"][step - 1][~live_mask()]
         update = 1e-2 * line.y / line.x
         np.testing.assert_allclose(update, np.median(spacing_of(at, "bfloat16")), rtol=1e-12)
         points = layer_of(figure, Points, group="dead", label="token")
         assert (line.x == [points.x.min(), points.x.max()]).all()
+
+
+def test_the_ulp_is_of_the_dtype_that_the_summary_measures_in(
+    toy_path: Path, toy_history: History
+) -> None:
+    run = replace(toy(toy_path), ds=thimble_zarr.open_dataset(toy_path))
+    of_float16 = replace(run, summary=run.summary.assign_attrs(ulp_dtype="float16"))
+    line = layer_of(phase_space(of_float16).figures[0], Line, group="dead", label="update of 1 ULP")
+    expected = np.median(spacing_of(toy_history["W"][0][~live_mask()], "float16"))
+    np.testing.assert_allclose(1e-2 * line.y / line.x, expected, rtol=1e-6)
 
 
 def test_without_a_learning_rate_no_update_is_one_ulp(toy_path: Path) -> None:

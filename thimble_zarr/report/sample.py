@@ -1,6 +1,7 @@
 """What a panel shows of tokens where it cannot show all: a sample of each group."""
 
 import numpy as np
+import xarray as xr
 
 from thimble_zarr.report.run import Run
 
@@ -35,9 +36,9 @@ def token_ids(run: Run, tokens: np.ndarray) -> np.ndarray:
     return ids
 
 
-def values_of(run: Run, name: str, step: int, tokens: np.ndarray) -> np.ndarray:
+def values_of(variable: xr.DataArray, step: int, tokens: np.ndarray) -> np.ndarray:
     """Return a variable of the dataset at a step and some positions, float64, `(token, dim)`."""
-    row = run.ds[name].sel(step=step)
+    row = variable.sel(step=step)
     if row.ndim:
         row = row.isel({row.dims[0]: tokens})
     return np.asarray(row.values, np.float64).reshape(len(tokens), -1)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from thimble_zarr.analysis.dataset.lattice import lattice
 from thimble_zarr.report.figure import BLUE, ORANGE, Axis, Figure, Layer, Line, Panel, Points
 from thimble_zarr.report.panels.optimizer import label_of, moments
 from thimble_zarr.report.run import Run
@@ -28,9 +29,9 @@ def phase_space(run: Run) -> Panel:
         layers = _layers(run, names, step, lr, tokens)
         figures.append(Figure(title=f"step {step:,}, lr {lr:.3g}", x=x, y=y, layers=layers))
     note = (
-        f"On the dashed line, {first} = ULP {root} / lr, an update is one ULP: the group's median "
-        "distance to the next number of the dtype at that step. Below half of it rounding mostly "
-        f"loses the update. {sample_note(run)}"
+        f"On the dashed line, {first} = ULP {root} / lr, an update is one ULP: the distance to the "
+        f"next number of {run.summary.attrs['ulp_dtype']} at the weights before the step, the "
+        "group's median. Below half of it rounding mostly loses the update. " + sample_note(run)
     )
     return Panel(
         name="phase_space",
@@ -69,7 +70,7 @@ def _layers(
         x, y, ids = root[at], first[at], token_ids(run, at)
         label = run.row_name
         layers.append(Points(label=label, group=group, color=BLUE, x=x, y=y, tokens=ids))
-        ulp = float(np.nanmedian(values_of(run, "ulp", step, at)))
+        ulp = _spacing(run, step, at)
         if lr > 0 and np.isfinite(ulp):
             ends = np.array([x.min(), x.max()])
             layers.append(
@@ -83,3 +84,12 @@ def _layers(
                 )
             )
     return layers
+
+
+def _spacing(run: Run, step: int, tokens: np.ndarray) -> float:
+    """Return the median ULP of some tokens' weights before a step; NaN if none are finite."""
+    dtype = run.summary.attrs["ulp_dtype"]
+    ds = run.ds if dtype == run.ds.attrs["dtype"] else lattice(run.ds, dtype)
+    ulps = values_of(ds["ulp"], step - 1, tokens)
+    ulps = ulps[np.isfinite(ulps)]
+    return float(np.median(ulps)) if len(ulps) else np.nan

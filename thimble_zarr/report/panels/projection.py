@@ -92,7 +92,7 @@ def projection(run: Run) -> Panel:
 
 
 def _points(run: Run, group: str, tokens: np.ndarray, plane: Plane, step: int) -> Points:
-    x, y = plane.coordinates(values_of(run, "W", step, tokens))
+    x, y = plane.coordinates(values_of(run.ds["W"], step, tokens))
     ids = token_ids(run, tokens)
     return Points(label=run.row_name, group=group, color=BLUE, x=x, y=y, tokens=ids)
 

@@ -219,7 +219,7 @@ def _histograms(run: Run, exits: Exits, name: str, steps: np.ndarray) -> list[La
     """Return of each group how many tokens left a regime, by step."""
     ends, layers, last = getattr(exits, name), list[Layer](), int(steps[-1])
     width = -(-(last - steps[0] + 1) // N_BINS)
-    edges = np.arange(steps[0], last + width, width) - 0.5
+    edges = np.arange(steps[0], last + 1 + width, width) - 0.5
     for group, mask in run.members.items():
         left = mask & (ends > 0) & (ends < last) & (exits.is_finite | (name != "late"))
         n_left, n_still = left.sum(), (mask & (ends == last)).sum()

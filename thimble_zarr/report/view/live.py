@@ -86,6 +86,11 @@ class Live:
         self._snapshot: Snapshot | None = None
 
     @property
+    def is_ready(self) -> bool:
+        """Whether there is a snapshot."""
+        return self._snapshot is not None
+
+    @property
     def snapshot(self) -> Snapshot:
         """The newest there is; the first is made now."""
         return self._snapshot or self.advance()

@@ -7,22 +7,20 @@ panels), one Column for each panel (`step_size`), `inspector` (Tabs), and in its
 `search`, `detail`, `span`, and the panels at a step with `_at_step` behind their name.
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 
+import numpy as np
 from bokeh.document import Document
 from bokeh.events import SelectionGeometry, Tap
 from bokeh.models import (
     BoxSelectTool,
-    Button,
     CheckboxGroup,
     Column,
-    CustomJS,
+    ColumnDataSource,
     Div,
-    InlineStyleSheet,
+    Model,
     Row,
-    Select,
     Slider,
     TabPanel,
     Tabs,
@@ -30,6 +28,8 @@ from bokeh.models import (
 )
 from bokeh.models import Span as Rule
 
+from thimble_zarr.errors import ThimbleError
+from thimble_zarr.report.browser.controls import group_switch
 from thimble_zarr.report.browser.draw import Drawn
 from thimble_zarr.report.browser.links import linked
 from thimble_zarr.report.figure import Figure, Panel

@@ -16,7 +16,8 @@ Prepare = Callable[[Drawn, Figure], None]
 class ShownPanel:
     """A place for a panel, empty at first.
 
-    Its model has the name and the CSS class `name`.
+    Its model has the name and the CSS class `name`. `of` is of what the panel that is shown was
+    made.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class ShownPanel:
         self._n_beside, self._height = n_beside, height
         self._drawn: list[Drawn] = []
         self.panel: Panel | None = None
+        self.of: object = None
         self.root = Column(name=name, css_classes=[name], sizing_mode="stretch_width")
 
     def show(self, panel: Panel) -> None:

@@ -74,6 +74,7 @@ def token_table(
         sizing_mode="stretch_width",
         selectable=True,
         sortable=True,
+        reorderable=False,
     )
 
     def choose(attribute: str, old: list[int], new: list[int]) -> None:
