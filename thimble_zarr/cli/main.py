@@ -16,6 +16,7 @@ from thimble_zarr.cli.interchange import export, import_
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
 from thimble_zarr.cli.verify import repair, verify
+from thimble_zarr.cli.view import view
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.interrupts import Terminated
 
@@ -69,7 +70,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, train, plan, check, info, verify, repair, tokens, import_, export):
+for _command in (demo, train, plan, check, info, view, verify, repair, tokens, import_, export):
     cli.add_command(_command)
 
 

@@ -143,6 +143,9 @@ class Image(Layer):
         What the numbers are.
     is_log
         Whether colors are by the logarithm.
+    tokens
+        The ids of the tokens from the lower end of `y` on, one for each unit of it; None if a row
+        is no token.
     """
 
     values: np.ndarray
@@ -152,6 +155,7 @@ class Image(Layer):
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     is_log: bool = False
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ def token_image(run: Run) -> Panel:
     }
     found = pixels(run.summary["l2_ulp"], orders, run.n_columns, run.n_rows) if orders else {}
     for group, of in found.items():
-        layers += [_image(run, group, of, len(orders[group]))]
+        layers += [_image(run, group, of, orders[group])]
         layers += _freeze_line(run, exits, group, orders[group])
     figure = Figure(y=Axis(label=f"{run.row_name}s, sorted by freeze step"), layers=layers)
     return Panel(
@@ -160,7 +160,7 @@ def token_image(run: Run) -> Panel:
     )
 
 
-def _image(run: Run, group: str, of: Pixels, n_tokens: int) -> Image:
+def _image(run: Run, group: str, of: Pixels, order: np.ndarray) -> Image:
     first, last = run.steps[[0, -1]].tolist()
     return Image(
         group=group,
@@ -168,9 +168,10 @@ def _image(run: Run, group: str, of: Pixels, n_tokens: int) -> Image:
         low=of.low,
         high=of.high,
         x=(first - 0.5, last + 0.5),
-        y=(0.0, float(n_tokens)),
+        y=(0.0, float(len(order))),
         unit="|delta W| / ULP (L2)",
         is_log=True,
+        tokens=run.ids[order],
     )
 
 
