@@ -11,6 +11,7 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.table import has_formula
 from thimble_zarr.analysis.check_result import ParameterResult, SubsetResult
+from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.report.text import (
     DEFAULT_ROWS,
     aligned,
@@ -33,16 +34,17 @@ def as_text(results: Sequence[ParameterResult], n_rows: int | None = None) -> st
         parts += [_subset_as_text(subset, n_rows or DEFAULT_ROWS) for subset in subsets]
     if not alone:
         parts.append(overview(results) + "\n")
-    return "\n".join(parts)
+    health = "".join(f"{line}\n" for line in _health(subsets))
+    return "\n".join(parts) + ("" if alone or not health else "\n") + health
 
 
 def in_words(results: Sequence[ParameterResult]) -> str:
-    """Return verdicts and findings; of several parameters or stores the overview."""
+    """Return verdicts, findings and health; of several parameters or stores the overview."""
+    subsets = [subset for of in results for subset in of.subsets]
     if len(results) > 1:
-        return overview(results)
-    subsets = results[0].subsets
+        return "\n".join([overview(results), *_health(subsets)])
     of = (f"{subset.subset}: " if len(subsets) > 1 else "" for subset in subsets)
-    return "\n".join(map(_in_words, subsets, of))
+    return "\n".join([*map(_in_words, subsets, of), *_health(subsets)])
 
 
 def _in_words(subset: SubsetResult, of: str = "") -> str:
@@ -50,6 +52,28 @@ def _in_words(subset: SubsetResult, of: str = "") -> str:
     causes = (f"  {finding.code}: {finding.message}" for finding in subset.findings)
     words = [wrapped(of + subset.verdict.text), *(wrapped(line, indent="    ") for line in causes)]
     return "\n".join(words)
+
+
+def _health(subsets: Sequence[SubsetResult]) -> list[str]:
+    """Return a line for each kind of concern: the first, of whom it is, and how many more."""
+    found: dict[tuple[str, object], list[tuple[SubsetResult, Concern]]] = {}
+    for subset in subsets:
+        for concern in subset.health:
+            kind = concern.code, concern.evidence.get("variable")
+            found.setdefault(kind, []).append((subset, concern))
+    lines = []
+    for (subset, concern), *others in found.values():
+        is_same = all(other.message == concern.message for _, other in others)
+        whose = "" if len(others) + 1 == len(subsets) and is_same else _of(subset, subsets)
+        more = f" And {len(others):,} more." if others and whose else ""
+        lines.append(wrapped(f"Health: {whose}{concern.message}{more}", indent="  "))
+    return lines
+
+
+def _of(subset: SubsetResult, subsets: Sequence[SubsetResult]) -> str:
+    """Return the name of a subset, with what tells it from the others."""
+    several = len({other.name for other in subsets}) > 1
+    return f"{subset.name}, {subset.subset}: " if several else f"{subset.subset}: "
 
 
 def _subset_as_text(subset: SubsetResult, n_rows: int) -> str:

@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d3a9b", "#8c510a")
-"""Colors of layers that have none of their own, one after the other: told apart by everyone."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -40,6 +37,9 @@ class Axis:
 
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 """Colors of lines (Okabe and Ito's): the color-blind tell them apart."""
+
+PALETTE = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "#5d3a9b", "#8c510a")
+"""Colors of layers that have none of their own, one after the other."""
 
 GRAY = "#8a8f98"
 """Of what is not in question: references, the learning rate."""
@@ -128,7 +128,7 @@ class Stack(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Image(Layer):
-    """A picture of numbers.
+    """A picture of numbers: viridis reversed, so that blank looks like less than the least.
 
     Attributes
     ----------
@@ -144,8 +144,8 @@ class Image(Layer):
     is_log
         Whether colors are by the logarithm.
     tokens
-        The ids of the tokens from the lower end of `y` on, one for each unit of it; None if a row
-        is no token.
+        The id of a token of each row, in the middle of what it covers, int64; None if rows are
+        of no tokens.
     """
 
     values: np.ndarray

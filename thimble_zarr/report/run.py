@@ -65,6 +65,17 @@ class Run:
         dims = self.ds["W"].dims
         return "token" if "token" in dims else "row" if len(dims) > 2 else "element"
 
+    def of_groups(self, name: str) -> np.ndarray:
+        """Return a variable of the summary, of groups and steps alone, as `(group, step)`."""
+        values: np.ndarray = self.summary[name].transpose("group", "step").values
+        return values.astype(np.float64)
+
+    def medians(self, name: str) -> np.ndarray:
+        """Return the median of a variable over the tokens of each group, as `(group, step)`."""
+        quantiles = self.summary[f"{name}_quantiles"].sel(quantile=0.5)
+        values: np.ndarray = quantiles.transpose("group", "step").values
+        return values.astype(np.float64)
+
     def code(self, panel: str) -> str:
         """Return the line of Python that draws a panel of it."""
         return f"thimble_zarr.plot.{panel}({self.store!r})"

@@ -5,7 +5,8 @@ arrays on a sample, so small that a check hardly takes longer. `summarized.summa
 all steps and tokens, where there is a summary.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from thimble_zarr.analysis.compute.variables import (
 )
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import spacing
+from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.indexing import as_range
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import LEARNING_RATE
@@ -28,7 +30,11 @@ SAMPLED_STEPS = 32
 """Steps whose updates are looked at."""
 
 SAMPLED_CHUNKS = 8
-"""Chunks of tokens that are read: of 10,000 x 64 elements a twentieth, which is 500 tokens."""
+"""Chunks of tokens whose updates are looked at, of all subsets together. Of 10,000 x 64 elements
+they are 520 tokens, and a share of their updates is that of all tokens to 0.04."""
+
+GRADIENT_CHUNKS = 4
+"""Chunks whose gradient is read at every step."""
 
 SAMPLED_ELEMENTS = 2**19
 """Elements that they have at most; of large chunks there are fewer."""
@@ -118,7 +124,7 @@ class Measurements:
         grad_looked_at: str,
     ) -> "Measurements":
         """Return them at some rows of a recording."""
-        start = np.flatnonzero(rows == _start(source))
+        start = np.flatnonzero(rows == first_update_row(source))
         return cls(
             schema=source.reader.schema,
             steps=source.steps[rows],
@@ -131,40 +137,47 @@ class Measurements:
         )
 
 
-def measured(selected: Selected, *, n_chunks: int = SAMPLED_CHUNKS) -> Measurements:
-    """Measure a selection of a recording on a sample of its steps and of `n_chunks` of its chunks.
+def measured(subsets: Sequence[Selected]) -> list[Measurements]:
+    """Measure subsets of a recording, all at the same rows, on samples of their steps and tokens.
 
     The gradient is measured at all steps, on a sample of the whole parameter.
     """
-    source, rows = selected.source, np.asarray(selected.rows, np.int64)
+    source, rows = subsets[0].source, np.asarray(subsets[0].rows, np.int64)
     rows = rows[source.steps[rows] > 0]
-    sample, every = _sample(selected, n_chunks), replace(selected, rows=as_range(rows))
-    every = _sample(replace(every, tokens=range(len(source.token_ids))), SAMPLED_CHUNKS)
-    some = _spread(source, rows)
-    looked_at = f"{len(some):,} steps of {_words(sample, len(selected.tokens))}"
-    updates = Updates.of(_updates(sample, rows, some), _n_elements(sample), looked_at)
-    in_words = _words(every, len(source.token_ids))
-    return Measurements.of(source, rows, updates, _grad_norm(every), in_words)
+    whole = replace(subsets[0], rows=as_range(rows), tokens=range(len(source.token_ids)))
+    grad_norm, tokens = _grad_norm(whole)
+    some, n_chunks = _spread(source, rows), max(1, SAMPLED_CHUNKS // len(subsets))
+    found = []
+    for subset in subsets:
+        sample = _sample(subset, n_chunks)
+        looked_at = f"{len(some):,} steps of {_words(sample, len(subset.tokens))}"
+        n_elements = len(sample.tokens) * len(sample.dims)
+        updates = Updates.of(_updates(sample, rows, some), n_elements, looked_at)
+        found.append(Measurements.of(source, rows, updates, grad_norm, tokens))
+    return found
 
 
-def _start(source: Source) -> int:
-    """Return the first row whose step is as large as others, -1 if there is none.
+def first_update_row(source: Source) -> int:
+    """Return the first row whose update is as large as updates are in this run, 0 if there is none.
 
-    A learning rate that grows says nothing of the weights before it has half its largest value.
+    While the learning rate grows to half its largest value, updates may be lost without harm.
     """
     rate = np.nan_to_num(np.where(source.follows, source.scalars[LEARNING_RATE.name], 0.0))
     large = np.flatnonzero((rate >= rate.max() / 2) & (rate > 0))
-    return int(large[0]) if len(large) else -1
+    return int(large[0]) if len(large) else 0
 
 
 def _spread(source: Source, rows: np.ndarray) -> np.ndarray:
-    """Return some of the rows whose steps moved weights, the first, the last and `_start` too."""
+    """Return some of the rows whose steps were to move weights.
+
+    The first, the last and `first_update_row` are among them.
+    """
     rate = source.scalars[LEARNING_RATE.name]  # 0 of a step that was skipped
     rows = rows[source.follows[rows] & (rate[rows] != 0)]
     if len(rows) <= SAMPLED_STEPS:
         return rows
     spread = rows[np.linspace(0, len(rows) - 1, SAMPLED_STEPS).astype(np.int64)]
-    return np.union1d(spread, rows[rows == _start(source)])
+    return np.union1d(spread, rows[rows == first_update_row(source)])
 
 
 def _sample(selected: Selected, n_chunks: int) -> Selected:
@@ -187,16 +200,18 @@ def _words(sample: Selected, n_tokens: int) -> str:
     return f"{some}{n_tokens:,} {name}{'s' if n_tokens > 1 else ''}"
 
 
-def _n_elements(selected: Selected) -> int:
-    return len(selected.tokens) * len(selected.dims)
+def _grad_norm(whole: Selected) -> tuple[np.ndarray, str]:
+    """Return the norm of the gradient at each row, and of which tokens it is, in words.
 
-
-def _grad_norm(selected: Selected) -> np.ndarray:
-    if "grad" not in selected.source.reader.schema.dtypes:
-        return np.full(len(selected.rows), np.nan)
-    statistics = Statistics(_of_gradient, (np.add,), inputs=("grad",), cached=True)
-    norms: np.ndarray = np.sqrt(Reduction(selected, statistics).compute()[0, 0])
-    return norms
+    NaN where it was not recorded, or cannot be read: it may be no part of what was asked for.
+    """
+    sample = _sample(whole, GRADIENT_CHUNKS)
+    norms = np.full(len(sample.rows), np.nan)
+    if "grad" in sample.source.reader.schema.dtypes and len(norms):
+        statistics = Statistics(_of_gradient, (np.add,), inputs=("grad",), cached=True)
+        with contextlib.suppress(ThimbleError, OSError):
+            norms = np.sqrt(Reduction(sample, statistics).compute()[0, 0])
+    return norms, _words(sample, len(whole.tokens))
 
 
 def _of_gradient(part: Window) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ from thimble_zarr.analysis.audit.accounting import selected
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.conditions import concerns_of
-from thimble_zarr.analysis.health.measurements import Measurements, Updates
+from thimble_zarr.analysis.health.measurements import Measurements, Updates, first_update_row
 
 ALL = "all"
 """The group of all tokens."""
@@ -29,65 +29,66 @@ def health(ds: xr.Dataset, summary: xr.Dataset) -> tuple[Concern, ...]:
         What concerns all tokens, and then what concerns a group of them and not all.
     """
     source = selected(ds).source
-    found: dict[str, list[Concern]] = {}
-    for group in sorted(map(str, summary.group.values), key=lambda name: name != ALL):
-        concerns = concerns_of(summarized(source, summary, group))
-        for code in {concern.code: None for concern in concerns if concern.code not in found}:
-            found[code] = [concern for concern in concerns if concern.code == code]
-    return tuple(concern for concerns in found.values() for concern in concerns)
+    groups = sorted(map(str, summary.group.values), key=lambda name: name != ALL)
+    found: dict[tuple[str, str], Concern] = {}
+    for measurements in summarized(source, summary, groups):
+        for concern in concerns_of(measurements):
+            found.setdefault((concern.code, str(concern.evidence.get("variable"))), concern)
+    return tuple(found.values())
 
 
-def summarized(source: Source, summary: xr.Dataset, group: str) -> Measurements:
-    """Return the measurements of a group of a summary's tokens."""
-    of = summary.sel(group=group)
-    rows = np.searchsorted(source.steps, summary.step.values)
-    later = summary.step.values > 0
-    updates = _updates(of, source.reader.schema.n_dims)
-    of_rows = {name: getattr(updates, name)[later] for name in _BY_STEP}
-    name = source.reader.schema.row_name
-    n_rows = int(of.is_member.sum())
-    whose = f"all {n_rows:,} {name}s" if group == ALL else f"the {n_rows:,} {name}s of {group}"
-    grad_norm = _norm(summary.norm_grad) if "norm_grad" in summary else np.full(len(rows), np.nan)
-    return Measurements.of(
-        source,
-        rows[later],
-        Updates(**of_rows, looked_at=f"{int(later.sum()):,} steps of {whose}"),
-        grad_norm[later],
-        f"all {summary.sizes[of.is_member.dims[0]]:,} {name}s",
-    )
+def summarized(source: Source, summary: xr.Dataset, groups: list[str]) -> list[Measurements]:
+    """Return the measurements of groups of a summary's tokens, at its steps."""
+    steps = summary.step.values
+    rows = np.searchsorted(source.steps, steps[steps > 0])
+    names = f"{source.reader.schema.row_name}s"
+    grad_norm = np.full(len(rows), np.nan)
+    if "norm_grad" in summary:
+        squares = summary.norm_grad.astype(np.float64) ** 2
+        grad_norm = np.sqrt(squares.sum("token", skipna=False).values)[steps > 0]
+    of_grad = f"all {summary.sizes['token']:,} {names}"
+    found = []
+    for group in groups:
+        of = summary.sel(group=group)
+        n_rows = f"{int(of.is_member.sum()):,}"
+        whose = f"all {n_rows} {names}" if group == ALL else f"the {n_rows} {names} of {group}"
+        updates = _updates(source, of, f"{len(rows):,} steps of {whose}")
+        found.append(Measurements.of(source, rows, updates, grad_norm, of_grad))
+    return found
 
 
-_BY_STEP = ("share_small", "lost", "size", "std")
-
-
-def _updates(of: xr.Dataset, n_dims: int) -> Updates:
+def _updates(source: Source, summary: xr.Dataset, looked_at: str) -> Updates:
     """Return what the steps did to a group, from the numbers of its summary."""
-    moved, stalled, below, wanted, observed, cosine = (
-        of[name].values
-        for name in (
-            *("share_moved", "share_stalled", "share_below_half_ulp"),
-            *("norm_predicted", "norm_observed", "cosine_predicted"),
+    of = summary.isel(step=summary.step.values > 0)
+    std, nothing = _std(source, summary), np.full(of.sizes["step"], np.nan)
+    if "share_stalled" not in of:  # no formula, or what it needs was not recorded
+        return Updates(
+            share_small=nothing, lost=nothing, size=nothing, std=std, looked_at=looked_at
         )
-    )
-    n_elements = int(of.is_member.sum()) * n_dims
-    share = moved + stalled  # what is not to move is below half a ULP, too, and no update
-    product = np.nan_to_num(cosine) * wanted * observed
-    squares = (_norm(of.norm_W.where(of.is_member, 0.0)) ** 2) / n_elements
-    means = of.centroid.mean(str(of.centroid.dims[-1])).values if n_dims > 1 else of.centroid.values
-    std = np.sqrt(np.maximum(squares - means.reshape(len(squares)) ** 2, 0))
+    wanted, observed = of.norm_predicted.values, of.norm_observed.values
+    product = np.nan_to_num(of.cosine_predicted.values) * wanted * observed
+    # What need not move is below half a ULP, too, and no update.
+    share = (of.share_moved + of.share_stalled).values
+    n_elements = int(of.is_member.sum()) * source.reader.schema.n_dims
     with np.errstate(divide="ignore", invalid="ignore"):
         return Updates(
-            share_small=(below - (1 - share)) / share,
+            share_small=(of.share_below_half_ulp.values - (1 - share)) / share,
             lost=np.sqrt(np.maximum(wanted**2 + observed**2 - 2 * product, 0)) / wanted,
             size=wanted / np.sqrt(n_elements),
-            std=np.concatenate([[np.nan], std[:-1]]),
-            looked_at="",
+            std=std,
+            looked_at=looked_at,
         )
 
 
-def _norm(norms: xr.DataArray) -> np.ndarray:
-    """Return the norm of all rows together, by step, from that of each."""
-    total: np.ndarray = np.sqrt(
-        (norms.astype(np.float64) ** 2).sum(str(norms.dims[-1]), skipna=False)
-    )
-    return np.asarray(total)
+def _std(source: Source, summary: xr.Dataset) -> np.ndarray:
+    """Return the standard deviation of weights before the first update; NaN at other steps."""
+    steps = summary.step.values
+    std = np.full(np.count_nonzero(steps > 0), np.nan)
+    first = source.steps[first_update_row(source)]
+    if {first - 1, first} <= {*steps.tolist()}:
+        before = summary.sel(step=first - 1)
+        sizes = before.norm_W.values[before.is_member.values].astype(np.float64)
+        square = np.mean(sizes**2) / source.reader.schema.n_dims
+        mean = before.centroid.values.mean()
+        std[steps[steps > 0] == first] = np.sqrt(np.maximum(square - mean**2, 0))
+    return std

@@ -6,7 +6,7 @@ from bokeh.models import CustomJS
 from bokeh.models.widgets import RadioButtonGroup, Toggle
 
 from thimble_zarr.report.browser.links import Links
-from thimble_zarr.report.browser.scales import Dim, State, Switch
+from thimble_zarr.report.browser.scales import SIDES, State, Switch
 
 
 def group_switch(links: Links) -> RadioButtonGroup:
@@ -52,7 +52,6 @@ for (const {dim, side, plot, grid, glyphs, linear, log} of axes) {
 
 def _models(of: Switch) -> Mapping[str, object]:
     """Return an axis as the script takes it."""
-    sides: Mapping[Dim, str] = {"x": "below", "y": "left"}
 
     def state(of: State) -> Mapping[str, object]:
         return {"scale": of.scale, "range": of.range, "ticks": of.ticks} | {
@@ -61,7 +60,7 @@ def _models(of: Switch) -> Mapping[str, object]:
 
     return {
         "dim": of.dim,
-        "side": sides[of.dim],
+        "side": SIDES[of.dim],
         "plot": of.plot,
         "grid": of.grid,
         "glyphs": [[*of] for of in of.glyphs],

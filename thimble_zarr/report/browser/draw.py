@@ -25,8 +25,8 @@ from thimble_zarr.report.browser.columns import Table, color_scale, tables_of
 from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, Renderer, glyphs_of, label_colors
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
-from thimble_zarr.report.browser.scales import Switch, set_scale, styled
-from thimble_zarr.report.figure import Axis, Figure, Image, Line, Points, Stack
+from thimble_zarr.report.browser.scales import Dim, Switch, set_scale, styled
+from thimble_zarr.report.figure import Axis, Figure, Image, Line, Panel, Points, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Drawn:
         The numbers, a source for each table of the figure (`columns.tables_of`).
     points
         What draws points of tokens: the source of each has a column `token`.
-    switches
-        The axes that can be linear or logarithmic (`controls.log_switch`).
+    axes
+        How its axes become linear or logarithmic; that of steps does not.
     colors
         What the colors of images mean: its `low` and `high`.
     """
@@ -50,8 +50,13 @@ class Drawn:
     plot: Plot
     sources: Sequence[ColumnDataSource]
     points: Sequence[Renderer]
-    switches: Sequence[Switch]
+    axes: Mapping[Dim, Switch]
     colors: ContinuousColorMapper
+
+    @property
+    def switches(self) -> list[Switch]:
+        """The axes that the reader may switch (`controls.log_switch`)."""
+        return [of for of in self.axes.values() if of.can_switch]
 
     def update(self, figure: Figure) -> None:
         """Replace the numbers in place.
@@ -70,8 +75,32 @@ class Drawn:
         self.colors.update(low=of.low, high=of.high)
 
 
+def draw_panel(panel: Panel, links: Links, *, height: int = 300) -> list[Drawn]:
+    """Draw the figures of a panel, each label in one color.
+
+    Parameters
+    ----------
+    panel
+        What is drawn.
+    links
+        What its figures share with the others of the page.
+    height
+        Height of each in pixels; they are as wide as the places where they are put.
+    """
+    colors, drawn = label_colors(panel.figures), list[Drawn]()
+    for figure in panel.figures:
+        like = drawn[0] if drawn and panel.has_same_axes else None
+        drawn.append(draw(figure, links, colors=colors, height=height, like=like))
+    return drawn
+
+
 def draw(
-    figure: Figure, links: Links, *, colors: Mapping[str, str] | None = None, height: int = 300
+    figure: Figure,
+    links: Links,
+    *,
+    colors: Mapping[str, str] | None = None,
+    height: int = 300,
+    like: Drawn | None = None,
 ) -> Drawn:
     """Draw a figure.
 
@@ -85,6 +114,8 @@ def draw(
         The color of each label (`glyphs.label_colors`), by default of this figure alone.
     height
         Height in pixels; it is as wide as the place where it is put.
+    like
+        What it shares the ranges of its axes with.
     """
     plot, mapper = _plot(figure, links, height), _color_mapper(figure)
     colors = label_colors([figure]) if colors is None else colors
@@ -108,7 +139,7 @@ def draw(
         plot=plot,
         sources=sources,
         points=[of.renderers[0] for of, yes in zip(drawn, is_token, strict=True) if yes],
-        switches=_set_scales(plot, figure, drawn),
+        axes=_set_scales(plot, figure, drawn, like),
         colors=mapper,
     )
 
@@ -230,13 +261,16 @@ def _add_color_bar(plot: Plot, figure: Figure, mapper: ContinuousColorMapper) ->
     plot.add_layout(bar, "right")
 
 
-def _set_scales(plot: Plot, figure: Figure, drawn: Sequence[Glyphs]) -> list[Switch]:
-    """Make axes linear or logarithmic, and return those that can be switched."""
-    switches = []
+def _set_scales(
+    plot: Plot, figure: Figure, drawn: Sequence[Glyphs], like: Drawn | None
+) -> dict[Dim, Switch]:
+    """Make axes linear or logarithmic, and return how they are switched."""
+    switches: dict[Dim, Switch] = {}
+    others = like.axes if like is not None else {}
     if figure.x.is_step:
         styled(plot.xaxis[0], figure.x)
     else:
-        switches.append((figure.x, set_scale(plot, "x", figure.x)))
+        switches["x"] = set_scale(plot, "x", figure.x, like=others.get("x"))
     properties = [of for glyphs in drawn for of in glyphs.log_properties]
     on_right = [isinstance(layer, Line) and layer.on_right for layer in figure.layers]
     sides: dict[bool, list[Renderer]] = {True: [], False: []}
@@ -245,9 +279,9 @@ def _set_scales(plot: Plot, figure: Figure, drawn: Sequence[Glyphs]) -> list[Swi
     if figure.right is not None:
         plot.extra_y_ranges["right"].update(renderers=sides[True])
     left = sides[False] if figure.right is not None else None
-    switches.append((figure.y, set_scale(plot, "y", figure.y, properties, left)))
+    switches["y"] = set_scale(plot, "y", figure.y, properties, left, like=others.get("y"))
     if any(isinstance(layer, Image | Stack) for layer in figure.layers):
         for of in (plot.x_range, plot.y_range):
             if isinstance(of, DataRange1d):
                 of.range_padding = 0
-    return [switch for axis, switch in switches if axis.can_switch]
+    return switches

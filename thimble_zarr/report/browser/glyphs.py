@@ -14,6 +14,7 @@ from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import BLANK
 from thimble_zarr.report.figure import (
+    GRAY,
     PALETTE,
     Band,
     Bars,
@@ -25,9 +26,6 @@ from thimble_zarr.report.figure import (
     Rule,
     Stack,
 )
-
-GREY = "#5f6368"
-"""Of what is no data: references."""
 
 N_COLORS = BLANK
 """Colors of a picture, one for each number that a pixel can have."""
@@ -77,7 +75,7 @@ def label_colors(figures: Sequence[Figure]) -> dict[str, str]:
     for layer in (layer for figure in figures for layer in figure.layers):
         is_reference = isinstance(layer, Rule) or (isinstance(layer, Line) and layer.is_dashed)
         if layer.label not in colors and not isinstance(layer, Stack | Image):
-            colors[layer.label] = layer.color or (GREY if is_reference else next(palette))
+            colors[layer.label] = layer.color or (GRAY if is_reference else next(palette))
     return colors
 
 
@@ -85,7 +83,7 @@ def glyphs_of(
     plot: Plot, i: int, layer: Layer, source: ColumnDataSource, colors: Mapping[str, str]
 ) -> Glyphs:
     """Draw layer `i` of a figure from the columns that `columns.tables_of` gave it."""
-    color = layer.color or colors.get(layer.label, GREY)
+    color = layer.color or colors.get(layer.label, GRAY)
     match layer:
         case Line():
             return _line(plot, i, layer, source, color)

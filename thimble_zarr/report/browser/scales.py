@@ -1,6 +1,6 @@
 """Axes that are linear or logarithmic, as the reader wants."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ from bokeh.models import (
     LinearScale,
     LogAxis,
     LogScale,
+    Model,
     NumeralTickFormatter,
     Range,
     Scale,
@@ -24,6 +25,9 @@ from thimble_zarr.report.browser.glyphs import LogProperty, Renderer
 from thimble_zarr.report.figure import Axis
 
 Dim = Literal["x", "y"]
+
+SIDES: Mapping[Dim, str] = {"x": "below", "y": "left"}
+"""Where a plot has the axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Switch:
-    """An axis that can be switched: what there is to change, and into what.
+    """What changes where an axis becomes linear or logarithmic, and into what.
 
     Attributes
     ----------
@@ -54,6 +58,8 @@ class Switch:
         Whether it is `x` or `y`.
     is_log
         Whether it is logarithmic at first.
+    can_switch
+        Whether both make sense.
     plot, grid, glyphs
         What changes; of each glyph one property, which is named.
     linear, log
@@ -62,6 +68,7 @@ class Switch:
 
     dim: Dim
     is_log: bool
+    can_switch: bool
     plot: Plot
     grid: Grid
     glyphs: Sequence[tuple[Glyph, str]]
@@ -75,35 +82,52 @@ def set_scale(
     axis: Axis,
     properties: Sequence[LogProperty] = (),
     renderers: Sequence[Renderer] | None = None,
+    like: Switch | None = None,
 ) -> Switch:
     """Give an axis of a plot its scale, and return how it is switched.
 
-    `renderers` are what it must have room for, by default all of the plot.
+    `renderers` are what it must have room for, by default all of the plot. It shares the ranges of
+    the axis `like`, if there is one.
     """
-    states = [
-        State(
-            scale=scale(),
-            range=DataRange1d(only_visible=True, renderers=[*renderers] if renderers else "auto"),
-            ticks=styled(ticks(axis_label=axis.label)),
-            properties=of,
-        )
-        for scale, ticks, of in (
-            (LinearScale, LinearAxis, [of.linear for of in properties]),
-            (LogScale, LogAxis, [of.log for of in properties]),
-        )
-    ]
-    grid = plot.xgrid[0] if dim == "x" else plot.ygrid[0]
-    glyphs = [(of.glyph, of.name) for of in properties]
-    state = states[axis.is_log]
+    room: list[Model] | Literal["auto"] = [*renderers] if renderers else "auto"
+    linear, log = (like.linear.range, like.log.range) if like else (_fitting(room), _fitting(room))
+    switch = Switch(
+        dim=dim,
+        is_log=axis.is_log,
+        can_switch=axis.can_switch,
+        plot=plot,
+        grid=plot.xgrid[0] if dim == "x" else plot.ygrid[0],
+        glyphs=[(of.glyph, of.name) for of in properties],
+        linear=State(
+            scale=LinearScale(),
+            range=linear,
+            ticks=styled(LinearAxis(axis_label=axis.label)),
+            properties=[of.linear for of in properties],
+        ),
+        log=State(
+            scale=LogScale(),
+            range=log,
+            ticks=styled(LogAxis(axis_label=axis.label)),
+            properties=[of.log for of in properties],
+        ),
+    )
+    _set(switch, switch.log if axis.is_log else switch.linear)
+    return switch
+
+
+def _fitting(renderers: list[Model] | Literal["auto"]) -> DataRange1d:
+    """Return a range that fits what is visible of some renderers."""
+    return DataRange1d(only_visible=True, renderers=renderers)
+
+
+def _set(switch: Switch, state: State) -> None:
+    """Do in Python what `controls.log_switch` does in the browser."""
+    plot, dim = switch.plot, switch.dim
     plot.update(**{f"{dim}_scale": state.scale, f"{dim}_range": state.range})
-    plot.update(**{"below" if dim == "x" else "left": [state.ticks]})
-    grid.axis = state.ticks
-    for (glyph, name), value in zip(glyphs, state.properties, strict=True):
+    plot.update(**{SIDES[dim]: [state.ticks]})
+    switch.grid.axis = state.ticks
+    for (glyph, name), value in zip(switch.glyphs, state.properties, strict=True):
         setattr(glyph, name, value)
-    return Switch(
-        dim=dim, is_log=axis.is_log, plot=plot, grid=grid, glyphs=glyphs,
-        linear=states[0], log=states[1],
-    )  # fmt: skip
 
 
 def styled(ticks: Ticks, axis: Axis | None = None) -> Ticks:

@@ -262,7 +262,8 @@ class Page:
         group = self.snapshot.run.groups[self.group.active or 0]
         for layer in place.figures[index].layers:
             if isinstance(layer, Image) and layer.tokens is not None and layer.group == group:
-                row = int(np.floor(event.y - layer.y[0]))
+                share = (event.y - layer.y[0]) / (layer.y[1] - layer.y[0])
+                row = int(np.floor(share * len(layer.tokens)))
                 if 0 <= row < len(layer.tokens):
                     self._choose_id(int(layer.tokens[row]))
 
