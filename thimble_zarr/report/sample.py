@@ -1,4 +1,4 @@
-"""What a panel shows of tokens where it cannot show all: a sample of each group."""
+"""What a panel shows where it cannot show all: some steps, and a sample of each group."""
 
 from collections.abc import Mapping
 
@@ -11,6 +11,17 @@ N_POINTS = 1000
 """Tokens of a group that a figure shows at most."""
 
 _SEED = 0
+
+
+def spread(steps: np.ndarray, n_most: int) -> list[int]:
+    """Return at most so many of the steps: the first, the last, and more of the early ones.
+
+    Early on much happens in a few steps, and towards the end little in many.
+    """
+    n = min(len(steps), n_most)
+    positions = np.rint(np.linspace(0, 1, n) ** 3 * (len(steps) - 1)).astype(np.int64)
+    chosen: list[int] = steps[np.maximum(positions, np.arange(n))].tolist()
+    return chosen
 
 
 def sampled(run: Run) -> dict[str, np.ndarray]:
