@@ -96,7 +96,7 @@ class Program:
         """
         if state.decay is None or scalars[state.decay] == 1:
             return 0.0
-        dtypes = dict.fromkeys(self.optimizer.variables, self.dtypes["W"]) | self.dtypes
+        dtypes = {**dict.fromkeys(self.optimizer.variables, self.dtypes["W"]), **self.dtypes}
         native = dtypes[state.name]
         numbers = encode(np.linspace(1, 2, N_MANTISSAS[native], endpoint=False), native)
         before = {name: encode(np.zeros(len(numbers)), dtypes[name]) for name in dtypes}
