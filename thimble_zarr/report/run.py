@@ -42,6 +42,13 @@ class Run:
         return dict(zip(self.groups, masks, strict=True))
 
     @property
+    def ids(self) -> np.ndarray:
+        """The id of each token, int64, shape `(token,)`."""
+        n_tokens, coords = self.summary.sizes["token"], self.summary.coords
+        ids: np.ndarray = coords["token"].values if "token" in coords else np.arange(n_tokens)
+        return ids
+
+    @property
     def steps(self) -> np.ndarray:
         """The steps that it was summed up for, int64."""
         steps: np.ndarray = self.summary.step.values.astype(np.int64)

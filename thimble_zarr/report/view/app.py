@@ -3,11 +3,16 @@
 from collections.abc import Callable, Sequence
 
 from bokeh.document import Document
-from bokeh.models import Div, Select
+from bokeh.models import Model
+from bokeh.models.widgets import Div, Select
+from jinja2 import Template
 
 from thimble_zarr.report.view.background import Background
 from thimble_zarr.report.view.live import Live, Snapshot
-from thimble_zarr.report.view.page import POLL_MS, Page
+from thimble_zarr.report.view.page import Page
+
+POLL_MS = 1_000
+"""How often a tab asks whether more was committed."""
 
 
 def application(lives: Sequence[Live]) -> Callable[[Document], None]:
@@ -19,7 +24,8 @@ def application(lives: Sequence[Live]) -> Callable[[Document], None]:
     return build
 
 
-TEMPLATE = """
+PAGE = """
+{% extends base %}
 {% block preamble %}
 <link rel="icon" href="data:,">
 <style>
@@ -39,7 +45,7 @@ class _Tab:
         self._page: Page | None = None
         self._background = Background(doc, self._fail)
         doc.title = "thimble-zarr"
-        doc.template = TEMPLATE
+        doc.template = Template(PAGE)
         doc.add_periodic_callback(self._follow, POLL_MS)
 
     def open(self, live: Live) -> None:
@@ -48,25 +54,25 @@ class _Tab:
         if live.is_ready:
             self._show(live, live.snapshot)
             return
-        self._replace(Div(name="status", text=f"Summing up {live.store} ..."))
-        self._background.do(
-            "open", live.advance, lambda snapshot: self._show(live, snapshot)
-        )
+        self._replace(Div(name="status", text=f"Summing up {live.name} ..."))
+        self._background.do("open", live.advance, lambda snapshot: self._show(live, snapshot))
 
     def _show(self, live: Live, snapshot: Snapshot) -> None:
         self._page = page = Page(self._doc, live, snapshot)
-        stores = [other.store for other in self._lives]
+        names: list[str | tuple[object, str]] = [
+            (str(index), other.name) for index, other in enumerate(self._lives)
+        ]
         choice = Select(
             name="run",
             css_classes=["run"],
-            options=[(str(i), store) for i, store in enumerate(stores)],
+            options=names,
             value=str(self._lives.index(live)),
-            visible=len(stores) > 1,
+            visible=len(names) > 1,
         )
         choice.on_change("value", lambda attribute, old, new: self.open(self._lives[int(new)]))
         self._replace(page.root(choice))
 
-    def _replace(self, *roots: object) -> None:
+    def _replace(self, *roots: Model) -> None:
         self._doc.clear()
         for root in roots:
             self._doc.add_root(root)

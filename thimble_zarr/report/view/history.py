@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from thimble_zarr.report.figure import STEP, Axis, Figure, Image, Layer, Line, Panel
+from thimble_zarr.report.figure import Axis, Figure, Image, Layer, Line, Panel
 
 N_DIMS_SHOWN = 3
 """Dims whose lines are shown at first."""
@@ -133,8 +133,6 @@ def _displacement_figure(of: History) -> Figure:
         title="How far each dim moved, in ULP; blank where it stayed",
         y=Axis(label="dim"),
         layers=[
-            Image(
-                values=size, x=(first, last), y=(-0.5, len(size) - 0.5), unit="ULP", is_log=True
-            )
+            Image(values=size, x=(first, last), y=(-0.5, len(size) - 0.5), unit="ULP", is_log=True)
         ],
     )
