@@ -19,7 +19,7 @@ def test_norm_drift_and_steps_are_those_of_the_mean(toy_path: Path, toy_history:
             ("Drift", 0, np.linalg.norm(mean - mean[0], axis=1)),
             ("Step size", 1, np.linalg.norm(np.diff(mean, axis=0), axis=1)),
         ):
-            line = layer_of(figure_of(panel, title), Line, group=group, label=title.lower())
+            line = layer_of(figure_of(panel, title), Line, group=group, label="")
             np.testing.assert_array_equal(line.x, range(first, 14))
             np.testing.assert_allclose(line.y, expected, rtol=1e-6, atol=1e-12)
 

@@ -34,15 +34,14 @@ def as_text(results: Sequence[ParameterResult], n_rows: int | None = None) -> st
         parts += [_subset_as_text(subset, n_rows or DEFAULT_ROWS) for subset in subsets]
     if not alone:
         parts.append(overview(results) + "\n")
-    health = "".join(f"{line}\n" for line in _health(subsets))
-    return "\n".join(parts) + ("" if alone or not health else "\n") + health
+    return "\n".join(parts)
 
 
 def in_words(results: Sequence[ParameterResult]) -> str:
     """Return verdicts, findings and health; of several parameters or stores the overview."""
-    subsets = [subset for of in results for subset in of.subsets]
     if len(results) > 1:
-        return "\n".join([overview(results), *_health(subsets)])
+        return overview(results)
+    subsets = results[0].subsets
     of = (f"{subset.subset}: " if len(subsets) > 1 else "" for subset in subsets)
     return "\n".join([*map(_in_words, subsets, of), *_health(subsets)])
 
@@ -81,7 +80,8 @@ def _subset_as_text(subset: SubsetResult, n_rows: int) -> str:
     parts = [_title(subset)]
     parts += [_steps_table(subset, n_rows)] if has_formula(subset.numbers) else []
     parts += [_replay_table(subset)] if subset.replay else []
-    return "\n\n".join([*parts, _in_words(subset)]) + "\n"
+    words = "\n".join([_in_words(subset), *_health([subset])])
+    return "\n\n".join([*parts, words]) + "\n"
 
 
 def _title(subset: SubsetResult) -> str:
@@ -162,7 +162,7 @@ def _share(part: int, total: int) -> str:
 
 
 def overview(results: Sequence[ParameterResult]) -> str:
-    """Return a line a store, parameter and subset, and in words what fails."""
+    """Return a line a store, parameter and subset, in words what fails, and the health of all."""
     subsets = [subset for of in results for subset in of.subsets]
     replayed = any("recurrence" in subset.numbers for subset in subsets)
     equal = "equal bits" if replayed else "within rounding"
@@ -183,7 +183,8 @@ def overview(results: Sequence[ParameterResult]) -> str:
     shown = aligned(zip(*table, strict=True), width=text_width())
     failing = [subset for subset in subsets if not subset.holds]
     words = [_in_words(subset, f"{subset.name}, {subset.subset}: ") for subset in failing]
-    return "\n\n".join(filter(None, ["\n".join(titles), shown, *words]))
+    health = "\n".join(_health(subsets))
+    return "\n\n".join(filter(None, ["\n".join(titles), shown, *words, health]))
 
 
 def _line(subset: SubsetResult) -> tuple[str, ...]:

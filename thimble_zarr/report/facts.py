@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from thimble_zarr.format.layout import human_bytes
-from thimble_zarr.format.schema import Json, Schema
+from thimble_zarr.format.schema import Schema
 from thimble_zarr.report.run import Run
 
 Facts = Mapping[str, str]
@@ -36,7 +36,7 @@ def facts(run: Run) -> Facts:
         "hyper-parameters": _hyper_parameters(run.ds, schema),
         "largest step": largest_step(run),
         "loss": _loss(run.ds),
-        "model": _settings(schema.attrs),
+        "settings": _settings(schema),
         "recorded": ", ".join(
             [schema.created, *(f"{name} {version}" for name, version in schema.software.items())]
         ),
@@ -72,15 +72,16 @@ def _loss(ds: xr.Dataset) -> str:
     return f"{known[0]:.4g} at first, {known[-1]:.4g} at last" if known.size else ""
 
 
-def _settings(attrs: Mapping[str, Json]) -> str:
-    """Return the settings of the run that a person knows it by, as far as they were kept."""
-    config = attrs.get("config", attrs)
+def _settings(schema: Schema) -> str:
+    """Return the settings of the run, seeds first, that were kept and not told already."""
+    config = schema.attrs.get("config", schema.attrs)
     if not isinstance(config, Mapping):
         return ""
     simple = {
         str(name): value
         for name, value in config.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
+        if name not in schema.optimizer.scalars
     }
     first = [name for name in simple if "seed" in name]
     names = [*first, *(name for name in simple if name not in first)]
@@ -101,7 +102,7 @@ def largest_step(run: Run) -> str:
     token = int(np.nanargmax(np.where(np.isnan(sizes), -np.inf, sizes)))
     at = of_step.isel(token=token)
     return (
-        f"step {run.steps[row]:,}, {_name(run, token)}: |ΔW| {float(at.norm_delta_W):.4g}, "
+        f"step {run.steps[row]:,}, {_name(run, token)}: |delta W| {float(at.norm_delta_W):.4g}, "
         f"{float(at.l2_ulp):,.4g} ULP; its farthest dim {float(at.max_ulp):,.4g} ULP"
     )
 

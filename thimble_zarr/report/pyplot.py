@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from thimble_zarr.report.figure import (
     BLUE,
@@ -176,10 +176,17 @@ def _draw_figure(
 def _set_axis(ax: Axes, name: str, axis: Axis) -> None:
     high = getattr(ax.dataLim, f"interval{name}")[1]
     is_log = axis.is_log and high > 0 and np.isfinite(high)
-    ax.set(**{f"{name}label": _plain(axis.label), f"{name}scale": "log" if is_log else "linear"})
+    label = textwrap.fill(_plain(axis.label), 40)
+    ax.set(**{f"{name}label": label, f"{name}scale": "log" if is_log else "linear"})
     if axis.is_step and not is_log:
         ax.margins(x=0.01)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = getattr(ax, f"get_{name}lim")()
+    if name == "x" and is_log and high < 20 * low:
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        ax.xaxis.set_minor_locator(NullLocator())  # matplotlib labels them one over the other
 
 
 def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
@@ -197,6 +204,8 @@ def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
             return {}
         case Bars(edges=edges, heights=heights):
             artist = ax.stairs(heights, edges, fill=True, color=color, alpha=0.7)
+        case Points(x=x, y=y, tokens=None):
+            artist = ax.scatter(x, y, s=40, color=color, edgecolors="white")
         case Points(x=x, y=y):
             artist = ax.scatter(x, y, s=7, color=color, alpha=0.5, linewidths=0)
         case Rule(y=at) if at is not None:
@@ -205,6 +214,7 @@ def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
             artist = ax.axvline(at, color=color, linestyle="--", linewidth=1.2)
         case _:
             raise TypeError(f"a layer is one of figure.py, not {type(layer).__name__}")
+    artist.set_label(layer.label)
     return {layer.label: artist}
 
 

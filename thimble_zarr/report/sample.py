@@ -1,5 +1,7 @@
 """What a panel shows of tokens where it cannot show all: a sample of each group."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import xarray as xr
 
@@ -36,9 +38,16 @@ def token_ids(run: Run, tokens: np.ndarray) -> np.ndarray:
     return ids
 
 
-def values_of(variable: xr.DataArray, step: int, tokens: np.ndarray) -> np.ndarray:
-    """Return a variable of the dataset at a step and some positions, float64, `(token, dim)`."""
+def values_of(
+    variable: xr.DataArray, step: int, tokens: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return a variable of the dataset at a step, at each group's positions: `(token, dim)`.
+
+    It is read once, for all groups together, and float64.
+    """
+    every = np.unique(np.concatenate([*tokens.values()]))
     row = variable.sel(step=step)
     if row.ndim:
-        row = row.isel({row.dims[0]: tokens})
-    return np.asarray(row.values, np.float64).reshape(len(tokens), -1)
+        row = row.isel({row.dims[0]: every})
+    values = np.asarray(row.values, np.float64).reshape(len(every), -1)
+    return {group: values[np.searchsorted(every, of)] for group, of in tokens.items()}

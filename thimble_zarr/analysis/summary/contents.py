@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from thimble_zarr.analysis.compute.variables import formula_inputs
 from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim.base import Estimate
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 """The quantiles over the tokens of a group that are kept of each number that a token has."""
@@ -47,12 +47,12 @@ class Contents:
         return schema.optimizer.formula is not None and {*formula_inputs(schema)} <= {*recorded}
 
     @property
-    def estimates(self) -> dict[str, Any]:
+    def estimates(self) -> dict[str, Estimate]:
         """The estimates of the optimizer that can be computed, by what their norm is called."""
         recorded = self.schema.dtypes
         return {
             f"norm_sqrt_{of.name}" if of.is_square else f"norm_{of.name}": of
-            for of in getattr(self.schema.optimizer, "estimates", ())
+            for of in self.schema.optimizer.estimates
             if {*of.inputs} <= {*recorded}
         }
 
@@ -60,7 +60,7 @@ class Contents:
     def states(self) -> dict[str, str]:
         """The states of an optimizer that has no estimates, by what their norm is called."""
         optimizer = self.schema.optimizer
-        known = () if getattr(optimizer, "estimates", ()) else optimizer.states
+        known = () if optimizer.estimates else optimizer.states
         return {
             f"norm_{state.name}": state.name for state in known if state.name in self.schema.dtypes
         }

@@ -14,7 +14,7 @@ Members = str | Sequence[int] | np.ndarray
 """Tokens: ids, a mask of all that are selected, or text as `--tokens` takes it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Groups of selected tokens, by name.
 
@@ -51,6 +51,25 @@ class Groups:
             masks[name] = _mask(selected, name, members)
         masks = {name: mask for name, mask in masks.items() if mask.any()}
         return cls((*masks,), np.stack([*masks.values()]))
+
+    def joined(self, others: "Groups") -> "Groups":
+        """Return these and others; where two have one name, that of these."""
+        masks = dict(zip(others.names, others.is_member, strict=True))
+        mine = dict(zip(self.names, self.is_member, strict=True))
+        if others.is_member.shape[1:] != self.is_member.shape[1:]:
+            return self
+        if {*mine} <= {*masks}:
+            masks |= mine
+        else:
+            masks = mine | {name: mask for name, mask in masks.items() if name not in mine}
+        return Groups((*masks,), np.stack([*masks.values()]))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Groups)
+            and self.names == other.names
+            and np.array_equal(self.is_member, other.is_member)
+        )
 
     @cached_property
     def classes(self) -> np.ndarray:

@@ -146,6 +146,8 @@ class _Numbers:
         self.arrays["norm_W"][at] = _norm(after)
         self.arrays["norm_delta_W"][at] = size
         n_moved = np.count_nonzero(delta, axis=-1)
+        if np.isnan(size[part.follows]).any():  # a change that is no number is not known
+            n_moved -= np.count_nonzero(np.isnan(delta), axis=-1)
         self.arrays["n_moved"][at] = np.where(part.follows[:, np.newaxis], n_moved, np.nan)
         rows = at[0]
         self.sums["observed"][index, rows] += (size**2).sum(axis=-1)

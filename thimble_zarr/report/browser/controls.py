@@ -64,6 +64,6 @@ def _models(of: Switch) -> Mapping[str, object]:
         "plot": of.plot,
         "grid": of.grid,
         "glyphs": [[*of] for of in of.glyphs],
-        "linear": state(of.linear),
-        "log": state(of.log),
+        "linear": state(of.states[False]),
+        "log": state(of.states[True]),
     }

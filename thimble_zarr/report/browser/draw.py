@@ -5,24 +5,30 @@ from dataclasses import dataclass
 
 from bokeh.models import (
     BoxZoomTool,
+    ColorBar,
     ColumnDataSource,
     ContinuousColorMapper,
     CrosshairTool,
-    CustomJS,
     DataRange1d,
+    GlyphRenderer,
+    Legend,
+    LegendItem,
     LinearAxis,
     LinearColorMapper,
     LinearScale,
     LogAxis,
     LogColorMapper,
     LogScale,
+    Title,
 )
-from bokeh.models.annotations import ColorBar, Legend, LegendItem, Title
+from bokeh.models import (
+    Line as LineGlyph,
+)
 from bokeh.palettes import viridis
 from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import Table, color_scale, tables_of
-from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, Renderer, glyphs_of, label_colors
+from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of, label_colors
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
 from thimble_zarr.report.browser.scales import Dim, Switch, set_scale, styled
@@ -49,7 +55,7 @@ class Drawn:
 
     plot: Plot
     sources: Sequence[ColumnDataSource]
-    points: Sequence[Renderer]
+    points: Sequence[GlyphRenderer]
     axes: Mapping[Dim, Switch]
     colors: ContinuousColorMapper
 
@@ -131,7 +137,7 @@ def draw(
         if target is not None:
             _assign(target, figure.layers[table.layers[0]].group, links)
             plot.add_tools(hover_tool(figure, table, target, mapper))
-    _add_legend(plot, figure, drawn, links)
+    _add_legends(plot, figure, drawn, links)
     if any(isinstance(layer, Image) for layer in figure.layers):
         _add_color_bar(plot, figure, mapper)
     is_token = [isinstance(of, Points) and of.tokens is not None for of in figure.layers]
@@ -189,7 +195,7 @@ def _color_mapper(figure: Figure) -> ContinuousColorMapper:
     return kind(palette=viridis(N_COLORS), low=scale.low, high=scale.high)
 
 
-def _assign(renderer: Renderer, group: str | None, links: Links) -> None:
+def _assign(renderer: GlyphRenderer | Legend, group: str | None, links: Links) -> None:
     """Have something drawn only while its group is shown."""
     if group is not None:
         renderer.group = links.groups[group]
@@ -198,7 +204,7 @@ def _assign(renderer: Renderer, group: str | None, links: Links) -> None:
 
 def _hover_target(
     plot: Plot, figure: Figure, table: Table, source: ColumnDataSource, drawn: Sequence[Glyphs]
-) -> Renderer | None:
+) -> GlyphRenderer | None:
     """Return what the mouse is over where the numbers of a table are shown.
 
     Layers of one x are joined by a line that nobody sees, so that one tooltip tells of all.
@@ -208,42 +214,32 @@ def _hover_target(
         return drawn[first].renderers[-1]
     edges = [name for name in table.columns if name.startswith(("high", "edge"))]
     if edges:
-        return plot.line("x", edges[-1], source=source, line_alpha=0)
+        return plot.add_glyph(source, LineGlyph(x="x", y=edges[-1], line_alpha=0))
     return drawn[first].renderers[0] if isinstance(figure.layers[first], Image) else None
 
 
-def _add_legend(plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Links) -> None:
-    """Add an entry for each label, shown while one of its groups is."""
-    entries: dict[str, list[tuple[str | None, Renderer]]] = {}
-    for layer, glyphs in zip(figure.layers, drawn, strict=True):
-        for label, renderer in glyphs.entries.items():
-            entries.setdefault(label, []).append((layer.group, renderer))
-    items = []
-    for label, of in entries.items():
-        item = LegendItem(label=label, renderers=[renderer for _, renderer in of])
-        groups = [links.groups[group] for group, _ in of if group is not None]
-        if len(groups) == len(of):  # none of it is always shown
-            item.visible = any(group.visible for group in groups)
-            follow = CustomJS(
-                args={"item": item, "groups": groups},
-                code="item.visible = groups.some((group) => group.visible)",
+def _add_legends(plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Links) -> None:
+    """Add a legend for each group that something is of, which is shown with it."""
+    groups = {layer.group for layer in figure.layers} - {None}
+    for group in groups or {None}:
+        entries: dict[str, GlyphRenderer] = {}
+        for layer, glyphs in zip(figure.layers, drawn, strict=True):
+            if layer.group in (None, group):
+                entries = {**glyphs.entries, **entries}
+        if entries:
+            legend = Legend(
+                items=[LegendItem(label=label, renderers=[of]) for label, of in entries.items()],
+                orientation="horizontal",
+                border_line_color=None,
+                label_text_font_size="12px",
+                label_text_color="#3c4043",
+                glyph_width=18,
+                glyph_height=14,
+                margin=4,
+                spacing=10,
             )
-            for group in links.groups.values():
-                group.js_on_change("visible", follow)
-        items.append(item)
-    if items:
-        legend = Legend(
-            items=items,
-            orientation="horizontal",
-            border_line_color=None,
-            label_text_font_size="12px",
-            label_text_color="#3c4043",
-            glyph_width=18,
-            glyph_height=14,
-            margin=4,
-            spacing=10,
-        )
-        plot.add_layout(legend, "above")
+            _assign(legend, group, links)
+            plot.add_layout(legend, "above")
 
 
 def _add_color_bar(plot: Plot, figure: Figure, mapper: ContinuousColorMapper) -> None:
@@ -273,7 +269,7 @@ def _set_scales(
         switches["x"] = set_scale(plot, "x", figure.x, like=others.get("x"))
     properties = [of for glyphs in drawn for of in glyphs.log_properties]
     on_right = [isinstance(layer, Line) and layer.on_right for layer in figure.layers]
-    sides: dict[bool, list[Renderer]] = {True: [], False: []}
+    sides: dict[bool, list[GlyphRenderer]] = {True: [], False: []}
     for glyphs, is_right in zip(drawn, on_right, strict=True):
         sides[is_right] += glyphs.renderers
     if figure.right is not None:

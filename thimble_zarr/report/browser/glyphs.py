@@ -3,14 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
 
-from bokeh.models import ColumnDataSource, LinearColorMapper
+from bokeh.models import ColumnDataSource, GlyphRenderer, LinearColorMapper, Plot
+from bokeh.models import glyphs as shapes
 from bokeh.models.glyph import Glyph
-from bokeh.models.glyphs import Image as GlyphImage
-from bokeh.models.renderers import GlyphRenderer
 from bokeh.palettes import viridis
-from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import BLANK
 from thimble_zarr.report.figure import (
@@ -29,14 +26,6 @@ from thimble_zarr.report.figure import (
 
 N_COLORS = BLANK
 """Colors of a picture, one for each number that a pixel can have."""
-
-
-if TYPE_CHECKING:
-    Renderer = GlyphRenderer[Any]  # Bokeh's class takes a parameter for type checkers only
-else:
-    Renderer = GlyphRenderer
-
-_Style = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +52,8 @@ class Glyphs:
         What is drawn in another way where y is logarithmic.
     """
 
-    renderers: Sequence[Renderer]
-    entries: Mapping[str, Renderer] = field(default_factory=dict)
+    renderers: Sequence[GlyphRenderer]
+    entries: Mapping[str, GlyphRenderer] = field(default_factory=dict)
     log_properties: Sequence[LogProperty] = ()
 
 
@@ -92,56 +81,47 @@ def glyphs_of(
         case Stack():
             return _stack(plot, i, layer, source)
         case Bars():
-            bars = plot.quad(
+            shape = shapes.Quad(
                 left="left",
                 right="right",
                 top=f"y{i}",
                 bottom=0,
-                source=source,
                 fill_color=color,
                 fill_alpha=0.55,
                 line_color=color,
             )
             floor = LogProperty(
-                glyph=bars.glyph, name="bottom", linear={"value": 0}, log={"field": f"floor{i}"}
+                glyph=shape, name="bottom", linear={"value": 0}, log={"field": f"floor{i}"}
             )
-            return _with_entry(layer, bars, floor)
+            return _with_entry(layer, plot.add_glyph(source, shape), floor)
         case Points():
-            dots = plot.scatter(
-                "x", f"y{i}", source=source, size=4, color=color, alpha=0.5, line_color=None
+            dots = shapes.Scatter(
+                x="x", y=f"y{i}", size=4, fill_color=color, fill_alpha=0.5, line_color=None
             )
-            return _with_entry(layer, dots)
+            return _with_entry(layer, plot.add_glyph(source, dots))
         case Rule():
-            style: _Style = {"line_color": color, "line_dash": "dashed", "line_width": 1.2}
-            if layer.x is not None:
-                return _with_entry(layer, plot.vspan(x="at", source=source, **style))
-            return _with_entry(layer, plot.hspan(y="at", source=source, **style))
+            rule = shapes.VSpan(x="at") if layer.x is not None else shapes.HSpan(y="at")
+            rule.update(line_color=color, line_dash="dashed", line_width=1.2)
+            return _with_entry(layer, plot.add_glyph(source, rule))
         case Image():
             return Glyphs(renderers=[_image(plot, source)])
     raise TypeError(f"a figure has no layer of the kind {type(layer).__name__}")
 
 
-def _with_entry(layer: Layer, renderer: Renderer, *properties: LogProperty) -> Glyphs:
+def _with_entry(layer: Layer, renderer: GlyphRenderer, *properties: LogProperty) -> Glyphs:
     entries = {layer.label: renderer} if layer.label else {}
     return Glyphs(renderers=[renderer], entries=entries, log_properties=properties)
 
 
 def _area(
     plot: Plot, i: int, source: ColumnDataSource, color: str, *, alpha: float, on: str = "default"
-) -> tuple[Renderer, LogProperty]:
+) -> tuple[GlyphRenderer, LogProperty]:
     """Draw the area between the columns `low` and `high`."""
-    area = plot.varea(
-        "x",
-        f"low{i}",
-        f"high{i}",
-        source=source,
-        fill_color=color,
-        fill_alpha=alpha,
-        y_range_name=on,
+    area = shapes.VArea(x="x", y1=f"low{i}", y2=f"high{i}", fill_color=color, fill_alpha=alpha)
+    floor = LogProperty(
+        glyph=area, name="y1", linear={"field": f"low{i}"}, log={"field": f"floor{i}"}
     )
-    return area, LogProperty(
-        glyph=area.glyph, name="y1", linear={"field": f"low{i}"}, log={"field": f"floor{i}"}
-    )
+    return plot.add_glyph(source, area, y_range_name=on), floor
 
 
 def _line(plot: Plot, i: int, layer: Line, source: ColumnDataSource, color: str) -> Glyphs:
@@ -150,38 +130,37 @@ def _line(plot: Plot, i: int, layer: Line, source: ColumnDataSource, color: str)
     if layer.low is not None:
         area, floor = _area(plot, i, source, color, alpha=0.18, on=on)
         renderers, properties = [area], [floor] if on == "default" else []
-    line = plot.line(
-        "x",
-        f"y{i}",
-        source=source,
+    line = shapes.Line(
+        x="x",
+        y=f"y{i}",
         line_color=color,
         line_dash="dashed" if layer.is_dashed else "solid",
         line_width=1.2 if layer.is_dashed else 1.6,
-        y_range_name=on,
     )
-    entries = {layer.label: line} if layer.label else {}
-    return Glyphs(renderers=[*renderers, line], entries=entries, log_properties=properties)
+    drawn = plot.add_glyph(source, line, y_range_name=on)
+    entries = {layer.label: drawn} if layer.label else {}
+    return Glyphs(renderers=[*renderers, drawn], entries=entries, log_properties=properties)
 
 
 def _stack(plot: Plot, i: int, layer: Stack, source: ColumnDataSource) -> Glyphs:
     palette, areas = cycle(PALETTE), {}
     for k, name in enumerate(layer.heights):
         color = layer.colors.get(name) or next(palette)
-        areas[name] = plot.varea(
-            "x",
-            f"edge{i}_{k}",
-            f"edge{i}_{k + 1}",
-            source=source,
+        area = shapes.VArea(
+            x="x",
+            y1=f"edge{i}_{k}",
+            y2=f"edge{i}_{k + 1}",
             fill_color=color,
             fill_alpha=0.85,
         )
+        areas[name] = plot.add_glyph(source, area)
     return Glyphs(renderers=[*areas.values()], entries=areas)
 
 
-def _image(plot: Plot, source: ColumnDataSource) -> Renderer:
+def _image(plot: Plot, source: ColumnDataSource) -> GlyphRenderer:
     """Draw pixels, which are bytes; that of no number is beyond the colors, and so seen through."""
     shades = LinearColorMapper(
         palette=viridis(N_COLORS), low=0, high=N_COLORS - 1, high_color="rgba(0, 0, 0, 0)"
     )
-    image = GlyphImage(image="value", x="x", y="y", dw="width", dh="height", color_mapper=shades)
+    image = shapes.Image(image="value", x="x", y="y", dw="width", dh="height", color_mapper=shades)
     return plot.add_glyph(source, image)

@@ -3,12 +3,12 @@
 from bokeh.models import (
     ContinuousColorMapper,
     CustomJSHover,
+    GlyphRenderer,
     HoverTool,
     LogColorMapper,
 )
 
 from thimble_zarr.report.browser.columns import Table
-from thimble_zarr.report.browser.glyphs import Renderer
 from thimble_zarr.report.figure import Axis, Band, Bars, Figure, Image, Line, Points, Stack
 
 _DECODED = """
@@ -23,7 +23,7 @@ Rows = list[tuple[str, str]]
 
 
 def hover_tool(
-    figure: Figure, table: Table, target: Renderer, colors: ContinuousColorMapper
+    figure: Figure, table: Table, target: GlyphRenderer, colors: ContinuousColorMapper
 ) -> HoverTool:
     """Return what shows the numbers of a table, where the mouse is over one of its glyphs."""
     rows: Rows = []

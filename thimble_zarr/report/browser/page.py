@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from bokeh.document import Document
 from bokeh.embed import file_html
 from bokeh.models import Model
 from bokeh.resources import INLINE
@@ -117,8 +118,12 @@ def as_page(
             models += of_panel
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     here = files("thimble_zarr.report.browser")
-    return file_html(
-        models,
+    document = Document()
+    with document.models.freeze():  # else it is searched through for each
+        for model in models:
+            document.add_root(model)
+    page: str = file_html(
+        document,
         INLINE,
         title,
         template=environment.from_string((here / "page.html.jinja").read_text("utf-8")),
@@ -132,6 +137,7 @@ def as_page(
         },
         suppress_callback_warning=True,
     )
+    return page
 
 
 def _controls(links: Links, steps: Steps) -> list[tuple[str, Model]]:

@@ -8,12 +8,12 @@ from bokeh.models import Axis as Ticks
 from bokeh.models import (
     BasicTickFormatter,
     DataRange1d,
+    GlyphRenderer,
     Grid,
     LinearAxis,
     LinearScale,
     LogAxis,
     LogScale,
-    Model,
     NumeralTickFormatter,
     Range,
     Scale,
@@ -21,7 +21,7 @@ from bokeh.models import (
 from bokeh.models.glyph import Glyph
 from bokeh.plotting import figure as Plot
 
-from thimble_zarr.report.browser.glyphs import LogProperty, Renderer
+from thimble_zarr.report.browser.glyphs import LogProperty
 from thimble_zarr.report.figure import Axis
 
 Dim = Literal["x", "y"]
@@ -58,22 +58,23 @@ class Switch:
         Whether it is `x` or `y`.
     is_log
         Whether it is logarithmic at first.
-    can_switch
-        Whether both make sense.
     plot, grid, glyphs
         What changes; of each glyph one property, which is named.
-    linear, log
-        What it changes into.
+    states
+        What it changes into, by whether it is logarithmic; a single one if only that makes sense.
     """
 
     dim: Dim
     is_log: bool
-    can_switch: bool
     plot: Plot
     grid: Grid
     glyphs: Sequence[tuple[Glyph, str]]
-    linear: State
-    log: State
+    states: Mapping[bool, State]
+
+    @property
+    def can_switch(self) -> bool:
+        """Whether linear and logarithmic both make sense."""
+        return len(self.states) > 1
 
 
 def set_scale(
@@ -81,7 +82,7 @@ def set_scale(
     dim: Dim,
     axis: Axis,
     properties: Sequence[LogProperty] = (),
-    renderers: Sequence[Renderer] | None = None,
+    renderers: Sequence[GlyphRenderer] | None = None,
     like: Switch | None = None,
 ) -> Switch:
     """Give an axis of a plot its scale, and return how it is switched.
@@ -89,35 +90,28 @@ def set_scale(
     `renderers` are what it must have room for, by default all of the plot. It shares the ranges of
     the axis `like`, if there is one.
     """
-    room: list[Model] | Literal["auto"] = [*renderers] if renderers else "auto"
-    linear, log = (like.linear.range, like.log.range) if like else (_fitting(room), _fitting(room))
+    states = {}
+    for is_log in (False, True) if axis.can_switch else (axis.is_log,):
+        scale, ticks = (LogScale, LogAxis) if is_log else (LinearScale, LinearAxis)
+        shared = like.states.get(is_log) if like is not None else None
+        states[is_log] = State(
+            scale=scale(),
+            range=shared.range
+            if shared is not None
+            else DataRange1d(only_visible=True, renderers=renderers or "auto"),
+            ticks=styled(ticks(axis_label=axis.label)),
+            properties=[of.log if is_log else of.linear for of in properties],
+        )
     switch = Switch(
         dim=dim,
         is_log=axis.is_log,
-        can_switch=axis.can_switch,
         plot=plot,
         grid=plot.xgrid[0] if dim == "x" else plot.ygrid[0],
         glyphs=[(of.glyph, of.name) for of in properties],
-        linear=State(
-            scale=LinearScale(),
-            range=linear,
-            ticks=styled(LinearAxis(axis_label=axis.label)),
-            properties=[of.linear for of in properties],
-        ),
-        log=State(
-            scale=LogScale(),
-            range=log,
-            ticks=styled(LogAxis(axis_label=axis.label)),
-            properties=[of.log for of in properties],
-        ),
+        states=states,
     )
-    _set(switch, switch.log if axis.is_log else switch.linear)
+    _set(switch, states[axis.is_log])
     return switch
-
-
-def _fitting(renderers: list[Model] | Literal["auto"]) -> DataRange1d:
-    """Return a range that fits what is visible of some renderers."""
-    return DataRange1d(only_visible=True, renderers=renderers)
 
 
 def _set(switch: Switch, state: State) -> None:

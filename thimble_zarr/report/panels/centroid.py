@@ -16,7 +16,7 @@ def centroid(run: Run) -> Panel:
         Figure(
             title=title,
             y=Axis(label=label, is_log=is_log, can_switch=True),
-            layers=group_lines(run, values, label=title.lower(), color=color),
+            layers=group_lines(run, values, label="", color=color),
         )
         for title, label, is_log, color, values in (
             ("Norm", "|centroid|", False, GREEN, norms(place)),

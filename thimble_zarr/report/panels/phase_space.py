@@ -1,5 +1,7 @@
 """What the optimizer keeps of each token: its two estimates against each other."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from thimble_zarr.analysis.dataset.lattice import lattice
@@ -31,7 +33,8 @@ def phase_space(run: Run) -> Panel:
     note = (
         f"On the dashed line, {first} = ULP {root} / lr, an update is one ULP: the distance to the "
         f"next number of {run.summary.attrs['ulp_dtype']} at the weights before the step, the "
-        "group's median. Below half of it rounding mostly loses the update. " + sample_note(run)
+        f"median of the {run.row_name}s shown. Below half of it rounding mostly loses the update. "
+        + sample_note(run)
     )
     return Panel(
         name="phase_space",
@@ -53,25 +56,24 @@ def _early_ones(steps: np.ndarray) -> list[int]:
 
 
 def _layers(
-    run: Run, names: tuple[str, str], step: int, lr: float, tokens: dict[str, np.ndarray]
+    run: Run, names: tuple[str, str], step: int, lr: float, tokens: Mapping[str, np.ndarray]
 ) -> list[Layer]:
     """Return points and line of each group. What is 0 or NaN has no place on these axes."""
     layers: list[Layer] = []
-    n_dims = run.summary.sizes["dim"]
+    n_dims, spacings = run.summary.sizes["dim"], _spacings(run, step, tokens)
     root, first = (
         run.summary[name].sel(step=step).values.astype(np.float64) / np.sqrt(n_dims)
         for name in names
     )
+    is_shown = (root > 0) & (first > 0) & np.isfinite(root) & np.isfinite(first)
     for group, of in tokens.items():
-        is_shown = (root[of] > 0) & (first[of] > 0) & np.isfinite(root[of]) & np.isfinite(first[of])
-        if not is_shown.any():
+        at = of[is_shown[of]]
+        if len(at) == 0:
             continue
-        at = of[is_shown]
         x, y, ids = root[at], first[at], token_ids(run, at)
         label = run.row_name
         layers.append(Points(label=label, group=group, color=BLUE, x=x, y=y, tokens=ids))
-        ulp = _spacing(run, step, at)
-        if lr > 0 and np.isfinite(ulp):
+        if lr > 0 and np.isfinite(spacings[group]):
             ends = np.array([x.min(), x.max()])
             layers.append(
                 Line(
@@ -79,17 +81,19 @@ def _layers(
                     group=group,
                     color=ORANGE,
                     x=ends,
-                    y=ulp * ends / lr,
+                    y=spacings[group] * ends / lr,
                     is_dashed=True,
                 )
             )
     return layers
 
 
-def _spacing(run: Run, step: int, tokens: np.ndarray) -> float:
-    """Return the median ULP of some tokens' weights before a step; NaN if none are finite."""
+def _spacings(run: Run, step: int, tokens: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the median ULP of each group's weights before a step; NaN if none are finite."""
     dtype = run.summary.attrs["ulp_dtype"]
     ds = run.ds if dtype == run.ds.attrs["dtype"] else lattice(run.ds, dtype)
-    ulps = values_of(ds["ulp"], step - 1, tokens)
-    ulps = ulps[np.isfinite(ulps)]
-    return float(np.median(ulps)) if len(ulps) else np.nan
+    spacings = {}
+    for group, ulps in values_of(ds["ulp"], step - 1, tokens).items():
+        finite = ulps[np.isfinite(ulps)]
+        spacings[group] = float(np.median(finite)) if len(finite) else np.nan
+    return spacings

@@ -1,5 +1,6 @@
 """Where tokens are in the plane in which their centroid moves most."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,44 +62,50 @@ class Plane:
 def projection(run: Run) -> Panel:
     """Return tokens in the plane of the path of their group's centroid, at four steps."""
     shown = run.steps[evenly(len(run.steps), N_STEPS)]
-    layers: dict[int, list[Layer]] = {step: [] for step in shown.tolist()}
     steps = np.union1d(run.steps[evenly(len(run.steps), run.n_columns)], shown)
-    shares = []
-    for group, tokens in sampled(run).items() if run.summary.sizes["dim"] > 1 else ():
-        path = run.summary["centroid"].sel(group=group, step=steps).transpose("step", "dim").values
-        is_finite = np.isfinite(path).all(1)
-        if not is_finite.any():
-            continue
-        plane = Plane.of(path[is_finite])
-        shares.append(f"{plane.shares[0]:.1%} + {plane.shares[1]:.1%} ({group})")
-        trace = plane.coordinates(path)
-        for step, of_step in layers.items():
-            of_step.append(_points(run, group, tokens, plane, step))
-            of_step += _trace(group, *trace, int(np.searchsorted(steps, step)))
+    paths = _paths(run, steps) if run.summary.sizes["dim"] > 1 else {}
+    planes = {group: Plane.of(path[np.isfinite(path).all(1)]) for group, path in paths.items()}
+    tokens = {group: of for group, of in sampled(run).items() if group in paths}
+    layers: dict[int, list[Layer]] = {}
+    for step in shown.tolist() if planes else ():
+        layers[step] = []
+        for group, W in values_of(run.ds["W"], step, tokens).items():
+            layers[step] += [
+                _points(run, group, planes[group].coordinates(W), tokens[group]),
+                *_trace(group, planes[group], paths[group], int(np.searchsorted(steps, step))),
+            ]
     x, y = (Axis(label=f"{which} component of the centroid's path") for which in ("1st", "2nd"))
     figures = [
-        Figure(title=f"step {step:,}", x=x, y=y, layers=of_step)
-        for step, of_step in layers.items()
-        if of_step
+        Figure(title=f"step {step:,}", x=x, y=y, layers=of_step) for step, of_step in layers.items()
     ]
     return Panel(
         name="projection",
         title=f"Projection: {run.row_name}s along the path of their centroid",
         code=run.code("projection"),
         figures=figures,
-        note=_note(run, shares),
+        note=_note(run, planes),
         has_same_axes=True,
     )
 
 
-def _points(run: Run, group: str, tokens: np.ndarray, plane: Plane, step: int) -> Points:
-    x, y = plane.coordinates(values_of(run.ds["W"], step, tokens))
+def _paths(run: Run, steps: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the centroid of each group at some steps, `(step, dim)`, if any of them is finite."""
+    paths = {}
+    for group in run.groups:
+        path = run.summary["centroid"].sel(group=group, step=steps).transpose("step", "dim").values
+        if np.isfinite(path).all(1).any():
+            paths[group] = path
+    return paths
+
+
+def _points(run: Run, group: str, at: tuple[np.ndarray, np.ndarray], tokens: np.ndarray) -> Points:
     ids = token_ids(run, tokens)
-    return Points(label=run.row_name, group=group, color=BLUE, x=x, y=y, tokens=ids)
+    return Points(label=run.row_name, group=group, color=BLUE, x=at[0], y=at[1], tokens=ids)
 
 
-def _trace(group: str, x: np.ndarray, y: np.ndarray, at: int) -> list[Layer]:
+def _trace(group: str, plane: Plane, path: np.ndarray, at: int) -> list[Layer]:
     """Return the path after a position along it, up to it, and the centroid there."""
+    x, y = plane.coordinates(path)
     past, later = slice(at + 1), slice(at, None)
     return [
         Line(label="path, later", group=group, color=GRAY, x=x[later], y=y[later], is_dashed=True),
@@ -107,9 +114,10 @@ def _trace(group: str, x: np.ndarray, y: np.ndarray, at: int) -> list[Layer]:
     ]
 
 
-def _note(run: Run, shares: list[str]) -> str:
-    if not shares:
+def _note(run: Run, planes: Mapping[str, Plane]) -> str:
+    if not planes:
         return "There is no such plane: a token has one weight, or none of them are finite."
+    shares = (f"{of.shares[0]:.1%} + {of.shares[1]:.1%} ({group})" for group, of in planes.items())
     return (
         "W in the plane of the first two principal components of the path of the group's own "
         f"centroid. They hold {', '.join(shares)} of the path's variance. Its mean is the origin. "

@@ -147,8 +147,8 @@ def token_image(run: Run) -> Panel:
         figures=[figure] if layers else [],
         note=(
             f"Each pixel is the median of the {run.row_name}s and steps that it covers. It is "
-            "blank where half of them or more did not move. Right of the black line they are "
-            "frozen."
+            "blank where half of them or more did not move. The black line is where they froze, if "
+            "they did."
             if layers
             else NO_CHANGE
         ),
@@ -208,7 +208,7 @@ def last_steps(run: Run) -> Panel:
         figures=figures,
         note=(
             f"Of {run.row_name}s that have left the regime; of others it is not known when they "
-            "will. Regimes are defined above."
+            "will. The panel of regimes defines them."
             if figures
             else NO_CHANGE
         ),
