@@ -120,7 +120,11 @@ class Live:
             if before is not None and (before.reader.n_rows, before.state) == (n_rows, state):
                 return before
             ds = dataset_of(reader)
-            run = Run(store=self.store, ds=ds, summary=self._summarize(ds))
+            summary = self._summarize(ds)
+            # What is not by step is small, and read again and again.
+            small = [name for name, of in summary.data_vars.items() if "step" not in of.dims]
+            summary = summary.assign({name: summary[name].compute() for name in small})
+            run = Run(store=self.store, ds=ds, summary=summary)
             self._snapshot = Snapshot(run, reader, state)
             return self._snapshot
 
