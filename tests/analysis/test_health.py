@@ -168,7 +168,7 @@ def test_what_is_planted_is_found_and_nothing_else(runs: dict[str, Path], name: 
 def summed_up(ds: xr.Dataset, groups: Mapping[str, np.ndarray]) -> xr.Dataset:
     """Return the summary of a run, of what is stored, which is read at once."""
     stored = [name for name in ds if ds[name].chunks is None]
-    in_memory = ds[[*stored, "W", "grad", "exp_avg", "exp_avg_sq"]].load()
+    in_memory = ds[[*stored, "W", "grad", "exp_avg", "exp_avg_sq"]].compute()
     with np.errstate(invalid="ignore"):
         return reference_summary(in_memory, ds.attrs["dtype"], groups)
 
