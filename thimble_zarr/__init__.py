@@ -16,12 +16,15 @@ TYPE_CHECKING = False  # as type checkers know it; importing typing takes 10 ms
 if TYPE_CHECKING:
     from thimble_zarr.analysis.audit.accounting import accounting
     from thimble_zarr.analysis.check import check
+    from thimble_zarr.analysis.dataset.lattice import lattice
     from thimble_zarr.analysis.dataset.open import open_dataset, open_datatree
     from thimble_zarr.analysis.dataset.runs import open_datasets
+    from thimble_zarr.analysis.summary.summary import summary
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
     from thimble_zarr.record.schedule import every, log_spaced, windows
+    from thimble_zarr.report import plot
     from thimble_zarr.store.integrity.verify import verify
 
 __version__ = "0.1.0"
@@ -33,10 +36,13 @@ __all__ = [
     "accounting",
     "check",
     "every",
+    "lattice",
     "log_spaced",
     "open_dataset",
     "open_datasets",
     "open_datatree",
+    "plot",
+    "summary",
     "verify",
     "windows",
 ]
@@ -48,10 +54,13 @@ _HOMES = {
     "accounting": "thimble_zarr.analysis.audit.accounting",
     "check": "thimble_zarr.analysis.check",
     "every": "thimble_zarr.record.schedule",
+    "lattice": "thimble_zarr.analysis.dataset.lattice",
     "log_spaced": "thimble_zarr.record.schedule",
     "open_dataset": "thimble_zarr.analysis.dataset.open",
     "open_datasets": "thimble_zarr.analysis.dataset.runs",
     "open_datatree": "thimble_zarr.analysis.dataset.open",
+    "plot": "thimble_zarr.report.plot",
+    "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",
 }
@@ -61,7 +70,8 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         import importlib
 
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        home = importlib.import_module(_HOMES[name])
+        return home if name == "plot" else getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -29,6 +29,10 @@ _UNIT_ROUNDOFF = {
 
 _LEAST_EXPONENT = {"bfloat16": -126, "float16": -14, "float32": -126, "float64": -1022}
 
+_LARGEST = {"bfloat16": 2.0**128 - 2.0**120} | {
+    native: float(np.finfo(native).max) for native in ("float16", "float32", "float64")
+}
+
 BFLOAT16_RECIPE = "bfloat16 bit patterns; values = (bits.astype('uint32') << 16).view('float32')"
 """How to decode a bfloat16 array without this package; stored beside every such array."""
 
@@ -83,7 +87,7 @@ def decode(
 def encode(values: np.ndarray, native: str) -> np.ndarray:
     """Round floating-point numbers to `native`, ties to even, and return its stored bits.
 
-    What is too large becomes infinite, and NaN the NaN that stands for what is missing.
+    What is too large becomes infinite; NaN stays NaN.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if native != "bfloat16":
@@ -118,7 +122,8 @@ def ordered(stored: np.ndarray) -> np.ndarray:
     """Return the place of each number among all of its dtype, counted from zero: int64.
 
     Neighbouring numbers differ by 1, so that a difference counts the steps between two numbers on
-    the lattice of the dtype: their distance in ULP. Both zeros are 0.
+    the lattice of the dtype: their distance in ULP. Both zeros are 0. Infinity comes after the
+    largest number, and NaN beyond infinity.
     """
     width = 8 * stored.dtype.itemsize
     bits = stored.view(f"i{stored.dtype.itemsize}").astype(np.int64)
@@ -141,6 +146,15 @@ def all_finite(stored: np.ndarray) -> bool:
     return bool(stored.view(np.int16).max() < 0x7F80 and stored.max() < 0xFF80)
 
 
+def difference_dtype(native: str) -> np.dtype:
+    """Return the integers that hold all differences of the places of a dtype's numbers.
+
+    Of float64 there are none: int64 holds those between numbers of one sign, and between any two
+    that are less than 2 in size.
+    """
+    return np.dtype(np.int32 if storage_dtype(native).itemsize == 2 else np.int64)
+
+
 def ulp_distance(stored: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return how many steps on the lattice of their dtype lie between numbers: float64.
 
@@ -154,17 +168,26 @@ def ulp_distance(stored: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.where(left_nan | right_nan, np.where(left_nan & right_nan, 0.0, np.inf), distance)
 
 
-def spacing(stored: np.ndarray, native: str) -> np.ndarray:
+def spacing(stored: np.ndarray, native: str, of: str | None = None) -> np.ndarray:
     """Return the distance from each number to the next of its dtype, away from zero: one ULP.
 
-    The distances are float64, and NaN where the number is not finite.
+    The distances are float64, and NaN where the number is not finite. `of` is another dtype: then
+    it is the distance between those of its numbers between which each number lies, and NaN where it
+    is larger than all of them.
     """
+    if of not in (None, native):
+        wide = decode(stored, native, np.float64)
+        return np.where(np.abs(wide) > _LARGEST[of], np.nan, _spaced(wide, "float64", of))
+    return _spaced(stored, native, native)
+
+
+def _spaced(stored: np.ndarray, native: str, of: str) -> np.ndarray:
     mantissa_bits = -int(np.log2(2 * unit_roundoff(native)))
     n_exponents = 2 ** (8 * stored.dtype.itemsize - 1 - mantissa_bits)
     # The numbers of an exponent are evenly spaced, subnormal ones as the least normal ones.
     exponents = np.maximum(np.arange(n_exponents), 1) - 1 + _LEAST_EXPONENT[native]
-    by_exponent = np.ldexp(2 * unit_roundoff(native), exponents)
-    by_exponent[-1] = np.nan
+    spacings = np.ldexp(2 * unit_roundoff(of), np.maximum(exponents, _LEAST_EXPONENT[of]))
+    spacings[-1] = np.nan
     bits = stored.view(f"u{stored.dtype.itemsize}")
-    spaced: np.ndarray = by_exponent[(bits >> mantissa_bits) & (n_exponents - 1)]
+    spaced: np.ndarray = spacings[(bits >> mantissa_bits) & (n_exponents - 1)]
     return spaced

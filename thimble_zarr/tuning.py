@@ -50,6 +50,9 @@ class Tuning:
     task_steps: int = 256
     """Steps a task, in whole blocks. Each reads the row before its first, and so a block more."""
 
+    summary_elements: int = 2**20
+    """Numbers of a variable that a task of a summary writes at most: steps times tokens."""
+
     sample_elements: int = 2**19
     """Elements that causes are tried on; those that failed first are among them."""
 

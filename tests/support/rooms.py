@@ -19,5 +19,9 @@ MAY_IMPORT = {
     | {"optim", "sources", "store"},
 }
 
-OPENERS = {"analysis.check": {"sources"}, "analysis.dataset.open": {"store"}}
+OPENERS = {
+    "analysis.check": {"sources"},
+    "analysis.dataset.open": {"store"},
+    "analysis.summary.summary": {"sources"},
+}
 """Modules of the analysis that open what they read."""

@@ -62,19 +62,20 @@ def reference_summary(
         )
         per_token["norm_W"][row] = np.sqrt((W**2).sum(1))
         per_token["norm_grad"][row] = np.sqrt((grad**2).sum(1))
+        if count > 0:
+            m_hat, v_hat = first / (1 - beta1**count), second / (1 - beta2**count)
+            per_token["norm_m_hat"][row] = np.sqrt((m_hat**2).sum(1))
+            per_token["norm_sqrt_v_hat"][row] = np.sqrt(v_hat.sum(1))
         follows = previous is not None and steps[row - 1] == step - 1
         if follows:
             delta = W - previous
             ulps = delta / spacing_of(previous, native)
-            m_hat, v_hat = first / (1 - beta1**count), second / (1 - beta2**count)
             predicted = -lr * m_hat / (np.sqrt(v_hat) + eps) - lr * weight_decay * previous
             per_token["norm_delta_W"][row] = np.sqrt((delta**2).sum(1))
             per_token["l1_ulp"][row] = np.abs(ulps).sum(1)
             per_token["l2_ulp"][row] = np.sqrt((ulps**2).sum(1))
             per_token["max_ulp"][row] = np.abs(ulps).max(1)
-            per_token["n_moved"][row] = (delta != 0).sum(1)
-            per_token["norm_m_hat"][row] = np.sqrt((m_hat**2).sum(1))
-            per_token["norm_sqrt_v_hat"][row] = np.sqrt(v_hat.sum(1))
+            per_token["n_moved"][row] = (np.abs(delta) > 0).sum(1)  # NaN is not known to have
             per_token["norm_residual"][row] = np.sqrt(((delta - predicted) ** 2).sum(1))
         for group, mask in enumerate(groups.values()):
             centroid = W[mask].mean(0)
@@ -102,7 +103,7 @@ def reference_summary(
                         (want * seen).sum() / sizes_of_both[0] / sizes_of_both[1]
                     )
                 half = spacing_of(previous[mask], native).ravel() / 2
-                of_step["share_moved"][group, row] = (seen != 0).mean()
+                of_step["share_moved"][group, row] = (np.abs(seen) > 0).mean()
                 of_step["share_stalled"][group, row] = ((want != 0) & (seen == 0)).mean()
                 of_step["share_below_half_ulp"][group, row] = (np.abs(want) < half).mean()
         previous = W

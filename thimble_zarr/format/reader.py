@@ -104,6 +104,17 @@ class Reader(Protocol):
     def n_rows(self) -> int:
         """Rows that can be read: the initial state and each step, as far as they are recorded."""
 
+    @property
+    def identity(self) -> str:
+        """What the rows that can be read are known by: other rows have another."""
+
+    def rows_since(self, identity: str) -> int:
+        """Return how many of the first rows are those of a recording of that identity.
+
+        It is that of this recording at another time, or of what lay at its path; 0 where nothing is
+        known of it. There may be more rows than one of the two has.
+        """
+
     def read(
         self,
         name: str,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-BLOCK_BYTES = 2**25
+BLOCK_BYTES = 2**24
 """How much of a variable is held at a time."""
 
 
@@ -92,17 +92,13 @@ def pixels(
         group: np.full((3, len(of), len(edges) - 1), np.nan, np.float32)
         for group, of in members.items()
     }
-    most_steps = BLOCK_BYTES // (8 * variable.sizes["token"])
-    for first, stop in _spans(edges, most_steps):
-        rows = slice(int(edges[first]), int(edges[stop]))
-        block = _block(variable, rows)
+    for column, block in _column_blocks(variable, edges):
+        padded = np.full((block.shape[1] + 1, len(block)), np.nan, np.float32)
+        padded[:-1] = block.T
         for group, of in members.items():
-            for column in range(first, stop):
-                here = block[edges[column] - rows.start : edges[column + 1] - rows.start]
-                if here.size and of.size:
-                    values = np.where(of >= 0, here[:, of], np.float32(np.nan))
-                    values = np.moveaxis(values, 0, -1).reshape(len(of), -1)
-                    found[group][:, :, column] = _spread(values)
+            if of.size and len(block):
+                values = padded[of].reshape(len(of), -1)
+                found[group][:, :, column] = _spread(values)
     return {
         group: Pixels(low=low, median=median, high=high)
         for group, (low, median, high) in found.items()
@@ -123,24 +119,18 @@ def _column_edges(steps: np.ndarray, n_columns: int) -> np.ndarray:
     return np.searchsorted((steps - steps[0]) * n_columns // n_steps, np.arange(n_columns + 1))
 
 
-def _spans(edges: np.ndarray, most_steps: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive columns that together are of `most_steps` at most, or one column."""
-    first, n_columns = 0, len(edges) - 1
-    while first < n_columns:
-        stop = int(np.searchsorted(edges, edges[first] + most_steps, side="right")) - 1
-        stop = min(max(stop, first + 1), n_columns)
-        yield first, stop
-        first = stop
-
-
-def _block(variable: xr.DataArray, rows: slice) -> np.ndarray:
-    """Return some steps as float32; of a column of very many steps not all are held as float64."""
-    sizes = [variable.sizes[dim] for dim in ("step", "token")]
-    block = np.empty((rows.stop - rows.start, sizes[1]), np.float32)
-    for part in blocks(len(block), 8 * sizes[1]):
-        there = slice(rows.start + part.start, rows.start + part.stop)
-        block[part] = variable.isel(step=there).values
-    return block
+def _column_blocks(variable: xr.DataArray, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the steps of each column, shape `(step, token)`. Each chunk is read once."""
+    n_tokens = variable.sizes["token"]
+    chunk_steps = (variable.encoding.get("chunks") or (1,))[0]
+    n_at_once = BLOCK_BYTES // (n_tokens * variable.dtype.itemsize)
+    n_at_once = max(1, n_at_once // chunk_steps) * chunk_steps
+    held, start = np.empty((0, n_tokens), np.float32), 0
+    for column, (first, stop) in enumerate(itertools.pairwise(edges.tolist())):
+        while (end := start + len(held)) < stop:
+            read = variable.isel(step=slice(end, end + n_at_once)).values
+            held, start = np.concatenate([held[first - start :], read], dtype=np.float32), first
+        yield column, held[first - start : stop - start]
 
 
 def _members(order: np.ndarray, n_rows: int) -> np.ndarray:

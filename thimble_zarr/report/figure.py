@@ -38,6 +38,9 @@ class Axis:
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 """Colors of lines (Okabe and Ito's): the color-blind tell them apart."""
 
+PALETTE = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "#5d3a9b", "#8c510a")
+"""Colors of layers that have none of their own, one after the other."""
+
 GRAY = "#8a8f98"
 """Of what is not in question: references, the learning rate."""
 
@@ -125,7 +128,7 @@ class Stack(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Image(Layer):
-    """A picture of numbers.
+    """A picture of numbers: viridis reversed, so that blank looks like less than the least.
 
     Attributes
     ----------
@@ -140,6 +143,9 @@ class Image(Layer):
         What the numbers are.
     is_log
         Whether colors are by the logarithm.
+    tokens
+        The id of a token of each row, in the middle of what it covers, int64; None if rows are
+        of no tokens.
     """
 
     values: np.ndarray
@@ -149,6 +155,7 @@ class Image(Layer):
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     is_log: bool = False
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

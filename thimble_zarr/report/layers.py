@@ -44,9 +44,9 @@ def is_drawn(run: Run, values: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def group_lines(run: Run, values: np.ndarray, *, label: str, color: str) -> list[Layer]:
+def group_lines(run: Run, values: np.ndarray, *, label: str, color: str) -> list[Line]:
     """Return numbers of each group and step, shape `(group, step)`, as a line a group."""
-    layers: list[Layer] = []
+    layers: list[Line] = []
     for group, of in zip(run.groups, values, strict=True):
         if (there := is_drawn(run, of)).any():
             points = run.steps[there], of[there], run.n_columns
@@ -57,7 +57,7 @@ def group_lines(run: Run, values: np.ndarray, *, label: str, color: str) -> list
 QUANTILES = {0.0: "min", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "max"}
 """What quantiles are called, by the share of tokens that are below."""
 
-SHADES = {0.0: 0.55, 0.5: 0.0, 0.9: 0.3, 0.99: 0.45, 1.0: 0.6}
+SHADES = {0.0: 0.5, 0.5: 0.0, 0.9: 0.2, 0.99: 0.35, 1.0: 0.5}
 """How much white there is in their colors."""
 
 

@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from thimble_zarr.report.figure import (
     BLUE,
@@ -64,39 +64,61 @@ def draw(panel: Panel, *, group: str | None) -> Drawing:
     matplotlib.figure.Figure
         All figures of the panel, and one legend.
     """
-    n_figures = max(1, len(panel.figures))
-    n_columns = n_figures if n_figures < 4 else 2 if n_figures == 4 else 3
-    n_rows = -(-n_figures // n_columns)
-    width, height = (9.0, 4.6) if n_figures == 1 else (0.8 + 4.2 * n_columns, 0.8 + 3.4 * n_rows)
-    drawing = Drawing(figsize=(width, height), dpi=110, layout="constrained")
-    places = drawing.subplots(n_rows, n_columns, squeeze=False).ravel()
-    colors, entries = _colors(panel), dict[str, Artist]()
-    for ax, figure in zip(places, panel.figures, strict=False):
-        shown = [layer for layer in figure.layers if layer.group in (None, group)]
-        entries |= _draw_figure(ax, figure, shown, colors)
-    for ax in places[len(panel.figures) :]:
-        ax.remove()
-    is_of_group = any(layer.group == group is not None for f in panel.figures for layer in f.layers)
+    drawing, places = _empty(len(panel.figures))
+    width, colors = drawing.get_figwidth(), _colors(panel)
+    shown = [[of for of in figure.layers if of.group in (None, group)] for figure in panel.figures]
+    entries = [
+        _draw_figure(ax, figure, layers, colors)
+        for ax, figure, layers in zip(places, panel.figures, shown, strict=True)
+    ]
+    looks = [{layer.label: layer.color for layer in layers} for layers in shown]
+    is_shared = all(look == looks[0] for look in looks)
+    if not is_shared:
+        for ax, of in zip(places, entries, strict=True):
+            part = ax.get_position().width
+            _add_legend(ax, of, part * width, loc="upper left", bbox_to_anchor=(-0.02, -0.17))
+    shared = entries[0] if entries and is_shared else {}
+    _add_legend(drawing, shared, width, note=panel.note, loc="outside lower left")
+    is_of_group = any(layer.group == group is not None for layers in shown for layer in layers)
     title = f"{panel.title} ({group})" if is_of_group else panel.title
     drawing.suptitle(_plain(title), x=0.01, ha="left", fontsize="x-large", weight="bold")
-    _write_below(drawing, panel.note, entries)
     return drawing
 
 
-def _write_below(drawing: Picture, note: str, entries: Mapping[str, Artist]) -> None:
-    """Write the note and the legend, which share the place below the axes."""
-    width = drawing.get_figwidth()
-    longest = max(map(len, entries), default=0) + 8
-    legend = drawing.legend(
+def _empty(n_figures: int) -> tuple[Drawing, list[Axes]]:
+    """Return a drawing with empty axes, as many as there are figures."""
+    if n_figures < 2:
+        size = (9.0, 4.8 if n_figures else 1.2)
+        drawing = Drawing(figsize=size, dpi=110, layout="constrained")
+        return drawing, [drawing.add_subplot() for _ in range(n_figures)]
+    n_columns = 2 if n_figures in (2, 4) else 3
+    n_rows = -(-n_figures // n_columns)
+    size = (0.8 + 4.2 * n_columns, 1 + 3.4 * n_rows)
+    drawing = Drawing(figsize=size, dpi=110, layout="constrained")
+    return drawing, [drawing.add_subplot(n_rows, n_columns, 1 + i) for i in range(n_figures)]
+
+
+def _add_legend(
+    on: Picture | Axes,
+    entries: Mapping[str, Artist],
+    width: float,
+    *,
+    note: str = "",
+    **place: object,
+) -> None:
+    """Write a legend, and a note above it, in so many inches."""
+    n_letters = int(16 * width)
+    longest = 8 + max(map(len, entries), default=0)
+    legend = on.legend(
         [*entries.values()],
         [*map(_plain, entries)],
-        title=textwrap.fill(_plain(note), int(15 * width)),
-        loc="outside lower left",
-        ncols=max(1, int(15 * width / longest)),
+        title=textwrap.fill(_plain(note), n_letters),
+        ncols=max(1, n_letters // longest),
         alignment="left",
         frameon=False,
         fontsize="small",
         title_fontsize="small",
+        **place,
     )
     legend.get_title().set_color(NOTE)
 
@@ -154,10 +176,17 @@ def _draw_figure(
 def _set_axis(ax: Axes, name: str, axis: Axis) -> None:
     high = getattr(ax.dataLim, f"interval{name}")[1]
     is_log = axis.is_log and high > 0 and np.isfinite(high)
-    ax.set(**{f"{name}label": _plain(axis.label), f"{name}scale": "log" if is_log else "linear"})
+    label = textwrap.fill(_plain(axis.label), 40)
+    ax.set(**{f"{name}label": label, f"{name}scale": "log" if is_log else "linear"})
     if axis.is_step and not is_log:
         ax.margins(x=0.01)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = getattr(ax, f"get_{name}lim")()
+    if name == "x" and is_log and high < 20 * low:
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        ax.xaxis.set_minor_locator(NullLocator())  # matplotlib labels them one over the other
 
 
 def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
@@ -175,6 +204,8 @@ def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
             return {}
         case Bars(edges=edges, heights=heights):
             artist = ax.stairs(heights, edges, fill=True, color=color, alpha=0.7)
+        case Points(x=x, y=y, tokens=None):
+            artist = ax.scatter(x, y, s=40, color=color, edgecolors="white")
         case Points(x=x, y=y):
             artist = ax.scatter(x, y, s=7, color=color, alpha=0.5, linewidths=0)
         case Rule(y=at) if at is not None:
@@ -183,6 +214,7 @@ def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
             artist = ax.axvline(at, color=color, linestyle="--", linewidth=1.2)
         case _:
             raise TypeError(f"a layer is one of figure.py, not {type(layer).__name__}")
+    artist.set_label(layer.label)
     return {layer.label: artist}
 
 

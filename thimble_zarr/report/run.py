@@ -42,6 +42,13 @@ class Run:
         return dict(zip(self.groups, masks, strict=True))
 
     @property
+    def ids(self) -> np.ndarray:
+        """The id of each token, int64, shape `(token,)`."""
+        n_tokens, coords = self.summary.sizes["token"], self.summary.coords
+        ids: np.ndarray = coords["token"].values if "token" in coords else np.arange(n_tokens)
+        return ids
+
+    @property
     def steps(self) -> np.ndarray:
         """The steps that it was summed up for, int64."""
         steps: np.ndarray = self.summary.step.values.astype(np.int64)
@@ -57,6 +64,17 @@ class Run:
         """What a row of the parameter is called."""
         dims = self.ds["W"].dims
         return "token" if "token" in dims else "row" if len(dims) > 2 else "element"
+
+    def of_groups(self, name: str) -> np.ndarray:
+        """Return a variable of the summary, of groups and steps alone, as `(group, step)`."""
+        values: np.ndarray = self.summary[name].transpose("group", "step").values
+        return values.astype(np.float64)
+
+    def medians(self, name: str) -> np.ndarray:
+        """Return the median of a variable over the tokens of each group, as `(group, step)`."""
+        quantiles = self.summary[f"{name}_quantiles"].sel(quantile=0.5)
+        values: np.ndarray = quantiles.transpose("group", "step").values
+        return values.astype(np.float64)
 
     def code(self, panel: str) -> str:
         """Return the line of Python that draws a panel of it."""

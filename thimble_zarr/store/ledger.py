@@ -10,6 +10,7 @@ of any such file is the same constant: lines need another, and have CRC-32.)
 
 import io
 import json
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -372,6 +373,28 @@ def read_last_line(files: Files, stop: int) -> Line | None:
             content = ledger.read(start, n_bytes) + content
     begin = content[:-1].rfind(b"\n") + 1
     return Line.parse(start + begin, content[begin:]) if content else None
+
+
+def unchanged_rows(files: Files, commit: Commit, n_bytes: int, crc32: int) -> int:
+    """Return how many of the first rows were there when the ledger had that size and CRC-32.
+
+    None were, if it does not begin so; `sys.maxsize` if nothing was cut off or repaired since.
+    Raises ValueError if a line that was added cannot be read.
+    """
+    found = 0
+    for line in read_lines(files, stop=n_bytes):
+        found = zlib.crc32(line.content, found)
+    if found != crc32:
+        return 0
+    unchanged = sys.maxsize
+    for line in read_lines(files, n_bytes, commit.ledger_bytes):
+        if line.entry is None:
+            raise ValueError(line.problem)
+        if line.entry.repaired is not None:
+            return 0
+        if line.entry.resumed is not None:
+            unchanged = min(unchanged, line.entry.rows[1])
+    return unchanged
 
 
 def told_files(lines: Iterable[Line]) -> Iterator[tuple[str, FileRecord]]:

@@ -25,7 +25,7 @@ from thimble_zarr.store.contents import StorePath as StorePath
 from thimble_zarr.store.files.base import Files, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.altered import StoreIntegrity
-from thimble_zarr.store.ledger import Commit, Ledger
+from thimble_zarr.store.ledger import Commit, Ledger, unchanged_rows
 from thimble_zarr.store.lock import recording_of
 from thimble_zarr.store.metadata import check_bounds
 from thimble_zarr.store.rows import OpenedRows, StoredArrays, decoding
@@ -126,6 +126,22 @@ class StoreReader:
     def n_rows(self) -> int:
         """Committed rows: the initial state and committed steps, as far as they are recorded."""
         return self.commit.n_rows
+
+    @property
+    def identity(self) -> str:
+        """What the committed rows are known by: the ledger is only ever added to."""
+        return f"{self.commit.ledger_bytes}:{self.commit.ledger_crc32:08x}"
+
+    def rows_since(self, identity: str) -> int:
+        """Return how many of the first rows were there when the store had that identity.
+
+        What was added to the ledger since then says from which row on it was cut off.
+        """
+        n_bytes, _, crc32 = identity.partition(":")
+        try:
+            return unchanged_rows(self.files, self.commit, int(n_bytes), int(crc32, 16))
+        except (ValueError, OSError):
+            return 0
 
     def read(
         self,

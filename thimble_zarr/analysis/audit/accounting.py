@@ -85,7 +85,7 @@ def accounting(
         ``share_moved``, ``share_stalled``, ``mean_displacement_ulp``
             Extended: share of elements that moved, and of those that did not although the formula
             moves them; mean distance an element moved, in units of the spacing of the dtype at the
-            weight.
+            weight before the step.
         ``n_beyond_rounding``
             Without the replay: elements whose residual is larger than rounding can make it
             (`Formula.rounding`), or is not finite; 0 in a sound record.

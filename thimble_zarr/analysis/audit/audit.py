@@ -27,7 +27,7 @@ from thimble_zarr.analysis.compute.variables import (
     missing_inputs,
     replay_inputs,
     rounding_bound,
-    ulp,
+    ulp_before,
     update,
 )
 from thimble_zarr.analysis.compute.windows import Window
@@ -197,7 +197,7 @@ class Tally:
         if self.extended:
             moved = observed != 0
             moves = [_count(moved), _count(~moved & (predicted != 0))]
-            moves.append(np.abs(observed / ulp(part)).sum(axis=(1, 2)))
+            moves.append(np.abs(observed / ulp_before(part)).sum(axis=(1, 2)))
         difference = np.subtract(observed, predicted, out=observed)  # which is not needed any more
         sums += [_dot(difference, difference), product]
         beyond = beyond or _beyond_float32(sums[2], difference)

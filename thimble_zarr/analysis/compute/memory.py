@@ -41,21 +41,24 @@ _FIRST_USE_BYTES = 32 * 10**6
 
 @dataclass(frozen=True)
 class Needs:
-    """What an accounting takes, in bytes.
+    """What a pass over a recording takes, in bytes.
 
     Attributes
     ----------
     task_bytes
         A task while it runs, and results that wait to be combined.
     table_bytes
-        The table, with all it is made of, and what else grows with steps.
+        Its result, with all it is made of, and what else grows with steps.
     n_tasks
         Tasks there are.
+    what
+        What takes it, in words.
     """
 
     task_bytes: int
     table_bytes: int
     n_tasks: int = 1
+    what: str = "the check"
 
     @classmethod
     def of(cls, reduction: Reduction, *, replay: bool) -> "Needs":
@@ -92,7 +95,7 @@ class Needs:
         least = held_bytes + self.table_bytes + self.task_bytes
         if memory_bytes < least:
             raise ConfigError(
-                f"the check needs at least {human_bytes(least)} of memory and may use only "
+                f"{self.what} needs at least {human_bytes(least)} of memory and may use only "
                 f"{human_bytes(memory_bytes)}: Python and its libraries take "
                 f"{human_bytes(held_bytes)}, the table {human_bytes(self.table_bytes)}, and "
                 f"computing it {human_bytes(self.task_bytes)}"

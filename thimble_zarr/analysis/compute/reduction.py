@@ -151,7 +151,7 @@ def _reduce(
     groups: list[TokenGroup] = [(tokens, slice(0, len(tokens)))]
     if statistics.cached:
         groups = token_groups(source, tokens, cached=True)
-    groups = [_by_class(group, classes) for group in groups]
+    groups = [by_class(group, classes) for group in groups]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         np.setbufsize(_UFUNC_BUFFER)  # until the block ends
         for (steps, where), window in windows_of(source, rows, groups, dims, statistics.inputs):
@@ -164,7 +164,7 @@ def _reduce(
     return numbers
 
 
-def _by_class(group: TokenGroup, classes: np.ndarray) -> TokenGroup:
+def by_class(group: TokenGroup, classes: np.ndarray) -> TokenGroup:
     """Return a group with the tokens of a class after those of another."""
     tokens, where = group
     of_tokens = classes[where]

@@ -10,6 +10,7 @@ are forked and 19 s if not, of which 2.6 s are to import Dask.
 """
 
 import contextlib
+import ctypes
 import functools
 import logging
 import math
@@ -119,16 +120,17 @@ def computed(
     elif resources == Resources() and (client := _active_client()):
         where = _on_cluster(client)
     else:
-        where = _local(Needs.of(reduction, replay=replay), resources, replay=replay)
+        where = processes(Needs.of(reduction, replay=replay), resources, replay=replay)
     with where as executor:
         yield Computation(reduction, executor, progress)
 
 
 @contextlib.contextmanager
-def _local(needs: Needs, resources: Resources, *, replay: bool) -> Iterator[Executor]:
+def processes(needs: Needs, resources: Resources, *, replay: bool = False) -> Iterator[Executor]:
     """Fork processes, or start threads where one is enough or none can be forked safely.
 
-    Ctrl-C ends them after the tasks that were handed out, of which some wait.
+    Ctrl-C ends them after the tasks that were handed out, of which some wait. With `replay` torch
+    will be needed.
     """
     most = min(resources.workers or n_cpus(), needs.n_tasks)
     n_tasks = tasks_at_once(needs, resources.memory_bytes, most, replay=replay)
@@ -143,7 +145,7 @@ def _local(needs: Needs, resources: Resources, *, replay: bool) -> Iterator[Exec
         yield executor
     except BrokenExecutor as error:
         raise ThimbleError(
-            "a process of the check was killed, perhaps because memory ran out; "
+            f"a process of {needs.what} was killed, perhaps because memory ran out; "
             "set a lower limit (--memory)"
         ) from error
     finally:
@@ -155,7 +157,12 @@ def _prepare_process() -> None:
     from numcodecs import blosc
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever is killed with SIGKILL ends nobody: the system does.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     blosc.use_threads = False
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 def n_cpus() -> int:

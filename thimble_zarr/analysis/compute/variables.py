@@ -12,7 +12,7 @@ import numpy as np
 
 from thimble_zarr.analysis.compute.comparison import replayed
 from thimble_zarr.analysis.compute.windows import Floats, Window
-from thimble_zarr.bits import decode, spacing, unit_roundoff
+from thimble_zarr.bits import decode, encode, ordered, spacing, unit_roundoff
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import Arrays, Estimate, Formula, Precision, Rounding, like
@@ -124,14 +124,35 @@ def rounding(window: Window) -> Floats:
     return residual(window).astype(np.float32) - unexplained(window).astype(np.float32)
 
 
-def ulp(window: Window) -> Floats:
-    """Return the spacing of the dtype at the weight."""
-    return spacing(window.bits("W"), window.source.reader.schema.dtypes["W"])
+def moved(window: Window) -> Floats:
+    """Return 1 where the weight is not the number that it was, else 0; NaN of what is not known."""
+    previous, current = window.previous("W"), window.current("W")
+    unknown = np.isnan(previous) | np.isnan(current)
+    return np.where(unknown, np.nan, current != previous)
 
 
-def displacement_ulp(window: Window) -> Floats:
-    """Return the observed change in units of `ulp`: how far the weight moved on its lattice."""
-    return delta_W(window) / ulp(window)
+def ulp(window: Window, lattice: str | None = None) -> Floats:
+    """Return the spacing of the weights' dtype, or of another, at the weight after the step."""
+    return spacing(window.bits("W"), window.source.reader.schema.dtypes["W"], lattice)
+
+
+def ulp_before(window: Window, lattice: str | None = None) -> Floats:
+    """Return the spacing at the weight before the step, where its move starts."""
+    before = np.stack([*window.bits_before("W")])
+    return spacing(before, window.source.reader.schema.dtypes["W"], lattice)
+
+
+def displacement_ulp(window: Window, lattice: str | None = None) -> Floats:
+    """Return the observed change in units of the spacing at the weight before the step."""
+    return delta_W(window) / ulp_before(window, lattice)
+
+
+def cell(window: Window, lattice: str) -> np.ndarray:
+    """Return the place of the weight among all numbers of a dtype (`bits.ordered`)."""
+    bits, native = window.bits("W"), window.source.reader.schema.dtypes["W"]
+    if lattice != native:
+        bits = encode(decode(bits, native, np.float64), lattice)
+    return ordered(bits)
 
 
 def _estimate(name: str, schema: Schema) -> Estimate | None:
@@ -237,15 +258,24 @@ DERIVED: Mapping[str, Derived] = {
     "unexplained": Derived(
         "part of the residual that the exact replay leaves", replay_inputs, unexplained
     ),
-    "ulp": Derived("spacing of the dtype at the weight", _weights, ulp),
+    "moved": Derived("1 where the weight changed, else 0", _weights, moved),
+    "ulp": Derived("spacing of the dtype at W[t]", _weights, ulp),
     "displacement_ulp": Derived(
-        "observed change in steps of the dtype's lattice", _weights, displacement_ulp
+        "observed change in units of the spacing at W[t-1]", _weights, displacement_ulp
     ),
     "stalled": OfFormula(
         "1 where the formula moves the weight and it stays, else 0", formula_inputs, stalled
     ),
 }
 """Every derived variable there can be; a run has those that `derived_names` lists."""
+
+
+ON_LATTICE: Mapping[str, Callable[[Window, str], np.ndarray]] = {
+    "cell": cell,
+    "ulp": ulp,
+    "displacement_ulp": displacement_ulp,
+}
+"""What can be measured on the lattice of any dtype."""
 
 
 def derived_names(schema: Schema) -> tuple[str, ...]:
@@ -268,6 +298,8 @@ def long_name(name: str) -> str:
 
 def inputs(name: str, schema: Schema) -> tuple[str, ...]:
     """Return the stored variables that one is computed from; of a stored one itself."""
+    if name in ON_LATTICE:
+        return _weights(schema)
     return DERIVED[name].inputs(schema) if name in DERIVED else (name,)
 
 
@@ -285,13 +317,16 @@ def how_to_record(missing: Sequence[str], schema: Schema) -> str:
     return f"{names} {were} not recorded; record with variables=({variables}), or with all of them"
 
 
-def evaluate(name: str, window: Window) -> np.ndarray:
-    """Return a variable on a window, shape `(step, token, dim)`.
+def evaluate(name: str, window: Window, lattice: str | None = None) -> np.ndarray:
+    """Return a variable on a window, shape `(step, token, dim)`; on a dtype's lattice, if given.
 
     Derived variables are float32, without negative zeros, so that what adds up does so bit by bit.
-    Stored ones are float64, exact.
+    Stored ones are float64, exact, and cells are integers.
     """
-    if name not in DERIVED:
+    if lattice is None and name not in DERIVED:
         return window.current(name)
-    values: np.ndarray = DERIVED[name].compute(window).astype(np.float32) + np.float32(0)
-    return values
+    values = DERIVED[name].compute(window) if lattice is None else ON_LATTICE[name](window, lattice)
+    if values.dtype.kind == "i":
+        return values
+    numbers: np.ndarray = values.astype(np.float32) + np.float32(0)
+    return numbers

@@ -92,7 +92,7 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
     def __dask_postcompute__(self) -> tuple[Callable[..., np.ndarray], tuple[object, ...]]:
         if not isinstance(self.variable, StepVariable):
             return tuple(super().__dask_postcompute__())
-        return _assemble, (self.shape,)
+        return _assemble, (self.shape, self.variable.dtype)
 
     @staticmethod
     def __dask_optimize__(graph: Any, keys: Any, **options: Any) -> dict[Any, Any]:
@@ -100,13 +100,18 @@ class LazyArray(da.Array, metaclass=_AsDask):  # type: ignore[misc]  # Dask has 
         tasks = dict(da.Array.__dask_optimize__(graph, keys, **options))
         for task in list(tasks.values()):
             if isinstance(task, Task) and task.func is _assemble:
-                memory = Memory(math.prod(task.args[-1]))
+                *_, shape, dtype = task.args
+                memory = Memory(math.prod(shape), dtype)
                 for key in task.dependencies:
                     compute = getattr(tasks[key], "func", None)
                     if isinstance(compute, functools.partial) and compute.func is compute_block:
                         into_place = functools.partial(compute, into=memory)
                         tasks[key] = Task(key, into_place, *tasks[key].args)
         return tasks
+
+    def with_variable(self, variable: Variable) -> Self:
+        """Return another variable at the same selection."""
+        return self.of(variable, self._selection)
 
     @property
     def selected(self) -> Selected:
@@ -133,7 +138,7 @@ def as_dask(reduction: Reduction) -> da.Array:
     return da.Array(tasks, name, chunks, dtype=np.float64)
 
 
-def _assemble(blocks: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _assemble(blocks: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     """Return the array that blocks along its first dimension make up."""
     pieces: list[np.ndarray] = list(flatten([blocks]))
     whole = pieces[0].base

@@ -120,7 +120,7 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         for name, values in source.recorded.items()
     }
     data = {**variables, **frozen, **scalars}
-    return xr.Dataset(data, coords=_coords(source), attrs=_attrs(reader.schema))
+    return xr.Dataset(data, coords=coords_of(source), attrs=_attrs(reader.schema))
 
 
 def _named(long_name: str) -> dict[str, str]:
@@ -151,7 +151,8 @@ def _attrs(schema: Schema) -> dict[str, str | int]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _coords(source: Source) -> dict[str, xr.Variable]:
+def coords_of(source: Source) -> dict[str, xr.Variable]:
+    """Return the coordinates of a dataset: steps, and what is known of the tokens."""
     schema = source.reader.schema
     coords = {"step": xr.Variable("step", source.steps, _named("optimizer step"))}
     if len(schema.dims) == 2 or schema.whole_tokens is not None:

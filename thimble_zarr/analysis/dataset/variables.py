@@ -27,6 +27,7 @@ from thimble_zarr.analysis.compute.reduction import (
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import evaluate, freeze_step, inputs
 from thimble_zarr.analysis.compute.windows import iter_windows, row_groups
+from thimble_zarr.bits import difference_dtype
 from thimble_zarr.format.indexing import Indices, as_range, rows_and_dims
 
 Selection = tuple[Indices | int, ...]
@@ -51,11 +52,20 @@ hand Python's lock to and fro between them, which takes longer than what they do
 class StepVariable:
     """A stored or derived variable of a run, float32; rows beyond those recorded are NaN.
 
-    A selection is of steps and of each axis of the parameter.
+    A selection is of steps and of each axis of the parameter. With a `lattice`, which is a dtype,
+    it is what the weights are among the numbers of that.
     """
 
     source: Source
     name: str
+    lattice: str | None = None
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """That of the lazy array: integers of cells."""
+        if self.lattice is not None and self.name == "cell":
+            return difference_dtype(self.lattice).type
+        return np.float32
 
     @property
     def whole(self) -> Selection:
@@ -68,7 +78,7 @@ class StepVariable:
         whole = tuple((length,) for length in rest)
         if isinstance(rows, int):
             return whole
-        row_bytes = max(1, 4 * math.prod(rest))
+        row_bytes = max(1, np.dtype(self.dtype).itemsize * math.prod(rest))
         most = min(
             max(tuning.TUNING.task_steps, _SMALL_BYTES // row_bytes), _CHUNK_BYTES // row_bytes
         )
@@ -79,7 +89,7 @@ class StepVariable:
         """Return a selection as what a Dask array is made of."""
         name, chunks = f"{self.name}-{tokenize(self, selection)}", self.chunks(selection)
         block = partial(compute_block, self, selection, chunks)
-        return _graph(name, partial(_block_tasks, name, block, chunks), chunks)
+        return _graph(name, partial(_block_tasks, name, block, chunks), chunks, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -210,13 +220,13 @@ def as_indices(axis: Indices | int) -> Indices:
 
 
 class Memory:
-    """The memory of a whole array, float32, which threads compute its blocks into.
+    """The memory of a whole array, which threads compute its blocks into.
 
     Dask would put blocks together when all of them are there, and so hold the array twice.
     """
 
-    def __init__(self, size: int) -> None:
-        self.flat = np.empty(size, np.float32)
+    def __init__(self, size: int, dtype: type[np.generic]) -> None:
+        self.flat = np.empty(size, dtype)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # another process has not this memory
@@ -239,7 +249,7 @@ def compute_block(
         rows = rows[start : start + chunks[0][block_id[0]]]
         shape = len(rows), *shape
     size = len(rows) * row_size
-    flat = np.empty(size, np.float32) if into is None else into.flat[start * row_size :][:size]
+    flat = np.empty(size, variable.dtype) if into is None else into.flat[start * row_size :][:size]
     values = flat.reshape(len(rows), len(tokens), len(dims))
     with _one_at_a_time if values.nbytes < _SMALL_BYTES else nullcontext():
         there = np.flatnonzero(np.asarray(rows) < variable.source.reader.n_rows)
@@ -267,7 +277,7 @@ def _compute_rows(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for (steps, where), window in iter_windows(source, rows, tokens, dims, names):
             for (part_rows, part_tokens), part in window.parts():
-                numbers = evaluate(name, part)
+                numbers = evaluate(name, part, variable.lattice)
                 if isinstance(where, slice):
                     values[steps, where][part_rows, part_tokens] = numbers
                 else:

@@ -16,12 +16,12 @@ def centroid(run: Run) -> Panel:
         Figure(
             title=title,
             y=Axis(label=label, is_log=is_log, can_switch=True),
-            layers=group_lines(run, values, label=title.lower(), color=color),
+            layers=group_lines(run, values, label="", color=color),
         )
         for title, label, is_log, color, values in (
-            ("Norm", "|centroid|", False, GREEN, _norms(place)),
-            ("Drift", "|centroid - its first place|", False, BLUE, _norms(place, from_first=True)),
-            ("Step size", "|mean of delta W|", True, ORANGE, _norms(moves)),
+            ("Norm", "|centroid|", False, GREEN, norms(place)),
+            ("Drift", "|centroid - its first place|", False, BLUE, norms(place, from_first=True)),
+            ("Step size", "|mean of delta W|", True, ORANGE, norms(moves)),
         )
     ]
     return Panel(
@@ -38,10 +38,7 @@ def centroid(run: Run) -> Panel:
 
 def identical(run: Run) -> Panel:
     """Return how many tokens have the very weights of another, and how many share the same."""
-    n, largest = (
-        run.summary[name].transpose("group", "step").values.astype(np.float64)
-        for name in ("n_identical", "largest_identical")
-    )
+    n, largest = run.of_groups("n_identical"), run.of_groups("largest_identical")
     rows = f"{run.row_name}s"
     figure = Figure(
         y=Axis(label=rows, can_switch=True),
@@ -55,17 +52,17 @@ def identical(run: Run) -> Panel:
         title=f"Identical {rows}",
         code=run.code("identical"),
         figures=[figure] if np.nanmax(n, initial=0) > 0 else [],
-        note=f"Of {rows} that are equal to the bit, all but one tell nothing.",
+        note=f"{rows.capitalize()} whose weights are equal: the model cannot tell them apart.",
     )
 
 
-def _norms(vectors: xr.DataArray, *, from_first: bool = False) -> np.ndarray:
+def norms(vectors: xr.DataArray, *, from_first: bool = False) -> np.ndarray:
     """Return the norms of vectors, dims `(group, step, dim)`, or their distance from the first."""
     vectors = vectors.transpose("group", "step", "dim")
     n_groups, n_steps, n_dims = vectors.shape
     norms = np.empty((n_groups, n_steps))
     origin = vectors[:, :1].values if from_first else 0.0
     for block in blocks(n_steps, 8 * n_groups * n_dims):
-        values = vectors[:, block].values.astype(np.float64) - origin
-        norms[:, block] = np.sqrt((values**2).sum(-1))
+        values = vectors[:, block].values - origin
+        norms[:, block] = np.sqrt(np.einsum("gsd,gsd->gs", values, values))
     return norms

@@ -14,7 +14,7 @@ def loss(run: Run) -> Panel:
     rate = Axis(label="learning rate", can_switch=True)
     figure = Figure(
         y=Axis(label="loss", can_switch=True) if has_loss else rate,
-        right=rate if has_loss else None,
+        right=rate if has_loss and lines[0] is not None else None,
         layers=[line for line in lines if line is not None],
     )
     return Panel(

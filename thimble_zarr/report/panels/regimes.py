@@ -1,6 +1,5 @@
 """When tokens leave each regime, and freeze."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,18 +71,9 @@ def regimes(run: Run) -> Panel:
     exits, layers = Exits.of(run), list[Layer]()
     steps = run.steps[run.follows]
     steps = steps[evenly(len(steps), run.n_columns)]
-    for group, mask in run.members.items() if len(steps) else ():
-        if mask.any():
-            heights = {
-                name: 100 * count / mask.sum()
-                for name, count in _counts(exits, mask, steps).items()
-            }
-            layers.append(
-                Stack(
-                    group=group, x=steps.astype(np.float64), heights=heights, colors=REGIME_COLORS
-                )
-            )
-            layers += _median_rule(exits, group, mask)
+    for group, mask in run.members.items():
+        if len(steps) and mask.any():
+            layers += [_stack(exits, group, mask, steps), *_median_rule(exits, group, mask)]
     figure = Figure(y=Axis(label=f"% of the group's {run.row_name}s"), layers=layers)
     return Panel(
         name="regimes",
@@ -94,8 +84,8 @@ def regimes(run: Run) -> Panel:
     )
 
 
-def _counts(exits: Exits, mask: np.ndarray, steps: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Return how many tokens are in each regime at some steps, the last regime lowest."""
+def _stack(exits: Exits, group: str, mask: np.ndarray, steps: np.ndarray) -> Stack:
+    """Return the share of tokens in each regime at some steps, the last regime lowest."""
     ends = [of[mask] for of in (exits.early, exits.midlife, exits.late)]
     early, midlife, late = (_n_reaching(np.maximum.reduce(ends[: n + 1]), steps) for n in range(3))
     lost = exits.late[mask & ~exits.is_finite]
@@ -105,8 +95,10 @@ def _counts(exits: Exits, mask: np.ndarray, steps: np.ndarray) -> Mapping[str, n
         "late": late - midlife,
         "midlife": midlife - early,
         "early": early,
+        **({"not finite": n_lost} if len(lost) else {}),
     }
-    return counts | {"not finite": n_lost} if len(lost) else counts
+    shares = {name: 100 * count / mask.sum() for name, count in counts.items()}
+    return Stack(group=group, x=steps.astype(np.float64), heights=shares, colors=REGIME_COLORS)
 
 
 def _n_reaching(ends: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -118,8 +110,9 @@ def _median_rule(exits: Exits, group: str, mask: np.ndarray) -> list[Layer]:
     """Return where half of the group has frozen, if half has."""
     if 2 * (exits.is_frozen & mask).sum() < mask.sum():
         return []
-    step = float(np.median(np.where(exits.is_frozen, exits.late, np.inf)[mask]))
-    return [Rule(label=f"half frozen after step {step:g}", group=group, x=step)]
+    ends = np.sort(np.where(exits.is_frozen, exits.late, np.inf)[mask])
+    step = float(ends[(len(ends) - 1) // 2])
+    return [Rule(label=f"half are frozen after step {step:,.0f}", group=group, x=step)]
 
 
 def _definitions(run: Run) -> str:
@@ -129,7 +122,8 @@ def _definitions(run: Run) -> str:
         f"({run.summary.attrs['ulp_dtype']}) of the weight before it. Early: L2 > sqrt({n_dims}) = "
         f"{np.sqrt(n_dims):.3g}. Midlife: the largest change > 1. Late: some dim moves. Frozen: "
         f"none does, up to the last step. A {run.row_name} is in a regime until the last step at "
-        "which it meets its definition."
+        "which it meets its definition. What rests when the recording ends counts as frozen: it "
+        "might have moved again."
     )
 
 
@@ -143,7 +137,7 @@ def token_image(run: Run) -> Panel:
     }
     found = pixels(run.summary["l2_ulp"], orders, run.n_columns, run.n_rows) if orders else {}
     for group, of in found.items():
-        layers += [_image(run, group, of, len(orders[group]))]
+        layers += [_image(run, group, of, orders[group])]
         layers += _freeze_line(run, exits, group, orders[group])
     figure = Figure(y=Axis(label=f"{run.row_name}s, sorted by freeze step"), layers=layers)
     return Panel(
@@ -153,24 +147,27 @@ def token_image(run: Run) -> Panel:
         figures=[figure] if layers else [],
         note=(
             f"Each pixel is the median of the {run.row_name}s and steps that it covers. It is "
-            "blank where half of them or more did not move."
+            "blank where half of them or more did not move. The black line is where they froze, if "
+            "they did."
             if layers
             else NO_CHANGE
         ),
     )
 
 
-def _image(run: Run, group: str, of: Pixels, n_tokens: int) -> Image:
-    first, last = run.steps[[0, -1]].tolist()
+def _image(run: Run, group: str, of: Pixels, order: np.ndarray) -> Image:
+    (first, last), n_rows = run.steps[[0, -1]].tolist(), len(of.median)
+    middle = (2 * np.arange(n_rows) + 1) * len(order) // (2 * n_rows)
     return Image(
         group=group,
         values=np.where(of.median > 0, of.median, np.float32(np.nan)),
         low=of.low,
         high=of.high,
         x=(first - 0.5, last + 0.5),
-        y=(0.0, float(n_tokens)),
+        y=(0.0, float(len(order))),
         unit="|delta W| / ULP (L2)",
         is_log=True,
+        tokens=run.summary["token"].values[order[middle]],
     )
 
 
@@ -211,7 +208,7 @@ def last_steps(run: Run) -> Panel:
         figures=figures,
         note=(
             f"Of {run.row_name}s that have left the regime; of others it is not known when they "
-            "will. Regimes are defined above."
+            "will. The panel of regimes defines them."
             if figures
             else NO_CHANGE
         ),
@@ -222,7 +219,7 @@ def _histograms(run: Run, exits: Exits, name: str, steps: np.ndarray) -> list[La
     """Return of each group how many tokens left a regime, by step."""
     ends, layers, last = getattr(exits, name), list[Layer](), int(steps[-1])
     width = -(-(last - steps[0] + 1) // N_BINS)
-    edges = np.arange(steps[0], last + width, width) - 0.5
+    edges = np.arange(steps[0], last + 1 + width, width) - 0.5
     for group, mask in run.members.items():
         left = mask & (ends > 0) & (ends < last) & (exits.is_finite | (name != "late"))
         n_left, n_still = left.sum(), (mask & (ends == last)).sum()

@@ -33,8 +33,9 @@ def step_size(run: Run) -> Panel:
         figures=figures if weights else [],
         note=(
             f"Quantiles over the {run.row_name}s of the group. On the dashed line a "
-            f"{run.row_name} moves as far as if each of its {n_dims} dims moved by one ULP "
-            "of the weight before the step. Where a line ends, that share did not move at all."
+            f"{run.row_name} moves as far as if each of its {n_dims} dims moved by one ULP of the "
+            "weight before the step; of weights near 0 an ULP is tiny. A line has gaps on a "
+            f"logarithmic axis where so many {run.row_name}s did not move at all."
             if weights
             else NO_CHANGE
         ),

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from html import escape
 
-from bokeh.models import Column, Div, MultiChoice
+from bokeh.models import Column
+from bokeh.models.widgets import Div, MultiChoice
 
 from thimble_zarr.report.view.history import History, history, history_panel
 from thimble_zarr.report.view.live import Snapshot
@@ -33,12 +34,14 @@ class Detail:
             sizing_mode="stretch_width",
         )
         self.dims.on_change("value", self._change_dims)
-        self.root = Column(self.title, self.dims, shown.root, sizing_mode="stretch_width")
+        self.root = Column(
+            children=[self.title, self.dims, shown.root], sizing_mode="stretch_width"
+        )
 
     def show(self, position: int) -> None:
         """Read a token's history and show it."""
         snapshot = self._snapshot()
-        if "dim" not in snapshot.run.ds.dims and len(snapshot.run.ds.W.dims) != 3:
+        if snapshot.run.ds["W"].ndim != 3:  # of a vector no row has a history of its own
             return
         before, self._history = self._history, history(snapshot.run.ds, position)
         self.title.text = self._in_words(snapshot, position)
@@ -56,13 +59,6 @@ class Detail:
         """Show the same token's history of a run that has grown."""
         if self._position is not None:
             self.show(self._position)
-
-    def forget(self) -> None:
-        """Show no token: another run is looked at."""
-        self._history = self._position = None
-        self.title.text = _HINT
-        self.dims.visible = False
-        self._shown.clear()
 
     def _change_dims(self, attribute: str, old: list[str], new: list[str]) -> None:
         if not self._is_filling:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from thimble_zarr.report.figure import STEP, Axis, Figure, Image, Layer, Line, Panel
+from thimble_zarr.report.figure import Axis, Figure, Image, Layer, Line, Panel
 
 N_DIMS_SHOWN = 3
 """Dims whose lines are shown at first."""
@@ -38,13 +38,13 @@ class History:
     @property
     def steps(self) -> np.ndarray:
         """The step of each row, int64."""
-        steps: np.ndarray = self.values.step.values
+        steps: np.ndarray = self.values["step"].values
         return steps
 
     @property
     def last_moves(self) -> np.ndarray:
         """The last step at which each dim moved, 0 if it never did; int64, shape `(dim,)`."""
-        moved = np.nan_to_num(self.values.delta_W.values) != 0
+        moved = np.nan_to_num(self.values["delta_W"].values) != 0
         lasts: np.ndarray = (moved * self.steps[:, np.newaxis]).max(axis=0, initial=0)
         return lasts
 
@@ -109,10 +109,8 @@ def _values_figure(of: History, variable: str, dims: Sequence[int]) -> Figure:
 
 def _update_figure(of: History, dims: Sequence[int]) -> Figure:
     """Return the predicted update against half the spacing: below it, the weight stays."""
-    update = np.abs(of.values.update.values.astype(np.float64))
-    if "decay" in of.values:
-        update = np.abs(of.values.update.values.astype(np.float64) + of.values.decay.values)
-    half_ulp = of.values.ulp.values.astype(np.float64) / 2
+    parts = [of.values[name].values.astype(np.float64) for name in ("update", "decay")]
+    update, half_ulp = np.abs(sum(parts)), of.values["ulp"].values.astype(np.float64) / 2
     layers: list[Layer] = []
     for dim in dims:
         shown = np.where(update[:, dim] > 0, update[:, dim], np.nan)
@@ -128,15 +126,13 @@ def _update_figure(of: History, dims: Sequence[int]) -> Figure:
 
 
 def _displacement_figure(of: History) -> Figure:
-    values = of.values.displacement_ulp.values.astype(np.float32).T
+    values = of.values["displacement_ulp"].values.astype(np.float32).T
     size = np.where(values == 0, np.nan, np.abs(values))
     first, last = float(of.steps[0]) - 0.5, float(of.steps[-1]) + 0.5
     return Figure(
         title="How far each dim moved, in ULP; blank where it stayed",
         y=Axis(label="dim"),
         layers=[
-            Image(
-                values=size, x=(first, last), y=(-0.5, len(size) - 0.5), unit="ULP", is_log=True
-            )
+            Image(values=size, x=(first, last), y=(-0.5, len(size) - 0.5), unit="ULP", is_log=True)
         ],
     )

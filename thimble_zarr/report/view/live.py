@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import xarray as xr
 
@@ -33,10 +34,10 @@ class Snapshot:
     _panels: dict[str, Panel] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    @property
+    @cached_property
     def tokens(self) -> Tokens:
         """What is known of the tokens."""
-        return Tokens(self.run.ds, self.run.summary)
+        return Tokens(self.run)
 
     @property
     def last_step(self) -> int:
@@ -68,6 +69,8 @@ class Live:
     ----------
     store
         Its path, as people wrote it.
+    parameter
+        The name of the parameter, where the store has several; else empty.
     reopen
         Opens the recording anew, and sees what is committed by then. Cheap.
     summarize
@@ -77,13 +80,24 @@ class Live:
     def __init__(
         self,
         store: str,
+        parameter: str,
         reopen: Callable[[], Reader],
         summarize: Callable[[xr.Dataset], xr.Dataset],
     ) -> None:
-        self.store = store
+        self.store, self.parameter = store, parameter
         self._reopen, self._summarize = reopen, summarize
         self._advancing = threading.Lock()
         self._snapshot: Snapshot | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called among others."""
+        return f"{self.store}: {self.parameter}" if self.parameter else self.store
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a snapshot."""
+        return self._snapshot is not None
 
     @property
     def snapshot(self) -> Snapshot:

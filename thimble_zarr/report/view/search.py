@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from bokeh.models import Column, Div, TextInput
+from bokeh.models import Column
+from bokeh.models.widgets import Div, TextInput
 
 from thimble_zarr.report.view.token_table import columns, token_table
 from thimble_zarr.report.view.tokens import Tokens
@@ -29,7 +30,7 @@ class Search:
         self.found = Div(name="found", text="")
         self.source, table = token_table("results", _SHOWN, 160, on_choice)
         self.box.on_change("value", self._search)
-        self.root = Column(self.box, self.found, table, sizing_mode="stretch_width")
+        self.root = Column(children=[self.box, self.found, table], sizing_mode="stretch_width")
 
     def _search(self, attribute: str, old: str, new: str) -> None:
         tokens = self._tokens()
@@ -37,9 +38,7 @@ class Search:
         is_more = len(positions) > N_MOST
         positions = positions[:N_MOST]
         self.source.selected.indices = []
-        self.source.data = {
-            name: values for name, values in columns(tokens, positions).items()
-        }
+        self.source.data = {**columns(tokens, positions)}
         n = f"the first {N_MOST:,}" if is_more else f"{len(positions):,}"
         self.found.text = f"{n} found" if new else ""
         if len(positions):

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
-from bokeh.models import Button, Column, CustomJS, Div, RangeSlider, Row
+from bokeh.models import Column, CustomJS, Row
+from bokeh.models.widgets import Button, Div, RangeSlider
 
 from thimble_zarr.report.figure import Axis, Figure, Line, Panel
 from thimble_zarr.report.run import Run
@@ -56,12 +57,16 @@ class Span:
         self.words = Div(name="changes", text=_HINT)
         self.source, table = token_table("changed", _SHOWN, 240, on_choice)
         self.save = Button(name="save", label="Save ids", disabled=True, width=110)
-        self.save.js_on_click(CustomJS(args={"source": self.source, "span": self.slider}, code=_SAVE))
+        self.save.js_on_click(
+            CustomJS(args={"source": self.source, "span": self.slider}, code=_SAVE)
+        )
         self.root = Column(
-            self.slider,
-            Row(self.save, self.words, sizing_mode="stretch_width"),
-            table,
-            shown.root,
+            children=[
+                self.slider,
+                Row(children=[self.save, self.words], sizing_mode="stretch_width"),
+                table,
+                shown.root,
+            ],
             sizing_mode="stretch_width",
         )
 
@@ -92,7 +97,7 @@ class Span:
         self.save.disabled = not len(positions)
         self.words.text = f"{len(positions):,} changed regime after steps {first:,} to {last:,}"
         if not len(positions):
-            self._shown.clear()
+            self._shown.show(None)
             return
         others = snapshot.tokens.sample(positions)
         self._background.do(

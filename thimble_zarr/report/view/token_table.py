@@ -1,25 +1,41 @@
 """Tokens as rows of a table in the browser."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from bokeh.models import ColumnDataSource, DataTable, NumberFormatter, TableColumn
+from bokeh.models import ColumnDataSource
+from bokeh.models.widgets import (
+    CellFormatter,
+    DataTable,
+    NumberFormatter,
+    StringFormatter,
+    TableColumn,
+)
 
 from thimble_zarr.report.view.tokens import Tokens
 
-_COUNT = NumberFormatter(format="0,0", nan_format="-", text_align="right")
-_ID = NumberFormatter(format="0", text_align="right")
 
-TITLES = {
-    "id": ("id", 55, _ID),
-    "text": ("text", 130, None),
-    "count": ("count", 65, _COUNT),
-    "kind": ("kind", 45, None),
-    "frozen": ("last moved", 80, None),
-    "change": ("change", 125, None),
-    "at": ("at step", 60, _ID),
+@dataclass(frozen=True)
+class _Shown:
+    """How a column is shown."""
+
+    title: str
+    width: int
+    format: Callable[[], CellFormatter] = StringFormatter
+
+
+_COLUMNS = {
+    "id": _Shown("id", 55, partial(NumberFormatter, format="0", text_align="right")),
+    "text": _Shown("text", 130),
+    "count": _Shown("count", 65, partial(NumberFormatter, format="0,0", text_align="right")),
+    "kind": _Shown("kind", 45),
+    "frozen": _Shown("last moved", 80),
+    "change": _Shown("change", 125),
+    "at": _Shown("at step", 60, partial(NumberFormatter, format="0,0", text_align="right")),
 }
-"""Columns that there may be: title, width and how numbers are shown."""
+"""Columns that there may be."""
 
 
 def columns(tokens: Tokens, positions: np.ndarray) -> dict[str, list[object]]:
@@ -59,13 +75,8 @@ def token_table(
     table = DataTable(
         source=source,
         columns=[
-            TableColumn(
-                field=column,
-                title=TITLES[column][0],
-                width=TITLES[column][1],
-                **({} if TITLES[column][2] is None else {"formatter": TITLES[column][2]}),
-            )
-            for column in shown
+            TableColumn(field=column, title=of.title, width=of.width, formatter=of.format())
+            for column, of in ((name, _COLUMNS[name]) for name in shown)
         ],
         name=name,
         css_classes=[name],
@@ -74,6 +85,7 @@ def token_table(
         sizing_mode="stretch_width",
         selectable=True,
         sortable=True,
+        reorderable=False,
     )
 
     def choose(attribute: str, old: list[int], new: list[int]) -> None:

@@ -6,6 +6,8 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
+from thimble_zarr.report.run import Run
+
 REGIMES = ("early", "midlife", "late", "frozen")
 """What a token goes through, in this order; it may leave out any."""
 
@@ -48,42 +50,47 @@ class Tokens:
     Positions are indices along the first dimension of the parameter.
     """
 
-    ds: xr.Dataset
-    summary: xr.Dataset
+    run: Run
 
     @cached_property
     def ids(self) -> np.ndarray:
         """Their ids, int64, shape `(token,)`."""
-        dim = self.ds.W.dims[1]
-        n_tokens = self.ds.sizes[dim]
-        return self.ds[dim].values if dim in self.ds.coords else np.arange(n_tokens)
+        return self.run.ids
 
     @cached_property
     def texts(self) -> list[str]:
         """The text of each; empty where it is not known."""
-        if "text" not in self.ds.coords:
-            return [""] * len(self.ids)
-        return [str(text) for text in self.ds.text.values.tolist()]
+        texts = self._known("text")
+        return [""] * len(self.ids) if texts is None else [str(text) for text in texts.tolist()]
 
     @cached_property
     def counts(self) -> np.ndarray | None:
         """How often each occurs in the corpus; None where nobody counted."""
-        return self.ds.n_occurrences.values if "n_occurrences" in self.ds.coords else None
+        return self._known("n_occurrences")
 
     @cached_property
     def is_dead(self) -> np.ndarray | None:
         """Which of them never occur; None where that is not known."""
-        return self.ds.dead.values if "dead" in self.ds.coords else None
+        return self._known("dead")
+
+    def _known(self, name: str) -> np.ndarray | None:
+        coords = self.run.ds.coords
+        return coords[name].values if name in coords else None
 
     @cached_property
     def freeze_steps(self) -> np.ndarray:
         """The last step at which each moved, int64; the last step of the run if it still does."""
-        return self.summary.freeze_step.values.astype(np.int64)
+        return self._step_of("freeze_step")
 
-    @property
+    @cached_property
     def last_step(self) -> int:
-        """The last step that the summary has."""
-        return int(self.summary.step.values[-1])
+        """The last step of which it is known what it changed; 0 if there is none."""
+        run = self.run
+        return int(run.steps[run.follows].max(initial=0))
+
+    def _step_of(self, name: str) -> np.ndarray:
+        steps: np.ndarray = self.run.summary[name].values.astype(np.int64)
+        return steps
 
     def found(self, query: str, *, n_most: int = 200) -> np.ndarray:
         """Return positions of tokens that a query names: by id, by their text or a part of it.
@@ -97,9 +104,7 @@ class Tokens:
             for position, text in enumerate(self.texts):
                 plain = text.casefold()
                 if wanted in plain:
-                    ranks[position] = (
-                        1 if text == query else 2 if plain.strip() == wanted else 3
-                    )
+                    ranks[position] = 1 if text == query else 2 if plain.strip() == wanted else 3
         if wanted.isascii() and wanted.isdecimal():
             ranks[self.ids == int(wanted)] = 0
         elif query and not wanted:  # spaces alone
@@ -112,8 +117,9 @@ class Tokens:
     def _boundaries(self) -> np.ndarray:
         """The last step that is in each regime or one before, shape `(3, token)`."""
         names = ("last_early", "last_midlife", "freeze_step")
-        lasts = np.stack([self.summary[name].values.astype(np.int64) for name in names])
-        return np.maximum.accumulate(lasts, axis=0)
+        lasts = np.stack([*map(self._step_of, names)])
+        bounds: np.ndarray = np.maximum.accumulate(lasts, axis=0)
+        return bounds
 
     def changed(self, first: int, last: int) -> Change:
         """Return the changes of regime after the steps `first` to `last`, by step.
@@ -173,4 +179,3 @@ def _row_blocks(n_rows: int, row_numbers: int) -> list[range]:
 def ids_file(ids: np.ndarray) -> str:
     """Return ids as a file that `--tokens @FILE` and `--group NAME=@FILE` read."""
     return "".join(f"{token}\n" for token in ids.tolist())
-

@@ -1,0 +1,139 @@
+"""Where the numbers of a summary are computed: rows after rows, in forked processes.
+
+A task is the rows of a chunk, of all tokens. It writes what it computed, and returns only the last
+steps of the tokens.
+"""
+
+from concurrent.futures import as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import numpy as np
+
+from thimble_zarr import tuning
+from thimble_zarr.analysis.compute.memory import Needs
+from thimble_zarr.analysis.compute.run import Progress, Resources, processes
+from thimble_zarr.analysis.compute.source import Selected
+from thimble_zarr.analysis.compute.windows import window_tokens
+from thimble_zarr.analysis.summary.contents import LAST_STEPS, Contents
+from thimble_zarr.analysis.summary.groups import Groups
+from thimble_zarr.analysis.summary.kept import Kept, Note
+from thimble_zarr.analysis.summary.numbers import numbers_of
+from thimble_zarr.bits import storage_dtype
+from thimble_zarr.format.layout import split_range
+
+_MAX_CHUNK_ROWS = 512
+
+_PART_ARRAYS = 16
+"""Arrays of a part that exist at once."""
+
+
+def chunk_rows(n_tokens: int) -> int:
+    """Return the rows of a task: a power of two, so many that what they give fits the memory."""
+    most = min(_MAX_CHUNK_ROWS, tuning.TUNING.summary_elements // n_tokens)
+    return 1 << max(0, most.bit_length() - 1)
+
+
+def bring_up_to_date(
+    kept: Kept,
+    selected: Selected,
+    groups: Groups,
+    native: str,
+    resources: Resources,
+    progress: Progress | None = None,
+) -> None:
+    """Have a summary have all selected rows, and these groups besides those that it has already.
+
+    Rows that it has and that are still those of the recording are left as they are. Who comes
+    second waits, and then finds less to do.
+    """
+    kept.check_place()
+    wanted = _Wanted.of(kept, selected, groups, native)
+    if not (tasks := wanted.tasks):
+        return
+    size = min(wanted.chunk_rows, len(selected.rows))
+    plan = needs(selected, wanted.groups, n_rows=size, n_tasks=len(tasks))
+    # Forked first, so that the lock is not theirs, too.
+    with processes(plan, resources) as executor, kept.locked():
+        wanted = _Wanted.of(kept, selected, groups, native)
+        if not (tasks := wanted.tasks):
+            return
+        if wanted.first_row == 0:
+            kept.begin(selected, wanted.groups, chunk_rows=wanted.chunk_rows)
+        kept.extend(selected.steps)
+        compute = partial(_compute_rows, selected, wanted.groups, native, kept)
+        running, last = [executor.submit(compute, rows) for rows in tasks], dict[str, np.ndarray]()
+        for n_done, task in enumerate(as_completed(running), start=1):
+            for name, steps in task.result().items():
+                last[name] = np.maximum(last.get(name, 0), steps)
+            if progress is not None:
+                progress(n_done, len(tasks))
+        kept.write_last_steps(last)
+        kept.finish(wanted.note)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be there: `groups`, and the rows from `first_row` on, which are not."""
+
+    selected: Selected
+    groups: Groups
+    native: str
+    first_row: int
+    chunk_rows: int
+
+    @classmethod
+    def of(cls, kept: Kept, selected: Selected, groups: Groups, native: str) -> Self:
+        """Look at what is there: all of it can be used, or nothing."""
+        note, length = kept.note, chunk_rows(len(selected.tokens))
+        if note is not None:
+            there = kept.groups(note)
+            groups = groups.joined(there)
+            same_rows = selected.source.reader.rows_since(note.identity) >= note.n_rows
+            if same_rows and note.ulp_dtype == native and groups == there:
+                return cls(selected, groups, native, note.n_rows, note.chunk_rows)
+        return cls(selected, groups, native, 0, length)
+
+    @property
+    def tasks(self) -> list[tuple[int, int]]:
+        """The rows of each task."""
+        return [*split_range(self.first_row, len(self.selected.rows), self.chunk_rows)]
+
+    @property
+    def note(self) -> Note:
+        """What will be there."""
+        return Note(
+            identity=self.selected.source.reader.identity,
+            n_rows=len(self.selected.rows),
+            ulp_dtype=self.native,
+            groups=self.groups.names,
+            chunk_rows=self.chunk_rows,
+        )
+
+
+def needs(selected: Selected, groups: Groups, n_rows: int, n_tasks: int) -> Needs:
+    """Return what tasks of so many rows take."""
+    schema, contents = selected.source.reader.schema, Contents(selected.source.reader.schema)
+    n_tokens, layout = len(selected.tokens), schema.layout
+    n_numbers = len(contents.of_token) + len(contents.of_member) * len(groups.names)
+    taken = n_rows * n_tokens * (4 * n_numbers + 8 + 3 * 4)
+    n_at_once = min(n_tokens, window_tokens(schema))
+    itemsizes = [storage_dtype(schema.dtypes[name]).itemsize for name in contents.inputs]
+    taken += (layout.block_steps + 1) * n_at_once * schema.n_dims * sum(itemsizes)
+    taken += 2 * layout.block_steps * layout.chunk_tokens * schema.n_dims * max(itemsizes)
+    taken += _PART_ARRAYS * max(tuning.TUNING.part_bytes * 5 // 4, 8 * schema.n_dims)
+    n_classes = groups.has_class.shape[1]
+    taken += 8 * 6 * n_rows * schema.n_dims * (n_classes + len(groups.names))
+    return Needs(taken * 5 // 4, 8 * len(LAST_STEPS) * n_tokens * 2, n_tasks, "the summary")
+
+
+def _compute_rows(
+    selected: Selected, groups: Groups, native: str, kept: Kept, rows: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Compute rows and write them; return the last steps."""
+    of_rows = replace(selected, rows=selected.rows[slice(*rows)])
+    numbers = numbers_of(of_rows, groups, native)
+    last = {name: numbers.pop(name) for name in LAST_STEPS}
+    kept.write(numbers, slice(*rows))
+    return last

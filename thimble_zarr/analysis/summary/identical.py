@@ -1,0 +1,47 @@
+"""Tokens whose weights are the same, bit for bit."""
+
+import numpy as np
+
+_SEED = 20_240_229
+
+
+def row_hashes(bits: np.ndarray) -> np.ndarray:
+    """Return a hash of each token's weights, of shape `(step, token, dim)`: uint64.
+
+    It is two of 32 bits, each of the sum of products of 32-bit words with random 64-bit numbers
+    (Dietzfelbinger 1996), for which the probability is proven: two different rows have the same
+    hash with a probability of 2^-64. So with 50,000 tokens one of 5,000 steps is wrong with one of
+    less than 10^-6.
+    """
+    words = _words(np.ascontiguousarray(bits))
+    keys = _keys(words.shape[-1])
+    high = (words * keys[0, :-1]).sum(axis=-1, dtype=np.uint64) + keys[0, -1]
+    low = (words * keys[1, :-1]).sum(axis=-1, dtype=np.uint64) + keys[1, -1]
+    hashes: np.ndarray = (high & np.uint64(0xFFFFFFFF << 32)) | (low >> np.uint64(32))
+    return hashes
+
+
+def _keys(n_words: int) -> np.ndarray:
+    random = np.random.default_rng(_SEED)
+    keys: np.ndarray = random.integers(0, 2**64 - 1, (2, n_words + 1), np.uint64, endpoint=True)
+    return keys
+
+
+def _words(bits: np.ndarray) -> np.ndarray:
+    """Return rows as 32-bit words, as uint64."""
+    if bits.dtype.itemsize == 2 and bits.shape[-1] % 2:
+        return bits.view(np.uint16).astype(np.uint64)
+    return bits.view(np.uint32).astype(np.uint64)
+
+
+def count_identical(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each row how many of its numbers are there twice or more, and most alike."""
+    ordered = np.sort(hashes, axis=1)
+    n_rows, n_tokens = ordered.shape
+    alike = ordered[:, 1:] == ordered[:, :-1]
+    n_identical, largest = np.zeros(n_rows, np.int64), np.ones(n_rows, np.int64)
+    for row in np.flatnonzero(alike.any(axis=1)):
+        ends = np.flatnonzero(~alike[row]) + 1
+        sizes = np.diff(ends, prepend=0, append=n_tokens)
+        n_identical[row], largest[row] = sizes[sizes > 1].sum(), sizes.max()
+    return n_identical, largest

@@ -1,0 +1,220 @@
+"""A summary where it is kept: an ordinary Zarr, with a note of which rows of which run it has.
+
+The note is the attribute `thimble_summary` of the parameter's group. It is written when everything
+else is there: what a summary has no note of, it does not have, whatever lies in its files.
+"""
+
+import getpass
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import msgspec
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec
+
+from thimble_zarr.analysis.compute.source import Selected
+from thimble_zarr.analysis.summary.contents import LAST_STEPS, QUANTILES, Contents
+from thimble_zarr.analysis.summary.groups import Groups
+from thimble_zarr.errors import StoreExistsError
+
+_VERSION = 1
+
+_ATTRIBUTE = "thimble_summary"
+
+_LOCK = ".thimble/lock"
+
+_CHUNK_ELEMENTS = 2**18
+"""Numbers of a chunk, about: a megabyte."""
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What a summary is of.
+
+    Attributes
+    ----------
+    identity
+        What the rows are known by (`Reader.identity`).
+    n_rows
+        Rows that it has.
+    ulp_dtype
+        The dtype in whose ULP steps are measured.
+    groups, quantiles
+        The labels of these dims.
+    chunk_rows
+        Rows a chunk.
+    version
+        Of the code that made it: it is raised when numbers change.
+    """
+
+    identity: str
+    n_rows: int
+    ulp_dtype: str
+    groups: tuple[str, ...]
+    quantiles: tuple[float, ...] = QUANTILES
+    chunk_rows: int
+    version: int = _VERSION
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The summary of a parameter at a place, there or not.
+
+    Attributes
+    ----------
+    path
+        The Zarr.
+    group
+        The parameter's group in it, as in the store; empty for a single one.
+    """
+
+    path: Path
+    group: str = ""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Have other processes of this user wait that want to write to it, too."""
+        # Not in the Zarr, which has nothing else in it, and not beside it, where it would stay.
+        of_path = hashlib.sha256(bytes(self.path.absolute())).hexdigest()[:16]
+        name = f"thimble-zarr-{getpass.getuser()}-{of_path}.lock"
+        with filelock.FileLock(Path(tempfile.gettempdir()) / name):
+            yield
+
+    def check_place(self) -> None:
+        """Raise StoreExistsError if something else lies at the place."""
+        is_free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        if not is_free and _ATTRIBUTE not in _attributes(self.path, ""):
+            raise StoreExistsError(
+                f"{self.path} is there and is no summary; remove it, or name another place"
+            )
+
+    @property
+    def note(self) -> Note | None:
+        """What it has; None where there is nothing that this version can use."""
+        try:
+            note = msgspec.convert(_attributes(self.path, self.group)[_ATTRIBUTE], Note)
+        except (KeyError, msgspec.ValidationError):
+            return None
+        return note if note.version == _VERSION and note.quantiles == QUANTILES else None
+
+    def groups(self, note: Note) -> Groups:
+        """Return its groups."""
+        return Groups(note.groups, np.asarray(self._open("r")["is_member"]))
+
+    def finish(self, note: Note) -> None:
+        """Say what it has now: for others in the consolidated metadata, and for us in the note."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consolidated metadata", zarr.errors.ZarrUserWarning)
+            group = zarr.consolidate_metadata(self.path, path=self.group)
+        group.attrs[_ATTRIBUTE] = msgspec.to_builtins(note)
+
+    def begin(self, selected: Selected, groups: Groups, *, chunk_rows: int) -> None:
+        """Put empty arrays there, and remove what is there."""
+        nothing: Any = {"zarr_format": 3, "attributes": {_ATTRIBUTE: {}}}
+        if self.group and not _attributes(self.path, ""):
+            zarr.create_group(self.path, **nothing)
+        group: Any = zarr.create_group(self.path, path=self.group, overwrite=True, **nothing)
+        sizes = {
+            "group": len(groups.names),
+            "step": 0,
+            "token": len(selected.tokens),
+            "dim": len(selected.dims),
+            "quantile": len(QUANTILES),
+        }
+        n_tokens = max(1, _CHUNK_ELEMENTS // chunk_rows)
+        chunks = sizes | {
+            "step": chunk_rows,
+            "token": _even(sizes["token"], n_tokens),
+        }
+        contents = Contents(selected.source.reader.schema)
+        for name, variable in contents.variables.items():
+            dims = variable.dims
+            per_group = {"group": 1} if {"group", "step", "token"} <= {*dims} else {}
+            group.create_array(
+                name,
+                shape=tuple(sizes[dim] for dim in dims),
+                chunks=tuple((chunks | per_group)[dim] for dim in dims),
+                dtype=variable.dtype,
+                dimension_names=dims,
+                fill_value=np.nan if variable.dtype in (np.float32, np.float64) else 0,
+                compressors=_compressor(variable.dtype),
+                attributes={"long_name": variable.long_name},
+            )
+        for name, values in (("step", selected.steps[:0]), ("token", selected.ids)):
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                chunks=(4096,) if name == "step" else (max(1, len(values)),),
+                dtype=np.int64,
+                dimension_names=(name,),
+                fill_value=-1,
+                compressors=_compressor(np.int64),
+            )
+            array[:] = values
+        group["is_member"][:] = groups.is_member
+
+    def extend(self, steps: np.ndarray) -> None:
+        """Make room for so many rows, and write their steps."""
+        group = self._open("r+")
+        for _, array in group.arrays():
+            dims = _dims(array)
+            if "step" in dims:
+                size = {**dict(zip(dims, array.shape, strict=True)), "step": len(steps)}
+                array.resize(tuple(size.values()))
+        group["step"][:] = steps
+
+    def write(self, numbers: Mapping[str, np.ndarray], rows: slice) -> None:
+        """Write the numbers of some rows."""
+        group = self._open("r+")
+        for name, values in numbers.items():
+            array = group[name]
+            array[tuple(rows if dim == "step" else slice(None) for dim in _dims(array))] = values
+
+    def write_last_steps(self, found: Mapping[str, np.ndarray]) -> None:
+        """Write the last steps of some rows, where they are later than what is there."""
+        group = self._open("r+")
+        for name in LAST_STEPS:
+            group[name][:] = np.maximum(group[name][:], found[name])
+
+    def open(self) -> xr.Dataset:
+        """Open it as a dataset: lazy, with labels of groups and quantiles, without other labels."""
+        note = self.note
+        assert note is not None
+        group = self.group or None
+        ds: xr.Dataset = xr.open_zarr(self.path, group=group, consolidated=False, chunks={})
+        ds = ds.isel(step=slice(0, note.n_rows))[sorted(map(str, ds.data_vars))]
+        coords = {"group": [*note.groups], "quantile": [*note.quantiles]}
+        return ds.assign_coords(coords).assign_attrs(ulp_dtype=note.ulp_dtype)
+
+    def _open(self, mode: Literal["r", "r+"]) -> Any:
+        return zarr.open_group(self.path, path=self.group, mode=mode, use_consolidated=False)
+
+
+def _attributes(path: Path, group: str) -> Mapping[str, object]:
+    """Return what is known of a group; nothing where there is none."""
+    try:
+        return zarr.open_group(path, path=group, mode="r").attrs.asdict()
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _dims(array: Any) -> tuple[str, ...]:
+    return tuple(array.metadata.dimension_names)
+
+
+def _even(n: int, most: int) -> int:
+    """Return the length of pieces that are alike and at most so long."""
+    return max(1, -(-n // max(1, -(-n // most))))
+
+
+def _compressor(dtype: type[np.generic]) -> BloscCodec:
+    size = np.dtype(dtype).itemsize
+    return BloscCodec(typesize=size, cname="lz4", clevel=5, shuffle="shuffle")

@@ -1,0 +1,29 @@
+"""Where the summary of a recording lies: beside it, or where the user's caches are."""
+
+import hashlib
+from pathlib import Path
+
+import platformdirs
+
+
+def beside(store: Path, lattice: str | None = None) -> Path:
+    """Return the place beside a store; `lattice` is a dtype that is not the recorded one.
+
+    Examples
+    --------
+    >>> beside(Path("runs/seed1.zarr"))
+    PosixPath('runs/seed1.summary.zarr')
+    """
+    return store.with_name(_name(store, lattice))
+
+
+def in_cache(store: Path, lattice: str | None = None) -> Path:
+    """Return the place in the user's cache of a store that nothing can be written beside."""
+    of_path = hashlib.sha256(bytes(store.absolute())).hexdigest()[:16]
+    caches = Path(platformdirs.user_cache_dir("thimble-zarr"))
+    return caches / "summaries" / of_path / _name(store, lattice)
+
+
+def _name(store: Path, lattice: str | None) -> str:
+    stem = store.stem if store.suffix in (".zarr", ".safetensors") else store.name
+    return ".".join(filter(None, (stem, "summary", lattice, "zarr")))

@@ -1,0 +1,86 @@
+"""`summary`: a run as a dozen numbers for each step and token, kept beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from thimble_zarr.cli.options import PARAMETERS, QUIET, STORE, format_option, size
+
+
+def _group(text: str) -> tuple[str, str]:
+    """Read a name and tokens."""
+    name, equals, tokens = text.partition("=")
+    if not (name and equals and tokens):
+        raise click.BadParameter(f"{text!r} is not NAME=TOKENS, such as thai=@ids.txt")
+    return name, tokens
+
+
+@click.command(short_help="Sum up a run: a dozen numbers for each step and token.")
+@STORE
+@click.option(
+    "--group",
+    "groups",
+    type=_group,
+    multiple=True,
+    metavar="NAME=TOKENS",
+    help="A group of tokens besides dead, live and all: ids such as 17,42, @FILE with ids, or "
+    "text:TEXT; may be repeated.",
+)
+@PARAMETERS
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    help="The dtype in whose ULP steps are measured, such as bfloat16.  [default: the recorded]",
+)
+@format_option("table", "csv", "json", help="A short table for people; csv or json for machines.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PLACE",
+    help="Where to keep it.  [default: run.summary.zarr beside run.zarr]",
+)
+@click.option(
+    "--memory",
+    "memory_bytes",
+    type=size,
+    help="Limits the memory of all processes together.  [default: four fifths of what is free]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="How many processes compute, if they fit into the memory.  [default: one for each CPU]",
+)
+@QUIET
+def summary(
+    store: Path,
+    *,
+    groups: tuple[tuple[str, str], ...],
+    parameters: tuple[str, ...],
+    format_: str,
+    output: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Sum up the run in STORE: for each step and token a dozen numbers.
+
+    They are norms of weights, steps, gradient and moments, how far weights moved in ULP, and where
+    they lie and move relative to their group: dead, live, all, and those that --group names. They
+    are kept beside STORE as an ordinary Zarr, which Python opens with
+    `thimble_zarr.summary("run.zarr")`; of a run that has grown only the new steps are computed.
+
+    What is printed is the short of it: when tokens froze, in which regime the others are, the
+    largest step.
+    """
+    from thimble_zarr.analysis.summary.summary import summary as sum_up
+    from thimble_zarr.cli.progress import progress
+    from thimble_zarr.report import summary_table
+    from thimble_zarr.sources.open import open_recording
+
+    found = []
+    for reader in open_recording(store, parameters=parameters):
+        with progress("summing up", unit="part", quiet=quiet) as bar:
+            options |= {"groups": dict(groups), "place": output, "progress": bar.reach}
+            found.append(sum_up(store, parameter=reader.schema.parameter, **options))
+    shown = {"table": summary_table.as_text, "csv": summary_table.as_csv}
+    click.echo(shown.get(format_, summary_table.as_json)(str(store), found), nl=False)

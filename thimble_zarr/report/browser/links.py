@@ -1,0 +1,52 @@
+"""What the figures of a page share: the group that is shown, the steps in view, the cursor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bokeh.models import Range1d
+from bokeh.models.annotations import Span
+from bokeh.models.renderers import RendererGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """What the figures of a page share.
+
+    Attributes
+    ----------
+    groups
+        Of each group of tokens what makes its layers visible; one of them is.
+    steps
+        The steps in view.
+    cursor
+        A line at the step that the mouse is at, in all figures.
+    """
+
+    groups: Mapping[str, RendererGroup]
+    steps: Range1d
+    cursor: Span
+
+    @property
+    def shown_group(self) -> str | None:
+        """The group that is shown at first; None if there is none."""
+        return next((name for name, of in self.groups.items() if of.visible), None)
+
+
+def linked(groups: Sequence[str], *, first: float, last: float) -> Links:
+    """Return what figures of a run share.
+
+    Parameters
+    ----------
+    groups
+        The groups of tokens. The first is shown.
+    first, last
+        The steps of the run.
+    """
+    last = max(last, first + 1)  # of a run of one step there is something to see, too
+    margin = 0.01 * (last - first)
+    start, end = first - margin, last + margin
+    return Links(
+        groups={name: RendererGroup(visible=name == groups[0], name=name) for name in groups},
+        steps=Range1d(start=start, end=end, bounds=(start, end), min_interval=1),
+        cursor=Span(dimension="height", line_color="#9aa0a6", line_width=1),
+    )
