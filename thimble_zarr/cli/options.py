@@ -33,6 +33,25 @@ PARAMETERS = click.option(
 )
 
 
+def _group(text: str) -> tuple[str, str]:
+    """Read a name and tokens."""
+    name, equals, tokens = text.partition("=")
+    if not (name and equals and tokens):
+        raise click.BadParameter(f"{text!r} is not NAME=TOKENS, such as thai=@ids.txt")
+    return name, tokens
+
+
+GROUPS = click.option(
+    "--group",
+    "groups",
+    type=_group,
+    multiple=True,
+    metavar="NAME=TOKENS",
+    help="A group of tokens besides dead, live and all: ids such as 17,42, @FILE with ids, or "
+    "text:TEXT; may be repeated.",
+)
+
+
 def format_option(*formats: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--format`, a table by default."""
     kind = click.Choice(formats)

@@ -5,28 +5,12 @@ from typing import Any
 
 import click
 
-from thimble_zarr.cli.options import PARAMETERS, QUIET, STORE, format_option, size
-
-
-def _group(text: str) -> tuple[str, str]:
-    """Read a name and tokens."""
-    name, equals, tokens = text.partition("=")
-    if not (name and equals and tokens):
-        raise click.BadParameter(f"{text!r} is not NAME=TOKENS, such as thai=@ids.txt")
-    return name, tokens
+from thimble_zarr.cli.options import GROUPS, PARAMETERS, QUIET, STORE, format_option, size
 
 
 @click.command(short_help="Sum up a run: a dozen numbers for each step and token.")
 @STORE
-@click.option(
-    "--group",
-    "groups",
-    type=_group,
-    multiple=True,
-    metavar="NAME=TOKENS",
-    help="A group of tokens besides dead, live and all: ids such as 17,42, @FILE with ids, or "
-    "text:TEXT; may be repeated.",
-)
+@GROUPS
 @PARAMETERS
 @click.option(
     "--dtype",

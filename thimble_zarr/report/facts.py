@@ -153,5 +153,3 @@ def median_freeze_step(run: Run) -> float | None:
         if frozen.size:
             return float(np.median(frozen))
     return None
-
-
