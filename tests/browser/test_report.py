@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.support.browser import Watched, frame, is_different, n_colored, names, opened, place, watched
+from tests.support.browser import (
+    Watched,
+    frame,
+    is_different,
+    n_colored,
+    names,
+    opened,
+    place,
+    watched,
+)
 from thimble_zarr.report.panels.registry import PANELS
 
 OF_STEPS = ("loss-0", "regimes-0", "token_image-0", "step_size-0", "radius-1", "accounting-0")

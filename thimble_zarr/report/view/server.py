@@ -48,9 +48,7 @@ class LocalServer:
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        port = self.bokeh.port
-        assert port is not None
-        return port
+        return int(self.bokeh.port or 0)
 
     def run(self) -> None:
         """Serve until the loop is stopped: see `stop`."""
