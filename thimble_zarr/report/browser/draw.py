@@ -203,7 +203,7 @@ def _color_mapper(figure: Figure) -> ContinuousColorMapper:
     """Return what the colors of a figure's images mean."""
     scale = color_scale(figure.layers)
     kind = LogColorMapper if scale.is_log else LinearColorMapper
-    return kind(palette=viridis(N_COLORS), low=scale.low, high=scale.high)
+    return kind(palette=viridis(N_COLORS)[::-1], low=scale.low, high=scale.high)
 
 
 def _assign(renderer: GlyphRenderer | Legend, group: str | None, links: Links) -> None:
