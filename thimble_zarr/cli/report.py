@@ -66,7 +66,28 @@ def report(
     """
     from thimble_zarr.analysis.selection import stores_at
 
-    paths = stores_at(stores)
+    run_report(
+        stores_at(stores),
+        output,
+        format_=format_,
+        groups=groups,
+        subset=subset,
+        parameter=parameter,
+        quiet=quiet,
+    )
+
+
+def run_report(
+    paths: Sequence[str],
+    output: Path | None,
+    *,
+    format_: str = "html",
+    groups: Mapping[str, str] | None = None,
+    subset: str | None = None,
+    parameter: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Write a report and say where it is."""
     if output is None:
         stem = Path(paths[0]).stem if len(paths) == 1 else "report"
         output = Path(stem if format_ == "png" else f"{stem}.html")
