@@ -129,7 +129,7 @@ def test_the_cursor_is_in_all_figures_and_tells_the_numbers(page: Page) -> None:
     label.first.wait_for()
     told = dict(
         zip(
-            (text.strip() for text in label.all_inner_texts()),
+            (text.strip(" :") for text in label.all_inner_texts()),
             page.locator(".bk-tooltip-row-value:visible").all_inner_texts(),
             strict=True,
         )
