@@ -39,7 +39,7 @@ from thimble_zarr.cli.options import GROUPS, PARAMETERS, QUIET, STORE, format_op
 def summary(
     store: Path,
     *,
-    groups: tuple[tuple[str, str], ...],
+    groups: dict[str, str],
     parameters: tuple[str, ...],
     format_: str,
     output: Path | None,
@@ -64,7 +64,7 @@ def summary(
     found = []
     for reader in open_recording(store, parameters=parameters):
         with progress("summing up", unit="part", quiet=quiet) as bar:
-            options |= {"groups": dict(groups), "place": output, "progress": bar.reach}
+            options |= {"groups": groups, "place": output, "progress": bar.reach}
             found.append(sum_up(store, parameter=reader.schema.parameter, **options))
     shown = {"table": summary_table.as_text, "csv": summary_table.as_csv}
     click.echo(shown.get(format_, summary_table.as_json)(str(store), found), nl=False)

@@ -37,7 +37,7 @@ def view(
     *,
     port: int,
     no_browser: bool,
-    groups: tuple[tuple[str, str], ...],
+    groups: dict[str, str],
     parameters: tuple[str, ...],
     quiet: bool,
 ) -> None:
@@ -58,7 +58,7 @@ def view(
 
     lives = []
     for store in stores_at(stores):
-        lives += _lives(store, parameters, dict(groups))
+        lives += _lives(store, parameters, groups)
     for live in lives:
         with progress(f"summing up {live.name}", unit="part", quiet=quiet) as bar:
             live.advance(progress=bar.reach)
