@@ -7,6 +7,8 @@ from thimble_zarr.bits import (
     NATIVE_DTYPES,
     all_finite,
     decode,
+    difference_dtype,
+    encode,
     fill_value,
     is_nan,
     least_positive,
@@ -174,3 +176,62 @@ def test_the_least_positive_number_is_torchs(native: str) -> None:
     info = torch.finfo(getattr(torch, native))
     assert least_positive(native) == info.smallest_normal * info.eps
     assert float(torch.tensor(least_positive(native), dtype=getattr(torch, native))) > 0
+
+
+@pytest.mark.parametrize("native", NATIVE_DTYPES)
+def test_numbers_are_rounded_as_torch_does(native: str) -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    bits[::2] = (bits[::2] & 0xFFFF0000) | 0x8000  # halfway in bfloat16
+    bits[1::4] = (bits[1::4] & 0xFFFFE000) | 0x1000  # and in float16
+    bits[(bits & 0x7F800000) == 0x7F800000] |= 0x400000  # NaN, and none that is a signal
+    values = np.append(bits.view(np.float32), [np.inf, -np.inf, -0.0]).astype(np.float32)
+    expected = torch.from_numpy(values).to(getattr(torch, native)).double().numpy()
+    for given in (values, values.astype(np.float64)):
+        stored = encode(given, native)
+        assert stored.dtype == storage_dtype(native)
+        found = decode(stored, native, np.float64)
+        np.testing.assert_array_equal(found, expected)
+        there = ~np.isnan(found)
+        np.testing.assert_array_equal(np.signbit(found)[there], np.signbit(expected)[there])
+
+
+@pytest.mark.parametrize("beside", [0.0, 2.0**-52, -(2.0**-53)])
+def test_float64_is_rounded_once(beside: float) -> None:
+    """Just beside the middle of two numbers; torch rounds to float32 first, and then to even."""
+    lattice = np.sort(as_numbers(EVERY_PATTERN[is_finite(EVERY_PATTERN)]))
+    below, above = lattice[:-1], lattice[1:]
+    middle = (below + above) / 2 * (1 + beside)
+    magnitude_above = np.abs(above) > np.abs(below)
+    far = np.where(magnitude_above, above, below)
+    near = np.where(magnitude_above, below, above)
+    is_even = encode(far, "bfloat16") % 2 == 0
+    expected = np.where((is_even & (beside == 0)) | (beside > 0), far, near)
+    np.testing.assert_array_equal(decode(encode(middle, "bfloat16"), "bfloat16"), expected)
+
+
+@pytest.mark.parametrize("native", ["bfloat16", "float16", "float32"])
+def test_every_difference_of_places_fits(native: str) -> None:
+    infinite = encode(np.array([np.inf, -np.inf]), native)
+    limits, ends = np.iinfo(difference_dtype(native)), ordered(infinite)
+    assert limits.max >= int(ends[0]) - int(ends[1]) > np.iinfo(f"i{infinite.itemsize}").max
+
+
+def test_differences_of_float64_fit_below_two() -> None:
+    below = np.nextafter(2.0, 0)
+    places = ordered(np.array([below, -below, 2.0, -2.0]))
+    assert places[0] - places[1] == int(places[0]) - int(places[1])
+    assert int(places[2]) - int(places[3]) > np.iinfo(np.int64).max
+
+
+@pytest.mark.parametrize("native", NATIVE_DTYPES)
+@pytest.mark.parametrize("of", NATIVE_DTYPES)
+def test_spacing_of_another_dtype_is_of_its_numbers_around(native: str, of: str) -> None:
+    """Around a number lie two of the other dtype, which torch finds by rounding towards it."""
+    rng, info = np.random.default_rng(0), torch.finfo(getattr(torch, of))
+    sizes = np.exp2(rng.uniform(-30, 20, 2000))
+    stored = encode(np.concatenate([sizes * rng.choice([-1, 1], 2000), [0.0, 1.0]]), native)
+    numbers = decode(stored, native, np.float64)
+    digits = -int(np.log2(info.eps))
+    exponents = np.frexp(np.maximum(np.abs(numbers), info.tiny))[1] - 1
+    expected = np.where(np.abs(numbers) > info.max, np.nan, np.exp2(exponents - digits))
+    np.testing.assert_array_equal(spacing(stored, native, of), expected)

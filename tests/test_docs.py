@@ -33,6 +33,7 @@ from thimble_zarr.analysis.causes.findings import (
     MISLABELLED_ROW,
     MORE_FAILURES,
 )
+from thimble_zarr.analysis.health.conditions import CONDITIONS
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.trainer import TrainingData
 
@@ -240,6 +241,11 @@ def test_every_command_of_the_tool_is_in_the_table() -> None:
 def test_every_finding_is_in_the_table() -> None:
     codes = {cause.code for cause in (*CAUSES, MISLABELLED_ROW, ALTERED_CHUNK, MORE_FAILURES)}
     assert set(table_of(ROOT / "docs/exactness.md", "finding")) == codes
+
+
+def test_every_concern_is_in_the_table() -> None:
+    codes = {condition.code for condition in CONDITIONS}
+    assert set(table_of(ROOT / "docs/exactness.md", "concern")) == codes
 
 
 def table_of(document: Path, title: str) -> list[str]:

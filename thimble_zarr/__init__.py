@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from thimble_zarr.format.schema import TokenLabels
     from thimble_zarr.record.recorder import Recorder
     from thimble_zarr.record.schedule import every, log_spaced, windows
+    from thimble_zarr.report import plot
     from thimble_zarr.store.integrity.verify import verify
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "open_dataset",
     "open_datasets",
     "open_datatree",
+    "plot",
     "summary",
     "verify",
     "windows",
@@ -57,6 +59,7 @@ _HOMES = {
     "open_dataset": "thimble_zarr.analysis.dataset.open",
     "open_datasets": "thimble_zarr.analysis.dataset.runs",
     "open_datatree": "thimble_zarr.analysis.dataset.open",
+    "plot": "thimble_zarr.report.plot",
     "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",
@@ -67,7 +70,8 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         import importlib
 
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        home = importlib.import_module(_HOMES[name])
+        return home if name == "plot" else getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -87,7 +87,7 @@ def decode(
 def encode(values: np.ndarray, native: str) -> np.ndarray:
     """Round floating-point numbers to `native`, ties to even, and return its stored bits.
 
-    What is too large becomes infinite, and NaN the NaN that stands for what is missing.
+    What is too large becomes infinite; NaN stays NaN.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if native != "bfloat16":

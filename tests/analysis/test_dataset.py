@@ -59,7 +59,7 @@ def test_these_are_the_variables(tmp_path: Path, toy_path: Path) -> None:
     derived = ["delta_W", "update", "decay", "residual"]
     derived += ["adam_update", "adam_decay", "adam_residual"]
     derived += ["m_hat", "v_hat"]
-    derived += ["rounding", "unexplained", "ulp", "displacement_ulp", "stalled"]
+    derived += ["rounding", "unexplained", "moved", "ulp", "displacement_ulp", "stalled"]
     scalars = ["loss", "learning_rate", "beta1", "beta2", "eps", "weight_decay", "optimizer_step"]
     ds = open_dataset(toy_path)
     assert list(ds.data_vars) == [*stored, *derived, "freeze_step", *scalars]
@@ -73,7 +73,15 @@ def test_these_are_the_variables(tmp_path: Path, toy_path: Path) -> None:
 def test_the_initial_state_has_a_spacing_and_nothing_that_changed(toy_path: Path) -> None:
     first = open_dataset(toy_path).sel(step=0)
     assert np.isfinite(first.ulp).all()
-    for name in ("rounding", "unexplained", "displacement_ulp", "stalled"):
+    for name in (
+        "rounding",
+        "unexplained",
+        "moved",
+        "displacement_ulp",
+        "stalled",
+        "m_hat",
+        "v_hat",
+    ):
         assert np.isnan(first[name]).all()
 
 
@@ -105,7 +113,7 @@ def test_a_skipped_step_predicts_no_change(tmp_path: Path) -> None:
     ds = open_dataset(tmp_path / "run.zarr")
     for name in ("delta_W", "adam_update", "adam_decay", "adam_residual", "rounding"):
         assert (ds[name].sel(step=2) == 0).all()
-    for name in ("unexplained", "displacement_ulp", "stalled"):
+    for name in ("unexplained", "moved", "displacement_ulp", "stalled"):
         assert (ds[name].sel(step=2) == 0).all()
     assert int(accounting(ds).n_different.sum()) == 0
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from tests.support.faults import Arrays, rewrite
 from tests.support.runs import N_STEPS, History, record
-from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr import Recorder, accounting, every, open_dataset
 
 NATIVE = {"bfloat16": 1e-8, "float16": 1e-4, "float32": 1e-8, "float64": 1e-8}
 """Dtypes, each with an epsilon that does not underflow in it."""
@@ -104,12 +104,43 @@ def spacings(history: History, native: str) -> np.ndarray:
     return (after.double() - weights.double()).numpy()
 
 
-def test_displacement_is_in_units_of_the_spacing(run: tuple[xr.Dataset, History, Path]) -> None:
+def test_displacement_is_in_units_of_the_spacing_before(
+    run: tuple[xr.Dataset, History, Path],
+) -> None:
     ds, history, _ = run
-    expected = np.diff(history["W"], axis=0) / spacings(history, native_of(run))[1:]
+    spaced = spacings(history, native_of(run))
+    assert (spaced[1:] != spaced[:-1]).any()
+    expected = np.diff(history["W"], axis=0) / spaced[:-1]
     np.testing.assert_array_equal(ds.displacement_ulp.values[1:], expected.astype(np.float32))
     assert np.isnan(ds.displacement_ulp.values[0]).all()
     assert (expected != 0).any()
+
+
+def test_what_moved_is_another_number(run: tuple[xr.Dataset, History, Path]) -> None:
+    ds, history, _ = run
+    expected = np.diff(history["W"], axis=0) != 0
+    np.testing.assert_array_equal(ds.moved.values[1:], expected.astype(np.float32))
+    assert np.isnan(ds.moved.values[0]).all()
+    assert expected.mean() > 0
+
+
+def test_what_has_no_row_before_it_cannot_be_known_to_move(tmp_path: Path) -> None:
+    """Nor does a zero move that changes its sign, or what stays infinite."""
+    path = tmp_path / "run.zarr"
+    record(path, n_steps=8, recorder_options={"schedule": every(3)})
+
+    def stay(stored: Arrays, scalars: Arrays) -> None:
+        stored["W"][:, 1] = 0x7F80
+        stored["W"][::2, 2], stored["W"][1::2, 2] = 0x0000, 0x8000
+
+    rewrite(path, tmp_path / "f.zarr", stay)
+    ds = open_dataset(tmp_path / "f.zarr")
+    follows = np.diff(ds.step.values, prepend=-2) == 1
+    assert 0 < follows.sum() < len(follows) - 1
+    np.testing.assert_array_equal(~np.isnan(ds.moved).any(("token", "dim")), follows)
+    np.testing.assert_array_equal(np.isnan(ds.moved).all(("token", "dim")), ~follows)
+    assert (ds.moved[follows, 1:3] == 0).all()
+    assert (ds.moved[follows, 3:] == 1).any()
 
 
 def test_ulp_is_the_way_to_the_next_number(run: tuple[xr.Dataset, History, Path]) -> None:
@@ -144,7 +175,7 @@ def test_stalled_elements_are_those_the_formula_moves_and_that_stay(tmp_path: Pa
     moved = (np.diff(W, axis=0) != 0).mean((1, 2))
     np.testing.assert_allclose(accounting(ds, extended=True).share_moved, moved)
     spacing = np.exp2(np.floor(np.log2(np.maximum(np.abs(W), 2.0**-126))) - 7)
-    displacement = np.abs(np.diff(W, axis=0) / spacing[1:]).mean((1, 2))
+    displacement = np.abs(np.diff(W, axis=0) / spacing[:-1]).mean((1, 2))
     np.testing.assert_allclose(accounting(ds, extended=True).mean_displacement_ulp, displacement)
 
 
@@ -183,11 +214,14 @@ def test_what_is_not_finite_has_no_spacing(tmp_path: Path) -> None:
         stored["W"][2, 5, 3] = 0x7FC0
 
     rewrite(path, tmp_path / "d.zarr", diverge)
-    ds = open_dataset(tmp_path / "d.zarr").isel(step=2)
-    lost = np.zeros((11, 5), dtype=bool)
-    lost[1], lost[5, 3] = True, True
+    ds, after = (open_dataset(tmp_path / "d.zarr").isel(step=step) for step in (2, 3))
+    lost, nan = np.zeros((2, 11, 5), dtype=bool)
+    lost[1], lost[5, 3], nan[5, 3] = True, True, True
     np.testing.assert_array_equal(np.isnan(ds.ulp), lost)
-    nan = np.zeros((11, 5), dtype=bool)
-    nan[5, 3] = True
-    np.testing.assert_array_equal(np.isnan(ds.displacement_ulp), lost)
+    np.testing.assert_array_equal(np.isnan(ds.displacement_ulp), nan)
+    np.testing.assert_array_equal(np.isinf(ds.displacement_ulp), lost & ~nan)
+    np.testing.assert_array_equal(np.isnan(after.displacement_ulp), lost)
     np.testing.assert_array_equal(np.isnan(ds.stalled), nan)
+    for row in (ds, after):
+        np.testing.assert_array_equal(np.isnan(row.moved), nan)
+        assert (row.moved.values[1] == 1).all()

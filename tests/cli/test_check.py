@@ -47,7 +47,8 @@ def test_check_of_a_sound_run_is_a_table_and_a_verdict(trained: Path) -> None:
         lines[replay + 2 : replay + 5], ("W", "exp_avg", "exp_avg_sq"), strict=True
     ):
         assert line.split() == [name, *[f"{n_elements:,}"] * 2, "100", "%", "none", "0"]
-    assert lines[-1].startswith("HOLDS to the bit: ")
+    assert lines[-2].startswith("HOLDS to the bit: ")
+    assert lines[-1].startswith("Health: exp_avg_sq cannot decay in bfloat16. ")
 
 
 @pytest.fixture
@@ -123,9 +124,10 @@ def test_without_a_terminal_words_are_not_broken(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    *table, verdict = succeeds("check", trained, "--extended").stdout.splitlines()
+    *table, verdict, health = succeeds("check", trained, "--extended").stdout.splitlines()
     assert verdict.startswith("HOLDS to the bit: ")
     assert len(verdict) > 100
+    assert len(health) > 100
     assert max(map(len, table[3:])) <= 100
 
 
@@ -147,7 +149,7 @@ def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> No
     content = checked(trained)
     ds = open_dataset(trained)
     about = ["store", "tokens", "steps", "n_skipped", "n_steps", "rows", "summary"]
-    replay = ["replay", "replay_device", "not_exact_because", "findings"]
+    replay = ["replay", "replay_device", "not_exact_because", "findings", "health"]
     assert list(content) == [*about, *replay, "holds", "has_ended", "verdict"]
     total = 5 * 8 * int(ds.dead.sum())
     equal = {"total": total, "equal": total, "max_ulp": 0, "first": None}
@@ -309,7 +311,7 @@ def test_a_planted_fault_is_found_where_it_was_planted(faulty: Path) -> None:
         assert run("check", faulty, "--format", format_).exit_code == 1
     result = run("check", faulty, "--tokens", "all")
     assert "FAILS: from step 3 on, " in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("  other-learning-rate: The weights are those")
+    assert result.stdout.splitlines()[-2].startswith("  other-learning-rate: The weights are those")
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("W "))
     assert "step 3, token 0, dim " in line
     assert "100 %" not in line
@@ -330,7 +332,7 @@ def test_without_the_replay_the_formula_judges(faulty: Path, trained: Path) -> N
     result = run("check", faulty, "--no-replay")
     assert result.exit_code == 1
     assert "Replay" not in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("FAILS: ")
+    assert result.stdout.splitlines()[-2].startswith("FAILS: ")
     assert "first at step 3" in result.stdout
     found = checked(trained, "--no-replay")
     assert found["verdict"].startswith("HOLDS: all ")
@@ -341,10 +343,11 @@ def test_without_the_formula_the_replay_is_shown_alone(faulty: Path, trained: Pa
     shown, both = (succeeds("check", trained, *how).stdout for how in (["--no-formula"], []))
     assert "norm_predicted" not in shown
     assert "Summary" not in shown
-    title, replay, verdict = shown.split("\n\n")
+    title, replay, words = shown.split("\n\n")
+    verdict, _ = words.splitlines()
     assert both.startswith(title)
     assert replay in both
-    assert both.startswith(verdict.rstrip(), both.index("HOLDS to the bit"))
+    assert both.startswith(verdict, both.index("HOLDS to the bit"))
     result = run("check", faulty, "--no-formula", "--format", "csv")
     assert result.exit_code == 1
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
@@ -447,7 +450,7 @@ def test_a_store_that_was_altered_does_not_hold(tmp_path: Path, trained: Path) -
     shown = run("check", store)
     assert shown.exit_code == 1
     assert "FAILS: every row follows from the row before, but the store was changed" in shown.stdout
-    assert shown.stdout.splitlines()[-1].startswith("  altered-chunk: grad was changed after ")
+    assert shown.stdout.splitlines()[-2].startswith("  altered-chunk: grad was changed after ")
 
 
 def test_the_verdict_of_a_fault_goes_where_the_good_one_goes(tmp_path: Path, faulty: Path) -> None:

@@ -33,7 +33,7 @@ def faulty(zoo: Recorded, tmp_path: Path) -> Path:
 
 def test_every_parameter_is_a_line(zoo: Recorded) -> None:
     shown = check(zoo.path).stdout
-    titles, table = shown.split("\n\n")
+    titles, table, _ = shown.split("\n\n")
     assert titles.splitlines() == [f"Store     {zoo.path}", f"Steps     1 to {N_STEPS}"]
     title = re.split("  +", table.splitlines()[0])
     assert title[:2] == ["parameter", "tokens"]
@@ -103,7 +103,7 @@ def test_machines_read_which_parameter(zoo: Recorded) -> None:
 
 def test_several_stores_of_several_parameters(zoo: Recorded, faulty: Path, toy_path: Path) -> None:
     shown = check(zoo.path, faulty, toy_path, "--parameter", "up", exit_code=2)
-    assert [line.split()[-1] for line in shown.stdout.splitlines()[1:]] == [
+    assert [line.split()[-1] for line in shown.stdout.split("\n\n")[0].splitlines()[1:]] == [
         "checked" if path == toy_path else "HOLDS" for path in sorted([zoo.path, faulty, toy_path])
     ]
 

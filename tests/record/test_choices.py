@@ -75,12 +75,12 @@ def without_gradient(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "without_moments",
             {"W", "grad"},
-            {"delta_W", "decay", "adam_decay", "ulp", "displacement_ulp"},
+            {"delta_W", "decay", "adam_decay", "moved", "ulp", "displacement_ulp"},
         ),
         (
             "without_gradient",
             {"W", "exp_avg", "exp_avg_sq"},
-            {"delta_W", "decay", "adam_decay", "ulp", "displacement_ulp"}
+            {"delta_W", "decay", "adam_decay", "moved", "ulp", "displacement_ulp"}
             | {"update", "residual", "adam_update", "adam_residual", "stalled"}
             | {"m_hat", "v_hat"},
         ),

@@ -12,6 +12,8 @@ from thimble_zarr.analysis.check_result import CheckResult, ParameterResult, Sub
 from thimble_zarr.analysis.compute.run import Progress, Resources, computed
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import missing_inputs
+from thimble_zarr.analysis.health.conditions import concerns_of
+from thimble_zarr.analysis.health.measurements import measured
 from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, ThimbleError
@@ -39,6 +41,11 @@ def check(
     The formula predicts each change of the weights from the recorded states, and torch takes each
     step again and must get the recorded bits (`replay`). If it does not, the cause is looked for.
     All subsets are checked in one pass over the store.
+
+    Besides, `health` of the result tells what no fault makes but a person wants to know: a state
+    that cannot decay, updates that are rounded away, a learning rate of 0, a gradient that
+    explodes, a loss that is not finite. What needs arrays is looked for in a sample of steps and
+    tokens. It does not change whether the record holds.
 
     Parameters
     ----------
@@ -131,8 +138,8 @@ def _check(
         checked = audit.reduction.selected
         altered = find_altered(checked, before_block=numbers.reach) if replay else ()
         tables = tabulated(audit, numbers.result())
-    results, steps = [], selected.steps
-    for table, (name, subset) in zip(tables, subsets.items(), strict=True):
+    results, steps, measurements = [], selected.steps, measured([*subsets.values()])
+    for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
         findings = find_causes(subset, table, altered) if replay else []
         result = SubsetResult(
             *where,
@@ -144,6 +151,7 @@ def _check(
             extended=extended,
             numbers=table,
             findings=(*findings,),
+            health=concerns_of(known),
             verdict=verdict(table, findings, source.reader),
         )
         results.append(result)

@@ -12,6 +12,7 @@ import numpy as np
 from thimble_zarr.analysis.audit.table import COLUMNS, EXTENDED, Table, has_formula
 from thimble_zarr.analysis.causes.findings import Finding
 from thimble_zarr.analysis.compute.variables import how_to_record, missing_inputs
+from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.verdict import Verdict
 from thimble_zarr.format.schema import Json, Schema
 
@@ -70,6 +71,8 @@ class SubsetResult(_Checked):
         All numbers by name, as arrays: what `accounting` returns as a dataset.
     findings, verdict
         The causes of what fails, and the answer in words.
+    health
+        What no fault makes but a person wants to know. It does not change the answer.
     """
 
     schema: Schema
@@ -81,6 +84,7 @@ class SubsetResult(_Checked):
     numbers: Table
     findings: Sequence[Finding]
     verdict: Verdict
+    health: Sequence[Concern] = ()
 
     @property
     def holds(self) -> bool:
@@ -145,6 +149,7 @@ class SubsetResult(_Checked):
             "replay_device": numbers.attrs.get("device"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
             "findings": [finding.to_json() for finding in self.findings],
+            "health": [concern.to_json() for concern in self.health],
             "holds": self.holds,
             "has_ended": self.verdict.has_ended,
             "verdict": self.verdict.text,
@@ -197,6 +202,11 @@ class CheckResult:
     def findings(self) -> tuple[Finding, ...]:
         """The causes of what fails, of all subsets."""
         return tuple(finding for subset in self for finding in subset.findings)
+
+    @property
+    def health(self) -> tuple[Concern, ...]:
+        """What no fault makes but a person wants to know, of all subsets."""
+        return tuple(concern for subset in self for concern in subset.health)
 
     @property
     def verdict(self) -> str:

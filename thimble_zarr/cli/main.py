@@ -13,10 +13,12 @@ from thimble_zarr.cli.check import check
 from thimble_zarr.cli.exit_codes import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
+from thimble_zarr.cli.report import report
 from thimble_zarr.cli.summary import summary
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
 from thimble_zarr.cli.verify import repair, verify
+from thimble_zarr.cli.view import view
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.interrupts import Terminated
 
@@ -70,7 +72,11 @@ def cli() -> None:
     """
 
 
-for _command in (demo, train, plan, check, summary, info, verify, repair, tokens, import_, export):
+_COMMANDS = (
+    *(demo, train, plan, check, summary, report, view, info),
+    *(verify, repair, tokens, import_, export),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

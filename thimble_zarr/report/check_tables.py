@@ -11,6 +11,7 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.table import has_formula
 from thimble_zarr.analysis.check_result import ParameterResult, SubsetResult
+from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.report.text import (
     DEFAULT_ROWS,
     aligned,
@@ -37,12 +38,12 @@ def as_text(results: Sequence[ParameterResult], n_rows: int | None = None) -> st
 
 
 def in_words(results: Sequence[ParameterResult]) -> str:
-    """Return verdicts and findings; of several parameters or stores the overview."""
+    """Return verdicts, findings and health; of several parameters or stores the overview."""
     if len(results) > 1:
         return overview(results)
     subsets = results[0].subsets
     of = (f"{subset.subset}: " if len(subsets) > 1 else "" for subset in subsets)
-    return "\n".join(map(_in_words, subsets, of))
+    return "\n".join([*map(_in_words, subsets, of), *_health(subsets)])
 
 
 def _in_words(subset: SubsetResult, of: str = "") -> str:
@@ -52,12 +53,35 @@ def _in_words(subset: SubsetResult, of: str = "") -> str:
     return "\n".join(words)
 
 
+def _health(subsets: Sequence[SubsetResult]) -> list[str]:
+    """Return a line for each kind of concern: the first, of whom it is, and how many more."""
+    found: dict[tuple[str, object], list[tuple[SubsetResult, Concern]]] = {}
+    for subset in subsets:
+        for concern in subset.health:
+            kind = concern.code, concern.evidence.get("variable")
+            found.setdefault(kind, []).append((subset, concern))
+    lines = []
+    for (subset, concern), *others in found.values():
+        is_same = all(other.message == concern.message for _, other in others)
+        whose = "" if len(others) + 1 == len(subsets) and is_same else _of(subset, subsets)
+        more = f" And {len(others):,} more." if others and whose else ""
+        lines.append(wrapped(f"Health: {whose}{concern.message}{more}", indent="  "))
+    return lines
+
+
+def _of(subset: SubsetResult, subsets: Sequence[SubsetResult]) -> str:
+    """Return the name of a subset, with what tells it from the others."""
+    several = len({other.name for other in subsets}) > 1
+    return f"{subset.name}, {subset.subset}: " if several else f"{subset.subset}: "
+
+
 def _subset_as_text(subset: SubsetResult, n_rows: int) -> str:
     """Return all that was found of a subset, with `n_rows` steps of its table, or one more."""
     parts = [_title(subset)]
     parts += [_steps_table(subset, n_rows)] if has_formula(subset.numbers) else []
     parts += [_replay_table(subset)] if subset.replay else []
-    return "\n\n".join([*parts, _in_words(subset)]) + "\n"
+    words = "\n".join([_in_words(subset), *_health([subset])])
+    return "\n\n".join([*parts, words]) + "\n"
 
 
 def _title(subset: SubsetResult) -> str:
@@ -138,7 +162,7 @@ def _share(part: int, total: int) -> str:
 
 
 def overview(results: Sequence[ParameterResult]) -> str:
-    """Return a line a store, parameter and subset, and in words what fails."""
+    """Return a line a store, parameter and subset, in words what fails, and the health of all."""
     subsets = [subset for of in results for subset in of.subsets]
     replayed = any("recurrence" in subset.numbers for subset in subsets)
     equal = "equal bits" if replayed else "within rounding"
@@ -159,7 +183,8 @@ def overview(results: Sequence[ParameterResult]) -> str:
     shown = aligned(zip(*table, strict=True), width=text_width())
     failing = [subset for subset in subsets if not subset.holds]
     words = [_in_words(subset, f"{subset.name}, {subset.subset}: ") for subset in failing]
-    return "\n\n".join(filter(None, ["\n".join(titles), shown, *words]))
+    health = "\n".join(_health(subsets))
+    return "\n\n".join(filter(None, ["\n".join(titles), shown, *words, health]))
 
 
 def _line(subset: SubsetResult) -> tuple[str, ...]:

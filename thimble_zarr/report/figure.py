@@ -2,6 +2,9 @@
 
 A panel (`panels/`) makes a `Figure` of a run; `browser/draw` draws it with Bokeh, for the report
 and the viewer, and `pyplot` with matplotlib. So a panel is computed once and looks alike in both.
+
+What is 0, negative or infinite has no place on a logarithmic axis: lines are interrupted there,
+and bands and bars begin at the lower edge.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +33,31 @@ class Axis:
     is_log: bool = False
     can_switch: bool = False
     is_step: bool = False
+
+
+BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+"""Colors of lines (Okabe and Ito's): the color-blind tell them apart."""
+
+PALETTE = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "#5d3a9b", "#8c510a")
+"""Colors of layers that have none of their own, one after the other."""
+
+GRAY = "#8a8f98"
+"""Of what is not in question: references, the learning rate."""
+
+REGIME_COLORS: Mapping[str, str] = {
+    "early": "#e07b54",
+    "midlife": "#f4c766",
+    "late": "#6fb1dc",
+    "frozen": "#dfe4ea",
+    "not finite": "#444444",
+}
+"""From hot to cold, in every figure the same."""
+
+
+def shade(color: str, share: float) -> str:
+    """Return a color mixed with white, of which the share is 0 (none) to 1 (all)."""
+    parts = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
 
 
 STEP = Axis(label="step", is_step=True)
@@ -100,7 +128,7 @@ class Stack(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Image(Layer):
-    """A picture of numbers.
+    """A picture of numbers: viridis reversed, so that blank looks like less than the least.
 
     Attributes
     ----------
@@ -115,6 +143,9 @@ class Image(Layer):
         What the numbers are.
     is_log
         Whether colors are by the logarithm.
+    tokens
+        The id of a token of each row, in the middle of what it covers, int64; None if rows are
+        of no tokens.
     """
 
     values: np.ndarray
@@ -124,6 +155,7 @@ class Image(Layer):
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     is_log: bool = False
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +231,9 @@ class Panel:
         One, or several side by side.
     note
         How to read it, in a sentence or two; empty if nothing needs saying.
+    has_same_axes
+        Whether all figures have the same ranges of x and y, those of what is shown, and zoom
+        together.
     """
 
     name: str
@@ -206,3 +241,4 @@ class Panel:
     code: str
     figures: Sequence[Figure]
     note: str = ""
+    has_same_axes: bool = False

@@ -1,0 +1,71 @@
+"""`thimble_zarr.plot`: a function for each panel of the report."""
+
+import inspect
+import pydoc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import thimble_zarr
+from thimble_zarr import open_dataset, plot
+from thimble_zarr.errors import SelectionError
+from thimble_zarr.report.panels.registry import PANELS
+
+NAMES = [panel.__name__ for panel in PANELS]
+
+
+def test_there_is_a_function_for_each_panel_with_help() -> None:
+    assert plot.__all__ == NAMES
+    assert dir(plot) == sorted(NAMES)
+    text = pydoc.plain(pydoc.render_doc(plot))
+    for name in NAMES:
+        names = [*inspect.signature(getattr(plot, name)).parameters]
+        assert names == ["run", "group", "parameter", "summary"]
+        assert f"{name}(run:" in text
+    with pytest.raises(AttributeError, match=f"has no step_sizes; it has {NAMES[0]}, "):
+        plot.step_sizes  # noqa: B018
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_is_drawn(name: str, toy_path: Path) -> None:
+    figure = getattr(plot, name)(toy_path)
+    assert isinstance(figure, Figure)
+    says_why = bool(figure.legends[0].get_title().get_text())
+    assert [ax.has_data() for ax in figure.axes] or says_why
+    assert not [text for ax in figure.axes for text in ax.texts if "nothing" in text.get_text()]
+
+
+def test_the_dead_are_shown_if_no_group_is_named(toy_path: Path) -> None:
+    def median(**options: object) -> np.ndarray:
+        lines = plot.radius(ds, **options).axes[0].lines
+        return next(line.get_ydata() for line in lines if line.get_label() == "median")
+
+    ds = open_dataset(toy_path)
+    norms = np.sqrt((ds.W.astype("f8") ** 2).sum("dim")).values
+    for group, of in (
+        (None, ds.dead),
+        ("dead", ds.dead),
+        ("live", ds.live),
+        ("all", ds.token >= 0),
+    ):
+        np.testing.assert_allclose(
+            median(group=group), np.median(norms[:, of.values], 1), rtol=1e-6
+        )
+
+
+def test_groups_of_a_summary_are_shown_and_others_are_not(toy_path: Path) -> None:
+    ds = open_dataset(toy_path)
+    summary = thimble_zarr.summary(ds, groups={"thai": [1, 2, 3]})
+    assert plot.step_size(ds, group="thai", summary=summary).get_suptitle().endswith("(thai)")
+    with pytest.raises(
+        SelectionError, match=r"no group 'thai'; the summary has dead, live, all\. "
+    ):
+        plot.step_size(ds, group="thai")
+
+
+def test_a_selection_is_drawn(toy_path: Path) -> None:
+    ds = open_dataset(toy_path).sel(step=slice(2, 7), token=[1, 4, 5])
+    low, high = plot.radius(ds, group="all").axes[0].dataLim.intervalx
+    assert (low, high) == (2, 7)

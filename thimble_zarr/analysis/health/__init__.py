@@ -1,0 +1,1 @@
+"""What no fault makes, but a person wants to know of a run."""

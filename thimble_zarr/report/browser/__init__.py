@@ -1,0 +1,1 @@
+"""Panels in a browser: Bokeh draws them, for the report and the viewer."""

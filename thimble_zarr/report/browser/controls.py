@@ -1,0 +1,69 @@
+"""What the reader of a page can change: the group, the steps in view, logarithmic axes."""
+
+from collections.abc import Mapping, Sequence
+
+from bokeh.models import CustomJS
+from bokeh.models.widgets import RadioButtonGroup, Toggle
+
+from thimble_zarr.report.browser.links import Links
+from thimble_zarr.report.browser.scales import SIDES, State, Switch
+
+
+def group_switch(links: Links) -> RadioButtonGroup:
+    """Return what chooses the group of tokens that all figures show."""
+    groups = [*links.groups.values()]
+    names = [*links.groups]
+    shown = links.shown_group
+    switch = RadioButtonGroup(labels=names, active=None if shown is None else names.index(shown))
+    show = "groups.forEach((group, i) => { group.visible = i == cb_obj.active })"
+    switch.js_on_change("active", CustomJS(args={"groups": groups}, code=show))
+    return switch
+
+
+def zoom_switch(links: Links, spans: Mapping[str, tuple[float, float]]) -> RadioButtonGroup:
+    """Return what chooses the steps in view among some spans, by name."""
+    switch = RadioButtonGroup(labels=[*spans], active=0)
+    zoom = "const [start, end] = spans[cb_obj.active]; steps.setv({start, end})"
+    args = {"steps": links.steps, "spans": [[*span] for span in spans.values()]}
+    switch.js_on_change("active", CustomJS(args=args, code=zoom))
+    return switch
+
+
+def log_switch(switches: Sequence[Switch]) -> Toggle:
+    """Return what makes some axes logarithmic, and linear again."""
+    dims = sorted({of.dim for of in switches})
+    toggle = Toggle(
+        label=f"log {' and '.join(dims)}", active=any(of.is_log for of in switches), height=24
+    )
+    args = {"axes": [_models(of) for of in switches]}
+    toggle.js_on_change("active", CustomJS(args=args, code=_SET_SCALES))
+    return toggle
+
+
+_SET_SCALES = """
+for (const {dim, side, plot, grid, glyphs, linear, log} of axes) {
+  const {scale, range, ticks, properties} = cb_obj.active ? log : linear
+  glyphs.forEach(([glyph, name], i) => { glyph[name] = properties[i] })
+  plot.setv({[`${dim}_scale`]: scale, [`${dim}_range`]: range, [side]: [ticks]})
+  grid.axis = ticks
+}
+"""
+
+
+def _models(of: Switch) -> Mapping[str, object]:
+    """Return an axis as the script takes it."""
+
+    def state(of: State) -> Mapping[str, object]:
+        return {"scale": of.scale, "range": of.range, "ticks": of.ticks} | {
+            "properties": [*of.properties]
+        }
+
+    return {
+        "dim": of.dim,
+        "side": SIDES[of.dim],
+        "plot": of.plot,
+        "grid": of.grid,
+        "glyphs": [[*of] for of in of.glyphs],
+        "linear": state(of.states[False]),
+        "log": state(of.states[True]),
+    }

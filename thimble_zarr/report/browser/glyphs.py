@@ -1,0 +1,166 @@
+"""A layer of a figure drawn with Bokeh's glyphs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+
+from bokeh.models import ColumnDataSource, GlyphRenderer, LinearColorMapper, Plot
+from bokeh.models import glyphs as shapes
+from bokeh.models.glyph import Glyph
+from bokeh.palettes import viridis
+
+from thimble_zarr.report.browser.columns import BLANK
+from thimble_zarr.report.figure import (
+    GRAY,
+    PALETTE,
+    Band,
+    Bars,
+    Figure,
+    Image,
+    Layer,
+    Line,
+    Points,
+    Rule,
+    Stack,
+)
+
+N_COLORS = BLANK
+"""Colors of a picture, one for each number that a pixel can have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProperty:
+    """A property of a glyph that is another where the axis is logarithmic, which shows no 0."""
+
+    glyph: Glyph
+    name: str
+    linear: object
+    log: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glyphs:
+    """What draws a layer.
+
+    Attributes
+    ----------
+    renderers
+        The lowest first.
+    entries
+        Of the legend: what shows how something is drawn, by its name.
+    log_properties
+        What is drawn in another way where y is logarithmic.
+    """
+
+    renderers: Sequence[GlyphRenderer]
+    entries: Mapping[str, GlyphRenderer] = field(default_factory=dict)
+    log_properties: Sequence[LogProperty] = ()
+
+
+def label_colors(figures: Sequence[Figure]) -> dict[str, str]:
+    """Return the color of each label, the same in all figures of a panel and for all groups."""
+    colors: dict[str, str] = {}
+    palette = cycle(PALETTE)
+    for layer in (layer for figure in figures for layer in figure.layers):
+        is_reference = isinstance(layer, Rule) or (isinstance(layer, Line) and layer.is_dashed)
+        if layer.label not in colors and not isinstance(layer, Stack | Image):
+            colors[layer.label] = layer.color or (GRAY if is_reference else next(palette))
+    return colors
+
+
+def glyphs_of(
+    plot: Plot, i: int, layer: Layer, source: ColumnDataSource, colors: Mapping[str, str]
+) -> Glyphs:
+    """Draw layer `i` of a figure from the columns that `columns.tables_of` gave it."""
+    color = layer.color or colors.get(layer.label, GRAY)
+    match layer:
+        case Line():
+            return _line(plot, i, layer, source, color)
+        case Band():
+            return _with_entry(layer, *_area(plot, i, source, color, alpha=0.25))
+        case Stack():
+            return _stack(plot, i, layer, source)
+        case Bars():
+            shape = shapes.Quad(
+                left="left",
+                right="right",
+                top=f"y{i}",
+                bottom=0,
+                fill_color=color,
+                fill_alpha=0.55,
+                line_color=color,
+            )
+            floor = LogProperty(
+                glyph=shape, name="bottom", linear={"value": 0}, log={"field": f"floor{i}"}
+            )
+            return _with_entry(layer, plot.add_glyph(source, shape), floor)
+        case Points():
+            dots = shapes.Scatter(
+                x="x", y=f"y{i}", size=4, fill_color=color, fill_alpha=0.5, line_color=None
+            )
+            return _with_entry(layer, plot.add_glyph(source, dots))
+        case Rule():
+            rule = shapes.VSpan(x="at") if layer.x is not None else shapes.HSpan(y="at")
+            rule.update(line_color=color, line_dash="dashed", line_width=1.2)
+            return _with_entry(layer, plot.add_glyph(source, rule))
+        case Image():
+            return Glyphs(renderers=[_image(plot, source)])
+    raise TypeError(f"a figure has no layer of the kind {type(layer).__name__}")
+
+
+def _with_entry(layer: Layer, renderer: GlyphRenderer, *properties: LogProperty) -> Glyphs:
+    entries = {layer.label: renderer} if layer.label else {}
+    return Glyphs(renderers=[renderer], entries=entries, log_properties=properties)
+
+
+def _area(
+    plot: Plot, i: int, source: ColumnDataSource, color: str, *, alpha: float, on: str = "default"
+) -> tuple[GlyphRenderer, LogProperty]:
+    """Draw the area between the columns `low` and `high`."""
+    area = shapes.VArea(x="x", y1=f"low{i}", y2=f"high{i}", fill_color=color, fill_alpha=alpha)
+    floor = LogProperty(
+        glyph=area, name="y1", linear={"field": f"low{i}"}, log={"field": f"floor{i}"}
+    )
+    return plot.add_glyph(source, area, y_range_name=on), floor
+
+
+def _line(plot: Plot, i: int, layer: Line, source: ColumnDataSource, color: str) -> Glyphs:
+    on = "right" if layer.on_right else "default"
+    renderers, properties = [], []
+    if layer.low is not None:
+        area, floor = _area(plot, i, source, color, alpha=0.18, on=on)
+        renderers, properties = [area], [floor] if on == "default" else []
+    line = shapes.Line(
+        x="x",
+        y=f"y{i}",
+        line_color=color,
+        line_dash="dashed" if layer.is_dashed else "solid",
+        line_width=1.2 if layer.is_dashed else 1.6,
+    )
+    drawn = plot.add_glyph(source, line, y_range_name=on)
+    entries = {layer.label: drawn} if layer.label else {}
+    return Glyphs(renderers=[*renderers, drawn], entries=entries, log_properties=properties)
+
+
+def _stack(plot: Plot, i: int, layer: Stack, source: ColumnDataSource) -> Glyphs:
+    palette, areas = cycle(PALETTE), {}
+    for k, name in enumerate(layer.heights):
+        color = layer.colors.get(name) or next(palette)
+        area = shapes.VArea(
+            x="x",
+            y1=f"edge{i}_{k}",
+            y2=f"edge{i}_{k + 1}",
+            fill_color=color,
+            fill_alpha=0.85,
+        )
+        areas[name] = plot.add_glyph(source, area)
+    return Glyphs(renderers=[*areas.values()], entries=areas)
+
+
+def _image(plot: Plot, source: ColumnDataSource) -> GlyphRenderer:
+    """Draw pixels, which are bytes; that of no number is beyond the colors, and so seen through."""
+    shades = LinearColorMapper(
+        palette=viridis(N_COLORS)[::-1], low=0, high=N_COLORS - 1, high_color="rgba(0, 0, 0, 0)"
+    )
+    image = shapes.Image(image="value", x="x", y="y", dw="width", dh="height", color_mapper=shades)
+    return plot.add_glyph(source, image)

@@ -1,0 +1,186 @@
+"""A page of panels as one HTML file, which needs nothing else: no server, no network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from bokeh.document import Document
+from bokeh.embed import file_html
+from bokeh.models import Model
+from bokeh.resources import INLINE
+from jinja2 import Environment
+
+from thimble_zarr import __version__
+from thimble_zarr.report.browser.controls import group_switch, log_switch, zoom_switch
+from thimble_zarr.report.browser.draw import draw_panel, n_beside
+from thimble_zarr.report.browser.links import Links, linked
+from thimble_zarr.report.figure import Figure, Image, Panel
+
+Table = Sequence[Sequence[str]]
+"""Rows of cells, the first with the columns' names."""
+
+HEIGHTS = (330, 280)
+"""Pixels of a figure that is alone in a panel, and of one beside others."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found of some tokens: whether rows follow, and the same in words."""
+
+    holds: bool
+    text: str
+    findings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What is told of a run before its panels.
+
+    Attributes
+    ----------
+    name
+        The run's.
+    verdicts
+        What was checked, and found.
+    concerns
+        What no fault makes but its owner wants to know: a name, and the same in words. None if
+        nobody looked.
+    facts
+        What is told of it, by name.
+    table, caption
+        A table, and what it shows.
+    """
+
+    name: str
+    verdicts: Sequence[Verdict]
+    concerns: Sequence[tuple[str, str]] | None
+    facts: Mapping[str, str]
+    table: Table
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The steps of a page: first, last, and by when the median row froze if any did."""
+
+    first: float
+    last: float
+    freezing: float | None = None
+
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """Return what the reader can zoom to."""
+        whole = max(self.last - self.first, 1)
+        margin, tenth = whole / 100, whole / 10
+        spans = {
+            "all": (self.first - margin, self.last + margin),
+            "first 10 %": (self.first - margin / 10, self.first + tenth),
+            "around the freezing": (0.0, 0.0),
+            "last 10 %": (self.last - tenth, self.last + margin / 10),
+        }
+        if self.freezing is None:
+            del spans["around the freezing"]
+        else:
+            spans["around the freezing"] = (self.freezing - tenth, self.freezing + tenth)
+        return spans
+
+
+def as_page(
+    title: str,
+    headers: Sequence[Header],
+    panels: Sequence[Panel],
+    *,
+    groups: Sequence[str],
+    steps: Steps,
+) -> str:
+    """Return a page as HTML.
+
+    Parameters
+    ----------
+    title
+        What it is of.
+    headers
+        What is told first, of each run.
+    panels
+        What is shown, in this order; those without figures are listed at the end.
+    groups
+        The groups of tokens among which the reader chooses. The first is shown.
+    steps
+        The steps of the runs.
+    """
+    links = linked(groups, first=steps.first, last=steps.last)
+    controls = _controls(links, steps)
+    models: list[Model] = [model for _, model in controls]
+    sections = []
+    for panel in panels:
+        if panel.figures:
+            section, of_panel = _section(panel, links)
+            sections.append(section)
+            models += of_panel
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    here = files("thimble_zarr.report.browser")
+    document = Document()
+    with document.models.freeze():  # else it is searched through for each
+        for model in models:
+            document.add_root(model)
+    page: str = file_html(
+        document,
+        INLINE,
+        title,
+        template=environment.from_string((here / "page.html.jinja").read_text("utf-8")),
+        template_variables={
+            "headers": headers,
+            "css": (here / "page.css").read_text("utf-8"),
+            "controls": [{"label": label, "name": model.name} for label, model in controls],
+            "sections": sections,
+            "empty": [panel for panel in panels if not panel.figures],
+            "version": __version__,
+        },
+        suppress_callback_warning=True,
+    )
+    return page
+
+
+def _controls(links: Links, steps: Steps) -> list[tuple[str, Model]]:
+    """Return what is at the top of the page while it is scrolled, with what it is for."""
+    controls: list[tuple[str, Model]] = []
+    if len(links.groups) > 1:
+        group = group_switch(links)
+        group.name = "group"
+        controls.append(("tokens", group))
+    zoom = zoom_switch(links, steps.spans())
+    zoom.name = "zoom"
+    return [*controls, ("steps", zoom)]
+
+
+def _section(panel: Panel, links: Links) -> tuple[Mapping[str, object], list[Model]]:
+    """Return a panel as the template takes it, and its models, which it names."""
+    drawn = draw_panel(panel, links, height=HEIGHTS[len(panel.figures) > 1])
+    models: list[Model] = []
+    figures = []
+    for k, (figure, of) in enumerate(zip(panel.figures, drawn, strict=True)):
+        of.plot.name = f"{panel.name}-{k}"
+        figures.append({"name": of.plot.name, "alt": _in_words(panel, figure)})
+        models.append(of.plot)
+    section = {
+        "id": panel.name,
+        "title": panel.title,
+        "note": panel.note,
+        "code": panel.code.splitlines(),
+        "figures": figures,
+        "n_beside": n_beside(panel),
+    }
+    if switches := [switch for of in drawn for switch in of.switches]:
+        toggle = log_switch(switches)
+        toggle.name = f"{panel.name}-log"
+        section["switch"] = toggle.name
+        models.append(toggle)
+    return section, models
+
+
+def _in_words(panel: Panel, figure: Figure) -> str:
+    """Return what a figure shows, for those who do not see it."""
+    title = f"{panel.title}, {figure.title}" if figure.title else panel.title
+    labels = [*dict.fromkeys(layer.label for layer in figure.layers if layer.label)]
+    labels += [layer.unit for layer in figure.layers[:1] if isinstance(layer, Image)]
+    shown = f": {', '.join(labels)}" if labels else ""
+    return f"{title}. {figure.y.label} by {figure.x.label}{shown}"

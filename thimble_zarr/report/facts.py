@@ -1,0 +1,155 @@
+"""What a person asks of a run first: how large, how trained, frozen when, moved how far."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.report.run import Run
+
+Facts = Mapping[str, str]
+"""What is told of a run, by its name."""
+
+
+def schema_of(run: Run) -> Schema:
+    """Return all that is known of a run since its recording began."""
+    return Schema.from_attribute(json.loads(run.ds.attrs["thimble"]))
+
+
+def facts(run: Run) -> Facts:
+    """Return what was recorded, how it was trained, and its largest step."""
+    schema, steps = schema_of(run), run.steps
+    shape = " x ".join(f"{length:,}" for length in schema.shape) or "scalar"
+    whole = f" of {schema.whole_tokens:,} {schema.row_name}s" if schema.whole_tokens else ""
+    n_bytes = len(run.ds.step) * schema.row_bytes
+    recorded = f", by schedule {schedule}" if (schedule := schema.schedule) else ""
+    every = {
+        "parameter": f"{schema.parameter or 'unnamed'}, {shape}{whole}, on {schema.device}",
+        "steps": f"{steps[0]:,} to {steps[-1]:,}, {len(steps):,} rows{recorded}",
+        "tokens": _tokens(run),
+        "dtypes": ", ".join(f"{name} {native}" for name, native in schema.dtypes.items()),
+        "size": f"{human_bytes(n_bytes)} uncompressed",
+        "optimizer": f"{schema.optimizer.name}, {schema.optimizer.implementation}",
+        "hyper-parameters": _hyper_parameters(run.ds, schema),
+        "largest step": largest_step(run),
+        "loss": _loss(run.ds),
+        "settings": _settings(schema),
+        "recorded": ", ".join(
+            [schema.created, *(f"{name} {version}" for name, version in schema.software.items())]
+        ),
+    }
+    return {name: text for name, text in every.items() if text}
+
+
+def _tokens(run: Run) -> str:
+    """Return how many tokens are in each group."""
+    sizes = [f"{int(mask.sum()):,} {name}" for name, mask in run.members.items()]
+    return ", ".join(sizes) if run.row_name == "token" else ""
+
+
+def _hyper_parameters(ds: xr.Dataset, schema: Schema) -> str:
+    """Return the numbers that the optimizer's steps used: one, or the first to the last."""
+    told = []
+    for name in schema.optimizer.scalars:
+        values = ds[name].values if name in ds else np.empty(0)
+        values = values[~np.isnan(values)]
+        if values.size:
+            is_constant = (values == values[0]).all()
+            ends = values[:1] if is_constant else (values[0], values[-1])
+            told.append(f"{name.replace('_', ' ')} {' to '.join(f'{end:.6g}' for end in ends)}")
+    return ", ".join(told)
+
+
+def _loss(ds: xr.Dataset) -> str:
+    """Return the first and the last loss; nothing where none was logged."""
+    if "loss" not in ds:
+        return ""
+    values = ds["loss"].values
+    known = values[~np.isnan(values)]
+    return f"{known[0]:.4g} at first, {known[-1]:.4g} at last" if known.size else ""
+
+
+def _settings(schema: Schema) -> str:
+    """Return the settings of the run, seeds first, that were kept and not told already."""
+    config = schema.attrs.get("config", schema.attrs)
+    if not isinstance(config, Mapping):
+        return ""
+    simple = {
+        str(name): value
+        for name, value in config.items()
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+        if name not in schema.optimizer.scalars
+    }
+    first = [name for name in simple if "seed" in name]
+    names = [*first, *(name for name in simple if name not in first)]
+    return ", ".join(f"{name.replace('_', ' ')} {simple[name]}" for name in names[:_MOST_SETTINGS])
+
+
+_MOST_SETTINGS = 16
+
+
+def largest_step(run: Run) -> str:
+    """Return which row moved how far when, the farthest of all; nothing of a run without a step."""
+    most = run.summary["norm_delta_W_quantiles"].sel(quantile=1.0).max("group").values
+    if np.isnan(most).all():
+        return ""
+    row = int(np.nanargmax(np.where(np.isnan(most), -np.inf, most)))
+    of_step = run.summary[["norm_delta_W", "l2_ulp", "max_ulp"]].isel(step=row).load()
+    sizes = of_step["norm_delta_W"].values
+    token = int(np.nanargmax(np.where(np.isnan(sizes), -np.inf, sizes)))
+    at = of_step.isel(token=token)
+    return (
+        f"step {run.steps[row]:,}, {_name(run, token)}: |delta W| {float(at.norm_delta_W):.4g}, "
+        f"{float(at.l2_ulp):,.4g} ULP; its farthest dim {float(at.max_ulp):,.4g} ULP"
+    )
+
+
+def _name(run: Run, position: int) -> str:
+    """Return how a row is called: its id, and the token's text where that is known."""
+    row = run.summary.isel(token=position)
+    number = int(row["token"]) if "token" in row.coords else position
+    text = f" {json.dumps(str(row['text'].values), ensure_ascii=False)}" if "text" in row else ""
+    return f"{run.row_name} {number}{text}"
+
+
+def freezing(run: Run) -> list[tuple[str, ...]]:
+    """Return when each group froze, and how much of it never did: a table, its columns first."""
+    last, froze_at = int(run.steps[-1]), run.summary["freeze_step"].values
+    rows: list[tuple[str, ...]] = [FREEZING_COLUMNS]
+    for name, mask in run.members.items():
+        of_group = froze_at[mask]
+        frozen = of_group[of_group < last]
+        ends = ["-"] * 3
+        if frozen.size:
+            ends = [f"{step:,.0f}" for step in (frozen.min(), np.median(frozen), frozen.max())]
+        half = _half(of_group, last)
+        n_moving = int((of_group >= last).sum())
+        rows.append((name, f"{of_group.size:,}", f"{frozen.size:,}", *ends, half, f"{n_moving:,}"))
+    return rows
+
+
+FREEZING_COLUMNS = (
+    *("group", "rows", "frozen", "first froze at step", "median", "last"),
+    *("half were frozen by", "still moving at the end"),
+)
+
+
+def _half(froze_at: np.ndarray, last: int) -> str:
+    """Return the step by which half of a group's rows were frozen; a dash if never."""
+    if not froze_at.size:
+        return "-"
+    step = np.sort(froze_at)[(len(froze_at) - 1) // 2]
+    return f"{int(step):,}" if step < last else "-"
+
+
+def median_freeze_step(run: Run) -> float | None:
+    """Return when the median row of the first group that froze did so; None if none did."""
+    last, froze_at = int(run.steps[-1]), run.summary["freeze_step"].values
+    for mask in run.members.values():
+        frozen = froze_at[mask & (froze_at < last) & (froze_at > 0)]
+        if frozen.size:
+            return float(np.median(frozen))
+    return None
