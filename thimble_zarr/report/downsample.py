@@ -1,8 +1,8 @@
 """From steps and tokens to the columns, rows and points that a screen has room for.
 
 What stands for several numbers is their median, and beside it are the least and the greatest.
-Numbers that are NaN are left out; of nothing but NaN all three are NaN. Points are a few steps, and a
-random sample of tokens.
+Numbers that are NaN are left out; of nothing but NaN all three are NaN. Points are of a few steps,
+and of a random sample of tokens.
 """
 
 import itertools
