@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.support import browser as browsers
-from tests.support.browser import Watched, is_different, is_local, n_colored, picture, watched
+from tests.support.browser import Watched, as_image, is_different, is_local, n_colored, watched
 
 DRAWN = "const pen = document.querySelector('canvas').getContext('2d'); pen.fillStyle = '#0072b2';"
 
@@ -51,7 +51,7 @@ def test_a_sound_page_passes_and_a_blank_canvas_is_told_from_a_drawn_one(
     pictures = []
     for pen in ("pen.strokeRect(9, 9, 99, 99)", "pen.fillRect(9, 9, 20, 10)"):
         shown(at_fault, tmp_path, f"{DRAWN} {pen}")
-        pictures.append(picture(at_fault.page.locator("canvas")))
+        pictures.append(as_image(at_fault.page.locator("canvas").screenshot()))
     assert [*map(n_colored, pictures)] == [0, 200]
     assert is_different(*pictures)
     assert not is_different(pictures[0], pictures[0].copy())

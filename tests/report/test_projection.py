@@ -78,7 +78,7 @@ def test_a_path_that_does_not_leave_a_line_has_a_plane(path: np.ndarray) -> None
 
 def test_weights_that_are_not_finite_leave_the_path_before_them(toy_path: Path) -> None:
     ds = toy(toy_path).ds
-    W = ds.W.compute()
+    W = ds.W.copy()
     W[9:] = np.nan
     with np.errstate(invalid="ignore"):
         panel = projection(summed(ds.assign(W=W)))

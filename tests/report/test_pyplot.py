@@ -1,5 +1,6 @@
 """Panels drawn with matplotlib: what is drawn is what the layers say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,14 @@ def test_a_file_a_panel_is_written_and_pyplot_knows_of_no_figure(tmp_path: Path)
     n_colors = [len(picture.getcolors(picture.width * picture.height)) for picture in pictures]
     assert min(n_colors) > 10
     assert plt.get_fignums() == []
+
+
+def test_figures_that_have_the_same_axes_have_the_same_ranges() -> None:
+    figures = [Figure(y=LOG, layers=[Line(x=scale * X, y=scale * Y)]) for scale in (1, 7)]
+    two = Panel(name="size", title="", code="", figures=figures)
+    first, second = draw(replace(two, has_same_axes=True), group=None).axes
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_ylim() == second.get_ylim()
+    assert second.get_xlim()[1] >= 7 * X.max()
+    first, second = draw(two, group=None).axes
+    assert first.get_xlim() != second.get_xlim()

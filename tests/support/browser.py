@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import PIL.Image
 import PIL.ImageChops
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -82,9 +82,8 @@ def watched(browser: Browser, *, is_offline: bool) -> Iterator[Watched]:
     context.close()
 
 
-def picture(of: Page | Locator) -> PIL.Image.Image:
-    """Return what is seen."""
-    return PIL.Image.open(io.BytesIO(of.screenshot())).convert("RGB")
+def as_image(screenshot: bytes) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(screenshot)).convert("RGB")
 
 
 def n_colored(image: PIL.Image.Image) -> int:
@@ -103,3 +102,41 @@ LEAST_SPREAD = 24
 
 def is_different(one: PIL.Image.Image, other: PIL.Image.Image) -> bool:
     return one.size != other.size or PIL.ImageChops.difference(one, other).getbbox() is not None
+
+
+DRAWN = "window.Bokeh?.documents.length > 0 && Bokeh.documents.every((of) => of.is_idle)"
+"""Whether all figures of Bokeh are drawn."""
+
+FRAME = """(name) => {
+  const of = Bokeh.documents[0].get_model_by_name(name)
+  const {el, frame} = Bokeh.index.get_by_id(of.id)
+  el.scrollIntoView({block: "center"})
+  const {x, y} = el.getBoundingClientRect(), {left, top, width, height} = frame.bbox
+  return {x: x + left, y: y + top, width, height}
+}"""
+"""Where what is between the axes of a figure is on the screen, to which it is scrolled."""
+
+
+def opened(watched: Watched, url: str) -> Page:
+    """Open a page of Bokeh figures and wait until they are drawn."""
+    watched.page.goto(url)
+    watched.page.wait_for_function(DRAWN, timeout=120_000)
+    return watched.page
+
+
+def names(page: Page, kind: str) -> list[str]:
+    """Return the names of the models of some type that lie in the page itself, as they follow."""
+    roots = page.evaluate("Bokeh.documents[0].roots().map((of) => [of.type, of.name])")
+    return [name for found, name in roots if found == kind]
+
+
+def place(page: Page, name: str) -> dict[str, float]:
+    """Return where on the screen what is between the axes of a figure is, and scroll there."""
+    found: dict[str, float] = page.evaluate(FRAME, name)
+    page.wait_for_function(DRAWN)
+    return found
+
+
+def frame(page: Page, name: str) -> PIL.Image.Image:
+    """Return what is seen between the axes of a figure."""
+    return as_image(page.screenshot(clip=place(page, name)))

@@ -13,6 +13,7 @@ from thimble_zarr.cli.check import check
 from thimble_zarr.cli.exit_codes import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
+from thimble_zarr.cli.report import report
 from thimble_zarr.cli.summary import summary
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
@@ -72,7 +73,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, train, plan, check, summary, view, info),
+    *(demo, train, plan, check, summary, report, view, info),
     *(verify, repair, tokens, import_, export),
 )
 for _command in _COMMANDS:

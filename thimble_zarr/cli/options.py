@@ -1,6 +1,6 @@
 """Options and words that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +30,30 @@ PARAMETERS = click.option(
     metavar="NAME",
     help='Only this parameter, or those that match a pattern such as "*.weight"; may be repeated.  '
     "[default: all]",
+)
+
+
+def _named_groups(
+    ctx: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, str]:
+    """Read `NAME=SUBSET`, of which there may be several."""
+    groups = {}
+    for value in values:
+        name, equals, subset = value.partition("=")
+        if not (name and equals and subset):
+            raise click.BadParameter(f"{value!r} is not NAME=SUBSET, such as thai=@ids.txt")
+        groups[name] = subset
+    return groups
+
+
+GROUPS = click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME=SUBSET",
+    callback=_named_groups,
+    help="A group of tokens besides dead, live and all: ids such as rare=17,42, a file of ids "
+    "(thai=@ids.txt), or the=text:the; may be repeated.",
 )
 
 

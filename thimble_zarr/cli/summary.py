@@ -1,32 +1,17 @@
 """`summary`: a run as a dozen numbers for each step and token, kept beside it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from thimble_zarr.cli.options import PARAMETERS, QUIET, STORE, format_option, size
-
-
-def _group(text: str) -> tuple[str, str]:
-    """Read a name and tokens."""
-    name, equals, tokens = text.partition("=")
-    if not (name and equals and tokens):
-        raise click.BadParameter(f"{text!r} is not NAME=TOKENS, such as thai=@ids.txt")
-    return name, tokens
+from thimble_zarr.cli.options import GROUPS, PARAMETERS, QUIET, STORE, format_option, size
 
 
 @click.command(short_help="Sum up a run: a dozen numbers for each step and token.")
 @STORE
-@click.option(
-    "--group",
-    "groups",
-    type=_group,
-    multiple=True,
-    metavar="NAME=TOKENS",
-    help="A group of tokens besides dead, live and all: ids such as 17,42, @FILE with ids, or "
-    "text:TEXT; may be repeated.",
-)
+@GROUPS
 @PARAMETERS
 @click.option(
     "--dtype",
@@ -55,7 +40,7 @@ def _group(text: str) -> tuple[str, str]:
 def summary(
     store: Path,
     *,
-    groups: tuple[tuple[str, str], ...],
+    groups: Mapping[str, str],
     parameters: tuple[str, ...],
     format_: str,
     output: Path | None,
@@ -80,7 +65,7 @@ def summary(
     found = []
     for reader in open_recording(store, parameters=parameters):
         with progress("summing up", unit="part", quiet=quiet) as bar:
-            options |= {"groups": dict(groups), "place": output, "progress": bar.reach}
+            options |= {"groups": groups, "place": output, "progress": bar.reach}
             found.append(sum_up(store, parameter=reader.schema.parameter, **options))
     shown = {"table": summary_table.as_text, "csv": summary_table.as_csv}
     click.echo(shown.get(format_, summary_table.as_json)(str(store), found), nl=False)

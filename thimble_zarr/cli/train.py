@@ -11,6 +11,7 @@ import click
 
 from thimble_zarr.cli.check import run_check
 from thimble_zarr.cli.options import MEMORY, OVERWRITE, QUIET, STORE, config_from, config_options
+from thimble_zarr.cli.report import run_report
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
@@ -154,18 +155,24 @@ def _resumed(store: Path, *, quiet: bool) -> "RecordedRun | None":
 @QUIET
 @click.pass_context
 def demo(ctx: click.Context, store: Path, *, steps: int, overwrite: bool, quiet: bool) -> None:
-    """Train, record and check a short run, in about a minute.
+    """Train, record, check and draw a short run, in about a minute.
 
-    The same as `train` for 150 steps with batches of 16 on the default corpus, then `check`. STORE
-    is demo.zarr by default.
+    The same as `train` for 150 steps with batches of 16 on the default corpus, then `check` and
+    `report`. STORE is demo.zarr by default.
     """
     run_training(replace(DEMO, steps=steps), store, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo()
     exit_code = run_check([store], quiet=quiet)
+    page = store.with_suffix(".html")
+    if not quiet:
+        click.echo()
+    run_report([str(store)], page, quiet=quiet)
     if not quiet:
         click.echo(
-            "\nLook next, in Python:\n"
+            f"\nLook next, in a browser: {page}\n"
+            f"  thimble-zarr view {shlex.quote(str(store))}\n"
+            "in Python:\n"
             "  import thimble_zarr\n"
             f'  ds = thimble_zarr.open_dataset("{store}")\n'
             "  ds.sel(token=ds.dead).adam_residual"

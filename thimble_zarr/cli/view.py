@@ -10,28 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.options import PARAMETERS, QUIET, STORES
+from thimble_zarr.cli.options import GROUPS, PARAMETERS, QUIET, STORES
 from thimble_zarr.interrupts import terminated_cleanly
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from thimble_zarr.cli.progress import Progress
     from thimble_zarr.format.reader import Reader
     from thimble_zarr.report.view.live import Live
-
-
-def _named_groups(
-    ctx: click.Context, parameter: click.Parameter, values: Sequence[str]
-) -> dict[str, str]:
-    """Read `NAME=SPEC`, of which there may be several."""
-    groups = {}
-    for value in values:
-        name, equals, spec = value.partition("=")
-        if not (name and equals and spec):
-            raise click.BadParameter(f"{value!r} is not NAME=SPEC, such as thai=@ids.txt")
-        groups[name] = spec
-    return groups
 
 
 @click.command(short_help="Look at runs in a browser, live while they are recorded.")
@@ -43,15 +29,7 @@ def _named_groups(
     help="Listen on this port of this machine.  [default: any free one]",
 )
 @click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
-@click.option(
-    "--group",
-    "groups",
-    multiple=True,
-    metavar="NAME=SPEC",
-    callback=_named_groups,
-    help="One more group of tokens besides dead, live and all: ids such as rare=17,42, a file of "
-    "ids (thai=@ids.txt), or the:=text:the; may be repeated.",
-)
+@GROUPS
 @PARAMETERS
 @QUIET
 def view(
@@ -59,7 +37,7 @@ def view(
     *,
     port: int,
     no_browser: bool,
-    groups: dict[str, str],
+    groups: Mapping[str, str],
     parameters: tuple[str, ...],
     quiet: bool,
 ) -> None:
@@ -78,11 +56,12 @@ def view(
     from thimble_zarr.report.view.app import application
     from thimble_zarr.report.view.server import local_server
 
-    with progress("summing up", unit="step", quiet=quiet) as bar:
-        lives = [
-            live for path in stores_at(stores) for live in _lives(path, parameters, groups, bar)
-        ]
-        lives[0].advance()
+    lives = []
+    for store in stores_at(stores):
+        lives += _lives(store, parameters, groups)
+    for live in lives:
+        with progress(f"summing up {live.name}", unit="part", quiet=quiet) as bar:
+            live.advance(progress=bar.reach)
     with terminated_cleanly(), local_server(application(lives), port=port) as server:
 
         def stop(signum: int, frame: "FrameType | None") -> None:
@@ -102,20 +81,16 @@ def view(
             signal.signal(signal.SIGINT, before)
 
 
-def _lives(
-    store: str, parameters: Sequence[str], groups: Mapping[str, str], progress: "Progress"
-) -> list["Live"]:
+def _lives(store: str, parameters: Sequence[str], groups: Mapping[str, str]) -> list["Live"]:
     """Return the parameters of a run, opened once so that who cannot read it knows at once."""
-    from thimble_zarr.analysis.summary.summary import summary
     from thimble_zarr.report.view.live import Live
     from thimble_zarr.sources.open import open_recording
 
     def reopened(group: str) -> "Reader":
         return next(of for of in open_recording(Path(store)) if of.group == group)
 
-    summarize = partial(summary, groups=groups, progress=progress.reach)
     return [
-        Live(store, reader.group, partial(reopened, reader.group), summarize)
+        Live(store, reader.group, partial(reopened, reader.group), groups)
         for reader in open_recording(Path(store), parameters=parameters)
     ]
 

@@ -7,7 +7,7 @@ again here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -96,12 +96,14 @@ class Program:
         """
         if state.decay is None or scalars[state.decay] == 1:
             return 0.0
-        native = self.dtypes[state.name]
+        dtypes = {**dict.fromkeys(self.optimizer.variables, self.dtypes["W"]), **self.dtypes}
+        native = dtypes[state.name]
         numbers = encode(np.linspace(1, 2, N_MANTISSAS[native], endpoint=False), native)
-        before = {name: encode(np.zeros(len(numbers)), self.dtypes[name]) for name in self.dtypes}
+        before = {name: encode(np.zeros(len(numbers)), dtypes[name]) for name in dtypes}
         before[state.name] = numbers
         whole = Piece(slice(len(numbers)), slice(len(numbers)), len(numbers))
-        after = self.step(before, [whole], {**scalars, COUNT: max(scalars[COUNT], 2)})
+        program = replace(self, dtypes=dtypes)  # also of what was not recorded
+        after = program.step(before, [whole], {**scalars, COUNT: max(scalars[COUNT], 2)})
         return float((after[state.name] == numbers).mean())
 
     def _load(self, name: str, bits: np.ndarray) -> Tensor:

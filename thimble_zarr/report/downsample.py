@@ -58,12 +58,11 @@ def columns(steps: np.ndarray, values: np.ndarray, n_columns: int) -> Columns:
     values, n_steps = np.asarray(values, np.float64), len(steps)
     if n_steps <= n_columns:
         return Columns(x=np.asarray(steps, np.float64), low=values, median=values, high=values)
-    edges = np.arange(n_columns + 1) * n_steps // n_columns
-    found = [
-        _spread(np.moveaxis(values[first:stop], 0, -1)) for first, stop in itertools.pairwise(edges)
-    ]
-    low, median, high = map(np.stack, zip(*found, strict=True))
-    x = np.asarray(steps, np.float64)[(edges[:-1] + edges[1:] - 1) // 2]
+    members = _members(np.arange(n_steps), n_columns)
+    padded = np.concatenate([values, np.full_like(values[:1], np.nan)])
+    low, median, high = _spread(np.moveaxis(padded[members], 1, -1))
+    middle = ((members >= 0).sum(1) - 1) // 2
+    x = np.asarray(steps, np.float64)[members[:, 0] + middle]
     return Columns(x=x, low=low, median=median, high=high)
 
 
@@ -134,7 +133,7 @@ def _column_blocks(variable: xr.DataArray, edges: np.ndarray) -> Iterator[tuple[
 
 
 def _members(order: np.ndarray, n_rows: int) -> np.ndarray:
-    """Return the tokens of each row of a picture, shape `(row, member)`, padded with -1."""
+    """Divide what has an order into rows of as many, shape `(row, member)`, padded with -1."""
     n_rows = min(n_rows, len(order))
     edges = np.arange(n_rows + 1) * len(order) // max(1, n_rows)
     at = edges[:-1, np.newaxis] + np.arange(max(np.diff(edges), default=0))

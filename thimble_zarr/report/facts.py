@@ -1,4 +1,4 @@
-"""What a person asks of a run first, as text: how large, trained how, frozen when, moved how far."""
+"""What a person asks of a run first: how large, how trained, frozen when, moved how far."""
 
 import json
 from collections.abc import Mapping
@@ -116,7 +116,7 @@ def _name(run: Run, position: int) -> str:
 
 
 def freezing(run: Run) -> list[tuple[str, ...]]:
-    """Return a table, its columns first: of each group first, median and last freeze step, and who never froze."""
+    """Return when each group froze, and how much of it never did: a table, its columns first."""
     last, froze_at = int(run.steps[-1]), run.summary["freeze_step"].values
     rows: list[tuple[str, ...]] = [FREEZING_COLUMNS]
     for name, mask in run.members.items():
@@ -153,5 +153,3 @@ def median_freeze_step(run: Run) -> float | None:
         if frozen.size:
             return float(np.median(frozen))
     return None
-
-

@@ -1,13 +1,21 @@
 """The report: all panels of some runs in one HTML file that opens offline, from a mail too."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from thimble_zarr.analysis.check import check
 from thimble_zarr.analysis.check_result import CheckResult
+from thimble_zarr.analysis.dataset.open import open_dataset
+from thimble_zarr.analysis.health.condition import Concern
+from thimble_zarr.analysis.health.summarized import health
+from thimble_zarr.analysis.summary.summary import summary
 from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page
 from thimble_zarr.report.facts import facts, freezing, median_freeze_step
 from thimble_zarr.report.figure import Panel
+from thimble_zarr.report.panels.comparison import compare
 from thimble_zarr.report.panels.registry import PANELS
 from thimble_zarr.report.run import Run
 
@@ -17,8 +25,17 @@ MOST_BYTES = 5_000_000
 MOST_BESIDE = 4
 """Runs whose panels are shown side by side; of more only what compares them."""
 
-Concerns = Sequence[tuple[str, str]]
-"""What is told of a run's health: a name, and the same in words."""
+Reach = Callable[[int, int], None]
+"""Told how many parts of some work are done, and how many there are."""
+
+Stage = Callable[[str], AbstractContextManager[Reach]]
+"""Begins a part of the work, which is named, and returns what is told how far it is."""
+
+
+@contextmanager
+def silent(doing: str) -> Iterator[Reach]:
+    """Tell nobody how far some work is."""
+    yield lambda n_done, n_total: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +49,94 @@ class Audited:
     check
         What `check` found; None if it was not asked.
     concerns
-        What is told of its health; None if nobody looked.
+        What is told of its health.
     """
 
     run: Run
     check: CheckResult | None = None
-    concerns: Concerns | None = None
+    concerns: Sequence[Concern] = ()
 
 
-def as_html(runs: Sequence[Audited], *, progress: Callable[[int, int], None] | None = None) -> str:
-    """Return a page of one or several runs, of at most `MOST_BYTES`.
+def write_report(
+    stores: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    *,
+    parameter: str | None = None,
+    groups: Mapping[str, str] | None = None,
+    tokens: str | None = None,
+    checked: bool = True,
+    stage: Stage = silent,
+) -> None:
+    """Write the report of a run, or of several side by side: one HTML file that needs no network.
+
+    The run is summed up first, as `summary` does, which is kept for the next time.
 
     Parameters
     ----------
-    runs
-        Shown side by side, panel by panel.
-    progress
-        Called with how many panels are computed, and how many there are.
+    stores
+        One store, or several.
+    path
+        The file, of at most 5 MB. What is there is replaced.
+    parameter
+        Which parameter of a store of several, by name.
+    groups
+        Groups of tokens besides dead, live and all, by name as `summary` takes them.
+    tokens
+        Which tokens are checked, as `check` takes them.
+    checked
+        Whether the run is checked: that every row follows from the row before.
+    stage
+        Told what is done, and how far it is.
+
+    Examples
+    --------
+    >>> import thimble_zarr
+    >>> thimble_zarr.write_report("run.zarr", "run.html")
+    """
+    several = [stores] if isinstance(stores, str | os.PathLike) else stores
+    runs = [
+        audited(
+            str(store),
+            parameter=parameter,
+            groups=groups,
+            tokens=tokens,
+            checked=checked,
+            stage=stage,
+        )
+        for store in several
+    ]
+    Path(path).write_text(as_html(runs, stage), encoding="utf-8")
+
+
+def audited(
+    store: str,
+    *,
+    parameter: str | None,
+    groups: Mapping[str, str] | None,
+    tokens: str | None,
+    checked: bool,
+    stage: Stage,
+) -> Audited:
+    """Sum up a run and check it, with the options of `write_report`."""
+    ds = open_dataset(store, parameter)
+    with stage("summing up") as reach:
+        numbers = summary(store, groups=groups, parameter=parameter, progress=reach)
+    run = Run(store=store, ds=ds.sel(step=numbers.step), summary=numbers)
+    found = None
+    if checked:
+        with stage("checking") as reach:
+            names = [] if parameter is None else [parameter]
+            found = check(store, tokens=tokens, parameters=names, progress=reach)
+    return Audited(run=run, check=found, concerns=health(ds, numbers))
+
+
+def as_html(runs: Sequence[Audited], stage: Stage = silent) -> str:
+    """Return a page of some runs, of at most `MOST_BYTES`.
+
+    Of few runs each panel has the figures of all, side by side.
     """
     while True:
-        page = _page(runs, progress)
+        page = _page(runs, stage)
         if len(page.encode()) <= MOST_BYTES or runs[0].run.n_rows < _LEAST_ROWS:
             return page
         # Many groups or runs: each with fewer points, which stand for more steps and tokens.
@@ -65,41 +150,48 @@ def _coarser(run: Run) -> Run:
     return replace(run, n_columns=run.n_columns * 2 // 3, n_rows=run.n_rows * 2 // 3)
 
 
-def _page(runs: Sequence[Audited], progress: Callable[[int, int], None] | None) -> str:
-    names = [Path(of.run.store).name for of in runs]
-    panels = []
-    for n_done, make in enumerate(PANELS):
-        panels.append(side_by_side([make(of.run) for of in runs], names))
-        if progress is not None:
-            progress(n_done + 1, len(PANELS))
+def _page(runs: Sequence[Audited], stage: Stage) -> str:
     every = [of.run for of in runs]
+    names = [Path(run.store).name for run in every]
     freeze_steps = [at for run in every if (at := median_freeze_step(run)) is not None]
-    return as_page(
-        ", ".join(names),
-        [_header(of) for of in runs],
-        panels,
-        groups=[*dict.fromkeys(group for run in every for group in run.groups)],
-        steps=Steps(
-            first=min(int(run.steps[0]) for run in every),
-            last=max(int(run.steps[-1]) for run in every),
-            freezing=freeze_steps[0] if freeze_steps else None,
-        ),
-    )
+    with stage("drawing") as reach:
+        panels = panels_of(every, names, reach)
+        return as_page(
+            ", ".join(names),
+            [_header(of) for of in runs],
+            panels,
+            groups=[*dict.fromkeys(group for run in every for group in run.groups)],
+            steps=Steps(
+                first=min(int(run.steps[0]) for run in every),
+                last=max(int(run.steps[-1]) for run in every),
+                freezing=freeze_steps[0] if freeze_steps else None,
+            ),
+        )
+
+
+def panels_of(runs: Sequence[Run], names: Sequence[str], reach: Reach) -> list[Panel]:
+    """Return the panels of some runs, and of several last what compares them."""
+    makers = PANELS if len(runs) <= MOST_BESIDE else ()
+    panels = []
+    for n_done, make in enumerate(makers):
+        panels.append(side_by_side([make(run) for run in runs], names))
+        reach(n_done + 1, len(PANELS) + 1)
+    return [*panels, compare(runs)] if len(runs) > 1 else panels
 
 
 def side_by_side(panels: Sequence[Panel], names: Sequence[str]) -> Panel:
     """Return the figures of one panel of several runs as one, each with its run's name."""
     if len(panels) == 1:
         return panels[0]
-    return replace(
-        panels[0],
-        code="\n".join(panel.code for panel in panels),
-        figures=[
-            replace(figure, title=f"{name}: {figure.title}" if figure.title else name)
-            for figures in zip(*(panel.figures for panel in panels), strict=False)
-            for name, figure in zip(names, figures, strict=True)
-        ],
-    )
+    figures = [
+        replace(figure, title=f"{name}: {figure.title}" if figure.title else name)
+        for position in range(max(len(panel.figures) for panel in panels))
+        for name, panel in zip(names, panels, strict=True)
+        for figure in panel.figures[position : position + 1]
+    ]
+    code = "\n".join(panel.code for panel in panels)
+    is_alike = all(len(panel.figures) == 1 or panel.has_same_axes for panel in panels)
+    return replace(panels[0], code=code, figures=figures, has_same_axes=is_alike)
 
 
 def _header(of: Audited) -> Header:
@@ -112,7 +204,7 @@ def _header(of: Audited) -> Header:
     return Header(
         name=run.store,
         verdicts=verdicts,
-        concerns=of.concerns,
+        concerns=[(concern.code, concern.message) for concern in of.concerns],
         facts=facts(run),
         table=freezing(run),
         caption=f"When {run.row_name}s froze: the last step at which each moved",

@@ -65,6 +65,9 @@ def draw(panel: Panel, *, group: str | None) -> Drawing:
         All figures of the panel, and one legend.
     """
     drawing, places = _empty(len(panel.figures))
+    for ax in places[1:] if panel.has_same_axes else ():
+        ax.sharex(places[0])
+        ax.sharey(places[0])
     width, colors = drawing.get_figwidth(), _colors(panel)
     shown = [[of for of in figure.layers if of.group in (None, group)] for figure in panel.figures]
     entries = [

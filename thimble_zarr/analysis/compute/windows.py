@@ -195,7 +195,9 @@ class Window:
         return self._current[name]
 
     def decoded(self, name: str, out: np.ndarray | None = None) -> Floats:
-        """Return what `current` does, in `out` if that is given."""
+        """Return what `current` does, in `out` if that is given and it is not there already."""
+        if name in self._current:
+            return self._current[name]
         native = self.source.reader.schema.dtypes[name]
         if out is None and storage_dtype(native) != self.dtype:
             out = self.memory(name)

@@ -43,12 +43,14 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
         dim_1, ...)` of more axes: the stored `W`, `grad`, `exp_avg`, `exp_avg_sq` (and
         `max_exp_avg_sq` with amsgrad) and the derived `delta_W`, `adam_update`, `adam_decay`,
         `adam_residual` and its parts `rounding` and `unexplained` (which replay the optimizer and
-        need torch), `ulp`, `displacement_ulp`, `stalled`. Lazy too, int64, with the first of these
-        dims after `step`: `freeze_step`, 0 for a token or row that never moved, and over the whole
-        run whatever steps are selected. What a row does not have (the gradient or change of the
-        initial state, the change at a step whose row before was not recorded) is NaN. What would
-        need a variable that was not recorded is left out, and the attribute `not_recorded` says how
-        to record it.
+        need torch), `m_hat` and `v_hat` (the moments, corrected for their bias), `moved` and
+        `stalled` (1 or 0), `ulp` (the spacing of the dtype at `W[t]`) and `displacement_ulp`
+        (`delta_W` in units of the spacing at `W[t-1]`; of another dtype see `lattice`).
+        Lazy too, int64, with the first of these dims after `step`: `freeze_step`, 0 for a token or
+        row that never moved, and over the whole run whatever steps are selected. What a row does
+        not have (the gradient or change of the initial state, the change at a step whose row before
+        was not recorded) is NaN. What would need a variable that was not recorded is left out, and
+        the attribute `not_recorded` says how to record it.
         Per-step scalars, float64, dims `(step,)`. Coordinates `step`, which is the optimizer's, and
         `token` or `row`, which are ids where not all rows were recorded, and where known
         `n_occurrences` (in the corpus), `live`, `dead` and `text`, where control characters are

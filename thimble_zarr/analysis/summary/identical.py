@@ -1,5 +1,7 @@
 """Tokens whose weights are the same, bit for bit."""
 
+import functools
+
 import numpy as np
 
 _SEED = 20_240_229
@@ -15,12 +17,12 @@ def row_hashes(bits: np.ndarray) -> np.ndarray:
     """
     words = _words(np.ascontiguousarray(bits))
     keys = _keys(words.shape[-1])
-    high = (words * keys[0, :-1]).sum(axis=-1, dtype=np.uint64) + keys[0, -1]
-    low = (words * keys[1, :-1]).sum(axis=-1, dtype=np.uint64) + keys[1, -1]
+    high, low = (np.vecdot(words, key[:-1]) + key[-1] for key in keys)
     hashes: np.ndarray = (high & np.uint64(0xFFFFFFFF << 32)) | (low >> np.uint64(32))
     return hashes
 
 
+@functools.lru_cache(maxsize=8)
 def _keys(n_words: int) -> np.ndarray:
     random = np.random.default_rng(_SEED)
     keys: np.ndarray = random.integers(0, 2**64 - 1, (2, n_words + 1), np.uint64, endpoint=True)

@@ -1,4 +1,4 @@
-"""The numbers of some consecutive rows, computed in two passes over them, in float64.
+"""The numbers of some consecutive rows, computed in two passes over them.
 
 The first pass has the means of each group, the second what is relative to them and everything else.
 Both go through the rows window by window (`compute.windows`), so that no array of weights of all
@@ -6,7 +6,7 @@ tokens exists, only the few numbers that each token has. They are the same bit f
 run is cut into such rows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from thimble_zarr.analysis.summary.contents import LAST_STEPS, Contents
 from thimble_zarr.analysis.summary.groups import Groups
 from thimble_zarr.analysis.summary.identical import count_identical, row_hashes
 from thimble_zarr.analysis.summary.quantiles import quantiles
-from thimble_zarr.bits import least_positive, unit_roundoff
+from thimble_zarr.bits import least_positive, storage_dtype, unit_roundoff
 from thimble_zarr.format.indexing import as_slice
 
 Arrays = dict[str, np.ndarray]
@@ -39,15 +39,20 @@ def numbers_of(selected: Selected, groups: Groups, native: str) -> Arrays:
 
 
 def _parts(
-    selected: Selected, classes: np.ndarray, inputs: tuple[str, ...]
+    selected: Selected,
+    classes: np.ndarray,
+    inputs: tuple[str, ...],
+    dtype: type[np.floating] = np.float64,
 ) -> Iterator[tuple[Place, int, Window]]:
     """Yield the parts of all windows, none with tokens of two classes, and the class of each."""
     source, rows, dims = selected.source, selected.rows, selected.dims
-    for group in token_groups(source, selected.tokens, cached=True):
-        groups = [by_class(group, classes)]
+    for tokens, among in token_groups(source, selected.tokens):
+        places = np.arange(len(classes))[among]
+        small = token_groups(source, tokens, cached=True)
+        groups = [by_class(group, classes[places]) for group in small]
         for (steps, where), window in windows_of(source, rows, groups, dims, inputs):
-            positions = np.arange(len(classes))[where]
-            for (part_rows, part_tokens), part in window.parts(classes[where]):
+            positions = places[where]
+            for (part_rows, part_tokens), part in window.parts(classes[positions], dtype):
                 first = steps.start + part_rows.start
                 at = slice(first, first + len(part.rows)), as_slice(positions[part_tokens])
                 yield at, int(classes[positions[part_tokens.start]]), part
@@ -72,8 +77,8 @@ class _Means:
         for (rows, tokens), index, part in _parts(selected, groups.classes, ("W",)):
             before, after = part.previous("W"), part.current("W")
             delta = np.subtract(after, before, out=part.memory("delta"))
-            sums["centroid"][index, rows] += after.sum(axis=1)
-            sums["mean_delta_W"][index, rows] += delta.sum(axis=1)
+            sums["centroid"][index, rows] += _over_tokens(after)
+            sums["mean_delta_W"][index, rows] += _over_tokens(delta)
             hashes[rows, tokens] = row_hashes(part.bits("W"))
         return cls({name: _means(of, groups) for name, of in sums.items()}, hashes)
 
@@ -118,71 +123,88 @@ class _Numbers:
             self.sums["grad"] = np.zeros((n_classes, self.shape[0], len(self.selected.dims)))
         self.steps = self.selected.steps
 
+    @property
+    def dtype(self) -> type[np.floating]:
+        """What numbers of weights are computed in: float32 is finer than 16 bits by 13 or more."""
+        stored = self.selected.source.reader.schema.dtypes["W"]
+        is_fine = storage_dtype(stored).itemsize == 2 and len(self.selected.dims) <= _MANY_DIMS
+        return np.float32 if is_fine and self.native != "float64" else np.float64
+
     def compute(self) -> Arrays:
         """Return all the arrays."""
-        for at, index, part in _parts(self.selected, self.groups.classes, self.contents.inputs):
-            self._of_states(part, at, index)
+        classes, inputs = self.groups.classes, self.contents.inputs
+        for at, index, part in _parts(self.selected, classes, inputs, self.dtype):
             self._of_weights(part, at, index)
         return self.arrays | self.means.of_group | self._of_groups()
 
-    def _of_states(self, part: Window, at: Place, index: int) -> None:
-        """Fill in the norms of what the optimizer saw and keeps."""
+    def _of_weights(self, part: Window, at: Place, index: int) -> None:
+        """Fill in what the weights are and do, and then all else."""
+        before, after = part.previous("W"), part.current("W")
+        delta = np.subtract(after, before, out=part.memory("delta"))
+        per_unit = _cells_per_unit(before, self.native, part.memory("per unit"))
+        cells = np.multiply(delta, per_unit, out=part.memory("cells"))
+        moved = delta != 0
+        n_moved = _count(moved)
+        squares = [np.vecdot(of, of) for of in (after, delta, cells)]
+        if part.dtype != np.float64 and _beyond_float32(squares, n_moved, part.follows):
+            self._of_weights(part.in_float64(), at, index)
+            return
+        distance, size, length = (np.sqrt(of, dtype=np.float64) for of in squares)
+        self.arrays["norm_W"][at], self.arrays["norm_delta_W"][at] = distance, size
+        if np.isnan(size[part.follows]).any():  # a change that is no number is not known
+            n_moved = n_moved - _count(np.isnan(delta))
+        self.arrays["n_moved"][at] = np.where(part.follows[:, np.newaxis], n_moved, np.nan)
+        self.sums["observed"][index, at[0]] += (size**2).sum(axis=-1)
+        self.sums["n_moved"][index, at[0]] += n_moved.sum(axis=-1)
+        self._of_cells(cells, length, at)
+        self._of_means(part, at, index, (delta, size))
+        self._of_states(part.in_float64(), at, index, (delta, per_unit, moved, cells))
+
+    def _of_states(
+        self, part: Window, at: Place, index: int, observed: tuple[np.ndarray, ...]
+    ) -> None:
+        """Fill in the norms of what the optimizer saw and keeps, and what follows from that."""
         if self.contents.has_gradient:
             grad = part.current("grad")
             self.arrays["norm_grad"][at] = _norm(grad)
-            self.sums["grad"][index, at[0]] += grad.sum(axis=1)
+            self.sums["grad"][index, at[0]] += _over_tokens(grad)
         for name, state in self.contents.states.items():
             self.arrays[name][at] = _norm(part.current(state))
         for name, estimate in self.contents.estimates.items():
             states = {state: part.current(state) for state in estimate.inputs}
             values = estimate.compute(states, part.of_rows(_scalars))
-            self.arrays[name][at] = np.sqrt(values.sum(-1)) if estimate.is_square else _norm(values)
-
-    def _of_weights(self, part: Window, at: Place, index: int) -> None:
-        """Fill in what the weights are and do."""
-        before, after = part.previous("W"), part.current("W")
-        delta = np.subtract(after, before, out=part.memory("delta"))
-        size = _norm(delta)
-        self.arrays["norm_W"][at] = _norm(after)
-        self.arrays["norm_delta_W"][at] = size
-        n_moved = np.count_nonzero(delta, axis=-1)
-        if np.isnan(size[part.follows]).any():  # a change that is no number is not known
-            n_moved -= np.count_nonzero(np.isnan(delta), axis=-1)
-        self.arrays["n_moved"][at] = np.where(part.follows[:, np.newaxis], n_moved, np.nan)
-        rows = at[0]
-        self.sums["observed"][index, rows] += (size**2).sum(axis=-1)
-        self.sums["n_moved"][index, rows] += n_moved.sum(axis=-1)
-        per_unit = _cells_per_unit(before, self.native, part.memory("cells"))
+            norm = np.sqrt(_over_dims(values)) if estimate.is_square else _norm(values)
+            self.arrays[name][at] = norm
         if self.contents.has_formula:
-            self._of_formula(part, at, index, (delta, per_unit))
-        self._of_cells(np.multiply(delta, per_unit, out=per_unit), at)
-        self._of_means(part, at, index, (delta, size))
+            self._of_formula(part, at, index, observed)
 
     def _of_formula(
-        self, part: Window, at: Place, index: int, observed: tuple[np.ndarray, np.ndarray]
+        self, part: Window, at: Place, index: int, observed: tuple[np.ndarray, ...]
     ) -> None:
         """Fill in what the formula predicts, and what it leaves."""
-        delta, per_unit = observed
+        (delta, per_unit, moved, memory), rows = observed, at[0]
         predicted = update(part, out=(part.memory("update"), part.memory("term")))
         if part.of_rows(decays):
             predicted += decay(part)
-        rows, term = at[0], part.memory("term")
-        wanted = predicted != 0
-        stalled = np.logical_and(wanted, delta == 0, out=wanted)
-        self.sums["n_stalled"][index, rows] += np.count_nonzero(stalled, axis=(1, 2))
-        np.abs(np.multiply(predicted, per_unit, out=term), out=term)
-        half = 0.5 / _cells(self.native)
-        self.sums["n_below"][index, rows] += np.count_nonzero(term < half, axis=(1, 2))
+        stalled = np.greater(predicted != 0, moved)
+        self.sums["n_stalled"][index, rows] += _count_all(stalled)
         self.sums["predicted"][index, rows] += np.vecdot(predicted, predicted).sum(axis=-1)
-        self.sums["product"][index, rows] += np.vecdot(predicted, delta).sum(axis=-1)
-        self.arrays["norm_residual"][at] = _norm(np.subtract(delta, predicted, out=predicted))
+        memory[...] = predicted
+        memory *= per_unit
+        below = np.abs(memory, out=memory) < 0.5 / _cells(self.native)
+        self.sums["n_below"][index, rows] += _count_all(below)
+        wide = part.memory("term")
+        wide[...] = delta
+        self.sums["product"][index, rows] += np.vecdot(predicted, wide).sum(axis=-1)
+        self.arrays["norm_residual"][at] = _norm(np.subtract(wide, predicted, out=predicted))
 
-    def _of_cells(self, cells: np.ndarray, at: Place) -> None:
+    def _of_cells(self, cells: np.ndarray, length: np.ndarray, at: Place) -> None:
         """Fill in how far weights moved on the lattice, and in which steps their regimes were."""
         scale, n_dims = _cells(self.native), cells.shape[-1]
-        l2 = _norm(cells) * scale
+        l2 = length * scale
         np.abs(cells, out=cells)
-        l1, largest = cells.sum(axis=-1) * scale, cells.max(axis=-1) * scale
+        l1 = _over_dims(cells) * scale
+        largest = _largest(cells) * scale
         for name, values in (("l1_ulp", l1), ("l2_ulp", l2), ("max_ulp", largest)):
             self.arrays[name][at] = values
         holds = {
@@ -203,11 +225,13 @@ class _Numbers:
         (delta, size), rows = observed, at[0]
         for group in np.flatnonzero(self.groups.has_class[:, index]):
             mean = self.means.of_group["mean_delta_W"][group, rows, np.newaxis]
-            cosine = np.vecdot(delta, mean) / (size * _norm(mean))
-            self.arrays["cosine_to_mean"][group][at] = cosine
-        for group in np.flatnonzero(self.groups.has_class[:, index]):
+            product = np.vecdot(delta, mean.astype(part.dtype))
+            self.arrays["cosine_to_mean"][group][at] = product / (size * _norm(mean))
             centroid = self.means.of_group["centroid"][group, rows, np.newaxis]
-            away = np.subtract(part.current("W"), centroid, out=part.memory("term"))
+            near = centroid.astype(part.dtype)
+            away = np.subtract(part.current("W"), near, out=part.memory("away"))
+            if part.dtype != np.float64:  # what float32 does not have of the centroid
+                away -= (centroid - near).astype(part.dtype)
             self.arrays["centroid_distance"][group][at] = _norm(away)
 
     def _of_groups(self) -> Arrays:
@@ -264,12 +288,67 @@ def _norm(values: np.ndarray) -> np.ndarray:
     return norms
 
 
+_MANY_DIMS = 1024
+"""Of more, sums of float32 squares could be wrong by more than a millionth."""
+
+_LEAST_SQUARE = 1e-25
+"""Sums of squares below are computed in float64: some squares may be no float32 number."""
+
+
+def _beyond_float32(
+    squares: Sequence[np.ndarray], n_moved: np.ndarray, follows: np.ndarray
+) -> bool:
+    """Return whether squares of weights, steps and cells overflowed, or may have underflowed."""
+    weights, steps, cells = squares
+    if not ((weights > _LEAST_SQUARE) & (weights < np.inf)).all():
+        return True
+    small = (steps < _LEAST_SQUARE) & (n_moved > 0)
+    return bool(small.any() or not np.isfinite(cells[follows]).all())
+
+
+# What follows is `sum`, `max` and `count_nonzero` along an axis, which NumPy takes three times as
+# long for.
+
+
+def _over_tokens(values: np.ndarray) -> np.ndarray:
+    sums: np.ndarray = np.matmul(np.ones((1, values.shape[1])), values)[:, 0]
+    return sums
+
+
+def _over_dims(values: np.ndarray) -> np.ndarray:
+    sums: np.ndarray = np.matmul(values, np.ones(values.shape[2], values.dtype))
+    return sums
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """Return the largest of each token; `values` is used up."""
+    while (n_dims := values.shape[-1]) > 8:
+        half = n_dims // 2
+        np.maximum(values[..., :half], values[..., -half:], out=values[..., :half])
+        values = values[..., : n_dims - half]
+    largest: np.ndarray = values.max(axis=-1)
+    return largest
+
+
+def _count_all(flags: np.ndarray) -> list[int]:
+    """Return how many flags of each step are set."""
+    return [np.count_nonzero(of_step) for of_step in flags]
+
+
+def _count(flags: np.ndarray) -> np.ndarray:
+    """Return how many flags of each token are set."""
+    n_dims = flags.shape[-1]
+    if n_dims % 8 or n_dims > 8 * 255:
+        counts: np.ndarray = np.count_nonzero(flags, axis=-1)
+        return counts
+    lanes = np.add.reduce(flags.view(np.uint64), axis=-1)  # eight counts side by side, each a byte
+    counts = np.add.reduce(lanes[..., np.newaxis].view(np.uint8), axis=-1, dtype=np.int64)
+    return counts
+
+
 def _cells(native: str) -> float:
     """Return the numbers of a dtype from 1 to 2."""
     return 0.5 / unit_roundoff(native)
-
-
-_EXPONENT = np.int64(0x7FF) << np.int64(52)
 
 
 def _cells_per_unit(values: np.ndarray, native: str, out: np.ndarray) -> np.ndarray:
@@ -278,8 +357,14 @@ def _cells_per_unit(values: np.ndarray, native: str, out: np.ndarray) -> np.ndar
     Without that factor they are powers of two, made of the exponent's bits. Numbers that are not
     finite have none, and get infinity: a way from them is infinite, too, or NaN.
     """
-    least = np.float64(least_positive(native) * _cells(native))
-    powers = np.bitwise_and(values.view(np.int64), _EXPONENT, out=out.view(np.int64))
-    np.maximum(powers, least.view(np.int64), out=powers)
-    np.subtract(np.int64(0x7FE) << np.int64(52), powers, out=powers)
+    signed, n_bits, bias = _BITS[values.dtype.type]
+    exponent = np.array((2 * bias + 1) << n_bits, signed)
+    least = values.dtype.type(least_positive(native) * _cells(native))
+    powers = np.bitwise_and(values.view(signed), exponent, out=out.view(signed))
+    np.maximum(out, least, out=out)
+    np.subtract(np.array((2 * bias) << n_bits, signed), powers, out=powers)
     return out
+
+
+_BITS = {np.float64: (np.int64, 52, 1023), np.float32: (np.int32, 23, 127)}
+"""Of each dtype integers of its size, the bits of its fraction, and what 1 has as exponent."""

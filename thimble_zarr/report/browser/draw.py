@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from bokeh.models import (
     BoxZoomTool,
     ColorBar,
@@ -32,7 +33,7 @@ from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of, labe
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
 from thimble_zarr.report.browser.scales import Dim, Switch, set_scale, styled
-from thimble_zarr.report.figure import Axis, Figure, Image, Line, Panel, Points, Stack
+from thimble_zarr.report.figure import Axis, Bars, Figure, Image, Line, Panel, Points, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,18 @@ def draw_panel(panel: Panel, links: Links, *, height: int = 300) -> list[Drawn]:
     height
         Height of each in pixels; they are as wide as the places where they are put.
     """
+    width = 1200 // n_beside(panel) - 100
     colors, drawn = label_colors(panel.figures), list[Drawn]()
     for figure in panel.figures:
         like = drawn[0] if drawn and panel.has_same_axes else None
-        drawn.append(draw(figure, links, colors=colors, height=height, like=like))
+        drawn.append(draw(figure, links, colors=colors, height=height, width=width, like=like))
     return drawn
+
+
+def n_beside(panel: Panel) -> int:
+    """Return how many figures of a panel are shown beside each other."""
+    n_figures = len(panel.figures)
+    return n_figures if n_figures < 4 else 2 if n_figures == 4 else 3
 
 
 def draw(
@@ -106,6 +114,7 @@ def draw(
     *,
     colors: Mapping[str, str] | None = None,
     height: int = 300,
+    width: int = 400,
     like: Drawn | None = None,
 ) -> Drawn:
     """Draw a figure.
@@ -119,7 +128,9 @@ def draw(
     colors
         The color of each label (`glyphs.label_colors`), by default of this figure alone.
     height
-        Height in pixels; it is as wide as the place where it is put.
+        Height in pixels.
+    width
+        Pixels that it has room for at least. It is as wide as the place where it is put.
     like
         What it shares the ranges of its axes with.
     """
@@ -137,7 +148,7 @@ def draw(
         if target is not None:
             _assign(target, figure.layers[table.layers[0]].group, links)
             plot.add_tools(hover_tool(figure, table, target, mapper))
-    _add_legends(plot, figure, drawn, links)
+    _add_legends(plot, figure, drawn, links, width)
     if any(isinstance(layer, Image) for layer in figure.layers):
         _add_color_bar(plot, figure, mapper)
     is_token = [isinstance(of, Points) and of.tokens is not None for of in figure.layers]
@@ -218,18 +229,28 @@ def _hover_target(
     return drawn[first].renderers[0] if isinstance(figure.layers[first], Image) else None
 
 
-def _add_legends(plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Links) -> None:
+def _entries_beside(labels: Sequence[str], width: int) -> int:
+    """Return how many entries of a legend there is room for beside each other."""
+    longest = max(map(len, labels))
+    return max(1, min(len(labels), width // (7 * longest + 36)))
+
+
+def _add_legends(
+    plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Links, width: int
+) -> None:
     """Add a legend for each group that something is of, which is shown with it."""
     groups = {layer.group for layer in figure.layers} - {None}
     for group in groups or {None}:
         entries: dict[str, GlyphRenderer] = {}
         for layer, glyphs in zip(figure.layers, drawn, strict=True):
             if layer.group in (None, group):
-                entries = {**glyphs.entries, **entries}
+                for label, of in glyphs.entries.items():
+                    entries.setdefault(label, of)
         if entries:
             legend = Legend(
                 items=[LegendItem(label=label, renderers=[of]) for label, of in entries.items()],
                 orientation="horizontal",
+                ncols=_entries_beside([*entries], width),
                 border_line_color=None,
                 label_text_font_size="12px",
                 label_text_color="#3c4043",
@@ -264,7 +285,7 @@ def _set_scales(
     switches: dict[Dim, Switch] = {}
     others = like.axes if like is not None else {}
     if figure.x.is_step:
-        styled(plot.xaxis[0], figure.x)
+        styled(plot.xaxis[0])
     else:
         switches["x"] = set_scale(plot, "x", figure.x, like=others.get("x"))
     properties = [of for glyphs in drawn for of in glyphs.log_properties]
@@ -276,8 +297,24 @@ def _set_scales(
         plot.extra_y_ranges["right"].update(renderers=sides[True])
     left = sides[False] if figure.right is not None else None
     switches["y"] = set_scale(plot, "y", figure.y, properties, left, like=others.get("y"))
+    _give_room(plot, figure)
+    return switches
+
+
+def _give_room(plot: Plot, figure: Figure) -> None:
+    """Make ranges end with pictures, begin at 0 with bars, and show what is everywhere the same."""
     if any(isinstance(layer, Image | Stack) for layer in figure.layers):
         for of in (plot.x_range, plot.y_range):
             if isinstance(of, DataRange1d):
                 of.range_padding = 0
-    return switches
+    if any(isinstance(layer, Bars) for layer in figure.layers) and not figure.y.is_log:
+        plot.y_range.start = 0
+    for on_right, of in ((False, plot.y_range), (True, plot.extra_y_ranges.get("right"))):
+        values = [
+            layer.y[np.isfinite(layer.y)]
+            for layer in figure.layers
+            if isinstance(layer, Line) and layer.on_right == on_right
+        ]
+        most = max((float(np.abs(of).max()) for of in values if of.size), default=0.0)
+        if of is not None and most > 0:
+            of.default_span = 2 * most

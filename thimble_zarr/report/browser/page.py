@@ -12,7 +12,7 @@ from jinja2 import Environment
 
 from thimble_zarr import __version__
 from thimble_zarr.report.browser.controls import group_switch, log_switch, zoom_switch
-from thimble_zarr.report.browser.draw import draw_panel
+from thimble_zarr.report.browser.draw import draw_panel, n_beside
 from thimble_zarr.report.browser.links import Links, linked
 from thimble_zarr.report.figure import Figure, Image, Panel
 
@@ -154,8 +154,7 @@ def _controls(links: Links, steps: Steps) -> list[tuple[str, Model]]:
 
 def _section(panel: Panel, links: Links) -> tuple[Mapping[str, object], list[Model]]:
     """Return a panel as the template takes it, and its models, which it names."""
-    n_figures = len(panel.figures)
-    drawn = draw_panel(panel, links, height=HEIGHTS[n_figures > 1])
+    drawn = draw_panel(panel, links, height=HEIGHTS[len(panel.figures) > 1])
     models: list[Model] = []
     figures = []
     for k, (figure, of) in enumerate(zip(panel.figures, drawn, strict=True)):
@@ -168,7 +167,7 @@ def _section(panel: Panel, links: Links) -> tuple[Mapping[str, object], list[Mod
         "note": panel.note,
         "code": panel.code.splitlines(),
         "figures": figures,
-        "n_beside": n_figures if n_figures < 4 else 2 if n_figures == 4 else 3,
+        "n_beside": n_beside(panel),
     }
     if switches := [switch for of in drawn for switch in of.switches]:
         toggle = log_switch(switches)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from bokeh.models import Axis as Ticks
 from bokeh.models import (
-    BasicTickFormatter,
+    CustomJSTickFormatter,
     DataRange1d,
     GlyphRenderer,
     Grid,
@@ -14,7 +14,7 @@ from bokeh.models import (
     LinearScale,
     LogAxis,
     LogScale,
-    NumeralTickFormatter,
+    NoOverlap,
     Range,
     Scale,
 )
@@ -124,13 +124,11 @@ def _set(switch: Switch, state: State) -> None:
         setattr(glyph, name, value)
 
 
-def styled(ticks: Ticks, axis: Axis | None = None) -> Ticks:
-    """Return an axis in the page's style; of steps, with their whole numbers."""
-    if axis is not None and axis.is_step:
-        ticks.formatter = NumeralTickFormatter(format="0,0")
-    elif isinstance(ticks.formatter, BasicTickFormatter):
-        ticks.formatter = BasicTickFormatter(precision="auto")
+def styled(ticks: Ticks) -> Ticks:
+    """Return an axis in the page's style."""
     ticks.update(
+        formatter=CustomJSTickFormatter(code=_WRITTEN),
+        major_label_policy=NoOverlap(),
         axis_label_text_font_style="normal",
         axis_label_text_font_size="12px",
         axis_label_text_color="#3c4043",
@@ -142,3 +140,16 @@ def styled(ticks: Ticks, axis: Axis | None = None) -> Ticks:
         major_tick_in=0,
     )
     return ticks
+
+
+_WRITTEN = """
+const size = Math.abs(tick)
+if (size == 0 || (size >= 1e-3 && size < 1e6)) {
+  return Number(tick.toPrecision(6)).toLocaleString("en-US", {maximumFractionDigits: 9})
+}
+const [digits, exponent] = Number(tick.toPrecision(6)).toExponential().split("e")
+const raised = (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]
+const power = "10" + [...exponent.replace("+", "")].map(raised).join("")
+return digits == "1" ? power : `${digits}·${power}`
+"""
+"""How a number is written beside an axis: in full, or with a power of ten."""

@@ -24,7 +24,6 @@ from thimble_zarr.report.run import Run
 
 def accounting(run: Run) -> Panel:
     """Return size and direction of predicted against observed steps, and what stood still."""
-    direction = _lines(run, {"cosine_predicted": ("cosine", BLUE)})
     figures = [
         Figure(
             title="Size",
@@ -33,12 +32,12 @@ def accounting(run: Run) -> Panel:
         ),
         Figure(
             title="Direction",
-            y=Axis(label="cosine of predicted and observed"),
-            layers=_on_rule(direction),
+            y=Axis(label="cosine"),
+            layers=_on_rule(_cosine(run)),
         ),
         Figure(
             title="Weights that moved, and that did not",
-            y=Axis(label="share of the group's weights, %"),
+            y=Axis(label="share of weights, %"),
             layers=[*_below_half(run), *_lines(run, _SHARES, factor=100.0)],
         ),
     ]
@@ -81,7 +80,18 @@ def _ratio(run: Run) -> list[Line]:
     predicted, observed = map(run.of_groups, ("norm_predicted", "norm_observed"))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(observed > 0, predicted / observed, np.nan)
-    return group_lines(run, ratios, label="ratio", color=BLUE)
+    return group_lines(run, ratios.round(_DECIMALS), label="ratio", color=BLUE)
+
+
+def _cosine(run: Run) -> list[Line]:
+    if "cosine_predicted" not in run.summary:
+        return []
+    cosines = run.of_groups("cosine_predicted").round(_DECIMALS)
+    return group_lines(run, cosines, label="cosine", color=BLUE)
+
+
+_DECIMALS = 4
+"""Of ratio and cosine: more would magnify the rounding of a step that the formula explains."""
 
 
 def _lines(run: Run, names: Mapping[str, tuple[str, str]], *, factor: float = 1.0) -> list[Line]:
@@ -103,7 +113,7 @@ def _note(run: Run) -> str:
         return "Without a formula of the optimizer, or what it needs, no step can be predicted."
     return (
         "Ratio and cosine are of all weights of the group, and 1 where the formula explains "
-        "everything. Stalled: the formula moves the weight, and it stayed. Rounding mostly loses "
-        f"an update below half an ULP ({run.summary.attrs['ulp_dtype']}), the distance to the next "
-        "number."
+        f"everything, to {_DECIMALS} decimals. Stalled: the formula moves the weight, and it "
+        "stayed. Rounding mostly loses an update below half an ULP "
+        f"({run.summary.attrs['ulp_dtype']}), the distance to the next number."
     )

@@ -10,7 +10,7 @@ def coherence(run: Run) -> Panel:
     """Return the cosines of the tokens' changes with the mean change of their group."""
     layers = quantile_layers(run, "cosine_to_mean", BLUE, (0.0, 0.5, 0.9, 1.0))
     figure = Figure(
-        y=Axis(label=f"cosine of a {run.row_name}'s change with the mean change"),
+        y=Axis(label="cosine with the mean change"),
         layers=[Rule(y=0.0), *layers],
     )
     return Panel(

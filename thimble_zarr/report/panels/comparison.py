@@ -81,7 +81,7 @@ def _centroid(run: Run) -> Numbers:
 _FIGURES: tuple[tuple[str, str, bool, Callable[[Run], Numbers]], ...] = (
     ("Loss", "loss", False, _loss),
     ("Median step size", "|delta W| / ULP (L2)", True, _median_ulp),
-    ("Weights that moved", "share of the group's weights, %", False, _moved),
+    ("Weights that moved", "share of weights, %", False, _moved),
     ("Frozen", "share of the group, %", False, _frozen),
     ("Norm of the centroid", "|centroid|", False, _centroid),
 )
@@ -92,12 +92,15 @@ def _note(runs: Sequence[Run], names: Sequence[str]) -> str:
     facts = [_facts(run) for run in runs]
     differing = [key for key in facts[0] if len({of[key] for of in facts}) > 1]
     if not differing:
-        return "All have the same parameter, shape, dtype and optimizer."
-    lines = (
+        return "All have the same parameter, shape, dtype, optimizer and steps."
+    runs_in_words = (
         f"{name}: {', '.join(of[key] for key in differing)}"
         for name, of in zip(names, facts, strict=True)
     )
-    return f"They differ in {', '.join(differing)}. {'; '.join(lines)}."
+    note = f"They differ in {' and '.join(differing)}. {'; '.join(runs_in_words)}."
+    if len({run.summary.attrs["ulp_dtype"] for run in runs}) > 1:
+        note += " An ULP is not the same in all of them: median step sizes cannot be compared."
+    return note
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -106,7 +109,6 @@ def _facts(run: Run) -> dict[str, str]:
         "parameter": str(attrs.get("parameter", "unnamed")),
         "shape": " x ".join(f"{n:,}" for n in shape) or "scalar",
         "dtype": str(attrs["dtype"]),
-        "unit of ULP": str(run.summary.attrs["ulp_dtype"]),
         "optimizer": str(attrs["optimizer"]),
-        "steps": f"{len(run.steps):,}",
+        "last step": f"{run.steps[-1]:,}",
     }

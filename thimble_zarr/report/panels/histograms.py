@@ -30,7 +30,7 @@ def histograms(run: Run) -> Panel:
         layers = _outlines(run, name, chosen) if name in run.summary else []
         if layers:
             x = Axis(label=label, is_log=True, can_switch=True)
-            y = Axis(label=f"share of the group's {run.row_name}s, %")
+            y = Axis(label=f"share of {run.row_name}s, %")
             figures.append(Figure(title=title, x=x, y=y, layers=[*layers, *rules]))
     return Panel(
         name="histograms",

@@ -31,11 +31,13 @@ LOSS = "loss"
 
 
 def _line(run: Run, name: str, color: str, *, on_right: bool = False) -> Line | None:
-    """Return a number of each step."""
+    """Return a number of each step; None if there is none."""
     if name not in run.ds:
         return None
     values = run.ds[name].values.astype(np.float64)
     there = ~np.isnan(values)  # row 0 has none, nor has a step of which it was not logged
+    if not there.any():
+        return None
     return step_line(
         run.ds.step.values[there],
         values[there],

@@ -45,7 +45,7 @@ def optimizer(run: Run) -> Panel:
     figures = [
         Figure(
             title="Gradient and estimates",
-            y=Axis(label=f"L2 over the dims of a {run.row_name}", is_log=True, can_switch=True),
+            y=Axis(label=f"L2 of a {run.row_name}", is_log=True, can_switch=True),
             layers=[
                 replace(layer, label=f"{label_of(name)}, {layer.label}")
                 for name, color in zip(shown, (GREEN, BLUE, ORANGE, PINK), strict=False)
@@ -59,7 +59,7 @@ def optimizer(run: Run) -> Panel:
         ),
         Figure(
             title="Size of the step",
-            y=Axis(label="L2 over all weights of the group", is_log=True, can_switch=True),
+            y=Axis(label="L2 of all weights", is_log=True, can_switch=True),
             layers=_step(run),
         ),
     ]

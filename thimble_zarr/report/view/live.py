@@ -1,13 +1,13 @@
 """A run that is looked at while it is recorded: snapshots, each of what was committed by then."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import xarray as xr
-
+from thimble_zarr.analysis.compute.run import Progress
 from thimble_zarr.analysis.dataset.open import dataset_of
+from thimble_zarr.analysis.summary.summary import summary as sum_up
 from thimble_zarr.format.reader import Reader, State
 from thimble_zarr.report.figure import Panel
 from thimble_zarr.report.run import Run
@@ -73,8 +73,8 @@ class Live:
         The name of the parameter, where the store has several; else empty.
     reopen
         Opens the recording anew, and sees what is committed by then. Cheap.
-    summarize
-        Returns the summary of the recording; extends what it made before.
+    groups
+        Groups of tokens besides dead, live and all (`thimble_zarr.summary`).
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Live:
         store: str,
         parameter: str,
         reopen: Callable[[], Reader],
-        summarize: Callable[[xr.Dataset], xr.Dataset],
+        groups: Mapping[str, str],
     ) -> None:
         self.store, self.parameter = store, parameter
-        self._reopen, self._summarize = reopen, summarize
+        self._reopen, self._groups = reopen, groups
         self._advancing = threading.Lock()
         self._snapshot: Snapshot | None = None
 
@@ -109,10 +109,11 @@ class Live:
         now, reader = self._snapshot, self._reopen()
         return now is None or _extent(reader) != (now.reader.n_rows, now.state)
 
-    def advance(self) -> Snapshot:
+    def advance(self, *, progress: Progress | None = None) -> Snapshot:
         """Return a snapshot of what is committed now; takes as long as the summary of what is new.
 
-        Threads that ask at the same time get the same one.
+        Threads that ask at the same time get the same one. The first time processes are forked, so
+        do that before there are threads.
         """
         with self._advancing:
             before, reader = self._snapshot, self._reopen()
@@ -120,7 +121,12 @@ class Live:
             if before is not None and (before.reader.n_rows, before.state) == (n_rows, state):
                 return before
             ds = dataset_of(reader)
-            run = Run(store=self.store, ds=ds, summary=self._summarize(ds))
+            workers = None if before is None else 1
+            summary = sum_up(ds, groups=self._groups, workers=workers, progress=progress)
+            # What is not by step is small, and read again and again.
+            small = [name for name, of in summary.data_vars.items() if "step" not in of.dims]
+            summary = summary.assign({name: summary[name].compute() for name in small})
+            run = Run(store=self.store, ds=ds, summary=summary)
             self._snapshot = Snapshot(run, reader, state)
             return self._snapshot
 

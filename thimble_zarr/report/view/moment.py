@@ -22,9 +22,11 @@ def nearest(run: Run, step: float) -> int:
 def panels_at(run: Run, step: int, group: str) -> Sequence[Panel]:
     """Return the panels that show single steps, at one step and of one group.
 
-    They read one row: the run that they are given has no other step.
+    They read two rows of the summary: the run that they are given has this step and the recorded
+    one before it, after which it is known what the step changed.
     """
-    there = replace(run, summary=run.summary.sel(step=[step], group=[group]))
+    row = int(np.searchsorted(run.steps, step))
+    rows = run.summary.isel(step=slice(max(0, row - 1), row + 1)).sel(group=[group])
+    there = replace(run, summary=rows)
     makers = {make.__name__: make for make in PANELS}
-    panels = [makers[name](there) for name in AT_STEPS if name in makers]
-    return [panel for panel in panels if panel is not None and panel.figures]
+    return [makers[name](there) for name in AT_STEPS if name in makers]

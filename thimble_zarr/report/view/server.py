@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from bokeh.application.application import Application
 from bokeh.application.handlers.function import FunctionHandler
+from bokeh.core.validation import silence
+from bokeh.core.validation.warnings import EMPTY_LAYOUT
 from bokeh.document import Document
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
@@ -46,9 +48,7 @@ class LocalServer:
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        port = self.bokeh.port
-        assert port is not None
-        return port
+        return int(self.bokeh.port or 0)
 
     def run(self) -> None:
         """Serve until the loop is stopped: see `stop`."""
@@ -76,6 +76,7 @@ def local_server(build: Callable[[Document], None], *, port: int = 0) -> Iterato
     ConfigError
         If the port cannot be had.
     """
+    silence(EMPTY_LAYOUT)  # a panel that is not computed yet has a place
     for name, level in _LEAST_LOGGED.items():
         logging.getLogger(name).setLevel(level)
     sockets = _bound(port)

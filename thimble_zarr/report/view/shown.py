@@ -1,6 +1,7 @@
 """A panel in the page of the viewer: drawn once, then updated in place."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from html import escape
 
 from bokeh.models import Column, Row
@@ -70,6 +71,12 @@ class ShownPanel:
         return True
 
     def _draw(self, panel: Panel) -> None:
+        doc = self.root.document
+        # Else Bokeh looks through all that a document has whenever something is added to it.
+        with nullcontext() if doc is None else doc.models.freeze():
+            self._draw_anew(panel)
+
+    def _draw_anew(self, panel: Panel) -> None:
         colors = label_colors(panel.figures)
         self._drawn = [
             draw(figure, self._links, colors=colors, height=self._height)
