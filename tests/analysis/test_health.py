@@ -133,6 +133,10 @@ PLANTED: dict[str, tuple[Plan, list[tuple[str, int]]]] = {
         ),
         [("loss-not-finite", 10), ("gradient-explodes", 10)],
     ),
+    "updates vanish in the warm-up": (
+        replace(BFLOAT16, rate=lambda step: 1.0 if step >= 10 else 0.02),
+        [STATE],
+    ),
     "updates vanish late": (
         replace(BFLOAT16, rate=lambda step: 1.0 if step < 15 else 0.02),
         [STATE, ("updates-below-half-ulp", 15)],
