@@ -12,7 +12,7 @@ _MOVE = """
 const {x, event_name, origin} = cb_obj
 const is_seen = event_name == "mousemove" && steps.start <= x && x <= steps.end
 for (const plot of origin.document.all_models) {
-  const view = plot.x_range === steps ? Bokeh.index.get_by_id(plot.id) : null
+  const view = plot.x_range === steps ? Bokeh.index.find_one(plot) : null
   if (view == null) continue
   let line = view.shadow_el.querySelector(".cursor")
   if (line == null) {
