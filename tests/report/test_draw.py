@@ -7,7 +7,7 @@ import pytest
 from bokeh.document import Document
 from bokeh.models import LogAxis, LogScale
 
-from tests.support.panels import GROUPS, PIXELS, hard_panels
+from tests.support.pages import GROUPS, PIXELS, hard_panels
 from thimble_zarr.report.browser.columns import (
     BLANK,
     ColorScale,

@@ -98,6 +98,8 @@ def glyphs_of(
             dots = shapes.Scatter(
                 x="x", y=f"y{i}", size=4, fill_color=color, fill_alpha=0.5, line_color=None
             )
+            if layer.tokens is None:  # not one of many
+                dots.update(size=9, fill_alpha=1.0, line_color="#ffffff")
             return _with_entry(layer, plot.add_glyph(source, dots))
         case Rule():
             rule = shapes.VSpan(x="at") if layer.x is not None else shapes.HSpan(y="at")
