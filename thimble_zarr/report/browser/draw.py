@@ -9,7 +9,6 @@ from bokeh.models import (
     ColorBar,
     ColumnDataSource,
     ContinuousColorMapper,
-    CrosshairTool,
     DataRange1d,
     GlyphRenderer,
     Legend,
@@ -29,6 +28,7 @@ from bokeh.palettes import viridis
 from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import Table, color_scale, tables_of
+from thimble_zarr.report.browser.cursor import follow_mouse
 from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of, label_colors
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
@@ -176,7 +176,7 @@ def _plot(figure: Figure, links: Links, height: int) -> Plot:
     zoom = BoxZoomTool(dimensions="width" if figure.x.is_step else "both")
     plot.add_tools(zoom)
     if figure.x.is_step:
-        plot.add_tools(CrosshairTool(overlay=links.cursor, visible=False))
+        follow_mouse(plot, links.cursor)
     plot.toolbar.update(logo=None, autohide=True, active_drag=zoom)
     plot.title = Title(
         text=figure.title,
@@ -203,7 +203,7 @@ def _color_mapper(figure: Figure) -> ContinuousColorMapper:
     """Return what the colors of a figure's images mean."""
     scale = color_scale(figure.layers)
     kind = LogColorMapper if scale.is_log else LinearColorMapper
-    return kind(palette=viridis(N_COLORS), low=scale.low, high=scale.high)
+    return kind(palette=viridis(N_COLORS)[::-1], low=scale.low, high=scale.high)
 
 
 def _assign(renderer: GlyphRenderer | Legend, group: str | None, links: Links) -> None:
