@@ -120,9 +120,8 @@ def _area(
 ) -> tuple[GlyphRenderer, LogProperty]:
     """Draw the area between the columns `low` and `high`."""
     area = shapes.VArea(x="x", y1=f"low{i}", y2=f"high{i}", fill_color=color, fill_alpha=alpha)
-    floor = LogProperty(
-        glyph=area, name="y1", linear={"field": f"low{i}"}, log={"field": f"floor{i}"}
-    )
+    bottom = f"floor{i}" if f"floor{i}" in source.data else f"low{i}"
+    floor = LogProperty(glyph=area, name="y1", linear={"field": f"low{i}"}, log={"field": bottom})
     return plot.add_glyph(source, area, y_range_name=on), floor
 
 
