@@ -83,11 +83,17 @@ PLANTED: dict[str, tuple[Plan, list[tuple[str, int]]]] = {
     "float32": (Plan(), []),
     "warm-up": (Plan(rate=lambda step: (step - 1) / N_STEPS), []),
     "few rows have gradients": (Plan(optimizer=torch.optim.SGD, share_of_rows=0.1), []),
+    "rare rows, whose moments fade": (
+        Plan(options={"betas": (0.2, 0.9), "weight_decay": 0.0}, share_of_rows=0.03),
+        [],
+    ),
     "every tenth loss": (Plan(loss=lambda step: None if step % 10 else 1.0), []),
     "losses ever rarer": (
         Plan(loss=lambda step: 1.0 if step < 5 or step in (8, 16) else None),
         [],
     ),
+    "last loss": (Plan(loss=lambda step: 1.0 if step < N_STEPS else None), []),
+    "logging stops": (Plan(loss=lambda step: 1.0 if step < 9 else None), []),
     "no loss": (Plan(loss=lambda step: None), []),
     "bfloat16": (BFLOAT16, [STATE]),
     "bfloat16, beta2 0.9": (replace(BFLOAT16, options={"betas": (0.9, 0.9)}), []),
@@ -126,6 +132,10 @@ PLANTED: dict[str, tuple[Plan, list[tuple[str, int]]]] = {
             gradient=lambda step: NAN if step >= 10 else 1.0,
         ),
         [("loss-not-finite", 10), ("gradient-explodes", 10)],
+    ),
+    "updates vanish in the warm-up": (
+        replace(BFLOAT16, rate=lambda step: 1.0 if step >= 10 else 0.02),
+        [STATE],
     ),
     "updates vanish late": (
         replace(BFLOAT16, rate=lambda step: 1.0 if step < 15 else 0.02),

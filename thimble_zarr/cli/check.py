@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from thimble_zarr.cli.exit_codes import FOUND, exit_code
 from thimble_zarr.cli.options import (
+    FOUND,
     PARAMETERS,
     QUIET,
     STORES,
     TOKEN_MASK,
     check_directory,
+    exit_code,
     format_option,
     size,
 )

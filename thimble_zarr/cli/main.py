@@ -10,9 +10,9 @@ import click
 
 from thimble_zarr import __version__
 from thimble_zarr.cli.check import check
-from thimble_zarr.cli.exit_codes import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_
+from thimble_zarr.cli.options import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
 from thimble_zarr.cli.report import report
 from thimble_zarr.cli.summary import summary
 from thimble_zarr.cli.tokens import tokens

@@ -1,4 +1,4 @@
-"""Options and words that several commands share."""
+"""Options, words and exit codes that several commands share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -9,6 +9,15 @@ import click
 
 from thimble_zarr.errors import StoreError
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
+
+FOUND, USAGE, UNREADABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+"""Exit codes: the worse, the higher."""
+
+
+def exit_code(error: Exception) -> int:
+    """Return the exit code of an error."""
+    return USAGE if isinstance(error, ValueError | TypeError | FileExistsError) else UNREADABLE
+
 
 _PATH: Any = click.Path(path_type=Path)
 

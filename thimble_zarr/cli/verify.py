@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thimble_zarr.cli.exit_codes import FOUND
-from thimble_zarr.cli.options import QUIET, STORE, format_option
+from thimble_zarr.cli.options import FOUND, QUIET, STORE, format_option
 from thimble_zarr.format.layout import human_bytes
 
 if TYPE_CHECKING:

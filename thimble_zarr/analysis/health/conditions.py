@@ -39,15 +39,12 @@ LOGGED = 0.9
 MANTISSAS_TRIED = 2**10
 """As many as float16 has."""
 
-MISSED = 3
-"""Times that a loss was not logged when it should have been, which then was not a number."""
-
 
 @condition("loss-not-finite")
 def loss_is_not_finite(of: Measurements) -> Iterator[Facts]:
     """The loss is {what} at {n_steps} of {n_known} steps, first at step {step}."""
     loss = of.scalars[LOSS]
-    is_nan = _nan_was_logged(loss, of.grad_norm)
+    is_nan = _nan_was_logged(of)
     wrong = is_nan | np.isinf(loss)
     if wrong.any():
         what = " or ".join(
@@ -57,23 +54,27 @@ def loss_is_not_finite(of: Measurements) -> Iterator[Facts]:
         yield {"step": _first(of, wrong), "what": what, "n_steps": _n(wrong), "n_known": n_known}
 
 
-def _nan_was_logged(loss: np.ndarray, grad_norm: np.ndarray) -> np.ndarray:
+def _nan_was_logged(of: Measurements) -> np.ndarray:
     """Return where the loss was NaN; a loss that was not logged is NaN, too.
 
-    It was where a loss is known of nearly all other steps. And it was from some step on, if losses
-    were logged now and then, and no more after it, and no gradient after it is a number.
+    It was where a loss is known of nearly all other steps, but not of a step that was skipped, and
+    the last one's may come yet. And it was from when one should have been logged, if none was any
+    more and neither gradient nor step is a number any more.
     """
+    loss = of.scalars[LOSS]
     missing = np.isnan(loss)
     known = np.flatnonzero(~missing)
-    if len(known) == 0 or len(known) >= LOGGED * len(loss):
-        everything: np.ndarray = missing & (len(known) > 0)
-        return everything
+    none = np.zeros(len(loss), bool)
+    if len(known) == 0:
+        return none
+    if len(known) >= LOGGED * len(loss):
+        counts: np.ndarray = missing & of.taken & (of.steps < of.steps[-1])
+        return counts
     interval = int(np.diff(known, prepend=-1).max())
     later = np.arange(len(loss)) >= known[-1] + interval
-    is_long = len(loss) - 1 - known[-1] >= MISSED * interval
-    went_on = np.isfinite(grad_norm[later]).any()
-    none = np.zeros(len(loss), bool)
-    return later if is_long and not went_on else none
+    numbers = np.isfinite(of.grad_norm) | np.isfinite(of.updates.size)
+    went_on = bool(numbers[later].any()) or not numbers.any()
+    return none if went_on else later
 
 
 @condition("gradient-explodes")
