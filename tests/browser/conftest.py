@@ -10,7 +10,7 @@ from playwright.sync_api import Browser
 from tests.support import browser as browsers
 from tests.support.commands import succeeds
 
-N_STEPS = 24
+N_STEPS = 16
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def real_run(cache: Path) -> Path:
     folder = cache.parent / "browser"
     with FileLock(cache.with_suffix(".lock")):
         if not (store := folder / "run.zarr").exists():
-            succeeds("train", store, "--steps", N_STEPS, "--batch-size", 4)
+            succeeds("train", store, "--steps", N_STEPS, "--batch-size", 4, "--lr", 5e-5)
+            succeeds("summary", store)
     return store
 
 

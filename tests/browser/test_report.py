@@ -66,6 +66,17 @@ def test_every_panel_is_there_and_every_figure_is_drawn(page: Page) -> None:
     assert [name for name in blank if "last_steps" not in name] == []  # nothing froze in few steps
 
 
+def test_a_figure_without_its_layers_is_found_blank(page: Page) -> None:
+    show = """(is_seen) => {
+      const plot = Bokeh.documents[0].get_model_by_name("regimes-0")
+      plot.renderers.forEach((of) => { of.visible = is_seen })
+    }"""
+    page.evaluate(show, False)
+    assert n_colored(frame(page, "regimes-0")) < LEAST_DRAWN
+    page.evaluate(show, True)
+    assert n_colored(frame(page, "regimes-0")) > LEAST_DRAWN
+
+
 def test_the_page_says_what_was_recorded_and_found(page: Page) -> None:
     text = page.locator("body").inner_text()
     for words in ("HOLDS to the bit", "AdamW", "10,000 x 64", "seed 42", "Health", "bfloat16"):

@@ -108,13 +108,15 @@ DRAWN = "window.Bokeh?.documents.length > 0 && Bokeh.documents.every((of) => of.
 """Whether all figures of Bokeh are drawn."""
 
 FRAME = """(name) => {
-  const of = Bokeh.documents[0].get_model_by_name(name)
-  const {el, frame} = Bokeh.index.get_by_id(of.id)
+  const figures = [...Bokeh.documents[0].all_models].filter((of) => of.type == "Figure")
+  const called = (of) => [of.name, of.title.text, of.left[0]?.axis_label].includes(name)
+  const of = figures.find(called)
+  const {el, frame} = Bokeh.index.find_one(of)
   el.scrollIntoView({block: "center"})
   const {x, y} = el.getBoundingClientRect(), {left, top, width, height} = frame.bbox
   return {x: x + left, y: y + top, width, height}
 }"""
-"""Where what is between the axes of a figure is on the screen, to which it is scrolled."""
+"""Where what is between the axes of a figure, by its name, title or y, is now."""
 
 
 def opened(watched: Watched, url: str) -> Page:

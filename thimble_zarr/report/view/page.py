@@ -2,9 +2,10 @@
 
 Every model that a person or a test looks for has a name, which is also its CSS class: `run`
 (Select, of several runs), `status` (Div: "recording, step N" or "ended, step N"), `group`
-(RadioButtonGroup), `step` (Slider), `finding` (Button: to the first finding), `shown`
-(CheckboxGroup: which panels), a Column for each panel (`step_size`), `inspector` (Tabs), and in its
-tabs what `token_table.Search`, `detail` and `span` name, and the panels at a step (`phase_space_at_step`).
+(RadioButtonGroup), `step` (Slider), `finding` (Button: to the first finding), `concerns` (Div: all
+findings), `shown` (CheckboxGroup: which panels), a Column a panel (`step_size`), `inspector`
+(Tabs), and in its tabs what `token_table.Search`, `detail` and `span` name, and panels at a step
+(`phase_space_at_step`).
 """
 
 from collections.abc import Callable, Sequence

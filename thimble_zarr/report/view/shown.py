@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from html import escape
 
+from bokeh.core.properties import value
 from bokeh.models import Column, Row
 from bokeh.models.annotations import Legend, LegendItem, Title
 from bokeh.models.widgets import Div
@@ -41,6 +42,7 @@ class ShownPanel:
         self._links, self._prepare = links, prepare
         self._n_beside, self._height = n_beside, height
         self._drawn: list[Drawn] = []
+        self._head = Div(sizing_mode="stretch_width")
         self.figures: Sequence[Figure] = ()
         self.of: object = None
         """What the panel was made of; whoever shows it notes so."""
@@ -52,7 +54,9 @@ class ShownPanel:
         before, self.figures = self.figures, figures
         if panel is None:
             self._drawn, self.root.children = [], []
-        elif not self._update(before):
+        elif self._update(before):
+            self._head.text = _in_words(panel)
+        else:
             self._draw(panel)
 
     def _update(self, before: Sequence[Figure]) -> bool:
@@ -89,11 +93,15 @@ class ShownPanel:
             Row(children=[*plots[first : first + self._n_beside]], sizing_mode="stretch_width")
             for first in range(0, len(plots), self._n_beside)
         ]
-        note = f"<p>{escape(panel.note)}</p>" if panel.note else ""
-        head = Div(text=f"<h3>{escape(panel.title)}</h3>{note}", sizing_mode="stretch_width")
+        self._head.text = _in_words(panel)
         switches = [switch for drawn in self._drawn for switch in drawn.switches]
         logs = [log_switch(switches)] if switches else []
-        self.root.children = [Row(children=[head, *logs], sizing_mode="stretch_width"), *rows]
+        self.root.children = [Row(children=[self._head, *logs], sizing_mode="stretch_width"), *rows]
+
+
+def _in_words(panel: Panel) -> str:
+    note = f"<p>{escape(panel.note)}</p>" if panel.note else ""
+    return f"<h3>{escape(panel.title)}</h3>{note}"
 
 
 def _shape(figure: Figure) -> tuple[object, ...]:
@@ -112,4 +120,4 @@ def _rename(drawn: Drawn, names: dict[str, str]) -> None:
         for item in legend.items if isinstance(legend, Legend) else ():
             if isinstance(item, LegendItem):
                 label = str(getattr(item.label, "value", item.label))
-                item.label = names.get(label, label)
+                item.label = value(names.get(label, label))
