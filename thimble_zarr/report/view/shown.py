@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from html import escape
 
+from bokeh.core.properties import value
 from bokeh.models import Column, Row
 from bokeh.models.annotations import Legend, LegendItem, Title
 from bokeh.models.widgets import Div
@@ -44,6 +45,7 @@ class ShownPanel:
         self.figures: Sequence[Figure] = ()
         self.of: object = None
         """What the panel was made of; whoever shows it notes so."""
+        self._head = Div(sizing_mode="stretch_width")
         self.root = Column(name=name, css_classes=[name], sizing_mode="stretch_width")
 
     def show(self, panel: Panel | None) -> None:
@@ -52,7 +54,10 @@ class ShownPanel:
         before, self.figures = self.figures, figures
         if panel is None:
             self._drawn, self.root.children = [], []
-        elif not self._update(before):
+            return
+        note = f"<p>{escape(panel.note)}</p>" if panel.note else ""
+        self._head.text = f"<h3>{escape(panel.title)}</h3>{note}"
+        if not self._update(before):
             self._draw(panel)
 
     def _update(self, before: Sequence[Figure]) -> bool:
@@ -89,11 +94,9 @@ class ShownPanel:
             Row(children=[*plots[first : first + self._n_beside]], sizing_mode="stretch_width")
             for first in range(0, len(plots), self._n_beside)
         ]
-        note = f"<p>{escape(panel.note)}</p>" if panel.note else ""
-        head = Div(text=f"<h3>{escape(panel.title)}</h3>{note}", sizing_mode="stretch_width")
         switches = [switch for drawn in self._drawn for switch in drawn.switches]
         logs = [log_switch(switches)] if switches else []
-        self.root.children = [Row(children=[head, *logs], sizing_mode="stretch_width"), *rows]
+        self.root.children = [Row(children=[self._head, *logs], sizing_mode="stretch_width"), *rows]
 
 
 def _shape(figure: Figure) -> tuple[object, ...]:
@@ -112,4 +115,4 @@ def _rename(drawn: Drawn, names: dict[str, str]) -> None:
         for item in legend.items if isinstance(legend, Legend) else ():
             if isinstance(item, LegendItem):
                 label = str(getattr(item.label, "value", item.label))
-                item.label = names.get(label, label)
+                item.label = value(names.get(label, label))
