@@ -1,12 +1,16 @@
-"""Browser and pages for tests of what a person sees."""
+"""Browser, runs and pages for tests of what a person sees."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser
 
 from tests.support import browser as browsers
-from tests.support.browser import Watched
+from tests.support.commands import succeeds
+
+N_STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +20,18 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Watched]:
-    """A page without a network; if it complains or asks for what is elsewhere, the test fails."""
-    with browsers.watched(browser, is_offline=True) as watched:
-        yield watched
-        assert watched.faults == []
+@pytest.fixture(scope="session")
+def real_run(cache: Path) -> Path:
+    """A run of the demo's model at its real size, recorded once for all processes of the tests."""
+    folder = cache.parent / "browser"
+    with FileLock(cache.with_suffix(".lock")):
+        if not (store := folder / "run.zarr").exists():
+            succeeds("train", store, "--steps", N_STEPS, "--batch-size", 4)
+    return store
+
+
+@pytest.fixture(scope="session")
+def real_report(real_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("report") / "run.html"
+    succeeds("report", real_run, "-o", file)
+    return file

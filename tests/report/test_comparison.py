@@ -57,6 +57,8 @@ def test_stores_of_one_name_are_told_apart(toy_path: Path) -> None:
     runs = [replace(toy(toy_path, 3), store=f"{folder}/run.zarr") for folder in "ab"]
     labels = {layer.label for figure in compare(runs).figures for layer in figure.layers}
     assert labels == {"a/run.zarr", "b/run.zarr"}
+    labels = {layer.label for figure in compare(runs[:1] * 2).figures for layer in figure.layers}
+    assert labels == {"1: a/run.zarr", "2: a/run.zarr"}
     assert compare(runs).note.startswith("All have the same")
 
 

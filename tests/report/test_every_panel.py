@@ -12,7 +12,7 @@ from tests.support.zoo import Recorded
 from thimble_zarr import Recorder
 from thimble_zarr.analysis.summary.summary import summary
 from thimble_zarr.record.schedule import every
-from thimble_zarr.report.figure import Band, Layer, Line, Panel, Points, Stack
+from thimble_zarr.report.figure import Band, Bars, Image, Layer, Line, Panel, Points, Stack
 from thimble_zarr.report.panels.comparison import compare
 from thimble_zarr.report.panels.registry import PANELS
 from thimble_zarr.report.run import Run
@@ -83,6 +83,10 @@ def check_layer(layer: Layer) -> None:
             assert tokens is None or tokens.shape == x.shape
         case Stack(x=x, heights=heights):
             assert {x.shape} == {of.shape for of in heights.values()}
+        case Image(values=values, low=low, high=high, tokens=rows):
+            assert low.shape == values.shape == high.shape == (len(rows), values.shape[1])
+        case Bars(edges=edges, heights=heights):
+            assert edges.shape == (len(heights) + 1,)
 
 
 def check_every(run: Run) -> dict[str, Panel]:

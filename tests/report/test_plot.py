@@ -17,8 +17,8 @@ NAMES = [panel.__name__ for panel in PANELS]
 
 
 def test_there_is_a_function_for_each_panel_with_help() -> None:
-    assert plot.__all__ == NAMES
-    assert dir(plot) == sorted(NAMES)
+    assert plot.__all__ == [*NAMES, "compare"]
+    assert dir(plot) == sorted([*NAMES, "compare"])
     text = pydoc.plain(pydoc.render_doc(plot))
     for name in NAMES:
         names = [*inspect.signature(getattr(plot, name)).parameters]
@@ -69,3 +69,17 @@ def test_a_selection_is_drawn(toy_path: Path) -> None:
     ds = open_dataset(toy_path).sel(step=slice(2, 7), token=[1, 4, 5])
     low, high = plot.radius(ds, group="all").axes[0].dataLim.intervalx
     assert (low, high) == (2, 7)
+
+
+def test_runs_are_compared(toy_path: Path) -> None:
+    whole = open_dataset(toy_path)
+    figure = plot.compare([toy_path, whole.isel(step=slice(5))], group="live")
+    names = [[line.get_label() for line in ax.lines] for ax in figure.axes]
+    assert names == [[str(toy_path), "run.zarr"]] * 5
+    assert [[len(line.get_xdata()) for line in ax.lines] for ax in figure.axes] == [
+        [13, 4],
+        [13, 4],
+        [13, 4],
+        [14, 5],
+        [14, 5],
+    ]

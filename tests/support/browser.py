@@ -66,7 +66,7 @@ def is_local(url: str) -> bool:
 def watched(browser: Browser, *, is_offline: bool) -> Iterator[Watched]:
     """Open an empty page, with or without a network."""
     context = browser.new_context(offline=is_offline, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(120_000)  # a slow machine is no failure
     page = context.new_page()
     found = Watched(page)
     page.on("console", found.hear)
@@ -120,7 +120,7 @@ FRAME = """(name) => {
 def opened(watched: Watched, url: str) -> Page:
     """Open a page of Bokeh figures and wait until they are drawn."""
     watched.page.goto(url)
-    watched.page.wait_for_function(DRAWN, timeout=120_000)
+    watched.page.wait_for_function(DRAWN)
     return watched.page
 
 

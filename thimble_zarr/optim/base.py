@@ -65,7 +65,8 @@ class Estimate:
         The states that it is computed from.
     compute
         Returns it, from those as they are after the step, in float64, and from the scalars of the
-        step. It broadcasts, and is NaN where nothing was estimated yet.
+        step. It broadcasts, and is NaN where nothing was estimated yet. Of states that are a times
+        as large it is a times as large, so that a norm of it is the estimate of their norm.
     is_square
         Whether its square root, not itself, is in the unit of a gradient.
     """

@@ -1,7 +1,8 @@
-"""From steps and tokens to the columns and rows that a screen has, without hiding a value.
+"""From steps and tokens to the columns, rows and points that a screen has room for.
 
 What stands for several numbers is their median, and beside it are the least and the greatest.
-Numbers that are NaN are left out; of nothing but NaN all three are NaN.
+Numbers that are NaN are left out; of nothing but NaN all three are NaN. Points are of a few steps,
+and of a random sample of tokens.
 """
 
 import itertools
@@ -11,8 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from thimble_zarr.report.run import Run
+
 BLOCK_BYTES = 2**24
 """How much of a variable is held at a time."""
+
+N_POINTS = 1000
+"""Tokens of a group that a figure shows at most."""
+
+_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,3 +160,54 @@ def _spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore"):  # of both infinities
         median = np.where(lower == upper, lower, lower / 2 + upper / 2)
     return ordered[..., 0], median, high
+
+
+def mostly_early(steps: np.ndarray, n_most: int) -> list[int]:
+    """Return at most so many of the steps: the first, the last, and more of the early ones.
+
+    Early on much happens in a few steps, and towards the end little in many.
+    """
+    n = min(len(steps), n_most)
+    positions = np.rint(np.linspace(0, 1, n) ** 3 * (len(steps) - 1)).astype(np.int64)
+    chosen: list[int] = steps[np.maximum(positions, np.arange(n))].tolist()
+    return chosen
+
+
+def sampled(run: Run) -> dict[str, np.ndarray]:
+    """Return of each group positions of tokens: all, or a random sample, the same at every call."""
+    order = np.random.default_rng(_SEED).permutation(run.summary.sizes["token"])
+    return {
+        group: np.sort(order[is_member[order]][:N_POINTS])
+        for group, is_member in run.members.items()
+    }
+
+
+def sample_note(run: Run) -> str:
+    """Return, as a sentence, of what groups only a sample is shown; empty if of none."""
+    sizes = {group: int(is_member.sum()) for group, is_member in run.members.items()}
+    large = [f"{n:,} {group}" for group, n in sizes.items() if n > N_POINTS]
+    if not large:
+        return ""
+    rows = f"{run.row_name}s"
+    return f"Shown are {N_POINTS:,} {rows} drawn at random from {', from '.join(large)}."
+
+
+def token_ids(run: Run, tokens: np.ndarray) -> np.ndarray:
+    """Return the ids of the tokens at some positions."""
+    ids: np.ndarray = run.summary["token"].values.astype(np.int64)[tokens]
+    return ids
+
+
+def values_of(
+    variable: xr.DataArray, step: int, tokens: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return a variable of the dataset at a step, at each group's positions: `(token, dim)`.
+
+    It is read once, for all groups together, and float64.
+    """
+    every = np.unique(np.concatenate([*tokens.values()]))
+    row = variable.sel(step=step)
+    if row.ndim:
+        row = row.isel({row.dims[0]: every})
+    values = np.asarray(row.values, np.float64).reshape(len(every), -1)
+    return {group: values[np.searchsorted(every, of)] for group, of in tokens.items()}

@@ -12,8 +12,8 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.summarized import health
 from thimble_zarr.analysis.summary.summary import summary
+from thimble_zarr.report.browser.facts import facts, freezing, median_freeze_step
 from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page
-from thimble_zarr.report.facts import facts, freezing, median_freeze_step
 from thimble_zarr.report.figure import Panel
 from thimble_zarr.report.panels.comparison import compare
 from thimble_zarr.report.panels.registry import PANELS

@@ -1,7 +1,7 @@
 """Panels of the report, one by one, as matplotlib figures: `thimble_zarr.plot`.
 
-There is a function for each panel; `dir(thimble_zarr.plot)` lists them. A notebook shows what it
-returns, and `savefig` writes it.
+There is a function for each panel, and `compare` for several runs; `dir(thimble_zarr.plot)` lists
+them. A notebook shows what it returns, and `savefig` writes it.
 
 >>> import thimble_zarr
 >>> figure = thimble_zarr.plot.regimes("run.zarr")
@@ -11,7 +11,7 @@ returns, and `savefig` writes it.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import xarray as xr
@@ -21,6 +21,7 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.summary.summary import summary as summary_of
 from thimble_zarr.errors import SelectionError, listed
 from thimble_zarr.report.figure import Panel
+from thimble_zarr.report.panels import comparison
 from thimble_zarr.report.panels.registry import PANELS
 from thimble_zarr.report.pyplot import draw
 from thimble_zarr.report.run import Run
@@ -28,7 +29,7 @@ from thimble_zarr.report.run import Run
 RunLike = str | os.PathLike[str] | xr.Dataset
 """A store's path, or what `open_dataset` returns, selected or not."""
 
-__all__ = [panel.__name__ for panel in PANELS]
+__all__ = [*(panel.__name__ for panel in PANELS), "compare"]
 
 
 def __dir__() -> list[str]:
@@ -41,6 +42,38 @@ def __getattr__(name: str) -> Callable[..., Figure]:
         if panel.__name__ == name:
             return _drawing(panel)
     raise AttributeError(f"thimble_zarr.plot has no {name}; it has {listed(__all__)}")
+
+
+def compare(runs: Sequence[RunLike], *, group: str | None = None) -> Figure:
+    """Draw key numbers of several runs, a line a run.
+
+    Parameters
+    ----------
+    runs
+        The paths of stores, or what `open_dataset` returns, selected or not.
+    group
+        The group of tokens that is shown. By default the dead where they are known of the first
+        run, else all.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The drawing; pyplot does not know it, so nothing has to be closed.
+
+    Raises
+    ------
+    StoreError
+        If a store cannot be read.
+    SelectionError
+        If the first run has no such group.
+
+    Examples
+    --------
+    >>> import thimble_zarr
+    >>> figure = thimble_zarr.plot.compare(["run.zarr", "another.zarr"])
+    """
+    every = [_run(run, None, None) for run in runs]
+    return draw(comparison.compare(every), group=_group(every[0], group))
 
 
 def _drawing(panel: Callable[[Run], Panel]) -> Callable[..., Figure]:

@@ -37,7 +37,7 @@ PALETTE = (BLUE, ORANGE, GREEN, PINK)
 NOTE = "#4a4f57"
 """The color of a note."""
 
-COLORMAP = "viridis"
+COLORMAP = "viridis_r"
 
 
 class Drawing(Picture):

@@ -157,12 +157,20 @@ def _prepare_process() -> None:
     from numcodecs import blosc
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whoever is killed with SIGKILL ends nobody: the system does.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     blosc.use_threads = False
+    system = ctypes.CDLL(None)
+    # Who is killed with SIGKILL ends nobody: the system does.
+    system.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Arrays of a part come and go, and the system should not clear their pages each time.
+    if hasattr(system, "mallopt"):
+        for threshold in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            system.mallopt(threshold, _KEPT_BYTES)
 
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = 1, -1, -3
+
+_KEPT_BYTES = 2**25
+"""Free memory that a process keeps: of larger arrays there are few."""
 
 
 def n_cpus() -> int:

@@ -171,10 +171,10 @@ class _Numbers:
         for name, state in self.contents.states.items():
             self.arrays[name][at] = _norm(part.current(state))
         for name, estimate in self.contents.estimates.items():
-            states = {state: part.current(state) for state in estimate.inputs}
-            values = estimate.compute(states, part.of_rows(_scalars))
-            norm = np.sqrt(_over_dims(values)) if estimate.is_square else _norm(values)
-            self.arrays[name][at] = norm
+            total = _over_dims if estimate.is_square else _norm
+            states = {of: total(part.current(of))[..., np.newaxis] for of in estimate.inputs}
+            norm = estimate.compute(states, part.of_rows(_scalars))[..., 0]
+            self.arrays[name][at] = np.sqrt(norm) if estimate.is_square else np.abs(norm)
         if self.contents.has_formula:
             self._of_formula(part, at, index, observed)
 
@@ -332,7 +332,7 @@ def _largest(values: np.ndarray) -> np.ndarray:
 
 def _count_all(flags: np.ndarray) -> list[int]:
     """Return how many flags of each step are set."""
-    return [np.count_nonzero(of_step) for of_step in flags]
+    return [int(np.count_nonzero(of_step)) for of_step in flags]
 
 
 def _count(flags: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from bokeh.models import (
     ColorBar,
     ColumnDataSource,
     ContinuousColorMapper,
-    CrosshairTool,
     DataRange1d,
     GlyphRenderer,
     Legend,
@@ -29,6 +28,7 @@ from bokeh.palettes import viridis
 from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import Table, color_scale, tables_of
+from thimble_zarr.report.browser.cursor import follow_mouse
 from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of, label_colors
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
@@ -94,7 +94,7 @@ def draw_panel(panel: Panel, links: Links, *, height: int = 300) -> list[Drawn]:
     height
         Height of each in pixels; they are as wide as the places where they are put.
     """
-    width = 1200 // n_beside(panel) - 100
+    width = 1200 // max(1, n_beside(panel)) - 100
     colors, drawn = label_colors(panel.figures), list[Drawn]()
     for figure in panel.figures:
         like = drawn[0] if drawn and panel.has_same_axes else None
@@ -176,7 +176,7 @@ def _plot(figure: Figure, links: Links, height: int) -> Plot:
     zoom = BoxZoomTool(dimensions="width" if figure.x.is_step else "both")
     plot.add_tools(zoom)
     if figure.x.is_step:
-        plot.add_tools(CrosshairTool(overlay=links.cursor, visible=False))
+        follow_mouse(plot, links.cursor)
     plot.toolbar.update(logo=None, autohide=True, active_drag=zoom)
     plot.title = Title(
         text=figure.title,
@@ -203,7 +203,7 @@ def _color_mapper(figure: Figure) -> ContinuousColorMapper:
     """Return what the colors of a figure's images mean."""
     scale = color_scale(figure.layers)
     kind = LogColorMapper if scale.is_log else LinearColorMapper
-    return kind(palette=viridis(N_COLORS), low=scale.low, high=scale.high)
+    return kind(palette=viridis(N_COLORS)[::-1], low=scale.low, high=scale.high)
 
 
 def _assign(renderer: GlyphRenderer | Legend, group: str | None, links: Links) -> None:
@@ -229,6 +229,18 @@ def _hover_target(
     return drawn[first].renderers[0] if isinstance(figure.layers[first], Image) else None
 
 
+def _entries(
+    figure: Figure, drawn: Sequence[Glyphs], group: str | None
+) -> dict[str, GlyphRenderer]:
+    """Return what shows how something is drawn while a group is shown, by its name."""
+    entries: dict[str, GlyphRenderer] = {}
+    for layer, glyphs in zip(figure.layers, drawn, strict=True):
+        if layer.group in (None, group):
+            for label, of in glyphs.entries.items():
+                entries.setdefault(label, of)
+    return entries
+
+
 def _entries_beside(labels: Sequence[str], width: int) -> int:
     """Return how many entries of a legend there is room for beside each other."""
     longest = max(map(len, labels))
@@ -238,14 +250,13 @@ def _entries_beside(labels: Sequence[str], width: int) -> int:
 def _add_legends(
     plot: Plot, figure: Figure, drawn: Sequence[Glyphs], links: Links, width: int
 ) -> None:
-    """Add a legend for each group that something is of, which is shown with it."""
-    groups = {layer.group for layer in figure.layers} - {None}
-    for group in groups or {None}:
-        entries: dict[str, GlyphRenderer] = {}
-        for layer, glyphs in zip(figure.layers, drawn, strict=True):
-            if layer.group in (None, group):
-                for label, of in glyphs.entries.items():
-                    entries.setdefault(label, of)
+    """Add a legend, or one for each group if they have other entries."""
+    groups: Sequence[str | None]
+    groups = [*dict.fromkeys(of.group for of in figure.layers if of.group is not None)] or [None]
+    legends = [_entries(figure, drawn, group) for group in groups]
+    if all([*entries] == [*legends[0]] for entries in legends):  # one does for all
+        groups = [None]
+    for group, entries in zip(groups, legends, strict=False):
         if entries:
             legend = Legend(
                 items=[LegendItem(label=label, renderers=[of]) for label, of in entries.items()],

@@ -160,7 +160,7 @@ def _stack(plot: Plot, i: int, layer: Stack, source: ColumnDataSource) -> Glyphs
 def _image(plot: Plot, source: ColumnDataSource) -> GlyphRenderer:
     """Draw pixels, which are bytes; that of no number is beyond the colors, and so seen through."""
     shades = LinearColorMapper(
-        palette=viridis(N_COLORS), low=0, high=N_COLORS - 1, high_color="rgba(0, 0, 0, 0)"
+        palette=viridis(N_COLORS)[::-1], low=0, high=N_COLORS - 1, high_color="rgba(0, 0, 0, 0)"
     )
     image = shapes.Image(image="value", x="x", y="y", dw="width", dh="height", color_mapper=shades)
     return plot.add_glyph(source, image)

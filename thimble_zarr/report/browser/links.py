@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bokeh.models import Range1d
-from bokeh.models.annotations import Span
+from bokeh.models import CustomJS, Range1d
 from bokeh.models.renderers import RendererGroup
+
+from thimble_zarr.report.browser.cursor import cursor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,12 @@ class Links:
     steps
         The steps in view.
     cursor
-        A line at the step that the mouse is at, in all figures.
+        What moves a line in all figures to the step that the mouse is at.
     """
 
     groups: Mapping[str, RendererGroup]
     steps: Range1d
-    cursor: Span
+    cursor: CustomJS
 
     @property
     def shown_group(self) -> str | None:
@@ -45,8 +46,9 @@ def linked(groups: Sequence[str], *, first: float, last: float) -> Links:
     last = max(last, first + 1)  # of a run of one step there is something to see, too
     margin = 0.01 * (last - first)
     start, end = first - margin, last + margin
+    steps = Range1d(start=start, end=end, bounds=(start, end), min_interval=1)
     return Links(
         groups={name: RendererGroup(visible=name == groups[0], name=name) for name in groups},
-        steps=Range1d(start=start, end=end, bounds=(start, end), min_interval=1),
-        cursor=Span(dimension="height", line_color="#9aa0a6", line_width=1),
+        steps=steps,
+        cursor=cursor(steps),
     )

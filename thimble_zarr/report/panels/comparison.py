@@ -37,9 +37,11 @@ def compare(runs: Sequence[Run]) -> Panel:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Return what runs are called: the names of their stores, or whole paths if some are alike."""
-    names = [PurePath(run.store).name for run in runs]
-    return names if len({*names}) == len(names) else [run.store for run in runs]
+    """Return what runs are called: the names of their stores, or their paths, or those numbered."""
+    stores = [run.store for run in runs]
+    names = [PurePath(store).name for store in stores]
+    numbered = [f"{nth}: {store}" for nth, store in enumerate(stores, 1)]
+    return next(of for of in (names, stores, numbered) if len({*of}) == len(of))
 
 
 def _lines(run: Run, name: str, numbers: Numbers) -> list[Layer]:

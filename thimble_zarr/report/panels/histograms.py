@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from thimble_zarr.report.downsample import evenly
+from thimble_zarr.report.downsample import mostly_early
 from thimble_zarr.report.figure import BLUE, Axis, Figure, Layer, Line, Panel, Rule, shade
 from thimble_zarr.report.panels.step_size import NO_CHANGE
 from thimble_zarr.report.run import Run
@@ -16,8 +16,7 @@ _WHITE = (0.75, 0.55, 0.3, 0.0)
 
 def histograms(run: Run) -> Panel:
     """Return the distributions over tokens of weights, changes and gradients at a few steps."""
-    steps = run.steps[run.follows]
-    chosen = steps[evenly(len(steps), N_STEPS)].tolist()
+    chosen = mostly_early(run.steps[run.follows], N_STEPS)
     n_dims, dtype = run.summary.sizes["dim"], run.summary.attrs["ulp_dtype"]
     root = float(np.sqrt(n_dims))
     early = Rule(label=f"sqrt({n_dims}) = {root:.3g} ULP", x=root)

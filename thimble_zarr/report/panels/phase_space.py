@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from thimble_zarr.analysis.dataset.lattice import lattice
+from thimble_zarr.report.downsample import mostly_early, sample_note, sampled, token_ids, values_of
 from thimble_zarr.report.figure import BLUE, ORANGE, Axis, Figure, Layer, Line, Panel, Points
 from thimble_zarr.report.panels.optimizer import label_of, moments
 from thimble_zarr.report.run import Run
-from thimble_zarr.report.sample import sample_note, sampled, token_ids, values_of
 
 N_STEPS = 6
 
@@ -26,7 +26,7 @@ def phase_space(run: Run) -> Panel:
         for label in (root, first)
     )
     tokens, figures = sampled(run), []
-    for step in _early_ones(run.steps[run.follows]):
+    for step in mostly_early(run.steps[run.follows], N_STEPS):
         lr = float(run.ds["learning_rate"].sel(step=step))
         layers = _layers(run, names, step, lr, tokens)
         figures.append(Figure(title=f"step {step:,}, lr {lr:.3g}", x=x, y=y, layers=layers))
@@ -44,15 +44,6 @@ def phase_space(run: Run) -> Panel:
         note=note.strip(),
         has_same_axes=True,
     )
-
-
-def _early_ones(steps: np.ndarray) -> list[int]:
-    """Return six of the steps, each as many times as late as the one before it."""
-    if len(steps) == 0:
-        return []
-    positions = np.rint(np.geomspace(1, len(steps), N_STEPS)).astype(np.int64) - 1
-    chosen: list[int] = steps[np.unique(positions)].tolist()
-    return chosen
 
 
 def _layers(

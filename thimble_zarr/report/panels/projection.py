@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thimble_zarr.report.downsample import evenly
+from thimble_zarr.report.downsample import (
+    evenly,
+    mostly_early,
+    sample_note,
+    sampled,
+    token_ids,
+    values_of,
+)
 from thimble_zarr.report.figure import (
     BLUE,
     GRAY,
@@ -18,7 +25,6 @@ from thimble_zarr.report.figure import (
     Points,
 )
 from thimble_zarr.report.run import Run
-from thimble_zarr.report.sample import sample_note, sampled, token_ids, values_of
 
 N_STEPS = 4
 
@@ -61,13 +67,13 @@ class Plane:
 
 def projection(run: Run) -> Panel:
     """Return tokens in the plane of the path of their group's centroid, at four steps."""
-    shown = run.steps[evenly(len(run.steps), N_STEPS)]
+    shown = mostly_early(run.steps, N_STEPS)
     steps = np.union1d(run.steps[evenly(len(run.steps), run.n_columns)], shown)
     paths = _paths(run, steps) if run.summary.sizes["dim"] > 1 else {}
     planes = {group: Plane.of(path[np.isfinite(path).all(1)]) for group, path in paths.items()}
     tokens = {group: of for group, of in sampled(run).items() if group in paths}
     layers: dict[int, list[Layer]] = {}
-    for step in shown.tolist() if planes else ():
+    for step in shown if planes else ():
         layers[step] = []
         for group, W in values_of(run.ds["W"], step, tokens).items():
             layers[step] += [

@@ -73,7 +73,7 @@ def history(ds: xr.Dataset, position: int) -> History:
     names = [*stored, *(name for name in _DERIVED if name in ds)]
     of_token = ds[names].isel({dim: position})
     token = int(of_token[dim]) if dim in ds.coords else position
-    return History(token, dim, of_token.compute(), stored)
+    return History(token, dim, of_token.compute(scheduler="threads"), stored)
 
 
 def history_panel(of: History, dims: Sequence[int]) -> Panel:

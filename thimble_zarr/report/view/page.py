@@ -4,17 +4,17 @@ Every model that a person or a test looks for has a name, which is also its CSS 
 (Select, of several runs), `status` (Div: "recording, step N" or "ended, step N"), `group`
 (RadioButtonGroup), `step` (Slider), `finding` (Button: to the first finding), `shown`
 (CheckboxGroup: which panels), a Column for each panel (`step_size`), `inspector` (Tabs), and in its
-tabs what `search`, `detail` and `span` name, and the panels at a step (`phase_space_at_step`).
+tabs what `token_table.Search`, `detail` and `span` name, and the panels at a step (`phase_space_at_step`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 
 import numpy as np
 from bokeh.document import Document
 from bokeh.events import Event, SelectionGeometry, Tap
-from bokeh.models import BoxSelectTool, ColumnDataSource, TapTool
+from bokeh.models import BoxSelectTool, Column, ColumnDataSource, Row, TabPanel, Tabs, TapTool
 from bokeh.models.annotations import Span as Rule
 from bokeh.models.ui import UIElement
 from bokeh.models.widgets import Button, CheckboxGroup, Div, Slider
@@ -29,18 +29,21 @@ from thimble_zarr.report.figure import Image
 from thimble_zarr.report.panels.registry import PANELS
 from thimble_zarr.report.view.background import Background
 from thimble_zarr.report.view.detail import Detail
-from thimble_zarr.report.view.layout import SPAN_TAB, STEP_TAB, TOKEN_TAB, inspector, whole
 from thimble_zarr.report.view.live import Live, Snapshot
 from thimble_zarr.report.view.moment import AT_STEPS, nearest, panels_at
-from thimble_zarr.report.view.search import Search
 from thimble_zarr.report.view.shown import ShownPanel
 from thimble_zarr.report.view.span import Span
+from thimble_zarr.report.view.token_table import Search
 
 SCRUB_MS = 30
 """A slider that is dragged sends many steps: the last of so many milliseconds is shown."""
 
 N_SHOWN_FIRST = 4
 """Panels that are shown at first; the others are computed when they are wanted."""
+
+TOKEN_TAB, SPAN_TAB, STEP_TAB = range(3)
+
+_SCROLLS: dict[str, str | None] = {"overflow-y": "auto", "max-height": "calc(100vh - 70px)"}
 
 
 class Page:
@@ -76,7 +79,7 @@ class Page:
             self._place("comparison", 1, height=220),
             self.choose_token,
         )
-        self.inspector = inspector(
+        self.inspector = _inspector(
             [self.search.root, self.detail.root],
             [self.span.root],
             [place.root for place in self.at_step.values()],
@@ -279,9 +282,48 @@ class Page:
     def root(self, *beside_title: UIElement) -> UIElement:
         """Return all that the tab shows; `beside_title` comes first."""
         title = Div(name="store", text=f"<b>{escape(self._live.name)}</b>")
-        return whole(
+        return _whole(
             [*beside_title, title, self.status, self.group, self.step, self.finding],
             [self.shown, self.concerns],
             [place.root for place in self.panels.values()],
             self.inspector,
         )
+
+
+def _inspector(
+    token: Sequence[UIElement], span: Sequence[UIElement], step: Sequence[UIElement]
+) -> Tabs:
+    """Return what shows what was chosen: a token, a span of steps, or a step."""
+    tabs = {"Token": token, "Span of steps": span, "Step": step}
+    return Tabs(
+        name="inspector",
+        css_classes=["inspector"],
+        sizing_mode="stretch_width",
+        tabs=[TabPanel(title=title, child=_column(children)) for title, children in tabs.items()],
+    )
+
+
+def _whole(
+    bar: Sequence[UIElement],
+    aside: Sequence[UIElement],
+    panels: Sequence[UIElement],
+    beside: UIElement,
+) -> UIElement:
+    """Return all of a tab: a bar, below it an aside, the panels, and what was chosen."""
+    return _column(
+        [
+            Row(children=[*bar], css_classes=["bar"], sizing_mode="stretch_width"),
+            Row(
+                children=[
+                    Column(children=[*aside], width=150, styles=_SCROLLS),
+                    _column(panels, styles=_SCROLLS),
+                    _column([beside], styles={**_SCROLLS, "flex": "0 0 40%"}),
+                ],
+                sizing_mode="stretch_width",
+            ),
+        ]
+    )
+
+
+def _column(children: Sequence[UIElement], styles: dict[str, str | None] | None = None) -> Column:
+    return Column(children=[*children], sizing_mode="stretch_width", styles=styles or {})

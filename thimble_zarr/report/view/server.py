@@ -22,7 +22,6 @@ from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
-from tornado.netutil import bind_sockets
 from tornado.routing import HostMatches, Rule, RuleRouter
 
 from thimble_zarr.errors import ConfigError
@@ -79,8 +78,9 @@ def local_server(build: Callable[[Document], None], *, port: int = 0) -> Iterato
     silence(EMPTY_LAYOUT)  # a panel that is not computed yet has a place
     for name, level in _LEAST_LOGGED.items():
         logging.getLogger(name).setLevel(level)
-    sockets = _bound(port)
-    port = sockets[0].getsockname()[1]
+    listening = _listening(port)
+    listening.settimeout(0)
+    port = listening.getsockname()[1]
     path = f"/{secrets.token_urlsafe()}"
     app = BokehTornado(
         {"/": Application(FunctionHandler(build))},
@@ -96,7 +96,7 @@ def local_server(build: Callable[[Document], None], *, port: int = 0) -> Iterato
     )
     own_name = HostMatches(f"({'|'.join(map(re.escape, NAMES))})$")
     http = HTTPServer(RuleRouter([Rule(own_name, app)]))
-    http.add_sockets(sockets)
+    http.add_socket(listening)
     server = BaseServer(IOLoop.current(), app, http)
     server.start()
     try:
@@ -106,9 +106,9 @@ def local_server(build: Callable[[Document], None], *, port: int = 0) -> Iterato
         server.unlisten()
 
 
-def _bound(port: int) -> list[socket.socket]:
+def _listening(port: int) -> socket.socket:
     try:
-        return bind_sockets(port, ADDRESS)
+        return socket.create_server((ADDRESS, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
