@@ -83,6 +83,15 @@ PLANTED: dict[str, tuple[Plan, list[tuple[str, int]]]] = {
     "float32": (Plan(), []),
     "warm-up": (Plan(rate=lambda step: (step - 1) / N_STEPS), []),
     "few rows have gradients": (Plan(optimizer=torch.optim.SGD, share_of_rows=0.1), []),
+    "most updates are zero": (
+        replace(
+            BFLOAT16,
+            lr=1e-4,
+            options={"betas": (0.0, 0.9), "weight_decay": 0.0},
+            share_of_rows=0.1,
+        ),
+        [],
+    ),
     "rare rows, whose moments fade": (
         Plan(options={"betas": (0.2, 0.9), "weight_decay": 0.0}, share_of_rows=0.03),
         [],
