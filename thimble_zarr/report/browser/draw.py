@@ -146,10 +146,12 @@ def draw(
         for renderer in glyphs.renderers:
             renderer.view = views[renderer.data_source]
             _assign(renderer, layer.group, links)
+    is_met = [isinstance(layer, Image | Points) for layer in figure.layers]
     for source, table in zip(sources, tables, strict=True):
+        first = table.layers[0]
         target = _hover_target(plot, figure, table, source, drawn)
-        if target is not None:
-            _assign(target, figure.layers[table.layers[0]].group, links)
+        if target is not None and (is_met[first] or not any(is_met)):
+            _assign(target, figure.layers[first].group, links)
             plot.add_tools(hover_tool(figure, table, target, mapper))
     _add_legends(plot, figure, drawn, links, width)
     if any(isinstance(layer, Image) for layer in figure.layers):
