@@ -234,6 +234,8 @@ class Panel:
     has_same_axes
         Whether all figures have the same ranges of x and y, those of what is shown, and zoom
         together.
+    n_beside
+        How many figures are beside each other; None if that does not matter.
     """
 
     name: str
@@ -242,3 +244,4 @@ class Panel:
     figures: Sequence[Figure]
     note: str = ""
     has_same_axes: bool = False
+    n_beside: int | None = None
