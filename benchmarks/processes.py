@@ -34,12 +34,15 @@ class Measured:
     bytes_read
         What it read by calls, start-up of Python included; mapped files are not in it. Zero where
         the system does not tell.
+    cpu_s
+        Processor time of the process and all that it waited for, seconds.
     """
 
     wall_s: float
     peak_rss_bytes: int
     stdout: str
     bytes_read: int = 0
+    cpu_s: float = 0.0
 
     @property
     def json(self) -> dict[str, float]:
@@ -88,6 +91,7 @@ def start() -> int:
         "wall_s": wall_s,
         "peak_rss_bytes": max(usage.ru_maxrss * kilo, n_resident),
         "bytes_read": n_read,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
     }
     Path(numbers).write_text(json.dumps(measured), encoding="ascii")
     return process.returncode

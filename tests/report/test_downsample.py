@@ -1,12 +1,13 @@
 """Many steps and tokens as few columns and rows, against loops over them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from thimble_zarr.report import downsample
 from thimble_zarr.report.downsample import (
-    N_POINTS,
     blocks,
     columns,
     evenly,
@@ -149,7 +150,7 @@ def test_of_no_steps_none_is_chosen() -> None:
 
 
 def large() -> Run:
-    masks = np.arange(5000) < np.array([[N_POINTS], [N_POINTS + 1], [5000]])
+    masks = np.arange(5000) < np.array([[1000], [1001], [5000]])
     coords = {"group": ["few", "one more", "all"], "token": np.arange(5000)}
     summary = xr.Dataset({"is_member": (("group", "token"), masks)}, coords=coords)
     values = np.arange(5000.0)[:, None] + np.array([0, 0.5])
@@ -166,6 +167,7 @@ def test_a_sample_is_of_members_and_the_same_at_every_call() -> None:
     assert abs(tokens["all"].mean() - 2500) < 5 * 5000 / np.sqrt(12 * 1000)
     for group, of in sampled(run).items():
         np.testing.assert_array_equal(of, tokens[group])
+    assert {len(of) for of in sampled(replace(run, n_points=7)).values()} == {7}
     assert sample_note(run) == (
         "Shown are 1,000 tokens drawn at random from 1,001 one more, from 5,000 all."
     )

@@ -1,13 +1,14 @@
 """Figures as Bokeh draws them: what is sent to the browser, and what is shown of it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from bokeh.document import Document
-from bokeh.models import LogAxis, LogScale
+from bokeh.models import HoverTool, LogAxis, LogScale
 
-from tests.support.panels import GROUPS, PIXELS, hard_panels
+from tests.support.pages import GROUPS, PIXELS, X, Y, hard_panels
 from thimble_zarr.report.browser.columns import (
     BLANK,
     ColorScale,
@@ -111,10 +112,20 @@ def test_on_a_logarithmic_axis_areas_begin_at_the_least_number() -> None:
     figure = PANELS["size"].figures[0]
     columns = tables_of(figure)[0].columns
     assert columns["low0"].max() == 0
-    assert (columns["floor0"] == np.float32(5e-31)).all()  # half of the least that is drawn
+    np.testing.assert_allclose(columns["floor0"], 5e-31, rtol=2e-5)  # the least that is drawn
     switch = draw(figure, linked(GROUPS, first=0, last=60)).axes["y"]
     areas = [glyph.y1 for glyph, _ in switch.glyphs]
     assert areas[0].field == "floor0"
+
+
+def test_numbers_that_are_sent_are_right_to_four_digits() -> None:
+    values = np.geomspace(1e-35, 1e35, 999) * np.resize([1, -1], 999)
+    line = Line(x=np.arange(999) + 2**20, y=values)
+    (table,) = tables_of(Figure(y=Axis(label="y"), layers=[line]))
+    assert (table.columns["x"] == line.x).all()
+    np.testing.assert_allclose(table.columns["y0"], values, rtol=2e-5)
+    (hard,) = tables_of(Figure(y=Axis(label="y"), layers=[Line(x=X, y=Y)]))
+    np.testing.assert_allclose(hard.columns["y0"], Y, rtol=2e-5)
 
 
 def test_points_know_their_tokens() -> None:
@@ -146,3 +157,14 @@ def test_what_is_everywhere_the_same_is_shown_at_its_size() -> None:
 def test_a_run_of_one_step_has_something_in_view() -> None:
     steps = linked(["all"], first=5, last=5).steps
     assert steps.start < 5 < steps.end
+
+
+@pytest.mark.parametrize("name", ["size", "regimes", "last", "picture", "space"])
+def test_every_number_under_the_mouse_is_formatted(name: str) -> None:
+    """Without a format a column is shown as it is sent: of a picture bytes, not its numbers."""
+    for of, figure in zip(drawn(name), PANELS[name].figures, strict=True):
+        tools = [tool for tool in of.plot.tools if isinstance(tool, HoverTool)]
+        texts = [text for tool in tools for _, text in tool.tooltips]
+        assert len(tools) == len(GROUPS) + (figure.right is not None)
+        assert all(re.fullmatch(r"([@$]\w+\{[^}]+\}| \(?| to |\))+", text) for text in texts)
+        assert name != "picture" or {"@value{custom}"} <= {*texts}

@@ -9,7 +9,7 @@ import pytest
 from markupsafe import escape
 
 import thimble_zarr
-from tests.support.panels import GROUPS, document_of, hard_panels
+from tests.support.pages import GROUPS, document_of, hard_panels
 from thimble_zarr.report import html
 from thimble_zarr.report.browser.columns import tables_of
 from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bokeh.core.properties import value
 from bokeh.events import SelectionGeometry, Tap
 
 import thimble_zarr
@@ -103,6 +104,8 @@ def test_a_search_shows_what_it_finds_and_the_history_of_the_first(page: Page) -
     assert page.search.source.data["text"] == ["' t1'", "' t10'"]
     assert "&#x27; t1&#x27;" in page.detail.title.text
     page.search.source.selected.indices = [1]
+    head = page.detail.root.select_one({"name": "history"}).children[0].children[0]
+    assert head.text.startswith("<h3>History of token 10</h3>")
     assert "&#x27; t10&#x27;" in page.detail.title.text
     assert page.inspector.active == TOKEN_TAB
     before = page.detail.root.select_one({"name": "history"}).children
@@ -151,6 +154,9 @@ def test_the_slider_shows_its_step_in_the_group_that_is_shown(page: Page) -> Non
     settle(page)
     assert page.at_step["phase_space"].figures[0].title.startswith("step 6,")
     assert page.at_step["phase_space"].root.children == drawn, "it is updated in place"
+    outline = page.at_step["histograms"].root.children[1].children[0]
+    labels = {item.label for legend in outline.above for item in legend.items}
+    assert labels == {value("step 6")}
     page.group.active = 1
     assert {layer.group for layer in page.at_step["phase_space"].figures[0].layers} == {"live"}
 

@@ -1,95 +1,46 @@
-"""Panels made by hand: every kind of layer, in three groups, with what makes drawing hard."""
+"""Runs as panels read them, with a summary that was computed in the plainest way, and layers."""
 
-import html
-import json
-import re
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
-from thimble_zarr.report.figure import (
-    Axis,
-    Band,
-    Bars,
-    Figure,
-    Image,
-    Line,
-    Panel,
-    Points,
-    Rule,
-    Stack,
-)
+import thimble_zarr
+from tests.support.summary_oracle import reference_summary
+from thimble_zarr.report.figure import Figure, Layer, Panel
+from thimble_zarr.report.run import Run
 
-GROUPS = ("dead", "live", "all")
-
-N_POINTS = 7
-
-X = np.arange(N_POINTS) * 10
-
-Y = np.array([3.0, np.nan, np.inf, 0.0, -1.0, 1e-30, 2.0])
-"""What lines may be made of."""
-
-LOG = Axis(label="size", is_log=True, can_switch=True)
-
-PIXELS = np.array([[np.nan, 0.0, 1e-3], [1.0, 10.0, np.inf]], np.float32)
+SCALARS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "optimizer_step")
 
 
-def hard_panels() -> list[Panel]:
-    """Return panels with every kind of layer, the numbers of each group its own."""
-    lines, areas, bars, images, points = [], [], [], [], []
-    for k, group in enumerate(GROUPS, 1):
-        lines += [
-            Band(label="quartiles", group=group, x=X, low=np.zeros(N_POINTS), high=k + X * 1.0),
-            Line(label="median", group=group, x=X, y=k * Y, low=k * Y / 2, high=k * Y * 2),
-        ]
-        areas.append(Stack(group=group, x=X, heights={"early": X * k, "late": X + k}))
-        bars.append(Bars(group=group, edges=np.arange(5) * k, heights=np.array([0, k, 2, 3])))
-        images.append(
-            Image(group=group, values=PIXELS * k, x=(0, 60), y=(0, 2), unit="ULP", is_log=True)
-        )
-        points.append(
-            Points(label="token", group=group, x=X, y=Y * k, tokens=np.arange(N_POINTS) + k)
-        )
-    rate = Line(label="rate", x=X, y=np.full(N_POINTS, 1e-3), on_right=True)
-    figures = {
-        "size": [
-            Figure(title="Left", y=LOG, right=Axis(label="rate"), layers=[*lines, rate]),
-            Figure(title="Right", y=LOG, layers=[*lines, Rule(label="one ULP", y=1.0)]),
-        ],
-        "regimes": [Figure(y=Axis(label="share"), layers=areas)],
-        "last": [
-            Figure(x=Axis(label="last step"), y=Axis(label="n", can_switch=True), layers=bars)
-        ],
-        "picture": [Figure(y=Axis(label="token"), layers=images)],
-        "space": [Figure(x=LOG, y=LOG, layers=[*points, Rule(x=2.0)])] * 2,
-        "nothing": [],
-    }
+def summed(ds: xr.Dataset) -> Run:
+    """Return an AdamW run of labelled tokens as panels read it."""
+    masks = {"dead": ds.dead.values, "live": ds.live.values, "all": np.ones(len(ds.token), bool)}
+    summary = reference_summary(ds, ds.attrs["dtype"], masks)
+    return Run(store="runs/toy.zarr", ds=ds, summary=summary)
+
+
+@cache
+def toy(path: Path, n_rows: int | None = None) -> Run:
+    """Return the first rows of a toy run, in memory and not to be changed."""
+    names = ["W", "grad", "exp_avg", "exp_avg_sq", "ulp", "loss", *SCALARS]
+    return summed(thimble_zarr.open_dataset(path)[names].isel(step=slice(n_rows)).compute())
+
+
+def layers_of(figure: Figure, kind: type[Layer], *, group: str | None, label: str) -> list[Layer]:
     return [
-        Panel(
-            name=name,
-            title=f"Panel of {name}",
-            code=f"thimble_zarr.plot.{name}('run.zarr')",
-            figures=of,
-            note="Why it is empty." if not of else "",
-            has_same_axes=name == "space",
-        )
-        for name, of in figures.items()
+        layer
+        for layer in figure.layers
+        if isinstance(layer, kind) and layer.group == group and layer.label == label
     ]
 
 
-def document_of(page: str) -> list[dict]:
-    """Return every model that a page defines, as Bokeh's JSON has it."""
-    (text,) = re.findall(r'<script type="application/json" id="[^"]*">(.*?)</script>', page, re.S)
-    found: list[dict] = []
+def layer_of(figure: Figure, kind: type[Layer], *, group: str | None, label: str) -> Layer:
+    (found,) = layers_of(figure, kind, group=group, label=label)
+    return found
 
-    def walk(of: object) -> None:
-        if isinstance(of, dict):
-            if of.get("type") == "object" and "id" in of:
-                found.append(of)
-            for value in of.values():
-                walk(value)
-        elif isinstance(of, list):
-            for value in of:
-                walk(value)
 
-    walk(json.loads(html.unescape(text)))
+def figure_of(panel: Panel, title: str) -> Figure:
+    (found,) = (figure for figure in panel.figures if figure.title == title)
     return found

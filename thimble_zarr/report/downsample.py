@@ -17,9 +17,6 @@ from thimble_zarr.report.run import Run
 BLOCK_BYTES = 2**24
 """How much of a variable is held at a time."""
 
-N_POINTS = 1000
-"""Tokens of a group that a figure shows at most."""
-
 _SEED = 0
 
 
@@ -177,7 +174,7 @@ def sampled(run: Run) -> dict[str, np.ndarray]:
     """Return of each group positions of tokens: all, or a random sample, the same at every call."""
     order = np.random.default_rng(_SEED).permutation(run.summary.sizes["token"])
     return {
-        group: np.sort(order[is_member[order]][:N_POINTS])
+        group: np.sort(order[is_member[order]][: run.n_points])
         for group, is_member in run.members.items()
     }
 
@@ -185,11 +182,11 @@ def sampled(run: Run) -> dict[str, np.ndarray]:
 def sample_note(run: Run) -> str:
     """Return, as a sentence, of what groups only a sample is shown; empty if of none."""
     sizes = {group: int(is_member.sum()) for group, is_member in run.members.items()}
-    large = [f"{n:,} {group}" for group, n in sizes.items() if n > N_POINTS]
+    large = [f"{n:,} {group}" for group, n in sizes.items() if n > run.n_points]
     if not large:
         return ""
     rows = f"{run.row_name}s"
-    return f"Shown are {N_POINTS:,} {rows} drawn at random from {', from '.join(large)}."
+    return f"Shown are {run.n_points:,} {rows} drawn at random from {', from '.join(large)}."
 
 
 def token_ids(run: Run, tokens: np.ndarray) -> np.ndarray:

@@ -147,7 +147,8 @@ _LEAST_ROWS = 30
 
 
 def _coarser(run: Run) -> Run:
-    return replace(run, n_columns=run.n_columns * 2 // 3, n_rows=run.n_rows * 2 // 3)
+    most = {name: getattr(run, name) * 2 // 3 for name in ("n_columns", "n_rows", "n_points")}
+    return replace(run, **most)
 
 
 def _page(runs: Sequence[Audited], stage: Stage) -> str:

@@ -22,6 +22,8 @@ class Run:
         Points of a line and columns of a picture at most: each stands for some consecutive steps.
     n_rows
         Rows of a picture at most: each stands for some tokens.
+    n_points
+        Tokens of a group at most that a figure shows as points.
     """
 
     store: str
@@ -29,6 +31,7 @@ class Run:
     summary: xr.Dataset
     n_columns: int = 400
     n_rows: int = 300
+    n_points: int = 1000
 
     @property
     def groups(self) -> list[str]:

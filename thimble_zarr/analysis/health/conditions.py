@@ -11,7 +11,7 @@ import numpy as np
 
 from thimble_zarr.analysis.health.condition import Concern, Condition, Facts, condition
 from thimble_zarr.analysis.health.measurements import Measurements
-from thimble_zarr.bits import encode, spacing, unit_roundoff
+from thimble_zarr.bits import decode, encode, spacing, unit_roundoff
 from thimble_zarr.optim.base import LEARNING_RATE
 
 LOSS = "loss"
@@ -133,7 +133,8 @@ def state_cannot_decay(of: Measurements) -> Iterator[Facts]:
             continue
         native, factors = schema.dtypes[state.name], of.scalars[state.decay]
         values, where = np.unique(factors, return_inverse=True)
-        counts = [stuck_mantissas(float(value), native) for value in values]
+        program = schema.optimizer.implementation if schema.device == "cpu" else ""
+        counts = [stuck_mantissas(float(value), native, program) for value in values]
         n_stuck = np.array([n for n, _ in counts])[where]
         if n_stuck.any():
             most = int(np.argmax(n_stuck))
@@ -147,14 +148,17 @@ def state_cannot_decay(of: Measurements) -> Iterator[Facts]:
             }
 
 
-def stuck_mantissas(factor: float, native: str) -> tuple[int, int]:
+def stuck_mantissas(factor: float, native: str, program: str = "") -> tuple[int, int]:
     """Return how many mantissas stay what they are if multiplied with a factor, and of how many.
 
     Of dtypes of more than 16 bits some are tried. None do where the factor is not to change them.
+    `program` is that of torch on a CPU, of which one rounds the factor, too.
     """
     n_mantissas = min(MANTISSAS_TRIED, round(0.5 / unit_roundoff(native)))
     if not 0 < factor < 1:
         return 0, n_mantissas
+    if program == "foreach":
+        factor = float(decode(encode(np.array(factor), native), native))
     numbers = np.linspace(1, 2, n_mantissas, endpoint=False)
     stuck = encode(factor * numbers, native) == encode(numbers, native)
     return _n(stuck), n_mantissas

@@ -39,7 +39,7 @@ def health(ds: xr.Dataset, summary: xr.Dataset) -> tuple[Concern, ...]:
 
 def summarized(source: Source, summary: xr.Dataset, groups: list[str]) -> list[Measurements]:
     """Return the measurements of groups of a summary's tokens, at its steps."""
-    steps = summary.step.values
+    of_groups, steps = _in_memory(source, summary), summary.step.values
     rows = np.searchsorted(source.steps, steps[steps > 0])
     names = f"{source.reader.schema.row_name}s"
     grad_norm = np.full(len(rows), np.nan)
@@ -49,12 +49,27 @@ def summarized(source: Source, summary: xr.Dataset, groups: list[str]) -> list[M
     of_grad = f"all {summary.sizes['token']:,} {names}"
     found = []
     for group in groups:
-        of = summary.sel(group=group)
+        of = of_groups.sel(group=group)
         n_rows = f"{int(of.is_member.sum()):,}"
         whose = f"all {n_rows} {names}" if group == ALL else f"the {n_rows} {names} of {group}"
         updates = _updates(source, of, f"{len(rows):,} steps of {whose}")
         found.append(Measurements.of(source, rows, updates, grad_norm, of_grad))
     return found
+
+
+_OF_GROUPS = (
+    *("is_member", "centroid", "share_moved", "share_stalled", "share_below_half_ulp"),
+    *("norm_predicted", "norm_observed", "cosine_predicted"),
+)
+
+
+def _in_memory(source: Source, summary: xr.Dataset) -> xr.Dataset:
+    """Return what is small of a summary, and as `norm_before` `norm_W` before the first update."""
+    small, steps = summary[[name for name in _OF_GROUPS if name in summary]], summary.step.values
+    first = source.steps[first_update_row(source)]
+    if {first - 1, first} <= {*steps.tolist()}:
+        small = small.assign(norm_before=summary.norm_W.sel(step=first - 1, drop=True))
+    return small.compute()
 
 
 def _updates(source: Source, summary: xr.Dataset, looked_at: str) -> Updates:
@@ -80,15 +95,14 @@ def _updates(source: Source, summary: xr.Dataset, looked_at: str) -> Updates:
         )
 
 
-def _std(source: Source, summary: xr.Dataset) -> np.ndarray:
+def _std(source: Source, of: xr.Dataset) -> np.ndarray:
     """Return the standard deviation of weights before the first update; NaN at other steps."""
-    steps = summary.step.values
-    std = np.full(np.count_nonzero(steps > 0), np.nan)
-    first = source.steps[first_update_row(source)]
-    if {first - 1, first} <= {*steps.tolist()}:
-        before = summary.sel(step=first - 1)
-        sizes = before.norm_W.values[before.is_member.values].astype(np.float64)
-        square = np.mean(sizes**2) / source.reader.schema.n_dims
-        mean = before.centroid.values.mean()
-        std[steps[steps > 0] == first] = np.sqrt(np.maximum(square - mean**2, 0))
+    steps = of.step.values[of.step.values > 0]
+    std = np.full(len(steps), np.nan)
+    if "norm_before" in of:
+        first = source.steps[first_update_row(source)]
+        norms = of.norm_before.values[of.is_member.values].astype(np.float64)
+        square = np.mean(norms**2) / source.reader.schema.n_dims
+        mean = of.centroid.sel(step=first - 1).values.mean()
+        std[steps == first] = np.sqrt(np.maximum(square - mean**2, 0))
     return std

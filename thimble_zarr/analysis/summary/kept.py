@@ -111,10 +111,17 @@ class Kept:
 
     def finish(self, note: Note) -> None:
         """Say what it has now: for others in the consolidated metadata, and for us in the note."""
+        self._consolidate()
+        group = zarr.open_group(self.path, path=self.group, mode="r+")
+        group.attrs[_ATTRIBUTE] = msgspec.to_builtins(note)
+        if self.group:
+            self._consolidate()  # the root's has a copy of the note
+
+    def _consolidate(self) -> None:
+        """Have the root tell of all arrays: xarray looks there, and not for what lies in it."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata", zarr.errors.ZarrUserWarning)
-            group = zarr.consolidate_metadata(self.path, path=self.group)
-        group.attrs[_ATTRIBUTE] = msgspec.to_builtins(note)
+            zarr.consolidate_metadata(self.path)
 
     def begin(self, selected: Selected, groups: Groups, *, chunk_rows: int) -> None:
         """Put empty arrays there, and remove what is there."""
@@ -160,6 +167,7 @@ class Kept:
             )
             array[:] = values
         group["is_member"][:] = groups.is_member
+        self._consolidate()
 
     def extend(self, steps: np.ndarray) -> None:
         """Make room for so many rows, and write their steps."""
@@ -201,7 +209,8 @@ class Kept:
 def _attributes(path: Path, group: str) -> Mapping[str, object]:
     """Return what is known of a group; nothing where there is none."""
     try:
-        return zarr.open_group(path, path=group, mode="r").attrs.asdict()
+        found = zarr.open_group(path, path=group, mode="r", use_consolidated=False)
+        return found.attrs.asdict()
     except (OSError, ValueError, KeyError):
         return {}
 

@@ -117,18 +117,27 @@ def _columns(i: int, layer: Layer, least: float, colors: ColorScale) -> dict[str
         case _:
             raise TypeError(f"a figure has no layer of the kind {type(layer).__name__}")
     low, high = found.get(f"low{i}"), found.get(f"high{i}")
-    if low is not None and high is not None:
+    if low is not None and high is not None and not (low >= least).all():
         found[f"floor{i}"] = np.where(high > 0, np.maximum(low, least), np.nan)
     return {name: _small(values) for name, values in found.items() if values is not None}
 
 
 def _small(values: np.ndarray) -> np.ndarray:
-    """Return numbers in the smallest dtype that shows them."""
+    """Return numbers in few bits, which compress: whole numbers as they are, others rounded."""
     values = np.asarray(values)
     if values.dtype.kind in "iu":
         return values.astype(np.int32)
     with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+        small = values.astype(np.float32)
+    if (values == np.trunc(values)).all() and (np.abs(values) < 2**24).all():
+        return small
+    mantissas, exponents = np.frexp(small)
+    rounded: np.ndarray = np.ldexp(np.round(mantissas * 2**_BITS) / 2**_BITS, exponents)
+    return rounded
+
+
+_BITS = 16
+"""Of a mantissa: a relative error of 2e-5 at most, of which four digits do not tell."""
 
 
 def _image_columns(image: Image, colors: ColorScale) -> dict[str, Column]:

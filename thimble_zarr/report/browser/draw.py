@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from bokeh.models import (
     BoxZoomTool,
+    CDSView,
     ColorBar,
     ColumnDataSource,
     ContinuousColorMapper,
@@ -94,7 +95,7 @@ def draw_panel(panel: Panel, links: Links, *, height: int = 300) -> list[Drawn]:
     height
         Height of each in pixels; they are as wide as the places where they are put.
     """
-    width = 1200 // max(1, n_beside(panel)) - 100
+    width = 1340 // max(1, n_beside(panel)) - 80
     colors, drawn = label_colors(panel.figures), list[Drawn]()
     for figure in panel.figures:
         like = drawn[0] if drawn and panel.has_same_axes else None
@@ -140,13 +141,17 @@ def draw(
     sources = [ColumnDataSource({**table.columns}) for table in tables]
     at = {i: source for source, of in zip(sources, tables, strict=True) for i in of.layers}
     drawn = [glyphs_of(plot, i, layer, at[i], colors) for i, layer in enumerate(figure.layers)]
+    views = {source: CDSView() for source in sources}  # else each renderer has one of its own
     for layer, glyphs in zip(figure.layers, drawn, strict=True):
         for renderer in glyphs.renderers:
+            renderer.view = views[renderer.data_source]
             _assign(renderer, layer.group, links)
+    is_met = [isinstance(layer, Image | Points) for layer in figure.layers]
     for source, table in zip(sources, tables, strict=True):
+        first = table.layers[0]
         target = _hover_target(plot, figure, table, source, drawn)
-        if target is not None:
-            _assign(target, figure.layers[table.layers[0]].group, links)
+        if target is not None and (is_met[first] or not any(is_met)):
+            _assign(target, figure.layers[first].group, links)
             plot.add_tools(hover_tool(figure, table, target, mapper))
     _add_legends(plot, figure, drawn, links, width)
     if any(isinstance(layer, Image) for layer in figure.layers):
@@ -244,7 +249,7 @@ def _entries(
 def _entries_beside(labels: Sequence[str], width: int) -> int:
     """Return how many entries of a legend there is room for beside each other."""
     longest = max(map(len, labels))
-    return max(1, min(len(labels), width // (7 * longest + 36)))
+    return max(1, min(len(labels), width // (6 * longest + 40)))
 
 
 def _add_legends(
@@ -253,15 +258,16 @@ def _add_legends(
     """Add a legend, or one for each group if they have other entries."""
     groups: Sequence[str | None]
     groups = [*dict.fromkeys(of.group for of in figure.layers if of.group is not None)] or [None]
-    legends = [_entries(figure, drawn, group) for group in groups]
+    legends, n_rows = [_entries(figure, drawn, group) for group in groups], 1
     if all([*entries] == [*legends[0]] for entries in legends):  # one does for all
         groups = [None]
     for group, entries in zip(groups, legends, strict=False):
         if entries:
+            n_columns = _entries_beside([*entries], width)
             legend = Legend(
                 items=[LegendItem(label=label, renderers=[of]) for label, of in entries.items()],
                 orientation="horizontal",
-                ncols=_entries_beside([*entries], width),
+                ncols=n_columns,
                 border_line_color=None,
                 label_text_font_size="12px",
                 label_text_color="#3c4043",
@@ -272,6 +278,12 @@ def _add_legends(
             )
             _assign(legend, group, links)
             plot.add_layout(legend, "above")
+            n_rows = max(n_rows, -(-len(entries) // n_columns))
+    plot.height += _ENTRY_HEIGHT * (n_rows - 1)
+
+
+_ENTRY_HEIGHT = 24
+"""Pixels of a line of a legend, of which what is drawn is not to be made lower."""
 
 
 def _add_color_bar(plot: Plot, figure: Figure, mapper: ContinuousColorMapper) -> None:

@@ -116,33 +116,30 @@ def _name(run: Run, position: int) -> str:
 
 
 def freezing(run: Run) -> list[tuple[str, ...]]:
-    """Return when each group froze, and how much of it never did: a table, its columns first."""
+    """Return when each group froze, and how much of it never did: a table, its columns first.
+
+    It has no other rows of a run without a step.
+    """
     last, froze_at = int(run.steps[-1]), run.summary["freeze_step"].values
     rows: list[tuple[str, ...]] = [FREEZING_COLUMNS]
-    for name, mask in run.members.items():
-        of_group = froze_at[mask]
+    for name, mask in run.members.items() if last > 0 else ():
+        of_group = np.sort(froze_at[mask])
         frozen = of_group[of_group < last]
         ends = ["-"] * 3
         if frozen.size:
-            ends = [f"{step:,.0f}" for step in (frozen.min(), np.median(frozen), frozen.max())]
-        half = _half(of_group, last)
-        n_moving = int((of_group >= last).sum())
-        rows.append((name, f"{of_group.size:,}", f"{frozen.size:,}", *ends, half, f"{n_moving:,}"))
+            ends = [f"{step:,.0f}" for step in (frozen[0], np.median(frozen), frozen[-1])]
+        half = of_group[(of_group.size - 1) // 2]
+        counts = (of_group.size, frozen.size, of_group.size - frozen.size)
+        n_rows, n_frozen, n_moving = (f"{n:,}" for n in counts)
+        by = f"{half:,}" if half < last else "-"
+        rows.append((name, n_rows, n_frozen, *ends, by, n_moving))
     return rows
 
 
 FREEZING_COLUMNS = (
-    *("group", "rows", "frozen", "first froze at step", "median", "last"),
-    *("half were frozen by", "still moving at the end"),
+    *("group", "rows", "frozen", "first froze at step", "median of them", "last"),
+    *("half of all were frozen by", "still moving at the end"),
 )
-
-
-def _half(froze_at: np.ndarray, last: int) -> str:
-    """Return the step by which half of a group's rows were frozen; a dash if never."""
-    if not froze_at.size:
-        return "-"
-    step = np.sort(froze_at)[(len(froze_at) - 1) // 2]
-    return f"{int(step):,}" if step < last else "-"
 
 
 def median_freeze_step(run: Run) -> float | None:

@@ -98,6 +98,8 @@ def glyphs_of(
             dots = shapes.Scatter(
                 x="x", y=f"y{i}", size=4, fill_color=color, fill_alpha=0.5, line_color=None
             )
+            if layer.tokens is None:  # not one of many
+                dots.update(size=9, fill_alpha=1.0, line_color="#ffffff")
             return _with_entry(layer, plot.add_glyph(source, dots))
         case Rule():
             rule = shapes.VSpan(x="at") if layer.x is not None else shapes.HSpan(y="at")
@@ -118,9 +120,8 @@ def _area(
 ) -> tuple[GlyphRenderer, LogProperty]:
     """Draw the area between the columns `low` and `high`."""
     area = shapes.VArea(x="x", y1=f"low{i}", y2=f"high{i}", fill_color=color, fill_alpha=alpha)
-    floor = LogProperty(
-        glyph=area, name="y1", linear={"field": f"low{i}"}, log={"field": f"floor{i}"}
-    )
+    bottom = f"floor{i}" if f"floor{i}" in source.data else f"low{i}"
+    floor = LogProperty(glyph=area, name="y1", linear={"field": f"low{i}"}, log={"field": bottom})
     return plot.add_glyph(source, area, y_range_name=on), floor
 
 

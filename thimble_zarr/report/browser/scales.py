@@ -144,7 +144,7 @@ def styled(ticks: Ticks) -> Ticks:
 
 _WRITTEN = """
 const size = Math.abs(tick)
-if (size == 0 || (size >= 1e-3 && size < 1e6)) {
+if (size == 0 || (size >= 1e-4 && size < 1e6)) {
   return Number(tick.toPrecision(6)).toLocaleString("en-US", {maximumFractionDigits: 9})
 }
 const [digits, exponent] = Number(tick.toPrecision(6)).toExponential().split("e")

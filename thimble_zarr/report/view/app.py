@@ -67,10 +67,9 @@ class _Tab:
             css_classes=["run"],
             options=names,
             value=str(self._lives.index(live)),
-            visible=len(names) > 1,
         )
         choice.on_change("value", lambda attribute, old, new: self.open(self._lives[int(new)]))
-        self._replace(page.root(choice))
+        self._replace(page.root(choice if len(names) > 1 else None))
 
     def _replace(self, *roots: Model) -> None:
         self._doc.clear()

@@ -44,7 +44,11 @@ N_SHOWN_FIRST = 4
 
 TOKEN_TAB, SPAN_TAB, STEP_TAB = range(3)
 
-_SCROLLS: dict[str, str | None] = {"overflow-y": "auto", "max-height": "calc(100vh - 70px)"}
+_SCROLLS: dict[str, str | None] = {
+    "overflow-y": "auto",
+    "max-height": "calc(100vh - 60px)",
+    "padding-right": "14px",
+}
 
 
 class Page:
@@ -280,11 +284,11 @@ class Page:
         if event.final and geometry is not None and geometry["type"] == "rect":
             self.choose_span(geometry["x0"], geometry["x1"])
 
-    def root(self, *beside_title: UIElement) -> UIElement:
-        """Return all that the tab shows; `beside_title` comes first."""
-        title = Div(name="store", text=f"<b>{escape(self._live.name)}</b>")
+    def root(self, title: UIElement | None = None) -> UIElement:
+        """Return all that the tab shows; `title` comes first, by default the run's name."""
+        name = Div(name="store", text=f"<b>{escape(self._live.name)}</b>")
         return _whole(
-            [*beside_title, title, self.status, self.group, self.step, self.finding],
+            [title or name, self.status, self.group, self.step, self.finding],
             [self.shown, self.concerns],
             [place.root for place in self.panels.values()],
             self.inspector,

@@ -46,6 +46,7 @@ class ShownPanel:
         self.figures: Sequence[Figure] = ()
         self.of: object = None
         """What the panel was made of; whoever shows it notes so."""
+        self._head = Div(sizing_mode="stretch_width")
         self.root = Column(name=name, css_classes=[name], sizing_mode="stretch_width")
 
     def show(self, panel: Panel | None) -> None:
