@@ -11,7 +11,8 @@ MOST_BYTES = 200_000
 
 PANELS = ("regimes", "token_image", "step_size")
 
-HIDDEN = f"nav, footer, code, header dl, .panel:not(#{', #'.join(PANELS)}) {{ display: none !important }}"
+_OTHERS = f".panel:not({', '.join(f'#{name}' for name in PANELS)})"
+HIDDEN = f"nav, footer, code, header dl, {_OTHERS} {{ display: none !important }}"
 
 
 @click.command()
