@@ -9,6 +9,7 @@ and bands and bars begin at the lower edge.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 
@@ -245,3 +246,14 @@ class Panel:
     note: str = ""
     has_same_axes: bool = False
     n_beside: int | None = None
+
+
+def label_colors(figures: Sequence[Figure]) -> dict[str, str]:
+    """Return the color of each label, the same in all figures of a panel and for all groups."""
+    colors: dict[str, str] = {}
+    palette = cycle(PALETTE)
+    for layer in (layer for figure in figures for layer in figure.layers):
+        is_reference = isinstance(layer, Rule) or (isinstance(layer, Line) and layer.is_dashed)
+        if layer.label not in colors and not isinstance(layer, Stack | Image):
+            colors[layer.label] = layer.color or (GRAY if is_reference else next(palette))
+    return colors

@@ -30,11 +30,21 @@ from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import Table, color_scale, tables_of
 from thimble_zarr.report.browser.cursor import follow_mouse
-from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of, label_colors
+from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
 from thimble_zarr.report.browser.scales import Dim, Switch, set_scale, styled
-from thimble_zarr.report.figure import Axis, Bars, Figure, Image, Line, Panel, Points, Stack
+from thimble_zarr.report.figure import (
+    Axis,
+    Bars,
+    Figure,
+    Image,
+    Line,
+    Panel,
+    Points,
+    Stack,
+    label_colors,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +139,7 @@ def draw(
     links
         What it shares with the others of the page.
     colors
-        The color of each label (`glyphs.label_colors`), by default of this figure alone.
+        The color of each label (`figure.label_colors`), by default of this figure alone.
     height
         Height in pixels.
     width
