@@ -173,7 +173,8 @@ def mostly_early(steps: np.ndarray, n_most: int) -> list[int]:
 def few_steps(steps: np.ndarray, n_most: int) -> list[int]:
     """Return at most so many of six of the steps, mostly early ones: those of all such panels."""
     chosen = mostly_early(steps, _N_FEW)
-    return [chosen[at] for at in evenly(len(chosen), n_most)]
+    n = min(len(chosen), n_most)
+    return [chosen[at] for at in np.rint(np.linspace(0, len(chosen) - 1, n)).astype(np.int64)]
 
 
 _N_FEW = 6
