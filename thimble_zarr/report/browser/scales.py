@@ -8,7 +8,6 @@ from bokeh.models import Axis as Ticks
 from bokeh.models import (
     BasicTicker,
     CustomJSTickFormatter,
-    DataRange1d,
     GlyphRenderer,
     LinearScale,
     LogScale,
