@@ -202,6 +202,8 @@ def test_a_run_that_is_recorded_grows_in_the_page(tmp_path: Path) -> None:
         assert page.panels["step_size"].root.children == drawn, "it is updated in place"
         source = drawn[1].children[0].renderers[0].data_source
         assert source.data["x"][-1] == page.step.end == page.span.slider.end == 7
+        assert page.step.value == 7, "the slider stays at the end"
+        assert page.inspector.active == TOKEN_TAB
         assert page.links.steps.end > 7 > whole_run
         (place,) = page.detail.root.select({"name": "history"})
         assert place.children[1].children[0].renderers[0].data_source.data["x"][-1] == 7
