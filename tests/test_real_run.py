@@ -10,7 +10,8 @@ import xarray as xr
 
 from tests.support import oracles
 from tests.support.runs import threads
-from thimble_zarr import Recorder, accounting, open_dataset
+from tests.support.summary_oracle import assert_same_summary, reference_summary
+from thimble_zarr import Recorder, accounting, open_dataset, summary
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.trainer import Training, TrainingData
@@ -161,3 +162,12 @@ def test_the_residual_is_its_two_parts_bit_by_bit(run: tuple[xr.Dataset, History
             (rounding + unexplained).view(np.uint32), residual.view(np.uint32)
         )
         assert residual.any()
+
+
+def test_the_summary_is_the_plain_one(
+    run: tuple[xr.Dataset, History, Path], tmp_path: Path
+) -> None:
+    ds, _, path = run
+    groups = {"dead": ds.dead.values, "live": ds.live.values, "all": np.ones(10_000, bool)}
+    expected = reference_summary(ds, "bfloat16", groups)
+    assert_same_summary(summary(path, place=tmp_path / "summary.zarr"), expected)

@@ -15,6 +15,7 @@ import xarray as xr
 from tests.support.commands import check as run_check
 from tests.support.commands import checked, outcome
 from tests.support.notebook_file import notebook_tensors, save
+from tests.support.optimizers import IMPLEMENTATIONS
 from tests.support.runs import History
 from tests.support.summary_oracle import reference_summary
 from tests.support.zoo import Recorded
@@ -83,6 +84,15 @@ PLANTED: dict[str, tuple[Plan, list[tuple[str, int]]]] = {
     "float32": (Plan(), []),
     "warm-up": (Plan(rate=lambda step: (step - 1) / N_STEPS), []),
     "few rows have gradients": (Plan(optimizer=torch.optim.SGD, share_of_rows=0.1), []),
+    "most updates are zero": (
+        replace(
+            BFLOAT16,
+            lr=1e-4,
+            options={"betas": (0.0, 0.9), "weight_decay": 0.0},
+            share_of_rows=0.1,
+        ),
+        [],
+    ),
     "rare rows, whose moments fade": (
         Plan(options={"betas": (0.2, 0.9), "weight_decay": 0.0}, share_of_rows=0.03),
         [],
@@ -240,6 +250,25 @@ def test_mantissas_are_stuck_where_torch_leaves_them(native: str, factor: float)
     assert n_stuck == (0 if factor == 1 else stuck)
 
 
+@pytest.mark.parametrize("program", IMPLEMENTATIONS)
+@pytest.mark.parametrize("beta2", [0.99, 0.997, 0.998, 0.999])
+def test_states_are_stuck_that_the_live_optimizer_does_not_let_fall(
+    program: str, beta2: float, tmp_path: Path
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(128, dtype=torch.bfloat16))
+    optimizer = torch.optim.AdamW([weight], betas=(0.9, beta2), **IMPLEMENTATIONS[program])
+    numbers = torch.linspace(1, 2, 129)[:-1].bfloat16()
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        optimizer.state[weight]["exp_avg_sq"].copy_(numbers)
+        optimizer.step()
+    n_stuck = int((optimizer.state[weight]["exp_avg_sq"] == numbers).sum())
+    found = check(tmp_path / "run.zarr", tokens="all", replay=False).health
+    counts = [of.evidence["n_stuck"] for of in found if of.code == "state-cannot-decay"]
+    assert counts == ([n_stuck] if n_stuck else [])
+
+
 def test_what_sgd_keeps_is_looked_at_too(tmp_path: Path) -> None:
     plan = replace(BFLOAT16, optimizer=torch.optim.SGD, lr=0.1, options={"momentum": 0.999})
     (concern,) = check(record(tmp_path / "sgd.zarr", plan), tokens="all").health
@@ -318,7 +347,7 @@ def test_it_is_told_and_changes_no_answer(runs: dict[str, Path], tmp_path: Path)
     assert verdict.startswith("HOLDS to the bit")
     assert state.startswith("Health: exp_avg_sq cannot decay in bfloat16. ")
     assert start.startswith("Health: At step 1, ")
-    assert late.startswith("Health: Since step 1, ")
+    assert late.startswith("Health: From step 1 on, ")
     assert "Health" not in outcome("check", sound)[1]
     content = checked(sick, "--tokens=all")
     assert content["holds"] is True

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from tests.support.runs import N_TOKENS, Loop, live_mask, record, token_labels
-from tests.support.summary_oracle import reference_summary
+from tests.support.summary_oracle import assert_same_summary, reference_summary
 from tests.support.tuned import tuned
 from tests.support.zoo import Recorded
 from thimble_zarr import Recorder, every, open_dataset, summary, windows
@@ -29,23 +29,6 @@ def groups_of(ds: xr.Dataset, **named: list[int]) -> dict[str, np.ndarray]:
     return groups | {name: np.isin(np.arange(ds.W.shape[1]), ids) for name, ids in named.items()}
 
 
-def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
-    """Compare numbers to 1e-6, counts and steps exactly."""
-    assert {*found.data_vars} == {*expected.data_vars}
-    for name, reference in expected.data_vars.items():
-        assert found[name].dims == reference.dims
-        tolerance = 0 if reference.dtype.kind in "biu" or name.startswith("n_") else 1e-6
-        np.testing.assert_allclose(
-            found[name].values.astype(float),
-            reference.values.astype(float),
-            rtol=tolerance,
-            atol=1e-6 if name.startswith("cosine") else 0,
-            err_msg=name,
-        )
-    for name in expected.coords:
-        np.testing.assert_array_equal(found[name], expected[name])
-
-
 def expected_of(
     path: Path, native: str | None = None, **named: list[int]
 ) -> tuple[xr.Dataset, xr.Dataset]:
@@ -61,7 +44,7 @@ def test_every_number_is_that_of_the_plain_computation(dtype: torch.dtype, tmp_p
     path = tmp_path / "run.zarr"
     record(path, dtype=dtype, weight_decay=0.1, eps=1e-4)
     _, expected = expected_of(path, mine=[2, 3, 7])
-    assert_same(summary(path, groups={"mine": [2, 3, 7]}), expected)
+    assert_same_summary(summary(path, groups={"mine": [2, 3, 7]}), expected)
 
 
 def test_numbers_do_not_depend_on_how_the_run_is_cut(
@@ -71,15 +54,15 @@ def test_numbers_do_not_depend_on_how_the_run_is_cut(
     assert len(cut.norm_W.chunks[0]) > 2
     tuned(monkeypatch, summary_elements=2**20)
     whole = summary(toy_path, place=tmp_path / "whole.zarr", workers=1)
-    assert_same(cut, whole)
-    assert_same(whole, expected_of(toy_path)[1])
+    assert_same_summary(cut, whole)
+    assert_same_summary(whole, expected_of(toy_path)[1])
 
 
 def test_steps_are_measured_in_the_lattice_of_another_dtype(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     record(path, dtype=torch.float32)
     found = summary(path, dtype="bfloat16")
-    assert_same(found, expected_of(path, "bfloat16")[1])
+    assert_same_summary(found, expected_of(path, "bfloat16")[1])
     assert float(found.max_ulp.max()) < float(summary(path).max_ulp.max()) / 1000
     with pytest.raises(ConfigError, match="no dtype int8"):
         summary(path, dtype="int8")
@@ -89,7 +72,7 @@ def test_rows_without_the_row_before_have_no_changes(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     record(path, recorder_options={"schedule": every(3) | windows((1, 2))})
     found = summary(path)
-    assert_same(found, expected_of(path)[1])
+    assert_same_summary(found, expected_of(path)[1])
     assert 4 not in found.step
     assert bool(np.isnan(found.norm_delta_W.sel(step=5)).all())
     assert bool((found.norm_m_hat.sel(step=5) > 0).all())
@@ -99,7 +82,7 @@ def test_rows_without_the_row_before_have_no_changes(tmp_path: Path) -> None:
 def test_a_short_run_is_summed_up(n_steps: int, tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     record(path, n_steps=n_steps)
-    assert_same(summary(path), expected_of(path)[1])
+    assert_same_summary(summary(path), expected_of(path)[1])
 
 
 def test_weights_that_are_not_finite_hide_nothing_of_others(tmp_path: Path) -> None:
@@ -113,7 +96,7 @@ def test_weights_that_are_not_finite_hide_nothing_of_others(tmp_path: Path) -> N
             loop.optimizer.zero_grad()
     ds, found = open_dataset(path), summary(path)
     with np.errstate(invalid="ignore"):
-        assert_same(found, reference_summary(ds, "float32", groups_of(ds)))
+        assert_same_summary(found, reference_summary(ds, "float32", groups_of(ds)))
     assert found.n_moved.sel(token=token).values.tolist()[1:] == [5, 4, 4, 4]
     assert bool(np.isfinite(found.l2_ulp_quantiles.sel(step=4, group="dead")).all())
 
@@ -208,4 +191,4 @@ def test_a_wrong_number_is_found(
         wrong = "centroid"
     found = summary(toy_path, place=tmp_path / "s.zarr")
     with pytest.raises(AssertionError):
-        assert_same(found[[wrong]], expected[[wrong]])
+        assert_same_summary(found[[wrong]], expected[[wrong]])

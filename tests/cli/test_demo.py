@@ -33,7 +33,10 @@ def test_the_demo_trains_records_and_checks(demo: tuple[Path, Path, Result]) -> 
     assert (content["n_rows"], content["shape"]) == (2, [10_000, 64])
     assert content["attrs"]["config"]["batch_size"] == 16
     assert content["attrs"]["corpus"]["n_tokens"] > 100_000
-    code = result.stdout.partition("Look next, in Python:\n")[2]
+    page = store.with_suffix(".html")
+    assert f"Look next, in a browser: {page}\n" in result.stdout
+    assert "</html>" in page.read_text(encoding="utf-8")
+    code = result.stdout.partition("\nin Python:\n")[2]
     names: dict[str, object] = {}
     exec("\n".join(line.strip() for line in code.splitlines()), names)
     assert names["ds"]["token"].size == 10_000

@@ -36,11 +36,7 @@ from thimble_zarr.analysis.compute.comparison import compare, recurrences, repla
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.windows import iter_windows
 from thimble_zarr.analysis.verdict import verdict
-from thimble_zarr.optim.adam import Adam
-from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
-from thimble_zarr.optim.replay import N_MANTISSAS, Program
-from thimble_zarr.optim.sgd import SGD
 from thimble_zarr.store.reader import StoreReader
 
 
@@ -486,62 +482,3 @@ def test_torchs_threads_are_left_as_they_were(toy_path: Path) -> None:
 def threads_within() -> int:
     with one_thread():
         return torch.get_num_threads()
-
-
-@pytest.mark.parametrize("program", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    ("native", "beta2", "stuck"),
-    [
-        *(("bfloat16", beta2, 0.0) for beta2 in (0.9, 0.99)),
-        ("bfloat16", 0.997, None),
-        *(("bfloat16", beta2, 1.0) for beta2 in (0.999, 0.9999)),
-        *(("float16", beta2, 0.0) for beta2 in (0.99, 0.999)),
-        ("float16", 0.9997, None),
-        ("float16", 0.9999, 1.0),
-        ("float32", 0.9999, 0.0),
-    ],
-)
-def test_numbers_are_stuck_that_the_live_optimizer_does_not_let_fall(
-    program: str, native: str, beta2: float, stuck: float | None
-) -> None:
-    dtype = getattr(torch, native)
-    weight = nn.Parameter(torch.zeros(N_MANTISSAS[native], dtype=dtype))
-    options = {"betas": (0.9, beta2), "eps": DTYPES[native][1], **IMPLEMENTATIONS[program]}
-    optimizer = torch.optim.AdamW([weight], **options)
-    weight.grad = torch.zeros_like(weight)
-    optimizer.step()
-    size = 2.0**-10  # any other exponent does as well
-    numbers = torch.linspace(size, 2 * size, len(weight) + 1, dtype=torch.float64)[:-1].to(dtype)
-    optimizer.state[weight]["exp_avg_sq"].copy_(numbers)
-    optimizer.step()
-    expected = float((optimizer.state[weight]["exp_avg_sq"] == numbers).double().mean())
-    spec = Adam.from_group(optimizer.param_groups[0], torch.optim.AdamW)
-    replay = Program(spec, dict.fromkeys(spec.variables, native), "cpu")
-    scalars = {scalar.name: scalar.read(optimizer.param_groups[0]) for scalar in spec.SCALARS}
-    first, second = (replay.stuck_share(state, {**scalars, COUNT: 2}) for state in spec.states)
-    assert first == 0
-    assert second == expected
-    assert stuck is None or second == stuck
-
-
-def test_what_is_stuck_does_not_fall_for_any_smaller_gradient() -> None:
-    """AdamW's usual beta2 in bfloat16: the second moment only ever grows."""
-    weight = nn.Parameter(torch.zeros(128, dtype=BFLOAT16))
-    optimizer = torch.optim.AdamW([weight], betas=(0.9, 0.999))
-    weight.grad = torch.linspace(1, 2, 129)[:-1].bfloat16()
-    optimizer.step()
-    second = optimizer.state[weight]["exp_avg_sq"]
-    before = second.clone()
-    for step in range(20):
-        weight.grad = torch.rand(128, generator=torch.Generator().manual_seed(step)).bfloat16()
-        weight.grad *= second.sqrt()
-        optimizer.step()
-        assert (second >= before).all()
-
-
-def test_a_momentum_buffer_may_be_stuck_too() -> None:
-    for momentum, share in ((0.9, 0.0), (0.999, 1.0), (1.0, 0.0)):
-        spec = SGD(name="SGD", implementation="single", has_momentum=True)
-        replay = Program(spec, {"W": "bfloat16"}, "cpu")  # no buffer need be recorded
-        scalars = dict.fromkeys(spec.scalars, 0.0) | {"momentum": momentum, COUNT: 1}
-        assert replay.stuck_share(spec.states[0], scalars) == share

@@ -1,11 +1,12 @@
 """Figures as Bokeh draws them: what is sent to the browser, and what is shown of it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from bokeh.document import Document
-from bokeh.models import LogAxis, LogScale
+from bokeh.models import HoverTool, LogAxis, LogScale
 
 from tests.support.pages import GROUPS, PIXELS, X, Y, hard_panels
 from thimble_zarr.report.browser.columns import (
@@ -156,3 +157,14 @@ def test_what_is_everywhere_the_same_is_shown_at_its_size() -> None:
 def test_a_run_of_one_step_has_something_in_view() -> None:
     steps = linked(["all"], first=5, last=5).steps
     assert steps.start < 5 < steps.end
+
+
+@pytest.mark.parametrize("name", ["size", "regimes", "last", "picture", "space"])
+def test_every_number_under_the_mouse_is_formatted(name: str) -> None:
+    """Without a format a column is shown as it is sent: of a picture bytes, not its numbers."""
+    for of, figure in zip(drawn(name), PANELS[name].figures, strict=True):
+        tools = [tool for tool in of.plot.tools if isinstance(tool, HoverTool)]
+        texts = [text for tool in tools for _, text in tool.tooltips]
+        assert len(tools) == len(GROUPS) + (figure.right is not None)
+        assert all(re.fullmatch(r"([@$]\w+\{[^}]+\}| \(?| to |\))+", text) for text in texts)
+        assert name != "picture" or {"@value{custom}"} <= {*texts}

@@ -141,6 +141,14 @@ def test_figures_that_look_alike_have_one_legend() -> None:
     assert [ax.get_legend() for ax in drawing.axes] == [None, None]
 
 
+def test_figures_may_have_the_same_axes() -> None:
+    figures = [Figure(x=PLAIN, y=PLAIN, layers=[Line(x=X * k, y=Y * k)]) for k in (1, 5)]
+    for is_same in (False, True):
+        several = Panel(name="", title="", code="", figures=figures, has_same_axes=is_same)
+        ends = {(ax.get_xlim(), ax.get_ylim()) for ax in draw(several, group=None).axes}
+        assert len(ends) == 2 - is_same
+
+
 def test_a_second_axis_is_on_the_right() -> None:
     layers = [Line(label="loss", x=X, y=Y), Line(label="rate", x=X, y=Y / 1e3, on_right=True)]
     drawing = draw(panel(*layers, right=Axis(label="rate", is_log=True)), group=None)

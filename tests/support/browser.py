@@ -19,13 +19,17 @@ VARIABLE = "THIMBLE_ZARR_BROWSER"
 """If it is "required", tests fail where there is no browser; else they are skipped."""
 
 
+def found() -> str | None:
+    """Return the path of a browser, if this machine has one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
 def executable() -> str:
     """Return the path of a browser; without one skip the test, or fail it where it is required."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        stop = pytest.fail if os.environ.get(VARIABLE) == "required" else pytest.skip
-        stop(f"no browser: PATH has none of {', '.join(NAMES)} (Debian: apt install chromium)")
-    return path
+    if path := found():
+        return path
+    stop = pytest.fail if os.environ.get(VARIABLE) == "required" else pytest.skip
+    stop(f"no browser: PATH has none of {', '.join(NAMES)} (Debian: apt install chromium)")
 
 
 @contextmanager

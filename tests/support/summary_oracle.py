@@ -139,3 +139,20 @@ def reference_summary(
         if name in ds.coords:
             coords[name] = ds[name]
     return xr.Dataset(arrays, coords=coords, attrs={"ulp_dtype": native})
+
+
+def assert_same_summary(found: xr.Dataset, expected: xr.Dataset) -> None:
+    """Compare numbers to 1e-6, counts and steps exactly."""
+    assert {*found.data_vars} == {*expected.data_vars}
+    for name, reference in expected.data_vars.items():
+        assert found[name].dims == reference.dims
+        tolerance = 0 if reference.dtype.kind in "biu" or name.startswith("n_") else 1e-6
+        np.testing.assert_allclose(
+            found[name].values.astype(float),
+            reference.values.astype(float),
+            rtol=tolerance,
+            atol=1e-6 if name.startswith("cosine") else 0,
+            err_msg=name,
+        )
+    for name in expected.coords:
+        np.testing.assert_array_equal(found[name], expected[name])

@@ -7,18 +7,15 @@ again here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thimble_zarr.bits import encode, is_nan
-from thimble_zarr.optim.base import COUNT, Optimizer, State
+from thimble_zarr.bits import is_nan
+from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.lanes import Piece, one_thread
-
-N_MANTISSAS = {"bfloat16": 2**7, "float16": 2**10, "float32": 2**10, "float64": 2**10}
-"""How many numbers of each dtype from 1 to 2 `stuck_share` looks at."""
 
 
 @dataclass(frozen=True)
@@ -84,27 +81,6 @@ class Program:
                         into = after.setdefault(name, np.empty(bits[name].shape, held.dtype))
                         into.reshape(-1)[piece.indices] = held[piece.offsets]
         return after
-
-    def stuck_share(self, state: State, scalars: Mapping[str, float]) -> float:
-        """Return the share of a state's numbers that a step without a gradient leaves as they are.
-
-        It should multiply them with the state's `decay`. But torch rounds that product to the
-        state's dtype, and where it differs by less than half the spacing of these numbers nothing
-        comes of it: the state stands still, where it should fall. The share is over numbers from 1
-        to 2, all that there are of 16 bits, so that it is that of the state's numbers anywhere but
-        near 0. It is 0 of a state that should not fall.
-        """
-        if state.decay is None or scalars[state.decay] == 1:
-            return 0.0
-        dtypes = {**dict.fromkeys(self.optimizer.variables, self.dtypes["W"]), **self.dtypes}
-        native = dtypes[state.name]
-        numbers = encode(np.linspace(1, 2, N_MANTISSAS[native], endpoint=False), native)
-        before = {name: encode(np.zeros(len(numbers)), dtypes[name]) for name in dtypes}
-        before[state.name] = numbers
-        whole = Piece(slice(len(numbers)), slice(len(numbers)), len(numbers))
-        program = replace(self, dtypes=dtypes)  # also of what was not recorded
-        after = program.step(before, [whole], {**scalars, COUNT: max(scalars[COUNT], 2)})
-        return float((after[state.name] == numbers).mean())
 
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(bits).view(getattr(torch, self.dtypes[name]))

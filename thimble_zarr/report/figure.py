@@ -9,6 +9,7 @@ and bands and bars begin at the lower edge.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 
@@ -234,6 +235,8 @@ class Panel:
     has_same_axes
         Whether all figures have the same ranges of x and y, those of what is shown, and zoom
         together.
+    n_beside
+        How many figures are beside each other; None if that does not matter.
     """
 
     name: str
@@ -242,3 +245,15 @@ class Panel:
     figures: Sequence[Figure]
     note: str = ""
     has_same_axes: bool = False
+    n_beside: int | None = None
+
+
+def label_colors(figures: Sequence[Figure]) -> dict[str, str]:
+    """Return the color of each label, the same in all figures of a panel and for all groups."""
+    colors: dict[str, str] = {}
+    palette = cycle(PALETTE)
+    for layer in (layer for figure in figures for layer in figure.layers):
+        is_reference = isinstance(layer, Rule) or (isinstance(layer, Line) and layer.is_dashed)
+        if layer.label not in colors and not isinstance(layer, Stack | Image):
+            colors[layer.label] = layer.color or (GRAY if is_reference else next(palette))
+    return colors

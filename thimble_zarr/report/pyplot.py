@@ -14,11 +14,8 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from thimble_zarr.report.figure import (
-    BLUE,
     GRAY,
-    GREEN,
-    ORANGE,
-    PINK,
+    PALETTE,
     Axis,
     Band,
     Bars,
@@ -30,9 +27,8 @@ from thimble_zarr.report.figure import (
     Points,
     Rule,
     Stack,
+    label_colors,
 )
-
-PALETTE = (BLUE, ORANGE, GREEN, PINK)
 
 NOTE = "#4a4f57"
 """The color of a note."""
@@ -64,11 +60,11 @@ def draw(panel: Panel, *, group: str | None) -> Drawing:
     matplotlib.figure.Figure
         All figures of the panel, and one legend.
     """
-    drawing, places = _empty(len(panel.figures))
+    drawing, places = _empty(len(panel.figures), has_same_axes=panel.has_same_axes)
     for ax in places[1:] if panel.has_same_axes else ():
         ax.sharex(places[0])
         ax.sharey(places[0])
-    width, colors = drawing.get_figwidth(), _colors(panel)
+    width, colors = drawing.get_figwidth(), label_colors(panel.figures)
     shown = [[of for of in figure.layers if of.group in (None, group)] for figure in panel.figures]
     entries = [
         _draw_figure(ax, figure, layers, colors)
@@ -88,7 +84,7 @@ def draw(panel: Panel, *, group: str | None) -> Drawing:
     return drawing
 
 
-def _empty(n_figures: int) -> tuple[Drawing, list[Axes]]:
+def _empty(n_figures: int, *, has_same_axes: bool) -> tuple[Drawing, list[Axes]]:
     """Return a drawing with empty axes, as many as there are figures."""
     if n_figures < 2:
         size = (9.0, 4.8 if n_figures else 1.2)
@@ -98,7 +94,11 @@ def _empty(n_figures: int) -> tuple[Drawing, list[Axes]]:
     n_rows = -(-n_figures // n_columns)
     size = (0.8 + 4.2 * n_columns, 1 + 3.4 * n_rows)
     drawing = Drawing(figsize=size, dpi=110, layout="constrained")
-    return drawing, [drawing.add_subplot(n_rows, n_columns, 1 + i) for i in range(n_figures)]
+    places: list[Axes] = []
+    for at in range(n_figures):
+        same = places[0] if has_same_axes and places else None
+        places.append(drawing.add_subplot(n_rows, n_columns, 1 + at, sharex=same, sharey=same))
+    return drawing, places
 
 
 def _add_legend(
@@ -139,19 +139,6 @@ def write_png(panels: Iterable[Panel], folder: Path, *, group: str | None) -> li
 def _plain(text: str) -> str:
     """Return text that matplotlib does not take for a formula."""
     return text.replace("$", r"\$")
-
-
-def _colors(panel: Panel) -> dict[str, str]:
-    """Return the color of each label, the same in all figures and for all groups."""
-    colors: dict[str, str] = {}
-    palette = cycle(PALETTE)
-    for figure in panel.figures:
-        for layer in figure.layers:
-            is_reference = isinstance(layer, Rule) or (isinstance(layer, Line) and layer.is_dashed)
-            if layer.label not in colors and not isinstance(layer, Stack | Image):
-                color = layer.color or (GRAY if is_reference else next(palette))
-                colors[layer.label] = color
-    return colors
 
 
 def _draw_figure(

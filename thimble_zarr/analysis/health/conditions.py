@@ -11,7 +11,7 @@ import numpy as np
 
 from thimble_zarr.analysis.health.condition import Concern, Condition, Facts, condition
 from thimble_zarr.analysis.health.measurements import Measurements
-from thimble_zarr.bits import encode, spacing, unit_roundoff
+from thimble_zarr.bits import decode, encode, spacing, unit_roundoff
 from thimble_zarr.optim.base import LEARNING_RATE
 
 LOSS = "loss"
@@ -133,7 +133,8 @@ def state_cannot_decay(of: Measurements) -> Iterator[Facts]:
             continue
         native, factors = schema.dtypes[state.name], of.scalars[state.decay]
         values, where = np.unique(factors, return_inverse=True)
-        counts = [stuck_mantissas(float(value), native) for value in values]
+        program = schema.optimizer.implementation if schema.device == "cpu" else ""
+        counts = [stuck_mantissas(float(value), native, program) for value in values]
         n_stuck = np.array([n for n, _ in counts])[where]
         if n_stuck.any():
             most = int(np.argmax(n_stuck))
@@ -147,14 +148,17 @@ def state_cannot_decay(of: Measurements) -> Iterator[Facts]:
             }
 
 
-def stuck_mantissas(factor: float, native: str) -> tuple[int, int]:
+def stuck_mantissas(factor: float, native: str, program: str = "") -> tuple[int, int]:
     """Return how many mantissas stay what they are if multiplied with a factor, and of how many.
 
     Of dtypes of more than 16 bits some are tried. None do where the factor is not to change them.
+    `program` is that of torch on a CPU, of which one rounds the factor, too.
     """
     n_mantissas = min(MANTISSAS_TRIED, round(0.5 / unit_roundoff(native)))
     if not 0 < factor < 1:
         return 0, n_mantissas
+    if program == "foreach":
+        factor = float(decode(encode(np.array(factor), native), native))
     numbers = np.linspace(1, 2, n_mantissas, endpoint=False)
     stuck = encode(factor * numbers, native) == encode(numbers, native)
     return _n(stuck), n_mantissas
@@ -162,7 +166,7 @@ def stuck_mantissas(factor: float, native: str) -> tuple[int, int]:
 
 @condition("updates-vanish-at-the-start")
 def updates_vanish_at_the_start(of: Measurements) -> Iterator[Facts]:
-    """At step {step}, {share:.1%} of the updates are smaller than half a ULP and so are lost.
+    """At step {step}, {share:.1%} of the updates are smaller than half a ULP and mostly are lost.
 
     An update is {size:.2g}. The weights have a standard deviation of {std:.3g}, and a ULP there is
     {ulp:.2g} ({looked_at}).
@@ -183,9 +187,10 @@ def updates_vanish_at_the_start(of: Measurements) -> Iterator[Facts]:
 
 @condition("updates-below-half-ulp")
 def updates_are_below_half_ulp(of: Measurements) -> Iterator[Facts]:
-    """Since step {step}, {share:.1%} of the updates are smaller than half a ULP and so are lost.
+    """From step {step} on, most updates are below half a ULP, and rounding loses most of those.
 
-    At step {last_step} they are {last_share:.1%} ({looked_at}).
+    They are {share:.1%} of all updates on average, and {last_share:.1%} at step {last_step}
+    ({looked_at}).
     """
     updates = of.updates
     known = np.flatnonzero(~np.isnan(updates.share_small))

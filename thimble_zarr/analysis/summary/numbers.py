@@ -15,7 +15,7 @@ from thimble_zarr.analysis.compute.reduction import by_class
 from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.compute.variables import decay, decays, update
 from thimble_zarr.analysis.compute.windows import Window, token_groups, windows_of
-from thimble_zarr.analysis.summary.contents import LAST_STEPS, Contents
+from thimble_zarr.analysis.summary.contents import Contents
 from thimble_zarr.analysis.summary.groups import Groups
 from thimble_zarr.analysis.summary.identical import count_identical, row_hashes
 from thimble_zarr.analysis.summary.quantiles import quantiles
@@ -105,6 +105,7 @@ class _Numbers:
     means: _Means
     arrays: Arrays = field(default_factory=dict)
     sums: Arrays = field(default_factory=dict)
+    narrowed: dict[type[np.floating], tuple[np.ndarray, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         schema = self.selected.source.reader.schema
@@ -115,8 +116,7 @@ class _Numbers:
             self.arrays[name] = np.empty(self.shape, np.float32)
         for name in self.contents.of_member:
             self.arrays[name] = np.full((n_groups, *self.shape), np.nan, np.float32)
-        for name in LAST_STEPS:
-            self.arrays[name] = np.zeros(self.shape[1], np.int64)
+        self.flags = np.zeros(self.shape, np.uint8)
         for name in ("observed", "n_moved", "predicted", "product", "n_stalled", "n_below"):
             self.sums[name] = np.zeros((n_classes, self.shape[0]))
         if self.contents.has_gradient:
@@ -135,7 +135,7 @@ class _Numbers:
         classes, inputs = self.groups.classes, self.contents.inputs
         for at, index, part in _parts(self.selected, classes, inputs, self.dtype):
             self._of_weights(part, at, index)
-        return self.arrays | self.means.of_group | self._of_groups()
+        return self.arrays | self.means.of_group | self._of_groups() | self._last_steps()
 
     def _of_weights(self, part: Window, at: Place, index: int) -> None:
         """Fill in what the weights are and do, and then all else."""
@@ -207,32 +207,49 @@ class _Numbers:
         largest = _largest(cells) * scale
         for name, values in (("l1_ulp", l1), ("l2_ulp", l2), ("max_ulp", largest)):
             self.arrays[name][at] = values
+        flags = (l1 > 0) * _MOVED
+        flags |= (l2 > np.sqrt(n_dims)) * _EARLY
+        flags |= (largest > 1) * _MIDLIFE
+        self.flags[at] = flags
+
+    def _last_steps(self) -> Arrays:
+        """Return the last of the steps at which each token was in a regime; 0 for none."""
+        late = (self.flags & (_MOVED | _MIDLIFE)) == _MOVED
         holds = {
-            "freeze_step": l1 > 0,
-            "last_early": l2 > np.sqrt(n_dims),
-            "last_midlife": largest > 1,
-            "last_late": (largest <= 1) & (l1 > 0),
+            "freeze_step": self.flags & _MOVED > 0,
+            "last_early": self.flags & _EARLY > 0,
+            "last_midlife": self.flags & _MIDLIFE > 0,
+            "last_late": late,
         }
-        steps = self.steps[at[0], np.newaxis]
-        for name, condition in holds.items():
-            last = self.arrays[name]
-            last[at[1]] = np.maximum(last[at[1]], (condition * steps).max(axis=0))
+        n_after = {name: np.argmax(of[::-1], axis=0) for name, of in holds.items()}
+        return {
+            name: np.where(of.any(axis=0), self.steps[::-1][n_after[name]], 0)
+            for name, of in holds.items()
+        }
 
     def _of_means(
         self, part: Window, at: Place, index: int, observed: tuple[np.ndarray, np.ndarray]
     ) -> None:
         """Fill in how weights lie and move relative to each group that they are in."""
         (delta, size), rows = observed, at[0]
+        at_rows = rows, np.newaxis
         for group in np.flatnonzero(self.groups.has_class[:, index]):
-            mean = self.means.of_group["mean_delta_W"][group, rows, np.newaxis]
-            product = np.vecdot(delta, mean.astype(part.dtype))
-            self.arrays["cosine_to_mean"][group][at] = product / (size * _norm(mean))
-            centroid = self.means.of_group["centroid"][group, rows, np.newaxis]
-            near = centroid.astype(part.dtype)
+            mean, length, near, rest = (of[group][at_rows] for of in self._means_in(part.dtype))
+            product = np.matmul(delta, mean.swapaxes(1, 2))[..., 0]
+            self.arrays["cosine_to_mean"][group][at] = product / (size * length)
             away = np.subtract(part.current("W"), near, out=part.memory("away"))
-            if part.dtype != np.float64:  # what float32 does not have of the centroid
-                away -= (centroid - near).astype(part.dtype)
+            if part.dtype != np.float64:
+                away -= rest
             self.arrays["centroid_distance"][group][at] = _norm(away)
+
+    def _means_in(self, dtype: type[np.floating]) -> tuple[np.ndarray, ...]:
+        """Return mean steps, their lengths, centroids, and what `dtype` does not have of those."""
+        if dtype not in self.narrowed:
+            mean, centroid = (self.means.of_group[of] for of in ("mean_delta_W", "centroid"))
+            near = centroid.astype(dtype)
+            rest = (centroid - near).astype(dtype)
+            self.narrowed[dtype] = mean.astype(dtype), _norm(mean), near, rest
+        return self.narrowed[dtype]
 
     def _of_groups(self) -> Arrays:
         """Return the numbers of each group."""
@@ -243,19 +260,15 @@ class _Numbers:
         n_members = groups.is_member.sum(axis=1)
         if self.contents.has_gradient:
             found["mean_grad"] = sums["grad"] / n_members[:, np.newaxis, np.newaxis]
-        n_groups, n_rows = len(n_members), self.shape[0]
-        for name in self.contents.counts:
-            found[name] = np.empty((n_groups, n_rows), np.int64)
-        for group, members in enumerate(groups.is_member):
-            where = as_slice(np.flatnonzero(members))
-            counts = count_identical(self.means.hashes[:, where])
-            found["n_identical"][group], found["largest_identical"][group] = counts
+        counts = count_identical(self.means.hashes, groups.is_member)
+        found["n_identical"], found["largest_identical"] = counts
+        members = [as_slice(np.flatnonzero(of)) for of in groups.is_member]
         for name in self.contents.of_token:
-            of = [quantiles(self.arrays[name][:, members]) for members in groups.is_member]
+            of = [quantiles(self.arrays[name][:, tokens]) for tokens in members]
             found[f"{name}_quantiles"] = np.stack(of)
         for name in self.contents.of_member:
-            pairs = zip(self.arrays[name], groups.is_member, strict=True)
-            of = [quantiles(values[:, members]) for values, members in pairs]
+            pairs = zip(self.arrays[name], members, strict=True)
+            of = [quantiles(values[:, tokens]) for values, tokens in pairs]
             found[f"{name}_quantiles"] = np.stack(of)
         return found
 
@@ -287,6 +300,9 @@ def _norm(values: np.ndarray) -> np.ndarray:
     norms: np.ndarray = np.sqrt(np.vecdot(values, values))
     return norms
 
+
+_MOVED, _EARLY, _MIDLIFE = (np.uint8(1 << bit) for bit in range(3))
+"""What is noted of each step of a token."""
 
 _MANY_DIMS = 1024
 """Of more, sums of float32 squares could be wrong by more than a millionth."""
@@ -321,12 +337,8 @@ def _over_dims(values: np.ndarray) -> np.ndarray:
 
 
 def _largest(values: np.ndarray) -> np.ndarray:
-    """Return the largest of each token; `values` is used up."""
-    while (n_dims := values.shape[-1]) > 8:
-        half = n_dims // 2
-        np.maximum(values[..., :half], values[..., -half:], out=values[..., :half])
-        values = values[..., : n_dims - half]
-    largest: np.ndarray = values.max(axis=-1)
+    at = values.argmax(axis=-1)[..., np.newaxis]
+    largest: np.ndarray = np.take_along_axis(values, at, axis=-1)[..., 0]
     return largest
 
 
@@ -337,13 +349,7 @@ def _count_all(flags: np.ndarray) -> list[int]:
 
 def _count(flags: np.ndarray) -> np.ndarray:
     """Return how many flags of each token are set."""
-    n_dims = flags.shape[-1]
-    if n_dims % 8 or n_dims > 8 * 255:
-        counts: np.ndarray = np.count_nonzero(flags, axis=-1)
-        return counts
-    lanes = np.add.reduce(flags.view(np.uint64), axis=-1)  # eight counts side by side, each a byte
-    counts = np.add.reduce(lanes[..., np.newaxis].view(np.uint8), axis=-1, dtype=np.int64)
-    return counts
+    return _over_dims(flags.astype(np.float32))
 
 
 def _cells(native: str) -> float:

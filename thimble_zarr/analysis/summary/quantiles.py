@@ -11,7 +11,9 @@ def quantiles(values: np.ndarray) -> np.ndarray:
     They are interpolated as `np.nanquantile` does, and NaN where a row has nothing else.
     """
     ordered = np.sort(values, axis=1)  # NaN last
-    n_known = ordered.shape[1] - np.isnan(values).sum(axis=1)
+    n_known = np.full(len(ordered), ordered.shape[1])
+    if np.isnan(ordered[:, -1]).any():
+        n_known -= np.isnan(ordered).sum(axis=1)
     places = np.maximum(n_known - 1, 0)[:, np.newaxis] * np.array(QUANTILES)
     below = np.floor(places).astype(np.intp)
     above = np.ceil(places).astype(np.intp)

@@ -30,11 +30,21 @@ from bokeh.plotting import figure as Plot
 
 from thimble_zarr.report.browser.columns import Table, color_scale, tables_of
 from thimble_zarr.report.browser.cursor import follow_mouse
-from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of, label_colors
+from thimble_zarr.report.browser.glyphs import N_COLORS, Glyphs, glyphs_of
 from thimble_zarr.report.browser.hover import hover_tool
 from thimble_zarr.report.browser.links import Links
 from thimble_zarr.report.browser.scales import Dim, Switch, set_scale, styled
-from thimble_zarr.report.figure import Axis, Bars, Figure, Image, Line, Panel, Points, Stack
+from thimble_zarr.report.figure import (
+    Axis,
+    Bars,
+    Figure,
+    Image,
+    Line,
+    Panel,
+    Points,
+    Stack,
+    label_colors,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +116,8 @@ def draw_panel(panel: Panel, links: Links, *, height: int = 300) -> list[Drawn]:
 def n_beside(panel: Panel) -> int:
     """Return how many figures of a panel are shown beside each other."""
     n_figures = len(panel.figures)
+    if panel.n_beside is not None:
+        return panel.n_beside
     return n_figures if n_figures < 4 else 2 if n_figures == 4 else 3
 
 
@@ -127,7 +139,7 @@ def draw(
     links
         What it shares with the others of the page.
     colors
-        The color of each label (`glyphs.label_colors`), by default of this figure alone.
+        The color of each label (`figure.label_colors`), by default of this figure alone.
     height
         Height in pixels.
     width
@@ -146,10 +158,12 @@ def draw(
         for renderer in glyphs.renderers:
             renderer.view = views[renderer.data_source]
             _assign(renderer, layer.group, links)
+    is_met = [isinstance(layer, Image | Points) for layer in figure.layers]
     for source, table in zip(sources, tables, strict=True):
+        first = table.layers[0]
         target = _hover_target(plot, figure, table, source, drawn)
-        if target is not None:
-            _assign(target, figure.layers[table.layers[0]].group, links)
+        if target is not None and (is_met[first] or not any(is_met)):
+            _assign(target, figure.layers[first].group, links)
             plot.add_tools(hover_tool(figure, table, target, mapper))
     _add_legends(plot, figure, drawn, links, width)
     if any(isinstance(layer, Image) for layer in figure.layers):

@@ -15,7 +15,6 @@ from thimble_zarr.report.figure import (
     PALETTE,
     Band,
     Bars,
-    Figure,
     Image,
     Layer,
     Line,
@@ -55,17 +54,6 @@ class Glyphs:
     renderers: Sequence[GlyphRenderer]
     entries: Mapping[str, GlyphRenderer] = field(default_factory=dict)
     log_properties: Sequence[LogProperty] = ()
-
-
-def label_colors(figures: Sequence[Figure]) -> dict[str, str]:
-    """Return the color of each label, the same in all figures of a panel and for all groups."""
-    colors: dict[str, str] = {}
-    palette = cycle(PALETTE)
-    for layer in (layer for figure in figures for layer in figure.layers):
-        is_reference = isinstance(layer, Rule) or (isinstance(layer, Line) and layer.is_dashed)
-        if layer.label not in colors and not isinstance(layer, Stack | Image):
-            colors[layer.label] = layer.color or (GRAY if is_reference else next(palette))
-    return colors
 
 
 def glyphs_of(

@@ -36,12 +36,12 @@ def hover_tool(
     decoded = CustomJSHover(args={"colors": colors, "is_log": is_log}, code=_DECODED)
     return HoverTool(
         renderers=[target],
-        tooltips=[(f"{label} ", value) for label, value in rows],
+        tooltips=rows,
         formatters={
             f"@{name}": decoded if isinstance(values, list) else "printf"
             for name, values in table.columns.items()
         },
-        mode="vline" if is_joint else "mouse",
+        mode="vline" if is_joint and figure.x.is_step else "mouse",
         line_policy="nearest",
         point_policy="follow_mouse",
         visible=False,
@@ -70,9 +70,9 @@ def _rows(figure: Figure, i: int, table: Table) -> Rows:
             token = [("token", "@token{%d}")] if layer.tokens is not None else []
             return [*token, x, (figure.y.label, f"@y{i}{{%.4g}}")]
         case Image():
-            spread = " (@low to @high)" if layer.low is not None else ""
+            spread = " (@low{custom} to @high{custom})" if layer.low is not None else ""
             place = (figure.x.label, "$x{0,0}"), (figure.y.label, "$y{0,0}")
-            return [*place, (layer.unit, f"@value{spread}")]
+            return [*place, (layer.unit, f"@value{{custom}}{spread}")]
     return []
 
 

@@ -11,9 +11,8 @@ from bokeh.models.widgets import Div
 
 from thimble_zarr.report.browser.controls import log_switch
 from thimble_zarr.report.browser.draw import Drawn, draw
-from thimble_zarr.report.browser.glyphs import label_colors
 from thimble_zarr.report.browser.links import Links
-from thimble_zarr.report.figure import Figure, Panel
+from thimble_zarr.report.figure import Figure, Panel, label_colors
 
 
 class ShownPanel:
