@@ -94,7 +94,8 @@ class Tokens:
     @cached_property
     def _is_finite(self) -> np.ndarray:
         """Which tokens have finite weights at the last step."""
-        return np.isfinite(self.run.summary["norm_W"].isel(step=-1).values)
+        is_finite: np.ndarray = np.isfinite(self.run.summary["norm_W"].isel(step=-1).values)
+        return is_finite
 
     def _step_of(self, name: str) -> np.ndarray:
         steps: np.ndarray = self.run.summary[name].values.astype(np.int64)
