@@ -40,7 +40,12 @@ from thimble_zarr.experiment.trainer import TrainingData
 OTHERS = [document for document in DOCUMENTS if document.name != "README.md"]
 """Those that are followed here; the README has a file of its own."""
 
-NOT_RUN = [("architecture.md", "an illustration"), ("format.md", "an illustration")]
+NOT_RUN = [
+    ("README.md", "it serves until Ctrl-C"),
+    ("architecture.md", "an illustration"),
+    ("format.md", "an illustration"),
+    ("guide.md", "it serves until Ctrl-C"),
+]
 """Blocks that are not run, and why. A new one must be added here."""
 
 

@@ -38,6 +38,7 @@ def test_when_a_group_froze_and_what_of_it_did_not(run: Run) -> None:
 
 def test_nothing_froze_in_a_run_that_still_moves_or_has_no_step(run: Run) -> None:
     assert median_freeze_step(frozen_at(run, [13] * 11)) is None
+
     initial = replace(run, summary=run.summary.isel(step=slice(1)))
     assert len(freezing(initial)) == 1
 

@@ -143,6 +143,7 @@ def test_several_runs_are_side_by_side_and_compared(of_toy: Audited) -> None:
     assert [of.title for of in of_size.figures[:2]] == ["a: In weights", "b: In weights"]
     assert of_loss.code.splitlines() == [runs[0].code("loss"), runs[1].code("loss")]
     assert (of_loss.has_same_axes, of_size.has_same_axes) == (True, False)
+    assert (of_loss.n_beside, of_size.n_beside) == (2, 2)
     assert compared.name == "compare"
 
 

@@ -235,6 +235,8 @@ class Panel:
     has_same_axes
         Whether all figures have the same ranges of x and y, those of what is shown, and zoom
         together.
+    n_beside
+        How many figures are beside each other; None if that does not matter.
     """
 
     name: str
@@ -243,6 +245,7 @@ class Panel:
     figures: Sequence[Figure]
     note: str = ""
     has_same_axes: bool = False
+    n_beside: int | None = None
 
 
 def label_colors(figures: Sequence[Figure]) -> dict[str, str]:

@@ -192,7 +192,8 @@ def side_by_side(panels: Sequence[Panel], names: Sequence[str]) -> Panel:
     ]
     code = "\n".join(panel.code for panel in panels)
     is_alike = all(len(panel.figures) == 1 or panel.has_same_axes for panel in panels)
-    return replace(panels[0], code=code, figures=figures, has_same_axes=is_alike)
+    n_beside = 2 if len(panels) == 4 else len(panels)
+    return replace(panels[0], code=code, figures=figures, has_same_axes=is_alike, n_beside=n_beside)
 
 
 def _header(of: Audited) -> Header:

@@ -1,10 +1,10 @@
 """Where the numbers of a summary are computed: rows after rows, in forked processes.
 
-A task is the rows of a chunk, of all tokens. It writes what it computed, and returns only the last
-steps of the tokens.
+A task is the rows of a chunk, of all tokens. It writes the numbers of tokens, and returns the few
+of groups, which are written for several tasks at once.
 """
 
-from concurrent.futures import as_completed
+import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -18,8 +18,8 @@ from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.compute.windows import window_tokens
 from thimble_zarr.analysis.summary.contents import LAST_STEPS, Contents
 from thimble_zarr.analysis.summary.groups import Groups
-from thimble_zarr.analysis.summary.kept import Kept, Note
-from thimble_zarr.analysis.summary.numbers import numbers_of
+from thimble_zarr.analysis.summary.kept import BATCH, Kept, Note
+from thimble_zarr.analysis.summary.numbers import Arrays, numbers_of
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.layout import split_range
 
@@ -63,12 +63,19 @@ def bring_up_to_date(
             kept.begin(selected, wanted.groups, chunk_rows=wanted.chunk_rows)
         kept.extend(selected.steps)
         compute = partial(_compute_rows, selected, wanted.groups, native, kept)
-        running, last = [executor.submit(compute, rows) for rows in tasks], dict[str, np.ndarray]()
-        for n_done, task in enumerate(as_completed(running), start=1):
-            for name, steps in task.result().items():
-                last[name] = np.maximum(last.get(name, 0), steps)
-            if progress is not None:
-                progress(n_done, len(tasks))
+        running, n_done = [(rows, executor.submit(compute, rows)) for rows in tasks], 0
+        last = dict.fromkeys(LAST_STEPS, np.zeros(len(selected.tokens), np.int64))
+        for _, batch in itertools.groupby(running, lambda task: task[0][0] // wanted.batch_rows):
+            parts = []
+            for rows, task in batch:
+                parts.append((rows, task.result()))
+                n_done += 1
+                if progress is not None:
+                    progress(n_done, len(tasks))
+            for _, (_, steps) in parts:
+                last = {name: np.maximum(of, steps[name]) for name, of in last.items()}
+            (first, _), _ = parts[0]
+            kept.write_of_groups([of_groups for _, (of_groups, _) in parts], first)
         kept.write_last_steps(last)
         kept.finish(wanted.note)
 
@@ -101,6 +108,11 @@ class _Wanted:
         return [*split_range(self.first_row, len(self.selected.rows), self.chunk_rows)]
 
     @property
+    def batch_rows(self) -> int:
+        """Rows of several tasks, of which the numbers of groups are in one chunk."""
+        return BATCH * self.chunk_rows
+
+    @property
     def note(self) -> Note:
         """What will be there."""
         return Note(
@@ -130,10 +142,12 @@ def needs(selected: Selected, groups: Groups, n_rows: int, n_tasks: int) -> Need
 
 def _compute_rows(
     selected: Selected, groups: Groups, native: str, kept: Kept, rows: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """Compute rows and write them; return the last steps."""
+) -> tuple[Arrays, Arrays]:
+    """Compute rows and write what tokens have; return what groups have, and the last steps."""
     of_rows = replace(selected, rows=selected.rows[slice(*rows)])
     numbers = numbers_of(of_rows, groups, native)
     last = {name: numbers.pop(name) for name in LAST_STEPS}
-    kept.write(numbers, slice(*rows))
-    return last
+    contents = Contents(selected.source.reader.schema)
+    of_tokens = {name: numbers.pop(name) for name in (*contents.of_token, *contents.of_member)}
+    kept.write(of_tokens, slice(*rows))
+    return numbers, last

@@ -8,7 +8,7 @@ import getpass
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,9 @@ _ATTRIBUTE = "thimble_summary"
 
 _LOCK = ".thimble/lock"
 
+BATCH = 8
+"""Tasks whose numbers of groups share a chunk: they are few, and files take time."""
+
 _CHUNK_ELEMENTS = 2**18
 """Numbers of a chunk, about: a megabyte."""
 
@@ -50,7 +53,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     groups, quantiles
         The labels of these dims.
     chunk_rows
-        Rows a chunk.
+        Rows a chunk of what tokens have.
     version
         Of the code that made it: it is raised when numbers change.
     """
@@ -144,11 +147,13 @@ class Kept:
         contents = Contents(selected.source.reader.schema)
         for name, variable in contents.variables.items():
             dims = variable.dims
-            per_group = {"group": 1} if {"group", "step", "token"} <= {*dims} else {}
+            own = {"group": 1} if {"group", "step", "token"} <= {*dims} else {}
+            if "token" not in dims:
+                own = {"step": BATCH * chunk_rows}
             group.create_array(
                 name,
                 shape=tuple(sizes[dim] for dim in dims),
-                chunks=tuple((chunks | per_group)[dim] for dim in dims),
+                chunks=tuple((chunks | own)[dim] for dim in dims),
                 dtype=variable.dtype,
                 dimension_names=dims,
                 fill_value=np.nan if variable.dtype in (np.float32, np.float64) else 0,
@@ -185,6 +190,12 @@ class Kept:
         for name, values in numbers.items():
             array = group[name]
             array[tuple(rows if dim == "step" else slice(None) for dim in _dims(array))] = values
+
+    def write_of_groups(self, parts: Sequence[Mapping[str, np.ndarray]], first_row: int) -> None:
+        """Write the numbers that groups have at consecutive rows, of several tasks."""
+        joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        n_rows = next(iter(joined.values())).shape[1]
+        self.write(joined, slice(first_row, first_row + n_rows))
 
     def write_last_steps(self, found: Mapping[str, np.ndarray]) -> None:
         """Write the last steps of some rows, where they are later than what is there."""

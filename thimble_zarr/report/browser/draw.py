@@ -116,6 +116,8 @@ def draw_panel(panel: Panel, links: Links, *, height: int = 300) -> list[Drawn]:
 def n_beside(panel: Panel) -> int:
     """Return how many figures of a panel are shown beside each other."""
     n_figures = len(panel.figures)
+    if panel.n_beside is not None:
+        return panel.n_beside
     return n_figures if n_figures < 4 else 2 if n_figures == 4 else 3
 
 

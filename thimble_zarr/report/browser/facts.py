@@ -143,10 +143,10 @@ FREEZING_COLUMNS = (
 
 
 def median_freeze_step(run: Run) -> float | None:
-    """Return when the median row of the first group that froze did so; None if none did."""
+    """Return when the median frozen row of the first group that froze did so, if a tenth did."""
     last, froze_at = int(run.steps[-1]), run.summary["freeze_step"].values
     for mask in run.members.values():
         frozen = froze_at[mask & (froze_at < last) & (froze_at > 0)]
-        if frozen.size:
+        if frozen.size >= 0.1 * mask.sum():
             return float(np.median(frozen))
     return None
