@@ -36,6 +36,16 @@ def test_when_a_group_froze_and_what_of_it_did_not(run: Run) -> None:
     assert median_freeze_step(of) == 5.5  # of those that moved at all
 
 
+def test_what_is_not_finite_is_not_called_frozen(run: Run) -> None:
+    of = frozen_at(run, [5] * 11)
+    norms = of.summary.norm_W.values.copy()
+    norms[-1, :2] = np.nan, np.inf
+    broken = replace(of, summary=of.summary.assign(norm_W=(("step", "token"), norms)))
+    header, *rows = freezing(broken)
+    assert header[-1] == "not finite"
+    assert rows[-1][-8:] == ("11", "9", "5", "5", "5", "5", "0", "2")
+
+
 def test_nothing_froze_in_a_run_that_still_moves_or_has_no_step(run: Run) -> None:
     assert median_freeze_step(frozen_at(run, [13] * 11)) is None
 

@@ -8,6 +8,7 @@ import xarray as xr
 
 from thimble_zarr.format.layout import human_bytes
 from thimble_zarr.format.schema import Schema
+from thimble_zarr.report.panels.regimes import Exits
 from thimble_zarr.report.run import Run
 
 Facts = Mapping[str, str]
@@ -120,33 +121,37 @@ def freezing(run: Run) -> list[tuple[str, ...]]:
 
     It has no other rows of a run without a step.
     """
-    last, froze_at = int(run.steps[-1]), run.summary["freeze_step"].values
-    rows: list[tuple[str, ...]] = [FREEZING_COLUMNS]
-    for name, mask in run.members.items() if last > 0 else ():
-        of_group = np.sort(froze_at[mask])
-        frozen = of_group[of_group < last]
-        ends = ["-"] * 3
+    exits = Exits.of(run)
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for name, mask in run.members.items() if run.follows.any() else ():
+        frozen = np.sort(exits.late[mask & exits.is_frozen])
+        ends = ["-"] * 4
         if frozen.size:
-            ends = [f"{step:,.0f}" for step in (frozen[0], np.median(frozen), frozen[-1])]
-        half = of_group[(of_group.size - 1) // 2]
-        counts = (of_group.size, frozen.size, of_group.size - frozen.size)
-        n_rows, n_frozen, n_moving = (f"{n:,}" for n in counts)
-        by = f"{half:,}" if half < last else "-"
-        rows.append((name, n_rows, n_frozen, *ends, by, n_moving))
+            at = (mask.sum() - 1) // 2
+            steps = (frozen[0], np.median(frozen), frozen[-1])
+            half = f"{frozen[at]:,}" if at < frozen.size else "-"
+            ends = [*(f"{step:,.0f}" for step in steps), half]
+        n_moving = (mask & exits.is_finite & exits.is_moving).sum()
+        n_broken = (mask & ~exits.is_finite).sum()
+        rows.append(
+            (name, f"{mask.sum():,}", f"{frozen.size:,}", *ends, f"{n_moving:,}", f"{n_broken:,}")
+        )
+    if exits.is_finite.all():
+        rows = [row[:-1] for row in rows]
     return rows
 
 
-FREEZING_COLUMNS = (
+_COLUMNS = (
     *("group", "rows", "frozen", "first froze at step", "median of them", "last"),
-    *("half of all were frozen by", "still moving at the end"),
+    *("half of all were frozen by", "still moving at the end", "not finite"),
 )
 
 
 def median_freeze_step(run: Run) -> float | None:
     """Return when the median frozen row of the first group that froze did so, if a tenth did."""
-    last, froze_at = int(run.steps[-1]), run.summary["freeze_step"].values
+    exits = Exits.of(run)
     for mask in run.members.values():
-        frozen = froze_at[mask & (froze_at < last) & (froze_at > 0)]
-        if frozen.size >= 0.1 * mask.sum():
+        frozen = exits.late[mask & exits.is_frozen & (exits.late > 0)]
+        if frozen.size >= max(1, 0.1 * mask.sum()):
             return float(np.median(frozen))
     return None
