@@ -35,7 +35,10 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-SLOWEST = ("test_readme.py", "test_docs.py", "test_memory.py", "test_real_run.py")
+SLOWEST = (
+    *("test_viewer.py", "test_report_page.py"),
+    *("test_readme.py", "test_docs.py", "test_memory.py", "test_real_run.py"),
+)
 """Files of a few long tests: left to the end, one process would run them and the others wait."""
 
 SLOW = frozenset(
@@ -53,7 +56,7 @@ SLOW = frozenset(
             "replay",
         ),
         *("resume", "resume_training", "schedule", "several", "variables", "verify"),
-        "vocabulary",
+        *("report_page", "viewer", "vocabulary"),
     )
 )
 """Files that take two thirds of the time, and test our arithmetic, the disk and memory: another

@@ -347,7 +347,7 @@ def test_it_is_told_and_changes_no_answer(runs: dict[str, Path], tmp_path: Path)
     assert verdict.startswith("HOLDS to the bit")
     assert state.startswith("Health: exp_avg_sq cannot decay in bfloat16. ")
     assert start.startswith("Health: At step 1, ")
-    assert late.startswith("Health: Since step 1, ")
+    assert late.startswith("Health: From step 1 on, ")
     assert "Health" not in outcome("check", sound)[1]
     content = checked(sick, "--tokens=all")
     assert content["holds"] is True

@@ -11,6 +11,7 @@ from tests.support.panels import layer_of, summed
 from tests.support.resting import LATE, moves
 from tests.support.resting import resting as at_rest
 from tests.support.runs import History
+from tests.support.summary_oracle import spacing_of
 from thimble_zarr.report.browser.facts import facts, largest_step, median_freeze_step, resting
 from thimble_zarr.report.figure import Stack
 from thimble_zarr.report.panels.regimes import Exits, regimes
@@ -44,6 +45,16 @@ def test_when_a_group_froze_and_what_of_it_did_not(run: Run) -> None:
     assert {len(row) for row in table} == {10}
     assert caption.endswith("to the end of the recording.")
     assert median_freeze_step(of) == 5.5  # of those that moved at all
+
+
+def test_what_is_not_finite_is_not_called_frozen(run: Run) -> None:
+    of = frozen_at(run, [5] * 11)
+    norms = of.summary.norm_W.values.copy()
+    norms[-1, :2] = np.nan, np.inf
+    broken = replace(of, summary=of.summary.assign(norm_W=(("step", "token"), norms)))
+    header, *rows = resting(broken)[0]
+    assert header[-1] == "not finite"
+    assert rows[-1][-10:] == ("11", "9", "5", "5", "5", "5", "8", "0", "0", "2")
 
 
 def test_nothing_froze_in_a_run_that_still_moves_or_has_no_step(run: Run) -> None:
@@ -101,7 +112,9 @@ def test_the_largest_step_in_ulp_tells_of_the_weight_that_was_near_0(toy_path: P
     ds = at_rest(toy_path).ds
     W = ds.W.values.copy()
     W[4, 6, 2], W[5, 6, 2] = 2.0**-30, 1.5
-    told = largest_step(summed(ds.assign(W=(ds.W.dims, W))), "l2_ulp")
+    ulp = spacing_of(W, "bfloat16").astype(np.float32)
+    run = summed(ds.assign(W=(ds.W.dims, W), ulp=(ds.W.dims, ulp)))
+    told = largest_step(run, "l2_ulp")
     assert told.startswith('step 5, token 6 " t6": ')
     n_ulps = (1.5 - 2.0**-30) / 2.0**-37
     assert f"its farthest dim by {n_ulps:,.4g} ULP, from 9.313e-10 to 1.5" in told

@@ -17,7 +17,9 @@ from thimble_zarr.store.reader import StoreReader
 N_STEPS = 6
 
 
-def tokens_of(moves: np.ndarray, n_dims: int = 4, **coords: object) -> Tokens:
+def tokens_of(
+    moves: np.ndarray, n_dims: int = 4, lost: tuple[int, ...] = (), **coords: object
+) -> Tokens:
     """Return tokens by the ULP (L-inf, on one dim) that each moved, shape (step, token)."""
     n_steps, n_tokens = moves.shape
     steps = np.arange(1, n_steps + 1)
@@ -27,8 +29,11 @@ def tokens_of(moves: np.ndarray, n_dims: int = 4, **coords: object) -> Tokens:
         "freeze_step": moves > 0,
     }
     ids = np.arange(n_tokens) * 3 + 2
+    norms = np.ones((n_steps + 1, n_tokens))
+    norms[-1, lost] = np.nan
     summary = xr.Dataset(
-        {name: ("token", (of * steps[:, np.newaxis]).max(0)) for name, of in last.items()},
+        {name: ("token", (of * steps[:, np.newaxis]).max(0)) for name, of in last.items()}
+        | {"norm_W": (("step", "token"), norms)},
         coords={"step": np.arange(n_steps + 1), "token": ids},
     )
     ds = xr.Dataset(coords={name: ("token", of) for name, of in coords.items()})
@@ -73,6 +78,14 @@ def test_the_changes_of_a_span_are_those_of_the_definition(
         *zip(change.steps, change.positions, change.before, change.after, strict=True)
     ] == expected
     assert change.words == [f"{REGIMES[b]} → {REGIMES[a]}" for _, _, b, a in expected]
+
+
+def test_a_token_whose_weights_are_no_numbers_any_more_is_not_called_frozen() -> None:
+    moves = np.array([[3, 3], [0, 0], [0, 0]])
+    assert tokens_of(moves, lost=(1,)).changed(1, 3).words == [
+        "early → frozen",
+        "early → not finite",
+    ]
 
 
 TEXTS = ["the", " the", "The", " other", "x", "12", "", " "]

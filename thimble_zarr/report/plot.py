@@ -70,7 +70,7 @@ def compare(runs: Sequence[RunLike], *, group: str | None = None) -> Figure:
     Examples
     --------
     >>> import thimble_zarr
-    >>> figure = thimble_zarr.plot.compare(["run.zarr", "another.zarr"])
+    >>> figure = thimble_zarr.plot.compare(["seed0.zarr", "seed1.zarr"])
     """
     every = [_run(run, None, None) for run in runs]
     return draw(comparison.compare(every), group=_group(every[0], group))

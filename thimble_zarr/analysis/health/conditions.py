@@ -166,7 +166,7 @@ def stuck_mantissas(factor: float, native: str, program: str = "") -> tuple[int,
 
 @condition("updates-vanish-at-the-start")
 def updates_vanish_at_the_start(of: Measurements) -> Iterator[Facts]:
-    """At step {step}, {share:.1%} of the updates are smaller than half a ULP and so are lost.
+    """At step {step}, {share:.1%} of the updates are smaller than half a ULP and mostly are lost.
 
     An update is {size:.2g}. The weights have a standard deviation of {std:.3g}, and a ULP there is
     {ulp:.2g} ({looked_at}).
@@ -187,9 +187,10 @@ def updates_vanish_at_the_start(of: Measurements) -> Iterator[Facts]:
 
 @condition("updates-below-half-ulp")
 def updates_are_below_half_ulp(of: Measurements) -> Iterator[Facts]:
-    """Since step {step}, {share:.1%} of the updates are smaller than half a ULP and so are lost.
+    """From step {step} on, most updates are below half a ULP, and rounding loses most of those.
 
-    At step {last_step} they are {last_share:.1%} ({looked_at}).
+    They are {share:.1%} of all updates on average, and {last_share:.1%} at step {last_step}
+    ({looked_at}).
     """
     updates = of.updates
     known = np.flatnonzero(~np.isnan(updates.share_small))

@@ -139,27 +139,19 @@ class Kept:
             "dim": len(selected.dims),
             "quantile": len(QUANTILES),
         }
-        n_tokens = max(1, _CHUNK_ELEMENTS // chunk_rows)
-        chunks = sizes | {
-            "step": chunk_rows,
-            "token": _even(sizes["token"], n_tokens),
-        }
         contents = Contents(selected.source.reader.schema)
         for name, variable in contents.variables.items():
-            dims = variable.dims
-            own = {"group": 1} if {"group", "step", "token"} <= {*dims} else {}
-            if "token" not in dims:
-                own = {"step": BATCH * chunk_rows}
             group.create_array(
                 name,
-                shape=tuple(sizes[dim] for dim in dims),
-                chunks=tuple((chunks | own)[dim] for dim in dims),
+                shape=tuple(sizes[dim] for dim in variable.dims),
+                chunks=_chunks(variable.dims, sizes, chunk_rows),
                 dtype=variable.dtype,
-                dimension_names=dims,
+                dimension_names=variable.dims,
                 fill_value=np.nan if variable.dtype in (np.float32, np.float64) else 0,
                 compressors=_compressor(variable.dtype),
                 attributes={"long_name": variable.long_name},
             )
+        group["is_member"][:] = groups.is_member
         for name, values in (("step", selected.steps[:0]), ("token", selected.ids)):
             array = group.create_array(
                 name,
@@ -171,7 +163,6 @@ class Kept:
                 compressors=_compressor(np.int64),
             )
             array[:] = values
-        group["is_member"][:] = groups.is_member
         self._consolidate()
 
     def extend(self, steps: np.ndarray) -> None:
@@ -228,6 +219,16 @@ def _attributes(path: Path, group: str) -> Mapping[str, object]:
 
 def _dims(array: Any) -> tuple[str, ...]:
     return tuple(array.metadata.dimension_names)
+
+
+def _chunks(dims: tuple[str, ...], sizes: Mapping[str, int], chunk_rows: int) -> tuple[int, ...]:
+    """Return how an array is cut: what tokens have by task, what groups have by several."""
+    chunks = {**sizes, "step": BATCH * chunk_rows}
+    if "token" in dims:
+        most = max(1, _CHUNK_ELEMENTS // chunk_rows)
+        chunks |= {"step": chunk_rows, "token": _even(sizes["token"], most)}
+        chunks |= {"group": 1} if "step" in dims else {}
+    return tuple(chunks[dim] for dim in dims)
 
 
 def _even(n: int, most: int) -> int:

@@ -21,6 +21,7 @@ from thimble_zarr.analysis.summary.kept import Kept
 from thimble_zarr.analysis.summary.place import beside, in_cache
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import ConfigError, SelectionError, listed
+from thimble_zarr.format.reader import Reader
 from thimble_zarr.sources.open import open_recording
 
 _Path = str | os.PathLike[str]
@@ -124,7 +125,17 @@ def summary(
     )
     if not _is_whole(selected):
         return _in_memory(selected, bring)
-    lattice = None if native == recorded else native
+    kept = _kept(reader, None if native == recorded else native, place, bring)
+    ds = kept.open()
+    if len(ds.step) > len(selected.rows) and isinstance(path_or_ds, xr.Dataset):
+        return _in_memory(selected, bring)  # the run has grown, and somebody summed up more of it
+    return _labelled(ds, selected).assign_attrs(parameter=reader.schema.parameter or "")
+
+
+def _kept(
+    reader: Reader, lattice: str | None, place: _Path | None, bring: Callable[[Kept], None]
+) -> Kept:
+    """Bring the summary up to date where it lies, and where nothing can be written the cache's."""
     kept = Kept(Path(place or beside(reader.path, lattice)).absolute(), reader.group)
     try:
         bring(kept)
@@ -135,13 +146,10 @@ def summary(
         warnings.warn(
             f"nothing can be written beside {reader.path} ({error.strerror}): its summary is kept "
             f"at {kept.path}",
-            stacklevel=2,
+            stacklevel=3,
         )
         bring(kept)
-    ds = kept.open()
-    if len(ds.step) > len(selected.rows) and isinstance(path_or_ds, xr.Dataset):
-        return _in_memory(selected, bring)  # the run has grown, and somebody summed up more of it
-    return _labelled(ds, selected).assign_attrs(parameter=reader.schema.parameter or "")
+    return kept
 
 
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -6,7 +6,7 @@ from bokeh.models import CustomJS
 from bokeh.models.widgets import RadioButtonGroup, Toggle
 
 from thimble_zarr.report.browser.links import Links
-from thimble_zarr.report.browser.scales import SIDES, State, Switch
+from thimble_zarr.report.browser.scales import State, Switch
 
 
 def group_switch(links: Links) -> RadioButtonGroup:
@@ -41,28 +41,34 @@ def log_switch(switches: Sequence[Switch]) -> Toggle:
 
 
 _SET_SCALES = """
-for (const {dim, side, plot, grid, glyphs, linear, log} of axes) {
-  const {scale, range, ticks, properties} = cb_obj.active ? log : linear
+for (const {dim, plot, ticks, glyphs, linear, log} of axes) {
+  const {scale, ticker, properties} = cb_obj.active ? log : linear
+  const range = plot[`${dim}_range`]
   glyphs.forEach(([glyph, name], i) => { glyph[name] = properties[i] })
-  plot.setv({[`${dim}_scale`]: scale, [`${dim}_range`]: range, [side]: [ticks]})
-  grid.axis = ticks
+  range.scale_hint = "auto"
+  plot[`${dim}_scale`] = scale
+  ticks.ticker = ticker
+  range.reset()
+}
+for (const {plot} of axes) {
+  const view = Bokeh.index.find_one(plot)
+  view.invalidate_dataranges = true
+  view.request_layout(true)
 }
 """
+"""A range learns from Bokeh that it is logarithmic, but not that it no longer is."""
 
 
 def _models(of: Switch) -> Mapping[str, object]:
     """Return an axis as the script takes it."""
 
     def state(of: State) -> Mapping[str, object]:
-        return {"scale": of.scale, "range": of.range, "ticks": of.ticks} | {
-            "properties": [*of.properties]
-        }
+        return {"scale": of.scale, "ticker": of.ticker, "properties": [*of.properties]}
 
     return {
         "dim": of.dim,
-        "side": SIDES[of.dim],
         "plot": of.plot,
-        "grid": of.grid,
+        "ticks": of.ticks,
         "glyphs": [[*of] for of in of.glyphs],
         "linear": state(of.states[False]),
         "log": state(of.states[True]),

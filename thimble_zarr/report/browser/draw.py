@@ -337,13 +337,11 @@ def _set_scales(
 
 
 def _give_room(plot: Plot, figure: Figure) -> None:
-    """Make ranges end with pictures, begin at 0 with bars, and show what is everywhere the same."""
-    if any(isinstance(layer, Image | Stack) for layer in figure.layers):
+    """Make ranges end with pictures and bars, and show what is everywhere the same."""
+    if any(isinstance(layer, Image | Stack | Bars) for layer in figure.layers):
         for of in (plot.x_range, plot.y_range):
             if isinstance(of, DataRange1d):
                 of.range_padding = 0
-    if any(isinstance(layer, Bars) for layer in figure.layers) and not figure.y.is_log:
-        plot.y_range.start = 0
     for on_right, of in ((False, plot.y_range), (True, plot.extra_y_ranges.get("right"))):
         values = [
             layer.y[np.isfinite(layer.y)]

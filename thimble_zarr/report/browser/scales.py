@@ -6,17 +6,15 @@ from typing import Literal
 
 from bokeh.models import Axis as Ticks
 from bokeh.models import (
+    BasicTicker,
     CustomJSTickFormatter,
-    DataRange1d,
     GlyphRenderer,
-    Grid,
-    LinearAxis,
     LinearScale,
-    LogAxis,
     LogScale,
+    LogTicker,
     NoOverlap,
-    Range,
     Scale,
+    Ticker,
 )
 from bokeh.models.glyph import Glyph
 from bokeh.plotting import figure as Plot
@@ -26,9 +24,6 @@ from thimble_zarr.report.figure import Axis
 
 Dim = Literal["x", "y"]
 
-SIDES: Mapping[Dim, str] = {"x": "below", "y": "left"}
-"""Where a plot has the axis."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -36,15 +31,14 @@ class State:
 
     Attributes
     ----------
-    scale, range, ticks
-        What the plot has then.
+    scale, ticker
+        What the plot and its axis have then.
     properties
         What glyphs have then, in the order of `Switch.glyphs`.
     """
 
     scale: Scale
-    range: Range
-    ticks: Ticks
+    ticker: Ticker
     properties: Sequence[object]
 
 
@@ -52,13 +46,16 @@ class State:
 class Switch:
     """What changes where an axis becomes linear or logarithmic, and into what.
 
+    The plot keeps its range and its axis: Bokeh does not listen to a range that is put in place of
+    another, and fails to draw two new axes at a time.
+
     Attributes
     ----------
     dim
         Whether it is `x` or `y`.
     is_log
         Whether it is logarithmic at first.
-    plot, grid, glyphs
+    plot, ticks, glyphs
         What changes; of each glyph one property, which is named.
     states
         What it changes into, by whether it is logarithmic; a single one if only that makes sense.
@@ -67,7 +64,7 @@ class Switch:
     dim: Dim
     is_log: bool
     plot: Plot
-    grid: Grid
+    ticks: Ticks
     glyphs: Sequence[tuple[Glyph, str]]
     states: Mapping[bool, State]
 
@@ -87,39 +84,38 @@ def set_scale(
 ) -> Switch:
     """Give an axis of a plot its scale, and return how it is switched.
 
-    `renderers` are what it must have room for, by default all of the plot. It shares the ranges of
+    `renderers` are what it must have room for, by default all of the plot. It shares the range of
     the axis `like`, if there is one.
     """
-    states = {}
-    for is_log in (False, True) if axis.can_switch else (axis.is_log,):
-        scale, ticks = (LogScale, LogAxis) if is_log else (LinearScale, LinearAxis)
-        shared = like.states.get(is_log) if like is not None else None
-        states[is_log] = State(
-            scale=scale(),
-            range=shared.range
-            if shared is not None
-            else DataRange1d(only_visible=True, renderers=renderers or "auto"),
-            ticks=styled(ticks(axis_label=axis.label)),
+    shown = like.plot if like is not None else plot
+    scales = {
+        is_log: State(
+            scale=LogScale() if is_log else LinearScale(),
+            ticker=LogTicker() if is_log else BasicTicker(),
             properties=[of.log if is_log else of.linear for of in properties],
         )
+        for is_log in ((False, True) if axis.can_switch else (axis.is_log,))
+    }
     switch = Switch(
         dim=dim,
         is_log=axis.is_log,
         plot=plot,
-        grid=plot.xgrid[0] if dim == "x" else plot.ygrid[0],
+        ticks=styled(plot.xaxis[0] if dim == "x" else plot.yaxis[0]),
         glyphs=[(of.glyph, of.name) for of in properties],
-        states=states,
+        states=scales,
     )
-    _set(switch, states[axis.is_log])
+    if renderers is not None:
+        plot.y_range.renderers = renderers
+    switch.ticks.axis_label = axis.label
+    plot.update(**{f"{dim}_range": getattr(shown, f"{dim}_range")})
+    _set(switch, scales[axis.is_log])
     return switch
 
 
 def _set(switch: Switch, state: State) -> None:
     """Do in Python what `controls.log_switch` does in the browser."""
-    plot, dim = switch.plot, switch.dim
-    plot.update(**{f"{dim}_scale": state.scale, f"{dim}_range": state.range})
-    plot.update(**{SIDES[dim]: [state.ticks]})
-    switch.grid.axis = state.ticks
+    switch.plot.update(**{f"{switch.dim}_scale": state.scale})
+    switch.ticks.ticker = state.ticker
     for (glyph, name), value in zip(switch.glyphs, state.properties, strict=True):
         setattr(glyph, name, value)
 

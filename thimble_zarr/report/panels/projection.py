@@ -62,7 +62,8 @@ class Plane:
 
     def coordinates(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the coordinates along both axes of vectors, shape `(vector, dim)`."""
-        along = (vectors - self.origin) @ self.axes.T
+        with np.errstate(invalid="ignore"):  # infinite weights have no place in it
+            along = (vectors - self.origin) @ self.axes.T
         return along[:, 0], along[:, 1]
 
 

@@ -67,7 +67,7 @@ class Page:
     def __init__(self, doc: Document, live: Live, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self._doc, self._live = doc, live
-        self._is_scrubbing = False
+        self._is_scrubbing = self._is_growing = False
         self._concerns: tuple[Concern, ...] = ()
         steps = snapshot.run.steps
         self.links = linked(snapshot.run.groups, first=float(steps[0]), last=float(steps[-1]))
@@ -150,7 +150,7 @@ class Page:
 
     def _scrub(self, attribute: str, old: float, new: float) -> None:
         """Show a step soon: a slider that is dragged asks for many, of which the last counts."""
-        if not self._is_scrubbing:
+        if not (self._is_scrubbing or self._is_growing):
             self._is_scrubbing = True
             self._doc.add_timeout_callback(self._stop_scrubbing, SCRUB_MS)
 
@@ -202,8 +202,14 @@ class Page:
             steps.update(start=whole_run.start, end=whole_run.end)
         self.snapshot = snapshot
         self.status.text = escape(snapshot.in_words())
+        was_last = self.step.value == self.step.end
         self.step.end = max(snapshot.last_step, 1)
+        if was_last:
+            self._is_growing = True  # nobody moved the slider
+            self.step.value = self.step.end
+            self._is_growing = False
         self._attempt(self.detail.follow)
+        self._attempt(self._show_step)
         self.span.follow()
         self._show_all()
 

@@ -8,8 +8,11 @@ import xarray as xr
 
 from thimble_zarr.report.run import Run
 
-REGIMES = ("early", "midlife", "late", "frozen")
-"""What a token goes through, in this order; it may leave out any."""
+REGIMES = ("early", "midlife", "late", "frozen", "not finite")
+"""What a token goes through, in this order; it may leave out any. Weights that are no numbers any
+more are not called frozen, although no move of theirs is known."""
+
+FROZEN = REGIMES.index("frozen")
 
 _BLOCK_NUMBERS = 2**22
 """Numbers of the summary that are read at a time."""
@@ -88,6 +91,12 @@ class Tokens:
         run = self.run
         return int(run.steps[run.follows].max(initial=0))
 
+    @cached_property
+    def _is_finite(self) -> np.ndarray:
+        """Which tokens have finite weights at the last step."""
+        is_finite: np.ndarray = np.isfinite(self.run.summary["norm_W"].isel(step=-1).values)
+        return is_finite
+
     def _step_of(self, name: str) -> np.ndarray:
         steps: np.ndarray = self.run.summary[name].values.astype(np.int64)
         return steps
@@ -136,8 +145,9 @@ class Tokens:
             for position in np.flatnonzero(leaves & (bounds[before] < self.last_step)).tolist():
                 after = before + 1 + int(np.argmax(was_in[before + 1 :, position]))
                 found.append((int(bounds[before, position]), position, before, after))
-        steps, positions, befores, afters = np.array(sorted(found), np.int64).reshape(-1, 4).T
-        return Change(positions, steps, befores, afters)
+        steps, positions, left, entered = np.array(sorted(found), np.int64).reshape(-1, 4).T
+        is_lost = (entered == FROZEN) & ~self._is_finite[positions]
+        return Change(positions, steps, left, np.where(is_lost, FROZEN + 1, entered))
 
     def sample(self, positions: np.ndarray, seed: int = 0) -> np.ndarray:
         """Return as many other tokens at random, or all others where there are fewer; ascending.
