@@ -67,7 +67,7 @@ def _layers(
             ends = np.array([x.min(), x.max()])
             layers += [
                 Line(
-                    label=f"update of {name} ULP, the median",
+                    label=f"{name} ULP (median)",
                     group=group,
                     color=ORANGE,
                     x=ends,
