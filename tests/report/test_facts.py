@@ -8,7 +8,7 @@ import pytest
 
 import thimble_zarr
 from tests.support.runs import History
-from thimble_zarr.report.browser.facts import facts, freezing, largest_step, median_freeze_step
+from thimble_zarr.report.browser.facts import facts, freezing, largest_step, median_freeze_steps
 from thimble_zarr.report.run import Run
 
 
@@ -33,7 +33,7 @@ def test_when_a_group_froze_and_what_of_it_did_not(run: Run) -> None:
     assert rows["dead"] == ("4", "3", "0", "4", "7", "4", "1")
     assert rows["live"] == ("7", "0", "-", "-", "-", "-", "7")
     assert rows["all"] == ("11", "3", "0", "4", "7", "-", "8")
-    assert median_freeze_step(of) == 5.5  # of those that moved at all
+    assert median_freeze_steps(of) == {"dead": 5.5, "all": 5.5}  # of those that moved at all
 
 
 def test_what_is_not_finite_is_not_called_frozen(run: Run) -> None:
@@ -47,7 +47,7 @@ def test_what_is_not_finite_is_not_called_frozen(run: Run) -> None:
 
 
 def test_nothing_froze_in_a_run_that_still_moves_or_has_no_step(run: Run) -> None:
-    assert median_freeze_step(frozen_at(run, [13] * 11)) is None
+    assert median_freeze_steps(frozen_at(run, [13] * 11)) == {}
 
     initial = replace(run, summary=run.summary.isel(step=slice(1)))
     assert len(freezing(initial)) == 1

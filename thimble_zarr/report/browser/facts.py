@@ -147,11 +147,11 @@ _COLUMNS = (
 )
 
 
-def median_freeze_step(run: Run) -> float | None:
-    """Return when the median frozen row of the first group that froze did so, if a tenth did."""
-    exits = Exits.of(run)
-    for mask in run.members.values():
+def median_freeze_steps(run: Run) -> dict[str, float]:
+    """Return when the median frozen row of each group froze, of those of which a tenth did."""
+    exits, steps = Exits.of(run), dict[str, float]()
+    for group, mask in run.members.items():
         frozen = exits.late[mask & exits.is_frozen & (exits.late > 0)]
         if frozen.size >= max(1, 0.1 * mask.sum()):
-            return float(np.median(frozen))
-    return None
+            steps[group] = float(np.median(frozen))
+    return steps
