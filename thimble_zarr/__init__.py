@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from thimble_zarr.record.recorder import Recorder
     from thimble_zarr.record.schedule import every, log_spaced, windows
     from thimble_zarr.report import plot
+    from thimble_zarr.report.html import write_report
     from thimble_zarr.store.integrity.verify import verify
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "summary",
     "verify",
     "windows",
+    "write_report",
 ]
 
 _HOMES = {
@@ -63,6 +65,7 @@ _HOMES = {
     "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",
+    "write_report": "thimble_zarr.report.html",
 }
 
 

@@ -53,6 +53,9 @@ class Tuning:
     summary_elements: int = 2**20
     """Numbers of a variable that a task of a summary writes at most: steps times tokens."""
 
+    summary_part_bytes: int = 2**20
+    """Size of an array of a part of a summary: it makes some hundred calls for each."""
+
     sample_elements: int = 2**19
     """Elements that causes are tried on; those that failed first are among them."""
 

@@ -140,16 +140,19 @@ class Window:
         return positions
 
     def parts(
-        self, classes: np.ndarray | None = None, dtype: type[np.floating] = np.float64
+        self,
+        classes: np.ndarray | None = None,
+        dtype: type[np.floating] = np.float64,
+        n_bytes: int | None = None,
     ) -> "Iterator[tuple[tuple[slice, slice], Window]]":
         """Cut the window into parts, windows too, so that formulas run in the cache.
 
         With each part comes where it lies in the window, along rows and tokens. `classes` says
         which class each token is of, ascending: no part has tokens of two. `dtype` is that of the
-        parts' numbers.
+        parts' numbers, and an array of them has about `n_bytes`, `tuning.part_bytes` if None.
         """
         n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
-        n_elements = tuning.TUNING.part_bytes // np.dtype(dtype).itemsize
+        n_elements = (n_bytes or tuning.TUNING.part_bytes) // np.dtype(dtype).itemsize
         part_rows = min(n_rows, max(1, n_elements // n_dims))
         part_tokens = max(1, n_elements // (part_rows * n_dims))
         ends = [] if classes is None else (np.flatnonzero(np.diff(classes)) + 1).tolist()

@@ -134,7 +134,7 @@ def needs(selected: Selected, groups: Groups, n_rows: int, n_tasks: int) -> Need
     itemsizes = [storage_dtype(schema.dtypes[name]).itemsize for name in contents.inputs]
     taken += (layout.block_steps + 1) * n_at_once * schema.n_dims * sum(itemsizes)
     taken += 2 * layout.block_steps * layout.chunk_tokens * schema.n_dims * max(itemsizes)
-    taken += _PART_ARRAYS * max(tuning.TUNING.part_bytes * 5 // 4, 8 * schema.n_dims)
+    taken += _PART_ARRAYS * max(tuning.TUNING.summary_part_bytes * 5 // 4, 8 * schema.n_dims)
     n_classes = groups.has_class.shape[1]
     taken += 8 * 6 * n_rows * schema.n_dims * (n_classes + len(groups.names))
     return Needs(taken * 5 // 4, 8 * len(LAST_STEPS) * n_tokens * 2, n_tasks, "the summary")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.reduction import by_class
 from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.compute.variables import decay, decays, update
@@ -52,7 +53,8 @@ def _parts(
         groups = [by_class(group, classes[places]) for group in small]
         for (steps, where), window in windows_of(source, rows, groups, dims, inputs):
             positions = places[where]
-            for (part_rows, part_tokens), part in window.parts(classes[positions], dtype):
+            n_bytes = tuning.TUNING.summary_part_bytes
+            for (part_rows, part_tokens), part in window.parts(classes[positions], dtype, n_bytes):
                 first = steps.start + part_rows.start
                 at = slice(first, first + len(part.rows)), as_slice(positions[part_tokens])
                 yield at, int(classes[positions[part_tokens.start]]), part
@@ -186,7 +188,7 @@ class _Numbers:
         predicted = update(part, out=(part.memory("update"), part.memory("term")))
         if part.of_rows(decays):
             predicted += decay(part)
-        stalled = np.greater(predicted != 0, moved)
+        stalled = ~moved if predicted.all() else np.greater(predicted != 0, moved)
         self.sums["n_stalled"][index, rows] += _count_all(stalled)
         self.sums["predicted"][index, rows] += np.vecdot(predicted, predicted).sum(axis=-1)
         memory[...] = predicted
