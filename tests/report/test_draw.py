@@ -11,6 +11,7 @@ from bokeh.models import HoverTool, LinearScale, LogScale, LogTicker
 from tests.support.pages import GROUPS, PIXELS, X, Y, hard_panels
 from thimble_zarr.report.browser.columns import (
     BLANK,
+    STILL,
     ColorScale,
     color_scale,
     pixels,
@@ -65,17 +66,18 @@ def test_layers_of_one_x_send_it_once() -> None:
 def test_a_pixel_is_its_number_to_half_a_color(is_log: bool) -> None:
     values = np.geomspace(0.5, 80, 1000)
     scale = ColorScale(0.5, 80, is_log)
-    share = pixels(values, scale) / 254
+    share = (pixels(values, scale) - 1.0) / 253
     read = 0.5 * (80 / 0.5) ** share if is_log else 0.5 + 79.5 * share
     error = np.log(read / values) / np.log(160) if is_log else (read - values) / 79.5
-    assert np.abs(error).max() <= 0.5 / 254 + 1e-9
+    assert np.abs(error).max() <= 0.5 / 253 + 1e-9
 
 
 def test_pixels_without_a_number_are_blank_and_others_are_not() -> None:
     scale = color_scale(PANELS["picture"].figures[0].layers)
     assert (scale.low, scale.high) == (pytest.approx(1e-3), pytest.approx(30))
     found = pixels(PIXELS, scale)
-    assert (found == BLANK).tolist() == [[True, True, False], [False, False, False]]
+    assert (found == BLANK).tolist() == [[True, False, False], [False, False, False]]
+    assert found[0, 1] == STILL
     assert found[1, 2] == 254  # infinite
 
 
@@ -164,5 +166,5 @@ def test_every_number_under_the_mouse_is_formatted(name: str) -> None:
         tools = [tool for tool in of.plot.tools if isinstance(tool, HoverTool)]
         texts = [text for tool in tools for _, text in tool.tooltips]
         assert len(tools) == len(GROUPS) + (figure.right is not None)
-        assert all(re.fullmatch(r"([@$]\w+\{[^}]+\}| \(?| to |\))+", text) for text in texts)
+        assert all(re.fullmatch(r"([@$]\w+\{[^}]+\}| %| \(?| to |\))+", text) for text in texts)
         assert name != "picture" or {"@value{custom}"} <= {*texts}

@@ -12,7 +12,7 @@ from tests.support.resting import LATE, moves
 from tests.support.resting import resting as at_rest
 from tests.support.runs import History
 from tests.support.summary_oracle import spacing_of
-from thimble_zarr.report.browser.facts import facts, largest_step, median_freeze_step, resting
+from thimble_zarr.report.browser.facts import facts, largest_step, median_freeze_steps, resting
 from thimble_zarr.report.figure import Stack
 from thimble_zarr.report.panels.regimes import Exits, regimes
 from thimble_zarr.report.rests import Rests
@@ -44,7 +44,7 @@ def test_when_a_group_froze_and_what_of_it_did_not(run: Run) -> None:
     assert rows["all"] == ("11", "3", "0", "4", "7", "-", "9", "0", "8")
     assert {len(row) for row in table} == {10}
     assert caption.endswith("to the end of the recording.")
-    assert median_freeze_step(of) == 5.5  # of those that moved at all
+    assert median_freeze_steps(of) == {"dead": 5.5, "all": 5.5}  # of those that moved at all
 
 
 def test_what_is_not_finite_is_not_called_frozen(run: Run) -> None:
@@ -58,7 +58,7 @@ def test_what_is_not_finite_is_not_called_frozen(run: Run) -> None:
 
 
 def test_nothing_froze_in_a_run_that_still_moves_or_has_no_step(run: Run) -> None:
-    assert median_freeze_step(frozen_at(run, [13] * 11)) is None
+    assert median_freeze_steps(frozen_at(run, [13] * 11)) == {}
 
     initial = replace(run, summary=run.summary.isel(step=slice(1)))
     assert len(resting(initial)[0]) == 1

@@ -40,7 +40,7 @@ HEADER = Header(
 
 
 def page_of(panels: list[Panel], **header: object) -> str:
-    steps = Steps(first=0, last=60, freezing=31)
+    steps = Steps(first=0, last=60, freezing={"dead": 31})
     return as_page("run.zarr", [replace(HEADER, **header)], panels, groups=GROUPS, steps=steps)
 
 
@@ -96,7 +96,8 @@ def test_the_data_of_all_groups_are_there_once(page: str) -> None:
     models = document_of(page)
     assert {name_of(of) for of in models if of["name"] == "RendererGroup"} == {*GROUPS}
     n_sources = len([of for of in models if of["name"] == "ColumnDataSource"])
-    assert n_sources == sum(len(tables_of(of)) for panel in hard_panels() for of in panel.figures)
+    n_tables = sum(len(tables_of(of)) for panel in hard_panels() for of in panel.figures)
+    assert n_sources == n_tables + 1  # the texts of tokens
 
 
 def test_nothing_is_fetched(page: str) -> None:
@@ -172,10 +173,12 @@ def test_a_page_that_would_be_too_large_shows_fewer_points(
 
 
 def test_zooms_are_within_reach_and_leave_out_a_freezing_that_was_not() -> None:
-    spans = Steps(first=0, last=1000, freezing=400).spans()
-    assert spans["around the freezing"] == (300, 500)
-    assert "around the freezing" not in Steps(first=0, last=1000).spans()
-    assert all(np.diff(span) > 0 for span in Steps(first=3, last=3, freezing=3).spans().values())
+    steps = Steps(first=0, last=1000, freezing={"dead": 400, "live": 985})
+    assert steps.spans("dead")["around the freezing"] == (300, 500)
+    assert "around the freezing" not in steps.spans("all") | steps.spans(None)
+    assert "around the freezing" not in steps.spans("live")  # the last 10 % show it
+    short = Steps(first=3, last=3, freezing={"dead": 3})
+    assert all(np.diff(span) > 0 for span in short.spans("dead").values())
 
 
 @pytest.mark.usefixtures("few_panels")

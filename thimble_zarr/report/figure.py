@@ -64,6 +64,9 @@ def shade(color: str, share: float) -> str:
     return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
 
 
+STILL = "#d5d8dd"
+"""Of pixels that are 0 where colors are by the logarithm."""
+
 STEP = Axis(label="step", is_step=True)
 
 
@@ -137,7 +140,8 @@ class Image(Layer):
     Attributes
     ----------
     values
-        Float32, shape `(row, column)`, the lowest row first; NaN is left blank. Each is the median
+        Float32, shape `(row, column)`, the lowest row first; NaN is left blank, and 0 is grey where
+        colors are by the logarithm. Each is the median
         of what the pixel covers.
     low, high
         Least and greatest of it, same shape; None where a pixel covers one number.
@@ -210,6 +214,8 @@ class Figure:
         The axes; `right` is a second one for layers that say so.
     layers
         What is drawn, the lowest first.
+    is_equal
+        Whether a unit is as long on both axes.
     """
 
     title: str = ""
@@ -217,6 +223,7 @@ class Figure:
     y: Axis
     right: Axis | None = None
     layers: Sequence[Layer]
+    is_equal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

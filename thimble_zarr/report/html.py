@@ -12,11 +12,7 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.summarized import health
 from thimble_zarr.analysis.summary.summary import summary
-from thimble_zarr.report.browser.facts import (
-    facts,
-    median_freeze_step,
-    resting,
-)
+from thimble_zarr.report.browser.facts import facts, median_freeze_steps, resting
 from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page
 from thimble_zarr.report.figure import Panel
 from thimble_zarr.report.panels.comparison import compare
@@ -158,7 +154,9 @@ def _coarser(run: Run) -> Run:
 def _page(runs: Sequence[Audited], stage: Stage) -> str:
     every = [of.run for of in runs]
     names = [Path(run.store).name for run in every]
-    freeze_steps = [at for run in every if (at := median_freeze_step(run)) is not None]
+    freezing: dict[str, float] = {}
+    for run in reversed(every):  # the first run's count
+        freezing |= median_freeze_steps(run)
     with stage("drawing") as reach:
         panels = panels_of(every, names, reach)
         return as_page(
@@ -169,9 +167,17 @@ def _page(runs: Sequence[Audited], stage: Stage) -> str:
             steps=Steps(
                 first=min(int(run.steps[0]) for run in every),
                 last=max(int(run.steps[-1]) for run in every),
-                freezing=freeze_steps[0] if freeze_steps else None,
+                freezing=freezing,
             ),
+            texts=_texts(every[0]),
         )
+
+
+def _texts(run: Run) -> dict[int, str]:
+    """Return the text of each token, by id, where it is known."""
+    if "text" not in run.ds:
+        return {}
+    return dict(zip(run.ids.tolist(), map(str, run.ds["text"].values), strict=True))
 
 
 def panels_of(runs: Sequence[Run], names: Sequence[str], reach: Reach) -> list[Panel]:

@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
@@ -17,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from thimble_zarr.report.figure import (
     GRAY,
     PALETTE,
+    STILL,
     Axis,
     Band,
     Bars,
@@ -255,15 +257,17 @@ def _draw_stack(ax: Axes, stack: Stack) -> dict[str, Artist]:
 
 
 def _draw_image(ax: Axes, image: Image) -> None:
-    values = np.ma.masked_invalid(image.values)
+    values = np.ma.masked_invalid(image.values, copy=True)
     norm = Normalize()
     if image.is_log and (values > 0).any():
-        values = np.ma.masked_less_equal(values, 0)
-        norm = LogNorm()
+        positive = values[values > 0]
+        norm = LogNorm(vmin=positive.min(), vmax=positive.max())
+        values[values == 0] = positive.min() / 2
+        values = np.ma.masked_less(values, 0)
     ax.grid(visible=False)
     artist = ax.imshow(
         values,
-        cmap=COLORMAP,
+        cmap=colormaps[COLORMAP].with_extremes(under=STILL),
         norm=norm,
         aspect="auto",
         origin="lower",

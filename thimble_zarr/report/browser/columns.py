@@ -12,7 +12,10 @@ import numpy as np
 from thimble_zarr.report.figure import Band, Bars, Figure, Image, Layer, Line, Points, Rule, Stack
 
 BLANK = 255
-"""A pixel without a number. The others are 0 to 254, from the least to the greatest of a figure."""
+"""A pixel without a number. The others are 1 to 254, from the least to the greatest of a figure."""
+
+STILL = 0
+"""A pixel that is 0, where colors are by the logarithm."""
 
 
 Column = np.ndarray | list[np.ndarray]
@@ -29,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class ColorScale:
-    """What the pixels of a figure stand for: 0 is `low`, and 254 `high`."""
+    """What the pixels of a figure stand for: 1 is `low`, and 254 `high`."""
 
     low: float
     high: float
@@ -81,14 +84,15 @@ def color_scale(layers: Sequence[Layer]) -> ColorScale:
 
 
 def pixels(values: np.ndarray, colors: ColorScale) -> np.ndarray:
-    """Return numbers as one byte each; what has no logarithm is blank where colors are by it."""
+    """Return numbers as one byte each; negative ones are blank on a logarithmic scale."""
     ends, shown = np.array([colors.low, colors.high]), np.asarray(values, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = np.log(ends) if colors.is_log else ends
         shown = np.log(np.where(shown > 0, shown, np.nan)) if colors.is_log else shown
         share = np.clip((shown - low) / (high - low), 0, 1)
     is_blank = np.isnan(share)
-    return np.where(is_blank, BLANK, np.round(254 * np.where(is_blank, 0, share))).astype(np.uint8)
+    found = np.where(is_blank, BLANK, 1 + np.round(253 * np.where(is_blank, 0, share)))
+    return np.where(colors.is_log & (np.asarray(values) == 0), STILL, found).astype(np.uint8)
 
 
 def _columns(i: int, layer: Layer, least: float, colors: ColorScale) -> dict[str, Column]:
@@ -147,6 +151,7 @@ def _image_columns(image: Image, colors: ColorScale) -> dict[str, Column]:
     place = {"x": left, "y": bottom, "width": right - left, "height": top - bottom}
     shown = {"value": image.values, "low": image.low, "high": image.high}
     return {
+        **({"tokens": [image.tokens.astype(np.int32)]} if image.tokens is not None else {}),
         **{name: np.array([value], np.float64) for name, value in place.items()},
         **{name: [pixels(values, colors)] for name, values in shown.items() if values is not None},
     }

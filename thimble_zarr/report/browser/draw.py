@@ -20,6 +20,7 @@ from bokeh.models import (
     LogAxis,
     LogColorMapper,
     LogScale,
+    Range1d,
     Title,
 )
 from bokeh.models import (
@@ -110,7 +111,23 @@ def draw_panel(panel: Panel, links: Links, *, height: int = 300) -> list[Drawn]:
     for figure in panel.figures:
         like = drawn[0] if drawn and panel.has_same_axes else None
         drawn.append(draw(figure, links, colors=colors, height=height, width=width, like=like))
+    _align([of.plot for of in drawn])
     return drawn
+
+
+def _align(plots: Sequence[Plot]) -> None:
+    """Have figures beside each other begin and end at the same heights."""
+    height = max((plot.height for plot in plots), default=0)
+    top = max((_top(plot) for plot in plots), default=0)
+    for plot in plots:
+        plot.update(height=height, min_border_top=top)
+
+
+def _top(plot: Plot) -> int:
+    """Return how many pixels the title and the legends of a figure need."""
+    legends = [of for of in plot.above if isinstance(of, Legend)]
+    n_rows = max((-(-len(of.items) // int(of.ncols)) for of in legends), default=0)
+    return _TITLE_HEIGHT * bool(plot.title.visible) + _ENTRY_HEIGHT * n_rows + 4 * bool(legends)
 
 
 def n_beside(panel: Panel) -> int:
@@ -164,7 +181,7 @@ def draw(
         target = _hover_target(plot, figure, table, source, drawn)
         if target is not None and (is_met[first] or not any(is_met)):
             _assign(target, figure.layers[first].group, links)
-            plot.add_tools(hover_tool(figure, table, target, mapper))
+            plot.add_tools(hover_tool(figure, table, target, mapper, links.texts))
     _add_legends(plot, figure, drawn, links, width)
     if any(isinstance(layer, Image) for layer in figure.layers):
         _add_color_bar(plot, figure, mapper)
@@ -183,7 +200,7 @@ def _plot(figure: Figure, links: Links, height: int) -> Plot:
     plot = Plot(
         height=height,
         sizing_mode="stretch_width",
-        x_range=links.steps if figure.x.is_step else DataRange1d(only_visible=True),
+        x_range=_x_range(figure, links),
         y_range=DataRange1d(only_visible=True),
         x_axis_label=figure.x.label,
         tools="pan,wheel_zoom,reset,save",
@@ -202,11 +219,20 @@ def _plot(figure: Figure, links: Links, height: int) -> Plot:
         text_font_style="normal",
         text_color="#3c4043",
     )
-    plot.update(outline_line_color=None, min_border_right=16)
+    plot.update(outline_line_color=None, min_border_right=16, match_aspect=figure.is_equal)
     plot.grid.grid_line_color = "#eceff1"
     if figure.right is not None:
         _add_right_axis(plot, figure.right)
     return plot
+
+
+def _x_range(figure: Figure, links: Links) -> Range1d | DataRange1d:
+    """Return what is in view: of a histogram all steps, as single ones tell nothing."""
+    if not figure.x.is_step:
+        return DataRange1d(only_visible=True)
+    if any(isinstance(layer, Bars) for layer in figure.layers):
+        return Range1d(start=links.steps.start, end=links.steps.end, bounds=links.steps.bounds)
+    return links.steps
 
 
 def _add_right_axis(plot: Plot, axis: Axis) -> None:
@@ -261,7 +287,7 @@ def _entries(
 def _entries_beside(labels: Sequence[str], width: int) -> int:
     """Return how many entries of a legend there is room for beside each other."""
     longest = max(map(len, labels))
-    return max(1, min(len(labels), width // (6 * longest + 40)))
+    return max(1, min(len(labels), int(width / (5.4 * longest + 32))))
 
 
 def _add_legends(
@@ -281,12 +307,15 @@ def _add_legends(
                 orientation="horizontal",
                 ncols=n_columns,
                 border_line_color=None,
-                label_text_font_size="12px",
+                label_text_font_size="11px",
                 label_text_color="#3c4043",
-                glyph_width=18,
-                glyph_height=14,
-                margin=4,
-                spacing=10,
+                label_standoff=4,
+                label_height=14,
+                glyph_width=16,
+                glyph_height=12,
+                margin=2,
+                padding=2,
+                spacing=6,
             )
             _assign(legend, group, links)
             plot.add_layout(legend, "above")
@@ -294,7 +323,10 @@ def _add_legends(
     plot.height += _ENTRY_HEIGHT * (n_rows - 1)
 
 
-_ENTRY_HEIGHT = 24
+_TITLE_HEIGHT = 22
+"""Pixels of a title."""
+
+_ENTRY_HEIGHT = 20
 """Pixels of a line of a legend, of which what is drawn is not to be made lower."""
 
 
@@ -302,15 +334,14 @@ def _add_color_bar(plot: Plot, figure: Figure, mapper: ContinuousColorMapper) ->
     image = next(layer for layer in figure.layers if isinstance(layer, Image))
     bar = ColorBar(
         color_mapper=mapper,
-        title=image.unit,
         width=12,
         padding=8,
-        title_text_font_style="normal",
-        title_text_font_size="12px",
         major_label_text_font_size="11px",
         border_line_color=None,
     )
     plot.add_layout(bar, "right")
+    style = {"text_font_size": "12px", "text_font_style": "normal", "text_color": "#3c4043"}
+    plot.add_layout(Title(text=image.unit, align="center", **style), "right")
 
 
 def _set_scales(

@@ -198,11 +198,11 @@ def _caption(row_name: str, longest: Mapping[str, int]) -> str:
     return told if rested else told.partition(" Some")[0]
 
 
-def median_freeze_step(run: Run) -> float | None:
-    """Return when the median row at rest moved last, of the first group of which a tenth rests."""
-    exits = Exits.of(run)
-    for mask in run.members.values():
-        at_rest = exits.late[mask & exits.is_frozen & (exits.late > 0)]
-        if at_rest.size and at_rest.size >= 0.1 * mask.sum():
-            return float(np.median(at_rest))
-    return None
+def median_freeze_steps(run: Run) -> dict[str, float]:
+    """Return when the median frozen row of each group froze, of those of which a tenth did."""
+    exits, steps = Exits.of(run), dict[str, float]()
+    for group, mask in run.members.items():
+        frozen = exits.late[mask & exits.is_frozen & (exits.late > 0)]
+        if frozen.size >= max(1, 0.1 * mask.sum()):
+            steps[group] = float(np.median(frozen))
+    return steps

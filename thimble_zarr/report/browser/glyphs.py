@@ -13,6 +13,7 @@ from thimble_zarr.report.browser.columns import BLANK
 from thimble_zarr.report.figure import (
     GRAY,
     PALETTE,
+    STILL,
     Band,
     Bars,
     Image,
@@ -23,8 +24,8 @@ from thimble_zarr.report.figure import (
     Stack,
 )
 
-N_COLORS = BLANK
-"""Colors of a picture, one for each number that a pixel can have."""
+N_COLORS = BLANK - 1
+"""Colors of a picture, one for each number but 0 that a pixel can have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def glyphs_of(
                 x="x", y=f"y{i}", size=4, fill_color=color, fill_alpha=0.5, line_color=None
             )
             if layer.tokens is None:  # not one of many
-                dots.update(size=9, fill_alpha=1.0, line_color="#ffffff")
+                dots.update(size=13, fill_alpha=1.0, line_color="#ffffff", line_width=2)
             return _with_entry(layer, plot.add_glyph(source, dots))
         case Rule():
             rule = shapes.VSpan(x="at") if layer.x is not None else shapes.HSpan(y="at")
@@ -149,7 +150,11 @@ def _stack(plot: Plot, i: int, layer: Stack, source: ColumnDataSource) -> Glyphs
 def _image(plot: Plot, source: ColumnDataSource) -> GlyphRenderer:
     """Draw pixels, which are bytes; that of no number is beyond the colors, and so seen through."""
     shades = LinearColorMapper(
-        palette=viridis(N_COLORS)[::-1], low=0, high=N_COLORS - 1, high_color="rgba(0, 0, 0, 0)"
+        palette=viridis(N_COLORS)[::-1],
+        low=1,
+        high=N_COLORS,
+        low_color=STILL,
+        high_color="rgba(0, 0, 0, 0)",
     )
     image = shapes.Image(image="value", x="x", y="y", dw="width", dh="height", color_mapper=shades)
     return plot.add_glyph(source, image)

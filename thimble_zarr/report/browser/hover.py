@@ -1,6 +1,8 @@
 """The numbers that a figure shows where the mouse is."""
 
+import numpy as np
 from bokeh.models import (
+    ColumnDataSource,
     ContinuousColorMapper,
     CustomJSHover,
     GlyphRenderer,
@@ -13,37 +15,57 @@ from thimble_zarr.report.figure import Axis, Band, Bars, Figure, Image, Line, Po
 
 _DECODED = """
 if (value == 255) return "none"
-const {low, high} = colors, share = value / 254
+if (value == 0) return "0"
+const {low, high} = colors, share = (value - 1) / 253
 const shown = is_log ? low * Math.pow(high / low, share) : low + (high - low) * share
 return Number(shown.toPrecision(3)).toString()
 """
 """From the byte of a pixel (`columns.pixels`) to its number."""
 
+_NAMED = """
+let id = value
+if (picture != null) {
+  const {y: [bottom], height: [height], tokens: [ids]} = picture.data
+  id = ids[Math.min(ids.length - 1, Math.floor(ids.length * (special_vars.y - bottom) / height))]
+}
+const at = Array.from(texts.data.token).indexOf(id)
+return at < 0 ? `${id}` : `${id} ${JSON.stringify(texts.data.text[at])}`
+"""
+"""From the id of a token, or a place in a picture, to its id and text."""
+
 Rows = list[tuple[str, str]]
 
 
 def hover_tool(
-    figure: Figure, table: Table, target: GlyphRenderer, colors: ContinuousColorMapper
+    figure: Figure,
+    table: Table,
+    target: GlyphRenderer,
+    colors: ContinuousColorMapper,
+    texts: ColumnDataSource,
 ) -> HoverTool:
     """Return what shows the numbers of a table, where the mouse is over one of its glyphs."""
     rows: Rows = []
     for i in table.layers:
         rows += _rows(figure, i, table)
-    is_joint = "x" in table.columns and not isinstance(
-        figure.layers[table.layers[0]], Points | Image
-    )
+    first = figure.layers[table.layers[0]]
+    is_joint = "x" in table.columns and not isinstance(first, Points | Image)
     is_log = isinstance(colors, LogColorMapper)
     decoded = CustomJSHover(args={"colors": colors, "is_log": is_log}, code=_DECODED)
+    picture = target.data_source if isinstance(first, Image) else None
+    named = CustomJSHover(args={"texts": texts, "picture": picture}, code=_NAMED)
+    formatters: dict[str, object] = {
+        f"@{name}": decoded if isinstance(values, list) else "printf"
+        for name, values in table.columns.items()
+    }
+    formatters |= {name: named for _, text in rows for name in ("@token", "$y") if name in text}
     return HoverTool(
         renderers=[target],
         tooltips=rows,
-        formatters={
-            f"@{name}": decoded if isinstance(values, list) else "printf"
-            for name, values in table.columns.items()
-        },
+        formatters=formatters,
         mode="vline" if is_joint and figure.x.is_step else "mouse",
         line_policy="nearest",
         point_policy="follow_mouse",
+        attachment="below",
         visible=False,
     )
 
@@ -52,27 +74,30 @@ def _rows(figure: Figure, i: int, table: Table) -> Rows:
     """Return what is told of layer `i`: names, and how their numbers are written."""
     layer = figure.layers[i]
     label = layer.label or figure.y.label
+    number, unit = "{%.4g}", " %" if "%" in figure.y.label else ""
     x = (figure.x.label, f"@x{_number(figure.x)}")
     first = [x] if i == table.layers[0] else []
     match layer:
         case Line():
-            spread = f" (@low{i}{{%.3g}} to @high{i}{{%.3g}})" if layer.low is not None else ""
-            return [*first, (label, f"@y{i}{{%.4g}}{spread}")]
+            spread = f" (@low{i}{number} to @high{i}{number})" if layer.low is not None else ""
+            return [*first, (label, f"@y{i}{number}{unit}{spread}")]
         case Band():
-            return [*first, (label, f"@low{i}{{%.4g}} to @high{i}{{%.4g}}")]
+            if not np.any(layer.low):
+                return [*first, (label, f"@high{i}{number}{unit}")]
+            return [*first, (label, f"@low{i}{number} to @high{i}{number}{unit}")]
         case Stack():
             names = reversed([*enumerate(layer.heights)])
-            return [*first, *((name, f"@height{i}_{k}{{%.4g}}") for k, name in names)]
+            return [*first, *((name, f"@height{i}_{k}{number}{unit}") for k, name in names)]
         case Bars():
-            number = _number(figure.x)
-            return [(figure.x.label, f"@left{number} to @right{number}"), (label, f"@y{i}{{%.4g}}")]
+            ends = f"@left{_number(figure.x)} to @right{_number(figure.x)}"
+            return [(figure.x.label, ends), (label, f"@y{i}{number}{unit}")]
         case Points():
-            token = [("token", "@token{%d}")] if layer.tokens is not None else []
-            return [*token, x, (figure.y.label, f"@y{i}{{%.4g}}")]
+            token = [(layer.label or "token", "@token{custom}")] if layer.tokens is not None else []
+            return [*token, x, (figure.y.label, f"@y{i}{number}{unit}")]
         case Image():
             spread = " (@low{custom} to @high{custom})" if layer.low is not None else ""
-            place = (figure.x.label, "$x{0,0}"), (figure.y.label, "$y{0,0}")
-            return [*place, (layer.unit, f"@value{{custom}}{spread}")]
+            token = [("token", "$y{custom}")] if layer.tokens is not None else []
+            return [(figure.x.label, "$x{0,0}"), *token, (layer.unit, f"@value{{custom}}{spread}")]
     return []
 
 

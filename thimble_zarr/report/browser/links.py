@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bokeh.models import CustomJS, Range1d
+from bokeh.models import ColumnDataSource, CustomJS, Range1d
 from bokeh.models.renderers import RendererGroup
 
 from thimble_zarr.report.browser.cursor import cursor
@@ -21,11 +21,14 @@ class Links:
         The steps in view.
     cursor
         What moves a line in all figures to the step that the mouse is at.
+    texts
+        The columns `token` and `text`: what is told of a token besides its id.
     """
 
     groups: Mapping[str, RendererGroup]
     steps: Range1d
     cursor: CustomJS
+    texts: ColumnDataSource
 
     @property
     def shown_group(self) -> str | None:
@@ -33,7 +36,9 @@ class Links:
         return next((name for name, of in self.groups.items() if of.visible), None)
 
 
-def linked(groups: Sequence[str], *, first: float, last: float) -> Links:
+def linked(
+    groups: Sequence[str], *, first: float, last: float, texts: Mapping[int, str] | None = None
+) -> Links:
     """Return what figures of a run share.
 
     Parameters
@@ -42,6 +47,8 @@ def linked(groups: Sequence[str], *, first: float, last: float) -> Links:
         The groups of tokens. The first is shown.
     first, last
         The steps of the run.
+    texts
+        Of tokens by id, if they are known.
     """
     last = max(last, first + 1)  # of a run of one step there is something to see, too
     margin = 0.01 * (last - first)
@@ -51,4 +58,5 @@ def linked(groups: Sequence[str], *, first: float, last: float) -> Links:
         groups={name: RendererGroup(visible=name == groups[0], name=name) for name in groups},
         steps=steps,
         cursor=cursor(steps),
+        texts=ColumnDataSource({"token": [*(texts or {})], "text": [*(texts or {}).values()]}),
     )

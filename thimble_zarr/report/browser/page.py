@@ -1,7 +1,7 @@
 """A page of panels as one HTML file, which needs nothing else: no server, no network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 from bokeh.document import Document
@@ -11,7 +11,7 @@ from bokeh.resources import INLINE
 from jinja2 import Environment
 
 from thimble_zarr import __version__
-from thimble_zarr.report.browser.controls import group_switch, log_switch, zoom_switch
+from thimble_zarr.report.browser.controls import follow_group, group_switch, log_switch, zoom_switch
 from thimble_zarr.report.browser.draw import draw_panel, n_beside
 from thimble_zarr.report.browser.links import Links, linked
 from thimble_zarr.report.figure import Figure, Image, Panel
@@ -61,27 +61,27 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The steps of a page: first, last, and by when the median row froze if any did."""
+    """The steps of a page: first, last, and of groups by when the median row froze."""
 
     first: float
     last: float
-    freezing: float | None = None
+    freezing: Mapping[str, float] = field(default_factory=dict)
 
-    def spans(self) -> dict[str, tuple[float, float]]:
-        """Return what the reader can zoom to."""
+    def spans(self, group: str | None) -> dict[str, tuple[float, float]]:
+        """Return what the reader can zoom to while a group is shown.
+
+        Around the freezing nothing is to be seen that the last steps do not show, if it is there.
+        """
         whole = max(self.last - self.first, 1)
         margin, tenth = whole / 100, whole / 10
         spans = {
             "all": (self.first - margin, self.last + margin),
             "first 10 %": (self.first - margin / 10, self.first + tenth),
-            "around the freezing": (0.0, 0.0),
-            "last 10 %": (self.last - tenth, self.last + margin / 10),
         }
-        if self.freezing is None:
-            del spans["around the freezing"]
-        else:
-            spans["around the freezing"] = (self.freezing - tenth, self.freezing + tenth)
-        return spans
+        at = self.freezing.get(group or "")
+        if at is not None and self.first + tenth < at < self.last - tenth:
+            spans["around the freezing"] = (at - tenth, at + tenth)
+        return {**spans, "last 10 %": (self.last - tenth, self.last + margin / 10)}
 
 
 def as_page(
@@ -91,6 +91,7 @@ def as_page(
     *,
     groups: Sequence[str],
     steps: Steps,
+    texts: Mapping[int, str] | None = None,
 ) -> str:
     """Return a page as HTML.
 
@@ -106,8 +107,10 @@ def as_page(
         The groups of tokens among which the reader chooses. The first is shown.
     steps
         The steps of the runs.
+    texts
+        Of tokens by id, if they are known.
     """
-    links = linked(groups, first=steps.first, last=steps.last)
+    links = linked(groups, first=steps.first, last=steps.last, texts=texts)
     controls = _controls(links, steps)
     models: list[Model] = [model for _, model in controls]
     sections = []
@@ -143,12 +146,15 @@ def as_page(
 def _controls(links: Links, steps: Steps) -> list[tuple[str, Model]]:
     """Return what is at the top of the page while it is scrolled, with what it is for."""
     controls: list[tuple[str, Model]] = []
-    if len(links.groups) > 1:
-        group = group_switch(links)
+    group = group_switch(links) if len(links.groups) > 1 else None
+    if group is not None:
         group.name = "group"
         controls.append(("tokens", group))
-    zoom = zoom_switch(links, steps.spans())
+    spans = [steps.spans(of) for of in links.groups] or [steps.spans(None)]
+    zoom = zoom_switch(links, spans)
     zoom.name = "zoom"
+    if group is not None:
+        follow_group(zoom, group, spans)
     return [*controls, ("steps", zoom)]
 
 

@@ -84,7 +84,8 @@ def projection(run: Run) -> Panel:
             ]
     x, y = (Axis(label=f"{which} component of the centroid's path") for which in ("1st", "2nd"))
     figures = [
-        Figure(title=f"step {step:,}", x=x, y=y, layers=of_step) for step, of_step in layers.items()
+        Figure(title=f"step {step:,}", x=x, y=y, layers=of_step, is_equal=True)
+        for step, of_step in layers.items()
     ]
     return Panel(
         name="projection",

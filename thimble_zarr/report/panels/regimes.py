@@ -151,7 +151,7 @@ def token_image(run: Run) -> Panel:
         figures=[figure] if layers else [],
         note=(
             f"Each pixel is the median of the {run.row_name}s and steps that it covers. It is "
-            "blank where half of them or more did not move. The black line is the last move of "
+            "grey where half of them or more did not move. The black line is the last move of "
             f"each {run.row_name} that is at rest when the recording ends."
             if layers
             else NO_CHANGE
@@ -164,7 +164,7 @@ def _image(run: Run, group: str, of: Pixels, order: np.ndarray) -> Image:
     middle = (2 * np.arange(n_rows) + 1) * len(order) // (2 * n_rows)
     return Image(
         group=group,
-        values=np.where(of.median > 0, of.median, np.float32(np.nan)),
+        values=of.median,
         low=of.low,
         high=of.high,
         x=(first - 0.5, last + 0.5),
