@@ -113,8 +113,8 @@ def _note(run: Run) -> str:
         return "Without a formula of the optimizer, or what it needs, no step can be predicted."
     return (
         "The optimizer's formula in exact arithmetic against the recorded change, of all weights "
-        "of the group: 1 where they agree. It does not round, as the weights do; the check's "
-        "replay rounds as torch does, and so can hold to the bit where these two do not agree. "
+        "of the group: 1 where they agree. Unlike the weights the formula is not rounded. The "
+        "check's replay rounds as torch does: it can hold to the bit where these do not agree. "
         "Stalled: the formula moves the weight, and it stayed. Rounding mostly loses an update "
         f"below half an ULP ({run.summary.attrs['ulp_dtype']}), the distance to the next number."
     )
