@@ -97,7 +97,7 @@ def test_a_token_is_found_by_its_text_and_its_whole_history_shown(
 
 
 def test_a_click_on_the_picture_shows_the_token_of_its_row(page: Page, real_run: Path) -> None:
-    box = place(page, "tokens, sorted by freeze step")
+    box = place(page, "tokens, sorted by their last move")
     page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.3 * box["height"])
     words = page.get_by_text(re.compile(r"token [\d,]+ · 0 times in the corpus · dead"))
     words.wait_for()

@@ -17,6 +17,7 @@ def test_norm_drift_and_steps_are_those_of_the_mean(toy_path: Path, toy_history:
         for title, first, expected in (
             ("Norm", 0, np.linalg.norm(mean, axis=1)),
             ("Drift", 0, np.linalg.norm(mean - mean[0], axis=1)),
+            ("Still to go", 0, np.linalg.norm(mean - mean[-1], axis=1)),
             ("Step size", 1, np.linalg.norm(np.diff(mean, axis=0), axis=1)),
         ):
             line = layer_of(figure_of(panel, title), Line, group=group, label="")
@@ -27,12 +28,14 @@ def test_norm_drift_and_steps_are_those_of_the_mean(toy_path: Path, toy_history:
 def test_the_first_row_alone_has_a_place(toy_path: Path) -> None:
     run = toy(toy_path, n_rows=2)
     titles = [figure.title for figure in centroid(run).figures]
-    assert titles == ["Norm", "Drift", "Step size"]
+    assert titles == ["Norm", "Drift", "Still to go", "Step size"]
 
 
 def test_identical_tokens_are_counted(toy_path: Path) -> None:
     ds = toy(toy_path).ds.load()
-    assert identical(summed(ds)).figures == []
+    none = identical(summed(ds))
+    assert none.figures == []
+    assert "At no step do two tokens" in none.note
     W = ds.W.values.copy()
     tokens = np.flatnonzero(~live_mask())
     W[3:, tokens[:3]] = W[3:, tokens[:1]]

@@ -169,7 +169,7 @@ def test_a_sample_is_of_members_and_the_same_at_every_call() -> None:
         np.testing.assert_array_equal(of, tokens[group])
     assert {len(of) for of in sampled(replace(run, n_points=7)).values()} == {7}
     assert sample_note(run) == (
-        "Shown are 1,000 tokens drawn at random from 1,001 one more, from 5,000 all."
+        "Up to 1,000 tokens of a group are shown, drawn at random from 1,001 one more, 5,000 all."
     )
 
 

@@ -123,6 +123,7 @@ def test_a_toy_run_is_reported_whole(of_toy: Audited) -> None:
     page = as_html([of_toy])
     body = body_of(page)
     assert "HOLDS to the bit" in body
+    assert "dead (4): each row from the row before, rounded as torch rounds" in body
     assert "11 x 5" in body
     panels = [make(of_toy.run) for make in PANELS]
     for panel in panels:

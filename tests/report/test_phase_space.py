@@ -32,12 +32,15 @@ def test_points_are_root_mean_squares_over_dims(
 
 def test_on_the_line_an_update_is_one_ulp(toy_path: Path, toy_history: History) -> None:
     for step, figure in zip([1, 2, 3, 4, 7, 13], phase_space(toy(toy_path)).figures, strict=True):
-        line = layer_of(figure, Line, group="dead", label="update of 1 ULP")
+        line = layer_of(figure, Line, group="dead", label="1 ULP (median)")
         at = toy_history["W"][step - 1][~live_mask()]
         update = 1e-2 * line.y / line.x
         np.testing.assert_allclose(update, np.median(spacing_of(at, "bfloat16")), rtol=1e-12)
         points = layer_of(figure, Points, group="dead", label="token")
         assert (line.x == [points.x.min(), points.x.max()]).all()
+        half = layer_of(figure, Line, group="dead", label="1/2 ULP (median)")
+        assert (half.y == line.y / 2).all()
+        assert line.is_dashed > half.is_dashed
 
 
 def test_the_ulp_is_of_the_dtype_that_the_summary_measures_in(
@@ -45,7 +48,7 @@ def test_the_ulp_is_of_the_dtype_that_the_summary_measures_in(
 ) -> None:
     run = replace(toy(toy_path), ds=thimble_zarr.open_dataset(toy_path))
     of_float16 = replace(run, summary=run.summary.assign_attrs(ulp_dtype="float16"))
-    line = layer_of(phase_space(of_float16).figures[0], Line, group="dead", label="update of 1 ULP")
+    line = layer_of(phase_space(of_float16).figures[0], Line, group="dead", label="1 ULP (median)")
     expected = np.median(spacing_of(toy_history["W"][0][~live_mask()], "float16"))
     np.testing.assert_allclose(1e-2 * line.y / line.x, expected, rtol=1e-6)
 
@@ -55,7 +58,7 @@ def test_without_a_learning_rate_no_update_is_one_ulp(toy_path: Path) -> None:
     still = replace(run, ds=run.ds.assign(learning_rate=0 * run.ds.learning_rate))
     for figure in phase_space(still).figures:
         assert layers_of(figure, Points, group="dead", label="token")
-        assert not layers_of(figure, Line, group="dead", label="update of 1 ULP")
+        assert not layers_of(figure, Line, group="dead", label="1 ULP (median)")
 
 
 def test_what_is_no_point_of_a_logarithmic_axis_is_left_out(toy_path: Path) -> None:

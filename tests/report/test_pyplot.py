@@ -50,6 +50,14 @@ def test_a_line_goes_through_its_points_and_its_range_lies_around_it() -> None:
     }
 
 
+def test_a_logarithmic_axis_has_no_place_for_0() -> None:
+    y = np.where(X < 5, 0, Y)
+    ax = axes(Line(label="a", x=X, y=y), Band(label="b", x=X, low=y, high=Y), y=LOG)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), np.where(X < 5, np.nan, Y))
+    assert ax.collections[0].get_paths()[0].vertices[:, 0].min() == 5
+    np.testing.assert_array_equal(axes(Line(x=X, y=y)).lines[0].get_ydata(), y)
+
+
 def test_a_point_between_unknown_ones_is_seen() -> None:
     y = np.where(X % 3 == 1, Y, np.nan)
     line = axes(Line(x=X, y=y)).lines[0]

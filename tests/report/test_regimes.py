@@ -54,7 +54,7 @@ def test_a_rule_says_when_half_have_frozen(toy_path: Path) -> None:
             assert group not in rules
         else:
             assert rules[group].x == first
-            assert rules[group].label == f"half are frozen after step {first}"
+            assert rules[group].label == f"half had made their last move by step {first}"
 
 
 def test_weights_that_are_lost_are_not_called_frozen(toy_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_weights_that_are_lost_are_not_called_frozen(toy_path: Path) -> None:
     stack = layer_of(regimes(run).figures[0], Stack, group="all", label="")
     np.testing.assert_allclose(stack.heights["not finite"][[5, 6, -1]], [0, 100 / 11, 100 / 11])
     np.testing.assert_allclose(sum(stack.heights.values()), 100)
-    freezing = figure_of(last_steps(run), "Freeze step: the last with any change")
+    freezing = figure_of(last_steps(run), "Last step with any change")
     n_before = ((LATE > 0) & (LATE < N_STEPS)).sum()
     assert layer_of_group(freezing.layers, "all").heights.sum() == n_before - 1
 
@@ -81,7 +81,7 @@ def layer_of_group(layers: list[Bars], group: str) -> Bars:
     [
         ("Last early step", EARLY, "8 left; 1 still early at step 13"),
         ("Last midlife step", MIDLIFE, "8 left; 2 still midlife at step 13"),
-        ("Freeze step: the last with any change", LATE, "7 frozen; 3 still moving at step 13"),
+        ("Last step with any change", LATE, "7 at rest; 3 still moving at step 13"),
     ],
 )
 def test_histograms_count_who_left(
@@ -111,7 +111,7 @@ def test_the_picture_has_a_row_a_token_sorted_by_freeze_step(toy_path: Path) -> 
         np.testing.assert_allclose(image.values, expected, rtol=1e-6)
         assert image.x == (-0.5, N_STEPS + 0.5)
         assert image.y == (0, mask.sum())
-        frozen = layer_of(figure, Line, group=group, label="freeze step")
+        frozen = layer_of(figure, Line, group=group, label="last move")
         ends = np.where(LATE < N_STEPS, LATE + 0.5, np.nan)[order]
         np.testing.assert_array_equal(frozen.x, ends)
         np.testing.assert_array_equal(frozen.y, np.arange(mask.sum()) + 0.5)

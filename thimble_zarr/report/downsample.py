@@ -170,6 +170,16 @@ def mostly_early(steps: np.ndarray, n_most: int) -> list[int]:
     return chosen
 
 
+def few_steps(steps: np.ndarray, n_most: int) -> list[int]:
+    """Return at most so many of six of the steps, mostly early ones: those of all such panels."""
+    chosen = mostly_early(steps, _N_FEW)
+    n = min(len(chosen), n_most)
+    return [chosen[at] for at in np.rint(np.linspace(0, len(chosen) - 1, n)).astype(np.int64)]
+
+
+_N_FEW = 6
+
+
 def sampled(run: Run) -> dict[str, np.ndarray]:
     """Return of each group positions of tokens: all, or a random sample, the same at every call."""
     order = np.random.default_rng(_SEED).permutation(run.summary.sizes["token"])
@@ -186,7 +196,8 @@ def sample_note(run: Run) -> str:
     if not large:
         return ""
     rows = f"{run.row_name}s"
-    return f"Shown are {run.n_points:,} {rows} drawn at random from {', from '.join(large)}."
+    of = ", ".join(large)
+    return f"Up to {run.n_points:,} {rows} of a group are shown, drawn at random from {of}."
 
 
 def token_ids(run: Run, tokens: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ A panel (`panels/`) makes a `Figure` of a run; `browser/draw` draws it with Boke
 and the viewer, and `pyplot` with matplotlib. So a panel is computed once and looks alike in both.
 
 What is 0, negative or infinite has no place on a logarithmic axis: lines are interrupted there,
-and bands and bars begin at the lower edge.
+bands are left out, and bars begin at the lower edge.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,6 +44,9 @@ PALETTE = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "#5d3a9b", "#8c510a"
 
 GRAY = "#8a8f98"
 """Of what is not in question: references, the learning rate."""
+
+BLACK = "#000000"
+"""Of what must be seen on everything else."""
 
 REGIME_COLORS: Mapping[str, str] = {
     "early": "#e07b54",

@@ -12,7 +12,7 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.summarized import health
 from thimble_zarr.analysis.summary.summary import summary
-from thimble_zarr.report.browser.facts import facts, freezing, median_freeze_steps
+from thimble_zarr.report.browser.facts import facts, median_freeze_steps, resting
 from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page
 from thimble_zarr.report.figure import Panel
 from thimble_zarr.report.panels.comparison import compare
@@ -209,6 +209,7 @@ def side_by_side(panels: Sequence[Panel], names: Sequence[str]) -> Panel:
 def _header(of: Audited) -> Header:
     """Return what is told of a run before its panels."""
     run, verdicts = of.run, []
+    table, caption = resting(run)
     for subset in of.check or ():
         findings = [f"{finding.code}: {finding.message}" for finding in subset.findings]
         text = f"{subset.subset}: {subset.verdict.text}"
@@ -217,7 +218,17 @@ def _header(of: Audited) -> Header:
         name=run.store,
         verdicts=verdicts,
         concerns=[(concern.code, concern.message) for concern in of.concerns],
-        facts=facts(run),
-        table=freezing(run),
-        caption=f"When {run.row_name}s froze: the last step at which each moved",
+        facts=facts(run) | _checked(of.check),
+        table=table,
+        caption=caption,
     )
+
+
+def _checked(found: CheckResult | None) -> dict[str, str]:
+    """Return which tokens were replayed, and how that differs from the panel of accounting."""
+    replayed = [f"{of.subset} ({of.n_tokens:,})" for of in found or () if of.replay is not None]
+    if not replayed:
+        return {}
+    how = "each row from the row before, rounded as torch rounds"
+    beside = "the formula of the panel Accounting does not round"
+    return {"replayed": f"{', '.join(replayed)}: {how}; {beside}"}

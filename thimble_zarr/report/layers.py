@@ -57,7 +57,7 @@ def group_lines(run: Run, values: np.ndarray, *, label: str, color: str) -> list
 QUANTILES = {0.0: "min", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "max"}
 """What quantiles are called, by the share of tokens that are below."""
 
-SHADES = {0.0: 0.5, 0.5: 0.0, 0.9: 0.2, 0.99: 0.35, 1.0: 0.5}
+SHADES = {0.0: 0.65, 0.5: 0.0, 0.9: 0.3, 0.99: 0.5, 1.0: 0.7}
 """How much white there is in their colors."""
 
 

@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def _draw_figure(
     ax.set_axisbelow(True)
     right = ax.twinx() if figure.right is not None else ax
     entries: dict[str, Artist] = {}
-    for layer in layers:
+    for layer in map(_positive, layers) if figure.y.is_log else layers:
         on = right if isinstance(layer, Line) and layer.on_right else ax
         artists = _draw_layer(on, layer, layer.color or colors.get(layer.label, GRAY))
         entries |= {label: artist for label, artist in artists.items() if label}
@@ -163,6 +164,17 @@ def _draw_figure(
     if figure.right is not None:
         _set_axis(right, "y", figure.right)
     return entries
+
+
+def _positive(layer: Layer) -> Layer:
+    """Return a line or band without what has no place on a logarithmic axis."""
+    match layer:
+        case Line(y=y, low=low):
+            y = np.where(y > 0, y, np.nan)
+            return replace(layer, y=y, low=None if low is None else np.where(low > 0, low, y))
+        case Band(low=low):
+            return replace(layer, low=np.where(low > 0, low, np.nan))
+    return layer
 
 
 def _set_axis(ax: Axes, name: str, axis: Axis) -> None:
@@ -197,7 +209,7 @@ def _draw_layer(ax: Axes, layer: Layer, color: str) -> dict[str, Artist]:
         case Bars(edges=edges, heights=heights):
             artist = ax.stairs(heights, edges, fill=True, color=color, alpha=0.7)
         case Points(x=x, y=y, tokens=None):
-            artist = ax.scatter(x, y, s=40, color=color, edgecolors="white")
+            artist = ax.scatter(x, y, s=40, color=color, edgecolors="white", zorder=3)
         case Points(x=x, y=y):
             artist = ax.scatter(x, y, s=7, color=color, alpha=0.5, linewidths=0)
         case Rule(y=at) if at is not None:

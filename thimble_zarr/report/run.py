@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from thimble_zarr.analysis.dataset.lattice import lattice
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -67,6 +69,13 @@ class Run:
         """What a row of the parameter is called."""
         dims = self.ds["W"].dims
         return "token" if "token" in dims else "row" if len(dims) > 2 else "element"
+
+    @property
+    def ulp(self) -> xr.DataArray:
+        """The ULP of each weight, of the dtype that the summary measures in."""
+        dtype = self.summary.attrs["ulp_dtype"]
+        ds = self.ds if dtype == self.ds.attrs["dtype"] else lattice(self.ds, dtype)
+        return ds["ulp"]
 
     def of_groups(self, name: str) -> np.ndarray:
         """Return a variable of the summary, of groups and steps alone, as `(group, step)`."""

@@ -122,7 +122,8 @@ def _columns(i: int, layer: Layer, least: float, colors: ColorScale) -> dict[str
             raise TypeError(f"a figure has no layer of the kind {type(layer).__name__}")
     low, high = found.get(f"low{i}"), found.get(f"high{i}")
     if low is not None and high is not None and not (low >= least).all():
-        found[f"floor{i}"] = np.where(high > 0, np.maximum(low, least), np.nan)
+        has_place = np.where(low > 0, low, high)  # an area from 0 on has no height
+        found[f"floor{i}"] = np.where(high > 0, has_place, np.nan)
     return {name: _small(values) for name, values in found.items() if values is not None}
 
 

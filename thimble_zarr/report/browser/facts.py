@@ -1,4 +1,4 @@
-"""What a person asks of a run first: how large, how trained, frozen when, moved how far."""
+"""What a person asks of a run first: how large, how trained, at rest since, moved how far."""
 
 import json
 from collections.abc import Mapping
@@ -8,10 +8,12 @@ import xarray as xr
 
 from thimble_zarr.format.layout import human_bytes
 from thimble_zarr.format.schema import Schema
+from thimble_zarr.report.downsample import values_of
 from thimble_zarr.report.panels.regimes import Exits
+from thimble_zarr.report.rests import Rests
 from thimble_zarr.report.run import Run
 
-Facts = Mapping[str, str]
+Facts = dict[str, str]
 """What is told of a run, by its name."""
 
 
@@ -35,8 +37,10 @@ def facts(run: Run) -> Facts:
         "size": f"{human_bytes(n_bytes)} uncompressed",
         "optimizer": f"{schema.optimizer.name}, {schema.optimizer.implementation}",
         "hyper-parameters": _hyper_parameters(run.ds, schema),
-        "largest step": largest_step(run),
+        "largest step, by |delta W|": largest_step(run, "norm_delta_W"),
+        "largest step, in ULP": largest_step(run, "l2_ulp"),
         "loss": _loss(run.ds),
+        "lines": _lines(run),
         "settings": _settings(schema),
         "recorded": ", ".join(
             [schema.created, *(f"{name} {version}" for name, version in schema.software.items())]
@@ -47,8 +51,15 @@ def facts(run: Run) -> Facts:
 
 def _tokens(run: Run) -> str:
     """Return how many tokens are in each group."""
-    sizes = [f"{int(mask.sum()):,} {name}" for name, mask in run.members.items()]
+    told = _LABELS if "dead" in run.summary.coords else {}
+    sizes = [
+        f"{int(mask.sum()):,} {name}{told.get(name, '')}" for name, mask in run.members.items()
+    ]
     return ", ".join(sizes) if run.row_name == "token" else ""
+
+
+_LABELS = {"dead": " (never in the training text)", "live": " (in it)"}
+"""What labels of tokens say of them."""
 
 
 def _hyper_parameters(ds: xr.Dataset, schema: Schema) -> str:
@@ -73,6 +84,17 @@ def _loss(ds: xr.Dataset) -> str:
     return f"{known[0]:.4g} at first, {known[-1]:.4g} at last" if known.size else ""
 
 
+def _lines(run: Run) -> str:
+    """Return what a point of a line is, where it is of several steps."""
+    n_at_once = -(-len(run.steps) // run.n_columns)
+    if n_at_once == 1:
+        return ""
+    return (
+        f"each point is the median of up to {n_at_once} steps, and the pale area around a line, "
+        "or what is in brackets, their least and greatest"
+    )
+
+
 def _settings(schema: Schema) -> str:
     """Return the settings of the run, seeds first, that were kept and not told already."""
     config = schema.attrs.get("config", schema.attrs)
@@ -92,19 +114,27 @@ def _settings(schema: Schema) -> str:
 _MOST_SETTINGS = 16
 
 
-def largest_step(run: Run) -> str:
-    """Return which row moved how far when, the farthest of all; nothing of a run without a step."""
-    most = run.summary["norm_delta_W_quantiles"].sel(quantile=1.0).max("group").values
+def largest_step(run: Run, by: str) -> str:
+    """Return which row moved how far when, the farthest of all by a variable of the summary.
+
+    It is empty of a run without a step.
+    """
+    most = run.summary[f"{by}_quantiles"].sel(quantile=1.0).max("group").values
     if np.isnan(most).all():
         return ""
-    row = int(np.nanargmax(np.where(np.isnan(most), -np.inf, most)))
-    of_step = run.summary[["norm_delta_W", "l2_ulp", "max_ulp"]].isel(step=row).load()
-    sizes = of_step["norm_delta_W"].values
-    token = int(np.nanargmax(np.where(np.isnan(sizes), -np.inf, sizes)))
-    at = of_step.isel(token=token)
+    row = int(np.nanargmax(most))
+    step = int(run.steps[row])
+    of_step = run.summary[["norm_delta_W", "l2_ulp"]].isel(step=row).load()
+    token = int(np.nanargmax(of_step[by].values))
+    sizes = of_step.isel(token=token)
+    at = {"": np.array([token])}
+    before, after = (values_of(run.ds["W"], of, at)[""][0] for of in (step - 1, step))
+    ulps = np.abs(after - before) / values_of(run.ulp, step - 1, at)[""][0]
+    dim = int(np.argmax(ulps))
     return (
-        f"step {run.steps[row]:,}, {_name(run, token)}: |delta W| {float(at.norm_delta_W):.4g}, "
-        f"{float(at.l2_ulp):,.4g} ULP; its farthest dim {float(at.max_ulp):,.4g} ULP"
+        f"step {step:,}, {_name(run, token)}: |delta W| {float(sizes.norm_delta_W):.4g}, "
+        f"{float(sizes.l2_ulp):,.4g} ULP; its farthest dim by {ulps[dim]:,.4g} ULP, "
+        f"from {before[dim]:.4g} to {after[dim]:.4g}"
     )
 
 
@@ -116,35 +146,56 @@ def _name(run: Run, position: int) -> str:
     return f"{run.row_name} {number}{text}"
 
 
-def freezing(run: Run) -> list[tuple[str, ...]]:
-    """Return when each group froze, and how much of it never did: a table, its columns first.
+def resting(run: Run) -> tuple[list[tuple[str, ...]], str]:
+    """Return since when each group is at rest, and how far that can be relied on.
 
-    It has no other rows of a run without a step.
+    A table, its columns first, and how to read it. It has no rows of a run without a step.
     """
-    exits = Exits.of(run)
-    rows: list[tuple[str, ...]] = [_COLUMNS]
-    for name, mask in run.members.items() if run.follows.any() else ():
-        frozen = np.sort(exits.late[mask & exits.is_frozen])
-        ends = ["-"] * 4
-        if frozen.size:
-            at = (mask.sum() - 1) // 2
-            steps = (frozen[0], np.median(frozen), frozen[-1])
-            half = f"{frozen[at]:,}" if at < frozen.size else "-"
-            ends = [*(f"{step:,.0f}" for step in steps), half]
-        n_moving = (mask & exits.is_finite & exits.is_moving).sum()
-        n_broken = (mask & ~exits.is_finite).sum()
-        rows.append(
-            (name, f"{mask.sum():,}", f"{frozen.size:,}", *ends, f"{n_moving:,}", f"{n_broken:,}")
-        )
-    if exits.is_finite.all():
-        rows = [row[:-1] for row in rows]
-    return rows
+    exits, rows, longest = Exits.of(run), list[tuple[str, ...]](), dict[str, int]()
+    if not exits.last:
+        return [RESTING_COLUMNS], ""
+    rests, has_lost = Rests.of(run, exits), not exits.is_finite.all()
+    for name, mask in run.members.items():
+        at_rest, ends = mask & exits.is_frozen, ["-"] * 4
+        if at_rest.any():
+            since, lengths = exits.late[at_rest], rests.at_end[at_rest]
+            numbers = (since.min(), np.median(since), since.max(), np.median(lengths))
+            ends = [f"{number:,.0f}" for number in numbers]
+        longest[name] = int(rests.ended[mask].max(initial=0))
+        counts = (mask, at_rest, mask & exits.is_moving & exits.is_finite)
+        n_rows, n_at_rest, n_moving = (f"{int(of.sum()):,}" for of in counts)
+        lost = [f"{int((mask & ~exits.is_finite).sum()):,}"] if has_lost else []
+        since_when = (*ends[:3], _half_by(exits, mask))
+        rests_of = (ends[3], f"{longest[name]:,}")
+        rows.append((name, n_rows, n_at_rest, *since_when, *rests_of, n_moving, *lost))
+    columns = RESTING_COLUMNS + ("not finite",) * has_lost
+    return [columns, *rows], _caption(run.row_name, longest)
 
 
-_COLUMNS = (
-    *("group", "rows", "frozen", "first froze at step", "median of them", "last"),
-    *("half of all were frozen by", "still moving at the end", "not finite"),
+def _half_by(exits: Exits, mask: np.ndarray) -> str:
+    """Return by when half of a group had moved for the last time; a dash if less than half have."""
+    if not mask.any() or 2 * (mask & exits.is_frozen).sum() < mask.sum():
+        return "-"
+    ends = np.sort(np.where(exits.is_frozen, exits.late, np.inf)[mask])
+    return f"{ends[(ends.size - 1) // 2]:,.0f}"
+
+
+RESTING_COLUMNS = (
+    *("group", "rows", "at rest at the end", "their last move at step: first", "median", "last"),
+    *("half of all made theirs by", "steps of rest at the end, median"),
+    *("longest rest that ended, steps", "still moving at the end"),
 )
+
+
+def _caption(row_name: str, longest: Mapping[str, int]) -> str:
+    """Return how to read that table: what it cannot know."""
+    rested = [f"{length:,} steps ({name})" for name, length in longest.items() if length]
+    told = (
+        f"A {row_name} is at rest from the step after its last move to the end of the recording. "
+        f"Some rested for up to {', '.join(rested)} before, and moved again: "
+        "a shorter rest may end."
+    )
+    return told if rested else told.partition(" Some")[0]
 
 
 def median_freeze_steps(run: Run) -> dict[str, float]:

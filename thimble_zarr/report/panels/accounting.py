@@ -112,8 +112,9 @@ def _note(run: Run) -> str:
     if "norm_predicted" not in run.summary:
         return "Without a formula of the optimizer, or what it needs, no step can be predicted."
     return (
-        "Ratio and cosine are of all weights of the group, and 1 where the formula explains "
-        f"everything, to {_DECIMALS} decimals. Stalled: the formula moves the weight, and it "
-        "stayed. Rounding mostly loses an update below half an ULP "
-        f"({run.summary.attrs['ulp_dtype']}), the distance to the next number."
+        "The optimizer's formula in exact arithmetic against the recorded change, of all weights "
+        "of the group: 1 where they agree. Unlike the weights the formula is not rounded. The "
+        "check's replay rounds as torch does: it can hold to the bit where these do not agree. "
+        "Stalled: the formula moves the weight, and it stayed. Rounding mostly loses an update "
+        f"below half an ULP ({run.summary.attrs['ulp_dtype']}), the distance to the next number."
     )

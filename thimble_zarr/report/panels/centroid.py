@@ -10,7 +10,8 @@ from thimble_zarr.report.run import Run
 
 
 def centroid(run: Run) -> Panel:
-    """Return the norm of the centroid, its drift, and the size of its steps."""
+    """Return the norm of the centroid, how far it has come and is to go, and its steps."""
+    first, last = (f"{step:,}" for step in run.steps[[0, -1]])
     place, moves = run.summary["centroid"], run.summary["mean_delta_W"]
     figures = [
         Figure(
@@ -20,7 +21,14 @@ def centroid(run: Run) -> Panel:
         )
         for title, label, is_log, color, values in (
             ("Norm", "|centroid|", False, GREEN, norms(place)),
-            ("Drift", "|centroid - its first place|", False, BLUE, norms(place, from_first=True)),
+            ("Drift", f"|centroid - centroid at step {first}|", False, BLUE, norms(place, of=0)),
+            (
+                "Still to go",
+                f"|centroid - centroid at step {last}|",
+                True,
+                PINK,
+                norms(place, of=-1),
+            ),
             ("Step size", "|mean of delta W|", True, ORANGE, norms(moves)),
         )
     ]
@@ -30,8 +38,8 @@ def centroid(run: Run) -> Panel:
         code=run.code("centroid"),
         figures=[figure for figure in figures if figure.layers],
         note=(
-            f"Norm: its distance from the origin. Drift: its distance from where it was at step "
-            f"{run.steps[0]}. Step size: how far it moves in a step."
+            f"Norm: its distance from the origin. Drift: from where it was at step {first}. Still "
+            f"to go: from where it is at step {last}. Step size: how far it moves in a step."
         ),
     )
 
@@ -39,7 +47,7 @@ def centroid(run: Run) -> Panel:
 def identical(run: Run) -> Panel:
     """Return how many tokens have the very weights of another, and how many share the same."""
     n, largest = run.of_groups("n_identical"), run.of_groups("largest_identical")
-    rows = f"{run.row_name}s"
+    rows, has_any = f"{run.row_name}s", np.nanmax(n, initial=0) > 0
     figure = Figure(
         y=Axis(label=rows, can_switch=True),
         layers=[
@@ -51,17 +59,24 @@ def identical(run: Run) -> Panel:
         name="identical",
         title=f"Identical {rows}",
         code=run.code("identical"),
-        figures=[figure] if np.nanmax(n, initial=0) > 0 else [],
-        note=f"{rows.capitalize()} whose weights are equal: the model cannot tell them apart.",
+        figures=[figure] if has_any else [],
+        note=(
+            f"{rows.capitalize()} whose weights are equal: the model cannot tell them apart."
+            if has_any
+            else f"At no step do two {rows} of a group have the same weights."
+        ),
     )
 
 
-def norms(vectors: xr.DataArray, *, from_first: bool = False) -> np.ndarray:
-    """Return the norms of vectors, dims `(group, step, dim)`, or their distance from the first."""
+def norms(vectors: xr.DataArray, *, of: int | None = None) -> np.ndarray:
+    """Return the norms of vectors, dims `(group, step, dim)`, or their distance from one of them.
+
+    `of` is its position among the steps.
+    """
     vectors = vectors.transpose("group", "step", "dim")
     n_groups, n_steps, n_dims = vectors.shape
     norms = np.empty((n_groups, n_steps))
-    origin = vectors[:, :1].values if from_first else 0.0
+    origin = 0.0 if of is None else vectors[:, [of]].values
     for block in blocks(n_steps, 8 * n_groups * n_dims):
         values = vectors[:, block].values - origin
         norms[:, block] = np.sqrt(np.einsum("gsd,gsd->gs", values, values))

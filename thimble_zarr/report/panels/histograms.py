@@ -2,21 +2,21 @@
 
 import numpy as np
 
-from thimble_zarr.report.downsample import mostly_early
-from thimble_zarr.report.figure import BLUE, Axis, Figure, Layer, Line, Panel, Rule, shade
+from thimble_zarr.report.downsample import few_steps
+from thimble_zarr.report.figure import Axis, Figure, Layer, Line, Panel, Rule
 from thimble_zarr.report.panels.step_size import NO_CHANGE
 from thimble_zarr.report.run import Run
 
 N_STEPS = 4
 N_BINS = 60
 
-_WHITE = (0.75, 0.55, 0.3, 0.0)
-"""In the colors of the outlines, the latest the darkest."""
+_COLORS = ("#f0b429", "#e0603f", "#a12a7a", "#3b0f70")
+"""Of the outlines, the latest the darkest."""
 
 
 def histograms(run: Run) -> Panel:
     """Return the distributions over tokens of weights, changes and gradients at a few steps."""
-    chosen = mostly_early(run.steps[run.follows], N_STEPS)
+    chosen = few_steps(run.steps[run.follows], N_STEPS)
     n_dims, dtype = run.summary.sizes["dim"], run.summary.attrs["ulp_dtype"]
     root = float(np.sqrt(n_dims))
     early = Rule(label=f"sqrt({n_dims}) = {root:.3g} ULP", x=root)
@@ -37,8 +37,9 @@ def histograms(run: Run) -> Panel:
         code=run.code("histograms"),
         figures=figures,
         note=(
-            f"{N_BINS} bins, equally wide on a logarithmic axis. What is 0 is in none of them: "
-            f"the outline of a step at which few {run.row_name}s moved encloses little."
+            f"{N_BINS} bins, equally wide on a logarithmic axis, which has no place for 0: "
+            f"{run.row_name}s that did not move, or have no gradient, are left out, so that an "
+            "outline may enclose less than 100 %."
             if figures
             else NO_CHANGE
         ),
@@ -56,13 +57,13 @@ def _outlines(run: Run, name: str, steps: list[int]) -> list[Layer]:
         every = np.concatenate(counted)
         # A little further, as rounding must not leave out the ends.
         edges = np.geomspace(every.min() * (1 - 1e-6), every.max() * (1 + 1e-6), N_BINS + 1)
-        for step, of, white in zip(steps, counted, _WHITE[-len(steps) :], strict=True):
+        for step, of, color in zip(steps, counted, _COLORS[-len(steps) :], strict=True):
             heights = 100 * np.histogram(of, edges)[0] / is_member.sum()
             layers.append(
                 Line(
                     label=f"step {step:,}",
                     group=group,
-                    color=shade(BLUE, white),
+                    color=color,
                     x=np.repeat(edges, 2),
                     y=np.pad(np.repeat(heights, 2), 1),
                 )

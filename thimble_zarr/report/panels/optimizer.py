@@ -99,7 +99,9 @@ def _note(run: Run) -> str:
     if names := moments(run.summary):
         notes.append(
             f"With {label_of(names[1])} / {label_of(names[0])} at 1, an update is as large as the "
-            "learning rate; where gradients cancel each other it is smaller."
+            "learning rate per dim (RMS); where gradients cancel each other it is smaller. Both "
+            "are corrected for their start from 0: the correction alone lets them fall for a "
+            "while, even where the recorded states stand still."
         )
     if "norm_predicted" in run.summary:
         notes.append("Predicted is the step that the formula gives from the recorded states.")

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from thimble_zarr.analysis.dataset.lattice import lattice
-from thimble_zarr.report.downsample import mostly_early, sample_note, sampled, token_ids, values_of
+from thimble_zarr.report.downsample import few_steps, sample_note, sampled, token_ids, values_of
 from thimble_zarr.report.figure import BLUE, ORANGE, Axis, Figure, Layer, Line, Panel, Points
 from thimble_zarr.report.panels.optimizer import label_of, moments
 from thimble_zarr.report.run import Run
@@ -26,15 +25,15 @@ def phase_space(run: Run) -> Panel:
         for label in (root, first)
     )
     tokens, figures = sampled(run), []
-    for step in mostly_early(run.steps[run.follows], N_STEPS):
+    for step in few_steps(run.steps[run.follows], N_STEPS):
         lr = float(run.ds["learning_rate"].sel(step=step))
         layers = _layers(run, names, step, lr, tokens)
         figures.append(Figure(title=f"step {step:,}, lr {lr:.3g}", x=x, y=y, layers=layers))
     note = (
-        f"On the dashed line, {first} = ULP {root} / lr, an update is one ULP: the distance to the "
-        f"next number of {run.summary.attrs['ulp_dtype']} at the weights before the step, the "
-        f"median of the {run.row_name}s shown. Below half of it rounding mostly loses the update. "
-        + sample_note(run)
+        f"On the dashed line, {first} = ULP {root} / lr, an update is one ULP, the distance to the "
+        f"next number of {run.summary.attrs['ulp_dtype']}; on the solid line, half of one: below "
+        "it rounding mostly loses the update. The ULP is the median of those at the weights before "
+        f"the step, of the {run.row_name}s shown: each has its own. " + sample_note(run)
     )
     return Panel(
         name="phase_space",
@@ -66,25 +65,24 @@ def _layers(
         layers.append(Points(label=label, group=group, color=BLUE, x=x, y=y, tokens=ids))
         if lr > 0 and np.isfinite(spacings[group]):
             ends = np.array([x.min(), x.max()])
-            layers.append(
+            layers += [
                 Line(
-                    label="update of 1 ULP",
+                    label=f"{name} ULP (median)",
                     group=group,
                     color=ORANGE,
                     x=ends,
-                    y=spacings[group] * ends / lr,
-                    is_dashed=True,
+                    y=n_ulps * spacings[group] * ends / lr,
+                    is_dashed=n_ulps == 1,
                 )
-            )
+                for name, n_ulps in (("1/2", 0.5), ("1", 1))
+            ]
     return layers
 
 
 def _spacings(run: Run, step: int, tokens: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return the median ULP of each group's weights before a step; NaN if none are finite."""
-    dtype = run.summary.attrs["ulp_dtype"]
-    ds = run.ds if dtype == run.ds.attrs["dtype"] else lattice(run.ds, dtype)
     spacings = {}
-    for group, ulps in values_of(ds["ulp"], step - 1, tokens).items():
+    for group, ulps in values_of(run.ulp, step - 1, tokens).items():
         finite = ulps[np.isfinite(ulps)]
         spacings[group] = float(np.median(finite)) if len(finite) else np.nan
     return spacings

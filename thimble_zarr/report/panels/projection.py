@@ -7,13 +7,14 @@ import numpy as np
 
 from thimble_zarr.report.downsample import (
     evenly,
-    mostly_early,
+    few_steps,
     sample_note,
     sampled,
     token_ids,
     values_of,
 )
 from thimble_zarr.report.figure import (
+    BLACK,
     BLUE,
     GRAY,
     ORANGE,
@@ -68,7 +69,7 @@ class Plane:
 
 def projection(run: Run) -> Panel:
     """Return tokens in the plane of the path of their group's centroid, at four steps."""
-    shown = mostly_early(run.steps, N_STEPS)
+    shown = [int(run.steps[0]), *few_steps(run.steps[1:], N_STEPS)[1 - N_STEPS :]]
     steps = np.union1d(run.steps[evenly(len(run.steps), run.n_columns)], shown)
     paths = _paths(run, steps) if run.summary.sizes["dim"] > 1 else {}
     planes = {group: Plane.of(path[np.isfinite(path).all(1)]) for group, path in paths.items()}
@@ -118,7 +119,7 @@ def _trace(group: str, plane: Plane, path: np.ndarray, at: int) -> list[Layer]:
     return [
         Line(label="path, later", group=group, color=GRAY, x=x[later], y=y[later], is_dashed=True),
         Line(label="path so far", group=group, color=ORANGE, x=x[past], y=y[past]),
-        Points(label="centroid", group=group, color=ORANGE, x=x[at : at + 1], y=y[at : at + 1]),
+        Points(label="centroid", group=group, color=BLACK, x=x[at : at + 1], y=y[at : at + 1]),
     ]
 
 
@@ -128,6 +129,7 @@ def _note(run: Run, planes: Mapping[str, Plane]) -> str:
     shares = (f"{of.shares[0]:.1%} + {of.shares[1]:.1%} ({group})" for group, of in planes.items())
     return (
         "W in the plane of the first two principal components of the path of the group's own "
-        f"centroid. They hold {', '.join(shares)} of the path's variance. Its mean is the origin. "
+        f"centroid. They hold {', '.join(shares)} of the path's variance. The origin is "
+        "the mean of the path. "
         f"{sample_note(run)}"
     ).strip()

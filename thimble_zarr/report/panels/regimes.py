@@ -6,6 +6,7 @@ import numpy as np
 
 from thimble_zarr.report.downsample import Pixels, evenly, pixels
 from thimble_zarr.report.figure import (
+    BLACK,
     REGIME_COLORS,
     STEP,
     Axis,
@@ -30,8 +31,10 @@ class Exits:
     ----------
     early, midlife, late
         The last step, of those whose change is known. After the last late one a token is frozen.
+    last
+        The last of these steps.
     is_moving
-        Whether the token moved at the last of these steps, and so is not frozen.
+        Whether the token moved at the last step, and so is not frozen.
     is_finite
         Whether the token's weights are finite at the end; if not it cannot be called frozen.
     """
@@ -39,6 +42,7 @@ class Exits:
     early: np.ndarray
     midlife: np.ndarray
     late: np.ndarray
+    last: int
     is_moving: np.ndarray
     is_finite: np.ndarray
 
@@ -49,12 +53,13 @@ class Exits:
             run.summary[name].values.astype(np.int64)
             for name in ("last_early", "last_midlife", "freeze_step")
         )
-        last = run.steps[run.follows].max(initial=0)
+        last = int(run.steps[run.follows].max(initial=0))
         norms = run.summary["norm_W"].isel(step=-1).values
         return cls(
             early=early,
             midlife=np.maximum(midlife, early),
             late=late,
+            last=last,
             is_moving=late == last,
             is_finite=np.isfinite(norms),
         )
@@ -107,28 +112,27 @@ def _n_reaching(ends: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def _median_rule(exits: Exits, group: str, mask: np.ndarray) -> list[Layer]:
-    """Return where half of the group has frozen, if half has."""
+    """Return by when half of the group had moved for the last time, if half rests at the end."""
     if 2 * (exits.is_frozen & mask).sum() < mask.sum():
         return []
     ends = np.sort(np.where(exits.is_frozen, exits.late, np.inf)[mask])
     step = float(ends[(len(ends) - 1) // 2])
-    return [Rule(label=f"half are frozen after step {step:,.0f}", group=group, x=step)]
+    return [Rule(label=f"half had made their last move by step {step:,.0f}", group=group, x=step)]
 
 
 def _definitions(run: Run) -> str:
     n_dims = run.summary.sizes["dim"]
     return (
-        f"By the change of a {run.row_name}'s {n_dims} dims in a step, in ULP "
-        f"({run.summary.attrs['ulp_dtype']}) of the weight before it. Early: L2 > sqrt({n_dims}) = "
-        f"{np.sqrt(n_dims):.3g}. Midlife: the largest change > 1. Late: some dim moves. Frozen: "
-        f"none does, up to the last step. A {run.row_name} is in a regime until the last step at "
-        "which it meets its definition. What rests when the recording ends counts as frozen: it "
-        "might have moved again."
+        f"A {run.row_name}'s regime says what is still to come, at this step or later. Early: a "
+        f"step with L2 > sqrt({n_dims}) = {np.sqrt(n_dims):.3g} ULP. Midlife: a dim that moves by "
+        "more than 1 ULP. Late: any change. Frozen: none, up to the end of the recording; after "
+        "it, it may move again. "
+        f"(ULP: of {run.summary.attrs['ulp_dtype']}, at the weight before the step.)"
     )
 
 
 def token_image(run: Run) -> Panel:
-    """Return the step size of every token at every step, sorted by when the token froze."""
+    """Return the step size of every token at every step, sorted by the tokens' last moves."""
     exits, layers = Exits.of(run), list[Layer]()
     orders = {
         group: at[np.lexsort((exits.early[at], exits.midlife[at], exits.late[at]))]
@@ -139,7 +143,7 @@ def token_image(run: Run) -> Panel:
     for group, of in found.items():
         layers += [_image(run, group, of, orders[group])]
         layers += _freeze_line(run, exits, group, orders[group])
-    figure = Figure(y=Axis(label=f"{run.row_name}s, sorted by freeze step"), layers=layers)
+    figure = Figure(y=Axis(label=f"{run.row_name}s, sorted by their last move"), layers=layers)
     return Panel(
         name="token_image",
         title=f"Step size of every {run.row_name} at every step",
@@ -147,8 +151,8 @@ def token_image(run: Run) -> Panel:
         figures=[figure] if layers else [],
         note=(
             f"Each pixel is the median of the {run.row_name}s and steps that it covers. It is "
-            "grey where half of them or more did not move. The black line is where they froze, if "
-            "they did."
+            "grey where half of them or more did not move. The black line is the last move of "
+            f"each {run.row_name} that is at rest when the recording ends."
             if layers
             else NO_CHANGE
         ),
@@ -172,12 +176,12 @@ def _image(run: Run, group: str, of: Pixels, order: np.ndarray) -> Image:
 
 
 def _freeze_line(run: Run, exits: Exits, group: str, order: np.ndarray) -> list[Layer]:
-    """Return where in a picture tokens freeze, if any does."""
+    """Return where in a picture tokens at rest at the end moved last, if there are any."""
     at = evenly(len(order), run.n_rows)
     frozen_at = np.where(exits.is_frozen, exits.late + 0.5, np.nan)[order[at]]
     if np.isnan(frozen_at).all():
         return []
-    return [Line(label="freeze step", group=group, color="#000000", x=frozen_at, y=at + 0.5)]
+    return [Line(label="last move", group=group, color=BLACK, x=frozen_at, y=at + 0.5)]
 
 
 N_BINS = 60
@@ -197,7 +201,7 @@ def last_steps(run: Run) -> Panel:
         for title, name in (
             ("Last early step", "early"),
             ("Last midlife step", "midlife"),
-            ("Freeze step: the last with any change", "late"),
+            ("Last step with any change", "late"),
         )
         if len(steps)
     ]
@@ -208,7 +212,7 @@ def last_steps(run: Run) -> Panel:
         figures=figures,
         note=(
             f"Of {run.row_name}s that have left the regime; of others it is not known when they "
-            "will. The panel of regimes defines them."
+            "will. The panel of regimes defines them. What rests at the end may move again."
             if figures
             else NO_CHANGE
         ),
@@ -223,7 +227,7 @@ def _histograms(run: Run, exits: Exits, name: str, steps: np.ndarray) -> list[La
     for group, mask in run.members.items():
         left = mask & (ends > 0) & (ends < last) & (exits.is_finite | (name != "late"))
         n_left, n_still = left.sum(), (mask & (ends == last)).sum()
-        words = ("frozen", "moving") if name == "late" else ("left", name)
+        words = ("at rest", "moving") if name == "late" else ("left", name)
         label = f"{n_left:,} {words[0]}; {n_still:,} still {words[1]} at step {last:,}"
         heights = np.histogram(ends[left], edges)[0].astype(np.float64)
         style = {"label": label, "group": group, "color": REGIME_COLORS[name]}

@@ -11,7 +11,7 @@ def step_size(run: Run) -> Panel:
     """Return how far tokens move in a step, in weights and in units in the last place."""
     n_dims = run.summary.sizes["dim"]
     weights = quantile_layers(run, "norm_delta_W", BLUE)
-    ulps = quantile_layers(run, "l2_ulp", ORANGE)
+    ulps = quantile_layers(run, "l2_ulp", ORANGE, (0.5, 0.9, 0.99))
     early = Rule(label=f"sqrt({n_dims}) = {np.sqrt(n_dims):.3g} ULP", y=float(np.sqrt(n_dims)))
     dtype = run.summary.attrs["ulp_dtype"]
     figures = [
@@ -34,8 +34,9 @@ def step_size(run: Run) -> Panel:
         note=(
             f"Quantiles over the {run.row_name}s of the group. On the dashed line a "
             f"{run.row_name} moves as far as if each of its {n_dims} dims moved by one ULP of the "
-            "weight before the step; of weights near 0 an ULP is tiny. A line has gaps on a "
-            f"logarithmic axis where so many {run.row_name}s did not move at all."
+            "weight before the step. The largest steps in ULP are left out: they are of weights "
+            "near 0, where an ULP is tiny. On a logarithmic axis a line has gaps, and the "
+            f"quartiles are left out, where so many {run.row_name}s did not move at all."
             if weights
             else NO_CHANGE
         ),
