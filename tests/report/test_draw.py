@@ -168,3 +168,15 @@ def test_every_number_under_the_mouse_is_formatted(name: str) -> None:
         assert len(tools) == len(GROUPS) + (figure.right is not None)
         assert all(re.fullmatch(r"([@$]\w+\{[^}]+\}| %| \(?| to |\))+", text) for text in texts)
         assert name != "picture" or {"@value{custom}"} <= {*texts}
+
+
+def test_the_mouse_is_over_pixels_and_not_over_a_line_that_nobody_sees() -> None:
+    (of,) = drawn("picture")
+    targets = [tool.renderers[0].glyph for tool in of.plot.tools if isinstance(tool, HoverTool)]
+    assert [type(glyph).__name__ for glyph in targets] == ["Image"] * len(GROUPS)
+
+
+def test_figures_beside_each_other_begin_and_end_at_the_same_heights() -> None:
+    left, right = (of.plot for of in drawn("size"))
+    assert left.height == right.height
+    assert left.min_border_top == right.min_border_top > 0

@@ -112,6 +112,7 @@ def _columns(i: int, layer: Layer, least: float, colors: ColorScale) -> dict[str
         case Bars():
             found = {"left": layer.edges[:-1], "right": layer.edges[1:], f"y{i}": layer.heights}
             found[f"floor{i}"] = np.full(len(layer.heights), least / 2)
+            found[f"top{i}"] = np.maximum(layer.heights, least / 2)
         case Points():
             found = {"x": layer.x, f"y{i}": layer.y, "token": layer.tokens}
         case Rule():

@@ -264,12 +264,12 @@ def _hover_target(
     Layers of one x are joined by a line that nobody sees, so that one tooltip tells of all.
     """
     first = table.layers[0]
-    if f"y{first}" in table.columns:
+    if f"y{first}" in table.columns or isinstance(figure.layers[first], Image):
         return drawn[first].renderers[-1]
     edges = [name for name in table.columns if name.startswith(("high", "edge"))]
     if edges:
         return plot.add_glyph(source, LineGlyph(x="x", y=edges[-1], line_alpha=0))
-    return drawn[first].renderers[0] if isinstance(figure.layers[first], Image) else None
+    return None
 
 
 def _entries(
@@ -340,8 +340,14 @@ def _add_color_bar(plot: Plot, figure: Figure, mapper: ContinuousColorMapper) ->
         border_line_color=None,
     )
     plot.add_layout(bar, "right")
-    style = {"text_font_size": "12px", "text_font_style": "normal", "text_color": "#3c4043"}
-    plot.add_layout(Title(text=image.unit, align="center", **style), "right")
+    title = Title(
+        text=f"color: {image.unit}",
+        align="right",
+        text_font_size="11px",
+        text_font_style="normal",
+        text_color="#3c4043",
+    )
+    plot.add_layout(title, "above")
 
 
 def _set_scales(

@@ -82,7 +82,10 @@ def glyphs_of(
             floor = LogProperty(
                 glyph=shape, name="bottom", linear={"value": 0}, log={"field": f"floor{i}"}
             )
-            return _with_entry(layer, plot.add_glyph(source, shape), floor)
+            top = LogProperty(
+                glyph=shape, name="top", linear={"field": f"y{i}"}, log={"field": f"top{i}"}
+            )
+            return _with_entry(layer, plot.add_glyph(source, shape), floor, top)
         case Points():
             dots = shapes.Scatter(
                 x="x", y=f"y{i}", size=4, fill_color=color, fill_alpha=0.5, line_color=None

@@ -33,6 +33,9 @@ return at < 0 ? `${id}` : `${id} ${JSON.stringify(texts.data.text[at])}`
 """
 """From the id of a token, or a place in a picture, to its id and text."""
 
+_MOST_POINTS = 3
+"""Of those that lie on one another, so many are told of."""
+
 Rows = list[tuple[str, str]]
 
 
@@ -66,6 +69,7 @@ def hover_tool(
         line_policy="nearest",
         point_policy="follow_mouse",
         attachment="below",
+        limit=_MOST_POINTS,
         visible=False,
     )
 
