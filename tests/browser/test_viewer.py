@@ -84,7 +84,7 @@ def test_a_token_is_found_by_its_text_and_its_whole_history_shown(
     count = f"token {int(the.token)} · {int(the.n_occurrences):,} times in the corpus · live"
     page.get_by_text(count).wait_for()
     title = "Weight after the step"
-    page.get_by_text("History of").wait_for()
+    page.get_by_text(re.compile(f"History of token {int(the.token)}$")).wait_for()
     drawn = lines(page, title)
     np.testing.assert_allclose(
         drawn["norm"], np.linalg.norm(the.W.values.astype(float), axis=1), rtol=RTOL

@@ -1,17 +1,13 @@
 """Every panel of runs that are unlike the usual one: it has figures, or says why it has none."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 import thimble_zarr
-from tests.support.runs import Loop, record
+from tests.support.unusual import RUNS
 from tests.support.zoo import Recorded
-from thimble_zarr import Recorder
 from thimble_zarr.analysis.summary.summary import summary
-from thimble_zarr.record.schedule import every
 from thimble_zarr.report.figure import Band, Bars, Image, Layer, Line, Panel, Points, Stack
 from thimble_zarr.report.panels.comparison import compare
 from thimble_zarr.report.panels.registry import PANELS
@@ -21,44 +17,6 @@ from thimble_zarr.report.run import Run
 def run_of(path: Path, n_rows: int | None = None, parameter: str | None = None) -> Run:
     ds = thimble_zarr.open_dataset(path, parameter).isel(step=slice(n_rows))
     return Run(store=str(path), ds=ds, summary=summary(ds), n_columns=5, n_rows=4)
-
-
-def record_sgd(path: Path, **options: float) -> Path:
-    loop = Loop(optimizer=torch.optim.SGD, **options)
-    with Recorder(path, loop.optimizer, parameter=loop.weight):
-        for _ in range(5):
-            loop.step()
-    return path
-
-
-def record_diverging(path: Path) -> Path:
-    loop = Loop()
-    with Recorder(path, loop.optimizer, parameter=loop.weight):
-        for step in range(5):
-            loop.backward()
-            loop.weight.grad[2] = torch.nan if step == 3 else torch.inf if step == 2 else 1.0
-            loop.optimizer.step()
-            loop.optimizer.zero_grad()
-    return path
-
-
-def record_with(**options: object) -> Callable[[Path], Path]:
-    def recorded(path: Path) -> Path:
-        record(path, n_steps=5, **options)
-        return path
-
-    return recorded
-
-
-RUNS: dict[str, Callable[[Path], Path]] = {
-    "SGD": lambda path: record_sgd(path, momentum=0.9),
-    "SGD without a state": record_sgd,
-    "not finite": record_diverging,
-    "float32": record_with(dtype=torch.float32),
-    "every other step": record_with(recorder_options={"schedule": every(2)}),
-    "without labels": record_with(recorder_options={"labels": None}),
-    "weights alone": record_with(recorder_options={"variables": ["W"]}),
-}
 
 
 def check(panel: Panel, run: Run) -> None:

@@ -3,17 +3,21 @@
 import time
 from collections.abc import Sequence
 
+import pytest
 from bokeh.document import Document
 from bokeh.server.callbacks import NextTickCallback, TimeoutCallback
 
+from thimble_zarr.report.view import page as module
 from thimble_zarr.report.view.live import Live
 from thimble_zarr.report.view.page import Page
 
 
-def page_of(live: Live) -> Page:
-    """Return the page of a run, with all that is computed beside it shown."""
+def page_of(live: Live, *, n_shown: int = 0) -> Page:
+    """Return the page of a run, with its first panels and all that is computed beside it shown."""
     doc = Document()
-    page = Page(doc, live, live.snapshot)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "N_SHOWN_FIRST", n_shown)
+        page = Page(doc, live, live.snapshot)
     doc.add_root(page.root())
     settle(page)
     return page

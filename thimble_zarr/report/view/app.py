@@ -70,6 +70,7 @@ class _Tab:
         )
         choice.on_change("value", lambda attribute, old, new: self.open(self._lives[int(new)]))
         self._replace(page.root(choice if len(names) > 1 else None))
+        page.draw_ahead()
 
     def _replace(self, *roots: Model) -> None:
         self._doc.clear()

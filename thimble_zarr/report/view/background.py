@@ -34,13 +34,13 @@ class Background:
         """Whether all that was asked for was done, and shown."""
         return self._n_begun == 0
 
-    def do(self, kind: str, work: Callable[[], Result], show: Callable[[Result], None]) -> None:
+    def do(self, kind: str, work: Callable[[], Result], show: Callable[[Result], object]) -> None:
         """Do some work, and show its result unless newer work of its kind was asked for by then."""
         ticket = self._newest[kind] = object()
         self._n_begun += 1
 
         def run() -> None:
-            then: Callable[[], None] = _nothing
+            then: Callable[[], object] = _nothing
             with _one_at_a_time:
                 if self._newest[kind] is ticket:
                     try:
@@ -52,7 +52,7 @@ class Background:
         # A thread that is a daemon does not keep the process from ending.
         threading.Thread(target=run, daemon=True).start()
 
-    def _finish(self, kind: str, ticket: object, then: Callable[[], None]) -> None:
+    def _finish(self, kind: str, ticket: object, then: Callable[[], object]) -> None:
         self._n_begun -= 1
         if self._newest[kind] is ticket:
             then()

@@ -10,6 +10,7 @@ from thimble_zarr.report.view.history import History, history, history_panel
 from thimble_zarr.report.view.live import Snapshot
 from thimble_zarr.report.view.shown import ShownPanel
 from thimble_zarr.report.view.token_table import frozen_in_words, name_of_text
+from thimble_zarr.report.view.tokens import Tokens
 
 
 class Detail:
@@ -24,7 +25,7 @@ class Detail:
         self._history: History | None = None
         self._position: int | None = None
         self._is_filling = False
-        self.title = Div(name="token", css_classes=["token"], text=_HINT)
+        self.title = Div(name="token", css_classes=["token"])
         self.dims = MultiChoice(
             name="dims",
             title="Dims whose lines are shown",
@@ -41,19 +42,25 @@ class Detail:
     def show(self, position: int) -> None:
         """Read a token's history and show it."""
         snapshot = self._snapshot()
-        if snapshot.run.ds["W"].ndim != 3:  # of a vector no row has a history of its own
-            return
         before, self._history = self._history, history(snapshot.run.ds, position)
-        self.title.text = self._in_words(snapshot, position)
+        self.title.text = _in_words(snapshot.tokens, self._history, position)
         if before is None or self._position != position:
             self._is_filling = True
             lively = [str(dim) for dim in self._history.lively_dims]
-            n_dims = self._history.values.W.shape[1]
-            self.dims.update(options=[str(dim) for dim in range(n_dims)], value=lively)
+            if before is None:
+                n_dims = self._history.values.W.shape[1]
+                self.dims.options = [str(dim) for dim in range(n_dims)]
+            self.dims.value = lively
             self.dims.visible = True
             self._is_filling = False
         self._position = position
         self._draw()
+
+    def show_first(self) -> None:
+        """Show the most frequent token, unless another was chosen."""
+        counts = self._snapshot().tokens.counts
+        if self._position is None:
+            self.show(0 if counts is None else int(counts.argmax()))
 
     def follow(self) -> None:
         """Show the same token's history of a run that has grown."""
@@ -69,20 +76,14 @@ class Detail:
             dims = sorted(map(int, self.dims.value))
             self._shown.show(history_panel(self._history, dims))
 
-    def _in_words(self, snapshot: Snapshot, position: int) -> str:
-        tokens = snapshot.tokens
-        text = name_of_text(tokens.texts[position])
-        what = [f"{'token' if text else snapshot.run.ds.W.dims[1]} {tokens.ids[position]:,}"]
-        if tokens.counts is not None:
-            what.append(f"{tokens.counts[position]:,} times in the corpus")
-        if tokens.is_dead is not None:
-            what.append("dead" if tokens.is_dead[position] else "live")
-        lasts = frozen_in_words(tokens, position)
-        what.append(lasts if lasts == "still moving" else f"last moved at step {lasts}")
-        return f"<b class='text'>{escape(text)}</b> {escape(' · '.join(what))}"
 
-
-_HINT = (
-    "Click a point, a row of the picture of all tokens, or a row of a table: its history is shown "
-    "here."
-)
+def _in_words(tokens: Tokens, history: History, position: int) -> str:
+    text = name_of_text(tokens.texts[position])
+    what = [f"{history.dim} {history.token:,}"]
+    if tokens.counts is not None:
+        what.append(f"{tokens.counts[position]:,} times in the corpus")
+    if tokens.is_dead is not None:
+        what.append("dead" if tokens.is_dead[position] else "live")
+    lasts = frozen_in_words(tokens, position)
+    what.append(f"last moved at step {lasts}" if lasts[0].isdecimal() else lasts)
+    return f"<b class='text'>{escape(text)}</b> {escape(' · '.join(what))}"

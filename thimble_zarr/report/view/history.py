@@ -22,10 +22,10 @@ class History:
     token
         Its id.
     dim
-        What it is along: `token`, or the rows of another matrix.
+        What it is along: `token`, or the first dim of another parameter.
     values
-        Variables `(step, dim)`: the stored ones, and where the run has them `update`, `decay`,
-        `delta_W`, `ulp` and `displacement_ulp`.
+        Variables `(step, dim)`, or of a row that is no vector `(step, number)`: the stored ones,
+        and where the run has them `update`, `decay`, `delta_W`, `ulp` and `displacement_ulp`.
     stored
         The names of the stored ones.
     """
@@ -64,16 +64,21 @@ def history(ds: xr.Dataset, position: int) -> History:
     Parameters
     ----------
     ds
-        What `open_dataset` returns of a parameter that has tokens or rows.
+        What `open_dataset` returns.
     position
-        Which of them.
+        Which token, row of a matrix, or element of a vector. A scalar is the only one.
     """
-    dim = str(ds.W.dims[1])
+    _, *dims = map(str, ds.W.dims)
+    dim = dims[0] if dims else "number"
     stored = tuple(json.loads(ds.attrs["thimble"])["dtypes"])
     names = [*stored, *(name for name in _DERIVED if name in ds)]
-    of_token = ds[names].isel({dim: position})
-    token = int(of_token[dim]) if dim in ds.coords else position
-    return History(token, dim, of_token.compute(scheduler="threads"), stored)
+    values = ds[names].isel({dim: position} if dims else {}).compute(scheduler="threads")
+    token = int(values[dim]) if dim in ds.coords else position
+    if len(dims) < 2:
+        values = values.expand_dims("number", axis=1)
+    elif len(dims) > 2:
+        values = values.stack(number=dims[1:], create_index=False)
+    return History(token, dim, values, stored)
 
 
 def history_panel(of: History, dims: Sequence[int]) -> Panel:

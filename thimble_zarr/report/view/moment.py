@@ -23,10 +23,19 @@ def panels_at(run: Run, step: int, group: str) -> Sequence[Panel]:
     """Return the panels that show single steps, at one step and of one group.
 
     They read two rows of the summary: the run that they are given has this step and the recorded
-    one before it, after which it is known what the step changed.
+    one before it, after which it is known what the step changed. Their layers are always shown, so
+    that another group takes the place of the one before.
     """
     row = int(np.searchsorted(run.steps, step))
     rows = run.summary.isel(step=slice(max(0, row - 1), row + 1)).sel(group=[group])
     there = replace(run, summary=rows)
     makers = {make.__name__: make for make in PANELS}
-    return [makers[name](there) for name in AT_STEPS if name in makers]
+    return [_ungrouped(makers[name](there)) for name in AT_STEPS if name in makers]
+
+
+def _ungrouped(panel: Panel) -> Panel:
+    figures = [
+        replace(figure, layers=[replace(layer, group=None) for layer in figure.layers])
+        for figure in panel.figures
+    ]
+    return replace(panel, figures=figures)

@@ -164,10 +164,18 @@ class Page:
     def _show_step_again(self, attribute: str, old: object, new: object) -> None:
         self._attempt(self._show_step)
 
+    def draw_ahead(self) -> None:
+        """Draw a token and a step before anyone asks: from then on others take their place."""
+        # What is done one after the other begins when the panels are there.
+        self.background.do("token", lambda: self.detail.show_first, self._attempt)
+        self.background.do("step", lambda: self._draw_step, self._attempt)
+
     def _show_step(self) -> None:
         """Show the panels of single steps, if they are looked at."""
-        if self.inspector.active != STEP_TAB:
-            return
+        if self.inspector.active == STEP_TAB:
+            self._draw_step()
+
+    def _draw_step(self) -> None:
         run, step = self.snapshot.run, nearest(self.snapshot.run, self.step.value)
         for panel in panels_at(run, step, run.groups[self.group.active or 0]):
             self.at_step[panel.name].show(panel)
@@ -245,6 +253,7 @@ class Page:
             place.root.visible = index in self.shown.active
             if place.root.visible and place.of is not snapshot:
                 place.of = snapshot
+                place.announce()
                 self.background.do(name, partial(snapshot.panel, name, make), place.show)
 
     def _prepare(self, drawn: Drawn, place: ShownPanel, index: int) -> None:

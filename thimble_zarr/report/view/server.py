@@ -34,7 +34,14 @@ _LEAST_LOGGED = {
     "bokeh": logging.WARNING,
     "tornado": logging.WARNING,
     "tornado.access": logging.ERROR,  # a browser asks for files that nobody has
+    "bokeh.server.views.ws": logging.ERROR,  # a tab was closed while it was being answered
 }
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Return False where Bokeh finds that a tab was closed before it was heard out."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def local_server(build: Callable[[Document], None], *, port: int = 0) -> Iterato
     silence(EMPTY_LAYOUT)  # a panel that is not computed yet has a place
     for name, level in _LEAST_LOGGED.items():
         logging.getLogger(name).setLevel(level)
+    logging.getLogger("bokeh.server.views.ws").addFilter(_is_worth_telling)
     listening = _listening(port)
     listening.settimeout(0)
     port = listening.getsockname()[1]

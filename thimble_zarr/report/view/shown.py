@@ -14,6 +14,9 @@ from thimble_zarr.report.browser.draw import Drawn, draw
 from thimble_zarr.report.browser.links import Links
 from thimble_zarr.report.figure import Figure, Panel, label_colors
 
+WIDTH = 660
+"""Pixels of a figure that has no other beside it, about."""
+
 
 class ShownPanel:
     """A place for a panel, empty at first.
@@ -41,12 +44,17 @@ class ShownPanel:
         self._links, self._prepare = links, prepare
         self._n_beside, self._height = n_beside, height
         self._drawn: list[Drawn] = []
-        self._head = Div(sizing_mode="stretch_width")
         self.figures: Sequence[Figure] = ()
         self.of: object = None
         """What the panel was made of; whoever shows it notes so."""
         self._head = Div(sizing_mode="stretch_width")
         self.root = Column(name=name, css_classes=[name], sizing_mode="stretch_width")
+
+    def announce(self) -> None:
+        """Say that a panel is being computed, where there is none yet."""
+        if not self._drawn:
+            self._head.text = "Computing ..."
+            self.root.children = [self._head]
 
     def show(self, panel: Panel | None) -> None:
         """Show a panel: in place of what is shown if it has the same layers, else drawn anew."""
@@ -82,8 +90,9 @@ class ShownPanel:
 
     def _draw_anew(self, panel: Panel) -> None:
         colors = label_colors(panel.figures)
+        width = WIDTH // max(1, min(self._n_beside, len(panel.figures)))
         self._drawn = [
-            draw(figure, self._links, colors=colors, height=self._height)
+            draw(figure, self._links, colors=colors, height=self._height, width=width)
             for figure in panel.figures
         ]
         for index, drawn in enumerate(self._drawn):
@@ -100,8 +109,10 @@ class ShownPanel:
 
 
 def _in_words(panel: Panel) -> str:
-    note = f"<p>{escape(panel.note)}</p>" if panel.note else ""
-    return f"<h3>{escape(panel.title)}</h3>{note}"
+    return f"<h3 {_CLOSE}>{escape(panel.title)}</h3><p {_CLOSE}>{escape(panel.note)}</p>"
+
+
+_CLOSE = "style='margin: 4px 0'"
 
 
 def _shape(figure: Figure) -> tuple[object, ...]:

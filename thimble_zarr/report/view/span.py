@@ -100,6 +100,7 @@ class Span:
             self._shown.show(None)
             return
         others = snapshot.tokens.sample(positions)
+        self._shown.announce()
         self._background.do(
             "comparison",
             lambda: comparison(snapshot.run, positions, others),

@@ -69,7 +69,7 @@ def frozen_in_words(tokens: Tokens, position: int) -> str:
     step = int(tokens.freeze_steps[position])
     if step == tokens.last_step:
         return "still moving"
-    return f"{step:,}" if step else "never"
+    return f"{step:,}" if step else "never moved"
 
 
 def token_table(
@@ -113,7 +113,8 @@ class Search:
         self.box = TextInput(
             name="search",
             css_classes=["search"],
-            title="Find a token by its text, a part of it, or its id, and press Enter",
+            title=f"Click a {tokens().run.row_name} in a panel, or find it by its id or a part of "
+            "its text (Enter)",
             placeholder="such as  the  or 1234",
             sizing_mode="stretch_width",
         )
