@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.support.faults import Arrays, rewrite
 from tests.support.reads import Reads, axis_keys, no_computing
-from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS
+from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, record
 from tests.support.summary_oracle import spacing_of
-from thimble_zarr import Recorder, lattice, open_dataset, open_datasets
+from thimble_zarr import Recorder, lattice, open_dataset, open_datasets, summary
 from thimble_zarr.analysis.dataset.lazy import LazyArray
 from thimble_zarr.bits import NATIVE_DTYPES, encode, ordered
 from thimble_zarr.errors import ConfigError, SelectionError
@@ -230,3 +230,14 @@ def test_it_needs_a_lazy_dataset_of_one_run(toy_path: Path) -> None:
     with pytest.raises(SelectionError, match="of one run"):
         lattice(runs)
     assert lattice(runs.isel(run=0)).cell.dtype == np.int32
+
+
+def test_a_run_that_is_shorter_than_others_has_no_cells_after_its_end(
+    toy_path: Path, tmp_path: Path
+) -> None:
+    record(tmp_path / "short.zarr", n_steps=5)
+    ds = open_datasets([toy_path, tmp_path / "short.zarr"]).isel(run=1)
+    found, alone = lattice(ds).cell, lattice(open_dataset(tmp_path / "short.zarr")).cell
+    np.testing.assert_array_equal(found[:6], alone)
+    np.testing.assert_array_equal(found[6:], ordered(encode(np.array([np.nan]), "bfloat16"))[0])
+    assert summary(ds).step.values.tolist() == [0, 1, 2, 3, 4, 5]

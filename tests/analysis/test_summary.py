@@ -148,6 +148,15 @@ def test_a_selection_is_summed_up_and_not_kept(toy_copy: Path) -> None:
     assert found.token.values.tolist() == [7, 2, 3]
 
 
+def test_a_selection_may_be_in_any_order_but_not_empty(toy_path: Path) -> None:
+    ds = open_dataset(toy_path)
+    found = summary(ds.sel(step=[9, 5, 6]))
+    assert found.freeze_step.values.tolist() == [9] * N_TOKENS
+    for nothing in ({"step": []}, {"token": []}, {"dim": []}):
+        with pytest.raises(SelectionError, match="nothing is selected"):
+            summary(ds.isel(nothing))
+
+
 def test_groups_are_ids_masks_or_words(toy_path: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("3 5\n")
     mask = np.isin(np.arange(N_TOKENS), [3, 5])

@@ -4,7 +4,11 @@ import errno
 import os
 import shutil
 import signal
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -157,10 +161,112 @@ def test_groups_that_were_asked_for_stay(toy_copy: Path, computed: list[int]) ->
         summary(toy_copy, groups=groups, workers=1).group.values.tolist()
         for groups in ({"a": [3]}, {"b": [5]}, {"a": [3]}, {})
     ]
-    assert names[1:] == [["dead", "live", "all", "b", "a"]] * 3
+    assert names[1:] == [["dead", "live", "all", "a", "b"]] * 3
     assert len(computed) == 2 * (N_STEPS + 1)
     changed = summary(toy_copy, groups={"a": [7]}, workers=1)
     assert np.flatnonzero(changed.is_member.sel(group="a")).tolist() == [7]
+
+
+def test_who_has_it_open_reads_the_same_when_a_group_is_added(toy_copy: Path) -> None:
+    before = summary(toy_copy, groups={"a": [3]}, workers=1).load()
+    opened = summary(toy_copy, workers=1)
+    summary(toy_copy, groups={"b": [5]}, workers=1)
+    xr.testing.assert_allclose(opened.load(), before)
+
+
+def test_another_run_at_the_same_path_has_none_of_its_groups(tmp_path: Path) -> None:
+    path, loop = tmp_path / "run.zarr", Loop()
+    record(path)
+    summary(path, groups={"mine": [3]})
+    with Recorder(path, loop.optimizer, parameter=loop.weight, overwrite=True):
+        steps(loop, 3)
+    assert summary(path).group.values.tolist() == ["all"]
+
+
+def test_last_steps_are_not_those_of_rows_that_were_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed just before it was complete, of a run that is cut off and resumed then."""
+    path, loop = tmp_path / "run.zarr", Loop()
+    with recording(path, loop) as recorder:
+        steps(loop, 3)
+        recorder.flush()
+        summary(path, workers=1)
+        steps(loop, 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Kept, "finish", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert ended_by(lambda: summary(path, workers=1)) == signal.SIGKILL
+    other = Loop()
+    steps(other, 5)
+    with recording(path, other, resume=True, after_step=5):
+        steps(other, 1)
+    found = summary(path)
+    assert int(found.freeze_step.max()) == 6
+    assert_is_of(path, found, tmp_path)
+
+
+def test_results_are_let_go_of_when_they_are_written(
+    toy_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(monkeypatch, summary_elements=N_TOKENS)
+    results: list[weakref.ref[np.ndarray]] = []
+    numbers_of = computation.numbers_of
+
+    def noting(*options: object) -> dict[str, np.ndarray]:
+        found = numbers_of(*options)  # type: ignore[arg-type]
+        results.append(weakref.ref(found["freeze_step"]))
+        return found
+
+    monkeypatch.setattr(computation, "numbers_of", noting)
+    n_alive: list[int] = []
+
+    def reached(n_done: int, n_tasks: int) -> None:
+        n_alive.append(sum(result() is not None for result in results))
+
+    summary(toy_copy, workers=1, progress=reached)
+    assert len(results) == N_STEPS + 1
+    assert n_alive[-1] <= 2
+
+
+def test_nobody_writes_any_more_when_others_may(
+    toy_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task fails while another one runs."""
+    events: list[str] = []
+    locked, barrier = Kept.locked, threading.Barrier(2)
+
+    def failing(*options: object) -> None:
+        if options[-1] == (0, CHUNK_ROWS):
+            barrier.wait(10)
+            raise ValueError("it fails")
+        if options[-1] == (CHUNK_ROWS, 2 * CHUNK_ROWS):
+            barrier.wait(10)
+        time.sleep(0.2)
+        events.append("written")
+
+    @contextmanager
+    def noting(kept: Kept) -> Iterator[None]:
+        try:
+            with locked(kept):
+                yield
+        finally:
+            events.append("free")
+
+    monkeypatch.setattr(computation, "_compute_rows", failing)
+    monkeypatch.setattr(computation, "processes", lambda *_: ThreadPoolExecutor(4))
+    monkeypatch.setattr(Kept, "locked", noting)
+    with pytest.raises(ValueError, match="it fails"):
+        summary(toy_copy)
+    assert events[-1] == "free"
+    assert "written" in events
+
+
+def test_a_user_without_a_name_may_write(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert len(summary(toy_copy).step) == N_STEPS + 1
 
 
 def ended_by(child: Callable[[], object]) -> int:
@@ -211,17 +317,25 @@ def test_what_was_killed_is_never_taken_for_complete(
 
 
 def test_two_processes_at_once_make_one_summary(toy_copy: Path, tmp_path: Path) -> None:
+    """They want different groups, so that each makes anew what the other one looks at."""
+
+    def sum_up(group: str) -> None:
+        for token in (3, 5, 7):
+            assert len(summary(toy_copy, groups={group: [token]}, workers=1).step) == N_STEPS + 1
+
     pids = []
-    for _ in range(2):
+    for group in "ab":
         if (pid := os.fork()) == 0:
             try:
-                summary(toy_copy, workers=1)
+                sum_up(group)
                 os._exit(0)
             finally:
                 os._exit(1)
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
-    assert_is_of(toy_copy, summary(toy_copy), tmp_path)
+    found = summary(toy_copy)
+    assert found.group.values.tolist()[:3] == ["dead", "live", "all"]
+    assert_is_of(toy_copy, found, tmp_path)
 
 
 def test_where_nothing_can_be_written_it_lies_in_the_cache(

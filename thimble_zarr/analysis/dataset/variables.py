@@ -27,7 +27,7 @@ from thimble_zarr.analysis.compute.reduction import (
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.variables import evaluate, freeze_step, inputs
 from thimble_zarr.analysis.compute.windows import iter_windows, row_groups
-from thimble_zarr.bits import difference_dtype
+from thimble_zarr.bits import difference_dtype, encode, ordered
 from thimble_zarr.format.indexing import Indices, as_range, rows_and_dims
 
 Selection = tuple[Indices | int, ...]
@@ -66,6 +66,13 @@ class StepVariable:
         if self.lattice is not None and self.name == "cell":
             return difference_dtype(self.lattice).type
         return np.float32
+
+    @property
+    def missing(self) -> float | int:
+        """What it is at rows that were not recorded: NaN, or the place of that."""
+        if self.lattice is None or self.dtype is np.float32:
+            return math.nan
+        return int(ordered(encode(np.array([math.nan]), self.lattice))[0])
 
     @property
     def whole(self) -> Selection:
@@ -256,9 +263,9 @@ def compute_block(
         if len(there) == len(rows):
             _compute_rows(values, variable, rows, tokens, dims)
         else:
-            computed = np.empty((len(there), *values.shape[1:]), np.float32)
+            computed = np.empty((len(there), *values.shape[1:]), variable.dtype)
             _compute_rows(computed, variable, np.asarray(rows)[there], tokens, dims)
-            values.fill(np.nan)
+            values.fill(variable.missing)
             values[there] = computed
     return values.reshape(shape)
 

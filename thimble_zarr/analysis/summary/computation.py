@@ -4,12 +4,15 @@ A task is the rows of a chunk, of all tokens. It writes the numbers of tokens, a
 of groups, which are written for several tasks at once.
 """
 
-import itertools
+import contextlib
+from collections import deque
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
 import numpy as np
+import xarray as xr
 
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.memory import Needs
@@ -42,42 +45,55 @@ def bring_up_to_date(
     native: str,
     resources: Resources,
     progress: Progress | None = None,
-) -> None:
+) -> xr.Dataset:
     """Have a summary have all selected rows, and these groups besides those that it has already.
 
     Rows that it has and that are still those of the recording are left as they are. Who comes
-    second waits, and then finds less to do.
+    second waits, and then finds less to do. The summary is returned, opened before somebody else
+    may change it.
     """
-    kept.check_place()
-    wanted = _Wanted.of(kept, selected, groups, native)
-    if not (tasks := wanted.tasks):
-        return
-    size = min(wanted.chunk_rows, len(selected.rows))
-    plan = needs(selected, wanted.groups, n_rows=size, n_tasks=len(tasks))
-    # Forked first, so that the lock is not theirs, too.
-    with processes(plan, resources) as executor, kept.locked():
+    with kept.locked():
+        kept.check_place()
         wanted = _Wanted.of(kept, selected, groups, native)
-        if not (tasks := wanted.tasks):
-            return
-        if wanted.first_row == 0:
-            kept.begin(selected, wanted.groups, chunk_rows=wanted.chunk_rows)
-        kept.extend(selected.steps)
-        compute = partial(_compute_rows, selected, wanted.groups, native, kept)
-        running, n_done = [(rows, executor.submit(compute, rows)) for rows in tasks], 0
-        last = dict.fromkeys(LAST_STEPS, np.zeros(len(selected.tokens), np.int64))
-        for _, batch in itertools.groupby(running, lambda task: task[0][0] // wanted.batch_rows):
-            parts = []
-            for rows, task in batch:
-                parts.append((rows, task.result()))
-                n_done += 1
-                if progress is not None:
-                    progress(n_done, len(tasks))
-            for _, (_, steps) in parts:
-                last = {name: np.maximum(of, steps[name]) for name, of in last.items()}
-            (first, _), _ = parts[0]
-            kept.write_of_groups([of_groups for _, (of_groups, _) in parts], first)
-        kept.write_last_steps(last)
-        kept.finish(wanted.note)
+        if not wanted.tasks:
+            return kept.open()
+    size = min(wanted.chunk_rows, len(selected.rows))
+    plan = needs(selected, wanted.groups, n_rows=size, n_tasks=len(wanted.tasks))
+    # Forked first, so that the lock is not theirs, too.
+    with processes(plan, resources) as executor, kept.locked(), contextlib.ExitStack() as stack:
+        # If one fails, others end before somebody else may write.
+        stack.callback(executor.shutdown, cancel_futures=True)
+        wanted = _Wanted.of(kept, selected, groups, native)
+        if wanted.tasks:
+            _write(kept, wanted, executor, progress)
+        return kept.open()
+
+
+def _write(kept: Kept, wanted: "_Wanted", executor: Executor, progress: Progress | None) -> None:
+    """Compute the rows that are not there, and write them."""
+    selected, tasks = wanted.selected, wanted.tasks
+    into = kept.aside if wanted.first_row == 0 else kept
+    if wanted.first_row == 0:
+        into.begin(selected, wanted.groups, chunk_rows=wanted.chunk_rows)
+    into.extend(selected.steps)
+    compute = partial(_compute_rows, selected, wanted.groups, wanted.native, into)
+    running = deque((rows, executor.submit(compute, rows)) for rows in tasks)
+    last = dict.fromkeys(LAST_STEPS, np.zeros(len(selected.tokens), np.int64))
+    while running:
+        first, _ = running[0][0]
+        batch, of_groups = first // wanted.batch_rows, []
+        while running and running[0][0][0] // wanted.batch_rows == batch:
+            # Nobody else has a task, so that its result is gone when it is written.
+            numbers, steps = running.popleft()[1].result()
+            last = {name: np.maximum(of, steps[name]) for name, of in last.items()}
+            of_groups.append(numbers)
+            if progress is not None:
+                progress(len(tasks) - len(running), len(tasks))
+        into.write_of_groups(of_groups, first)
+    into.write_last_steps(last)
+    into.finish(wanted.note)
+    if into is not kept:
+        kept.become(into)
 
 
 @dataclass(frozen=True)
@@ -95,9 +111,10 @@ class _Wanted:
         """Look at what is there: all of it can be used, or nothing."""
         note, length = kept.note, chunk_rows(len(selected.tokens))
         if note is not None:
-            there = kept.groups(note)
-            groups = groups.joined(there)
-            same_rows = selected.source.reader.rows_since(note.identity) >= note.n_rows
+            there, n_same = kept.groups(note), selected.source.reader.rows_since(note.identity)
+            if n_same:  # those of another run mean other tokens
+                groups = groups.joined(there)
+            same_rows = n_same >= note.n_rows and not kept.is_ahead(note)
             if same_rows and note.ulp_dtype == native and groups == there:
                 return cls(selected, groups, native, note.n_rows, note.chunk_rows)
         return cls(selected, groups, native, 0, length)

@@ -53,15 +53,11 @@ class Groups:
         return cls((*masks,), np.stack([*masks.values()]))
 
     def joined(self, others: "Groups") -> "Groups":
-        """Return these and others; where two have one name, that of these."""
-        masks = dict(zip(others.names, others.is_member, strict=True))
-        mine = dict(zip(self.names, self.is_member, strict=True))
+        """Return others and then these; where two have one name, that of these."""
         if others.is_member.shape[1:] != self.is_member.shape[1:]:
             return self
-        if {*mine} <= {*masks}:
-            masks |= mine
-        else:
-            masks = mine | {name: mask for name, mask in masks.items() if name not in mine}
+        masks = dict(zip(others.names, others.is_member, strict=True))
+        masks |= dict(zip(self.names, self.is_member, strict=True))
         return Groups((*masks,), np.stack([*masks.values()]))
 
     def __eq__(self, other: object) -> bool:

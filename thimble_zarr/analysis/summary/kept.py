@@ -6,6 +6,8 @@ else is there: what a summary has no note of, it does not have, whatever lies in
 
 import getpass
 import hashlib
+import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +32,7 @@ _VERSION = 1
 
 _ATTRIBUTE = "thimble_summary"
 
-_LOCK = ".thimble/lock"
+_NOTHING: Any = {"zarr_format": 3, "attributes": {_ATTRIBUTE: {}}}
 
 BATCH = 8
 """Tasks whose numbers of groups share a chunk: they are few, and files take time."""
@@ -87,7 +89,7 @@ class Kept:
         """Have other processes of this user wait that want to write to it, too."""
         # Not in the Zarr, which has nothing else in it, and not beside it, where it would stay.
         of_path = hashlib.sha256(bytes(self.path.absolute())).hexdigest()[:16]
-        name = f"thimble-zarr-{getpass.getuser()}-{of_path}.lock"
+        name = f"thimble-zarr-{_user()}-{of_path}.lock"
         with filelock.FileLock(Path(tempfile.gettempdir()) / name):
             yield
 
@@ -112,6 +114,33 @@ class Kept:
         """Return its groups."""
         return Groups(note.groups, np.asarray(self._open("r")["is_member"]))
 
+    def is_ahead(self, note: Note) -> bool:
+        """Return whether last steps are of rows that the note has not: who wrote it was killed."""
+        group = self._open("r")
+        last = int(group["step"][note.n_rows - 1])
+        return bool((group[next(iter(LAST_STEPS))][:] > last).any())  # it is written first
+
+    @property
+    def aside(self) -> "Kept":
+        """A place for what is made anew: what is here stays until that is complete."""
+        return Kept(self.path.with_name(f".{self.path.name}.new"), self.group)
+
+    def become(self, other: "Kept") -> None:
+        """Have what another one has, which is gone then."""
+        old = self.path.with_name(f".{self.path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.group and not _attributes(self.path, ""):
+            zarr.create_group(self.path, **_NOTHING)
+        here = self.path / self.group
+        here.parent.mkdir(parents=True, exist_ok=True)
+        if here.exists():
+            here.rename(old)
+        (other.path / self.group).rename(here)
+        if self.group:
+            self._consolidate()
+        for rest in (old, other.path):
+            shutil.rmtree(rest, ignore_errors=True)
+
     def finish(self, note: Note) -> None:
         """Say what it has now: for others in the consolidated metadata, and for us in the note."""
         self._consolidate()
@@ -128,10 +157,9 @@ class Kept:
 
     def begin(self, selected: Selected, groups: Groups, *, chunk_rows: int) -> None:
         """Put empty arrays there, and remove what is there."""
-        nothing: Any = {"zarr_format": 3, "attributes": {_ATTRIBUTE: {}}}
-        if self.group and not _attributes(self.path, ""):
-            zarr.create_group(self.path, **nothing)
-        group: Any = zarr.create_group(self.path, path=self.group, overwrite=True, **nothing)
+        if self.group:
+            zarr.create_group(self.path, overwrite=True, **_NOTHING)
+        group: Any = zarr.create_group(self.path, path=self.group, overwrite=True, **_NOTHING)
         sizes = {
             "group": len(groups.names),
             "step": 0,
@@ -208,6 +236,14 @@ class Kept:
         return zarr.open_group(self.path, path=self.group, mode=mode, use_consolidated=False)
 
 
+def _user() -> str:
+    """Return whose process it is: in a container a user need not have a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def _attributes(path: Path, group: str) -> Mapping[str, object]:
     """Return what is known of a group; nothing where there is none."""
     try:
@@ -223,11 +259,11 @@ def _dims(array: Any) -> tuple[str, ...]:
 
 def _chunks(dims: tuple[str, ...], sizes: Mapping[str, int], chunk_rows: int) -> tuple[int, ...]:
     """Return how an array is cut: what tokens have by task, what groups have by several."""
-    chunks = {**sizes, "step": BATCH * chunk_rows}
+    # Each group has its chunks: who has it open reads what was there before one was added.
+    chunks = {**sizes, "step": BATCH * chunk_rows, "group": 1}
     if "token" in dims:
         most = max(1, _CHUNK_ELEMENTS // chunk_rows)
         chunks |= {"step": chunk_rows, "token": _even(sizes["token"], most)}
-        chunks |= {"group": 1} if "step" in dims else {}
     return tuple(chunks[dim] for dim in dims)
 
 

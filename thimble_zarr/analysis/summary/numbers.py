@@ -223,9 +223,10 @@ class _Numbers:
             "last_midlife": self.flags & _MIDLIFE > 0,
             "last_late": late,
         }
-        n_after = {name: np.argmax(of[::-1], axis=0) for name, of in holds.items()}
+        order = np.argsort(-self.steps, kind="stable")  # of a selection in any order
+        n_after = {name: np.argmax(of[order], axis=0) for name, of in holds.items()}
         return {
-            name: np.where(of.any(axis=0), self.steps[::-1][n_after[name]], 0)
+            name: np.where(of.any(axis=0), self.steps[order][n_after[name]], 0)
             for name, of in holds.items()
         }
 

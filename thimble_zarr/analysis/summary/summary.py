@@ -5,6 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,13 @@ from thimble_zarr.analysis.summary.kept import Kept
 from thimble_zarr.analysis.summary.place import beside, in_cache
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import ConfigError, SelectionError, listed
+from thimble_zarr.format.indexing import as_range
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.sources.open import open_recording
 
 _Path = str | os.PathLike[str]
+
+_Bring = Callable[[Kept], xr.Dataset]
 
 
 def summary(
@@ -95,7 +99,8 @@ def summary(
     StoreError
         If the store cannot be read or the summary not be written.
     SelectionError
-        If a group is empty or has other tokens, or one of several parameters must be chosen.
+        If a group is empty or has other tokens, nothing is selected, or one of several parameters
+        must be chosen.
     ConfigError
         If the memory is too small, or there is no such dtype.
 
@@ -109,6 +114,8 @@ def summary(
     """
     selected = _selected(path_or_ds, parameter)
     reader = selected.source.reader
+    if 0 in map(len, (selected.rows, selected.tokens, selected.dims)):
+        raise SelectionError("nothing is selected that could be summed up: an axis is empty")
     recorded = reader.schema.dtypes["W"]
     native = dtype or recorded
     if native not in NATIVE_DTYPES:
@@ -125,20 +132,17 @@ def summary(
     )
     if not _is_whole(selected):
         return _in_memory(selected, bring)
-    kept = _kept(reader, None if native == recorded else native, place, bring)
-    ds = kept.open()
+    ds = _kept(reader, None if native == recorded else native, place, bring)
     if len(ds.step) > len(selected.rows) and isinstance(path_or_ds, xr.Dataset):
         return _in_memory(selected, bring)  # the run has grown, and somebody summed up more of it
     return _labelled(ds, selected).assign_attrs(parameter=reader.schema.parameter or "")
 
 
-def _kept(
-    reader: Reader, lattice: str | None, place: _Path | None, bring: Callable[[Kept], None]
-) -> Kept:
+def _kept(reader: Reader, lattice: str | None, place: _Path | None, bring: _Bring) -> xr.Dataset:
     """Bring the summary up to date where it lies, and where nothing can be written the cache's."""
     kept = Kept(Path(place or beside(reader.path, lattice)).absolute(), reader.group)
     try:
-        bring(kept)
+        return bring(kept)
     except OSError as error:
         if place is not None or error.errno not in _NOT_WRITABLE:
             raise
@@ -148,8 +152,7 @@ def _kept(
             f"at {kept.path}",
             stacklevel=3,
         )
-        bring(kept)
-    return kept
+        return bring(kept)
 
 
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -160,7 +163,9 @@ def _selected(path_or_ds: _Path | xr.Dataset, parameter: str | None) -> Selected
     if isinstance(path_or_ds, xr.Dataset):
         if parameter is not None:
             raise ConfigError("a dataset is of one parameter; leave `parameter` out")
-        return selected_of(path_or_ds)
+        of = selected_of(path_or_ds)
+        rows = np.asarray(of.rows, np.int64)  # those of longer runs may be among them
+        return replace(of, rows=as_range(rows[rows < of.source.reader.n_rows]))
     readers = open_recording(path_or_ds, parameters=() if parameter is None else (parameter,))
     if len(readers) > 1:
         names = listed((reader.schema.parameter for reader in readers), most=24)
@@ -184,12 +189,11 @@ def _is_whole(selected: Selected) -> bool:
     return all(np.array_equal(axis, range(n)) for axis, n in axes)
 
 
-def _in_memory(selected: Selected, bring: Callable[[Kept], None]) -> xr.Dataset:
+def _in_memory(selected: Selected, bring: _Bring) -> xr.Dataset:
     """Sum up a selection, and keep nothing."""
     with tempfile.TemporaryDirectory(prefix="thimble-zarr-") as directory:
         kept = Kept(Path(directory) / "summary.zarr")
-        bring(kept)
-        ds = kept.open().load()
+        ds = bring(kept).load()
     del ds.encoding["source"]
     return _labelled(ds, selected)
 
