@@ -295,6 +295,9 @@ def test_patterns_are_sorted_and_without_duplicates(tmp_path: Path) -> None:
     found = stores_at([tmp_path / "seed1", f"{tmp_path}/seed*", f"{tmp_path}/./seed0/"])
     assert found == [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
     assert stores_at("nowhere") == ["nowhere"]
+    for name in ("seed1.zarr", "seed1.summary.zarr", "seed1.summary.bfloat16.zarr"):
+        (tmp_path / name).mkdir()
+    assert stores_at(f"{tmp_path}/*.zarr") == [str(tmp_path / "seed1.zarr")]
     assert stores_at(f"{tmp_path}/**/seed0") == [str(tmp_path / "seed0")]
 
 

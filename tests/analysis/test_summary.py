@@ -175,7 +175,8 @@ def test_groups_are_ids_masks_or_words(toy_path: Path, tmp_path: Path) -> None:
         ([99], "has token 99, which is not there"),
         ([0.5], "must be ids or a mask, not float64"),
         (np.ones(3, bool), "a value for each of the 11 tokens"),
-        ("text:nothing", "no token has the text"),
+        ("text:nothing", "the group mine=text:nothing: no token has the text"),
+        ("dead,live", "the group mine=dead,live: expected all, live, dead, ids"),
     ],
 )
 def test_a_group_that_cannot_be_is_refused(
@@ -183,6 +184,12 @@ def test_a_group_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(SelectionError, match=message):
         summary(toy_path, groups={"mine": members}, place=tmp_path / "s.zarr")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../../a", ""])
+def test_a_group_needs_a_name_that_a_folder_can_have(name: str, toy_copy: Path) -> None:
+    with pytest.raises(SelectionError, match="a group cannot be called"):
+        summary(toy_copy, groups={name: [3]})
 
 
 @pytest.mark.parametrize("fault", ["spacing at W[t]", "the mean of another group"])

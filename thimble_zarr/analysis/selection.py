@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from thimble_zarr.analysis.compute.source import Selected, Source
+from thimble_zarr.analysis.summary.place import is_summary
 from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.labels import printable
@@ -160,8 +161,9 @@ def select_steps(source: Source, spec: str | None) -> Indices:
 def stores_at(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the paths that patterns match, sorted and without duplicates.
 
-    What exists by its name is no pattern. Whether there is a store is not looked at. Raises
-    NotAStoreError if a pattern matches nothing, and ConfigError if there are no paths.
+    What exists by its name is no pattern. Patterns match no summaries, which lie beside their runs
+    with names of stores; else whether there is a store is not looked at. Raises NotAStoreError if a
+    pattern matches nothing, and ConfigError if there are no paths.
     """
     patterns = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not patterns:
@@ -172,7 +174,8 @@ def stores_at(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) 
 def _matches(pattern: Path) -> list[str]:
     if pattern.exists() or not glob.has_magic(str(pattern)):
         return [str(pattern)]
-    paths = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # pathlib has no absolute ones
+    found = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # pathlib has no absolute ones
+    paths = [path for path in found if not is_summary(path)]  # which lie beside their runs
     if not paths:
         raise NotAStoreError(f"no path matches {pattern}")
     return [str(Path(path)) for path in paths]

@@ -3,9 +3,10 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -179,19 +180,28 @@ def _place(summary: "xr.Dataset") -> str:
     return str(summary.encoding.get("source", "not kept"))
 
 
+def _finite(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Return cells as JSON has them: what is not a finite number is null."""
+    known: dict[str, Any] = {}
+    for name, value in cells.items():
+        is_number = not isinstance(value, float) or math.isfinite(value)
+        known[name] = _finite(value) if isinstance(value, dict) else value if is_number else None
+    return known
+
+
 def as_json(store: str, summaries: Sequence["xr.Dataset"]) -> str:
-    """Return an object with a list of parameters, each with its groups."""
+    """Return strict JSON: an object with a list of parameters, each with its groups."""
     parameters = [
         {
             "parameter": summary.attrs.get("parameter") or None,
             "summary": _place(summary),
             "steps": [int(summary.step[0]), int(summary.step[-1])],
             "ulp_dtype": summary.attrs["ulp_dtype"],
-            "groups": [asdict(of) for of in group_summaries(summary)],
+            "groups": [_finite(asdict(of)) for of in group_summaries(summary)],
         }
         for summary in summaries
     ]
-    return json.dumps({"store": store, "parameters": parameters}, indent=1) + "\n"
+    return json.dumps({"store": store, "parameters": parameters}, indent=1, allow_nan=False) + "\n"
 
 
 def as_csv(store: str, summaries: Sequence["xr.Dataset"]) -> str:

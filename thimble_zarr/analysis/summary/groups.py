@@ -48,6 +48,11 @@ class Groups:
                     f"the group {name} is there always, and means the tokens that are known to be "
                     "so; give yours another name"
                 )
+            if name in ("", ".", "..") or {*name} & {*"/\\\0"}:
+                raise SelectionError(
+                    f"a group cannot be called {name!r}: pictures of it lie in a folder of its "
+                    "name; give it a name without / and \\"
+                )
             masks[name] = _mask(selected, name, members)
         masks = {name: mask for name, mask in masks.items() if mask.any()}
         return cls((*masks,), np.stack([*masks.values()]))
@@ -89,7 +94,11 @@ class Groups:
 def _mask(selected: Selected, name: str, members: Members) -> np.ndarray:
     ids = selected.ids
     if isinstance(members, str):
-        _, positions = select_tokens(selected.source, members)
+        try:
+            _, positions = select_tokens(selected.source, members)
+        except SelectionError as error:
+            reason = str(error).removeprefix(f"--tokens {members}: ")
+            raise SelectionError(f"the group {name}={members}: {reason}") from error
         mask = np.isin(selected.tokens, positions)
     else:
         given = np.asarray(members)

@@ -1,6 +1,7 @@
 """Where the summary of a recording lies: beside it, or where the user's caches are."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import platformdirs
@@ -22,6 +23,18 @@ def in_cache(store: Path, lattice: str | None = None) -> Path:
     of_path = hashlib.sha256(bytes(store.absolute())).hexdigest()[:16]
     caches = Path(platformdirs.user_cache_dir("thimble-zarr"))
     return caches / "summaries" / of_path / _name(store, lattice)
+
+
+def is_summary(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the name of a summary, of any dtype.
+
+    Examples
+    --------
+    >>> is_summary("runs/seed1.summary.bfloat16.zarr"), is_summary("runs/seed1.zarr")
+    (True, False)
+    """
+    name = Path(path)
+    return name.suffix == ".zarr" and ".summary" in name.suffixes[-3:-1]
 
 
 def _name(store: Path, lattice: str | None) -> str:
