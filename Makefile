@@ -27,7 +27,7 @@ INSTALL = @echo "Installing $(WHAT) into $(VENV) ..."; \
 	$(PIP) --constraint constraints.txt --editable $(PACKAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test quick soak lint bench clean
+.PHONY: help demo install test quick soak lint bench picture clean
 
 help:  ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -47,7 +47,7 @@ $(FOR_TEST): $(FOR_DEMO)
 	$(INSTALL)
 	@touch $@
 
-demo: $(FOR_DEMO)  ## Train, record and check a short run
+demo: $(FOR_DEMO)  ## Train, record, check and draw a short run
 	$(BIN)/thimble-zarr demo runs/demo.zarr --overwrite
 
 install: $(FOR_TEST)  ## Install what demo and tests need, without running them
@@ -75,6 +75,11 @@ bench: $(FOR_TEST)  ## Measure a real run, plant faults in two, measure other to
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.peers
+
+picture: $(FOR_TEST)  ## Take the picture in the README, of a run of 1,000 steps, in a browser (ten minutes)
+	$(BIN)/thimble-zarr train runs/picture.zarr --batch-size 16 --overwrite
+	$(BIN)/thimble-zarr report runs/picture.zarr -o runs/picture.html
+	$(BIN)/python -m benchmarks.picture runs/picture.html -o docs/report.png
 
 clean:  ## Remove the environments and recorded runs
 	rm -rf .venv .venv-* runs

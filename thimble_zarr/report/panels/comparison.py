@@ -84,7 +84,7 @@ _FIGURES: tuple[tuple[str, str, bool, Callable[[Run], Numbers]], ...] = (
     ("Loss", "loss", False, _loss),
     ("Median step size", "|delta W| / ULP (L2)", True, _median_ulp),
     ("Weights that moved", "share of weights, %", False, _moved),
-    ("Frozen", "share of the group, %", False, _frozen),
+    ("At rest to the end", "share of the group, %", False, _frozen),
     ("Norm of the centroid", "|centroid|", False, _centroid),
 )
 
