@@ -9,7 +9,7 @@ import click
 
 MOST_BYTES = 200_000
 
-PANELS = ("regimes", "token_image", "step_size")
+PANELS = ("regimes", "token_image")
 
 _OTHERS = f".panel:not({', '.join(f'#{name}' for name in PANELS)})"
 HIDDEN = f"nav, footer, code, header dl, {_OTHERS} {{ display: none !important }}"

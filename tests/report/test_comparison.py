@@ -49,8 +49,8 @@ def test_a_token_is_frozen_after_its_freeze_step_unless_it_still_moves(toy_path:
     for group, mask in (("all", live_mask() | True), ("dead", ~live_mask())):
         ends = freeze_step.values[mask]
         expected = [100 * sum(t > of for of in ends) / len(ends) for t in range(14)]
-        np.testing.assert_allclose(line(panel, "Frozen", "toy.zarr", group), expected)
-    assert line(panel, "Frozen", "toy.zarr", "all")[-1] == pytest.approx(1000 / 11)
+        np.testing.assert_allclose(line(panel, "At rest to the end", "toy.zarr", group), expected)
+    assert line(panel, "At rest to the end", "toy.zarr", "all")[-1] == pytest.approx(1000 / 11)
 
 
 def test_stores_of_one_name_are_told_apart(toy_path: Path) -> None:

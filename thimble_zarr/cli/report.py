@@ -55,9 +55,9 @@ def report(
 ) -> None:
     """Write all that can be seen of the run in STORE to one HTML file, which needs no network.
 
-    At its top are the verdict of the check, the health of the run, and when its tokens moved last. The
-    panels below share the steps in view and a cursor, and show one group of tokens at a time. Each
-    names the line of Python that draws it.
+    At its top are the verdict of the check, the health of the run, and when its tokens moved last.
+    The panels below share the steps in view and a cursor, and show one group of tokens at a time.
+    Each names the line of Python that draws it.
 
     The panels of several stores, at most four, are side by side; of more only what compares them.
 
