@@ -1,6 +1,7 @@
 """What a condition is: something about a run that its owner wants to know, with a name."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -36,9 +37,13 @@ class Concern:
     evidence: Facts
 
     def to_json(self) -> dict[str, Json]:
-        """Return the concern as JSON has it."""
+        """Return the concern as JSON has it, where what is no finite number is null."""
+        evidence: dict[str, Json] = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in self.evidence.items()
+        }
         known: dict[str, Json] = {"code": self.code, "message": self.message, "step": self.step}
-        return known | {"evidence": dict(self.evidence)}
+        return known | {"evidence": evidence}
 
 
 @dataclass(frozen=True)
