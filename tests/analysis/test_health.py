@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from tests.support.commands import check as run_check
-from tests.support.commands import checked, outcome
+from tests.support.commands import checked, outcome, strict_json
 from tests.support.notebook_file import notebook_tensors, save
 from tests.support.optimizers import IMPLEMENTATIONS
 from tests.support.runs import History
@@ -370,3 +370,12 @@ def test_what_is_only_sampled_may_be_damaged(runs: dict[str, Path], tmp_path: Pa
     result = check(store, tokens="all", replay=False)
     assert result.holds
     assert result.health == ()
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+def test_a_gradient_that_is_no_number_is_told_in_json(factor: float, tmp_path: Path) -> None:
+    plan = Plan(gradient=lambda step: factor if step == 20 else 1.0)
+    path = record(tmp_path / "run.zarr", plan)
+    told = strict_json(outcome("check", path, "--format=json")[1])
+    (explodes,) = [one for one in told["health"] if one["code"] == "gradient-explodes"]
+    assert explodes["evidence"]["largest"] is None

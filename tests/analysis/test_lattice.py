@@ -233,10 +233,11 @@ def test_it_needs_a_lazy_dataset_of_one_run(toy_path: Path) -> None:
 
 
 def test_a_run_that_is_shorter_than_others_has_no_cells_after_its_end(
-    toy_path: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
+    record(tmp_path / "long.zarr", n_steps=7)
     record(tmp_path / "short.zarr", n_steps=5)
-    ds = open_datasets([toy_path, tmp_path / "short.zarr"]).isel(run=1)
+    ds = open_datasets([tmp_path / "long.zarr", tmp_path / "short.zarr"]).isel(run=1)
     found, alone = lattice(ds).cell, lattice(open_dataset(tmp_path / "short.zarr")).cell
     np.testing.assert_array_equal(found[:6], alone)
     np.testing.assert_array_equal(found[6:], ordered(encode(np.array([np.nan]), "bfloat16"))[0])
