@@ -1,5 +1,6 @@
 """`report`: what it writes and where, and what it says."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def test_what_cannot_be_written_or_meant_is_said_before_anything_is_done(
     assert "not NAME=SUBSET" in fails(2, "report", toy_path, "--group", "thai")
     assert "none.zarr" in fails(3, "report", here / "none.zarr")
     assert not (here / "run.html").exists()
+
+
+def test_a_place_that_forbids_writing_is_said_before_anything_is_done(
+    here: Path, toy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # root may write
+    monkeypatch.setattr(html, "audited", None)
+    assert "cannot write run.html: permission denied" in fails(3, "report", toy_path)
+    assert "cannot write a.csv: permission" in fails(3, "check", toy_path, "--output", "a.csv")
 
 
 def test_of_a_store_of_several_parameters_one_is_chosen(here: Path, zoo: object) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import thimble_zarr
 from thimble_zarr import open_dataset, plot
-from thimble_zarr.errors import SelectionError
+from thimble_zarr.errors import ConfigError, SelectionError
 from thimble_zarr.report.panels.registry import PANELS
 
 NAMES = [panel.__name__ for panel in PANELS]
@@ -69,6 +69,12 @@ def test_a_selection_is_drawn(toy_path: Path) -> None:
     ds = open_dataset(toy_path).sel(step=slice(2, 7), token=[1, 4, 5])
     low, high = plot.radius(ds, group="all").axes[0].dataLim.intervalx
     assert (low, high) == (2, 7)
+
+
+def test_a_single_run_is_compared_and_none_is_refused(toy_path: Path) -> None:
+    assert len(plot.compare(toy_path).axes[0].lines) == 1
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        plot.compare([])
 
 
 def test_runs_are_compared(toy_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Options, words and exit codes that several commands share."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -88,9 +89,12 @@ def size(text: str) -> int:
 
 
 def check_directory(file: Path) -> None:
-    """Raise StoreError if there is no directory for a file."""
-    if not file.absolute().parent.is_dir():
+    """Raise StoreError if there is no directory for a file, or nothing can be written into it."""
+    directory = file.absolute().parent
+    if not directory.is_dir():
         raise StoreError(f"cannot write {file}: there is no directory {file.parent}")
+    if not os.access(file if file.exists() else directory, os.W_OK):
+        raise StoreError(f"cannot write {file}: permission denied; name another place")
 
 
 MEMORY = click.option(

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.summary.summary import summary as summary_of
-from thimble_zarr.errors import SelectionError, listed
+from thimble_zarr.errors import ConfigError, SelectionError, listed
 from thimble_zarr.report.figure import Panel
 from thimble_zarr.report.panels import comparison
 from thimble_zarr.report.panels.registry import PANELS
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Callable[..., Figure]:
     raise AttributeError(f"thimble_zarr.plot has no {name}; it has {listed(__all__)}")
 
 
-def compare(runs: Sequence[RunLike], *, group: str | None = None) -> Figure:
+def compare(runs: RunLike | Sequence[RunLike], *, group: str | None = None) -> Figure:
     """Draw key numbers of several runs, a line a run.
 
     Parameters
@@ -66,12 +66,18 @@ def compare(runs: Sequence[RunLike], *, group: str | None = None) -> Figure:
         If a store cannot be read.
     SelectionError
         If the first run has no such group.
+    ConfigError
+        If there are no runs.
 
     Examples
     --------
     >>> import thimble_zarr
     >>> figure = thimble_zarr.plot.compare(["seed0.zarr", "seed1.zarr"])
     """
+    if isinstance(runs, str | os.PathLike | xr.Dataset):
+        runs = [runs]
+    if not runs:
+        raise ConfigError("there is nothing to compare; name at least one run")
     every = [_run(run, None, None) for run in runs]
     return draw(comparison.compare(every), group=_group(every[0], group))
 
