@@ -8,11 +8,12 @@ from pathlib import Path
 
 from thimble_zarr.analysis.check import check
 from thimble_zarr.analysis.check_result import CheckResult
+from thimble_zarr.analysis.compute.variables import missing_inputs
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.summarized import health
 from thimble_zarr.analysis.summary.summary import summary
-from thimble_zarr.report.browser.facts import facts, median_freeze_steps, resting
+from thimble_zarr.report.browser.facts import facts, median_freeze_steps, resting, schema_of
 from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page
 from thimble_zarr.report.figure import Panel
 from thimble_zarr.report.panels.comparison import compare
@@ -84,7 +85,8 @@ def write_report(
     tokens
         Which tokens are checked, as `check` takes them.
     checked
-        Whether the run is checked: that every row follows from the row before.
+        Whether the run is checked: that every row follows from the row before. It is not where
+        what a check needs was not recorded.
     stage
         Told what is done, and how far it is.
 
@@ -123,7 +125,7 @@ def audited(
         numbers = summary(store, groups=groups, parameter=parameter, progress=reach)
     run = Run(store=store, ds=ds.sel(step=numbers.step), summary=numbers)
     found = None
-    if checked:
+    if checked and not missing_inputs("residual", schema_of(run)):
         with stage("checking") as reach:
             names = [] if parameter is None else [parameter]
             found = check(store, tokens=tokens, parameters=names, progress=reach)

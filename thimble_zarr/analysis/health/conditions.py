@@ -59,7 +59,7 @@ def _nan_was_logged(of: Measurements) -> np.ndarray:
 
     It was where a loss is known of nearly all other steps, but not of a step that was skipped, and
     the last one's may come yet. And it was from when one should have been logged, if none was any
-    more and neither gradient nor step is a number any more.
+    more and the gradient, or where that is not recorded the step, is no number any more.
     """
     loss = of.scalars[LOSS]
     missing = np.isnan(loss)
@@ -72,7 +72,9 @@ def _nan_was_logged(of: Measurements) -> np.ndarray:
         return counts
     interval = int(np.diff(known, prepend=-1).max())
     later = np.arange(len(loss)) >= known[-1] + interval
-    numbers = np.isfinite(of.grad_norm) | np.isfinite(of.updates.size)
+    numbers = np.isfinite(of.grad_norm)
+    if not numbers.any():
+        numbers = np.isfinite(of.updates.size)
     went_on = bool(numbers[later].any()) or not numbers.any()
     return none if went_on else later
 
