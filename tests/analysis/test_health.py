@@ -20,11 +20,14 @@ from tests.support.runs import History
 from tests.support.summary_oracle import reference_summary
 from tests.support.zoo import Recorded
 from thimble_zarr import Recorder, TokenLabels, check, open_dataset
+from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.health import measurements
 from thimble_zarr.analysis.health.condition import Concern
-from thimble_zarr.analysis.health.conditions import CONDITIONS, stuck_mantissas
+from thimble_zarr.analysis.health.conditions import CONDITIONS, concerns_of, stuck_mantissas
 from thimble_zarr.analysis.health.summarized import health
+from thimble_zarr.analysis.selection import select
 from thimble_zarr.record.schedule import every
+from thimble_zarr.sources.open import open_recording
 
 N_TOKENS, N_DIMS, N_STEPS = 67, 5, 31
 
@@ -330,6 +333,15 @@ def test_a_sample_of_steps_and_tokens_finds_the_same(
     (explodes,) = check(paths["gradient explodes"], tokens="all").health
     assert explodes.step == 17
     assert re.search(r"\([1-5]?[0-9] of 67 tokens\)", explodes.message)
+
+
+def test_tokens_that_still_step_do_not_hide_a_lost_loss(tmp_path: Path) -> None:
+    path = record(tmp_path / "run.zarr", PLANTED["loss NaN from some step on"][0])
+    (reader,) = open_recording(path)
+    (of,) = measurements.measured([select(Source.of(reader), "all", None)[0]])
+    still = replace(of.updates, size=np.ones_like(of.updates.size))
+    codes = [concern.code for concern in concerns_of(replace(of, updates=still))]
+    assert "loss-not-finite" in codes
 
 
 def test_a_notebooks_file_without_losses_has_none(tmp_path: Path, toy_history: History) -> None:
