@@ -335,6 +335,7 @@ def test_a_sample_of_steps_and_tokens_finds_the_same(
     assert re.search(r"\([1-5]?[0-9] of 67 tokens\)", explodes.message)
 
 
+@pytest.mark.filterwarnings("ignore:the loss of step")
 def test_tokens_that_still_step_do_not_hide_a_lost_loss(tmp_path: Path) -> None:
     path = record(tmp_path / "run.zarr", PLANTED["loss NaN from some step on"][0])
     (reader,) = open_recording(path)

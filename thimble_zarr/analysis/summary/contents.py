@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,18 +36,18 @@ class Contents:
 
     schema: Schema
 
-    @property
+    @cached_property
     def has_gradient(self) -> bool:
         """Whether the gradient was recorded."""
         return "grad" in self.schema.dtypes
 
-    @property
+    @cached_property
     def has_formula(self) -> bool:
         """Whether there is a formula, and what it needs was recorded."""
         recorded, schema = self.schema.dtypes, self.schema
         return schema.optimizer.formula is not None and {*formula_inputs(schema)} <= {*recorded}
 
-    @property
+    @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """The estimates of the optimizer that can be computed, by what their norm is called."""
         recorded = self.schema.dtypes
@@ -56,7 +57,7 @@ class Contents:
             if {*of.inputs} <= {*recorded}
         }
 
-    @property
+    @cached_property
     def states(self) -> dict[str, str]:
         """The states of an optimizer that has no estimates, by what their norm is called."""
         optimizer = self.schema.optimizer
