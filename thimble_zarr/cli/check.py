@@ -11,13 +11,14 @@ import click
 from thimble_zarr.cli.options import (
     FOUND,
     PARAMETERS,
+    PROCESS_MEMORY,
     QUIET,
     STORES,
     TOKEN_MASK,
+    WORKERS,
     check_directory,
     exit_code,
     format_option,
-    size,
 )
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.report.text import DEFAULT_ROWS
@@ -85,17 +86,8 @@ def _rows(text: str) -> int:
     help="Where to replay: cpu, cuda or mps.  [default: the device of the recording, if this "
     "machine has it]",
 )
-@click.option(
-    "--memory",
-    "memory_bytes",
-    type=size,
-    help="Limits the memory of all processes together.  [default: four fifths of what is free]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="How many processes compute, if they fit into the memory.  [default: one for each CPU]",
-)
+@PROCESS_MEMORY
+@WORKERS
 @click.option(
     "--scheduler",
     metavar="ADDRESS",

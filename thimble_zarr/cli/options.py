@@ -88,6 +88,19 @@ def size(text: str) -> int:
     return n_bytes
 
 
+PROCESS_MEMORY = click.option(
+    "--memory",
+    "memory_bytes",
+    type=size,
+    help="Limits the memory of all processes together.  [default: four fifths of what is free]",
+)
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="How many processes compute, if they fit into the memory.  [default: one for each CPU]",
+)
+
+
 def check_directory(file: Path) -> None:
     """Raise StoreError if there is no directory for a file, or nothing can be written into it."""
     directory = file.absolute().parent

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from thimble_zarr.cli.options import GROUPS, PARAMETERS, QUIET, STORE, format_option, size
+from thimble_zarr.cli.options import (
+    GROUPS,
+    PARAMETERS,
+    PROCESS_MEMORY,
+    QUIET,
+    STORE,
+    WORKERS,
+    format_option,
+)
 
 
 @click.command(short_help="Sum up a run: a dozen numbers for each step and token.")
@@ -25,17 +33,8 @@ from thimble_zarr.cli.options import GROUPS, PARAMETERS, QUIET, STORE, format_op
     metavar="PLACE",
     help="Where to keep it.  [default: run.summary.zarr beside run.zarr]",
 )
-@click.option(
-    "--memory",
-    "memory_bytes",
-    type=size,
-    help="Limits the memory of all processes together.  [default: four fifths of what is free]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="How many processes compute, if they fit into the memory.  [default: one for each CPU]",
-)
+@PROCESS_MEMORY
+@WORKERS
 @QUIET
 def summary(
     store: Path,
