@@ -56,7 +56,8 @@ SLOW = frozenset(
             "replay",
         ),
         *("resume", "resume_training", "schedule", "several", "variables", "verify"),
-        *("report_page", "viewer", "vocabulary"),
+        *("every_panel", "health", "html", "lattice", "plot", "report_page", "summary"),
+        *("summary_kept", "view_page", "viewer", "vocabulary", "watch"),
     )
 )
 """Files that take two thirds of the time, and test our arithmetic, the disk and memory: another

@@ -22,6 +22,7 @@ from tests.support.runs import Loop
 from thimble_zarr import Recorder, open_dataset
 from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.format.layout import human_bytes
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
@@ -109,7 +110,9 @@ def test_quiet_demo_prints_the_result_only(
     store = tmp_path / "run.zarr"
     result = succeeds("demo", store, "--steps", 5, "--quiet")
     assert result.stderr == ""
-    assert result.stdout == succeeds("check", store, "--quiet").stdout
+    page = tmp_path / "run.html"
+    said = f"{page}, {human_bytes(page.stat().st_size)}\n"
+    assert result.stdout == succeeds("check", store, "--quiet").stdout + said
 
 
 def test_what_is_done_is_said_before_torch_is_loaded(tmp_path: Path) -> None:

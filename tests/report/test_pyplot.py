@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm, to_hex
 
 from thimble_zarr.report.figure import (
     GREEN,
+    STILL,
     Axis,
     Band,
     Bars,
@@ -105,8 +106,11 @@ def test_an_image_lies_where_it_says_its_lowest_row_first(is_log: bool) -> None:
     (image,) = drawing.axes[0].images
     assert (image.get_extent(), image.origin) == ([2, 5, 0, 90], "lower")
     shown = image.get_array()
-    np.testing.assert_array_equal(shown.mask, np.isnan(values) | (is_log & (values == 0)))
-    np.testing.assert_array_equal(shown.compressed(), values[~shown.mask])
+    np.testing.assert_array_equal(shown.mask, np.isnan(values))
+    expected = np.where(is_log & (values == 0), 0.5, values)  # below all others, and so grey
+    np.testing.assert_array_equal(shown.compressed(), expected[~shown.mask])
+    grey = image.to_rgba(shown)[1, 0, :3]
+    assert (to_hex(grey) == STILL) == is_log
     assert isinstance(image.norm, LogNorm) == is_log
     assert (image.norm.vmin, image.norm.vmax) == (1 if is_log else 0, 1000)
     assert drawing.axes[1].get_ylabel() == "ULP"

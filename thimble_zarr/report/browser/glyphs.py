@@ -70,22 +70,7 @@ def glyphs_of(
         case Stack():
             return _stack(plot, i, layer, source)
         case Bars():
-            shape = shapes.Quad(
-                left="left",
-                right="right",
-                top=f"y{i}",
-                bottom=0,
-                fill_color=color,
-                fill_alpha=0.55,
-                line_color=color,
-            )
-            floor = LogProperty(
-                glyph=shape, name="bottom", linear={"value": 0}, log={"field": f"floor{i}"}
-            )
-            top = LogProperty(
-                glyph=shape, name="top", linear={"field": f"y{i}"}, log={"field": f"top{i}"}
-            )
-            return _with_entry(layer, plot.add_glyph(source, shape), floor, top)
+            return _bars(plot, i, layer, source, color)
         case Points():
             dots = shapes.Scatter(
                 x="x", y=f"y{i}", size=4, fill_color=color, fill_alpha=0.5, line_color=None
@@ -105,6 +90,21 @@ def glyphs_of(
 def _with_entry(layer: Layer, renderer: GlyphRenderer, *properties: LogProperty) -> Glyphs:
     entries = {layer.label: renderer} if layer.label else {}
     return Glyphs(renderers=[renderer], entries=entries, log_properties=properties)
+
+
+def _bars(plot: Plot, i: int, layer: Bars, source: ColumnDataSource, color: str) -> Glyphs:
+    shape = shapes.Quad(
+        left="left",
+        right="right",
+        top=f"y{i}",
+        bottom=0,
+        fill_color=color,
+        fill_alpha=0.55,
+        line_color=color,
+    )
+    floor = LogProperty(glyph=shape, name="bottom", linear={"value": 0}, log={"field": f"floor{i}"})
+    top = LogProperty(glyph=shape, name="top", linear={"field": f"y{i}"}, log={"field": f"top{i}"})
+    return _with_entry(layer, plot.add_glyph(source, shape), floor, top)
 
 
 def _area(
