@@ -56,12 +56,14 @@ SLOW = frozenset(
             "replay",
         ),
         *("resume", "resume_training", "schedule", "several", "variables", "verify"),
-        *("every_panel", "health", "html", "lattice", "plot", "report_page", "summary"),
-        *("summary_kept", "view_page", "viewer", "vocabulary", "watch"),
+        *("health", "lattice", "summary", "summary_kept", "vocabulary"),
     )
 )
 """Files that take two thirds of the time, and test our arithmetic, the disk and memory: another
 Python changes little there, and `make quick` leaves them out."""
+
+SLOW_FOLDERS = frozenset({"browser", "report"})
+"""Likewise: what is drawn."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -69,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: index for index, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     for item in items:
-        if item.path.name in SLOW:
+        if item.path.name in SLOW or item.path.parent.name in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
 
 

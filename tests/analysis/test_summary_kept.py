@@ -283,8 +283,10 @@ def ended_by(child: Callable[[], object]) -> int:
     return -os.waitstatus_to_exitcode(status)
 
 
-@pytest.mark.parametrize("moment", ["begin", "write", "write_last_steps", "finish"])
-@pytest.mark.parametrize("n_steps", [0, 6])
+@pytest.mark.parametrize(
+    ("n_steps", "moment"),
+    [(0, "begin"), (6, "write"), (6, "write_last_steps"), (6, "finish")],
+)
 def test_what_was_killed_is_never_taken_for_complete(
     moment: str, n_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
