@@ -57,9 +57,11 @@ SLOW = frozenset(
         ),
         *("resume", "resume_training", "schedule", "several", "variables", "verify"),
         *("health", "lattice", "summary", "summary_kept", "vocabulary"),
+        *("architecture", "batches", "demo", "docs", "examples", "readme", "train"),
+        *("vocabulary_of_optimizers", "run", "report", "view"),
     )
 )
-"""Files that take two thirds of the time, and test our arithmetic, the disk and memory: another
+"""Files that take most of the time, and test our arithmetic, the disk, memory and documents: another
 Python changes little there, and `make quick` leaves them out."""
 
 SLOW_FOLDERS = frozenset({"browser", "report"})
