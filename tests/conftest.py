@@ -61,7 +61,7 @@ SLOW = frozenset(
         *("vocabulary_of_optimizers", "run", "report", "view"),
     )
 )
-"""Files that take most of the time, and test our arithmetic, the disk, memory and documents: another
+"""Files that take most of the time, and test arithmetic, the disk, memory and documents: another
 Python changes little there, and `make quick` leaves them out."""
 
 SLOW_FOLDERS = frozenset({"browser", "report"})
