@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.selection import select_tokens
 from thimble_zarr.report.run import Run
-from thimble_zarr.report.view.tokens import REGIMES, Tokens, ids_file, median_over_tokens
+from thimble_zarr.report.view.tokens import REGIMES, Tokens, median_over_tokens
 from thimble_zarr.store.reader import StoreReader
 
 N_STEPS = 6
@@ -141,6 +141,6 @@ def test_the_median_is_that_of_numpy() -> None:
 
 
 def test_saved_ids_are_what_the_other_commands_read(toy_path: Path, tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text(ids_file(np.array([7, 2])))
+    (tmp_path / "ids.txt").write_text("7\n2\n")
     source = Source(StoreReader.open(toy_path))
     assert select_tokens(source, f"@{tmp_path / 'ids.txt'}")[1].tolist() == [2, 7]

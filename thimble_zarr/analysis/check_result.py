@@ -14,6 +14,7 @@ from thimble_zarr.analysis.causes.findings import Finding
 from thimble_zarr.analysis.compute.variables import how_to_record, missing_inputs
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.verdict import Verdict
+from thimble_zarr.format.documents import finite
 from thimble_zarr.format.schema import Json, Schema
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class SubsetResult(_Checked):
     def to_json(self) -> dict[str, Json]:
         """Return the result as JSON has it: what is not a finite number is null."""
         columns, numbers = self.columns, self.numbers
-        replay = {name: _finite(asdict(of)) for name, of in (self.replay or {}).items()}
+        replay = {name: finite(asdict(of)) for name, of in (self.replay or {}).items()}
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return {
             **self._to_json(),
@@ -143,8 +144,8 @@ class SubsetResult(_Checked):
             "steps": [int(numbers["step"].min()), int(numbers["step"].max())],
             "n_skipped": int(numbers["skipped"].sum()),
             "n_steps": {"checked": len(numbers["step"]), "recorded": self.n_recorded},
-            "rows": [_finite(dict(zip(columns, row, strict=True))) for row in rows],
-            "summary": {name: _finite(of) for name, of in self.summary.items()},
+            "rows": [finite(dict(zip(columns, row, strict=True))) for row in rows],
+            "summary": {name: finite(of) for name, of in self.summary.items()},
             "replay": replay or None,
             "replay_device": numbers.attrs.get("device"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
@@ -255,10 +256,3 @@ def _summary(values: np.ndarray) -> dict[str, float]:
 
 def _named(parameter: str | None) -> dict[str, str]:
     return {"parameter": parameter} if parameter else {}
-
-
-def _finite(values: Mapping[str, Json]) -> dict[str, Json]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }

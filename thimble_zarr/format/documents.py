@@ -1,6 +1,7 @@
-"""JSON that nobody vouches for: of bounded size and depth, whoever wrote it."""
+"""JSON: what is read is of bounded size and depth, and what is written has no NaN."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,3 +59,12 @@ def _check_depth(value: Any, max_depth: int) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {max_depth} deep")
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Json]:
+    """Return values as JSON has them, nested ones too: what is no finite number is null."""
+    known: dict[str, Json] = {}
+    for name, value in values.items():
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        known[name] = finite(value) if isinstance(value, Mapping) else value if is_finite else None
+    return known

@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thimble_zarr.format.documents import finite
 from thimble_zarr.report.text import aligned
 
 if TYPE_CHECKING:
@@ -180,15 +180,6 @@ def _place(summary: "xr.Dataset") -> str:
     return str(summary.encoding.get("source", "not kept"))
 
 
-def _finite(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """Return cells as JSON has them: what is not a finite number is null."""
-    known: dict[str, Any] = {}
-    for name, value in cells.items():
-        is_number = not isinstance(value, float) or math.isfinite(value)
-        known[name] = _finite(value) if isinstance(value, dict) else value if is_number else None
-    return known
-
-
 def as_json(store: str, summaries: Sequence["xr.Dataset"]) -> str:
     """Return strict JSON: an object with a list of parameters, each with its groups."""
     parameters = [
@@ -197,7 +188,7 @@ def as_json(store: str, summaries: Sequence["xr.Dataset"]) -> str:
             "summary": _place(summary),
             "steps": [int(summary.step[0]), int(summary.step[-1])],
             "ulp_dtype": summary.attrs["ulp_dtype"],
-            "groups": [_finite(asdict(of)) for of in group_summaries(summary)],
+            "groups": [finite(asdict(of)) for of in group_summaries(summary)],
         }
         for summary in summaries
     ]

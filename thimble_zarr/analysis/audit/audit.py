@@ -227,14 +227,14 @@ def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _beyond_float32(squares: np.ndarray, values: np.ndarray) -> bool:
     """Return whether squares of float32 values overflowed, or may have underflowed."""
-    suspect = ~((squares > _LEAST_SQUARE) & (squares < np.inf))
+    suspect = ~((squares > LEAST_SQUARE) & (squares < np.inf))
     if not suspect.any():
         return False
     values = values[suspect]
     return bool(values.max() > 0 or values.min() < 0)  # `any` takes several times as long
 
 
-_LEAST_SQUARE = 1e-25
+LEAST_SQUARE = 1e-25
 """Sums of squares below are computed in float64: some squares may be no float32 number."""
 
 

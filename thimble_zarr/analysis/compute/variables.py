@@ -71,16 +71,17 @@ def _skipped(window: Window) -> np.ndarray:
 
 
 def _coefficients(window: Window) -> Sequence[np.ndarray]:
-    factors = _formula(window).coefficients(window.of_rows(_scalars))
+    factors = _formula(window).coefficients(window.of_rows(step_scalars))
     return [factor.astype(window.dtype) for factor in factors]
 
 
-def _scalars(window: Window) -> dict[str, np.ndarray]:
+def step_scalars(window: Window) -> dict[str, np.ndarray]:
+    """Return the scalars of the window's steps, as the formula takes them (`Window.scalar`)."""
     return {name: window.scalar(name) for name in window.source.scalars}
 
 
 def _decay_factor(window: Window) -> np.ndarray:
-    factor: np.ndarray = _formula(window).decay_factor(window.of_rows(_scalars))
+    factor: np.ndarray = _formula(window).decay_factor(window.of_rows(step_scalars))
     return factor
 
 
@@ -178,7 +179,7 @@ def _estimated(name: str, window: Window) -> Floats:
     estimate = _estimate(name, window.source.reader.schema)
     assert estimate is not None
     arrays = {state: window.current(state) for state in estimate.inputs}
-    return estimate.compute(arrays, window.of_rows(_scalars))
+    return estimate.compute(arrays, window.of_rows(step_scalars))
 
 
 def stalled(window: Window) -> Floats:
@@ -204,7 +205,7 @@ def _rounding(window: Window, arrays: Arrays | None = None) -> Rounding | None:
     formula, native = _formula(window), window.source.reader.schema.dtypes["W"]
     ours = unit_roundoff(np.dtype(window.dtype).name)  # besides torch's rounding
     precision = Precision.of(native, scalars=formula.scalar_dtype, ours=ours)
-    return formula.rounding(window.of_rows(_scalars), precision, arrays)
+    return formula.rounding(window.of_rows(step_scalars), precision, arrays)
 
 
 def freeze_step(window: Window) -> np.ndarray:

@@ -1,11 +1,11 @@
 """What a condition is: something about a run that its owner wants to know, with a name."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from thimble_zarr.analysis.health.measurements import Measurements
+from thimble_zarr.format.documents import finite
 from thimble_zarr.format.schema import Json
 
 Facts = Mapping[str, str | int | float]
@@ -39,11 +39,7 @@ class Concern:
     def to_json(self) -> dict[str, Json]:
         """Return the concern as JSON has it: what is not a finite number is null."""
         known: dict[str, Json] = {"code": self.code, "message": self.message, "step": self.step}
-        evidence = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in self.evidence.items()
-        }
-        return known | {"evidence": evidence}
+        return known | {"evidence": finite(self.evidence)}
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.analysis.compute.variables import (
     delta_W,
+    derived_names,
     formula_inputs,
-    missing_inputs,
     predicted,
+    ulp_before,
 )
 from thimble_zarr.analysis.compute.windows import Window
-from thimble_zarr.bits import spacing
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.indexing import as_range
 from thimble_zarr.format.schema import Schema
@@ -223,8 +223,7 @@ def _updates(sample: Selected, rows: np.ndarray, some: np.ndarray) -> np.ndarray
     """Return what `Updates.of` takes, of some of the rows; NaN for the others."""
     schema = sample.source.reader.schema
     numbers = np.full((6, len(rows)), np.nan)
-    has_formula = schema.optimizer.formula is not None and not missing_inputs("residual", schema)
-    if has_formula and len(some):
+    if "residual" in derived_names(schema) and len(some):
         looked_at = replace(sample, rows=as_range(some))
         add, needed = (np.add,) * len(numbers), formula_inputs(schema)
         statistics = Statistics(_of_updates, add, inputs=needed, cached=True)
@@ -236,10 +235,8 @@ def _of_updates(part: Window) -> Iterator[np.ndarray]:
     """Yield the numbers of a part that `Updates.of` takes."""
     observed, wanted = delta_W(part), predicted(part)
     before = part.previous("W")
-    native = part.source.reader.schema.dtypes["W"]
-    bits = np.stack([*part.bits_before("W")])
     is_update = wanted != 0
-    small = is_update & (np.abs(wanted) < spacing(bits, native) / 2)
+    small = is_update & (np.abs(wanted) < ulp_before(part) / 2)
     of_elements = (
         *(is_update, small),
         *(wanted**2, (observed - wanted) ** 2, before, before**2),

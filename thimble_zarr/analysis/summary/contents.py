@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.variables import formula_inputs
+from thimble_zarr.analysis.compute.variables import derived_names, formula_inputs
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import Estimate
 
@@ -44,8 +44,7 @@ class Contents:
     @cached_property
     def has_formula(self) -> bool:
         """Whether there is a formula, and what it needs was recorded."""
-        recorded, schema = self.schema.dtypes, self.schema
-        return schema.optimizer.formula is not None and {*formula_inputs(schema)} <= {*recorded}
+        return "residual" in derived_names(self.schema)
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:

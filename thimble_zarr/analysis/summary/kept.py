@@ -5,7 +5,6 @@ else is there: what a summary has no note of, it does not have, whatever lies in
 """
 
 import getpass
-import hashlib
 import os
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from zarr.codecs import BloscCodec
 from thimble_zarr.analysis.compute.source import Selected
 from thimble_zarr.analysis.summary.contents import LAST_STEPS, QUANTILES, Contents
 from thimble_zarr.analysis.summary.groups import Groups
+from thimble_zarr.analysis.summary.place import digest
 from thimble_zarr.errors import StoreExistsError
 
 _VERSION = 1
@@ -88,8 +88,7 @@ class Kept:
     def locked(self) -> Iterator[None]:
         """Have other processes of this user wait that want to write to it, too."""
         # Not in the Zarr, which has nothing else in it, and not beside it, where it would stay.
-        of_path = hashlib.sha256(bytes(self.path.absolute())).hexdigest()[:16]
-        name = f"thimble-zarr-{_user()}-{of_path}.lock"
+        name = f"thimble-zarr-{_user()}-{digest(self.path)}.lock"
         with filelock.FileLock(Path(tempfile.gettempdir()) / name):
             yield
 

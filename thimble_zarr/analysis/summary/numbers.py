@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from thimble_zarr import tuning
+from thimble_zarr.analysis.audit.audit import LEAST_SQUARE
 from thimble_zarr.analysis.compute.reduction import by_class
 from thimble_zarr.analysis.compute.source import Selected
-from thimble_zarr.analysis.compute.variables import decay, decays, update
+from thimble_zarr.analysis.compute.variables import decay, decays, step_scalars, update
 from thimble_zarr.analysis.compute.windows import Window, token_groups, windows_of
 from thimble_zarr.analysis.summary.contents import Contents
 from thimble_zarr.analysis.summary.groups import Groups
@@ -175,7 +176,7 @@ class _Numbers:
         for name, estimate in self.contents.estimates.items():
             total = _over_dims if estimate.is_square else _norm
             states = {of: total(part.current(of))[..., np.newaxis] for of in estimate.inputs}
-            norm = estimate.compute(states, part.of_rows(_scalars))[..., 0]
+            norm = estimate.compute(states, part.of_rows(step_scalars))[..., 0]
             self.arrays[name][at] = np.sqrt(norm) if estimate.is_square else np.abs(norm)
         if self.contents.has_formula:
             self._of_formula(part, at, index, observed)
@@ -295,10 +296,6 @@ class _Numbers:
         }
 
 
-def _scalars(part: Window) -> Arrays:
-    return {name: part.scalar(name) for name in part.source.scalars}
-
-
 def _norm(values: np.ndarray) -> np.ndarray:
     norms: np.ndarray = np.sqrt(np.vecdot(values, values))
     return norms
@@ -310,18 +307,15 @@ _MOVED, _EARLY, _MIDLIFE = (np.uint8(1 << bit) for bit in range(3))
 _MANY_DIMS = 1024
 """Of more, sums of float32 squares could be wrong by more than a millionth."""
 
-_LEAST_SQUARE = 1e-25
-"""Sums of squares below are computed in float64: some squares may be no float32 number."""
-
 
 def _beyond_float32(
     squares: Sequence[np.ndarray], n_moved: np.ndarray, follows: np.ndarray
 ) -> bool:
     """Return whether squares of weights, steps and cells overflowed, or may have underflowed."""
     weights, steps, cells = squares
-    if not ((weights > _LEAST_SQUARE) & (weights < np.inf)).all():
+    if not ((weights > LEAST_SQUARE) & (weights < np.inf)).all():
         return True
-    small = (steps < _LEAST_SQUARE) & (n_moved > 0)
+    small = (steps < LEAST_SQUARE) & (n_moved > 0)
     return bool(small.any() or not np.isfinite(cells[follows]).all())
 
 

@@ -20,9 +20,13 @@ def beside(store: Path, lattice: str | None = None) -> Path:
 
 def in_cache(store: Path, lattice: str | None = None) -> Path:
     """Return the place in the user's cache of a store that nothing can be written beside."""
-    of_path = hashlib.sha256(bytes(store.absolute())).hexdigest()[:16]
     caches = Path(platformdirs.user_cache_dir("thimble-zarr"))
-    return caches / "summaries" / of_path / _name(store, lattice)
+    return caches / "summaries" / digest(store) / _name(store, lattice)
+
+
+def digest(path: Path) -> str:
+    """Return a short name that no other path has."""
+    return hashlib.sha256(bytes(path.absolute())).hexdigest()[:16]
 
 
 def is_summary(path: str | os.PathLike[str]) -> bool:

@@ -165,19 +165,12 @@ def resting(run: Run) -> tuple[list[tuple[str, ...]], str]:
         counts = (mask, at_rest, mask & exits.is_moving & exits.is_finite)
         n_rows, n_at_rest, n_moving = (f"{int(of.sum()):,}" for of in counts)
         lost = [f"{int((mask & ~exits.is_finite).sum()):,}"] if has_lost else []
-        since_when = (*ends[:3], _half_by(exits, mask))
+        half_by = exits.half_by(mask)
+        since_when = (*ends[:3], "-" if half_by is None else f"{half_by:,.0f}")
         rests_of = (ends[3], f"{longest[name]:,}")
         rows.append((name, n_rows, n_at_rest, *since_when, *rests_of, n_moving, *lost))
     columns = RESTING_COLUMNS + ("not finite",) * has_lost
     return [columns, *rows], _caption(run.row_name, longest)
-
-
-def _half_by(exits: Exits, mask: np.ndarray) -> str:
-    """Return by when half of a group had moved for the last time; a dash if less than half have."""
-    if not mask.any() or 2 * (mask & exits.is_frozen).sum() < mask.sum():
-        return "-"
-    ends = np.sort(np.where(exits.is_frozen, exits.late, np.inf)[mask])
-    return f"{ends[(ends.size - 1) // 2]:,.0f}"
 
 
 RESTING_COLUMNS = (

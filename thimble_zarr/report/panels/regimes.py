@@ -70,6 +70,13 @@ class Exits:
         frozen: np.ndarray = self.is_finite & ~self.is_moving
         return frozen
 
+    def half_by(self, mask: np.ndarray) -> float | None:
+        """Return by which step half of some tokens had moved for the last time; None if fewer."""
+        if not mask.any() or 2 * (self.is_frozen & mask).sum() < mask.sum():
+            return None
+        ends = np.sort(np.where(self.is_frozen, self.late, np.inf)[mask])
+        return float(ends[(len(ends) - 1) // 2])
+
 
 def regimes(run: Run) -> Panel:
     """Return how many tokens of each group are in each regime, by step."""
@@ -113,10 +120,9 @@ def _n_reaching(ends: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 def _median_rule(exits: Exits, group: str, mask: np.ndarray) -> list[Layer]:
     """Return by when half of the group had moved for the last time, if half rests at the end."""
-    if 2 * (exits.is_frozen & mask).sum() < mask.sum():
+    step = exits.half_by(mask)
+    if step is None:
         return []
-    ends = np.sort(np.where(exits.is_frozen, exits.late, np.inf)[mask])
-    step = float(ends[(len(ends) - 1) // 2])
     return [Rule(label=f"half had made their last move by step {step:,.0f}", group=group, x=step)]
 
 

@@ -6,6 +6,8 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
+from thimble_zarr.report.downsample import blocks
+from thimble_zarr.report.panels.regimes import Exits
 from thimble_zarr.report.run import Run
 
 REGIMES = ("early", "midlife", "late", "frozen", "not finite")
@@ -13,9 +15,6 @@ REGIMES = ("early", "midlife", "late", "frozen", "not finite")
 more are not called frozen, although no move of theirs is known."""
 
 FROZEN = REGIMES.index("frozen")
-
-_BLOCK_NUMBERS = 2**22
-"""Numbers of the summary that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +82,17 @@ class Tokens:
     @cached_property
     def freeze_steps(self) -> np.ndarray:
         """The last step at which each moved, int64; the last step of the run if it still does."""
-        return self._step_of("freeze_step")
+        return self._exits.late
 
     @cached_property
     def last_step(self) -> int:
         """The last step of which it is known what it changed; 0 if there is none."""
-        run = self.run
-        return int(run.steps[run.follows].max(initial=0))
+        return self._exits.last
 
     @cached_property
-    def _is_finite(self) -> np.ndarray:
-        """Which tokens have finite weights at the last step."""
-        is_finite: np.ndarray = np.isfinite(self.run.summary["norm_W"].isel(step=-1).values)
-        return is_finite
-
-    def _step_of(self, name: str) -> np.ndarray:
-        steps: np.ndarray = self.run.summary[name].values.astype(np.int64)
-        return steps
+    def _exits(self) -> Exits:
+        """When they left each regime."""
+        return Exits.of(self.run)
 
     def found(self, query: str, *, n_most: int = 200) -> np.ndarray:
         """Return positions of tokens that a query names: by id, by their text or a part of it.
@@ -125,8 +118,7 @@ class Tokens:
     @cached_property
     def _boundaries(self) -> np.ndarray:
         """The last step that is in each regime or one before, shape `(3, token)`."""
-        names = ("last_early", "last_midlife", "freeze_step")
-        lasts = np.stack([*map(self._step_of, names)])
+        lasts = np.stack([self._exits.early, self._exits.midlife, self._exits.late])
         bounds: np.ndarray = np.maximum.accumulate(lasts, axis=0)
         return bounds
 
@@ -146,7 +138,7 @@ class Tokens:
                 after = before + 1 + int(np.argmax(was_in[before + 1 :, position]))
                 found.append((int(bounds[before, position]), position, before, after))
         steps, positions, left, entered = np.array(sorted(found), np.int64).reshape(-1, 4).T
-        is_lost = (entered == FROZEN) & ~self._is_finite[positions]
+        is_lost = (entered == FROZEN) & ~self._exits.is_finite[positions]
         return Change(positions, steps, left, np.where(is_lost, FROZEN + 1, entered))
 
     def sample(self, positions: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -174,18 +166,8 @@ def median_over_tokens(variable: xr.DataArray, positions: np.ndarray) -> np.ndar
     """
     n_steps, n_tokens = variable.shape
     medians = np.full(n_steps, np.nan)
-    for rows in _row_blocks(n_steps, n_tokens):
-        values = variable.isel(step=slice(rows.start, rows.stop)).values[:, positions]
+    for rows in blocks(n_steps, n_tokens * variable.dtype.itemsize):
+        values = variable.isel(step=rows).values[:, positions]
         known = ~np.isnan(values).all(axis=1) if values.shape[1] else np.zeros(len(values), bool)
-        medians[rows.start : rows.stop][known] = np.nanmedian(values[known], axis=1)
+        medians[rows][known] = np.nanmedian(values[known], axis=1)
     return medians
-
-
-def _row_blocks(n_rows: int, row_numbers: int) -> list[range]:
-    length = max(1, _BLOCK_NUMBERS // max(1, row_numbers))
-    return [range(first, min(first + length, n_rows)) for first in range(0, n_rows, length)]
-
-
-def ids_file(ids: np.ndarray) -> str:
-    """Return ids as a file that `--tokens @FILE` and `--group NAME=@FILE` read."""
-    return "".join(f"{token}\n" for token in ids.tolist())
