@@ -21,7 +21,7 @@ from benchmarks.processes import Measured
 @click.argument("store", type=click.Path(path_type=Path, exists=True))
 @click.option("--repeats", default=3, show_default=True)
 def main(store: Path, *, repeats: int) -> None:
-    """Sum up STORE anew and check its formula, turn by turn; print medians and ratios.
+    """Time the summary and the formula check of STORE in turn; print medians and ratios.
 
     Memory is that of all processes together.
     """

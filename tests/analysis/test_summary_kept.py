@@ -64,19 +64,19 @@ def steps(loop: Loop, n: int) -> None:
 
 
 def assert_is_of(path: Path, found: xr.Dataset, tmp_path: Path) -> None:
-    """Compare a summary with one that is made anew."""
-    anew = summary(path, place=tmp_path / "anew.zarr")
-    assert {*anew.data_vars} <= {*found.data_vars}
-    for name in anew.data_vars:
-        at = {"group": anew.group} if "group" in anew[name].dims else {}
+    """Compare a summary with one computed from scratch."""
+    scratch = summary(path, place=tmp_path / "scratch.zarr")
+    assert {*scratch.data_vars} <= {*found.data_vars}
+    for name in scratch.data_vars:
+        at = {"group": scratch.group} if "group" in scratch[name].dims else {}
         np.testing.assert_allclose(
             found[name].sel(at).values.astype(float),
-            anew[name].values.astype(float),
+            scratch[name].values.astype(float),
             rtol=1e-6,
             atol=1e-9,
             err_msg=name,
         )
-    shutil.rmtree(tmp_path / "anew.zarr")
+    shutil.rmtree(tmp_path / "scratch.zarr")
 
 
 def test_it_lies_beside_the_store_as_an_ordinary_zarr(
@@ -290,7 +290,7 @@ def ended_by(child: Callable[[], object]) -> int:
 def test_what_was_killed_is_never_taken_for_complete(
     moment: str, n_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a summary is made anew, and while one of six steps is extended."""
+    """While a summary is computed from scratch, and while one of six steps is extended."""
     path, loop = tmp_path / "run.zarr", Loop()
     with recording(path, loop) as recorder:
         steps(loop, n_steps)
@@ -319,7 +319,7 @@ def test_what_was_killed_is_never_taken_for_complete(
 
 
 def test_two_processes_at_once_make_one_summary(toy_copy: Path, tmp_path: Path) -> None:
-    """They want different groups, so that each makes anew what the other one looks at."""
+    """They want different groups, so that each replaces what the other one looks at."""
 
     def sum_up(group: str) -> None:
         for token in (3, 5, 7):

@@ -44,14 +44,24 @@ def is_drawn(run: Run, values: np.ndarray) -> np.ndarray:
     return drawn
 
 
+def run_line(
+    run: Run, values: np.ndarray, *, label: str, group: str | None, color: str | None = None
+) -> list[Line]:
+    """Return numbers of all steps as a line; none if all are NaN."""
+    there = is_drawn(run, values)
+    if not there.any():
+        return []
+    points = run.steps[there], values[there], run.n_columns
+    return [step_line(*points, label=label, group=group, color=color)]
+
+
 def group_lines(run: Run, values: np.ndarray, *, label: str, color: str) -> list[Line]:
     """Return numbers of each group and step, shape `(group, step)`, as a line a group."""
-    layers: list[Line] = []
-    for group, of in zip(run.groups, values, strict=True):
-        if (there := is_drawn(run, of)).any():
-            points = run.steps[there], of[there], run.n_columns
-            layers.append(step_line(*points, label=label, group=group, color=color))
-    return layers
+    return [
+        line
+        for group, of in zip(run.groups, values, strict=True)
+        for line in run_line(run, of, label=label, group=group, color=color)
+    ]
 
 
 QUANTILES = {0.0: "min", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "max"}

@@ -6,7 +6,7 @@ from pathlib import PurePath
 import numpy as np
 
 from thimble_zarr.report.figure import Axis, Figure, Layer, Panel
-from thimble_zarr.report.layers import is_drawn, step_line
+from thimble_zarr.report.layers import run_line
 from thimble_zarr.report.panels.centroid import norms
 from thimble_zarr.report.panels.loss import LOSS
 from thimble_zarr.report.panels.regimes import Exits
@@ -23,7 +23,8 @@ def compare(runs: Sequence[Run]) -> Panel:
     for title, label, is_log, numbers in _FIGURES:
         layers: list[Layer] = []
         for name, run in zip(names, runs, strict=True):
-            layers += _lines(run, name, numbers(run))
+            for group, values in numbers(run):
+                layers += run_line(run, values, label=name, group=group)
         if layers:
             y = Axis(label=label, is_log=is_log, can_switch=True)
             figures.append(Figure(title=title, y=y, layers=layers))
@@ -42,15 +43,6 @@ def _names(runs: Sequence[Run]) -> list[str]:
     names = [PurePath(store).name for store in stores]
     numbered = [f"{nth}: {store}" for nth, store in enumerate(stores, 1)]
     return next(of for of in (names, stores, numbered) if len({*of}) == len(of))
-
-
-def _lines(run: Run, name: str, numbers: Numbers) -> list[Layer]:
-    layers: list[Layer] = []
-    for group, values in numbers:
-        if (there := is_drawn(run, values)).any():
-            points = run.steps[there], values[there], run.n_columns
-            layers.append(step_line(*points, label=name, group=group))
-    return layers
 
 
 def _loss(run: Run) -> Numbers:
