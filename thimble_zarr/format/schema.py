@@ -21,6 +21,7 @@ import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
+from thimble_zarr.format.coding import PLAIN, Coding, StoredArray
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.documents import Json as Json
 from thimble_zarr.format.labels import TokenLabels as TokenLabels
@@ -133,6 +134,8 @@ class Schema:
         Block and chunk sizes.
     optimizer
         The optimizer that was recorded.
+    coding
+        How the arrays are written.
     parameter
         The parameter's name in its model, where known.
     device
@@ -168,6 +171,7 @@ class Schema:
     dtypes: Mapping[str, str]
     layout: Layout
     optimizer: Optimizer
+    coding: Coding = PLAIN
     parameter: str | None = None
     device: str = "cpu"
     n_threads: int = 1
@@ -255,6 +259,10 @@ class Schema:
         """All `(step,)` arrays of the parameter, and what they are, in words."""
         return {"step": "optimizer step, counted from 1; row 0 is the initial state"} | self.scalars
 
+    def array(self, variable: str) -> StoredArray:
+        """Return what array on disk has a variable."""
+        return self.coding.array(variable, self.dtypes[variable])
+
     @property
     def is_imported(self) -> bool:
         """Whether the run was imported from the notebook's file, and not recorded."""
@@ -328,6 +336,7 @@ class Schema:
             content["shape"], content["dims"] = tuple(content["shape"]), tuple(content["dims"])
             content["layout"] = Layout(**content["layout"])
             content["optimizer"] = read_optimizer(content["optimizer"])
+            content["coding"] = Coding(**checked(Coding, content["coding"]))
             return cls(**checked(cls, content))
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error

@@ -8,15 +8,26 @@ from collections.abc import Callable, Mapping
 from thimble_zarr.errors import DamagedStoreError, UnsupportedFormatError
 from thimble_zarr.format.documents import Json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
-_UPGRADES: Mapping[int, Callable[[dict[str, Json]], dict[str, Json]]] = {}
+def _from_5(content: dict[str, Json]) -> dict[str, Json]:
+    """Version 5 has no coding but the plain one. The root of several parameters says nothing."""
+    is_schema = "layout" in content
+    return content | ({"coding": {"name": "plain"}} if is_schema else {})
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Json]], dict[str, Json]]] = {5: _from_5}
 """From a version to what makes of its content that of the next one."""
 
 
 def versioned(content: Mapping[str, Json]) -> dict[str, Json]:
     """Return a `thimble` attribute of the content."""
     return {"format_version": FORMAT_VERSION} | dict(content)
+
+
+def is_read(version: Json) -> bool:
+    """Return whether this release reads what has a format version."""
+    return isinstance(version, int) and (version == FORMAT_VERSION or version in _UPGRADES)
 
 
 def upgrade(attribute: Json) -> dict[str, Json]:
@@ -31,7 +42,7 @@ def upgrade(attribute: Json) -> dict[str, Json]:
 
     Examples
     --------
-    >>> upgrade({"format_version": 5, "parameters": ["a", "b"]})
+    >>> upgrade({"format_version": 6, "parameters": ["a", "b"]})
     {'parameters': ['a', 'b']}
     """
     content = dict(attribute) if isinstance(attribute, Mapping) else {}

@@ -29,7 +29,7 @@ from thimble_zarr.format.documents import (
     parsed,
 )
 from thimble_zarr.format.overhead import Overhead
-from thimble_zarr.format.versions import FORMAT_VERSION
+from thimble_zarr.format.versions import FORMAT_VERSION, is_read
 from thimble_zarr.store.files.base import Files, OpenFile
 from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA, array_of, is_chunk_key
 
@@ -74,7 +74,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Read the commit record of a store; raise DamagedStoreError if there is no sound one."""
         try:
             record = unseal(files.get(COMMIT, _MAX_COMMIT_BYTES), dict[str, Any])
-            if record.pop("format_version", None) != FORMAT_VERSION:
+            if not is_read(record.pop("format_version", None)):
                 raise ValueError("it has another format version")
             return msgspec.convert(record, cls)
         except FileNotFoundError as error:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from msgspec import Meta, convert
 
-from thimble_zarr.bits import BFLOAT16_RECIPE, fill_value, storage_dtype
+from thimble_zarr.bits import BFLOAT16_RECIPE, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format import layout
 from thimble_zarr.format.documents import TooLargeError, check_size
@@ -29,7 +29,7 @@ from thimble_zarr.format.schema import (
     array_path,
 )
 from thimble_zarr.format.versions import versioned
-from thimble_zarr.optim.registry import VARIABLES
+from thimble_zarr.store.compression import COMPRESSIONS, DEFAULT, Compression
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
@@ -40,14 +40,12 @@ from thimble_zarr.store.keys import (
     shard_key,
 )
 from thimble_zarr.store.ledger import Document
-from thimble_zarr.store.shard_codec import (
-    BLOSC_LEVEL,
-    MAX_CHUNK_BYTES,
-    MAX_COMPRESSION,
-    chunk_order,
-)
+from thimble_zarr.store.shard_codec import MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
 
-DTYPES = ("bool", "uint8", "uint16", "int64", "float16", "float32", "float64")
+DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64"),
+    *("int64", "float16", "float32", "float64"),
+)
 """Dtypes of arrays, as Zarr names them."""
 
 CONSOLIDATED = "consolidated_metadata"
@@ -57,7 +55,6 @@ _ENCODING = {"name": "default", "configuration": {"separator": "."}}
 _BOOKKEEPING = "bookkeeping of thimble-zarr, no arrays"
 
 _Sizes = tuple[Annotated[int, Meta(ge=0, lt=2**62)], ...]
-_Level = Annotated[int, Meta(ge=0, le=9)]
 
 _MIN_LINE_BYTES = 32
 """No line of a ledger is shorter, and each block has one."""
@@ -68,7 +65,6 @@ class Declared:
     """How an array is stored, as its metadata say.
 
     A file holds a shard of `file_shape` or else a chunk; `chunk_shape` is compressed at once.
-    `level` is Blosc's, of which nothing depends but the size.
     """
 
     shape: tuple[int, ...]
@@ -77,7 +73,7 @@ class Declared:
     dtype: np.dtype
     fill: float
     is_sharded: bool
-    level: int = BLOSC_LEVEL
+    compression: Compression = DEFAULT
 
     @property
     def n_chunks(self) -> int:
@@ -111,10 +107,9 @@ class Declared:
 
     def _codecs(self) -> list[dict[str, Json]]:
         endian = {"endian": "little"}
-        blosc = {"cname": "lz4", "clevel": self.level, "shuffle": "shuffle", "blocksize": 0}
         codecs = [
             _codec("bytes", **(endian if self.dtype.itemsize > 1 else {})),
-            _codec("blosc", typesize=self.dtype.itemsize, **blosc),
+            self.compression.codec(self.dtype.itemsize),
             _codec("crc32c"),
         ]
         if not self.is_sharded:
@@ -133,7 +128,8 @@ class Declared:
     def of(cls, document: Any) -> Self:
         """Return what the content of a `zarr.json` says, or raise ValueError.
 
-        It must be as `document` would make it: nothing but sizes, dtype, fill and level is open.
+        It must be as `document` would make it: nothing but sizes, dtype, fill and how it is
+        compressed is open.
         """
         try:
             if document["data_type"] not in DTYPES:
@@ -146,12 +142,12 @@ class Declared:
                 sharding = codecs[0]["configuration"]
                 chunk_shape, codecs = convert(sharding["chunk_shape"], _Sizes), sharding["codecs"]
             fill, dtype = float(document["fill_value"]), np.dtype(document["data_type"])
-            level = _level(codecs)
+            compression = _compression(codecs)
         except (LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"it is malformed: {error!r}") from error
         if not len(shape) == len(file_shape) == len(chunk_shape) > 0:
             raise ValueError(f"its shapes differ in rank: {chunk_shape}, {file_shape} and {shape}")
-        declared = cls(shape, file_shape, chunk_shape, dtype, fill, is_sharded, level)
+        declared = cls(shape, file_shape, chunk_shape, dtype, fill, is_sharded, compression)
         is_cut = 0 in (*file_shape, *chunk_shape) or np.mod(file_shape, chunk_shape).any()
         if is_cut or declared.chunk_bytes > MAX_CHUNK_BYTES:
             raise ValueError(f"chunks of shape {chunk_shape} are not possible")
@@ -165,15 +161,15 @@ _OPEN = ("fill_value", "attributes", "dimension_names")
 """What a document has that is not compared, because an array is decoded the same whatever it is."""
 
 
-def _level(codecs: Sequence[Mapping[str, Any]]) -> int:
-    """Return the level of compression; raise ValueError if there is a codec that no store has."""
+def _compression(codecs: Sequence[Mapping[str, Any]]) -> Compression:
+    """Return how chunks are compressed; raise ValueError if there is a codec that no store has."""
     for codec in codecs:
         if codec["name"] not in _CODECS:
             raise ValueError(
                 f"it declares the codec {codec['name']}, and a store has only {', '.join(_CODECS)}"
             )
-    (level,) = [codec["configuration"]["clevel"] for codec in codecs if codec["name"] == "blosc"]
-    return convert(level, _Level)
+    (blosc,) = [codec for codec in codecs if codec["name"] == "blosc"]
+    return Compression.of(blosc)
 
 
 _CODECS = ("transpose", "bytes", "blosc", "crc32c")
@@ -227,15 +223,14 @@ def _arrays(
         (steps, tokens, *rest) if schema.shape else (steps,)
         for tokens in (schema.layout.shard_tokens(schema.n_tokens), schema.layout.chunk_tokens)
     )
-    for name, native in schema.dtypes.items():
+    for variable, native in schema.dtypes.items():
+        of, shape = schema.array(variable), (capacity, *schema.shape)
         recipe = {"encoding": BFLOAT16_RECIPE} if native == "bfloat16" else {}
-        shape, dtype, fill = (capacity, *schema.shape), storage_dtype(native), fill_value(native)
-        stored = Declared(shape, shard, chunk, dtype, fill, is_sharded=True)
         yield (
-            name,
-            stored,
+            of.name,
+            Declared(shape, shard, chunk, of.dtype, of.fill, True, COMPRESSIONS[of.codec]),
             ("step", *schema.dims),
-            {"long_name": VARIABLES[name], "dtype": native, **recipe},
+            {"long_name": of.long_name, "dtype": native, **recipe},
         )
     length = (layout.SCALAR_CHUNK_STEPS,)
     for name, long_name in schema.per_step.items():
@@ -347,7 +342,7 @@ def check_bounds(files: Files, group: str, schema: Schema, n_rows: int) -> None:
     if (last + 1) * _MIN_LINE_BYTES > _size(files, LEDGER):
         raise DamagedStoreError(f"it claims {n_rows:,} rows, but its ledger is too short")
     shards = (
-        shard_key(array_path(group, name), block, schema.shape)
+        shard_key(array_path(group, schema.array(name).name), block, schema.shape)
         for name in dtypes
         for block in (0, last)
     )

@@ -21,9 +21,10 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import google_crc32c
 import numpy as np
-from numcodecs import Blosc, blosc
+from numcodecs import blosc
 
 from thimble_zarr.format.reader import Checksums
+from thimble_zarr.store.compression import DEFAULT, Compression
 from thimble_zarr.store.files.base import Files
 
 CHUNK_ORDER = (1, 0, 2)
@@ -35,11 +36,12 @@ def chunk_order(n_axes: int) -> tuple[int, ...]:
     return (1, 0, *range(2, n_axes)) if n_axes > 1 else (0,)
 
 
-BLOSC_LEVEL = 9
-"""Of LZ4, whose highest level takes no longer than others here, and the least disk."""
-
 MAX_COMPRESSION = 256
 """LZ4 stores at most 255 bytes in one."""
+
+_MAX_GAINS = {1: MAX_COMPRESSION, 4: 2**16}
+"""How many bytes a compressor stores in one, at most, by its number in Blosc's flags: LZ4, and
+Zstandard, which takes four for a block of 128 kB of zeros."""
 
 MAX_CHUNK_BYTES = 2**31 - 17
 """Blosc compresses no more at once."""
@@ -48,6 +50,36 @@ _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = struct.Struct("<4B3I")
 _EMPTY = 2**64 - 1
 """Offset and length of a chunk that was left out, because it held nothing but the fill value."""
+
+
+@dataclass
+class ShardBuilder:
+    """Makes a shard of chunks, one after the other, each as it is stored: `(token, step, dim)`.
+
+    `checksums` are those of the chunks so far.
+    """
+
+    compression: Compression = DEFAULT
+    checksums: list[Checksums] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._encoder = self.compression.encoder
+        self._index: list[tuple[int, int]] = []
+        self._end = 0
+
+    def add(self, chunk: np.ndarray) -> bytes:
+        """Return the bytes of the next chunk."""
+        encoded = self._encoder.encode(chunk)
+        checksums = Checksums(google_crc32c.value(encoded), values_checksum(chunk))
+        self.checksums.append(checksums)
+        self._index.append((self._end, len(encoded) + _CHECKSUM_BYTES))
+        self._end += self._index[-1][1]
+        return bytes(encoded) + _as_bytes(checksums.stored)
+
+    def index(self) -> bytes:
+        """Return the bytes that the shard ends with."""
+        content = np.array(self._index, dtype="<u8").tobytes()
+        return content + _as_bytes(google_crc32c.value(content))
 
 
 @dataclass
@@ -62,38 +94,42 @@ class ShardEncoder:
         Tokens a chunk, and what fills up a last one that reaches beyond the tokens.
     order
         The tokens in the order in which they are stored; as they come if None.
-    checksums
-        Those of the chunks encoded so far.
+    compression
+        How chunks are compressed.
     """
 
     bits: np.ndarray
     chunk_tokens: int
     fill: float
     order: np.ndarray | None = None
-    checksums: list[Checksums] = field(default_factory=list, init=False)
+    compression: Compression = DEFAULT
+
+    def __post_init__(self) -> None:
+        self._builder = ShardBuilder(self.compression)
+
+    @property
+    def checksums(self) -> list[Checksums]:
+        """Those of the chunks encoded so far."""
+        return self._builder.checksums
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the encoded chunks and last the index."""
-        compressor = _compressor()
         block_steps, n_tokens, n_dims = self.bits.shape
         little_endian = self.bits.dtype.newbyteorder("<")
         chunk = np.empty((self.chunk_tokens, block_steps, n_dims), dtype=little_endian)
-        index: list[tuple[int, int]] = []
-        offset = 0
-        for start in range(0, n_tokens, self.chunk_tokens):
-            of_chunk = slice(start, start + self.chunk_tokens)
+        for of_chunk in chunk_slices(n_tokens, self.chunk_tokens):
             part = self.bits[:, of_chunk if self.order is None else self.order[of_chunk]]
             part = part.transpose(CHUNK_ORDER)
             chunk[: len(part)] = part
             chunk[len(part) :] = self.fill
-            encoded = compressor.encode(chunk)
-            checksums = Checksums(google_crc32c.value(encoded), values_checksum(chunk))
-            self.checksums.append(checksums)
-            index.append((offset, len(encoded) + _CHECKSUM_BYTES))
-            offset += index[-1][1]
-            yield encoded + _as_bytes(checksums.stored)
-        content = np.array(index, dtype="<u8").tobytes()
-        yield content + _as_bytes(google_crc32c.value(content))
+            yield self._builder.add(chunk)
+        yield self._builder.index()
+
+
+def chunk_slices(n_tokens: int, chunk_tokens: int) -> Iterator[slice]:
+    """Yield where the tokens of each chunk of a shard lie among all."""
+    for start in range(0, n_tokens, chunk_tokens):
+        yield slice(start, min(n_tokens, start + chunk_tokens))
 
 
 @dataclass
@@ -234,12 +270,8 @@ def values_checksum(chunk: np.ndarray) -> int:
 def encode_vector(values: np.ndarray) -> bytes:
     """Return the bytes of a chunk of one axis that is a file of its own."""
     little_endian = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    encoded = bytes(_compressor().encode(np.ascontiguousarray(little_endian)))
+    encoded = bytes(DEFAULT.encoder.encode(np.ascontiguousarray(little_endian)))
     return encoded + _as_bytes(google_crc32c.value(encoded))
-
-
-def _compressor() -> Blosc:
-    return Blosc(cname="lz4", clevel=BLOSC_LEVEL, shuffle=Blosc.SHUFFLE)
 
 
 def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:
@@ -272,10 +304,10 @@ def _check_header(encoded: np.ndarray, n_bytes: int, what: str) -> None:
     """
     if len(encoded) < _BLOSC_HEADER.size:
         raise ValueError(f"{what} is shorter than its header")
-    *_, n_values, _, n_encoded = _BLOSC_HEADER.unpack_from(encoded.data)
+    _, _, flags, _, n_values, _, n_encoded = _BLOSC_HEADER.unpack_from(encoded.data)
     if (n_values, n_encoded) != (n_bytes, len(encoded)):
         raise ValueError(f"{what} holds {n_values} bytes, not {n_bytes}")
-    if n_bytes > MAX_COMPRESSION * n_encoded:
+    if n_bytes > _MAX_GAINS.get(flags >> 5, 1) * n_encoded:
         raise ValueError(f"{what} cannot hold {n_bytes} bytes in {n_encoded}")
 
 
