@@ -13,6 +13,7 @@ with :math:`\hat m_t = m_t / (1 - \beta_1^t)` and :math:`\hat v_t = v_t / (1 - \
 and so in the moments already.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from thimble_zarr.optim.base import (
     WEIGHT_DECAY,
     Arrays,
     Consumed,
+    Derived,
     Estimate,
     Formula,
     Optimizer,
@@ -46,6 +48,13 @@ if TYPE_CHECKING:
 _BETA1 = Scalar("beta1", "decay rate of the first moment", "betas", 0)
 _BETA2 = Scalar("beta2", "decay rate of the second moment", "betas", 1)
 _EPS = Scalar("eps", "term added to the denominator", "eps")
+
+
+def _root_of_correction(optimizer: "Adam", scalars: Mapping[str, float]) -> float:
+    """Return the square root as torch's programs take it: the fused one is not in Python."""
+    correction = 1 - scalars[_BETA2.name] ** scalars[COUNT]
+    root: float = correction**0.5 if optimizer.implementation != "fused" else math.sqrt(correction)
+    return root
 
 
 def _corrected(arrays: Arrays, scalars: Scalars, *, state: str, rate: str) -> np.ndarray:
@@ -95,6 +104,18 @@ class Adam(Optimizer, Formula):
         State("max_exp_avg_sq", "running maximum of the second moment after the step (amsgrad)"),
     )
     SCALARS: ClassVar = (LEARNING_RATE, _BETA1, _BETA2, _EPS, WEIGHT_DECAY)
+    DERIVED: ClassVar = (
+        Derived(
+            "bias_correction1",
+            "1 - beta1 ** count, as torch computed it",
+            lambda optimizer, scalars: 1 - scalars[_BETA1.name] ** scalars[COUNT],
+        ),
+        Derived(
+            "bias_correction2_sqrt",
+            "square root of 1 - beta2 ** count, as torch computed it",
+            _root_of_correction,
+        ),
+    )
     ESTIMATES: ClassVar = _estimates("exp_avg_sq")
     ALIASES: ClassVar = {
         "adam_update": ("update", "change predicted by the adaptive step"),

@@ -104,6 +104,28 @@ class Scalar:
         return number
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A number that torch computes from the scalars of a step, and not by IEEE's operations alone.
+
+    A power depends on the library that computes it, in its last bit. So whoever wants the same step
+    on another machine, or in ten years, records what came out, and does not compute it again.
+
+    Attributes
+    ----------
+    name
+        On disk.
+    long_name
+        What it is, in words.
+    compute
+        Returns it as torch does on this machine, from the optimizer and the scalars of the step.
+    """
+
+    name: str
+    long_name: str
+    compute: Callable[[Any, Mapping[str, float]], float]
+
+
 LEARNING_RATE = Scalar("learning_rate", "learning rate of the step", "lr")
 WEIGHT_DECAY = Scalar("weight_decay", "weight decay coefficient", "weight_decay")
 
@@ -121,6 +143,8 @@ class Optimizer(ABC):
         Every state that there can be, in the order of a store; `states` are those of a run.
     SCALARS
         The numbers that a step uses, in the order of a store.
+    DERIVED
+        Numbers that a step computes from those by functions that are not the same everywhere.
     STEP_KEY
         Where torch's state has the count of steps. None where it has none and the recorder counts:
         from 0, or from 1 where a state is there already.
@@ -139,6 +163,7 @@ class Optimizer(ABC):
 
     STATES: ClassVar[tuple[State, ...]]
     SCALARS: ClassVar[tuple[Scalar, ...]]
+    DERIVED: ClassVar[tuple[Derived, ...]] = ()
     STEP_KEY: ClassVar[str | None] = "step"
     ESTIMATES: ClassVar[tuple[Estimate, ...]] = ()
     ALIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
@@ -171,6 +196,20 @@ class Optimizer(ABC):
     def scalars(self) -> tuple[str, ...]:
         """The names of the numbers that a step uses, without `COUNT`."""
         return tuple(scalar.name for scalar in self.SCALARS)
+
+    def derived(self, scalars: Mapping[str, float]) -> dict[str, float]:
+        """Return the `DERIVED` numbers of a step as torch computes them on this machine.
+
+        They are NaN where torch could not take such a step.
+        """
+        numbers = {}
+        for of in self.DERIVED:
+            try:
+                number = of.compute(self, scalars)
+            except ArithmeticError:
+                number = float("nan")
+            numbers[of.name] = number if isinstance(number, float) else float("nan")
+        return numbers
 
     @property
     def changes_gradient(self) -> bool:

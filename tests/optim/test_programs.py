@@ -1,0 +1,88 @@
+"""Portable programs against torch's own, bit for bit."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.support.optimizers import Kind, kinds, steps
+from thimble_zarr.bits import patterns
+from thimble_zarr.errors import UnsupportedFormatError
+from thimble_zarr.optim.programs.program import Program
+from thimble_zarr.optim.programs.registry import program_named, program_of
+
+SHAPE = (32, 64)
+"""Whole vectors, so that torch takes no element alone (`optim.lanes`)."""
+
+MKL_ROOT = ("float32", "float64")
+"""Dtypes whose square roots torch leaves to MKL, which does not round them correctly."""
+
+
+def program(kind: Kind) -> Program:
+    step = next(steps(kind, 1))
+    found = program_of(step.spec, dict.fromkeys(step.before, kind.native))
+    if found is None:
+        pytest.skip("it has no program")
+    return found
+
+
+def n_different(kind: Kind, n_steps: int) -> dict[str, float]:
+    """Share of the elements that torch gets otherwise."""
+    of, counts, n_elements = program(kind), {}, 0
+    for step in steps(kind, n_steps, SHAPE):
+        got = of.step(step.before, step.before["grad"], step.scalars)
+        assert {*got} == {*step.after}
+        n_elements += step.after["W"].size
+        for name, bits in step.after.items():
+            assert got[name].dtype == bits.dtype
+            counts[name] = counts.get(name, 0) + int((patterns(got[name]) != patterns(bits)).sum())
+    return {name: count / n_elements for name, count in counts.items()}
+
+
+@pytest.mark.parametrize("kind", kinds() + kinds(odd=True))
+def test_a_program_gives_torchs_bits(kind: Kind) -> None:
+    different = n_different(kind, 4)
+    of_root = kind.native in MKL_ROOT and "Adam" in kind.name and "fused" not in kind.options
+    allowed = {"W": 0.04} if of_root else {}
+    assert {name: share for name, share in different.items() if share > allowed.get(name, 0)} == {}
+
+
+@pytest.mark.parametrize("kind", kinds(natives=("bfloat16", "float64"))[::3])
+def test_many_steps_are_the_same_as_one_after_the_other(kind: Kind) -> None:
+    of, rows = program(kind), list(steps(kind, 5, SHAPE))
+    grads = np.stack([step.before["grad"] for step in rows])
+    scalars = {name: np.array([row.scalars[name] for row in rows]) for name in rows[0].scalars}
+    own = {name: np.stack([row.before[name] for row in rows]) for name in of.variables}
+    out = {name: np.zeros((5, 2, *SHAPE), bits.dtype)[:, 1] for name, bits in own.items()}
+    taken = np.array([True, True, False, True, True])
+    predicted = of.predict(own, grads, scalars, taken=taken, out=out)
+    scanned = of.steps(rows[0].before, grads, scalars, taken=taken)
+    held = {name: rows[0].before[name] for name in of.variables}
+    for index, row in enumerate(rows):
+        alone = of.step(row.before, grads[index], row.scalars) if taken[index] else row.before
+        held = of.step(held, grads[index], row.scalars) if taken[index] else held
+        for name in of.variables:
+            assert (patterns(predicted[name][index]) == patterns(alone[name])).all()
+            assert (patterns(scanned[name][index]) == patterns(held[name])).all()
+            assert predicted[name] is out[name]
+
+
+def test_a_program_has_a_name_and_a_version() -> None:
+    kind = Kind("AdamW", "bfloat16", {"foreach": False})
+    spec = next(steps(kind, 1)).spec
+    dtypes = dict.fromkeys(spec.variables, "bfloat16")
+    assert program_named("adamw-single/1", spec, dtypes).name == "adamw-single/1"
+    for other in ("adamw-single/2", "adam-single/1", "adamw-fused/1"):
+        with pytest.raises(UnsupportedFormatError, match=other):
+            program_named(other, spec, dtypes)
+    assert program_of(spec, dtypes | {"exp_avg": "float32"}) is None
+    assert program_of(spec, dict.fromkeys(dtypes, "float8_e4m3fn")) is None
+
+
+def test_a_program_needs_no_torch() -> None:
+    code = (
+        "import sys, thimble_zarr.optim.programs.registry; "
+        "sys.exit(any(name.split('.')[0] in ('torch', 'numba') for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""Portable programs: an optimizer's step with the same bits on any machine, without torch."""
