@@ -32,7 +32,7 @@ from thimble_zarr.store.integrity.repair import plan_repair, repair
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.ledger import seal, unseal
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.shard_codec import ShardFile, decode_vector
+from thimble_zarr.store.coding.shard_codec import ShardFile, decode_vector
 
 MB = 2**20
 

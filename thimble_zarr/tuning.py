@@ -34,6 +34,9 @@ class Tuning:
     checkpoint_share: float = 0.005
     """Share of a run's time that taking checkpoints may have."""
 
+    decoded_bytes: int = 2**26
+    """Bytes of decoded chunks that who reads a predicted store keeps: those of a window."""
+
     window_elements: int = 2**21
     """Elements a window of several chunks: so many that reading and replay run at full speed."""
 

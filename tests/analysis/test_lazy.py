@@ -15,7 +15,7 @@ from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
 from thimble_zarr import open_dataset
 from thimble_zarr.analysis.dataset.lazy import LazyArray
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.shard_codec import ShardFile
+from thimble_zarr.store.coding.shard_codec import ShardFile
 
 
 @pytest.fixture(scope="module")

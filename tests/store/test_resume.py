@@ -189,7 +189,7 @@ def test_a_run_that_was_declared_with_another_level_goes_on_with_it(
         earlier.setattr(writer_module, "declare", declare_level_5)
         killed(tmp_path / "run.zarr", 6, flushed=6)
     go_on(tmp_path / "run.zarr")
-    assert StoreReader.open(tmp_path / "run.zarr").arrays.declared("W").level == 5
+    assert StoreReader.open(tmp_path / "run.zarr").arrays.declared("W").compression.level == 5
     assert verify(tmp_path / "run.zarr").findings == []
 
 

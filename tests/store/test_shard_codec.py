@@ -18,7 +18,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from thimble_zarr import tuning
 from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.shard_codec import (
+from thimble_zarr.store.coding.shard_codec import (
     CHUNK_ORDER,
     ShardEncoder,
     ShardFile,

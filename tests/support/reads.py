@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from thimble_zarr.store.rows import OpenedRows
-from thimble_zarr.store.shard_codec import ShardFile
+from thimble_zarr.store.coding.shard_codec import ShardFile
 
 VARIABLES = (
     "W",

@@ -3,22 +3,22 @@
 An optimizer's step is a function of the row before and the gradient. So with coding `predicted` a
 store has the gradient of each step, of each block the first row of every state, and of the other
 rows only the bits in which they are not what a portable program (`optim.programs`) makes of the row
-before: normally none. `store.predicted` does it; this is what the schema says of it.
+before: normally none. `store.coding.predicted` does it; this is what the schema says of it.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from thimble_zarr.bits import fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError
+from thimble_zarr.optim.base import Optimizer
+from thimble_zarr.optim.programs.registry import program_of
 from thimble_zarr.optim.registry import VARIABLES
 
 CodingName = Literal["plain", "predicted"]
-
-_SUFFIX = "_coded"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Coding:
         The portable program that predicts, by name and version; None where a row is predicted to be
         as the one before it.
     gradient_codec
-        How the gradient is compressed: a key of `store.compression.COMPRESSIONS`.
+        How the gradient is compressed: a key of `store.coding.compression.COMPRESSIONS`.
     """
 
     name: str = "plain"
@@ -51,39 +51,85 @@ class Coding:
         """Whether states are written as they differ from their prediction."""
         return self.name == "predicted"
 
-    def coded(self, variables: Collection[str]) -> tuple[str, ...]:
-        """Return which of some variables are written as they differ from their prediction."""
-        return tuple(name for name in variables if name != "grad") if self.is_predicted else ()
+    def predicts(self, variable: str) -> bool:
+        """Return whether a variable is written as it differs from its prediction."""
+        return self.is_predicted and variable != "grad"
 
-    def array(self, variable: str, native: str) -> "StoredArray":
-        """Return what array has a variable of a dtype: one of another name where it is coded."""
-        long_name, dtype = VARIABLES[variable], storage_dtype(native)
-        if not self.coded((variable,)):
-            codec = self.gradient_codec if variable == "grad" else "lz4"
-            return StoredArray(variable, long_name, dtype, fill_value(native), codec)
-        long_name = (
-            f"bits of {variable}: of the first row of a block as they are, of others XOR the "
-            "predicted ones"
+    def arrays(self, variable: str, native: str) -> tuple["StoredArray", ...]:
+        """Return the arrays that have a variable of a dtype: one, or where it is coded two."""
+        plain = StoredArray(
+            name=variable,
+            variable=variable,
+            long_name=VARIABLES[variable],
+            dtype=storage_dtype(native),
+            fill=fill_value(native),
+            codec=self.gradient_codec if variable == "grad" else "lz4",
         )
-        return StoredArray(variable + _SUFFIX, long_name, np.dtype(f"u{dtype.itemsize}"), 0, "lz4")
+        if not self.predicts(variable):
+            return (plain,)
+        keyframe = replace(
+            plain,
+            name=f"{variable}_keyframe",
+            long_name=f"{plain.long_name}, of the first step of each block",
+            is_keyframe=True,
+        )
+        residual = replace(
+            plain,
+            name=f"{variable}_residual",
+            long_name=f"bits of {variable} XOR the predicted ones",
+            dtype=np.dtype(f"u{plain.dtype.itemsize}"),
+            fill=0,
+            is_sparse=True,
+        )
+        return keyframe, residual
 
-    def variable(self, array: str) -> str:
-        """Return the variable that an array has: what undoes `array_name`."""
-        return array.removesuffix(_SUFFIX) if self.is_predicted else array
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredArray:
-    """An array of a parameter's shape on disk.
+    """An array on disk that has a variable of a parameter, or part of what it takes to know it.
 
-    `codec` is how it is compressed, a key of `store.compression.COMPRESSIONS`.
+    Attributes
+    ----------
+    name
+        Of the array.
+    variable
+        What it has.
+    long_name
+        What it holds, in words.
+    dtype, fill
+        Of its elements, and what stands for those that are not there.
+    codec
+        How it is compressed: a key of `store.coding.compression.COMPRESSIONS`.
+    is_keyframe
+        Whether it has one row a block, not all.
+    is_sparse
+        Whether chunks of nothing but the fill value are left out.
     """
 
     name: str
+    variable: str
     long_name: str
     dtype: np.dtype
     fill: float
     codec: str
+    is_keyframe: bool = False
+    is_sparse: bool = False
 
 
 PLAIN = Coding()
+
+
+def coding_of(
+    name: CodingName, optimizer: Optimizer, dtypes: Mapping[str, str], *, archive: bool = False
+) -> Coding:
+    """Return the coding of a name for a run: with the newest program that there is for it.
+
+    Nothing predicts a run of which not every variable is recorded. Raises ConfigError if there is
+    no coding of that name.
+    """
+    if not Coding(name).is_predicted:
+        return PLAIN
+    is_whole = {*dtypes} == {*optimizer.variables}
+    program = program_of(optimizer, dtypes) if is_whole else None
+    codec = "zstd-bitshuffle" if archive else "lz4-bitshuffle"
+    return Coding(name, None if program is None else program.name, codec)

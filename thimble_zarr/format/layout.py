@@ -5,11 +5,14 @@ A *chunk* is the part of a block that is compressed and read alone: all steps of
 `chunk_tokens` tokens. Everything here is a pure function of shapes; sizes are in bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 DEFAULT_MEMORY_BYTES = 256 * 2**20
 """Default limit on a recorder's memory: its block buffers and what encoding a block needs."""
+
+_PREDICTED_MEMORY_BYTES = 2 * DEFAULT_MEMORY_BYTES
+"""The same where states are predicted: longer blocks have fewer keyframes."""
 
 MAX_BUFFERS = 2
 """Blocks in memory at once: one being filled by training, one being written."""
@@ -47,16 +50,26 @@ class Layout:
 
 @dataclass(frozen=True)
 class RowSize:
-    """What decides how large a row of a parameter is: its shape, and bytes an element."""
+    """What decides how large a row of a parameter is: its shape, and bytes an element.
+
+    Variables that are `predicted` are encoded all at once, and held until they are written.
+    """
 
     n_tokens: int
     n_dims: int
     itemsizes: Mapping[str, int]
+    predicted: Collection[str] = ()
 
     @property
     def n_bytes(self) -> int:
         """Bytes of a row of all variables."""
         return self.n_tokens * self.n_dims * sum(self.itemsizes.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Most bytes of a row that are held encoded."""
+        each = sum(self.itemsizes[name] for name in self.predicted)
+        return self.n_tokens * self.n_dims * each
 
     def token_bytes(self, block_steps: int) -> int:
         """Return the bytes of a block for one token, of the largest variable."""
@@ -84,6 +97,11 @@ class StoragePlan:
     array_bytes: Mapping[str, int]
     disk_bytes: int
     memory_bytes: int
+
+
+def default_memory_bytes(coding: str) -> int:
+    """Return the default limit on the memory of a recorder that writes with a coding."""
+    return _PREDICTED_MEMORY_BYTES if coding == "predicted" else DEFAULT_MEMORY_BYTES
 
 
 def plan_layout(
@@ -136,13 +154,14 @@ def recorder_memory_bytes(
 ) -> int:
     """Return the memory of a recorder that holds some blocks of `block_steps` steps.
 
-    That is the blocks, of all variables of all parameters, and the chunk that is being encoded: as
-    it is, compressed, and with its checksum. Besides, Python and its libraries take some 20 MB and
-    0.25 MB a parameter for its metadata, whatever the shapes, and `SCALAR_CHUNK_STEPS` values of
-    each per-step scalar, once for all parameters that have the same.
+    That is the blocks, of all variables of all parameters, what is held encoded of one of them, and
+    the chunk that is being encoded: as it is, compressed, and with its checksum. Besides, Python
+    and its libraries take some 20 MB and 0.25 MB a parameter for its metadata, whatever the shapes,
+    and `SCALAR_CHUNK_STEPS` values of each per-step scalar, once for all parameters that have the
+    same.
     """
     return n_buffers * block_steps * sum(row.n_bytes for row in rows) + max(
-        _encoding_bytes(row, block_steps) for row in rows
+        _encoding_bytes(row, block_steps) + block_steps * row.held_bytes for row in rows
     )
 
 

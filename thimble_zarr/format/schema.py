@@ -11,6 +11,7 @@ a dataset have its own shape and dims.
 """
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from thimble_zarr.bits import NATIVE_DTYPES, storage_dtype
+from thimble_zarr.bits import NATIVE_DTYPES, fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format.coding import PLAIN, Coding, StoredArray
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
@@ -112,10 +113,11 @@ _MOST_NAME_BYTES = 255
 """What file systems take for a name."""
 
 
-def row_size(shape: Sequence[int], dtypes: Mapping[str, str]) -> RowSize:
+def row_size(shape: Sequence[int], dtypes: Mapping[str, str], coding: Coding = PLAIN) -> RowSize:
     """Return how large a row of a parameter is, from its shape and the dtypes of its variables."""
     itemsizes = {name: storage_dtype(native).itemsize for name, native in dtypes.items()}
-    return RowSize(shape[0] if shape else 1, math.prod(shape[1:]), itemsizes)
+    predicted = tuple(name for name in dtypes if coding.predicts(name))
+    return RowSize(shape[0] if shape else 1, math.prod(shape[1:]), itemsizes, predicted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,17 +253,26 @@ class Schema:
 
     @property
     def scalars(self) -> dict[str, str]:
-        """The float64 `(step,)` arrays of the parameter, and what they are, in words."""
-        return step_scalars(type(self.optimizer))
+        """The float64 `(step,)` arrays of the parameter, and what they are, in words.
+
+        A prediction needs what torch derived from them, too.
+        """
+        return step_scalars(type(self.optimizer), derived=self.coding.is_predicted)
 
     @property
     def per_step(self) -> dict[str, str]:
         """All `(step,)` arrays of the parameter, and what they are, in words."""
         return {"step": "optimizer step, counted from 1; row 0 is the initial state"} | self.scalars
 
-    def array(self, variable: str) -> StoredArray:
-        """Return what array on disk has a variable."""
-        return self.coding.array(variable, self.dtypes[variable])
+    def fill(self, variable: str) -> float:
+        """Return what stands for missing among the stored bits of a variable."""
+        return fill_value(self.dtypes[variable])
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, StoredArray]:
+        """The arrays of the parameter's variables on disk, by name."""
+        arrays = itertools.starmap(self.coding.arrays, self.dtypes.items())
+        return {array.name: array for array in itertools.chain.from_iterable(arrays)}
 
     @property
     def is_imported(self) -> bool:

@@ -10,6 +10,7 @@ from thimble_zarr.format.documents import Json
 
 FORMAT_VERSION = 6
 
+
 def _from_5(content: dict[str, Json]) -> dict[str, Json]:
     """Version 5 has no coding but the plain one. The root of several parameters says nothing."""
     is_schema = "layout" in content

@@ -30,6 +30,7 @@ class Block:
         streams: Mapping[str, SideStream],
         rows: Mapping[str, Tensor],
     ) -> None:
+        self._schemas = schemas
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
         self.steps = np.empty(self.block_steps, np.int64)
         self._streams = streams
@@ -162,7 +163,20 @@ class Block:
             if (grad := array_path(group, "grad")) in self._tensors:
                 self._tensors[grad][skipped] = torch.nan
             n_sound = min([n_sound, *missed.tolist()])
+        self._derive(n_sound)
         return n_sound
+
+    def _derive(self, n_rows: int) -> None:
+        """Note what torch derived from the scalars of rows; what another machine did is kept."""
+        for group, schema in self._schemas.items():
+            names = [of.name for of in schema.optimizer.DERIVED if of.name in schema.scalars]
+            of = {name: self.scalars[array_path(group, name)] for name in schema.scalars}
+            for row in range(n_rows if names else 0):
+                if np.isnan([of[name][row] for name in names]).any():
+                    known = {name: float(values[row]) for name, values in of.items()}
+                    derived = schema.optimizer.derived(known)
+                    for name in names:
+                        of[name][row] = derived[name]
 
     def counts(self, n_rows: int, before: StepCounts) -> StepCounts:
         """Return the optimizer's counts after some rows of the block: those `before` after none."""

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 import thimble_zarr
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import MAX_LISTED, ConfigError, OptimizerError, listed
-from thimble_zarr.format.layout import plan_layouts
+from thimble_zarr.format.coding import CodingName, coding_of
+from thimble_zarr.format.layout import default_memory_bytes, plan_layouts
 from thimble_zarr.format.schema import (
     Json,
     Schema,
@@ -125,14 +126,19 @@ def declare(
     variables: Sequence[str] | None,
     schedule: Schedule | None,
     attrs: Mapping[str, Json] | None,
-    memory_bytes: int,
+    memory_bytes: int | None,
+    coding: CodingName,
 ) -> dict[str, Schema]:
     """Return the schema of each parameter; the arguments are those of `Recorder`."""
     dtypes = {
         group: dict.fromkeys(chosen_variables(one.optimizer, variables), dtype_name(one.tensor))
         for group, one in recorded.items()
     }
-    rows = [row_size(one.shape, dtypes[group]) for group, one in recorded.items()]
+    codings = {
+        group: coding_of(coding, one.optimizer, dtypes[group]) for group, one in recorded.items()
+    }
+    rows = [row_size(one.shape, dtypes[group], codings[group]) for group, one in recorded.items()]
+    memory_bytes = memory_bytes or default_memory_bytes(coding)
     layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
@@ -142,6 +148,7 @@ def declare(
             dtypes=dtypes[group],
             layout=layout,
             optimizer=one.optimizer,
+            coding=codings[group],
             parameter=one.name,
             device=str(one.tensor.device),
             n_threads=torch.get_num_threads(),

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
+from thimble_zarr.format.coding import CodingName
+from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
@@ -70,10 +71,15 @@ class Recorder:
         Steps to come: a hint. The store grows beyond it and is trimmed to what was recorded.
     attrs
         Anything to keep with the run that JSON can hold: configuration, seeds, corpus.
+    coding
+        `plain` writes every array as it is, which any Zarr reader opens. `predicted` writes the
+        gradient of each step and of the states one row a block, and what a portable program cannot
+        predict of the others: a third of the disk, for readers of this package. Both hold the same
+        bits.
     memory_bytes
         Limits the recorder's memory (minimum: one row of all that is recorded, with a warning) and
         so determines the block length; Python's own 20 MB come on top. If only one row fits,
-        training waits while each step is written.
+        training waits while each step is written. By default 256 MB, with `predicted` 512 MB.
     max_overhead
         Share of training time that recording may take before it warns, once, with what would help;
         None never warns. Judged after a block, from 50 steps and 10 seconds of training on.
@@ -121,7 +127,8 @@ class Recorder:
         schedule: Callable[[int], bool] | None = None,
         n_steps: int | None = None,
         attrs: Mapping[str, Json] | None = None,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        coding: CodingName = "plain",
+        memory_bytes: int | None = None,
         max_overhead: float | None = 0.03,
         overwrite: bool = False,
         resume: bool = False,
@@ -138,10 +145,18 @@ class Recorder:
         )
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
         self._live.schemas = declare(
-            recorded, variables=variables, schedule=steps, attrs=attrs, memory_bytes=memory_bytes
+            recorded,
+            variables=variables,
+            schedule=steps,
+            attrs=attrs,
+            memory_bytes=memory_bytes,
+            coding=coding,
         )
         self._writer = BlockWriter(
-            self._live, recorded, memory_bytes=memory_bytes, max_overhead=max_overhead
+            self._live,
+            recorded,
+            memory_bytes=memory_bytes or default_memory_bytes(coding),
+            max_overhead=max_overhead,
         )
         n_rows = None if n_steps is None or steps is not None else n_steps + 1
         self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)

@@ -207,7 +207,7 @@ class BlockWriter:
 
 def _count_buffers(schemas: Collection[Schema], *, memory_bytes: int) -> int:
     """Return how many blocks to hold in memory, and warn if even one row is more than the limit."""
-    rows = [row_size(schema.shape, schema.dtypes) for schema in schemas]
+    rows = [row_size(schema.shape, schema.dtypes, schema.coding) for schema in schemas]
     steps = next(iter(schemas)).layout.block_steps
     n_buffers = layout.count_buffers(rows, steps, memory_bytes)
     needed = layout.recorder_memory_bytes(rows, steps, n_buffers)

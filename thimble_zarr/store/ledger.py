@@ -119,15 +119,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of the ledger: a commit, a cut where the run was resumed, or a repair.
 
     `rows` are the first row of the block and the one behind its last. `chunks` has for each array
-    with shards the `Checksums` of each chunk of its shard. `metadata`, every document, are in the
-    first line and after a repair. A cut says when the run was `resumed` after the last of the rows,
-    and which files are `removed`; a repair what was `repaired`, which arrays are `dropped`, and
-    which commit record it `replaces`.
+    with shards the `Checksums` of each chunk of its shard, 0 of one that is left out, and `values`
+    for each array of keyframes the checksum of each chunk of its variable, once that is decoded.
+    `metadata`, every document, are in the first line and after a repair. A cut says when the run
+    was `resumed` after the last of the rows, and which files are `removed`; a repair what was
+    `repaired`, which arrays are `dropped`, and which commit record it `replaces`.
     """
 
     rows: tuple[Count, Count]
     files: dict[str, FileEntry]
     chunks: dict[str, list[tuple[Crc, Crc]]]
+    values: dict[str, list[Crc]] = {}
     metadata: dict[str, dict[str, Any]] = {}
     overhead: dict[str, int | float] | None = None
     removed: list[str] = []
@@ -137,8 +139,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replaces: list[int | bool] | None = None
 
 
-FileChecksums = int | tuple[int | None, ...]
-"""What a file is known by: its CRC-32, or of a shard the stored checksums of its chunks."""
+FileChecksums = int | tuple[int, ...]
+"""What a file is known by: its CRC-32, or of a shard the stored checksums of its chunks, 0 of one
+that is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,12 +149,14 @@ class FileRecord:
     """What a line of the ledger says of a file.
 
     `crc32` is None of a shard, which has the `Checksums` of its `chunks`: uint32, shape
-    `(chunk, 2)`. The rows are those of the line's block, and `line` is where the line begins.
+    `(chunk, 2)`; one of keyframes also the checksums of decoded `values`: uint32, `(chunk,)`. The
+    rows are those of the line's block, and `line` is where the line begins.
     """
 
     n_bytes: int
     crc32: int | None = None
     chunks: np.ndarray | None = None
+    values: np.ndarray | None = None
     first_row: int = 0
     end_row: int = 0
     line: int = 0
@@ -166,13 +171,17 @@ def tell(records: Mapping[str, FileRecord]) -> dict[str, Json]:
     """Return what a line says of files: its `files` and `chunks`, which `Line.records` reads."""
     files: dict[str, Json] = {}
     chunks: dict[str, Json] = {}
+    values: dict[str, Json] = {}
     for key, record in records.items():
         files[key] = {"bytes": record.n_bytes}
         if record.crc32 is not None:
             files[key] = {"bytes": record.n_bytes, "crc32": record.crc32}
         if record.chunks is not None:
             chunks[array_of(key)] = record.chunks.tolist()
-    return {"files": files, "chunks": chunks}
+        if record.values is not None:
+            values[array_of(key)] = record.values.tolist()
+    told: dict[str, Json] = {"files": files, "chunks": chunks}
+    return told | ({"values": values} if values else {})
 
 
 @dataclass(frozen=True)
@@ -216,12 +225,14 @@ class Line:
             if prefix is None or not key.startswith(prefix):
                 continue
             chunks = self.entry.chunks.get(array_of(key))
+            values = self.entry.values.get(array_of(key))
             if (chunks is None) == (file.crc32 is None):
                 raise ValueError(f"a line is malformed: it has no checksum of {key}, or two")
             records[key] = FileRecord(
                 n_bytes=file.bytes,
                 crc32=file.crc32,
                 chunks=None if chunks is None else np.array(chunks, np.uint32).reshape(-1, 2),
+                values=None if values is None else np.array(values, np.uint32),
                 first_row=first_row,
                 end_row=end_row,
                 line=self.start,
@@ -405,5 +416,14 @@ def told_files(lines: Iterable[Line]) -> Iterator[tuple[str, FileRecord]]:
 
 
 def recorded_files(lines: Iterable[Line]) -> dict[FileChecksums, str]:
-    """Return every file that sound lines ever told of, by what it is known by."""
-    return {record.checksums: key for key, record in told_files(lines)}
+    """Return every file that sound lines ever told of, by what it is known by.
+
+    One without a chunk is known by nothing: there may be many.
+    """
+    told = ((record.checksums, key) for key, record in told_files(lines))
+    return {checksums: key for checksums, key in told if checksums and any_chunk(checksums)}
+
+
+def any_chunk(checksums: FileChecksums) -> bool:
+    """Return whether a file has any chunk that is not left out."""
+    return isinstance(checksums, int) or any(checksums)

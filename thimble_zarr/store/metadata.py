@@ -14,9 +14,10 @@ from typing import Annotated, Any, Self
 import numpy as np
 from msgspec import Meta, convert
 
-from thimble_zarr.bits import BFLOAT16_RECIPE, storage_dtype
+from thimble_zarr.bits import BFLOAT16_RECIPE
 from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format import layout
+from thimble_zarr.format.coding import StoredArray
 from thimble_zarr.format.documents import TooLargeError, check_size
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import (
@@ -29,7 +30,8 @@ from thimble_zarr.format.schema import (
     array_path,
 )
 from thimble_zarr.format.versions import versioned
-from thimble_zarr.store.compression import COMPRESSIONS, DEFAULT, Compression
+from thimble_zarr.store.coding.compression import COMPRESSIONS, DEFAULT, Compression
+from thimble_zarr.store.coding.shard_codec import MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
@@ -40,7 +42,6 @@ from thimble_zarr.store.keys import (
     shard_key,
 )
 from thimble_zarr.store.ledger import Document
-from thimble_zarr.store.shard_codec import MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
 
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64"),
@@ -50,6 +51,9 @@ DTYPES = (
 
 CONSOLIDATED = "consolidated_metadata"
 """Where a group has copies of the metadata below it: zarr-python's, and not yet in the standard."""
+
+ROWS_AN_ITEM = "block_steps"
+"""The attribute of an array whose first axis is the blocks: how many rows each has."""
 
 _ENCODING = {"name": "default", "configuration": {"separator": "."}}
 _BOOKKEEPING = "bookkeeping of thimble-zarr, no arrays"
@@ -218,19 +222,25 @@ def _arrays(
     schema: Schema, coordinates: Mapping[str, np.ndarray], capacity: int
 ) -> Iterator[tuple[str, Declared, Sequence[str], dict[str, Json]]]:
     """Yield the name of each array of a parameter, how it is stored, its dims and attributes."""
-    steps, rest = schema.layout.block_steps, schema.shape[1:]
-    shard, chunk = (
-        (steps, tokens, *rest) if schema.shape else (steps,)
-        for tokens in (schema.layout.shard_tokens(schema.n_tokens), schema.layout.chunk_tokens)
-    )
-    for variable, native in schema.dtypes.items():
-        of, shape = schema.array(variable), (capacity, *schema.shape)
-        recipe = {"encoding": BFLOAT16_RECIPE} if native == "bfloat16" else {}
+    for of in schema.arrays.values():
+        steps = 1 if of.is_keyframe else schema.layout.block_steps
+        shard, chunk = (
+            (steps, tokens, *schema.shape[1:]) if schema.shape else (steps,)
+            for tokens in (schema.layout.shard_tokens(schema.n_tokens), schema.layout.chunk_tokens)
+        )
+        native, codec = schema.dtypes[of.variable], COMPRESSIONS[of.codec]
+        attributes: dict[str, Json] = {"long_name": of.long_name, "dtype": native}
+        if native == "bfloat16" and not of.is_sparse:
+            attributes["encoding"] = BFLOAT16_RECIPE
+        if of.is_keyframe:
+            attributes[ROWS_AN_ITEM] = schema.layout.block_steps
+        shape = (n_items({"attributes": attributes}, capacity), *schema.shape)
+        dims = ("block" if of.is_keyframe else "step", *schema.dims)
         yield (
             of.name,
-            Declared(shape, shard, chunk, of.dtype, of.fill, True, COMPRESSIONS[of.codec]),
-            ("step", *schema.dims),
-            {"long_name": of.long_name, "dtype": native, **recipe},
+            Declared(shape, shard, chunk, of.dtype, of.fill, is_sharded=True, compression=codec),
+            dims,
+            attributes,
         )
     length = (layout.SCALAR_CHUNK_STEPS,)
     for name, long_name in schema.per_step.items():
@@ -281,10 +291,22 @@ def encoded(document: Document) -> bytes:
 
 
 def resize(documents: Mapping[str, dict[str, Any]], n_rows: int) -> None:
-    """Declare so many rows of each array whose first axis is the steps."""
+    """Declare so many rows of each array whose first axis is the steps, or the blocks of them."""
     for document in documents.values():
-        if is_per_step(document):
-            document["shape"] = [n_rows, *document["shape"][1:]]
+        if is_of_rows(document):
+            document["shape"] = [n_items(document, n_rows), *document["shape"][1:]]
+
+
+def n_items(document: Document, n_rows: int) -> int:
+    """Return how long the first axis of an array is that has so many rows."""
+    return -(-n_rows // rows_an_item(document))
+
+
+def rows_an_item(document: Document) -> int:
+    """Return how many rows an item of the first axis of an array has: 1, or those of a block."""
+    attributes = document.get("attributes")
+    each = attributes.get(ROWS_AN_ITEM, 1) if isinstance(attributes, dict) else 1
+    return each if type(each) is int and each > 0 else 1
 
 
 def consolidate(documents: Mapping[str, dict[str, Any]], groups: Iterable[str]) -> None:
@@ -294,10 +316,10 @@ def consolidate(documents: Mapping[str, dict[str, Any]], groups: Iterable[str]) 
         documents[metadata_key(group)][CONSOLIDATED] = below_it
 
 
-def is_per_step(document: Document) -> bool:
-    """Return whether the first axis of an array is the steps."""
+def is_of_rows(document: Document) -> bool:
+    """Return whether the first axis of an array is the steps, or the blocks of them."""
     names = document.get("dimension_names")
-    return isinstance(names, list) and "step" in names[:1]
+    return isinstance(names, list) and bool({"step", "block"} & {*names[:1]})
 
 
 def consolidated(group: str, documents: Mapping[str, Document]) -> dict[str, Json]:
@@ -326,10 +348,10 @@ def _inline(copies: Json) -> dict[str, Json]:
 def check_bounds(files: Files, group: str, schema: Schema, n_rows: int) -> None:
     """Raise DamagedStoreError if a parameter claims more rows or elements than its files can hold.
 
-    The ledger has a line for each block, and the largest of the first and last shards is measured.
+    The ledger has a line for each block, and the first and last shards are measured.
     """
-    layout, dtypes = schema.layout, schema.dtypes
-    itemsize = max((storage_dtype(native).itemsize for native in dtypes.values()), default=1)
+    layout, arrays = schema.layout, schema.arrays.values()
+    itemsize = max((of.dtype.itemsize for of in arrays), default=1)
     row_bytes = layout.block_steps * schema.n_dims * itemsize
     if layout.chunk_tokens * row_bytes > MAX_CHUNK_BYTES:
         raise DamagedStoreError(
@@ -341,17 +363,20 @@ def check_bounds(files: Files, group: str, schema: Schema, n_rows: int) -> None:
     last = (n_rows - 1) // layout.block_steps
     if (last + 1) * _MIN_LINE_BYTES > _size(files, LEDGER):
         raise DamagedStoreError(f"it claims {n_rows:,} rows, but its ledger is too short")
-    shards = (
-        shard_key(array_path(group, schema.array(name).name), block, schema.shape)
-        for name in dtypes
-        for block in (0, last)
-    )
-    held = MAX_COMPRESSION * max((_size(files, key) for key in shards), default=0)
-    if layout.shard_tokens(schema.n_tokens) * row_bytes > held:
+    if not any(_can_hold(files, group, schema, of, block) for of in arrays for block in (0, last)):
         raise DamagedStoreError(
             f"it declares {schema.n_tokens:,} x {schema.n_dims:,} elements, but its files "
             "are too small for that many"
         )
+
+
+def _can_hold(files: Files, group: str, schema: Schema, of: StoredArray, block: int) -> bool:
+    """Return whether the file of a block of an array is large enough for what is declared."""
+    key = shard_key(array_path(group, of.name), block, schema.shape)
+    rows = 1 if of.is_keyframe else schema.layout.block_steps
+    n_tokens = schema.layout.shard_tokens(schema.n_tokens)
+    n_bytes = rows * n_tokens * schema.n_dims * of.dtype.itemsize
+    return not of.is_sparse and n_bytes <= MAX_COMPRESSION * _size(files, key)
 
 
 def _size(files: Files, key: str) -> int:

@@ -6,9 +6,9 @@ import numpy as np
 
 from thimble_zarr.format import layout
 from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.store.coding.shard_codec import encode_vector
 from thimble_zarr.store.keys import split_array_key
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.shard_codec import encode_vector
 
 
 class PerStepValues:

@@ -20,6 +20,7 @@ from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import Schema, TokenLabels
 from thimble_zarr.format.versions import FORMAT_VERSION
+from thimble_zarr.store.arrays import StoredArrays, decoding
 from thimble_zarr.store.contents import Contents, read_attribute, reading
 from thimble_zarr.store.contents import StorePath as StorePath
 from thimble_zarr.store.files.base import Files, NotPlainFileError
@@ -28,7 +29,7 @@ from thimble_zarr.store.integrity.altered import StoreIntegrity
 from thimble_zarr.store.ledger import Commit, Ledger, unchanged_rows
 from thimble_zarr.store.lock import recording_of
 from thimble_zarr.store.metadata import check_bounds
-from thimble_zarr.store.rows import OpenedRows, StoredArrays, decoding
+from thimble_zarr.store.rows import OpenedRows
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class StoreReader:
     @cached_property
     def arrays(self) -> StoredArrays:
         """The arrays of the parameter, and which files hold which rows of them."""
-        return StoredArrays(self.files, self.group, self.schema, self.n_rows)
+        return StoredArrays(self.files, self.group, self.schema, self.commit)
 
     @property
     def n_rows(self) -> int:

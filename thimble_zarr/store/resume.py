@@ -37,7 +37,10 @@ from thimble_zarr.store.reader import StoreReader
 _MAY_DIFFER = ("software", "created", "attrs")
 """What a schema has that is no property of the run's arithmetic."""
 
-_TOLD_OTHERWISE = ("shape", "dims", "whole_tokens", "stored_last", "dtypes", "optimizer", "layout")
+_TOLD_OTHERWISE = (
+    *("shape", "dims", "whole_tokens", "stored_last"),
+    *("dtypes", "optimizer", "layout", "coding"),
+)
 """What follows from what the user passed, and is told in words of that."""
 
 _PASSED_AS = {
@@ -147,6 +150,7 @@ def _content(schema: Schema, other: Schema) -> dict[str, Any]:
     follows = {*schema.optimizer.variables} ^ {*other.optimizer.variables}  # from its flags
     content: dict[str, Any] = {
         "torch": schema.software.get("torch"),
+        "coding": schema.coding.name,
         "shape": shape if some is None else (some, *shape[1:]),
         "dims": schema.dims if len(shape) == len(other.shape) else None,
         "tokens": "all" if some is None else f"{schema.n_tokens:,} of {some:,}",
@@ -181,7 +185,7 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
     last_block = {
         shard_key(reader.arrays.key(name), block, reader.schema.shape)
         for reader in readers
-        for name in reader.schema.dtypes
+        for name in reader.schema.arrays
     }
     told = {}
     for key in (*sorted(last_block & known), *sorted({*promised} - gone - last_block)):
@@ -229,7 +233,7 @@ def _begins_at(readers: Sequence[StoreReader], key: str) -> int:
     """Return the first row of a file; labels of tokens have none, and never go."""
     group, name = split_array_key(array_of(key))
     for reader in readers:
-        if reader.group == group and name in reader.schema.dtypes:
+        if reader.group == group and name in reader.schema.arrays:
             return chunk_index(key) * reader.schema.layout.block_steps
         if reader.group == group and name in reader.schema.per_step:
             return chunk_index(key) * layout.SCALAR_CHUNK_STEPS

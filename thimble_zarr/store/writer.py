@@ -19,12 +19,13 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from thimble_zarr.bits import fill_value
 from thimble_zarr.errors import StoreError, StoreExistsError, ThimbleError
 from thimble_zarr.format import layout
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.format.schema import Json, Schema, TokenLabels, array_path
+from thimble_zarr.format.schema import Schema, TokenLabels, array_path
+from thimble_zarr.store.coding.block_encoder import Block
+from thimble_zarr.store.coding.shard_codec import encode_vector
 from thimble_zarr.store.contents import (
     StorePath,
     by_group,
@@ -40,7 +41,6 @@ from thimble_zarr.store.metadata import consolidate, declare, encoded, resize
 from thimble_zarr.store.per_step import PerStepValues, coordinates
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.resume import check_resumable, leftovers, plan_cut
-from thimble_zarr.store.shard_codec import ShardEncoder, encode_vector
 
 FileSizes = dict[str, dict[str, int]]
 """What a line of the ledger says of files: the size, and unless it is a shard the CRC-32."""
@@ -208,7 +208,7 @@ class StoreWriter:
         first_row
             First row of the block, a multiple of `block_steps`.
         n_rows
-            Rows that count, from `first_row` on. The rest of the block is stored as missing.
+            Rows that count, from `first_row` on. The rest is stored as missing.
         arrays
             The bits of each variable of each parameter, by its path in the store (`array_path`):
             shape `(block_steps, token, dim)`. Rows beyond `n_rows` are overwritten.
@@ -236,16 +236,18 @@ class StoreWriter:
             self._capacity = self._layout.capacity(max(end, 2 * self._capacity))
             resize(self._documents, self._capacity)
             self._write_metadata()
-        files, chunks = self._write_arrays(first_row, n_rows, arrays)
-        files = self._labels | files | self._write_scalars(first_row, steps[:n_rows], scalars)
+        steps = steps[:n_rows]
+        told = self._write_arrays(first_row, steps, arrays, scalars)
+        told["files"] = (
+            self._labels | told["files"] | self._write_scalars(first_row, steps, scalars)
+        )
         self._disk.settle()
         self._check_in_place()  # that may have taken seconds
         end_row = first_row + n_rows
-        entry: dict[str, Json] = {"rows": (first_row, end_row), "files": files, "chunks": chunks}
+        entry = {"rows": (first_row, end_row), **told}
         if not self._ledger.ledger_bytes:
             entry["metadata"] = self._documents
         if overhead is not None:
-            # What this commit has still to do is in the next lap.
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()
             self.spent += spent
@@ -253,7 +255,7 @@ class StoreWriter:
         self._disk.sync()
         self._replace_commit(self._ledger)
         self._labels = {}
-        self.last_step = int(steps[n_rows - 1])
+        self.last_step = int(steps[-1])
 
     def close(self) -> None:
         """Trim the arrays to what was committed, mark the store complete, release the lock.
@@ -368,22 +370,31 @@ class StoreWriter:
         self._stopwatch.lap()
 
     def _write_arrays(
-        self, first_row: int, n_rows: int, arrays: Mapping[str, np.ndarray]
-    ) -> tuple[FileSizes, dict[str, Json]]:
-        """Write the shards of a block; return their sizes, and checksums of their chunks."""
-        files: FileSizes = {}
-        chunks: dict[str, Json] = {}
+        self,
+        first_row: int,
+        steps: np.ndarray,
+        arrays: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray],
+    ) -> dict[str, Any]:
+        """Write the shards of a block; return what a line of the ledger says of them."""
+        told: dict[str, dict[str, Any]] = {"files": {}, "chunks": {}}
         for group, schema in self.schemas.items():
-            for name, native in schema.dtypes.items():
-                path, fill = array_path(group, name), fill_value(native)
-                bits = arrays[path]
-                bits[n_rows:] = fill
-                shard = ShardEncoder(bits, schema.layout.chunk_tokens, fill, schema.stored_order)
+            bits, numbers = (
+                {name: of[array_path(group, name)] for name in names}
+                for of, names in ((arrays, schema.dtypes), (scalars, schema.scalars))
+            )
+            block = Block(schema, bits, len(steps), numbers, steps)
+            for array in schema.arrays.values():
+                path = array_path(group, array.name)
                 # Each chunk has its own checksums: one of the file would only take time.
                 key = shard_key(path, first_row // self._layout.block_steps, schema.shape)
-                files[key] = {"bytes": self._write(key, shard)}
-                chunks[path] = [astuple(checksums) for checksums in shard.checksums]
-        return files, chunks
+                told["files"][key] = {"bytes": self._write(key, block.encode(array))}
+                told["chunks"][path] = [
+                    astuple(checksums) for checksums in block.checksums[array.name]
+                ]
+                if array.name in block.values:
+                    told.setdefault("values", {})[path] = block.values[array.name]
+        return told
 
     def _write_scalars(
         self, first_row: int, steps: np.ndarray, scalars: Mapping[str, np.ndarray]

@@ -15,12 +15,12 @@ from thimble_zarr.format import layout
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import AlteredChunk, Checksums
 from thimble_zarr.format.schema import array_path
+from thimble_zarr.store.arrays import StoredArrays, decoding
+from thimble_zarr.store.coding.shard_codec import locate_bit
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.files import differing_chunks
 from thimble_zarr.store.keys import array_of, chunk_index, shard_key, split_array_key
 from thimble_zarr.store.ledger import Commit, FileChecksums, FileRecord, Ledger
-from thimble_zarr.store.rows import StoredArrays, decoding
-from thimble_zarr.store.shard_codec import locate_bit
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StoreIntegrity:
                 continue
             if before_block is not None:
                 before_block(first_row + steps)
-            for name in schema.dtypes:
+            for name in schema.arrays:
                 key = shard_key(self.arrays.key(name), first_row // steps, schema.shape)
                 with decoding(self.arrays.files, "the ledger"):
                     record = ledger.records[key]
@@ -68,7 +68,8 @@ class StoreIntegrity:
         """
         if altered.committed is None or altered.chunk is None or altered.tokens is None:
             return None
-        with self.arrays.block(altered.variable, altered.first_row) as shard:
+        _, name = split_array_key(array_of(altered.file))
+        with self.arrays.block(name, altered.first_row) as shard:
             values = shard.decode(altered.chunk)
         bit = locate_bit(values.tobytes(), altered.committed.values)
         if bit is None:
@@ -98,7 +99,7 @@ class StoreIntegrity:
         tokens: Indices = range(schema.n_tokens) if order is None else order
         for chunk in changed:
             yield AlteredChunk(
-                name,
+                schema.arrays[name].variable,
                 key,
                 len(record.chunks),
                 recorded_as,

@@ -38,7 +38,7 @@ from thimble_zarr.store.ledger import (
     recorded_files,
     told_files,
 )
-from thimble_zarr.store.metadata import Declared, is_per_step
+from thimble_zarr.store.metadata import Declared, is_of_rows, rows_an_item
 
 _MAX_FILE_BYTES = 2**63
 
@@ -134,11 +134,15 @@ class Expected:
         for array, declared in self.arrays.items():
             if declared.is_sharded != sharded or (sharded and recorded and array not in recorded):
                 continue
-            is_long = sharded or is_per_step(self.documents[metadata_key(array)])
-            length = declared.file_shape[0]
+            is_long = sharded or is_of_rows(self.documents[metadata_key(array)])
+            length = self.rows_a_file(array) if is_long else declared.file_shape[0]
             for index in range(-(-(n_rows if is_long else declared.shape[0]) // length)):
                 rest = ".0" * (len(declared.shape) - 1)
                 yield f"{array}/c.{index}{rest}", declared, index * length
+
+    def rows_a_file(self, array: str) -> int:
+        """Return how many rows a file of an array is of."""
+        return rows_an_item(self.documents[metadata_key(array)]) * self.arrays[array].file_shape[0]
 
     def doubt(self, where: str, what: str, *, before: int = _MAX_FILE_BYTES) -> None:
         """Note that the ledger is damaged before a byte, by default anywhere."""

@@ -8,11 +8,11 @@ from itertools import chain
 
 import numpy as np
 
+from thimble_zarr.store.coding.shard_codec import ShardFile, decode_vector, values_checksum
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.verify_result import HOW_TO_RESTORE, Discrepancy
 from thimble_zarr.store.keys import array_of
 from thimble_zarr.store.ledger import FileRecord
-from thimble_zarr.store.shard_codec import ShardFile, decode_vector, values_checksum
 
 
 class FileState(Enum):
@@ -66,7 +66,7 @@ def compare_file(expected: Expected, key: str) -> Comparison:
 
 
 def differing_chunks(
-    shard: ShardFile, record: FileRecord, checksums: Iterable[int | None]
+    shard: ShardFile, record: FileRecord, checksums: Iterable[int]
 ) -> Iterator[int]:
     """Yield the chunks of a shard that do not hold the recorded values.
 
@@ -132,7 +132,7 @@ def _record_of(expected: Expected, key: str) -> FileRecord:
         return FileRecord(n_bytes=n_bytes, crc32=zlib.crc32(content))
     with _shard(expected, key) as shard:
         checksums = [
-            (shard.computed_checksum(chunk) or 0, values_checksum(shard.decode(chunk)))
+            (shard.computed_checksum(chunk), values_checksum(shard.decode(chunk)))
             for chunk in range(declared.n_chunks)
         ]
     return FileRecord(n_bytes=n_bytes, chunks=np.array(checksums, np.uint32))

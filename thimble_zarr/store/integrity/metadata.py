@@ -11,7 +11,14 @@ from thimble_zarr.store.integrity.expected import Expected, misfit, read_found
 from thimble_zarr.store.integrity.verify_result import Discrepancy
 from thimble_zarr.store.keys import METADATA, array_of
 from thimble_zarr.store.ledger import Document
-from thimble_zarr.store.metadata import CONSOLIDATED, below, consolidated, is_per_step
+from thimble_zarr.store.metadata import (
+    CONSOLIDATED,
+    below,
+    consolidated,
+    is_of_rows,
+    n_items,
+    rows_an_item,
+)
 
 _NOTHING_ELSE = "none: nothing else tells what was declared; restore it from a copy"
 
@@ -32,11 +39,11 @@ def compare_documents(
             arguments = expected, found[key], declared
             problem = _difference(*arguments) if is_declared else misfit(key, declared)
         problems[key], right[key] = problem, without_copies(declared if problem else found[key])
-        lengths.append(0 if problem else _n_rows(found[key]))
+        lengths.append(0 if problem else _length(found[key]) * rows_an_item(found[key]))
     is_trimmed = n_rows < expected.n_rows or was_closed(expected)
     for key, document in right.items():
-        if _n_rows(document) and (is_trimmed or problems[key]):
-            length = n_rows if is_trimmed else max(lengths)
+        if _length(document) and (is_trimmed or problems[key]):
+            length = n_items(document, n_rows if is_trimmed else max(lengths))
             right[key] = {**document, "shape": [length, *document["shape"][1:]]}
     findings, whole = [], {}
     for key, document in right.items():
@@ -70,10 +77,10 @@ def is_same(one: object, other: object) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def _n_rows(document: Document) -> int:
-    """Return the length of the first axis where that is the steps, else 0."""
+def _length(document: Document) -> int:
+    """Return the length of the first axis where that is the steps, or the blocks, else 0."""
     shape = document.get("shape")
-    if not (is_per_step(document) and isinstance(shape, list) and shape):
+    if not (is_of_rows(document) and isinstance(shape, list) and shape):
         return 0
     return shape[0] if type(shape[0]) is int else 0
 
@@ -83,11 +90,11 @@ def _difference(expected: Expected, found: Document, declared: Document) -> str:
     for name in sorted((found.keys() | declared.keys()) - {"shape", CONSOLIDATED}):
         if (name in found) != (name in declared) or not is_same(found[name], declared[name]):
             return f"its {name} is not what was declared"
-    shape, wanted, length = found.get("shape"), declared.get("shape"), _n_rows(found)
-    if _n_rows(declared):
-        if length < expected.n_rows:
+    shape, wanted, length = found.get("shape"), declared.get("shape"), _length(found)
+    if _length(declared):
+        if length < (least := n_items(declared, expected.n_rows)):
             return f"its shape is {shape}, and {expected.n_rows} rows were committed"
-        if expected.is_complete and length != expected.n_rows:
+        if expected.is_complete and length != least:
             return f"its shape is {shape}, and the store was closed with {expected.n_rows} rows"
         wanted = [length, *declared["shape"][1:]]
     return "" if is_same(shape, wanted) else f"its shape is {shape}, not {wanted}"

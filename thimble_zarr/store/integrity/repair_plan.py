@@ -6,6 +6,7 @@ from thimble_zarr.format.schema import Json
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
 from thimble_zarr.store.integrity.verify_result import HOW_TO_RESTORE
+from thimble_zarr.store.keys import array_of
 from thimble_zarr.store.ledger import Commit, FileRecord, seal, tell
 
 
@@ -62,9 +63,9 @@ class Plan:
 def plan_blocks(plan: Plan) -> None:
     """Keep the rows before the first block that cannot be read."""
     expected, files = plan.expected, {}
-    for key, declared, first_row in expected.files_of_arrays(plan.n_rows, sharded=True):
-        file, end_row = compare_file(expected, key), first_row + declared.file_shape[0]
-        end_row = min(end_row, expected.n_rows)
+    for key, _, first_row in expected.files_of_arrays(plan.n_rows, sharded=True):
+        file, length = compare_file(expected, key), expected.rows_a_file(array_of(key))
+        end_row = min(first_row + length, expected.n_rows)
         if file.state is FileState.LOST:
             plan.n_rows = min(plan.n_rows, first_row)
         elif file.state is FileState.RECORDED and file.record.end_row < end_row:

@@ -12,12 +12,12 @@ import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema, array_path
+from thimble_zarr.store.coding.shard_codec import decode_vector, encode_vector
 from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
 from thimble_zarr.store.integrity.repair_plan import Plan
 from thimble_zarr.store.keys import array_of, chunk_index, metadata_key, split_array_key
 from thimble_zarr.store.ledger import FileRecord
-from thimble_zarr.store.metadata import Declared, is_per_step
-from thimble_zarr.store.shard_codec import decode_vector, encode_vector
+from thimble_zarr.store.metadata import Declared, is_of_rows
 
 _TEXT = ("text_bytes", "text_end")
 """Labels that are of no use without each other."""
@@ -55,7 +55,7 @@ def _plan_file(plan: Plan, key: str, declared: Declared, first: int, file: Compa
         )
         return
     group, name = split_array_key(array)
-    is_long = is_per_step(expected.documents[metadata_key(array)])
+    is_long = is_of_rows(expected.documents[metadata_key(array)])
     order = _order(plan, group, name)
     values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
     if file.state is FileState.ALTERED and order is None:

@@ -24,7 +24,7 @@ import numpy as np
 from numcodecs import blosc
 
 from thimble_zarr.format.reader import Checksums
-from thimble_zarr.store.compression import DEFAULT, Compression
+from thimble_zarr.store.coding.compression import DEFAULT, Compression
 from thimble_zarr.store.files.base import Files
 
 CHUNK_ORDER = (1, 0, 2)
@@ -67,13 +67,19 @@ class ShardBuilder:
         self._index: list[tuple[int, int]] = []
         self._end = 0
 
+    def leave_out(self, chunk: np.ndarray) -> None:
+        """Leave out the next chunk, which holds nothing but the fill value."""
+        self.checksums.append(Checksums(0, values_checksum(chunk)))
+        self._index.append((_EMPTY, _EMPTY))
+
     def add(self, chunk: np.ndarray) -> bytes:
         """Return the bytes of the next chunk."""
         encoded = self._encoder.encode(chunk)
         checksums = Checksums(google_crc32c.value(encoded), values_checksum(chunk))
         self.checksums.append(checksums)
-        self._index.append((self._end, len(encoded) + _CHECKSUM_BYTES))
-        self._end += self._index[-1][1]
+        n_bytes = len(encoded) + _CHECKSUM_BYTES
+        self._index.append((self._end, n_bytes))
+        self._end += n_bytes
         return bytes(encoded) + _as_bytes(checksums.stored)
 
     def index(self) -> bytes:
@@ -192,24 +198,28 @@ class ShardFile:
         blosc.decompress(encoded, values)
         return values
 
-    def computed_checksum(self, chunk: int) -> int | None:
-        """Return the checksum of a chunk as it is stored, None where the chunk was left out.
+    def is_left_out(self, chunk: int) -> bool:
+        """Return whether a chunk was left out, because it held nothing but the fill value."""
+        return self._span(chunk)[0] == _EMPTY
+
+    def computed_checksum(self, chunk: int) -> int:
+        """Return the checksum of a chunk as it is stored, 0 where the chunk was left out.
 
         Nothing is decoded: this takes no longer than reading.
         """
         offset, n_bytes = self._span(chunk)
         if offset == _EMPTY:
-            return None
+            return 0
         stored = self._read(offset, n_bytes)
         _checked(stored, f"chunk {chunk}")
         return int.from_bytes(stored[-_CHECKSUM_BYTES:], "little")
 
-    def stored_checksums(self) -> list[int | None]:
-        """Return the checksum that follows each chunk, None where one was left out."""
-        checksums: list[int | None] = []
+    def stored_checksums(self) -> list[int]:
+        """Return the checksum that follows each chunk, 0 where one was left out."""
+        checksums: list[int] = []
         for offset, n_bytes in map(self._span, range(self.n_chunks)):
             if offset == _EMPTY:
-                checksums.append(None)
+                checksums.append(0)
                 continue
             at = offset + n_bytes - _CHECKSUM_BYTES  # inside of the file: `_span` has looked
             checksums.append(int.from_bytes(self._file.read(at, _CHECKSUM_BYTES), "little"))

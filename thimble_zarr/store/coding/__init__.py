@@ -1,0 +1,1 @@
+"""How a block becomes bytes, and bytes a block."""

@@ -1,0 +1,101 @@
+"""Chunks of variables that are stored as they differ from their prediction.
+
+Whoever wants one state of some tokens gets all of them computed, from the gradient, the keyframe
+and the residuals of the block alone. So the last chunks are kept, because the other states will be
+asked for next. The values of each chunk have a checksum in the ledger, and are never handed out
+with another: a program that is wrong, here or where it was recorded, is an error and not a number.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from thimble_zarr import tuning
+from thimble_zarr.format.coding import StoredArray
+from thimble_zarr.store.arrays import StoredArrays
+from thimble_zarr.store.coding.predicted import Bits, decoded_checksum
+from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, ShardFile
+from thimble_zarr.store.keys import shard_key
+from thimble_zarr.store.ledger import read_lines
+
+
+class ChunkDecoder:
+    """Decodes chunks of the coded variables of a parameter, for one thread.
+
+    `shard` returns the open shard of an array and a row.
+    """
+
+    def __init__(self, arrays: StoredArrays, shard: Callable[[str, int], ShardFile]) -> None:
+        self._arrays, self._shard = arrays, shard
+        self._known: dict[tuple[int, int], Bits] = {}
+
+    def chunk(self, name: str, row: int, chunk: int) -> np.ndarray:
+        """Return the bits of a variable in a chunk of a row's block: `(step, token, dim)`.
+
+        Raises DamagedStoreError if they are not those that were recorded.
+        """
+        first = row - row % self._arrays.schema.layout.block_steps
+        if (first, chunk) not in self._known:
+            decoded = self._decode(first, chunk)
+            n_bytes = sum(bits.nbytes for bits in decoded.values())
+            while self._known and (len(self._known) + 1) * n_bytes > tuning.TUNING.decoded_bytes:
+                del self._known[next(iter(self._known))]
+            self._known[first, chunk] = decoded
+        return self._known[first, chunk][name]
+
+    def _decode(self, first: int, chunk: int) -> Bits:
+        """Return all coded variables in a chunk of the block that begins with row `first`."""
+        schema = self._arrays.schema
+        length = schema.layout.chunk_tokens
+        tokens = slice(0, min(length, schema.n_tokens - chunk * length))
+        rows = slice(first, min(first + schema.layout.block_steps, self._arrays.n_rows))
+        n_rows = rows.stop - rows.start
+        keyframe, left, grads = {}, {}, None
+        for of in schema.arrays.values():
+            bits = self._stored(of, first, chunk)
+            if bits is not None:
+                bits = bits.transpose(CHUNK_ORDER)[:n_rows, tokens].copy()
+            if of.is_keyframe and bits is not None:
+                keyframe[of.variable] = bits[0]
+            elif of.is_sparse:
+                left[of.variable] = bits
+            else:
+                grads = bits
+        prediction = self._arrays.prediction.at(rows)
+        decoded = prediction.restore(keyframe, grads, left)
+        for of in schema.arrays.values():
+            if of.is_keyframe:
+                self._check(of, first, chunk, decoded[of.variable])
+        return decoded
+
+    def _stored(self, of: StoredArray, first: int, chunk: int) -> np.ndarray | None:
+        """Return a chunk as it is stored, `(token, step, dim)`; None where it is left out."""
+        with self._arrays.decoding(of.name, first):
+            shard = self._shard(of.name, first)
+            is_none = of.is_sparse and shard.is_left_out(chunk)
+            return None if is_none else shard.decode(chunk)
+
+    def _check(self, of: StoredArray, first: int, chunk: int, bits: np.ndarray) -> None:
+        """Raise DamagedStoreError unless decoded values are those that were recorded."""
+        arrays = self._arrays
+        key = shard_key(
+            arrays.key(of.name), first // arrays.schema.layout.block_steps, arrays.schema.shape
+        )
+        record = arrays.recorded.get(key)
+        if record is None or record.values is None:  # the ledger was repaired
+            return
+        schema = arrays.schema
+        shape = schema.layout.chunk_tokens, schema.layout.block_steps, schema.n_dims
+        with arrays.decoding(of.name, first):
+            found = decoded_checksum(bits, shape, schema.fill(of.variable))
+            if found == record.values[chunk].item() or self._is_replaced(key):
+                return
+            raise ValueError(
+                f"{of.variable} in chunk {chunk} is not what was recorded: the program "
+                f"{schema.coding.program} computes something else here, or a file was changed"
+            )
+
+    def _is_replaced(self, key: str) -> bool:
+        """Whether a writer was about to store a block with more rows after it was opened."""
+        lines = read_lines(self._arrays.files, self._arrays.commit.ledger_bytes)
+        return any(line.entry is not None and key in line.entry.files for line in lines)

@@ -1,0 +1,129 @@
+"""Coding `predicted`: a block as its first row, its gradients, and what no program predicts.
+
+A row is predicted from the row before it by a portable program (`optim.programs`), where the
+optimizer took one step between them; else it is predicted to be as the row before. What is stored
+of it is the recorded bits XOR the predicted ones: the *residual*, normally nothing but zeros. So
+whatever a run was, no bit is lost, and a program that computes something else than it did when the
+block was written gives other values, which their checksums tell.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from thimble_zarr.bits import patterns
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.programs.program import Program
+from thimble_zarr.optim.programs.registry import program_named
+from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, values_checksum
+
+Bits = Mapping[str, np.ndarray]
+"""Stored bits by variable, the shape `(step, token, dim)` if nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicts the rows of a block.
+
+    Attributes
+    ----------
+    program
+        What predicts a row that is one step after the row before; None if nothing does.
+    numbers
+        The per-step scalars of the block's rows, by name, `(step,)`.
+    taken
+        Which rows are one step of the program after the row before them, bool.
+    """
+
+    program: Program | None
+    numbers: Mapping[str, np.ndarray]
+    taken: np.ndarray
+
+    @classmethod
+    def of(cls, schema: Schema, scalars: Mapping[str, np.ndarray], steps: np.ndarray) -> Self:
+        """Return what predicts rows, given their per-step values.
+
+        Raises UnsupportedFormatError if this release does not know the program.
+        """
+        name, optimizer = schema.coding.program, schema.optimizer
+        program = None if name is None else program_named(name, optimizer, schema.dtypes)
+        derived = (of.name for of in optimizer.DERIVED)
+        numbers = {name: scalars[name] for name in (*optimizer.scalars, *derived, COUNT)}
+        counts = scalars[COUNT]
+        one = (np.diff(counts, prepend=np.nan) == 1) & (np.diff(steps, prepend=steps[:1]) == 1)
+        known = np.isfinite([*numbers.values()]).all(axis=0)
+        return cls(program, numbers, one & known)
+
+    def at(self, rows: slice) -> "Prediction":
+        """Return what predicts some of the rows, the first of which is a block's."""
+        numbers = {name: values[rows] for name, values in self.numbers.items()}
+        return replace(self, numbers=numbers, taken=self.taken[rows])
+
+    def residuals(self, rows: Bits, grads: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Return the residual of each row, the first one's zero: unsigned integers."""
+        left = {name: np.zeros(bits.shape, patterns(bits).dtype) for name, bits in rows.items()}
+        before = {name: bits[:-1] for name, bits in rows.items()}
+        predicted: Bits = before
+        if self.program is not None and grads is not None:
+            numbers = {name: values[1:] for name, values in self.numbers.items()}
+            taken = self.taken[1:]
+            predicted = self.program.predict(before, grads[1:], numbers, taken=taken)
+        for name, bits in rows.items():
+            np.bitwise_xor(patterns(bits[1:]), patterns(predicted[name]), out=left[name][1:])
+        return left
+
+    def restore(
+        self, first: Bits, grads: np.ndarray | None, residuals: Mapping[str, np.ndarray | None]
+    ) -> dict[str, np.ndarray]:
+        """Return all rows.
+
+        Parameters
+        ----------
+        first
+            The first row, shape `(token, dim)`.
+        grads
+            The gradients, None where they are not recorded.
+        residuals
+            Those of each row, by variable; None where all are zero.
+        """
+        n_rows = len(self.taken)
+        rows = {name: np.empty((n_rows, *bits.shape), bits.dtype) for name, bits in first.items()}
+        for name, bits in first.items():
+            rows[name][0] = bits
+        left = {name: of for name, of in residuals.items() if of is not None}
+        is_off = np.zeros(n_rows, bool)
+        for of in left.values():
+            is_off |= of.any(axis=(1, 2))
+        ends = [0, *np.flatnonzero(is_off).tolist(), n_rows - 1]
+        for start, stop in itertools.pairwise(ends):
+            self._go_on(rows, grads, start, stop)
+            for name, of in left.items():
+                if start < stop:
+                    patterns(rows[name][stop])[...] ^= of[stop]
+        return rows
+
+    def _go_on(self, rows: Bits, grads: np.ndarray | None, start: int, stop: int) -> None:
+        """Predict the rows behind `start` up to `stop`, each from the one before."""
+        steps = slice(start + 1, stop + 1)
+        if self.program is None or grads is None:
+            for bits in rows.values():
+                bits[steps] = bits[start]
+        elif start < stop:
+            before = {name: bits[start] for name, bits in rows.items()}
+            numbers = {name: values[steps] for name, values in self.numbers.items()}
+            into = {name: bits[steps] for name, bits in rows.items()}
+            self.program.steps(before, grads[steps], numbers, taken=self.taken[steps], out=into)
+
+
+def decoded_checksum(bits: np.ndarray, shape: tuple[int, int, int], fill: float) -> int:
+    """Return the checksum of the values of a chunk, as it would be stored plain.
+
+    `bits` are those that there are, `(step, token, dim)`; the shape is `(token, step, dim)`.
+    """
+    chunk = np.full(shape, fill, bits.dtype.newbyteorder("<"))
+    chunk[: bits.shape[1], : len(bits)] = bits.transpose(CHUNK_ORDER)
+    return values_checksum(chunk)
