@@ -1,11 +1,13 @@
-"""`import` and `export`: from and to the safetensors file of the original notebook."""
+"""`import`, `export` and `recode`: from and to the notebook's file, and from store to store."""
 
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from thimble_zarr.cli.options import OVERWRITE, QUIET, STORE, TOKEN_MASK
+from thimble_zarr.cli.options import MEMORY, OVERWRITE, QUIET, STORE, TOKEN_MASK
+from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import human_bytes
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
@@ -78,3 +80,57 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
             f"File     {file}\n"
             f"Next     thimble-zarr check {shlex.quote(str(file))}"
         )
+
+
+@click.command(name="recode", short_help="Write a store again, smaller, or plain.")
+@STORE
+@click.argument("copy", type=click.Path(path_type=Path))
+@click.option(
+    "--coding",
+    type=click.Choice(get_args(CodingName)),
+    default="predicted",
+    show_default=True,
+    help="predicted: a third of the disk. plain: arrays that any Zarr reader opens.",
+)
+@click.option("--archive", is_flag=True, help="With predicted: the least disk; takes longer.")
+@MEMORY
+@OVERWRITE
+@QUIET
+def recode(
+    store: Path,
+    copy: Path,
+    *,
+    coding: CodingName,
+    archive: bool,
+    memory: int | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Write STORE again as COPY, with another coding, and compare every value.
+
+    Both hold the same bits, and every command reads both. A copy that was interrupted is gone on
+    with when the command is given again.
+    """
+    from thimble_zarr.cli.progress import progress
+    from thimble_zarr.sources.recode import recode as recode_store
+    from thimble_zarr.store.reader import StoreReader
+
+    with progress("recoding", unit="B", quiet=quiet) as bar:
+        readers = recode_store(
+            store,
+            copy,
+            coding=coding,
+            archive=archive,
+            memory_bytes=memory,
+            overwrite=overwrite,
+            on_progress=bar.reach,
+        )
+    if quiet:
+        return
+    sizes = StoreReader.open_each(store)[0].disk_bytes(), readers[0].disk_bytes()
+    click.echo(
+        f"Recoded  {readers[0].n_rows - 1:,} steps, every value compared; "
+        f"{' -> '.join(map(human_bytes, sizes))}\n"
+        f"Store    {copy}\n"
+        f"Next     thimble-zarr check {shlex.quote(str(copy))}"
+    )

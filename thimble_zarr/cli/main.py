@@ -11,7 +11,7 @@ import click
 from thimble_zarr import __version__
 from thimble_zarr.cli.check import check
 from thimble_zarr.cli.info import info
-from thimble_zarr.cli.interchange import export, import_
+from thimble_zarr.cli.interchange import export, import_, recode
 from thimble_zarr.cli.options import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
 from thimble_zarr.cli.report import report
 from thimble_zarr.cli.summary import summary
@@ -74,7 +74,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(demo, train, plan, check, summary, report, view, info),
-    *(verify, repair, tokens, import_, export),
+    *(verify, repair, tokens, import_, export, recode),
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

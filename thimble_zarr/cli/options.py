@@ -114,7 +114,7 @@ MEMORY = click.option(
     "--memory",
     type=size,
     help="Limits the recorder's memory (minimum: one step) and so determines the block length.  "
-    "[default: 256MiB]",
+    "[default: 256MiB, or 512MiB with --coding predicted]",
 )
 
 

@@ -14,7 +14,7 @@ from thimble_zarr.cli.options import MEMORY, OVERWRITE, QUIET, STORE, config_fro
 from thimble_zarr.cli.report import run_report
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, human_bytes
+from thimble_zarr.format.layout import default_memory_bytes, human_bytes
 from thimble_zarr.interrupts import terminated_cleanly
 from thimble_zarr.report.text import aligned
 
@@ -37,7 +37,7 @@ def plan(store: Path, *, config: Path | None, memory: int | None, **settings: ob
     from thimble_zarr.experiment.plan import plan_run
 
     run = config_from(config, settings)
-    found = plan_run(run, store, memory_bytes=memory or DEFAULT_MEMORY_BYTES)
+    found = plan_run(run, store, memory_bytes=memory or default_memory_bytes(run.coding))
     click.echo(render_plan(found, run))
     warn_of_memory(found)
     found.check_disk()
@@ -46,10 +46,15 @@ def plan(store: Path, *, config: Path | None, memory: int | None, **settings: ob
 def render_plan(plan: "RunPlan", config: TrainingConfig) -> str:
     """Return what a run takes, by array and in total, beside the notebook's way."""
     storage, notebook_bytes = plan.storage, plan.notebook_bytes
+    is_likely_less = storage.likely_bytes < storage.disk_bytes
+    of_prediction = (
+        {"Disk, about": (storage.likely_bytes, notebook_bytes)} if is_likely_less else {}
+    )
     sizes = {
         f"  {name}": (n_bytes, plan.notebook_array_bytes[name])
         for name, n_bytes in storage.array_bytes.items()
     } | {
+        **of_prediction,
         "Disk, at most": (storage.disk_bytes, notebook_bytes),
         "RAM for recording": (storage.memory_bytes, notebook_bytes),
         "RAM for training, about": (plan.training_bytes, plan.notebook_training_bytes),
@@ -200,7 +205,7 @@ def run_training(
     from thimble_zarr.experiment.plan import plan_run
     from thimble_zarr.store.contents import check_vacant
 
-    memory_bytes = memory or DEFAULT_MEMORY_BYTES
+    memory_bytes = memory or default_memory_bytes(config.coding)
     check_vacant(store, overwrite=overwrite or resume)
     plan = plan_run(config, store, memory_bytes=memory_bytes, overwrite=overwrite or resume)
     say(render_plan(plan, config))

@@ -7,9 +7,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.coding import CodingName
 from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
 
 AUTO = "auto"
@@ -20,6 +21,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "compute_dtype": (AUTO, "float32", "bfloat16"),
     "optimizer_impl": ("single", "foreach", "fused"),
     "record_tokens": ("all", "live", "dead"),
+    "coding": get_args(CodingName),
 }
 """The settings that take one of a few words."""
 
@@ -52,6 +54,8 @@ HELP: Mapping[str, str] = {
     "windows": "Record spans of steps only, FIRST:LAST, such as 1:100,900:1000. Adds to --every.",
     "variables": "Record only some of W, grad, exp_avg, exp_avg_sq.  [default: all]",
     "record_tokens": "Record only live tokens (they occur in the corpus) or only dead ones.",
+    "coding": "plain: every array as it is. predicted: the same bits on a third of the disk, for "
+    "this package's readers.",
 }
 """What each setting means, for the command line and the reader."""
 
@@ -93,6 +97,7 @@ class TrainingConfig:
     windows: str | None = None
     variables: str | None = None
     record_tokens: str = "all"
+    coding: CodingName = "plain"
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "seq_len", "vocab_size", "hidden_dim", "layers", "heads")

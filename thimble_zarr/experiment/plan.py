@@ -11,7 +11,13 @@ import psutil
 from thimble_zarr.errors import DiskSpaceError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES, StoragePlan, human_bytes, plan_storage
+from thimble_zarr.format.coding import Coding
+from thimble_zarr.format.layout import (
+    StoragePlan,
+    default_memory_bytes,
+    human_bytes,
+    plan_storage,
+)
 from thimble_zarr.format.schema import chosen_variables
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT
@@ -76,7 +82,7 @@ def plan_run(
     config: TrainingConfig,
     store: StorePath,
     *,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    memory_bytes: int | None = None,
     overwrite: bool = False,
 ) -> RunPlan:
     """Work out what a run takes; looks only at the machine: device, free memory and disk.
@@ -99,7 +105,8 @@ def plan_run(
             config.hidden_dim,
             dict.fromkeys(variables, _ITEMSIZES[config.dtype]),
             n_scalars=len(("loss", *adamw.scalars, COUNT, "step")),
-            memory_bytes=memory_bytes,
+            memory_bytes=memory_bytes or default_memory_bytes(config.coding),
+            predicted=[name for name in variables if Coding(config.coding).predicts(name)],
         ),
         # It has the whole run in RAM, the states in float32, and saves it once.
         notebook_array_bytes={

@@ -15,7 +15,7 @@ from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.device import choose_compute_dtype, find_device
 from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
 from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_tokens, read_tokenizer
-from thimble_zarr.format.layout import DEFAULT_MEMORY_BYTES
+from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, TokenLabels
 from thimble_zarr.record.recorder import Recorder
 from thimble_zarr.store.reader import StorePath
@@ -147,7 +147,7 @@ def train(
     data: TrainingData,
     store: StorePath,
     *,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    memory_bytes: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
@@ -164,7 +164,7 @@ def train(
     not fit it.
     """
     checkpoints = Checkpoints(store)
-    checkpoint = None
+    checkpoint, memory_bytes = None, memory_bytes or default_memory_bytes(config.coding)
     if resume and (run := RecordedRun.read(store)) is not None:
         config = run.resolve(config)
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
@@ -185,6 +185,7 @@ def train(
         schedule=config.schedule,
         n_steps=config.steps,
         attrs={"config": training.config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
+        coding=config.coding,
         memory_bytes=memory_bytes,
         overwrite=overwrite,
         resume=resume,

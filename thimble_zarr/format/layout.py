@@ -89,6 +89,8 @@ class StoragePlan:
     disk_bytes
         Upper bound on disk space: all arrays without any gain from compression, metadata, labels of
         the tokens, and the compressed padding of the last block.
+    likely_bytes
+        The same where every prediction holds: of variables that are predicted only keyframes.
     memory_bytes
         Peak memory of the recorder: buffers and encoding.
     """
@@ -96,6 +98,7 @@ class StoragePlan:
     layout: Layout
     array_bytes: Mapping[str, int]
     disk_bytes: int
+    likely_bytes: int
     memory_bytes: int
 
 
@@ -178,17 +181,20 @@ def plan_storage(
     *,
     n_scalars: int,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    predicted: Collection[str] = (),
 ) -> StoragePlan:
     """Add up what recording `n_rows` rows takes, with `n_scalars` per-step scalars of 8 bytes."""
-    row = RowSize(n_tokens, n_dims, itemsizes)
+    row = RowSize(n_tokens, n_dims, itemsizes, predicted)
     (layout,) = plan_layouts([row], memory_bytes=memory_bytes)
     padding_bytes = layout.block_steps * row.n_bytes // 64
     besides = n_rows * n_scalars * 8 + _METADATA_BYTES + _LABEL_BYTES * n_tokens + padding_bytes
     n_buffers = count_buffers([row], layout.block_steps, memory_bytes)
+    n_blocks = -(-n_rows // layout.block_steps)
     return StoragePlan(
         layout=layout,
         array_bytes={name: n_rows * n_tokens * n_dims * size for name, size in itemsizes.items()},
-        disk_bytes=n_rows * row.n_bytes + besides,
+        disk_bytes=n_rows * row.n_bytes + n_blocks * row.held_bytes + besides,
+        likely_bytes=n_rows * (row.n_bytes - row.held_bytes) + n_blocks * row.held_bytes + besides,
         memory_bytes=recorder_memory_bytes([row], layout.block_steps, n_buffers),
     )
 

@@ -253,16 +253,19 @@ class Schema:
 
     @property
     def scalars(self) -> dict[str, str]:
-        """The float64 `(step,)` arrays of the parameter, and what they are, in words.
+        """The float64 `(step,)` arrays of the parameter, and what they are, in words."""
+        return step_scalars(type(self.optimizer))
 
-        A prediction needs what torch derived from them, too.
-        """
-        return step_scalars(type(self.optimizer), derived=self.coding.is_predicted)
+    @property
+    def numbers(self) -> dict[str, str]:
+        """The same, and what torch derived from them where a prediction needs it."""
+        derived = type(self.optimizer).DERIVED if self.coding.is_predicted else ()
+        return self.scalars | {of.name: of.long_name for of in derived}
 
     @property
     def per_step(self) -> dict[str, str]:
         """All `(step,)` arrays of the parameter, and what they are, in words."""
-        return {"step": "optimizer step, counted from 1; row 0 is the initial state"} | self.scalars
+        return {"step": "optimizer step, counted from 1; row 0 is the initial state"} | self.numbers
 
     def fill(self, variable: str) -> float:
         """Return what stands for missing among the stored bits of a variable."""

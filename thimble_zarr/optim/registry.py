@@ -33,14 +33,10 @@ SCALARS: Mapping[str, str] = {
 """The float64 `(step,)` arrays a store can hold. Missing is NaN."""
 
 
-def step_scalars(spec: type[Optimizer], *, derived: bool = False) -> dict[str, str]:
-    """Return the float64 `(step,)` arrays of a run of an optimizer, and what they are, in words.
-
-    With what torch derives from them if that is asked for.
-    """
+def step_scalars(spec: type[Optimizer]) -> dict[str, str]:
+    """Return the float64 `(step,)` arrays of a run of an optimizer, and what they are, in words."""
     names = ("loss", *(scalar.name for scalar in spec.SCALARS), COUNT)
-    scalars = {name: SCALARS[name] for name in names}
-    return scalars | ({of.name: of.long_name for of in spec.DERIVED} if derived else {})
+    return {name: SCALARS[name] for name in names}
 
 
 def spec_of(kind: type) -> type[Optimizer] | None:

@@ -12,6 +12,7 @@ from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.capture import as_rows, dtype_name, tensor_bits
 from thimble_zarr.record.counting import StepCounts, judge_rows
 from thimble_zarr.record.transfer import SideStream
+from thimble_zarr.store.coding.predicted import derive
 from thimble_zarr.store.reader import StoreReader
 
 
@@ -48,13 +49,13 @@ class Block:
             dtypes = {array_path(group, name): dtype for name, dtype in schema.dtypes.items()}
             for path, native in dtypes.items():
                 self._tensors[path] = empty(shape, dtype=getattr(torch, native))
-            for name in schema.scalars:
+            for name in schema.numbers:
                 values = loss if name == "loss" else empty(shape[:1], dtype=torch.float64)
                 self._scalars[array_path(group, name)] = values
             if group in rows:
                 self._rows |= dict.fromkeys(dtypes, rows[group])
             if stream is not None:
-                paths = (array_path(group, name) for name in schema.scalars)
+                paths = (array_path(group, name) for name in schema.numbers)
                 self._stream_of |= dict.fromkeys((*dtypes, *paths), stream)
         self._loss = loss.numpy()
         self.scalars = {path: values.numpy() for path, values in self._scalars.items()}
@@ -79,7 +80,7 @@ class Block:
         steps, bits, counts = readers[0].read_steps(), self.bits(), {}
         self.steps[: self.n_rows] = steps[first:n_rows]
         for reader in readers:
-            scalars = reader.read_scalars()
+            scalars = reader.read_numbers()
             counts[reader.group] = scalars[COUNT]
             for name, values in scalars.items():
                 self.scalars[array_path(reader.group, name)][: self.n_rows] = values[first:n_rows]
@@ -163,20 +164,10 @@ class Block:
             if (grad := array_path(group, "grad")) in self._tensors:
                 self._tensors[grad][skipped] = torch.nan
             n_sound = min([n_sound, *missed.tolist()])
-        self._derive(n_sound)
-        return n_sound
-
-    def _derive(self, n_rows: int) -> None:
-        """Note what torch derived from the scalars of rows; what another machine did is kept."""
         for group, schema in self._schemas.items():
-            names = [of.name for of in schema.optimizer.DERIVED if of.name in schema.scalars]
-            of = {name: self.scalars[array_path(group, name)] for name in schema.scalars}
-            for row in range(n_rows if names else 0):
-                if np.isnan([of[name][row] for name in names]).any():
-                    known = {name: float(values[row]) for name, values in of.items()}
-                    derived = schema.optimizer.derived(known)
-                    for name in names:
-                        of[name][row] = derived[name]
+            names = {name: array_path(group, name) for name in schema.numbers}
+            derive(schema, {name: self.scalars[path][:n_sound] for name, path in names.items()})
+        return n_sound
 
     def counts(self, n_rows: int, before: StepCounts) -> StepCounts:
         """Return the optimizer's counts after some rows of the block: those `before` after none."""

@@ -135,7 +135,7 @@ class StoredArrays:
     @cached_property
     def prediction(self) -> Prediction:
         """What predicts the committed rows."""
-        scalars = {name: self.vector(name) for name in self.schema.scalars}
+        scalars = {name: self.vector(name) for name in self.schema.numbers}
         steps = np.arange(self.n_rows)
         if self.schema.schedule is not None:
             steps = self.vector("step")

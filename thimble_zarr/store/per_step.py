@@ -26,7 +26,7 @@ class PerStepValues:
         start = n_rows - n_rows % layout.SCALAR_CHUNK_STEPS
         known: dict[tuple[str, bytes], np.ndarray] = {}
         for reader in readers:
-            for name, values in (reader.read_scalars() | {"step": reader.read_steps()}).items():
+            for name, values in (reader.read_numbers() | {"step": reader.read_steps()}).items():
                 rows = values[start:n_rows]
                 chunk = known.setdefault((name, rows.tobytes()), _missing(name))
                 chunk[: len(rows)] = rows

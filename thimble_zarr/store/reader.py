@@ -169,6 +169,10 @@ class StoreReader:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
         return {name: self.arrays.vector(name) for name in self.schema.scalars}
 
+    def read_numbers(self) -> dict[str, np.ndarray]:
+        """Return the same, with what torch derived from them, as far as that is stored."""
+        return {name: self.arrays.vector(name) for name in self.schema.numbers}
+
     def read_steps(self) -> np.ndarray:
         """Return the step of each row, ascending: int64, shape `(n_rows,)`."""
         if self.schema.schedule is None:

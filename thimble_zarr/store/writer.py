@@ -381,7 +381,7 @@ class StoreWriter:
         for group, schema in self.schemas.items():
             bits, numbers = (
                 {name: of[array_path(group, name)] for name in names}
-                for of, names in ((arrays, schema.dtypes), (scalars, schema.scalars))
+                for of, names in ((arrays, schema.dtypes), (scalars, schema.numbers))
             )
             block = Block(schema, bits, len(steps), numbers, steps)
             for array in schema.arrays.values():

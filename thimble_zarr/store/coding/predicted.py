@@ -119,6 +119,19 @@ class Prediction:
             self.program.steps(before, grads[steps], numbers, taken=self.taken[steps], out=into)
 
 
+def derive(schema: Schema, numbers: Mapping[str, np.ndarray]) -> None:
+    """Note what torch derives from the scalars of rows, `(step,)`, where that is missing.
+
+    What was noted before stays: another machine may have computed it.
+    """
+    names = [name for name in schema.numbers if name not in schema.scalars]
+    missing = np.any([np.isnan(numbers[name]) for name in names], axis=0) if names else []
+    for row in np.flatnonzero(missing).tolist():
+        scalars = {name: float(numbers[name][row]) for name in schema.scalars}
+        for name, value in schema.optimizer.derived(scalars).items():
+            numbers[name][row] = value
+
+
 def decoded_checksum(bits: np.ndarray, shape: tuple[int, int, int], fill: float) -> int:
     """Return the checksum of the values of a chunk, as it would be stored plain.
 

@@ -1,0 +1,185 @@
+"""Write a store again with another coding, block by block, and compare every value.
+
+Both stores hold the same bits; a copy that was interrupted is gone on with.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from thimble_zarr.bits import same_bits
+from thimble_zarr.errors import ConfigError, DamagedStoreError
+from thimble_zarr.format.coding import CodingName, coding_of
+from thimble_zarr.format.layout import default_memory_bytes, plan_layouts, split_range
+from thimble_zarr.format.reader import not_begun
+from thimble_zarr.format.schema import Schema, array_path, row_size
+from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.store.coding.predicted import derive
+from thimble_zarr.store.contents import StorePath, is_begun
+from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.store.writer import StoreWriter
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done so far and the bytes to do."""
+
+
+def recode(
+    source: StorePath,
+    path: StorePath,
+    *,
+    coding: CodingName = "predicted",
+    archive: bool = False,
+    memory_bytes: int | None = None,
+    overwrite: bool = False,
+    on_progress: Progress = lambda n_done, n_total: None,
+) -> Sequence[StoreReader]:
+    """Copy the committed rows of a store into a new one with another coding.
+
+    Every value of the copy is read again and compared. A copy that was interrupted is gone on with
+    when the same is asked for again.
+
+    Parameters
+    ----------
+    source, path
+        The store, and where the new one is to lie.
+    coding
+        `plain`, which any Zarr reader opens, or `predicted`, which takes a third of the disk.
+    archive
+        With `predicted`: compress the gradient for the least disk, which takes longer.
+    memory_bytes
+        Limits the memory that is taken, and so determines the length of blocks.
+    overwrite
+        Replace a store at `path`.
+    on_progress
+        Called as bytes are written, and then compared.
+
+    Returns
+    -------
+    sequence of StoreReader
+        The new store's parameters.
+
+    Raises
+    ------
+    ConfigError
+        If the two paths are the same, or `archive` was asked for with another coding.
+    StoreExistsError, ResumeError, StoreError
+        If another recording lies at `path`, or it cannot be written; or nothing is recorded yet.
+    DamagedStoreError
+        If the source cannot be read, or a value of the copy is not that of the source.
+
+    Examples
+    --------
+    >>> from thimble_zarr.sources.recode import recode
+    >>> recode("run.zarr", "small.zarr", coding="predicted")  # doctest: +SKIP
+    """
+    source, path = Path(source).absolute(), Path(path).absolute()
+    if source == path:
+        raise ConfigError(f"{path} cannot be written over itself; choose another path")
+    if archive and coding != "predicted":
+        raise ConfigError("archive is for the coding predicted; leave one of them out")
+    readers = StoreReader.open_each(source)
+    if not readers[0].n_rows:
+        raise not_begun(readers[0])
+    limit = memory_bytes or default_memory_bytes(coding)
+    schemas = _schemas(readers, coding, archive=archive, memory_bytes=limit)
+    n_rows, copies = readers[0].n_rows, 2 * sum(schema.row_bytes for schema in schemas.values())
+    writer = _open(readers, schemas, path, overwrite=overwrite)
+    steps = schemas[readers[0].group].layout.block_steps
+    try:
+        first = writer.n_rows - writer.n_rows % steps
+        for rows in split_range(first, n_rows, steps):
+            with interrupts_held():
+                _copy_block(readers, schemas, writer, rows)
+            on_progress(copies // 2 * rows[1], copies * n_rows)
+    except BaseException:
+        writer.release()  # what is committed stays, to go on from
+        raise
+    with interrupts_held():
+        writer.close()
+    recoded = StoreReader.open_each(path)
+    for rows in split_range(0, n_rows, steps):
+        _compare_block(readers, recoded, rows)
+        on_progress(copies // 2 * (n_rows + rows[1]), copies * n_rows)
+    return recoded
+
+
+def _schemas(
+    readers: Sequence[StoreReader], coding: CodingName, *, archive: bool, memory_bytes: int
+) -> dict[str, Schema]:
+    """Return what is to be declared of each parameter."""
+    codings = {
+        one.group: coding_of(coding, one.schema.optimizer, one.schema.dtypes, archive=archive)
+        for one in readers
+    }
+    rows = [row_size(one.schema.shape, one.schema.dtypes, codings[one.group]) for one in readers]
+    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
+    return {
+        one.group: replace(one.schema, coding=codings[one.group], layout=layout)
+        for one, layout in zip(readers, layouts, strict=True)
+    }
+
+
+def _open(
+    readers: Sequence[StoreReader], schemas: Mapping[str, Schema], path: Path, *, overwrite: bool
+) -> StoreWriter:
+    """Create the new store, or go on with one that was begun."""
+    labels = {one.group: one.read_labels() for one in readers}
+    ids = {
+        one.group: one.read_token_ids() for one in readers if one.schema.whole_tokens is not None
+    }
+    schema = schemas.get("", schemas)
+    if is_begun(path) and not overwrite:
+        return StoreWriter.resume(path, schema, labels=labels, token_ids=ids)
+    return StoreWriter.create(
+        path,
+        schema,
+        labels=labels,
+        token_ids=ids,
+        n_rows=readers[0].n_rows,
+        overwrite=overwrite or not is_begun(path),
+    )
+
+
+def _copy_block(
+    readers: Sequence[StoreReader],
+    schemas: Mapping[str, Schema],
+    writer: StoreWriter,
+    rows: tuple[int, int],
+) -> None:
+    arrays, numbers = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for reader in readers:
+        group, schema = reader.group, schemas[reader.group]
+        length = schema.layout.block_steps
+        for name in schema.dtypes:
+            bits = reader.read(name, rows)
+            padding = ((0, length - len(bits)), (0, 0), (0, 0))
+            arrays[array_path(group, name)] = np.pad(bits, padding)
+        recorded = {name: of[slice(*rows)] for name, of in reader.read_numbers().items()}
+        missing = np.full(rows[1] - rows[0], np.nan)
+        of_rows = {name: recorded.get(name, missing).copy() for name in schema.numbers}
+        derive(schema, of_rows)
+        numbers |= {array_path(group, name): values for name, values in of_rows.items()}
+    steps = readers[0].read_steps()[slice(*rows)]
+    writer.commit_block(rows[0], rows[1] - rows[0], arrays, numbers, steps=steps)
+
+
+def _compare_block(
+    readers: Sequence[StoreReader], recoded: Sequence[StoreReader], rows: tuple[int, int]
+) -> None:
+    """Raise DamagedStoreError if any value of the copy is another one."""
+    for one, other in zip(readers, recoded, strict=True):
+        for name in one.schema.dtypes:
+            if not same_bits(one.read(name, rows), other.read(name, rows)):
+                raise DamagedStoreError(
+                    f"{other.path}: {other.arrays.key(name)} of rows {rows[0]} to {rows[1] - 1} is "
+                    f"not as in {one.path}: one of the two was changed, or a disk is faulty; "
+                    "remove the copy and recode again"
+                )
+        for name, values in one.read_scalars().items():
+            if not np.array_equal(values, other.read_scalars()[name], equal_nan=True):
+                raise DamagedStoreError(
+                    f"{other.path}: {other.arrays.key(name)} is not as in {one.path}; remove the "
+                    "copy and recode again"
+                )
