@@ -22,7 +22,8 @@ from thimble_zarr.analysis.compute.windows import window_tokens
 from thimble_zarr.analysis.summary.contents import LAST_STEPS, Contents
 from thimble_zarr.analysis.summary.groups import Groups
 from thimble_zarr.analysis.summary.kept import BATCH, Kept, Note
-from thimble_zarr.analysis.summary.numbers import Arrays, numbers_of
+from thimble_zarr.analysis.summary.means import Arrays
+from thimble_zarr.analysis.summary.numbers import numbers_of
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.layout import split_range
 
