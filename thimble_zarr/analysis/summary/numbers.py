@@ -14,27 +14,20 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.audit import LEAST_SQUARE
 from thimble_zarr.analysis.compute.source import Selected
-from thimble_zarr.analysis.compute.variables import (
-    decay,
-    decays,
-    formula_of,
-    step_scalars,
-    update,
-)
+from thimble_zarr.analysis.compute.variables import step_scalars
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.analysis.summary.contents import Contents
+from thimble_zarr.analysis.summary.formula import Observed, compared
 from thimble_zarr.analysis.summary.groups import Groups
-from thimble_zarr.analysis.summary.identical import count_identical
-from thimble_zarr.analysis.summary.means import Arrays, Means
+from thimble_zarr.analysis.summary.means import Arrays, Means, count_identical
 from thimble_zarr.analysis.summary.passes import Parts, Passes, Place
-from thimble_zarr.analysis.summary.quantiles import quantiles
-from thimble_zarr.analysis.summary.sums import (
+from thimble_zarr.analysis.summary.statistics import (
     beyond_float32,
-    count_of_steps,
     count_of_tokens,
     largest_of,
     over_dims,
     over_tokens,
+    quantiles,
     sums_of_groups,
     vector_norm,
 )
@@ -58,16 +51,6 @@ def numbers_of(selected: Selected, groups: Groups, native: str) -> Arrays:
             means.fill(rows, passes.first(rows, inputs))
             numbers.fill(passes.second(rows, inputs, numbers.dtype))
         return numbers.arrays_of_all()
-
-
-@dataclass(frozen=True)
-class _Observed:
-    """What the weights of a part did: the step, cells of the lattice a unit, moves; squares."""
-
-    delta: np.ndarray
-    per_unit: np.ndarray
-    moved: np.ndarray
-    weights: np.ndarray
 
 
 @dataclass
@@ -136,9 +119,8 @@ class _Numbers:
         self._of_means(part, at, index, (delta, size))
         self._of_states(part, at, index)
         if self.contents.has_formula:
-            observed = _Observed(delta, per_unit, moved, squares[0])
-            is_fine = not formula_of(part.source.reader.schema).cancels
-            self._of_formula(part if is_fine else part.in_float64(), at, index, observed)
+            observed = Observed(delta, per_unit, moved, squares[0])
+            self._of_formula(part, at, index, observed)
 
     def _of_states(self, part: Window, at: Place, index: int) -> None:
         """Fill in the norms of what the optimizer saw and keeps."""
@@ -178,54 +160,13 @@ class _Numbers:
             pairs += [(name, estimate.is_square) for name in estimate.inputs]
         return dict.fromkeys(pairs)
 
-    def _of_formula(self, part: Window, at: Place, index: int, observed: "_Observed") -> None:
+    def _of_formula(self, part: Window, at: Place, index: int, observed: Observed) -> None:
         """Fill in what the formula predicts, and what it leaves."""
-        rows, moved = at[0], observed.moved
-        predicted = update(part, out=(part.memory("update"), part.memory("term")))
-        if part.of_rows(decays):
-            predicted += decay(part)
-        moves_all = bool(predicted.all())
-        stalled = ~moved if moves_all else np.greater(predicted != 0, moved)
-        cells = np.multiply(predicted, observed.per_unit, out=part.memory("term"))
-        below, is_sure = self._below_half(np.abs(cells, out=cells), part)
-        delta = observed.delta
-        if delta.dtype != part.dtype:
-            delta = part.memory("term")
-            delta[...] = observed.delta
-        product, squares = np.vecdot(predicted, delta), np.vecdot(predicted, predicted)
-        residual = np.subtract(delta, predicted, out=predicted)
-        left = np.vecdot(residual, residual)
-        if part.dtype != np.float64 and not (
-            moves_all and is_sure and self._is_fine(part, squares, left, observed.weights)
-        ):
-            self._of_formula(part.in_float64(), at, index, observed)
-            return
-        self.sums["n_stalled"][index, rows] += count_of_steps(stalled)
-        self.sums["n_below"][index, rows] += below
-        self.sums["predicted"][index, rows] += squares.sum(axis=-1, dtype=np.float64)
-        self.sums["product"][index, rows] += product.sum(axis=-1, dtype=np.float64)
-        self.arrays["norm_residual"][at] = np.sqrt(left)
-
-    def _below_half(self, cells: np.ndarray, part: Window) -> tuple[np.ndarray, bool]:
-        """Return how many moves of each step are below half a cell, and whether that is sure."""
-        half = 0.5 / _cells(self.native)
-        if part.dtype == np.float64:
-            return count_of_steps(cells < half), True
-        # A decay that has cancelled is so many times half a cell at most.
-        decayed = 4 * _cells(self.native) * part.of_rows(_largest_decay)
-        margin = _ROUNDING * (1 + 2 * decayed)
-        least, most = (count_of_steps(cells < half * (1 + by)) for by in (-margin, margin))
-        return least, np.array_equal(least, most)
-
-    def _is_fine(
-        self, part: Window, predicted: np.ndarray, left: np.ndarray, weights: np.ndarray
-    ) -> bool:
-        """Return whether float32 has the squares of what is predicted, and of what that leaves."""
-        decayed = part.of_rows(_largest_decay) ** 2 * weights
-        terms = np.maximum(predicted, decayed)
-        fine = (predicted >= np.maximum(decayed, LEAST_SQUARE)) & (left < np.inf)
-        fine &= left >= _LEAST_LEFT * terms
-        return bool((fine | ~part.follows[:, np.newaxis]).all())
+        found = compared(part, observed, _cells(self.native))
+        for name in ("predicted", "product", "n_stalled", "n_below"):
+            of_part = getattr(found, name)
+            self.sums[name][index, at[0]] += of_part if of_part.ndim == 1 else of_part.sum(axis=1)
+        self.arrays["norm_residual"][at] = np.sqrt(found.left)
 
     def _of_cells(self, cells: np.ndarray, length: np.ndarray, at: Place) -> None:
         """Fill in how far weights moved on the lattice, and in which steps their regimes were."""
@@ -335,39 +276,6 @@ _MANY_DIMS = 1024
 
 
 def _weights_beyond(
-    squares: Sequence[np.ndarray], n_moved: np.ndarray, follows: np.ndarray
-) -> bool:
-    """Return whether squares of weights, steps and cells overflowed, or may have underflowed."""
-    weights, steps, cells = squares
-    if not ((weights > LEAST_SQUARE) & (weights < np.inf)).all():
-        return True
-    small = (steps < LEAST_SQUARE) & (n_moved > 0)
-    return bool(small.any() or not np.isfinite(cells[follows]).all())
-
-
-def _largest_decay(part: Window) -> float:
-    """Return the largest share of the weights that decays in a step."""
-    factor = formula_of(part.source.reader.schema).decay_factor(part.of_rows(step_scalars))
-    return float(np.abs(factor[part.follows]).max(initial=0.0))
-
-
-_ROUNDING = 2.0**-20
-"""More than the relative error of what a formula predicts in float32: of 16 roundings."""
-
-_LEAST_LEFT = 1 / 64
-"""Share of the squares of what is predicted: if less is left, float32 has too few bits of that."""
-
-_CANCELLED = 0.25
-"""Share of the squares that they are the sum of, of which squares have lost two bits."""
-
-_MOVED, _EARLY, _MIDLIFE = (np.uint8(1 << bit) for bit in range(3))
-"""What is noted of each step of a token."""
-
-_MANY_DIMS = 1024
-"""Of more, sums of float32 squares could be wrong by more than a millionth."""
-
-
-def _beyond_float32(
     squares: Sequence[np.ndarray], n_moved: np.ndarray, follows: np.ndarray
 ) -> bool:
     """Return whether squares of weights, steps and cells overflowed, or may have underflowed."""
