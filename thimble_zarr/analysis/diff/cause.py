@@ -19,7 +19,7 @@ from thimble_zarr.analysis.diff.pair import Pair
 from thimble_zarr.analysis.diff.result import Cause, Difference, Setting
 from thimble_zarr.analysis.diff.settings import environment
 from thimble_zarr.bits import decode, unit_roundoff
-from thimble_zarr.errors import ConfigError
+from thimble_zarr.errors import ConfigError, SelectionError
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.optim.base import COUNT, Precision
 
@@ -220,7 +220,7 @@ class Inquiry:
                 parameters=[glob.escape(name)] if name else (),
                 formula=False,
             )
-        except ConfigError:  # what the replay needs was not recorded
+        except (ConfigError, SelectionError):  # what the replay needs was not recorded
             return None
         if result.holds:
             return None
