@@ -44,7 +44,9 @@ def test_equal_runs_are_said_to_be_and_exit_with_0() -> None:
     )
     assert lines[3].startswith("Chunks     8 equal by the checksums they were recorded with (--val")
     assert lines[3].endswith(", 0 compared by value")
-    assert lines[-1] == "EQUAL: all values are the same, bit by bit."
+    assert lines[-1] == (
+        "EQUAL as recorded: all values were the same, bit by bit, when they were recorded."
+    )
 
 
 def test_values_are_compared_when_asked() -> None:
@@ -52,6 +54,7 @@ def test_values_are_compared_when_asked() -> None:
     assert lines[3] == (
         "Chunks     0 equal by the checksums they were recorded with, 8 compared by value"
     )
+    assert lines[-1] == "EQUAL: all values are the same, bit by bit."
 
 
 def test_different_runs_are_tables_and_exit_with_1() -> None:

@@ -38,12 +38,16 @@ def in_words(result: DiffResult) -> str:
 
 
 def _equal(result: DiffResult) -> str:
+    """Say what is equal, and of what was not decoded only that it was recorded so."""
+    parameters = result.parameters
     words = "EQUAL: all values are the same, bit by bit"
-    if any(of.compared.other_dtypes for of in result.parameters):
+    if any(of.compared.by_checksum for of in parameters):
+        words = "EQUAL as recorded: all values were the same, bit by bit, when they were recorded"
+    elif any(of.compared.other_dtypes for of in parameters):
         words = "EQUAL: all values are the same numbers, in other dtypes"
-    if any(of.compared.n_only_a or of.compared.n_only_b for of in result.parameters):
+    if any(of.compared.n_only_a or of.compared.n_only_b for of in parameters):
         words += ", at the steps that both have"
-    if any(of.settings for of in result.parameters):
+    if any(of.settings for of in parameters):
         words += "; what the runs say of themselves is not the same"
     return f"{words}."
 
@@ -87,7 +91,7 @@ def _chunks(result: DiffResult) -> str:
     by_value = sum(of.compared.by_value for of in result.parameters)
     words = f"{by_checksum:,} equal by the checksums they were recorded with"
     if by_checksum:
-        words += " (--values decodes them)"
+        words += " (--values decodes them, verify tells if they still are)"
     return f"{words}, {by_value:,} compared by value"
 
 
