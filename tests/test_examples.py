@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import thimble_zarr
+from thimble_zarr.report.panels.registry import PANELS
 
 ROOT = Path(thimble_zarr.__file__).parent
 
@@ -24,6 +25,7 @@ def test_examples_run(
     for store in ("run.zarr", "seed0.zarr", "seed1.zarr"):
         shutil.copytree(toy_path, tmp_path / store)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thimble_zarr.report.html.PANELS", PANELS[:1])
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert not result.failed
 

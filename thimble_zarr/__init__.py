@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thimble_zarr.analysis.dataset.lattice import lattice
     from thimble_zarr.analysis.dataset.open import open_dataset, open_datatree
     from thimble_zarr.analysis.dataset.runs import open_datasets
+    from thimble_zarr.analysis.diff.diff import diff
     from thimble_zarr.analysis.summary.summary import summary
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
@@ -36,6 +37,7 @@ __all__ = [
     "TokenLabels",
     "accounting",
     "check",
+    "diff",
     "every",
     "lattice",
     "log_spaced",
@@ -55,6 +57,7 @@ _HOMES = {
     "TokenLabels": "thimble_zarr.format.schema",
     "accounting": "thimble_zarr.analysis.audit.accounting",
     "check": "thimble_zarr.analysis.check",
+    "diff": "thimble_zarr.analysis.diff.diff",
     "every": "thimble_zarr.record.schedule",
     "lattice": "thimble_zarr.analysis.dataset.lattice",
     "log_spaced": "thimble_zarr.record.schedule",

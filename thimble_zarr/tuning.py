@@ -59,6 +59,9 @@ class Tuning:
     summary_part_bytes: int = 2**20
     """Size of an array of a part of a summary: it makes some hundred calls for each."""
 
+    summary_held_bytes: int = 2**25
+    """Weights of all tokens that a task of a summary holds at most, so as to read them once."""
+
     sample_elements: int = 2**19
     """Elements that causes are tried on; those that failed first are among them."""
 

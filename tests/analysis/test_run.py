@@ -26,10 +26,17 @@ ROOT = Path(__file__).parents[2]
 
 CLUSTER = """
 import json, os, signal, sys
+import dask
 import numpy as np
 from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.utils import get_mp_context
 from thimble_zarr import accounting, check, open_dataset
+
+# Workers are forked from a process that has imported what they need.
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+get_mp_context().set_forkserver_preload(
+    ["distributed", "thimble_zarr.optim.replay", "thimble_zarr.analysis.dataset.open"])
 
 class Killer(SchedulerPlugin):
     # Kills the first worker that finishes a task of a kind, while there is more to do.

@@ -13,7 +13,7 @@ from tests.support.tuned import tuned
 from tests.support.zoo import Recorded
 from thimble_zarr import Recorder, every, open_dataset, summary, windows
 from thimble_zarr.analysis.compute.windows import Window
-from thimble_zarr.analysis.summary import numbers
+from thimble_zarr.analysis.summary import means
 from thimble_zarr.errors import ConfigError, SelectionError
 
 
@@ -202,8 +202,8 @@ def test_a_wrong_number_is_found(
         monkeypatch.setattr(Window, "previous", lambda part, name: np.roll(part.current(name), 1))
         wrong = "l1_ulp"
     else:
-        right = numbers._means
-        monkeypatch.setattr(numbers, "_means", lambda of, groups: right(of, groups)[::-1])
+        right = means.means
+        monkeypatch.setattr(means, "means", lambda of, groups: right(of, groups)[::-1])
         wrong = "centroid"
     found = summary(toy_path, place=tmp_path / "s.zarr")
     with pytest.raises(AssertionError):

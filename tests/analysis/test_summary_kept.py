@@ -65,7 +65,7 @@ def steps(loop: Loop, n: int) -> None:
 
 def assert_is_of(path: Path, found: xr.Dataset, tmp_path: Path) -> None:
     """Compare a summary with one computed from scratch."""
-    scratch = summary(path, place=tmp_path / "scratch.zarr")
+    scratch = summary(path, place=tmp_path / "scratch.zarr", workers=1)
     assert {*scratch.data_vars} <= {*found.data_vars}
     for name in scratch.data_vars:
         at = {"group": scratch.group} if "group" in scratch[name].dims else {}

@@ -69,7 +69,7 @@ def test_a_place_that_forbids_writing_is_said_before_anything_is_done(
     here: Path, toy_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # root may write
-    monkeypatch.setattr(html, "audited", None)
+    monkeypatch.setattr(html, "summed_up", None)
     assert "cannot write run.html: permission denied" in fails(3, "report", toy_path)
     assert "cannot write a.csv: permission" in fails(3, "check", toy_path, "--output", "a.csv")
 

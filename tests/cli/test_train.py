@@ -23,6 +23,7 @@ from thimble_zarr import Recorder, open_dataset
 from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.report.panels.registry import PANELS
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
@@ -107,6 +108,7 @@ def test_quiet_demo_prints_the_result_only(
         vocab_size=N_VOCABULARY,
     )
     monkeypatch.setattr("thimble_zarr.cli.train.DEMO", settings)
+    monkeypatch.setattr("thimble_zarr.report.html.PANELS", PANELS[:1])
     store = tmp_path / "run.zarr"
     result = succeeds("demo", store, "--steps", 5, "--quiet")
     assert result.stderr == ""

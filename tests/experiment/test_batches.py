@@ -106,7 +106,7 @@ def test_a_shorter_corpus_is_refused_before_the_first_batch(n: int) -> None:
 SECOND_EPOCH = """
 import numpy as np
 from thimble_zarr.experiment.trainer import sliding_batches
-ids = np.arange(10_000_000, dtype=np.int32)
+ids = np.arange(5_000_000, dtype=np.int32)
 next(sliding_batches(ids[:10], seq_len=4, batch_size=1, seed=0))
 before = peak()
 next(sliding_batches(ids, seq_len=4, batch_size=1, seed=0, n_skipped=len(ids)))
@@ -116,7 +116,7 @@ print(peak() - before)
 
 @linux_only
 def test_an_epoch_takes_four_bytes_a_window_and_the_next_one_no_more() -> None:
-    order = 4 * 10_000_000
+    order = 4 * 5_000_000
     assert 0.9 * order < measured(SECOND_EPOCH) < 1.5 * order
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.support.optimizers import Kind, kinds, steps
+from tests.support.portable import program
 from thimble_zarr.bits import patterns
 from thimble_zarr.errors import UnsupportedFormatError
-from thimble_zarr.optim.programs.program import Program
 from thimble_zarr.optim.programs.registry import program_named, program_of
 
 SHAPE = (32, 64)
@@ -17,14 +17,6 @@ SHAPE = (32, 64)
 
 MKL_ROOT = ("float32", "float64")
 """Dtypes whose square roots torch leaves to MKL, which does not round them correctly."""
-
-
-def program(kind: Kind) -> Program:
-    step = next(steps(kind, 1))
-    found = program_of(step.spec, dict.fromkeys(step.before, kind.native))
-    if found is None:
-        pytest.skip("it has no program")
-    return found
 
 
 def n_different(kind: Kind, n_steps: int) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """The report as one file: all is in it, nothing is fetched, and nothing breaks out of it."""
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from markupsafe import escape
 
 import thimble_zarr
 from tests.support.pages import GROUPS, document_of, hard_panels
+from thimble_zarr.analysis.check_result import CheckResult
 from thimble_zarr.report import html
 from thimble_zarr.report.browser.columns import tables_of
 from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page
@@ -18,9 +21,10 @@ from thimble_zarr.report.html import (
     MOST_BYTES,
     Audited,
     as_html,
-    audited,
+    checks,
     panels_of,
     silent,
+    summed_up,
     write_report,
 )
 from thimble_zarr.report.panels.loss import loss
@@ -41,7 +45,8 @@ HEADER = Header(
 
 def page_of(panels: list[Panel], **header: object) -> str:
     steps = Steps(first=0, last=60, freezing={"dead": 31})
-    return as_page("run.zarr", [replace(HEADER, **header)], panels, groups=GROUPS, steps=steps)
+    of = as_page("run.zarr", panels, groups=GROUPS, steps=steps)
+    return of.html([replace(HEADER, **header)])
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +56,9 @@ def page() -> str:
 
 @pytest.fixture(scope="module")
 def of_toy(toy_run: tuple[Path, object], tmp_path_factory: pytest.TempPathFactory) -> Audited:
-    options = {"parameter": None, "groups": None, "tokens": None, "checked": True}
-    return audited(str(toy_run[0]), stage=silent, **options)
+    of = summed_up(str(toy_run[0]), parameter=None, groups=None, stage=silent)
+    (found,) = checks([of.run], None, None, lambda n_done, n_total: None)
+    return replace(of, check=found)
 
 
 def name_of(model: dict) -> str | None:
@@ -131,6 +137,25 @@ def test_a_toy_run_is_reported_whole(of_toy: Audited) -> None:
     assert not [line for line in body.splitlines() if "nan" in line]
 
 
+@pytest.mark.usefixtures("few_panels")
+def test_what_a_check_found_is_asked_for_when_all_is_drawn(of_toy: Audited) -> None:
+    asked, begun = [], []
+
+    @contextmanager
+    def stage(doing: str) -> Iterator[Callable[[int, int], None]]:
+        begun.append(doing)
+        yield lambda n_done, n_total: None
+
+    def found(reach: Callable[[int, int], None]) -> list[CheckResult | None]:
+        asked.append([*begun])
+        return [of_toy.check]
+
+    unknown = replace(of_toy, check=None)
+    assert "HOLDS" not in body_of(as_html([unknown]))
+    assert "HOLDS to the bit" in body_of(as_html([unknown], stage, found))
+    assert asked == [["drawing", "checking"]]
+
+
 @pytest.fixture
 def few_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two panels only, which are quick."""
@@ -162,12 +187,15 @@ def test_a_page_that_would_be_too_large_shows_fewer_points(
 ) -> None:
     sizes = []
 
-    def page(runs: list[Audited], stage: object) -> str:
-        run = runs[0].run
-        sizes.append((run.n_columns, run.n_rows))
-        return "é" * (run.n_columns * run.n_rows * 40)
+    class Sized:
+        def __init__(self, runs: list[Audited], stage: object) -> None:
+            self.run = runs[0].run
+            sizes.append((self.run.n_columns, self.run.n_rows))
 
-    monkeypatch.setattr(html, "_page", page)
+        def html(self, headers: list[Header]) -> str:
+            return "é" * (self.run.n_columns * self.run.n_rows * 40)
+
+    monkeypatch.setattr(html, "_page", Sized)
     assert len(as_html([of_toy]).encode()) <= MOST_BYTES
     assert sizes == [(400, 300), (266, 200)]
 

@@ -29,6 +29,7 @@ from thimble_zarr.cli.train import DEMO
 from thimble_zarr.experiment import trainer
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.trainer import TrainingData, load_data
+from thimble_zarr.report.panels.registry import PANELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +96,9 @@ def recipe(*targets: str) -> list[str]:
 
 DEMO_STEPS = 41
 """As long a table as of 150 steps, whose first and last are shown, in a third of the time."""
+
+N_PANELS = 2
+"""Of a report. All of them, at that size, are in `cli/test_demo` and in `browser/`."""
 
 
 class Reader:
@@ -248,6 +252,7 @@ def follow(document: Path, directory: Path, data: TrainingData) -> Reader:
         monkeypatch.chdir(directory)
         monkeypatch.setattr(trainer, "load_data", load)
         monkeypatch.setattr("thimble_zarr.cli.train.DEMO", replace(DEMO, batch_size=4))
+        monkeypatch.setattr("thimble_zarr.report.html.PANELS", PANELS[:N_PANELS])
         (directory / "README.md").write_bytes((ROOT / "README.md").read_bytes())
         for block in blocks(document.read_text(encoding="utf-8")):
             if block.not_run is None:

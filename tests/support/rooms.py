@@ -22,6 +22,7 @@ MAY_IMPORT = {
 OPENERS = {
     "analysis.check": {"sources"},
     "analysis.dataset.open": {"store"},
+    "analysis.diff.diff": {"sources"},
     "analysis.summary.summary": {"sources"},
 }
 """Modules of the analysis that open what they read."""

@@ -1,4 +1,4 @@
-"""`check`: does every recorded row follow from the one before?"""
+"""`check` and `diff`: does every row follow from the one before, and where do two runs differ?"""
 
 import itertools
 import sys
@@ -171,3 +171,67 @@ def _checked(
             where = "" if str(store) in str(of.error) else f"{of.name}: "
             click.echo(f"Error: {where}{of.error}", err=True)
     return results
+
+
+@click.command(short_help="Find where two runs first differ, and what came first.")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME",
+    help='Only this parameter, those that match a pattern such as "*.weight", or NAME_A=NAME_B of '
+    "one that has another name in each; may be repeated.  [default: all that both have]",
+)
+@click.option(
+    "--values",
+    is_flag=True,
+    help="Decode every chunk, and do not rely on the checksums that it was recorded with.",
+)
+@click.option(
+    "--replay/--no-replay",
+    default=True,
+    help="Have torch take the first step that differs again, to tell which run was changed by "
+    "something else than its step.  [default: replay]",
+)
+@format_option("table", "csv", "json", help="Tables for people; csv or json for machines.")
+@QUIET
+@click.pass_context
+def diff(
+    ctx: click.Context,
+    /,
+    a: Path,
+    b: Path,
+    *,
+    parameters: tuple[str, ...],
+    values: bool,
+    replay: bool,
+    format_: str,
+    quiet: bool,
+) -> None:
+    """Find where the runs A and B first differ, bit by bit, and what came first.
+
+    That is one of: initial weights, configuration or schedule (a number such as the learning rate),
+    data (the gradient), kernel (another program took the step), resume, or a change that no step
+    made. Then it shows how the difference grows, and what the runs say of themselves that is not
+    the same.
+
+    The steps, tokens and variables that both have are compared. Chunks that were recorded with
+    equal checksums are not decoded. `verify` tells whether they are still what was recorded.
+
+    Exit code 0 if all of it is equal, 1 if not.
+    """
+    from thimble_zarr.analysis.diff.diff import diff as compare
+    from thimble_zarr.cli.progress import progress
+    from thimble_zarr.report.diff import machines, text
+
+    with progress("comparing", unit="step", quiet=quiet) as bar:
+        result = compare(
+            a, b, parameters=parameters, values=values, replay=replay, progress=bar.reach
+        )
+    shown = {"table": text.as_text, "csv": machines.as_csv, "json": machines.as_json}
+    click.echo(shown[format_](result), nl=False)
+    if format_ == "csv" and not quiet:
+        click.echo(text.in_words(result), err=True)
+    ctx.exit(0 if result.is_equal else FOUND)

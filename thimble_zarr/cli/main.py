@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from thimble_zarr import __version__
-from thimble_zarr.cli.check import check
+from thimble_zarr.cli.check import check, diff
 from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_, recode
 from thimble_zarr.cli.options import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
@@ -73,7 +73,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, train, plan, check, summary, report, view, info),
+    *(demo, train, plan, check, diff, summary, report, view, info),
     *(verify, repair, tokens, import_, export, recode),
 )
 for _command in _COMMANDS:

@@ -123,10 +123,10 @@ def _write_page(paths: Sequence[str], file: Path, subset: str | None, **options:
 
 def _write_pictures(paths: Sequence[str], folder: Path, _: str | None, **options: Any) -> str:
     """Write pictures of the panels, a folder for each group, and return what to say of them."""
-    from thimble_zarr.report.html import audited, panels_of
+    from thimble_zarr.report.html import panels_of, summed_up
     from thimble_zarr.report.pyplot import write_png
 
-    runs = [audited(path, tokens=None, checked=False, **options).run for path in paths]
+    runs = [summed_up(path, **options).run for path in paths]
     groups = [*dict.fromkeys(group for run in runs for group in run.groups)]
     with options["stage"]("drawing") as reach:
         panels = panels_of(runs, [Path(path).name for path in paths], reach)

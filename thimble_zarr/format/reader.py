@@ -100,6 +100,9 @@ class Reader(Protocol):
     def integrity(self) -> "Integrity | None":
         """What compares the recording with what was recorded; None where nothing can."""
 
+    def chunk_checksums(self) -> "ChunkChecksums | None":
+        """Return what chunks of equal values are recognised by; None where nothing was noted."""
+
     @property
     def n_rows(self) -> int:
         """Rows that can be read: the initial state and each step, as far as they are recorded."""
@@ -148,6 +151,17 @@ class Reader(Protocol):
 
     def disk_bytes(self) -> int:
         """Return the size of the recording where it lies."""
+
+
+class ChunkChecksums(Protocol):
+    """What was noted of the values of each chunk when it was recorded."""
+
+    def of_block(self, name: str, row: int) -> np.ndarray | None:
+        """Return the checksums of a variable's chunks in the block of a row: uint32.
+
+        They are in the order in which the chunks lie on disk, and cover all rows of the block, as
+        torch held them, in native precision. None where they cannot be relied on.
+        """
 
 
 class Integrity(Protocol):

@@ -345,6 +345,11 @@ class Formula(ABC):
         """The dtype that torch computes scalars in."""
         return "float64"
 
+    @property
+    def cancels(self) -> bool:
+        """Whether terms of the update may cancel, so that it is less precise than they are."""
+        return False
+
     @abstractmethod
     def coefficients(self, scalars: Scalars) -> Sequence[Any]:
         """Return what `update` multiplies and adds, from the scalars of a step."""

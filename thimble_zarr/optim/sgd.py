@@ -107,6 +107,11 @@ class SGD(Optimizer, Formula):
         """The buffer, and the gradient where that acts on the weights directly."""
         return (_BUFFER,) * self.has_momentum + ("grad",) * self._is_direct
 
+    @property
+    def cancels(self) -> bool:
+        """Buffer and gradient may."""
+        return len(self.update_inputs) > 1
+
     def coefficients(self, scalars: Scalars) -> Sequence[Any]:
         """Return what each of the inputs is multiplied with."""
         rate = scalars["learning_rate"]

@@ -4,17 +4,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from thimble_zarr.analysis.check import check
 from thimble_zarr.analysis.check_result import CheckResult
+from thimble_zarr.analysis.compute.aside import aside
 from thimble_zarr.analysis.compute.variables import missing_inputs
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.summarized import health
 from thimble_zarr.analysis.summary.summary import summary
 from thimble_zarr.report.browser.facts import facts, median_freeze_steps, resting, schema_of
-from thimble_zarr.report.browser.page import Header, Steps, Verdict, as_page
+from thimble_zarr.report.browser.page import Header, Page, Steps, Verdict, as_page
 from thimble_zarr.report.figure import Panel
 from thimble_zarr.report.panels.comparison import compare
 from thimble_zarr.report.panels.registry import PANELS
@@ -97,52 +99,70 @@ def write_report(
     """
     several = [stores] if isinstance(stores, str | os.PathLike) else stores
     runs = [
-        audited(
-            str(store),
-            parameter=parameter,
-            groups=groups,
-            tokens=tokens,
-            checked=checked,
-            stage=stage,
-        )
-        for store in several
+        summed_up(str(store), parameter=parameter, groups=groups, stage=stage) for store in several
     ]
-    Path(path).write_text(as_html(runs, stage), encoding="utf-8")
+    check_all = partial(checks, [of.run for of in runs], parameter, tokens)
+    if not checked:
+        Path(path).write_text(as_html(runs, stage), encoding="utf-8")
+        return
+    with aside(check_all, "the check") as found:  # meanwhile figures are drawn
+        Path(path).write_text(as_html(runs, stage, found), encoding="utf-8")
 
 
-def audited(
-    store: str,
-    *,
-    parameter: str | None,
-    groups: Mapping[str, str] | None,
-    tokens: str | None,
-    checked: bool,
-    stage: Stage,
+def summed_up(
+    store: str, *, parameter: str | None, groups: Mapping[str, str] | None, stage: Stage
 ) -> Audited:
-    """Sum up a run and check it, with the options of `write_report`."""
+    """Sum up a run, with the options of `write_report`."""
     ds = open_dataset(store, parameter)
     with stage("summing up") as reach:
         numbers = summary(store, groups=groups, parameter=parameter, progress=reach)
     run = Run(store=store, ds=ds.sel(step=numbers.step), summary=numbers)
-    found = None
-    if checked and not missing_inputs("residual", schema_of(run)):
-        with stage("checking") as reach:
-            names = [] if parameter is None else [parameter]
-            found = check(store, tokens=tokens, parameters=names, progress=reach)
-    return Audited(run=run, check=found, concerns=health(ds, numbers))
+    return Audited(run=run, concerns=health(ds, numbers))
 
 
-def as_html(runs: Sequence[Audited], stage: Stage = silent) -> str:
+Checks = Sequence[CheckResult | None]
+"""What was found of some runs; None of those that cannot be checked."""
+
+
+def checks(
+    runs: Sequence[Run], parameter: str | None, tokens: str | None, progress: Reach
+) -> Checks:
+    """Check some runs, one after the other, with the options of `write_report`."""
+    names, found = [] if parameter is None else [parameter], list[CheckResult | None]()
+    for n_done, run in enumerate(runs):
+        if missing_inputs("residual", schema_of(run)):
+            found.append(None)
+            continue
+
+        def reach(n: int, n_parts: int, n_before: int = n_done) -> None:
+            progress(n_before * n_parts + n, n_parts * len(runs))
+
+        found.append(check(run.store, tokens=tokens, parameters=names, progress=reach))
+    return found
+
+
+def as_html(
+    runs: Sequence[Audited], stage: Stage = silent, found: Callable[[Reach], Checks] | None = None
+) -> str:
     """Return a page of some runs, of at most `MOST_BYTES`.
 
-    Of few runs each panel has the figures of all, side by side.
+    Of few runs each panel has the figures of all, side by side. `found` is asked, when all is
+    drawn, for what was found of each run, unless that is known.
     """
+    page = _page(runs, stage)
+    if found is not None:
+        with stage("checking") as reach:
+            runs = [
+                replace(of, check=of_run) for of, of_run in zip(runs, found(reach), strict=True)
+            ]
+    headers = [_header(of) for of in runs]
     while True:
-        page = _page(runs, stage)
-        if len(page.encode()) <= MOST_BYTES or runs[0].run.n_rows < _LEAST_ROWS:
-            return page
+        html = page.html(headers)
+        if len(html.encode()) <= MOST_BYTES or runs[0].run.n_rows < _LEAST_ROWS:
+            return html
         # Many groups or runs: each with fewer points, which stand for more steps and tokens.
         runs = [replace(of, run=_coarser(of.run)) for of in runs]
+        page = _page(runs, stage)
 
 
 _LEAST_ROWS = 30
@@ -153,7 +173,7 @@ def _coarser(run: Run) -> Run:
     return replace(run, **most)
 
 
-def _page(runs: Sequence[Audited], stage: Stage) -> str:
+def _page(runs: Sequence[Audited], stage: Stage) -> Page:
     every = [of.run for of in runs]
     names = [Path(run.store).name for run in every]
     freezing: dict[str, float] = {}
@@ -163,7 +183,6 @@ def _page(runs: Sequence[Audited], stage: Stage) -> str:
         panels = panels_of(every, names, reach)
         return as_page(
             ", ".join(names),
-            [_header(of) for of in runs],
             panels,
             groups=[*dict.fromkeys(group for run in every for group in run.groups)],
             steps=Steps(

@@ -26,6 +26,7 @@ from thimble_zarr.store.contents import StorePath as StorePath
 from thimble_zarr.store.files.base import Files, NotPlainFileError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.altered import StoreIntegrity
+from thimble_zarr.store.integrity.recorded import RecordedValues
 from thimble_zarr.store.ledger import Commit, Ledger, unchanged_rows
 from thimble_zarr.store.lock import recording_of
 from thimble_zarr.store.metadata import check_bounds
@@ -117,6 +118,10 @@ class StoreReader:
     def integrity(self) -> StoreIntegrity:
         """What compares the store with what was committed."""
         return StoreIntegrity(self.arrays, self.commit)
+
+    def chunk_checksums(self) -> RecordedValues:
+        """Return what chunks of equal values are recognised by, as the ledger says."""
+        return RecordedValues.of(self.arrays, self.commit)
 
     @cached_property
     def arrays(self) -> StoredArrays:

@@ -158,13 +158,21 @@ def _prepare_process() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     blosc.use_threads = False
-    system = ctypes.CDLL(None)
-    # Who is killed with SIGKILL ends nobody: the system does.
-    system.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    system = end_with_parent()
     # Arrays of a part come and go, and the system should not clear their pages each time.
     if hasattr(system, "mallopt"):
         for threshold in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             system.mallopt(threshold, _KEPT_BYTES)
+
+
+def end_with_parent() -> ctypes.CDLL:
+    """Have the system end this process when the one that forked it ends; return its library.
+
+    Who is killed with SIGKILL ends nobody.
+    """
+    system = ctypes.CDLL(None)
+    system.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return system
 
 
 _PR_SET_PDEATHSIG, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = 1, -1, -3

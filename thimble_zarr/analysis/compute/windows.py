@@ -12,6 +12,7 @@ the cache. No array of the size of a run exists at any time.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -291,10 +292,12 @@ def windows_of(
     groups: Sequence[TokenGroup],
     dims: Indices,
     inputs: Sequence[str] = (),
+    opened: Rows | None = None,
 ) -> Windows:
     """Do what `iter_windows` does for tokens that are already cut into groups.
 
-    All groups have their windows of a block of steps, then all of the next block.
+    All groups have their windows of a block of steps, then all of the next block. They are read
+    from `opened`, or, if None, from what is opened for this.
     """
     if 0 in (len(rows), len(dims), len(groups)):
         return
@@ -303,10 +306,10 @@ def windows_of(
     consecutive = isinstance(rows, range) and rows.step == 1
     length = window_rows(schema, len(every)) if consecutive else schema.layout.block_steps
     start = 0
-    with source.reader.opened() as opened:
+    with source.reader.opened() if opened is None else nullcontext(opened) as opened_rows:
         memories = dict[tuple[str, type[np.generic]], np.ndarray]()
-        pieces = [(_Piece(source, ids, opened, memories), where) for ids, where in groups]
-        for run in _read_ahead(opened, inputs, row_groups(rows, length), every):
+        pieces = [(_Piece(source, ids, opened_rows, memories), where) for ids, where in groups]
+        for run in _read_ahead(opened_rows, inputs, row_groups(rows, length), every):
             steps, of_rows = np.asarray(run), dict[Any, Any]()
             at = slice(start, start + len(steps))
             for piece, where in pieces:

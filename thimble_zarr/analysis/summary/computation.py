@@ -9,10 +9,9 @@ from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import xarray as xr
 
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.memory import Needs
@@ -22,9 +21,13 @@ from thimble_zarr.analysis.compute.windows import window_tokens
 from thimble_zarr.analysis.summary.contents import LAST_STEPS, Contents
 from thimble_zarr.analysis.summary.groups import Groups
 from thimble_zarr.analysis.summary.kept import BATCH, Kept, Note
-from thimble_zarr.analysis.summary.numbers import Arrays, numbers_of
+from thimble_zarr.analysis.summary.means import Arrays
+from thimble_zarr.analysis.summary.numbers import numbers_of
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.layout import split_range
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _MAX_CHUNK_ROWS = 512
 
@@ -45,7 +48,7 @@ def bring_up_to_date(
     native: str,
     resources: Resources,
     progress: Progress | None = None,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Have a summary have all selected rows, and these groups besides those that it has already.
 
     Rows that it has and that are still those of the recording are left as they are. Who comes
@@ -78,6 +81,8 @@ def _write(kept: Kept, wanted: "_Wanted", executor: Executor, progress: Progress
     into.extend(selected.steps)
     compute = partial(_compute_rows, selected, wanted.groups, wanted.native, into)
     running = deque((rows, executor.submit(compute, rows)) for rows in tasks)
+    import thimble_zarr.analysis.dataset.open  # noqa: F401  # xarray and Dask, while others compute
+
     last = dict.fromkeys(LAST_STEPS, np.zeros(len(selected.tokens), np.int64))
     while running:
         first, _ = running[0][0]

@@ -6,28 +6,33 @@ tokens exists, only the few numbers that each token has. They are the same bit f
 run is cut into such rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from thimble_zarr import tuning
 from thimble_zarr.analysis.audit.audit import LEAST_SQUARE
-from thimble_zarr.analysis.compute.reduction import by_class
 from thimble_zarr.analysis.compute.source import Selected
-from thimble_zarr.analysis.compute.variables import decay, decays, step_scalars, update
-from thimble_zarr.analysis.compute.windows import Window, token_groups, windows_of
+from thimble_zarr.analysis.compute.variables import step_scalars
+from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.analysis.summary.contents import Contents
+from thimble_zarr.analysis.summary.formula import Observed, compared
 from thimble_zarr.analysis.summary.groups import Groups
-from thimble_zarr.analysis.summary.identical import count_identical, row_hashes
-from thimble_zarr.analysis.summary.quantiles import quantiles
+from thimble_zarr.analysis.summary.means import Arrays, Means, count_identical
+from thimble_zarr.analysis.summary.passes import Parts, Passes, Place
+from thimble_zarr.analysis.summary.statistics import (
+    beyond_float32,
+    count_of_tokens,
+    largest_of,
+    over_dims,
+    over_tokens,
+    quantiles,
+    sums_of_groups,
+    vector_norm,
+)
 from thimble_zarr.bits import least_positive, storage_dtype, unit_roundoff
 from thimble_zarr.format.indexing import as_slice
-
-Arrays = dict[str, np.ndarray]
-
-Place = tuple[slice, slice | np.ndarray]
-"""Where a part lies: among the rows, and among the selected tokens."""
 
 
 def numbers_of(selected: Selected, groups: Groups, native: str) -> Arrays:
@@ -35,67 +40,17 @@ def numbers_of(selected: Selected, groups: Groups, native: str) -> Arrays:
 
     ULP are those of the dtype `native`. The last steps are of these rows only.
     """
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        means = _Means.of(selected, groups)
-        return _Numbers(selected, groups, native, means).compute()
-
-
-def _parts(
-    selected: Selected,
-    classes: np.ndarray,
-    inputs: tuple[str, ...],
-    dtype: type[np.floating] = np.float64,
-) -> Iterator[tuple[Place, int, Window]]:
-    """Yield the parts of all windows, none with tokens of two classes, and the class of each."""
-    source, rows, dims = selected.source, selected.rows, selected.dims
-    for tokens, among in token_groups(source, selected.tokens):
-        places = np.arange(len(classes))[among]
-        small = token_groups(source, tokens, cached=True)
-        groups = [by_class(group, classes[places]) for group in small]
-        for (steps, where), window in windows_of(source, rows, groups, dims, inputs):
-            positions = places[where]
-            n_bytes = tuning.TUNING.summary_part_bytes
-            for (part_rows, part_tokens), part in window.parts(classes[positions], dtype, n_bytes):
-                first = steps.start + part_rows.start
-                at = slice(first, first + len(part.rows)), as_slice(positions[part_tokens])
-                yield at, int(classes[positions[part_tokens.start]]), part
-
-
-@dataclass(frozen=True)
-class _Means:
-    """The means of each group, by name: float64, shape `(group, step, dim)`; and row hashes."""
-
-    of_group: Arrays
-    hashes: np.ndarray
-
-    @classmethod
-    def of(cls, selected: Selected, groups: Groups) -> "_Means":
-        n_rows, n_dims = len(selected.rows), len(selected.dims)
-        has_class = groups.has_class
-        sums = {
-            name: np.zeros((has_class.shape[1], n_rows, n_dims))
-            for name in ("centroid", "mean_delta_W")
-        }
-        hashes = np.empty((n_rows, len(selected.tokens)), np.uint64)
-        for (rows, tokens), index, part in _parts(selected, groups.classes, ("W",)):
-            before, after = part.previous("W"), part.current("W")
-            delta = np.subtract(after, before, out=part.memory("delta"))
-            sums["centroid"][index, rows] += _over_tokens(after)
-            sums["mean_delta_W"][index, rows] += _over_tokens(delta)
-            hashes[rows, tokens] = row_hashes(part.bits("W"))
-        return cls({name: _means(of, groups) for name, of in sums.items()}, hashes)
-
-
-def _sums(of_class: np.ndarray, has_class: np.ndarray) -> np.ndarray:
-    """Return sums over the tokens of each group, from those of each class."""
-    # Not by a product of matrices: what is NaN in another class is no matter of a group.
-    return np.stack([of_class[classes].sum(axis=0) for classes in has_class])
-
-
-def _means(of_class: np.ndarray, groups: Groups) -> np.ndarray:
-    n_members = groups.is_member.sum(axis=1)[:, np.newaxis, np.newaxis]
-    means: np.ndarray = _sums(of_class, groups.has_class) / n_members
-    return means
+    with (
+        np.errstate(divide="ignore", invalid="ignore", over="ignore"),
+        selected.source.reader.opened() as opened,
+    ):
+        passes, means = Passes(selected, groups.classes, opened), Means(selected, groups)
+        numbers = _Numbers(selected, groups, native, means)
+        inputs = numbers.contents.inputs
+        for rows in passes.turns:
+            means.fill(rows, passes.first(rows, inputs))
+            numbers.fill(passes.second(rows, inputs, numbers.dtype))
+        return numbers.arrays_of_all()
 
 
 @dataclass
@@ -105,10 +60,9 @@ class _Numbers:
     selected: Selected
     groups: Groups
     native: str
-    means: _Means
+    means: Means
     arrays: Arrays = field(default_factory=dict)
     sums: Arrays = field(default_factory=dict)
-    narrowed: dict[type[np.floating], tuple[np.ndarray, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         schema = self.selected.source.reader.schema
@@ -133,11 +87,13 @@ class _Numbers:
         is_fine = storage_dtype(stored).itemsize == 2 and len(self.selected.dims) <= _MANY_DIMS
         return np.float32 if is_fine and self.native != "float64" else np.float64
 
-    def compute(self) -> Arrays:
-        """Return all the arrays."""
-        classes, inputs = self.groups.classes, self.contents.inputs
-        for at, index, part in _parts(self.selected, classes, inputs, self.dtype):
+    def fill(self, parts: Parts) -> None:
+        """Fill the arrays with what parts have."""
+        for at, index, part in parts:
             self._of_weights(part, at, index)
+
+    def arrays_of_all(self) -> Arrays:
+        """Return all the arrays, when they are filled."""
         return self.arrays | self.means.of_group | self._of_groups() | self._last_steps()
 
     def _of_weights(self, part: Window, at: Place, index: int) -> None:
@@ -147,67 +103,78 @@ class _Numbers:
         per_unit = _cells_per_unit(before, self.native, part.memory("per unit"))
         cells = np.multiply(delta, per_unit, out=part.memory("cells"))
         moved = delta != 0
-        n_moved = _count(moved)
+        n_moved = count_of_tokens(moved)
         squares = [np.vecdot(of, of) for of in (after, delta, cells)]
-        if part.dtype != np.float64 and _beyond_float32(squares, n_moved, part.follows):
+        if part.dtype != np.float64 and _weights_beyond(squares, n_moved, part.follows):
             self._of_weights(part.in_float64(), at, index)
             return
         distance, size, length = (np.sqrt(of, dtype=np.float64) for of in squares)
         self.arrays["norm_W"][at], self.arrays["norm_delta_W"][at] = distance, size
         if np.isnan(size[part.follows]).any():  # a change that is no number is not known
-            n_moved = n_moved - _count(np.isnan(delta))
+            n_moved = n_moved - count_of_tokens(np.isnan(delta))
         self.arrays["n_moved"][at] = np.where(part.follows[:, np.newaxis], n_moved, np.nan)
         self.sums["observed"][index, at[0]] += (size**2).sum(axis=-1)
         self.sums["n_moved"][index, at[0]] += n_moved.sum(axis=-1)
         self._of_cells(cells, length, at)
         self._of_means(part, at, index, (delta, size))
-        self._of_states(part.in_float64(), at, index, (delta, per_unit, moved, cells))
-
-    def _of_states(
-        self, part: Window, at: Place, index: int, observed: tuple[np.ndarray, ...]
-    ) -> None:
-        """Fill in the norms of what the optimizer saw and keeps, and what follows from that."""
-        if self.contents.has_gradient:
-            grad = part.current("grad")
-            self.arrays["norm_grad"][at] = _norm(grad)
-            self.sums["grad"][index, at[0]] += _over_tokens(grad)
-        for name, state in self.contents.states.items():
-            self.arrays[name][at] = _norm(part.current(state))
-        for name, estimate in self.contents.estimates.items():
-            total = _over_dims if estimate.is_square else _norm
-            states = {of: total(part.current(of))[..., np.newaxis] for of in estimate.inputs}
-            norm = estimate.compute(states, part.of_rows(step_scalars))[..., 0]
-            self.arrays[name][at] = np.sqrt(norm) if estimate.is_square else np.abs(norm)
+        self._of_states(part, at, index)
         if self.contents.has_formula:
+            observed = Observed(delta, per_unit, moved, squares[0])
             self._of_formula(part, at, index, observed)
 
-    def _of_formula(
-        self, part: Window, at: Place, index: int, observed: tuple[np.ndarray, ...]
-    ) -> None:
+    def _of_states(self, part: Window, at: Place, index: int) -> None:
+        """Fill in the norms of what the optimizer saw and keeps."""
+        totals: dict[tuple[str, bool], np.ndarray] = {}
+        for name, is_square in self._norms_of:
+            values = part.current(name)
+            total = over_dims(values) if is_square else np.vecdot(values, values)
+            if part.dtype != np.float64 and beyond_float32(total, values):
+                self._of_states(part.in_float64(), at, index)
+                return
+            wide = total.astype(np.float64, copy=False)
+            totals[name, is_square] = wide if is_square else np.sqrt(wide)
+        for name, state in self._norms.items():
+            self.arrays[name][at] = totals[state, False]
+        for name, estimate in self.contents.estimates.items():
+            of = {of: totals[of, estimate.is_square][..., np.newaxis] for of in estimate.inputs}
+            norm = estimate.compute(of, part.of_rows(step_scalars))[..., 0]
+            self.arrays[name][at] = np.sqrt(norm) if estimate.is_square else np.abs(norm)
+        if self.contents.has_gradient:
+            grad = part.current("grad")
+            if part.dtype != np.float64:  # their sum over tokens may cancel
+                grad = part.in_float64().memory("wide")
+                np.copyto(grad, part.current("grad"))
+            self.sums["grad"][index, at[0]] += over_tokens(grad)
+
+    @cached_property
+    def _norms(self) -> dict[str, str]:
+        """The variables whose norm is kept as it is."""
+        of_gradient = {"norm_grad": "grad"} if self.contents.has_gradient else {}
+        return of_gradient | self.contents.states
+
+    @cached_property
+    def _norms_of(self) -> dict[tuple[str, bool], None]:
+        """The variables that norms are of, and whether they are squares already."""
+        pairs = [(name, False) for name in self._norms.values()]
+        for estimate in self.contents.estimates.values():
+            pairs += [(name, estimate.is_square) for name in estimate.inputs]
+        return dict.fromkeys(pairs)
+
+    def _of_formula(self, part: Window, at: Place, index: int, observed: Observed) -> None:
         """Fill in what the formula predicts, and what it leaves."""
-        (delta, per_unit, moved, memory), rows = observed, at[0]
-        predicted = update(part, out=(part.memory("update"), part.memory("term")))
-        if part.of_rows(decays):
-            predicted += decay(part)
-        stalled = ~moved if predicted.all() else np.greater(predicted != 0, moved)
-        self.sums["n_stalled"][index, rows] += _count_all(stalled)
-        self.sums["predicted"][index, rows] += np.vecdot(predicted, predicted).sum(axis=-1)
-        memory[...] = predicted
-        memory *= per_unit
-        below = np.abs(memory, out=memory) < 0.5 / _cells(self.native)
-        self.sums["n_below"][index, rows] += _count_all(below)
-        wide = part.memory("term")
-        wide[...] = delta
-        self.sums["product"][index, rows] += np.vecdot(predicted, wide).sum(axis=-1)
-        self.arrays["norm_residual"][at] = _norm(np.subtract(wide, predicted, out=predicted))
+        found = compared(part, observed, _cells(self.native))
+        for name in ("predicted", "product", "n_stalled", "n_below"):
+            of_part = getattr(found, name)
+            self.sums[name][index, at[0]] += of_part if of_part.ndim == 1 else of_part.sum(axis=1)
+        self.arrays["norm_residual"][at] = np.sqrt(found.left)
 
     def _of_cells(self, cells: np.ndarray, length: np.ndarray, at: Place) -> None:
         """Fill in how far weights moved on the lattice, and in which steps their regimes were."""
         scale, n_dims = _cells(self.native), cells.shape[-1]
         l2 = length * scale
         np.abs(cells, out=cells)
-        l1 = _over_dims(cells) * scale
-        largest = _largest(cells) * scale
+        l1 = over_dims(cells) * scale
+        largest = largest_of(cells) * scale
         for name, values in (("l1_ulp", l1), ("l2_ulp", l2), ("max_ulp", largest)):
             self.arrays[name][at] = values
         flags = (l1 > 0) * _MOVED
@@ -235,31 +202,33 @@ class _Numbers:
         self, part: Window, at: Place, index: int, observed: tuple[np.ndarray, np.ndarray]
     ) -> None:
         """Fill in how weights lie and move relative to each group that they are in."""
-        (delta, size), rows = observed, at[0]
-        at_rows = rows, np.newaxis
-        for group in np.flatnonzero(self.groups.has_class[:, index]):
-            mean, length, near, rest = (of[group][at_rows] for of in self._means_in(part.dtype))
-            product = np.matmul(delta, mean.swapaxes(1, 2))[..., 0]
-            self.arrays["cosine_to_mean"][group][at] = product / (size * length)
-            away = np.subtract(part.current("W"), near, out=part.memory("away"))
-            if part.dtype != np.float64:
-                away -= rest
-            self.arrays["centroid_distance"][group][at] = _norm(away)
+        (delta, size), relative = observed, self.means.relative(index, part.dtype)
+        rows = at[0]
+        cosines = np.matmul(delta, relative.steps[rows]) / size[..., np.newaxis]
+        cosines /= relative.lengths[rows]
+        away = np.subtract(part.current("W"), relative.near[rows], out=part.memory("update"))
+        squares = np.vecdot(away, away)[..., np.newaxis] + relative.squares[rows]
+        distances = squares + 2.0 * np.matmul(away, relative.beyond[rows])
+        for column, group in enumerate(relative.groups):
+            self.arrays["cosine_to_mean"][group][at] = cosines[..., column]
+            distance = np.sqrt(distances[..., column])
+            if (distances[..., column] < _CANCELLED * squares[..., column]).any():
+                distance = self._distance(part, rows, group)
+            self.arrays["centroid_distance"][group][at] = distance
 
-    def _means_in(self, dtype: type[np.floating]) -> tuple[np.ndarray, ...]:
-        """Return mean steps, their lengths, centroids, and what `dtype` does not have of those."""
-        if dtype not in self.narrowed:
-            mean, centroid = (self.means.of_group[of] for of in ("mean_delta_W", "centroid"))
-            near = centroid.astype(dtype)
-            rest = (centroid - near).astype(dtype)
-            self.narrowed[dtype] = mean.astype(dtype), _norm(mean), near, rest
-        return self.narrowed[dtype]
+    def _distance(self, part: Window, rows: slice, group: int) -> np.ndarray:
+        """Return the distances from the centroid of a group, computed dim by dim."""
+        centroid = self.means.of_group["centroid"][group, rows, np.newaxis]
+        near = centroid.astype(part.dtype)
+        away = np.subtract(part.current("W"), near, out=part.memory("update"))
+        away -= (centroid - near).astype(part.dtype)
+        return vector_norm(away)
 
     def _of_groups(self) -> Arrays:
         """Return the numbers of each group."""
         groups, sums = self.groups, {}
         for name, of_class in self.sums.items():
-            sums[name] = _sums(of_class, groups.has_class)
+            sums[name] = sums_of_groups(of_class, groups.has_class)
         found = self._of_steps(sums)
         n_members = groups.is_member.sum(axis=1)
         if self.contents.has_gradient:
@@ -296,10 +265,8 @@ class _Numbers:
         }
 
 
-def _norm(values: np.ndarray) -> np.ndarray:
-    norms: np.ndarray = np.sqrt(np.vecdot(values, values))
-    return norms
-
+_CANCELLED = 0.25
+"""Share of the squares that they are the sum of, of which squares have lost two bits."""
 
 _MOVED, _EARLY, _MIDLIFE = (np.uint8(1 << bit) for bit in range(3))
 """What is noted of each step of a token."""
@@ -308,7 +275,7 @@ _MANY_DIMS = 1024
 """Of more, sums of float32 squares could be wrong by more than a millionth."""
 
 
-def _beyond_float32(
+def _weights_beyond(
     squares: Sequence[np.ndarray], n_moved: np.ndarray, follows: np.ndarray
 ) -> bool:
     """Return whether squares of weights, steps and cells overflowed, or may have underflowed."""
@@ -317,36 +284,6 @@ def _beyond_float32(
         return True
     small = (steps < LEAST_SQUARE) & (n_moved > 0)
     return bool(small.any() or not np.isfinite(cells[follows]).all())
-
-
-# What follows is `sum`, `max` and `count_nonzero` along an axis, which NumPy takes three times as
-# long for.
-
-
-def _over_tokens(values: np.ndarray) -> np.ndarray:
-    sums: np.ndarray = np.matmul(np.ones((1, values.shape[1])), values)[:, 0]
-    return sums
-
-
-def _over_dims(values: np.ndarray) -> np.ndarray:
-    sums: np.ndarray = np.matmul(values, np.ones(values.shape[2], values.dtype))
-    return sums
-
-
-def _largest(values: np.ndarray) -> np.ndarray:
-    at = values.argmax(axis=-1)[..., np.newaxis]
-    largest: np.ndarray = np.take_along_axis(values, at, axis=-1)[..., 0]
-    return largest
-
-
-def _count_all(flags: np.ndarray) -> list[int]:
-    """Return how many flags of each step are set."""
-    return [int(np.count_nonzero(of_step)) for of_step in flags]
-
-
-def _count(flags: np.ndarray) -> np.ndarray:
-    """Return how many flags of each token are set."""
-    return _over_dims(flags.astype(np.float32))
 
 
 def _cells(native: str) -> float:

@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
-from thimble_zarr.analysis.audit.accounting import selected as selected_of
 from thimble_zarr.analysis.compute.run import Progress, Resources
 from thimble_zarr.analysis.compute.source import Selected, Source
-from thimble_zarr.analysis.dataset.open import coords_of
 from thimble_zarr.analysis.summary.computation import bring_up_to_date
 from thimble_zarr.analysis.summary.groups import Groups, Members
 from thimble_zarr.analysis.summary.kept import Kept
@@ -26,13 +24,16 @@ from thimble_zarr.format.indexing import as_range
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.sources.open import open_recording
 
+if TYPE_CHECKING:  # imported while others compute
+    import xarray as xr
+
 _Path = str | os.PathLike[str]
 
-_Bring = Callable[[Kept], xr.Dataset]
+_Bring = Callable[[Kept], "xr.Dataset"]
 
 
 def summary(
-    path_or_ds: _Path | xr.Dataset,
+    path_or_ds: "_Path | xr.Dataset",
     *,
     groups: Mapping[str, Members] | None = None,
     parameter: str | None = None,
@@ -41,7 +42,7 @@ def summary(
     memory_bytes: int | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Sum up a run: a dozen numbers for each step and token, and for each group of tokens.
 
     It is computed in one pass over the store and kept beside it, as an ordinary Zarr:
@@ -133,12 +134,12 @@ def summary(
     if not _is_whole(selected):
         return _in_memory(selected, bring)
     ds = _kept(reader, None if native == recorded else native, place, bring)
-    if len(ds.step) > len(selected.rows) and isinstance(path_or_ds, xr.Dataset):
+    if len(ds.step) > len(selected.rows) and not isinstance(path_or_ds, str | os.PathLike):
         return _in_memory(selected, bring)  # the run has grown, and somebody summed up more of it
     return _labelled(ds, selected).assign_attrs(parameter=reader.schema.parameter or "")
 
 
-def _kept(reader: Reader, lattice: str | None, place: _Path | None, bring: _Bring) -> xr.Dataset:
+def _kept(reader: Reader, lattice: str | None, place: _Path | None, bring: _Bring) -> "xr.Dataset":
     """Bring the summary up to date where it lies, and where nothing can be written the cache's."""
     kept = Kept(Path(place or beside(reader.path, lattice)).absolute(), reader.group)
     try:
@@ -158,12 +159,14 @@ def _kept(reader: Reader, lattice: str | None, place: _Path | None, bring: _Brin
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def _selected(path_or_ds: _Path | xr.Dataset, parameter: str | None) -> Selected:
+def _selected(path_or_ds: "_Path | xr.Dataset", parameter: str | None) -> Selected:
     """Return all of a recording, or what a dataset selects."""
-    if isinstance(path_or_ds, xr.Dataset):
+    if not isinstance(path_or_ds, str | os.PathLike):
         if parameter is not None:
             raise ConfigError("a dataset is of one parameter; leave `parameter` out")
-        of = selected_of(path_or_ds)
+        from thimble_zarr.analysis.audit.accounting import selected
+
+        of = selected(path_or_ds)
         rows = np.asarray(of.rows, np.int64)  # those of longer runs may be among them
         return replace(of, rows=as_range(rows[rows < of.source.reader.n_rows]))
     readers = open_recording(path_or_ds, parameters=() if parameter is None else (parameter,))
@@ -189,7 +192,7 @@ def _is_whole(selected: Selected) -> bool:
     return all(np.array_equal(axis, range(n)) for axis, n in axes)
 
 
-def _in_memory(selected: Selected, bring: _Bring) -> xr.Dataset:
+def _in_memory(selected: Selected, bring: _Bring) -> "xr.Dataset":
     """Sum up a selection, and keep nothing."""
     with tempfile.TemporaryDirectory(prefix="thimble-zarr-") as directory:
         kept = Kept(Path(directory) / "summary.zarr")
@@ -198,8 +201,10 @@ def _in_memory(selected: Selected, bring: _Bring) -> xr.Dataset:
     return _labelled(ds, selected)
 
 
-def _labelled(ds: xr.Dataset, selected: Selected) -> xr.Dataset:
+def _labelled(ds: "xr.Dataset", selected: Selected) -> "xr.Dataset":
     """Return a summary with what is known of its tokens."""
+    from thimble_zarr.analysis.dataset.open import coords_of
+
     schema = selected.source.reader.schema
     coords = {}
     for name, coord in coords_of(selected.source).items():

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from thimble_zarr.bits import decode, is_nan, storage_dtype
+from thimble_zarr.bits import decode, is_nan
 
 NAN: dict[str, np.unsignedinteger] = {
     "bfloat16": np.uint16(0xFFFF),
@@ -24,6 +24,11 @@ NAN: dict[str, np.unsignedinteger] = {
     "float64": np.uint64(0xFFF8000000000000),
 }
 """The bits of a NaN that a program returns."""
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    """Return the larger one: of zeros the second, which NumPy leaves to the processor."""
+    return np.where((a > b) | np.isnan(a), a, b)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Arithmetic:
     rounded: Callable[[Any], Any]
     fma: Callable[[Any, Any, Any], Any]
     sqrt: Callable[[Any], Any] = np.sqrt
-    maximum: Callable[[Any, Any], Any] = np.maximum
+    maximum: Callable[[Any, Any], Any] = _maximum
     select: Callable[[Any, Any, Any], Any] = np.where
     is_nan: Callable[[Any], Any] = np.isnan
 
@@ -191,8 +196,3 @@ def _one_at_a_time(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         except OverflowError:
             result[index] = np.inf if exact > 0 else -np.inf
     return result
-
-
-def stored(native: str) -> np.dtype:
-    """Return the dtype of a program's arrays."""
-    return storage_dtype(native)

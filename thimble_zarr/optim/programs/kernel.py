@@ -1,12 +1,17 @@
 """What a program is made of: its arithmetic for one element, and the numbers of a step."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from thimble_zarr.optim.programs.arithmetic import arithmetic_of
+from thimble_zarr.bits import patterns, storage_dtype
+from thimble_zarr.optim.programs.arithmetic import arithmetic_of, narrowed, widened
+
+Bits = Mapping[str, np.ndarray]
+"""Stored bits, by variable."""
 
 Numbers = Mapping[str, Any]
 """Numbers to compute with, by name: arrays, or those of one step."""
@@ -53,3 +58,80 @@ class Kernel:
     ways: Callable[[Any, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     coefficients: Callable[[Any, Mapping[str, np.ndarray], Rounder], dict[str, np.ndarray]]
     compute: Callable[[Any, Any, Numbers, Numbers, frozenset[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What steps compute with besides arrays.
+
+    Attributes
+    ----------
+    ways
+        The branches that each step takes.
+    coefficients
+        Numbers of each step, `(step,)`, in the dtype that is computed in.
+    taken
+        Which steps are taken, bool.
+    """
+
+    ways: Sequence[frozenset[str]]
+    coefficients: Mapping[str, np.ndarray]
+    taken: np.ndarray
+
+    def __getitem__(self, steps: slice) -> "StepNumbers":
+        coefficients = {name: of[steps] for name, of in self.coefficients.items()}
+        return StepNumbers(self.ways[steps], coefficients, self.taken[steps])
+
+    def alike(self) -> Iterator[slice]:
+        """Yield consecutive steps that are taken by the same branches, or are not taken."""
+        kinds = [(ways, bool(of)) for ways, of in zip(self.ways, self.taken, strict=True)]
+        first = 0
+        for _, group in itertools.groupby(kinds):
+            last = first + len([*group])
+            yield slice(first, last)
+            first = last
+
+
+class Engine(Protocol):
+    """What runs a kernel. Arrays have an axis of steps and one of elements, without gaps."""
+
+    def run(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
+        """Take steps, each from its own row, all by the same branches, one after the other."""
+
+    def differs(
+        self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers
+    ) -> dict[str, np.ndarray]:
+        """Return for each variable at which steps a bit is not that of the row after it."""
+
+
+@dataclass(frozen=True)
+class NumpyEngine:
+    """Runs a kernel with NumPy."""
+
+    kernel: Kernel
+    optimizer: Any
+    native: str
+
+    def run(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
+        """Take steps, each from its own row, all by the same branches, one after the other."""
+        arithmetic = arithmetic_of(self.native)
+        with np.errstate(all="ignore"):
+            for index, grad in enumerate(grads):
+                x = {name: widened(rows[index], self.native) for name, rows in before.items()}
+                x["grad"] = widened(grad, self.native)
+                c = {name: of[index] for name, of in numbers.coefficients.items()}
+                found = self.kernel.compute(arithmetic, self.optimizer, x, c, numbers.ways[index])
+                for name, values in found.items():
+                    narrowed(values, self.native, after[name][index])
+
+    def differs(
+        self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers
+    ) -> dict[str, np.ndarray]:
+        """Return for each variable at which steps a bit is not that of the row after it."""
+        dtype = storage_dtype(self.native)
+        found = {name: np.empty(grads.shape, dtype) for name in before}
+        self.run(before, grads, found, numbers)
+        return {
+            name: (patterns(bits) != patterns(after[name])).any(axis=1)
+            for name, bits in found.items()
+        }

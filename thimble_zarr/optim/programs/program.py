@@ -1,7 +1,7 @@
 """Programs that take an optimizer's steps, one or many, from stored bits to stored bits.
 
-`KernelProgram` runs a kernel with NumPy, some elements at a time, so that what it computes stays in
-the cache.
+`KernelProgram` runs a kernel on some elements at a time, so that what it computes stays in the
+cache.
 """
 
 import itertools
@@ -12,12 +12,17 @@ from typing import Protocol
 
 import numpy as np
 
+from thimble_zarr.bits import patterns, storage_dtype
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.programs.arithmetic import arithmetic_of, narrowed, stored, widened
-from thimble_zarr.optim.programs.kernel import Kernel, Rounder
-
-Bits = Mapping[str, np.ndarray]
-"""Stored bits, by variable."""
+from thimble_zarr.optim.programs.compiled import CompiledEngine, is_available
+from thimble_zarr.optim.programs.kernel import (
+    Bits,
+    Engine,
+    Kernel,
+    NumpyEngine,
+    Rounder,
+    StepNumbers,
+)
 
 Taken = dict[str, np.ndarray]
 
@@ -85,14 +90,34 @@ class Program(Protocol):
         `before` has these rows, with steps first.
         """
 
+    def differs(
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        scalars: Mapping[str, np.ndarray],
+        after: Bits,
+        *,
+        taken: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return for each variable at which steps `predict` has another bit than the row after."""
+
 
 @dataclass(frozen=True)
 class KernelProgram:
-    """A kernel for an optimizer whose arrays are of one dtype."""
+    """A kernel for an optimizer whose arrays are of one dtype.
+
+    Attributes
+    ----------
+    kernel, optimizer, native
+        These.
+    compiled
+        Whether machine code runs it, where that can be made. The bits are the same.
+    """
 
     kernel: Kernel
     optimizer: Optimizer
     native: str
+    compiled: bool = True
 
     @property
     def name(self) -> str:
@@ -121,7 +146,7 @@ class KernelProgram:
     ) -> Taken:
         """Return `W` and every state after each of consecutive steps."""
         rows = {name: before[name][np.newaxis] for name in self.variables}
-        return self._run(rows, grads, scalars, taken, out)
+        return self._run(rows, grads, scalars, taken, out, own_rows=False)
 
     def predict(
         self,
@@ -134,7 +159,43 @@ class KernelProgram:
     ) -> Taken:
         """Return the same as `steps`, of steps that each begin from a row of their own."""
         rows = {name: before[name] for name in self.variables}
-        return self._run(rows, grads, scalars, taken, out)
+        return self._run(rows, grads, scalars, taken, out, own_rows=True)
+
+    def differs(
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        scalars: Mapping[str, np.ndarray],
+        after: Bits,
+        *,
+        taken: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return for each variable at which steps `predict` has another bit than the row after."""
+        numbers = self._numbers(scalars, len(grads), taken)
+        rows = [{name: _rows(of[name]) for name in self.variables} for of in (before, after)]
+        found = {name: np.zeros(len(grads), bool) for name in self.variables}
+        grads = _rows(grads)
+        for piece in _pieces(grads.shape[1]):
+            for steps in numbers.alike():
+                held, recorded = ({name: of[name][steps, piece] for name in of} for of in rows)
+                if numbers.taken[steps.start]:
+                    differs = self.engine.differs(
+                        held, grads[steps, piece], recorded, numbers[steps]
+                    )
+                else:
+                    differs = {
+                        name: (patterns(bits) != patterns(recorded[name])).any(axis=1)
+                        for name, bits in held.items()
+                    }
+                for name, of_steps in differs.items():
+                    found[name][steps] |= of_steps
+        return found
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the kernel."""
+        chosen = CompiledEngine if self.compiled and is_available() else NumpyEngine
+        return chosen(self.kernel, self.optimizer, self.native)
 
     def _run(
         self,
@@ -143,19 +204,38 @@ class KernelProgram:
         scalars: Mapping[str, np.ndarray],
         taken: np.ndarray | None,
         out: Bits | None,
+        *,
+        own_rows: bool,
     ) -> Taken:
         """Take steps, each from its own row, or all from the one that there is."""
         numbers = self._numbers(scalars, len(grads), taken)
         after = dict(out or {})
         for name in self.variables:
-            after.setdefault(name, np.empty(grads.shape, stored(self.native)))
+            after.setdefault(name, np.empty(grads.shape, storage_dtype(self.native)))
         into = {name: _rows(after[name]) for name in self.variables}
-        rows_before = {name: _rows(bits) for name, bits in before.items()}
-        self._compute(rows_before, _rows(grads), into, numbers)
-        for name, rows in into.items():
-            if not np.may_share_memory(rows, after[name]):
-                after[name][...] = rows.reshape(after[name].shape)
+        rows = {name: _rows(bits) for name, bits in before.items()}
+        grads = _rows(grads)
+        for piece in _pieces(grads.shape[1]):
+            for steps in numbers.alike():
+                for some in [steps] if own_rows else _first_and_rest(steps):
+                    at = some if own_rows else slice(max(some.start - 1, 0), max(some.stop - 1, 1))
+                    of = rows if own_rows or some.start == 0 else into
+                    held = {name: of[name][at, piece] for name in self.variables}
+                    found = {name: into[name][some, piece] for name in self.variables}
+                    self._take(held, grads[some, piece], found, numbers[some])
+        for name, of_steps in into.items():
+            if not np.may_share_memory(of_steps, after[name]):
+                after[name][...] = of_steps.reshape(after[name].shape)
         return after
+
+    def _take(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
+        """Take steps that are alike."""
+        if numbers.taken[0]:
+            self.engine.run(before, grads, after, numbers)
+            return
+        for name, bits in before.items():
+            for row, into in zip(bits, after[name], strict=True):  # one may be the next
+                into[...] = row
 
     def _numbers(
         self, scalars: Mapping[str, np.ndarray], n_steps: int, taken: np.ndarray | None
@@ -177,65 +257,19 @@ class KernelProgram:
             names_of, coefficients, np.ones(n_steps, bool) if taken is None else taken
         )
 
-    def _compute(self, before: Bits, grads: np.ndarray, into: Bits, numbers: "StepNumbers") -> None:
-        """Take steps of arrays that have an axis of steps and one of elements."""
-        own_row = len(before["W"]) == len(grads)
-        with np.errstate(all="ignore"):
-            for piece in _pieces(grads.shape[1]):
-                for index in range(len(grads)):
-                    of = before if own_row or index == 0 else into
-                    row = index if own_row else max(index - 1, 0)
-                    held = {name: of[name][row, piece] for name in self.variables}
-                    after = {name: into[name][index, piece] for name in self.variables}
-                    if numbers.taken[index]:
-                        self._step(held, grads[index, piece], numbers.of(index), after)
-                    else:
-                        for name, bits in held.items():
-                            after[name][...] = bits
-
-    def _step(
-        self,
-        before: Bits,
-        grad: np.ndarray,
-        numbers: tuple[frozenset[str], Mapping[str, np.floating]],
-        into: Bits,
-    ) -> None:
-        """Take one step of some elements."""
-        x = {name: widened(bits, self.native) for name, bits in before.items()}
-        x["grad"] = widened(grad, self.native)
-        ways, coefficients = numbers
-        arithmetic = arithmetic_of(self.native)
-        after = self.kernel.compute(arithmetic, self.optimizer, x, coefficients, ways)
-        for name, values in after.items():
-            narrowed(values, self.native, into[name])
-
-
-@dataclass(frozen=True)
-class StepNumbers:
-    """What steps compute with besides arrays.
-
-    Attributes
-    ----------
-    ways
-        The branches that each step takes.
-    coefficients
-        Numbers of each step, `(step,)`, in the dtype that is computed in.
-    taken
-        Which steps are taken, bool.
-    """
-
-    ways: list[frozenset[str]]
-    coefficients: dict[str, np.ndarray]
-    taken: np.ndarray
-
-    def of(self, index: int) -> tuple[frozenset[str], dict[str, np.floating]]:
-        """Return branches and coefficients of a step."""
-        return self.ways[index], {name: of[index] for name, of in self.coefficients.items()}
-
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    """Return an array with an axis of steps and one of elements: a view, if there is one."""
-    return array.reshape(len(array), -1)
+    """Return an array with an axis of steps and one of elements without gaps: a view, if it can."""
+    rows = array.reshape(len(array), -1)
+    without_gaps = rows.shape[1] < 2 or rows.strides[1] == rows.itemsize
+    return rows if without_gaps else np.ascontiguousarray(rows)
+
+
+def _first_and_rest(steps: slice) -> list[slice]:
+    """Return the first of steps alone, as only its row before is not among those that are made."""
+    first = slice(steps.start, steps.start + 1)
+    rest = slice(steps.start + 1, steps.stop)
+    return [first, rest] if rest.start < rest.stop else [first]
 
 
 def _pieces(n_elements: int) -> Iterator[slice]:

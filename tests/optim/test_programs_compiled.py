@@ -1,0 +1,131 @@
+"""Machine code has the bits of NumPy, also of numbers that no run should have."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from tests.support.optimizers import Kind, Step, kinds, steps
+from tests.support.portable import program
+from thimble_zarr.bits import patterns, storage_dtype
+from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.programs.arithmetic import fma32, fma64
+from thimble_zarr.optim.programs.compiled import CompiledEngine, is_available
+from thimble_zarr.optim.programs.kernel import NumpyEngine
+
+N_STEPS, N_ELEMENTS = 6, 331
+"""Of which the last eleven are taken one at a time."""
+
+UNUSUAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, 6e-8, 1e38, 3e4, 1.0, -1.0)
+
+needs_compiler = pytest.mark.skipif(not is_available(), reason="kernels cannot be compiled here")
+
+
+def drawn(native: str, generator: np.random.Generator) -> np.ndarray:
+    """Bits of all kinds: of numbers of all sizes, of any pattern at all, of unusual numbers."""
+    dtype, shape = storage_dtype(native), (N_STEPS, N_ELEMENTS)
+    unsigned = f"u{dtype.itemsize}"
+    bits = generator.integers(0, 2 ** (8 * dtype.itemsize) - 1, shape, unsigned, endpoint=True)
+    values = generator.standard_normal(shape) * 10 ** generator.uniform(-12, 3, shape)
+    values[generator.random(shape) < 0.1] = generator.choice(UNUSUAL)
+    with np.errstate(over="ignore"):
+        if native == "bfloat16":
+            ordinary = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            ordinary = values.astype(dtype)
+    return np.where(generator.random(shape) < 0.2, bits, patterns(ordinary)).view(dtype)
+
+
+def rows(step: Step, native: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Rows of drawn bits, and scalars that take every branch."""
+    generator = np.random.default_rng(7)
+    arrays = {name: drawn(native, generator) for name in step.before}
+    scalars = {name: np.full(N_STEPS, value) for name, value in step.scalars.items()}
+    scalars[COUNT] = np.arange(1.0, N_STEPS + 1)
+    scalars["weight_decay"][::2] = 0.0
+    if "beta1" in scalars:
+        scalars["beta1"][1] = 0.3
+    if "momentum" in scalars:
+        scalars["momentum"][3] = 0.0
+    return arrays, scalars
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", kinds() + kinds(odd=True))
+def test_machine_code_has_the_bits_of_numpy(kind: Kind) -> None:
+    compiled = program(kind)
+    plain = replace(compiled, compiled=False)
+    assert isinstance(compiled.engine, CompiledEngine)
+    assert isinstance(plain.engine, NumpyEngine)
+    arrays, scalars = rows(next(steps(kind, 1)), kind.native)
+    grads = arrays.pop("grad")
+    for one, other in (
+        (plain.predict(arrays, grads, scalars), compiled.predict(arrays, grads, scalars)),
+        (
+            plain.steps({name: of[0] for name, of in arrays.items()}, grads, scalars),
+            compiled.steps({name: of[0] for name, of in arrays.items()}, grads, scalars),
+        ),
+    ):
+        for name, bits in one.items():
+            assert (patterns(bits) == patterns(other[name])).all(), name
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("kind", kinds(natives=("bfloat16", "float64"))[::5])
+def test_a_flipped_bit_is_seen_at_its_step_and_variable(kind: Kind, *, compiled: bool) -> None:
+    of = replace(program(kind), compiled=compiled)
+    arrays, scalars = rows(next(steps(kind, 1)), kind.native)
+    grads = arrays.pop("grad")
+    taken = np.arange(N_STEPS) != 4
+    after = of.predict(arrays, grads, scalars, taken=taken)
+    found = of.differs(arrays, grads, scalars, after, taken=taken)
+    assert not any(differs.any() for differs in found.values())
+    for name, step, element in (("W", 2, 3), (of.variables[-1], 4, N_ELEMENTS - 1)):
+        patterns(after[name])[step, element] ^= 1
+        found = of.differs(arrays, grads, scalars, after, taken=taken)
+        seen = {(of, int(at)) for of, differs in found.items() for at in np.flatnonzero(differs)}
+        assert seen == {(name, step)}
+        patterns(after[name])[step, element] ^= 1
+
+
+def wrong(
+    fma: Callable[..., np.ndarray], dtype: type[np.floating], *factors: np.ndarray
+) -> list[int]:
+    """Where a multiply-add is not the number next to the exact one."""
+    found = []
+    got = fma(*factors).tolist()
+    terms = zip(*(of.tolist() for of in factors), got, strict=True)
+    for index, (a, b, c, result) in enumerate(terms):
+        exact = Fraction(a) * Fraction(b) + Fraction(c)
+        ends = [float(np.nextafter(dtype(result), dtype(way))) for way in (-np.inf, np.inf)]
+        if any(abs(exact - Fraction(result)) > abs(exact - Fraction(end)) for end in ends):
+            found.append(index)
+    return found
+
+
+def factors(dtype: type[np.floating]) -> list[np.ndarray]:
+    """Sums of all kinds, also of numbers that cancel, and all but halfway, and that underflow."""
+    generator, n, digits = np.random.default_rng(3), 4000, np.finfo(dtype).nmant + 1
+    a, b = (generator.integers(2 ** (digits - 1), 2**digits, n) * 2.0**-digits for _ in "ab")
+    c = generator.choice([1.0, -1.0], n) * 2.0 ** generator.integers(-2 * digits, digits + 2, n)
+    c[::3] = -(a * b)[::3]
+    # Their product is 2 ** 24 + 1, halfway between two numbers of float32.
+    a[1::7], b[1::7] = 24929.0, 673.0
+    c[1::7] = np.where(c[1::7] > 0, 1.0, -1.0) * 2.0**-40
+    scale = np.where(np.arange(n) % 5 == 0, 2.0 * float(np.finfo(dtype).tiny), 1.0)
+    return [of.astype(dtype) for of in (a * scale, b, c * scale)]
+
+
+def test_a_multiply_add_is_rounded_once() -> None:
+    assert wrong(fma32, np.float32, *factors(np.float32)) == []
+    assert wrong(fma64, np.float64, *factors(np.float64)) == []
+
+
+def test_others_are_not() -> None:
+    def in_float64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        return (np.multiply(a, b, dtype=np.float64) + c).astype(np.float32)
+
+    assert len(wrong(in_float64, np.float32, *factors(np.float32))) > 100
+    assert len(wrong(lambda a, b, c: a * b + c, np.float64, *factors(np.float64))) > 100

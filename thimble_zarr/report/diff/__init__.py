@@ -1,0 +1,1 @@
+"""What `diff` found, as people and machines read it."""
