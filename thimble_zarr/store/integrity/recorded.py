@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from thimble_zarr.format.coding import StoredArray
+from thimble_zarr.store.arrays import StoredArrays, decoding
 from thimble_zarr.store.files.base import NotPlainFileError
 from thimble_zarr.store.keys import shard_key
 from thimble_zarr.store.ledger import Commit, FileRecord, Ledger
-from thimble_zarr.store.rows import StoredArrays, decoding
 
 _VALUES = 1
 """The column of `FileRecord.chunks` with the checksums of the values."""
@@ -37,14 +38,23 @@ class RecordedValues:
         None where the file has another size than was committed: it was written again.
         """
         schema = self.arrays.schema
-        block = row // schema.layout.block_steps
-        key = shard_key(self.arrays.key(name), block, schema.shape)
+        needed = [of for of in schema.arrays.values() if of.variable == name]
+        if len(needed) > 1:  # it is computed from the gradient, too
+            needed += [of for of in schema.arrays.values() if of.variable == "grad"]
+        records = [self._as_committed(of, row // schema.layout.block_steps) for of in needed]
+        if any(record is None for record in records) or records[0] is None:
+            return None
+        chunks = records[0].chunks
+        plain = None if chunks is None else chunks[:, _VALUES]
+        return records[0].values if needed[0].is_keyframe else plain
+
+    def _as_committed(self, of: StoredArray, block: int) -> FileRecord | None:
+        """Return what was committed of a file, None if its size is another."""
+        key = shard_key(self.arrays.key(of.name), block, self.arrays.schema.shape)
         record, n_bytes = self.records.get(key), None
         with suppress(OSError, NotPlainFileError):
             n_bytes = self.arrays.files.size(key)
-        if record is None or record.chunks is None or record.n_bytes != n_bytes:
-            return None
-        return record.chunks[:, _VALUES]
+        return None if record is None or record.n_bytes != n_bytes else record
 
 
 @lru_cache(maxsize=2)
