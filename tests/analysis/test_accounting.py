@@ -159,11 +159,13 @@ def test_a_dataset_that_is_no_longer_lazy_is_an_error(toy_path: Path) -> None:
 
 @pytest.mark.parametrize("replay", [True, False])
 def test_a_sound_run_holds(toy_path: Path, replay: bool) -> None:
-    found = verdict(accounting(open_dataset(toy_path), replay=replay))
+    table = accounting(open_dataset(toy_path), replay=replay)
+    found = verdict(table)
     assert found.holds
     n_elements = N_STEPS * N_TOKENS * 5
     assert found.text.startswith(
-        f"HOLDS to the bit: replayed, all {n_elements:,} values each of W, exp_avg and exp_avg_sq "
+        f"HOLDS to the bit: replayed by {table.attrs['replayed_by']}, all {n_elements:,} values "
+        "each of W, exp_avg and exp_avg_sq "
         if replay
         else f"HOLDS: all {n_elements:,} weight changes"
     )

@@ -22,7 +22,8 @@ def test_a_result_is_what_the_accounting_says(toy_path: Path) -> None:
     expected = accounting(ds.sel(token=ds.dead, step=slice(3, 9)), extended=True)
     assert result.holds
     assert result.findings == ()
-    assert result.verdict.startswith("HOLDS to the bit: replayed, all 140 values each of W, ")
+    by = expected.attrs["replayed_by"]
+    assert result.verdict.startswith(f"HOLDS to the bit: replayed by {by}, all 140 values each of ")
     assert result.table.t.tolist() == [*range(3, 10)]
     assert len(result.table.head()) == 5
     for name in ("norm_observed", "ratio", "cosine_similarity", "norm_unexplained"):

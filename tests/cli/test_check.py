@@ -18,6 +18,7 @@ import zarr
 from tests.support.commands import checked, fails, run, strict_json, succeeds
 from tests.support.runs import N_TOKENS, Loop, record, token_labels
 from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr.optim.programs.compiled import is_available
 from thimble_zarr.report.check_tables import csv_text
 from thimble_zarr.store.reader import StoreReader
 
@@ -149,8 +150,9 @@ def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> No
     content = checked(trained)
     ds = open_dataset(trained)
     about = ["store", "tokens", "steps", "n_skipped", "n_steps", "rows", "summary"]
-    replay = ["replay", "replay_device", "not_exact_because", "findings", "health"]
-    assert list(content) == [*about, *replay, "holds", "has_ended", "verdict"]
+    replay = ["replay", "replay_device", "replayed_by", "not_exact_because"]
+    findings = ["findings", "health"]
+    assert list(content) == [*about, *replay, *findings, "holds", "has_ended", "verdict"]
     total = 5 * 8 * int(ds.dead.sum())
     equal = {"total": total, "equal": total, "max_ulp": 0, "first": None}
     assert content["replay"] == dict.fromkeys(("W", "exp_avg", "exp_avg_sq"), equal)
@@ -391,6 +393,7 @@ def test_formula_and_replay_are_not_both_left_out(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "spared"),
     [
+        (["--no-formula"], ["torch"] * is_available()),
         (["--no-replay"], ["torch", "xarray"]),
         (["--no-replay", "--format", "csv"], ["torch", "xarray", "pandas"]),
         (["--format", "csv"], ["xarray", "pandas"]),

@@ -33,7 +33,7 @@ from tests.support.optimizers import DTYPES, IMPLEMENTATIONS
 from tests.support.runs import Loop, threads
 from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.comparison import compare, recurrences, replayed
-from thimble_zarr.analysis.compute.source import Source
+from thimble_zarr.analysis.compute.source import TORCH, Source
 from thimble_zarr.analysis.compute.windows import iter_windows
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
@@ -42,7 +42,7 @@ from thimble_zarr.store.reader import StoreReader
 
 def n_different(path: Path, **selected: np.ndarray) -> dict[str, int]:
     """Count, of some rows, tokens and dims, what the replay gets otherwise than recorded."""
-    return n_different_of(Source(StoreReader.open(path)), **selected)
+    return n_different_of(Source(StoreReader.open(path), replay=TORCH), **selected)
 
 
 def n_different_of(source: Source, **selected: np.ndarray) -> dict[str, int]:
@@ -82,7 +82,7 @@ def assert_exact(path: Path, only: tuple[str, ...] | None = None) -> None:
         counts = table[name].sum("step").to_series().to_dict()
         assert set(counts.values()) == {0}, (name, counts)
     assert (table.norm_unexplained == 0).all()
-    source = Source(StoreReader.open(path))
+    source = Source(StoreReader.open(path), replay=TORCH)
     selections = subsets(source.reader)
     for name in selections if only is None else only:
         counts = n_different_of(source, **selections[name])

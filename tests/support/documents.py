@@ -164,7 +164,11 @@ class Reader:
 
 
 def shape(line: str) -> str:
-    """Return a line without what differs between runs: numbers, and where the cosine is least."""
+    """Return a line without what differs between runs: numbers, and where the cosine is least.
+
+    And what replays, which depends on what is installed.
+    """
+    line = re.sub(r"replayed by [^,]+,", "replayed by #,", line)
     return re.sub(r"[-\s\d.,]+", " # ", line.split("; cosine")[0])
 
 

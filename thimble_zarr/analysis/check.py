@@ -10,7 +10,7 @@ from thimble_zarr.analysis.audit.table import tabulated
 from thimble_zarr.analysis.causes.findings import find_altered, find_causes
 from thimble_zarr.analysis.check_result import CheckResult, ParameterResult, SubsetResult
 from thimble_zarr.analysis.compute.run import Progress, Resources, computed
-from thimble_zarr.analysis.compute.source import Source
+from thimble_zarr.analysis.compute.source import PORTABLE, TORCH, Source
 from thimble_zarr.analysis.compute.variables import missing_inputs
 from thimble_zarr.analysis.health.conditions import concerns_of
 from thimble_zarr.analysis.health.measurements import measured
@@ -27,7 +27,7 @@ def check(
     steps: str | None = None,
     parameters: str | Sequence[str] = (),
     formula: bool = True,
-    replay: bool = True,
+    replay: bool | str = True,
     extended: bool = False,
     device: str | None = None,
     token_mask: Path | None = None,
@@ -38,9 +38,9 @@ def check(
 ) -> CheckResult:
     """Check that every recorded row of a store follows from the row before.
 
-    The formula predicts each change of the weights from the recorded states, and torch takes each
-    step again and must get the recorded bits (`replay`). If it does not, the cause is looked for.
-    All subsets are checked in one pass over the store.
+    The formula predicts each change of the weights from the recorded states, and each step is taken
+    again and must give the recorded bits (`replay`). If it does not, the cause is looked for. All
+    subsets are checked in one pass over the store.
 
     Besides, `health` of the result tells what no fault makes but a person wants to know: a state
     that cannot decay, updates that are rounded away, a learning rate of 0, a gradient that
@@ -61,7 +61,10 @@ def check(
         Names or patterns such as `*.weight`; all by default.
     formula, replay
         Whether to compare with the formula, and whether to take the steps again. Without what it
-        needs the replay is left out.
+        needs the replay is left out. With `portable`, which True stands for, a portable program
+        takes the steps (`optim.programs`), and torch those that end otherwise than recorded; torch
+        takes all where there is no such program or it cannot be compiled. With `torch` it always
+        does.
     extended
         Whether to add the columns `audit.table.EXTENDED`.
     device
@@ -88,7 +91,7 @@ def check(
     >>> result.holds
     True
     >>> print(result.verdict)
-    HOLDS to the bit: replayed, all ... values each of W, exp_avg and exp_avg_sq follow ...
+    HOLDS to the bit: replayed by adamw-single/1, all ... values each of W, exp_avg and ...
     >>> list(result.table.columns)[:3]
     ['t', 'norm_predicted', 'norm_observed']
     """
@@ -99,14 +102,19 @@ def check(
     if tokens is not None and not isinstance(tokens, str):
         tokens = ",".join(map(str, tokens))
     patterns = [parameters] if isinstance(parameters, str) else parameters
-    asked = {"formula": formula, "replay": replay, "extended": extended}
+    by = PORTABLE if replay is True or not replay else replay
+    if by not in (PORTABLE, TORCH):
+        raise ConfigError(
+            f"replay is {replay!r}, and can be {PORTABLE!r}, {TORCH!r}, True or False"
+        )
+    asked = {"formula": formula, "replay": bool(replay), "extended": extended}
     resources = Resources(memory_bytes=memory_bytes, workers=workers, scheduler=scheduler)
     readers = open_recording(store, parameters=patterns, token_mask=token_mask)
     results = []
     for reader in readers:
         where = Path(store), reader.group or None
         try:
-            source = Source.of(reader, device)
+            source = Source.of(reader, device, by)
             subsets = _check(source, (tokens, steps), where, resources, progress, **asked)
             results.append(ParameterResult(*where, subsets=subsets))
         except (ThimbleError, OSError) as error:

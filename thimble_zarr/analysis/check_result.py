@@ -148,6 +148,7 @@ class SubsetResult(_Checked):
             "summary": {name: finite(of) for name, of in self.summary.items()},
             "replay": replay or None,
             "replay_device": numbers.attrs.get("device"),
+            "replayed_by": numbers.attrs.get("replayed_by"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
             "findings": [finding.to_json() for finding in self.findings],
             "health": [concern.to_json() for concern in self.health],

@@ -75,11 +75,13 @@ def _rows(text: str) -> int:
     help="Compare every step with the optimizer's formula, or only replay.  [default: formula]",
 )
 @click.option(
-    "--replay/--no-replay",
-    default=True,
-    help="Take every step again with torch and compare bits, or only check the formula.  "
-    "[default: replay]",
+    "--replay",
+    type=click.Choice(["portable", "torch"]),
+    default="portable",
+    help="What takes every step again, for bits to be compared: a portable program, and torch "
+    "where that differs or there is none; or always torch.  [default: portable]",
 )
+@click.option("--no-replay", is_flag=True, help="Only check the formula.")
 @click.option(
     "--device",
     metavar="DEVICE",
@@ -104,7 +106,7 @@ def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> No
     from the recorded states. The table compares it with the observed change: both norms, the norm
     of the difference, cosine and ratio.
 
-    Replay: torch takes every step again, and weights and moments are compared bit by bit. If they
+    Replay: every step is taken again, and weights and moments are compared bit by bit. If they
     differ, the cause is looked for and named.
 
     STORE may be the safetensors file of the original notebook, which is read in place. Several
@@ -124,6 +126,7 @@ def run_check(
     rows: int | None = None,
     output: Path | None = None,
     quiet: bool = False,
+    no_replay: bool = False,
     **options: Any,
 ) -> int:
     """Check, print and return the exit code."""
@@ -134,6 +137,8 @@ def run_check(
         raise click.UsageError(f"--rows shortens the table, and --format {format_} has every step")
     if output is not None:
         check_directory(output)
+    if no_replay:
+        options["replay"] = False
     paths = [*map(Path, stores_at(stores))]
     found = (_checked(path, alone=len(paths) == 1, quiet=quiet, **options) for path in paths)
     results = [*itertools.chain.from_iterable(found)]

@@ -2,7 +2,7 @@
 
 Changes of 16-bit weights are compared in float32, which is finer than they by 13 bits or more, all
 others in float64. Sums over tokens are float64, so cosines stay within [-1, 1]. NumPy is all that
-this needs, and torch for the replay; `table` makes columns of the numbers.
+this needs, and torch for a replay by torch; `table` makes columns of the numbers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from thimble_zarr.analysis.compute.comparison import (
     replayed,
 )
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
-from thimble_zarr.analysis.compute.source import Selected
+from thimble_zarr.analysis.compute.source import TORCH, Selected
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,
@@ -85,9 +85,12 @@ class Audit:
         selected = _checkable(selected)
         attrs = {"dtype": schema.dtypes["W"], "optimizer": schema.optimizer.name}
         if replay:
-            attrs["device"] = replay_device(source)
-            attrs["not_exact_because"] = not_exact_because(source)
-        exact = not attrs.get("not_exact_because")
+            attrs |= {"device": replay_device(source), "replayed_by": TORCH}
+            if source.program is None:
+                attrs["not_exact_because"] = not_exact_because(source)
+            else:  # torch is asked where the program differs, and then there may be a reason
+                attrs |= {"replayed_by": source.program.name, "not_exact_because": ""}
+        exact = None if replay and source.program else not attrs.get("not_exact_because")
         tally = Tally(recurrences(schema) if replay else (), exact, extended, formula)
         statistics = Statistics(
             tally,
@@ -153,7 +156,7 @@ class Tally:
     """Computes the numbers of a part of a window: `names`, then `OF_REPLAY` for each recurrence."""
 
     recurrences: tuple[str, ...]
-    exact: bool
+    exact: bool | None
     extended: bool
     formula: bool
 
@@ -243,7 +246,7 @@ def _count(elements: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _of_replay(part: Window, *, exact: bool) -> Iterator[np.ndarray]:
+def _of_replay(part: Window, *, exact: bool | None) -> Iterator[np.ndarray]:
     after = replayed(part)
     comparisons = compare(part, after, exact=exact)
     unexplained = _NONE

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from thimble_zarr.analysis.audit.audit import NOT_FINITE, OF_REPLAY, Audit, Tally
+from thimble_zarr.analysis.compute.comparison import not_exact_because
+from thimble_zarr.analysis.compute.source import TORCH
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,8 +71,17 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
         (merged,) = reduction.statistics.merge(*parts)
         n_elements = int(members[classes].sum()) * len(selected.dims)
         columns = _columns(audit.tally, merged, n_elements, selected.source.reader.schema.n_dims)
-        tables.append(Table(labels | columns | skipped, audit.attrs))
+        tables.append(Table(labels | columns | skipped, _attrs(audit, columns)))
     return tables
+
+
+def _attrs(audit: Audit, columns: Mapping[str, np.ndarray]) -> Mapping[str, str]:
+    """Return what columns depend on besides: also on torch, where that was asked."""
+    attrs, source = audit.attrs, audit.reduction.selected.source
+    if audit.tally.exact is not None or not columns["n_different"].any():
+        return attrs
+    by = f"{attrs['replayed_by']}, and by {TORCH} where that differs"
+    return {**attrs, "replayed_by": by, "not_exact_because": not_exact_because(source)}
 
 
 def _columns(

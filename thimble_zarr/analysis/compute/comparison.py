@@ -1,13 +1,17 @@
 """The recorded recurrences against their exact replay, window by window.
 
 A step takes the row before and the gradient to the row after, by one recurrence for each variable
-that it changes. Here torch takes the step again (`optim.replay`) and the outcome is compared with
-the record. torch is imported only when a window is replayed.
+that it changes. Here the step is taken again and the outcome is compared with the record. A row
+that a portable program (`optim.programs`) takes to the recorded bits follows, whatever torch may
+do. torch (`optim.replay`) takes the others, and is imported only for them.
 """
 
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +30,10 @@ from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import COUNT, Precision
 
+if TYPE_CHECKING:
+    from thimble_zarr.optim.lanes import Piece
+    from thimble_zarr.optim.replay import Program
+
 _FUSED_MULTIPLY_ADD = {"AVX2", "AVX512"}
 """Vector instructions, by torch's names, with which it rounds alike."""
 
@@ -39,21 +47,25 @@ class Replay:
     """torch's program of a run, ready to take any step of some of its elements again.
 
     `positions` are those of the elements in the flattened parameter, in the shape of the rows.
+    torch is imported when it takes the first step.
     """
 
     def __init__(self, source: Source, positions: np.ndarray) -> None:
+        self._source, self._positions = source, positions.ravel()
+
+    @cached_property
+    def _program(self) -> "tuple[Program, list[Piece]]":
         from thimble_zarr.optim.lanes import Lanes
         from thimble_zarr.optim.replay import Program
 
-        schema = source.reader.schema
+        source, schema = self._source, self._source.reader.schema
         lanes = Lanes.of(
             schema.optimizer.implementation,
             n_elements=schema.n_elements,
             n_threads=schema.n_threads,
         )
-        self._source = source
-        self._pieces = lanes.split(positions.ravel())
-        self._program = Program(schema.optimizer, schema.dtypes, replay_device(source))
+        program = Program(schema.optimizer, schema.dtypes, replay_device(source))
+        return program, lanes.split(self._positions)
 
     def step(
         self, row: int, inputs: Mapping[str, np.ndarray], scalars: dict[str, float] | None = None
@@ -71,7 +83,8 @@ class Replay:
         recorded = {name: float(values[row]) for name, values in source.recorded.items()}
         with contextlib.suppress(ArithmeticError):  # beta of 1, or a step 0
             if source.follows[row]:
-                return self._program.step(inputs, self._pieces, recorded | other)
+                program, pieces = self._program
+                return program.step(inputs, pieces, recorded | other)
         dtypes = source.reader.schema.dtypes
         return {name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()}
 
@@ -92,7 +105,8 @@ def _replayed(window: Window) -> dict[str, np.ndarray]:
     recorded = {name: window.bits(name) for name in names}
     replay = window.of_tokens(_replay_of)
     after = dict(recorded)  # what is replayed is as recorded, until it is not
-    for index, row in enumerate(window.rows.tolist()):
+    for index in np.flatnonzero(_may_differ(window)).tolist():
+        row = int(window.rows[index])
         states = replay.step(row, {name: bits[index] for name, bits in inputs.items()})
         for name, bits in states.items():
             if not same_bits(bits, recorded[name][index]):
@@ -102,20 +116,51 @@ def _replayed(window: Window) -> dict[str, np.ndarray]:
     return after
 
 
+def _may_differ(window: Window) -> np.ndarray:
+    """Return which rows a portable program does not take to the recorded bits, shape `(step,)`.
+
+    All where there is no program, and those that follow none.
+    """
+    source, rows = window.source, window.rows
+    if source.program is None:
+        return np.ones(len(rows), bool)
+    names = recurrences(source.reader.schema)
+    differs = ~window.follows
+    # The rows before are in the memory of the rows, but for the first one.
+    consecutive = bool((np.diff(rows) == 1).all())
+    cuts = [slice(0, 1), slice(1, len(rows))] if consecutive else [slice(0, len(rows))]
+    for steps in cuts[: len(rows)]:
+        if steps.start:
+            before = {name: window.bits(name)[:-1] for name in names}
+        else:
+            held = {name: window.bits_before(name) for name in names}
+            before = {name: np.stack([*islice(bits, steps.stop)]) for name, bits in held.items()}
+        found = source.program.differs(
+            before,
+            window.bits("grad")[steps],
+            {name: values[rows[steps]] for name, values in source.numbers.items()},
+            {name: window.bits(name)[steps] for name in names},
+            taken=~source.skipped[rows[steps]],
+        )
+        differs[steps] |= np.logical_or.reduce([*found.values()])
+    return differs
+
+
 def _replay_of(window: Window) -> Replay:
     return Replay(window.source, window.positions)
 
 
 def replay_device(source: Source) -> str:
     """Return where the optimizer is replayed; raise SelectionError if that is not there."""
-    import torch
 
     def there(device: str) -> bool:
         kind = device.partition(":")[0]
-        return (
-            kind == "cpu"
-            or (kind == "cuda" and torch.cuda.is_available())
-            or (kind == "mps" and torch.backends.mps.is_available())
+        if kind == "cpu":
+            return True
+        import torch
+
+        return (kind == "cuda" and torch.cuda.is_available()) or (
+            kind == "mps" and torch.backends.mps.is_available()
         )
 
     recorded_on = source.reader.schema.device
@@ -163,16 +208,19 @@ class Comparison:
 
 
 def compare(
-    window: Window, after: Mapping[str, np.ndarray], *, exact: bool
+    window: Window, after: Mapping[str, np.ndarray], *, exact: bool | None
 ) -> dict[str, Comparison]:
     """Compare the rows of a window with their replay (`replayed`), recurrence by recurrence.
 
     Where a state did not begin as the optimizer has it, that counts as a difference of the first
     step. Nothing differs at rows that follow none. `exact` says whether the replay must give the
-    recorded bits.
+    recorded bits. If None that is found out (`not_exact_because`) where some differ.
     """
     source, schema = window.source, window.source.reader.schema
     follows = window.follows[:, np.newaxis, np.newaxis]
+    if exact is None:
+        as_recorded = (np.may_share_memory(of, window.bits(name)) for name, of in after.items())
+        exact = all(as_recorded) or not not_exact_because(source)
     allowed = {}
     if not exact:
         before = {name: window.previous(name) for name in recurrences(schema)}

@@ -25,6 +25,9 @@ _PART_ARRAYS = 32
 _STEP_TENSORS = 8
 """Tensors of a row, in the dtype of the weights, that torch's program makes for itself."""
 
+_TORCH_BYTES = 250 * 10**6
+"""What torch takes in each process that imports it."""
+
 _WAITING = 17
 """Results that wait to be merged."""
 
@@ -70,14 +73,13 @@ class Needs:
             layout = schema.layout
             n_chunks = layout.shard_tokens(schema.n_tokens) // layout.chunk_tokens
             table_bytes += 8 * len(schema.dtypes) * n_chunks * len(rows) // layout.block_steps
+        of_task = task_bytes(
+            schema, n_rows=len(rows), n_tokens=len(tokens), n_classes=n_classes, replay=replay
+        )
+        if replay and reduction.selected.source.program is not None:
+            of_task += _TORCH_BYTES  # which each process imports when it meets a difference
         return cls(
-            task_bytes(
-                schema,
-                n_rows=len(rows),
-                n_tokens=len(tokens),
-                n_classes=n_classes,
-                replay=replay,
-            ),
+            of_task,
             table_bytes,
             n_tasks=reduction.n_parts,
         )
@@ -132,14 +134,14 @@ def task_bytes(
     return taken * 3 // 2
 
 
-def tasks_at_once(needs: Needs, memory_bytes: int | None, most: int, *, replay: bool) -> int:
+def tasks_at_once(needs: Needs, memory_bytes: int | None, most: int, *, needs_torch: bool) -> int:
     """Return how many tasks fit into memory, or into what is free if no bound is given.
 
-    Memory that is only short just now is worth a warning.
+    Memory that is only short just now is worth a warning. `needs_torch`: all do.
     """
     import psutil
 
-    if replay:
+    if needs_torch:
         import torch  # noqa: F401  # what it takes counts
     held_bytes = psutil.Process().memory_info().rss + _FIRST_USE_BYTES
     if memory_bytes is not None:

@@ -105,7 +105,7 @@ def computed(
     replay: bool = True,
     progress: Progress | None = None,
 ) -> Iterator[Computation]:
-    """Have a reduction computed; with `replay` torch will be needed for it.
+    """Have a reduction computed; `replay` says whether it takes steps again.
 
     Raises
     ------
@@ -120,20 +120,24 @@ def computed(
     elif resources == Resources() and (client := _active_client()):
         where = _on_cluster(client)
     else:
-        where = processes(Needs.of(reduction, replay=replay), resources, replay=replay)
+        needs = Needs.of(reduction, replay=replay)
+        needs_torch = replay and reduction.selected.source.program is None
+        where = processes(needs, resources, needs_torch=needs_torch)
     with where as executor:
         yield Computation(reduction, executor, progress)
 
 
 @contextlib.contextmanager
-def processes(needs: Needs, resources: Resources, *, replay: bool = False) -> Iterator[Executor]:
+def processes(
+    needs: Needs, resources: Resources, *, needs_torch: bool = False
+) -> Iterator[Executor]:
     """Fork processes, or start threads where one is enough or none can be forked safely.
 
-    Ctrl-C ends them after the tasks that were handed out, of which some wait. With `replay` torch
-    will be needed.
+    Ctrl-C ends them after the tasks that were handed out, of which some wait. `needs_torch` says
+    whether all will need torch.
     """
     most = min(resources.workers or n_cpus(), needs.n_tasks)
-    n_tasks = tasks_at_once(needs, resources.memory_bytes, most, replay=replay)
+    n_tasks = tasks_at_once(needs, resources.memory_bytes, most, needs_torch=needs_torch)
     executor: Executor = ThreadPoolExecutor(n_tasks)
     if n_tasks > 1 and sys.platform == "linux":
         executor = ProcessPoolExecutor(n_tasks, get_context("fork"), initializer=_prepare_process)

@@ -16,6 +16,11 @@ from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.optim.base import COUNT, LEARNING_RATE
+from thimble_zarr.optim.programs.program import Program
+from thimble_zarr.optim.programs.registry import program_of
+
+PORTABLE, TORCH = "portable", "torch"
+"""What takes the steps of a replay: a portable program first, or torch alone."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +28,43 @@ class Source:
     """A recording as formulas see it: variables by name, rows by step.
 
     `device` is where the optimizer is replayed, as torch names it; where it was recorded, if None,
-    or on the CPU where there is no such device.
+    or on the CPU where there is no such device. `replay` is what takes the steps: `PORTABLE` or
+    `TORCH`.
     """
 
     reader: Reader
     device: str | None = None
+    replay: str = PORTABLE
 
     @classmethod
-    def of(cls, reader: Reader, device: str | None = None) -> Self:
+    def of(cls, reader: Reader, device: str | None = None, replay: str = PORTABLE) -> Self:
         """Return a recording that has begun; raise StoreError if no row was committed yet."""
         if reader.n_rows == 0:
             raise not_begun(reader)
-        return cls(reader, device)
+        return cls(reader, device, replay)
+
+    @cached_property
+    def program(self) -> Program | None:
+        """The portable program that takes the steps, with torch where it differs from the record.
+
+        None where torch takes all of them: because that was asked for, because there is no such
+        program, or because it would be slower or is known to differ.
+        """
+        schema = self.reader.schema
+        on_cpu = self.device in (None, "cpu") and schema.device == "cpu"
+        if self.replay != PORTABLE or not on_cpu:
+            return None
+        program = program_of(schema.optimizer, schema.dtypes)
+        return program if program is not None and program.replaces_torch else None
+
+    @cached_property
+    def numbers(self) -> dict[str, np.ndarray]:
+        """What a program takes: scalars as recorded, and those that follow, `(n_rows,)`."""
+        optimizer, names = self.reader.schema.optimizer, [*self.recorded]
+        rows = zip(*(values.tolist() for values in self.recorded.values()), strict=True)
+        derived = [optimizer.derived(dict(zip(names, row, strict=True))) for row in rows]
+        columns = {of.name: np.array([row[of.name] for row in derived]) for of in optimizer.DERIVED}
+        return columns | self.recorded
 
     @cached_property
     def recorded(self) -> dict[str, np.ndarray]:
@@ -95,7 +125,7 @@ class Source:
 
     def __reduce__(self) -> "tuple[Callable[[bytes], Source], tuple[bytes]]":
         """Pickle without the scalars: whoever unpickles it reads them."""
-        return _unpickled, (pickle.dumps((self.reader, self.device)),)
+        return _unpickled, (pickle.dumps((self.reader, self.device, self.replay)),)
 
 
 @lru_cache(maxsize=1)

@@ -110,5 +110,8 @@ def adam_kernel(optimizer: Adam) -> Kernel | None:
     if tensors or optimizer.capturable or optimizer.differentiable:
         return None
     family = "adamw" if optimizer.decoupled_weight_decay else "adam"
-    compute = _fused if optimizer.implementation == "fused" else _single
-    return Kernel(f"{family}-{optimizer.implementation}/1", _ways, _coefficients, compute)
+    name = f"{family}-{optimizer.implementation}/1"
+    if optimizer.implementation == "fused":
+        return Kernel(name, _ways, _coefficients, _fused)
+    # There torch leaves the square root to MKL, which does not always round it to the nearest.
+    return Kernel(name, _ways, _coefficients, _single, apart_in=("float32", "float64"))

@@ -52,12 +52,15 @@ class Kernel:
     compute
         From arithmetic, optimizer, numbers before (with the gradient), coefficients and names of
         branches, the numbers after: rounded to the dtype of the arrays.
+    apart_in
+        Native dtypes in which torch gets other bits, if few.
     """
 
     name: str
     ways: Callable[[Any, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     coefficients: Callable[[Any, Mapping[str, np.ndarray], Rounder], dict[str, np.ndarray]]
     compute: Callable[[Any, Any, Numbers, Numbers, frozenset[str]], dict[str, Any]]
+    apart_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Program(Protocol):
     def variables(self) -> tuple[str, ...]:
         """What a step changes: `W` and every state."""
 
+    @property
+    def replaces_torch(self) -> bool:
+        """Whether it gives the bits of torch, and sooner than torch does."""
+
     def step(self, before: Bits, grad: np.ndarray, scalars: Mapping[str, float]) -> Taken:
         """Return `W` and every state after a step.
 
@@ -190,6 +194,12 @@ class KernelProgram:
                 for name, of_steps in differs.items():
                     found[name][steps] |= of_steps
         return found
+
+    @property
+    def replaces_torch(self) -> bool:
+        """Whether it gives the bits of torch, and sooner than torch does, as machine code."""
+        gives_bits = self.native not in self.kernel.apart_in
+        return gives_bits and isinstance(self.engine, CompiledEngine)
 
     @cached_property
     def engine(self) -> Engine:
