@@ -55,11 +55,17 @@ class Program(Protocol):
         after it, and with the `DERIVED` numbers if they were recorded; else those are computed.
         """
 
+    def numbers(self, scalars: Mapping[str, np.ndarray], taken: np.ndarray) -> StepNumbers:
+        """Return what steps compute with besides arrays, to give it to `steps` or `predict`.
+
+        They make it themselves of scalars. Who has many arrays of the same steps makes it once.
+        """
+
     def steps(
         self,
         before: Bits,
         grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
         *,
         taken: np.ndarray | None = None,
         out: Bits | None = None,
@@ -73,7 +79,7 @@ class Program(Protocol):
         grads
             The gradient of each step: of that shape, with steps first.
         scalars
-            The numbers of each step, `(step,)`.
+            The numbers of each step, `(step,)`; or all that follows from them and `taken`.
         taken
             Which steps the optimizer took, bool; where it did not, nothing changes. All if None.
         out
@@ -84,7 +90,7 @@ class Program(Protocol):
         self,
         before: Bits,
         grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
         *,
         taken: np.ndarray | None = None,
         out: Bits | None = None,
@@ -98,7 +104,7 @@ class Program(Protocol):
         self,
         before: Bits,
         grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
         after: Bits,
         *,
         taken: np.ndarray | None = None,
@@ -143,7 +149,7 @@ class KernelProgram:
         self,
         before: Bits,
         grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
         *,
         taken: np.ndarray | None = None,
         out: Bits | None = None,
@@ -156,7 +162,7 @@ class KernelProgram:
         self,
         before: Bits,
         grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
         *,
         taken: np.ndarray | None = None,
         out: Bits | None = None,
@@ -169,13 +175,13 @@ class KernelProgram:
         self,
         before: Bits,
         grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
         after: Bits,
         *,
         taken: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Return for each variable at which steps `predict` has another bit than the row after."""
-        numbers = self._numbers(scalars, len(grads), taken)
+        numbers = self._numbers_of(scalars, len(grads), taken)
         rows = [{name: _rows(of[name]) for name in self.variables} for of in (before, after)]
         found = {name: np.zeros(len(grads), bool) for name in self.variables}
         grads = _rows(grads)
@@ -211,14 +217,14 @@ class KernelProgram:
         self,
         before: Bits,
         grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray],
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
         taken: np.ndarray | None,
         out: Bits | None,
         *,
         own_rows: bool,
     ) -> Taken:
         """Take steps, each from its own row, or all from the one that there is."""
-        numbers = self._numbers(scalars, len(grads), taken)
+        numbers = self._numbers_of(scalars, len(grads), taken)
         after = dict(out or {})
         for name in self.variables:
             after.setdefault(name, np.empty(grads.shape, storage_dtype(self.native)))
@@ -247,10 +253,21 @@ class KernelProgram:
             for row, into in zip(bits, after[name], strict=True):  # one may be the next
                 into[...] = row
 
-    def _numbers(
-        self, scalars: Mapping[str, np.ndarray], n_steps: int, taken: np.ndarray | None
-    ) -> "StepNumbers":
-        """Return what the steps compute with besides arrays."""
+    def _numbers_of(
+        self,
+        scalars: Mapping[str, np.ndarray] | StepNumbers,
+        n_steps: int,
+        taken: np.ndarray | None,
+    ) -> StepNumbers:
+        if isinstance(scalars, StepNumbers):
+            return scalars
+        return self.numbers(scalars, np.ones(n_steps, bool) if taken is None else taken)
+
+    def numbers(self, scalars: Mapping[str, np.ndarray], taken: np.ndarray) -> StepNumbers:
+        """Return what steps compute with besides arrays, to give it to `steps` or `predict`.
+
+        They make it themselves of scalars. Who has many arrays of the same steps makes it once.
+        """
         known = {name: np.asarray(values, np.float64) for name, values in scalars.items()}
         if missing := [of.name for of in self.optimizer.DERIVED if of.name not in known]:
             names = (*self.optimizer.scalars, COUNT)
@@ -260,12 +277,10 @@ class KernelProgram:
         ways = self.kernel.ways(self.optimizer, known)
         names_of = [
             frozenset(name for name, takes in ways.items() if takes[index])
-            for index in range(n_steps)
+            for index in range(len(taken))
         ]
         coefficients = self.kernel.coefficients(self.optimizer, known, Rounder(self.native))
-        return StepNumbers(
-            names_of, coefficients, np.ones(n_steps, bool) if taken is None else taken
-        )
+        return StepNumbers(names_of, coefficients, taken)
 
 
 def _rows(array: np.ndarray) -> np.ndarray:

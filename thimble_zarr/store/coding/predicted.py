@@ -17,6 +17,7 @@ import numpy as np
 from thimble_zarr.bits import patterns
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import Program
 from thimble_zarr.optim.programs.registry import program_named
 from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, values_checksum
@@ -34,14 +35,14 @@ class Prediction:
     program
         What predicts a row that is one step after the row before; None if nothing does.
     numbers
-        The per-step scalars of the block's rows, by name, `(step,)`.
-    taken
-        Which rows are one step of the program after the row before them, bool.
+        What it computes with in each row, besides arrays; None likewise.
+    n_rows
+        How many rows there are.
     """
 
     program: Program | None
-    numbers: Mapping[str, np.ndarray]
-    taken: np.ndarray
+    numbers: StepNumbers | None
+    n_rows: int
 
     @classmethod
     def of(cls, schema: Schema, scalars: Mapping[str, np.ndarray], steps: np.ndarray) -> Self:
@@ -56,22 +57,21 @@ class Prediction:
         counts = scalars[COUNT]
         one = (np.diff(counts, prepend=np.nan) == 1) & (np.diff(steps, prepend=steps[:1]) == 1)
         known = np.isfinite([*numbers.values()]).all(axis=0)
-        return cls(program, numbers, one & known)
+        of_steps = None if program is None else program.numbers(numbers, one & known)
+        return cls(program, of_steps, len(steps))
 
     def at(self, rows: slice) -> "Prediction":
         """Return what predicts some of the rows, the first of which is a block's."""
-        numbers = {name: values[rows] for name, values in self.numbers.items()}
-        return replace(self, numbers=numbers, taken=self.taken[rows])
+        numbers = None if self.numbers is None else self.numbers[rows]
+        return replace(self, numbers=numbers, n_rows=rows.stop - rows.start)
 
     def residuals(self, rows: Bits, grads: np.ndarray | None) -> dict[str, np.ndarray]:
         """Return the residual of each row, the first one's zero: unsigned integers."""
         left = {name: np.zeros(bits.shape, patterns(bits).dtype) for name, bits in rows.items()}
         before = {name: bits[:-1] for name, bits in rows.items()}
         predicted: Bits = before
-        if self.program is not None and grads is not None:
-            numbers = {name: values[1:] for name, values in self.numbers.items()}
-            taken = self.taken[1:]
-            predicted = self.program.predict(before, grads[1:], numbers, taken=taken)
+        if self.program is not None and self.numbers is not None and grads is not None:
+            predicted = self.program.predict(before, grads[1:], self.numbers[1:])
         for name, bits in rows.items():
             np.bitwise_xor(patterns(bits[1:]), patterns(predicted[name]), out=left[name][1:])
         return left
@@ -90,7 +90,7 @@ class Prediction:
         residuals
             Those of each row, by variable; None where all are zero.
         """
-        n_rows = len(self.taken)
+        n_rows = self.n_rows
         rows = {name: np.empty((n_rows, *bits.shape), bits.dtype) for name, bits in first.items()}
         for name, bits in first.items():
             rows[name][0] = bits
@@ -109,14 +109,13 @@ class Prediction:
     def _go_on(self, rows: Bits, grads: np.ndarray | None, start: int, stop: int) -> None:
         """Predict the rows behind `start` up to `stop`, each from the one before."""
         steps = slice(start + 1, stop + 1)
-        if self.program is None or grads is None:
+        if self.program is None or self.numbers is None or grads is None:
             for bits in rows.values():
                 bits[steps] = bits[start]
         elif start < stop:
             before = {name: bits[start] for name, bits in rows.items()}
-            numbers = {name: values[steps] for name, values in self.numbers.items()}
             into = {name: bits[steps] for name, bits in rows.items()}
-            self.program.steps(before, grads[steps], numbers, taken=self.taken[steps], out=into)
+            self.program.steps(before, grads[steps], self.numbers[steps], out=into)
 
 
 def derive(schema: Schema, numbers: Mapping[str, np.ndarray]) -> None:
