@@ -1,6 +1,8 @@
 """The numbers of a summary, against those computed in the plainest way (`summary_oracle`)."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from tests.support.tuned import tuned
 from tests.support.zoo import Recorded
 from thimble_zarr import Recorder, every, open_dataset, summary, windows
 from thimble_zarr.analysis.compute.windows import Window
-from thimble_zarr.analysis.summary import means
+from thimble_zarr.analysis.summary import formula, means
 from thimble_zarr.errors import ConfigError, SelectionError
+from thimble_zarr.store.rows import OpenedRows
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,37 @@ def test_numbers_do_not_depend_on_how_the_run_is_cut(
     whole = summary(toy_path, place=tmp_path / "whole.zarr", workers=1)
     assert_same_summary(cut, whole)
     assert_same_summary(whole, expected_of(toy_path)[1])
+
+
+@pytest.mark.parametrize("held_bytes", [0, 2**20])
+def test_weights_are_read_once_where_they_fit_the_memory(
+    held_bytes: int, toy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(monkeypatch, summary_held_bytes=held_bytes, summary_elements=2**20)
+    read, blocks = OpenedRows.read, []
+
+    def noting(self: OpenedRows, name: str, rows: tuple[int, int], *args: Any) -> np.ndarray:
+        blocks.append((name, rows))
+        return read(self, name, rows, *args)
+
+    monkeypatch.setattr(OpenedRows, "read", noting)
+    found = summary(toy_path, place=tmp_path / "s.zarr", workers=1)
+    n_reads = {name: len([of for of, _ in blocks if of == name]) for name in ("W", "grad")}
+    assert n_reads["W"] == n_reads["grad"] * (1 if held_bytes else 2)
+    assert_same_summary(found, expected_of(toy_path)[1])
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_where_little_is_left_of_a_step_float32_is_not_trusted(
+    trusting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.zarr"
+    record(path, lr=1.0)
+    if trusting:
+        monkeypatch.setattr(formula, "_LEAST_LEFT", 0.0)
+    expected, found = expected_of(path)[1][["norm_residual"]], summary(path)[["norm_residual"]]
+    with pytest.raises(AssertionError) if trusting else nullcontext():
+        assert_same_summary(found, expected)
 
 
 def test_steps_are_measured_in_the_lattice_of_another_dtype(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from thimble_zarr.analysis.summary.groups import Groups
 from thimble_zarr.analysis.summary.kept import BATCH, Kept, Note
 from thimble_zarr.analysis.summary.means import Arrays
 from thimble_zarr.analysis.summary.numbers import numbers_of
+from thimble_zarr.analysis.summary.passes import held_bytes
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.layout import split_range
 
@@ -156,6 +157,7 @@ def needs(selected: Selected, groups: Groups, n_rows: int, n_tasks: int) -> Need
     itemsizes = [storage_dtype(schema.dtypes[name]).itemsize for name in contents.inputs]
     taken += (layout.block_steps + 1) * n_at_once * schema.n_dims * sum(itemsizes)
     taken += 2 * layout.block_steps * layout.chunk_tokens * schema.n_dims * max(itemsizes)
+    taken += held_bytes(selected)
     taken += _PART_ARRAYS * max(tuning.TUNING.summary_part_bytes * 5 // 4, 8 * schema.n_dims)
     n_classes = groups.has_class.shape[1]
     taken += 8 * 6 * n_rows * schema.n_dims * (n_classes + len(groups.names))
