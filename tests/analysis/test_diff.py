@@ -156,6 +156,7 @@ PLANTED: dict[str, tuple[dict[str, object], tuple[str, int, str]]] = {
     "resumed without moments": ({"act": at(7, lose_moments)}, ("resume", 7, "exp_avg")),
     "one bit of W": ({"act": at(9, flip)}, ("changed-without-step", 9, "W")),
     "another weight decay": ({"weight_decay": 0.3}, ("configuration", 1, "weight_decay")),
+    "another flag": ({"maximize": True}, ("configuration", 1, "exp_avg")),
     "another seed": ({"kind": OtherSeed}, ("initial-weights", 0, "W")),
     "another rate from step 6 on": ({"act": at(6, halve_rate)}, ("schedule", 6, "learning_rate")),
     "a step without a gradient": ({"kind": SkippingLoop}, ("skipped-step", 4, "optimizer_step")),
