@@ -222,6 +222,12 @@ def test_a_state_that_began_with_another_value(whole: Path, tmp_path: Path) -> N
     assert found(diff(whole, tmp_path / "b.zarr")) == ("initial-states", 0, "exp_avg")
 
 
+def test_the_first_step_is_none_at_which_states_begin_anew(whole: Path, tmp_path: Path) -> None:
+    rewrite(whole, tmp_path / "b.zarr", lambda bits, _: flip_bit(bits["exp_avg"], (1, 6, 1), 9))
+    result = diff(whole, tmp_path / "b.zarr")
+    assert found(result) == ("changed-without-step", 1, "exp_avg")
+
+
 def resumed(path: Path, dtype: torch.dtype, act: Act | None = None, **options: object) -> Path:
     """Record six steps, and resume the recording after them."""
     loop = Loop(dtype=dtype)
@@ -595,7 +601,7 @@ def test_the_first_difference_is_the_first_whatever_the_pieces(
     )
     truth = {name: np.ones((13, 11, 3)) for name in schema.dtypes}
     changed = {name: of.copy() for name, of in truth.items()}
-    for place in [(7, 0, 0), (6, 8, 2), (6, 3, 2), (6, 3, 1), (7, 1, 1)]:
+    for place in [(7, 0, 0), (6, 10, 2), (6, 8, 2), (6, 3, 2), (6, 3, 1), (7, 1, 1)]:
         changed["grad"][place] = 1 + 2**-6
     recording = schema, np.arange(13), np.arange(11)
     a = recorded(tmp_path / "a.zarr", recording, truth)
@@ -604,7 +610,7 @@ def test_the_first_difference_is_the_first_whatever_the_pieces(
         result = diff(a, b, values=values, replay=False)
         first = result.first
         assert (first.variable, first.step, first.token, first.dim) == ("grad", 6, 3, 1)
-        assert (first.n_different, first.n_elements, first.ulp) == (3, 33, 2)
+        assert (first.n_different, first.n_elements, first.ulp) == (4, 33, 2)
         assert (first.a, first.b) == (1, 1 + 2**-6)
 
 
