@@ -27,7 +27,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.schema import Schema, packed_mask
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.shard_codec import ShardFile
+from thimble_zarr.store.shard_codec import ShardFile, values_checksum
 from thimble_zarr.store.writer import StoreWriter
 from thimble_zarr.tuning import TUNING
 
@@ -156,6 +156,7 @@ PLANTED: dict[str, tuple[dict[str, object], tuple[str, int, str]]] = {
     "resumed without moments": ({"act": at(7, lose_moments)}, ("resume", 7, "exp_avg")),
     "one bit of W": ({"act": at(9, flip)}, ("changed-without-step", 9, "W")),
     "another weight decay": ({"weight_decay": 0.3}, ("configuration", 1, "weight_decay")),
+    "another flag": ({"maximize": True}, ("configuration", 1, "exp_avg")),
     "another seed": ({"kind": OtherSeed}, ("initial-weights", 0, "W")),
     "another rate from step 6 on": ({"act": at(6, halve_rate)}, ("schedule", 6, "learning_rate")),
     "a step without a gradient": ({"kind": SkippingLoop}, ("skipped-step", 4, "optimizer_step")),
@@ -219,6 +220,12 @@ def test_without_the_replay_a_change_is_taken_for_what_it_looks_like(
 def test_a_state_that_began_with_another_value(whole: Path, tmp_path: Path) -> None:
     rewrite(whole, tmp_path / "b.zarr", lambda bits, _: flip_bit(bits["exp_avg"], (0, 6, 1), 3))
     assert found(diff(whole, tmp_path / "b.zarr")) == ("initial-states", 0, "exp_avg")
+
+
+def test_the_first_step_is_none_at_which_states_begin_anew(whole: Path, tmp_path: Path) -> None:
+    rewrite(whole, tmp_path / "b.zarr", lambda bits, _: flip_bit(bits["exp_avg"], (1, 6, 1), 9))
+    result = diff(whole, tmp_path / "b.zarr")
+    assert found(result) == ("changed-without-step", 1, "exp_avg")
 
 
 def resumed(path: Path, dtype: torch.dtype, act: Act | None = None, **options: object) -> Path:
@@ -580,20 +587,64 @@ def test_growth_is_what_numpy_finds(whole: Path, dtype: torch.dtype, tmp_path: P
 
 @pytest.mark.parametrize("pieces", [1, 60, 2**21])
 def test_the_first_difference_is_the_first_whatever_the_pieces(
-    toy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
+    """Tokens 0 and 3 lie on disk after all others, two tokens a chunk."""
     monkeypatch.setattr("thimble_zarr.tuning.TUNING", replace(TUNING, window_elements=pieces))
-    places = [(9, 0, 0), (6, 8, 2), (6, 3, 4), (6, 3, 1), (7, 1, 1)]
-
-    def change(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
-        for place in places:
-            flip_bit(bits["exp_avg_sq"], place, 1)
-
-    rewrite(toy_path, tmp_path / "b.zarr", change)
+    schema = Schema(
+        shape=(11, 3),
+        dims=("token", "dim"),
+        dtypes={"W": "bfloat16", "grad": "bfloat16"},
+        layout=Layout(4, 2),
+        optimizer=OPTIMIZER,
+        stored_last=packed_mask(np.isin(np.arange(11), (0, 3))),
+    )
+    truth = {name: np.ones((13, 11, 3)) for name in schema.dtypes}
+    changed = {name: of.copy() for name, of in truth.items()}
+    for place in [(7, 0, 0), (6, 10, 2), (6, 8, 2), (6, 3, 2), (6, 3, 1), (7, 1, 1)]:
+        changed["grad"][place] = 1 + 2**-6
+    recording = schema, np.arange(13), np.arange(11)
+    a = recorded(tmp_path / "a.zarr", recording, truth)
+    b = recorded(tmp_path / "b.zarr", recording, changed)
     for values in (False, True):
-        first = diff(toy_path, tmp_path / "b.zarr", values=values).first
-        assert (first.step, first.token, first.dim, first.n_different) == (6, 3, 1, 3)
-        assert first.ulp == 2
+        result = diff(a, b, values=values, replay=False)
+        first = result.first
+        assert (first.variable, first.step, first.token, first.dim) == ("grad", 6, 3, 1)
+        assert (first.n_different, first.n_elements, first.ulp) == (4, 33, 2)
+        assert (first.a, first.b) == (1, 1 + 2**-6)
+
+
+@pytest.mark.parametrize("what", ["order", "ids", "steps"])
+def test_equal_checksums_of_other_elements_say_nothing(tmp_path: Path, what: str) -> None:
+    """Two stores with the same bytes on disk, which are of other tokens or steps in each."""
+    schema = Schema(
+        shape=(5, 3),
+        dims=("token", "dim"),
+        dtypes={"W": "bfloat16"},
+        layout=Layout(4, 5),
+        optimizer=OPTIMIZER,
+        whole_tokens=11,
+        schedule="some",
+    )
+    truth = {"W": np.arange(13 * 11 * 3.0).reshape(13, 11, 3) % 191}
+    one, ids, steps = (schema, np.arange(8), np.arange(5)), np.arange(5), np.arange(8)
+    other = replace(schema, stored_last=packed_mask(ids < 2)) if what == "order" else schema
+    there = {"W": truth["W"].copy()}
+    if what == "order":
+        there["W"][:, [2, 3, 4, 0, 1]] = truth["W"][:, :5]
+    elif what == "ids":
+        ids = ids + 1
+        there["W"][:, 1:] = truth["W"][:, :-1]
+    else:
+        steps = steps + 1
+        there["W"][1:] = truth["W"][:-1]
+    a = recorded(tmp_path / "a.zarr", one, truth)
+    b = recorded(tmp_path / "b.zarr", (other, steps, ids), there)
+    sums = [StoreReader.open(path).chunk_checksums().of_block("W", 0) for path in (a, b)]
+    chunk = encode(truth["W"][:4, :5], "bfloat16").transpose(1, 0, 2)
+    values = values_checksum(np.ascontiguousarray(chunk))
+    assert sums[0].tolist() == sums[1].tolist() == [values]
+    assert not diff(a, b, replay=False).is_equal
 
 
 def test_a_result_is_data(toy_path: Path, tmp_path: Path) -> None:

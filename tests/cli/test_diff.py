@@ -66,6 +66,8 @@ def test_different_runs_are_tables_and_exit_with_1() -> None:
     assert lines[table + 1].split()[:5] == ["weight_decay", "1", "-", "0.01", "0.3"]
     growth = next(line for line in lines if line.startswith("How it grows"))
     assert lines[lines.index(growth) + 1].split()[:3] == ["step", "W", "apart"]
+    assert lines[lines.index(growth) + 2].split()[:3] == ["1", "49.09", "%"]
+    assert "    0 %        0" in lines[lines.index(growth) + 2]  # the moments, at step 1
     settings = lines[lines.index(next(line for line in lines if line.startswith("what differs"))) :]
     assert settings[1].split() == ["attrs.seed", "1", "2"]
     assert settings[2].split() == ["attrs.note", "-", f"{'x' * 39}…"]

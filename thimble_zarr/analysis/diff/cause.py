@@ -17,7 +17,7 @@ import numpy as np
 from thimble_zarr import tuning
 from thimble_zarr.analysis.diff.pair import Pair
 from thimble_zarr.analysis.diff.result import Cause, Difference, Setting
-from thimble_zarr.analysis.diff.settings import environment
+from thimble_zarr.analysis.diff.settings import configuration, environment
 from thimble_zarr.bits import decode, unit_roundoff
 from thimble_zarr.errors import ConfigError, SelectionError
 from thimble_zarr.format.reader import Reader
@@ -130,7 +130,9 @@ class Inquiry:
 
     def _of_a_step(self, first: str) -> Cause:
         """Name what differs at a step whose row before is equal in both runs."""
-        anew = [side for side, of in self._each() if _began_anew(of, self._row(side))]
+        anew = [
+            side for side, of in self._each() if self.step > 1 and _began_anew(of, self._row(side))
+        ]
         if len(anew) == 1:
             return self._told(
                 "resume",
@@ -169,6 +171,12 @@ class Inquiry:
                 "resume",
                 f"{first} differs first, and the gradient is equal{was}: what was resumed is not "
                 "what was recorded",
+            )
+        if flags := [setting.name for setting in configuration(self.settings)]:
+            return self._told(
+                "configuration",
+                f"{first} differs first, and gradient and row before are equal. The runs differ in "
+                f"{', '.join(flags)}",
             )
         return self._told(
             "kernel",
@@ -238,13 +246,13 @@ def _resumed_after(reader: Reader) -> Sequence[int]:
 def _began_anew(reader: Reader, row: int) -> bool:
     """Return whether the states after a step are those of a first step, as far as rounding allows.
 
-    That is asked of the tokens that make a sample. The very first step is no such step.
+    That is asked of the tokens that make a sample.
     """
     schema, formula = reader.schema, reader.schema.optimizer.formula
     states = {state.name: state.first for state in schema.optimizer.states}
     names = ("W", "grad", *states)
     is_known = all(name in schema.dtypes for name in names) and None not in states.values()
-    if row < 2 or formula is None or not states or not is_known:
+    if formula is None or not states or not is_known:
         return False
     tokens = range(min(schema.n_tokens, max(1, tuning.TUNING.sample_elements // schema.n_dims)))
 

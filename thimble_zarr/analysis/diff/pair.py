@@ -103,11 +103,9 @@ class Pair:
     def is_alike(self) -> bool:
         """Whether chunks of both have the same elements, so that their checksums tell."""
         a, b = (reader.schema for reader in self.readers)
-        return (
-            (a.layout, a.shape, a.stored_last) == (b.layout, b.shape, b.stored_last)
-            and len(self.ids) == a.n_tokens
-            and np.array_equal(self.sources[0].token_ids, self.sources[1].token_ids)
-        )
+        is_cut_alike = (a.layout, a.shape, a.stored_last) == (b.layout, b.shape, b.stored_last)
+        ids_a, ids_b = (source.token_ids for source in self.sources)
+        return is_cut_alike and np.array_equal(ids_a, ids_b)
 
     def windows(self) -> Iterator[slice]:
         """Yield which of the steps lie in one block of either run, in their order.

@@ -11,8 +11,17 @@ from thimble_zarr.format.schema import Json, Schema
 _OMITTED = ("created",)
 """When a run was recorded is always another time."""
 
-ENVIRONMENT = ("device", "n_threads", "cpu_capability", "contiguous", "software.", "optimizer.")
+_PROGRAM = tuple(
+    f"optimizer.{flag}"
+    for flag in ("implementation", "capturable", "differentiable", "lr_dtype", "betas_dtype")
+)
+"""Flags of an optimizer that choose a program of torch's, which computes the same otherwise."""
+
+_ENVIRONMENT = ("device", "n_threads", "cpu_capability", "contiguous", "software.", *_PROGRAM)
 """What settings begin with that another program, device or library goes with."""
+
+_CHOSEN = ("optimizer.", "dtypes.")
+"""What the others begin with that a step depends on."""
 
 
 def settings(a: Schema, b: Schema) -> tuple[Setting, ...]:
@@ -28,7 +37,16 @@ def settings(a: Schema, b: Schema) -> tuple[Setting, ...]:
 
 def environment(found: tuple[Setting, ...]) -> tuple[Setting, ...]:
     """Return those that decide which program runs, on what."""
-    return tuple(setting for setting in found if setting.name.startswith(ENVIRONMENT))
+    return tuple(setting for setting in found if setting.name.startswith(_ENVIRONMENT))
+
+
+def configuration(found: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """Return those that say what a step computes, in which dtype."""
+    return tuple(
+        setting
+        for setting in found
+        if setting.name.startswith(_CHOSEN) and setting not in environment(found)
+    )
 
 
 def _fields(schema: Schema) -> Iterator[tuple[str, Json]]:
