@@ -26,8 +26,8 @@ from thimble_zarr.bits import decode, encode
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.schema import Schema, packed_mask
+from thimble_zarr.store.coding.shard_codec import ShardFile, values_checksum
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.shard_codec import ShardFile, values_checksum
 from thimble_zarr.store.writer import StoreWriter
 from thimble_zarr.tuning import TUNING
 
