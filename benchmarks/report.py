@@ -15,7 +15,6 @@ import xarray as xr
 
 from benchmarks.__main__ import machine, python, say
 from benchmarks.processes import measure
-from benchmarks.synthetic import synthetic_run
 from thimble_zarr import open_dataset
 from thimble_zarr.analysis.summary.contents import QUANTILES, Contents
 from thimble_zarr.report.browser.facts import schema_of
@@ -73,6 +72,8 @@ def page(store: Path, summary: Path, output: Path) -> None:
 @main.command()
 def sizes() -> None:
     """Write runs of random numbers, and print what the report of each takes."""
+    from benchmarks.synthetic import synthetic_run  # with torch, which no report loads
+
     results = {}
     for name, (n_steps, n_tokens, n_dims) in RUNS.items():
         with tempfile.TemporaryDirectory() as directory:
