@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.draws import ADAM, BFLOAT16, FLOAT32, Cell
-from tests.support.faults import Arrays, flip_bit, rewrite
+from tests.support.faults import Arrays, flip_bit, relabel, rewrite
 from thimble_zarr import accounting, check, open_dataset
 from thimble_zarr.analysis.compute.source import TORCH, Source
 from thimble_zarr.errors import ConfigError
@@ -86,6 +86,8 @@ def test_torch_takes_the_steps_where_nothing_is_faster(
     assert Source(reader, "cuda").program is None
     single = Cell(FLOAT32, options={"foreach": False}).record(tmp_path / "float32.zarr")
     assert Source(StoreReader.open(single)).program is None  # MKL takes the root there
+    relabel(path, tmp_path / "default.zarr", cpu_capability="DEFAULT")
+    assert Source(StoreReader.open(tmp_path / "default.zarr")).program is None
     monkeypatch.setattr("thimble_zarr.optim.programs.program.is_available", lambda: False)
     assert Source(reader).program is None
     assert check(path).to_json()["replayed_by"] == TORCH

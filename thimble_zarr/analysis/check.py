@@ -102,11 +102,7 @@ def check(
     if tokens is not None and not isinstance(tokens, str):
         tokens = ",".join(map(str, tokens))
     patterns = [parameters] if isinstance(parameters, str) else parameters
-    by = PORTABLE if replay is True or not replay else replay
-    if by not in (PORTABLE, TORCH):
-        raise ConfigError(
-            f"replay is {replay!r}, and can be {PORTABLE!r}, {TORCH!r}, True or False"
-        )
+    by = _replayed_by(replay=replay)
     asked = {"formula": formula, "replay": bool(replay), "extended": extended}
     resources = Resources(memory_bytes=memory_bytes, workers=workers, scheduler=scheduler)
     readers = open_recording(store, parameters=patterns, token_mask=token_mask)
@@ -122,6 +118,16 @@ def check(
                 raise
             results.append(ParameterResult(*where, error=error))
     return CheckResult(Path(store), (*results,))
+
+
+def _replayed_by(*, replay: bool | str) -> str:
+    """Return what takes the steps, if anything does."""
+    by = PORTABLE if isinstance(replay, bool) else replay
+    if by not in (PORTABLE, TORCH):
+        raise ConfigError(
+            f"replay is {replay!r}, and can be {PORTABLE!r}, {TORCH!r}, True or False"
+        )
+    return by
 
 
 def _check(

@@ -52,7 +52,8 @@ class Source:
         """
         schema = self.reader.schema
         on_cpu = self.device in (None, "cpu") and schema.device == "cpu"
-        if self.replay != PORTABLE or not on_cpu:
+        # Without vector instructions torch fuses nothing.
+        if self.replay != PORTABLE or not on_cpu or schema.cpu_capability == "DEFAULT":
             return None
         program = program_of(schema.optimizer, schema.dtypes)
         return program if program is not None and program.replaces_torch else None

@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ def is_available() -> bool:
 @dataclass(frozen=True)
 class CompiledEngine:
     """Runs a kernel as machine code."""
+
+    piece_elements: ClassVar[int] = 2**15
 
     kernel: Kernel
     optimizer: Any

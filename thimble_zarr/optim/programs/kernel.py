@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -98,6 +98,10 @@ class StepNumbers:
 class Engine(Protocol):
     """What runs a kernel. Arrays have an axis of steps and one of elements, without gaps."""
 
+    @property
+    def piece_elements(self) -> int:
+        """How many elements are best taken at once."""
+
     def run(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
         """Take steps, each from its own row, all by the same branches, one after the other."""
 
@@ -110,6 +114,8 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class NumpyEngine:
     """Runs a kernel with NumPy."""
+
+    piece_elements: ClassVar[int] = 2**13
 
     kernel: Kernel
     optimizer: Any

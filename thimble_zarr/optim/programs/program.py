@@ -26,8 +26,6 @@ from thimble_zarr.optim.programs.kernel import (
 
 Taken = dict[str, np.ndarray]
 
-_PIECE_ELEMENTS = 2**13
-
 
 class Program(Protocol):
     """A step of an optimizer, the same on any machine.
@@ -185,7 +183,7 @@ class KernelProgram:
         rows = [{name: _rows(of[name]) for name in self.variables} for of in (before, after)]
         found = {name: np.zeros(len(grads), bool) for name in self.variables}
         grads = _rows(grads)
-        for piece in _pieces(grads.shape[1]):
+        for piece in self._pieces(grads.shape[1]):
             for steps in numbers.alike():
                 held, recorded = ({name: of[name][steps, piece] for name in of} for of in rows)
                 if numbers.taken[steps.start]:
@@ -231,7 +229,7 @@ class KernelProgram:
         into = {name: _rows(after[name]) for name in self.variables}
         rows = {name: _rows(bits) for name, bits in before.items()}
         grads = _rows(grads)
-        for piece in _pieces(grads.shape[1]):
+        for piece in self._pieces(grads.shape[1]):
             for steps in numbers.alike():
                 for some in [steps] if own_rows else _first_and_rest(steps):
                     at = some if own_rows else slice(max(some.start - 1, 0), max(some.stop - 1, 1))
@@ -243,6 +241,10 @@ class KernelProgram:
             if not np.may_share_memory(of_steps, after[name]):
                 after[name][...] = of_steps.reshape(after[name].shape)
         return after
+
+    def _pieces(self, n_elements: int) -> Iterator[slice]:
+        ends = [*range(0, n_elements, self.engine.piece_elements), n_elements]
+        return itertools.starmap(slice, itertools.pairwise(ends))
 
     def _take(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
         """Take steps that are alike."""
@@ -295,8 +297,3 @@ def _first_and_rest(steps: slice) -> list[slice]:
     first = slice(steps.start, steps.start + 1)
     rest = slice(steps.start + 1, steps.stop)
     return [first, rest] if rest.start < rest.stop else [first]
-
-
-def _pieces(n_elements: int) -> Iterator[slice]:
-    ends = [*range(0, n_elements, _PIECE_ELEMENTS), n_elements]
-    return itertools.starmap(slice, itertools.pairwise(ends))
