@@ -73,6 +73,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "some tokens": {"recorder_options": {"tokens": [9, 1, 4, 5]}},
     "some variables": {"recorder_options": {"variables": ("W", "exp_avg")}},
     "predicted": {"recorder_options": {"coding": "predicted"}},
+    "predicted, a last block of one row": {
+        "recorder_options": {"coding": "predicted"},
+        "n_steps": 12,
+    },
     "predicted, no weight decay": {"recorder_options": {"coding": "predicted"}, "weight_decay": 0},
     "predicted, from the far end": {
         "recorder_options": {"coding": "predicted"},
