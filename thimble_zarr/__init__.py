@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from thimble_zarr.record.schedule import every, log_spaced, windows
     from thimble_zarr.report import plot
     from thimble_zarr.report.html import write_report
+    from thimble_zarr.sources.recode import recode
     from thimble_zarr.store.integrity.verify import verify
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "open_datasets",
     "open_datatree",
     "plot",
+    "recode",
     "summary",
     "verify",
     "windows",
@@ -65,6 +67,7 @@ _HOMES = {
     "open_datasets": "thimble_zarr.analysis.dataset.runs",
     "open_datatree": "thimble_zarr.analysis.dataset.open",
     "plot": "thimble_zarr.report.plot",
+    "recode": "thimble_zarr.sources.recode",
     "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",

@@ -147,6 +147,30 @@ def test_a_run_that_was_cut_off_says_how_many_steps_it_was_to_take(
     )
 
 
+def test_info_tells_how_a_store_is_coded(trained: Path, tmp_path: Path) -> None:
+    assert "Coding" not in succeeds("info", trained).stdout
+    assert info_of(trained)["coding"]["name"] == "plain"
+    record(tmp_path / "small.zarr", recorder_options={"coding": "predicted"})
+    shown = succeeds("info", tmp_path / "small.zarr").stdout
+    assert "\nCoding     predicted by adamw-single/1; gradient lz4-bitshuffle\n" in shown
+    assert info_of(tmp_path / "small.zarr")["coding"] == {
+        "name": "predicted",
+        "program": "adamw-single/1",
+        "gradient_codec": "lz4-bitshuffle",
+    }
+
+
+def test_info_tells_the_coding_of_several_parameters(tmp_path: Path) -> None:
+    loop = Loop()
+    parameters = {"a": loop.weight, "b": loop.head.weight}
+    options = {"coding": "predicted", "variables": ("W", "exp_avg")}
+    with Recorder(tmp_path / "run.zarr", loop.optimizer, parameters=parameters, **options):
+        loop.step()
+    shown = succeeds("info", tmp_path / "run.zarr").stdout
+    assert shown.count("Coding") == 1
+    assert "predicted by no program; gradient lz4-bitshuffle\n" in shown
+
+
 def test_a_store_without_a_step_is_shown_and_cannot_be_checked(tmp_path: Path) -> None:
     loop = Loop()
     with Recorder(tmp_path / "run.zarr", loop.optimizer, parameter=loop.weight):

@@ -80,6 +80,7 @@ def _parameter(reader: Reader) -> list[tuple[str, str]]:
         ("Parameter", f"{schema.parameter or 'unnamed'}, {_shape(schema)}, on {schema.device}"),
         ("Variables", ", ".join(f"{name} {native}" for name, native in schema.dtypes.items())),
         ("Optimizer", _optimizer(schema)),
+        *_coding([schema]),
         ("Steps", _steps([reader])),
     ]
     if live is not None:
@@ -99,6 +100,7 @@ def _parameters(readers: Sequence[Reader]) -> list[tuple[str, str]]:
         ("Parameters", f"{len(schemas)}, each a group"),
         *(("", line) for line in lines),
         ("Optimizer", "; ".join(dict.fromkeys(map(_optimizer, schemas)))),
+        *_coding(schemas),
         ("Steps", _steps(readers)),
     ]
 
@@ -111,6 +113,15 @@ def _shape(schema: Schema) -> str:
 
 def _optimizer(schema: Schema) -> str:
     return f"{schema.optimizer.name}, {schema.optimizer.implementation}"
+
+
+def _coding(schemas: Sequence[Schema]) -> list[tuple[str, str]]:
+    """Return how arrays are written, unless all are as they are."""
+    codings = [schema.coding for schema in schemas if schema.coding.is_predicted]
+    words = [
+        f"predicted by {of.program or 'no program'}; gradient {of.gradient_codec}" for of in codings
+    ]
+    return [("Coding", ", ".join(dict.fromkeys(words)))] if words else []
 
 
 def _steps(readers: Sequence[Reader]) -> str:

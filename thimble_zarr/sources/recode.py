@@ -71,8 +71,10 @@ def recode(
 
     Examples
     --------
-    >>> from thimble_zarr.sources.recode import recode
-    >>> recode("run.zarr", "small.zarr", coding="predicted")  # doctest: +SKIP
+    >>> from thimble_zarr import recode
+    >>> (copy,) = recode("run.zarr", "small.zarr", coding="predicted")
+    >>> copy.n_rows, copy.schema.coding.name
+    (14, 'predicted')
     """
     source, path = Path(source).absolute(), Path(path).absolute()
     if source == path:
