@@ -17,11 +17,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from thimble_zarr import tuning
+from thimble_zarr.store.coding.compression import DEFAULT
 from thimble_zarr.store.coding.shard_codec import (
     CHUNK_ORDER,
     ShardEncoder,
     ShardFile,
-    chunk_order,
     decode_vector,
     encode_vector,
 )
@@ -156,7 +156,7 @@ def test_the_bytes_are_those_of_an_array_of_any_rank(n_axes: int) -> None:
     shape = (3, 7, 2, 5, 3)[:n_axes]
     files: dict[str, zarr.core.buffer.Buffer] = {}
     of_rows = (3, 4, *shape[2:])[:n_axes], (3, 8, *shape[2:])[:n_axes]
-    order = chunk_order(n_axes)
+    order = tuple(DEFAULT.order(n_axes))
     array = zarr.create_array(
         MemoryStore(files),
         shape=shape,

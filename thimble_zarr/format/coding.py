@@ -131,5 +131,5 @@ def coding_of(
         return PLAIN
     is_whole = {*dtypes} == {*optimizer.variables}
     program = program_of(optimizer, dtypes) if is_whole else None
-    codec = "zstd-bitshuffle" if archive else "lz4-bitshuffle"
+    codec = "pcodec" if archive else "lz4-bitshuffle"
     return Coding(name, None if program is None else program.name, codec)

@@ -139,7 +139,9 @@ def plan_layouts(
 
 def _chunk_tokens(row: RowSize, block_steps: int) -> int:
     chunk_row_bytes = row.token_bytes(block_steps)
-    n_chunks = max(1, round(row.n_tokens * chunk_row_bytes / TARGET_CHUNK_BYTES))
+    # Of a predicted variable most chunks are not there; who reads one needs those of all.
+    target_bytes = 2 * TARGET_CHUNK_BYTES if row.predicted else TARGET_CHUNK_BYTES
+    n_chunks = max(1, round(row.n_tokens * chunk_row_bytes / target_bytes))
     return -(-row.n_tokens // min(n_chunks, row.n_tokens))
 
 

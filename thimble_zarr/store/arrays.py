@@ -9,6 +9,7 @@ import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.schema import Schema, array_path
+from thimble_zarr.store.coding.compression import COMPRESSIONS
 from thimble_zarr.store.coding.predicted import Prediction
 from thimble_zarr.store.coding.shard_codec import ShardFile, decode_vector
 from thimble_zarr.store.files.base import Files, NotPlainFileError, read_document
@@ -101,6 +102,7 @@ class StoredArrays:
             shape=(layout.chunk_tokens, n_rows, schema.n_dims),
             dtype=of.dtype,
             fill=of.fill,
+            compression=COMPRESSIONS[of.codec],
         )
 
     def decoding(self, name: str, row: int) -> AbstractContextManager[None]:

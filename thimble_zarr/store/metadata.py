@@ -30,8 +30,15 @@ from thimble_zarr.format.schema import (
     array_path,
 )
 from thimble_zarr.format.versions import versioned
-from thimble_zarr.store.coding.compression import COMPRESSIONS, DEFAULT, Compression
-from thimble_zarr.store.coding.shard_codec import MAX_CHUNK_BYTES, MAX_COMPRESSION, chunk_order
+from thimble_zarr.store.coding.compression import (
+    CODECS,
+    COMPRESSIONS,
+    DEFAULT,
+    MAX_COMPRESSION,
+    Compression,
+    declared_compression,
+)
+from thimble_zarr.store.coding.shard_codec import MAX_CHUNK_BYTES
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
@@ -110,20 +117,15 @@ class Declared:
         }
 
     def _codecs(self) -> list[dict[str, Json]]:
-        endian = {"endian": "little"}
-        codecs = [
-            _codec("bytes", **(endian if self.dtype.itemsize > 1 else {})),
-            self.compression.codec(self.dtype.itemsize),
-            _codec("crc32c"),
-        ]
+        codecs = [*self.compression.codecs(self.dtype.itemsize), _codec("crc32c")]
         if not self.is_sharded:
             return codecs
         if len(self.shape) > 1:
-            codecs.insert(0, _codec("transpose", order=[*chunk_order(len(self.shape))]))
+            codecs.insert(0, _codec("transpose", order=[*self.compression.order(len(self.shape))]))
         sharding = {
             "chunk_shape": [*self.chunk_shape],
             "codecs": codecs,
-            "index_codecs": [_codec("bytes", **endian), _codec("crc32c")],
+            "index_codecs": [_codec("bytes", endian="little"), _codec("crc32c")],
             "index_location": "end",
         }
         return [_codec("sharding_indexed", **sharding)]
@@ -168,15 +170,11 @@ _OPEN = ("fill_value", "attributes", "dimension_names")
 def _compression(codecs: Sequence[Mapping[str, Any]]) -> Compression:
     """Return how chunks are compressed; raise ValueError if there is a codec that no store has."""
     for codec in codecs:
-        if codec["name"] not in _CODECS:
+        if codec["name"] not in CODECS:
             raise ValueError(
-                f"it declares the codec {codec['name']}, and a store has only {', '.join(_CODECS)}"
+                f"it declares the codec {codec['name']}, and a store has only {', '.join(CODECS)}"
             )
-    (blosc,) = [codec for codec in codecs if codec["name"] == "blosc"]
-    return Compression.of(blosc)
-
-
-_CODECS = ("transpose", "bytes", "blosc", "crc32c")
+    return declared_compression(codecs)
 
 
 def _codec(name: str, **configuration: Any) -> dict[str, Json]:

@@ -75,7 +75,7 @@ class Block:
         self._held = {one.name: [] for one in coded}
         self.values |= {one.name: [] for one in coded if one.is_keyframe}
         length, steps = schema.layout.chunk_tokens, schema.layout.block_steps
-        order = schema.stored_order
+        order, memory = schema.stored_order, dict[np.dtype, np.ndarray]()
         for tokens in chunk_slices(schema.n_tokens, length):
             where = tokens if order is None else order[tokens]
             rows = {one: bits[: self.n_rows, where] for one, bits in self.bits.items()}
@@ -86,7 +86,7 @@ class Block:
                 if one.is_keyframe:
                     shape = length, steps, schema.n_dims
                     of_rows, fill = rows[one.variable], schema.fill(one.variable)
-                    self.values[one.name].append(decoded_checksum(of_rows, shape, fill))
+                    self.values[one.name].append(decoded_checksum(of_rows, shape, fill, memory))
                     parts.append(builder.add(_padded(one, of_rows[:1], (length, 1, shape[2]))))
                     continue
                 chunk = _padded(one, left[one.variable], (length, steps, schema.n_dims))

@@ -28,6 +28,7 @@ class ChunkDecoder:
     def __init__(self, arrays: StoredArrays, shard: Callable[[str, int], ShardFile]) -> None:
         self._arrays, self._shard = arrays, shard
         self._known: dict[tuple[int, int], Bits] = {}
+        self._memory: dict[np.dtype, np.ndarray] = {}
 
     def chunk(self, name: str, row: int, chunk: int) -> np.ndarray:
         """Return the bits of a variable in a chunk of a row's block: `(step, token, dim)`.
@@ -49,47 +50,37 @@ class ChunkDecoder:
         length = schema.layout.chunk_tokens
         tokens = slice(0, min(length, schema.n_tokens - chunk * length))
         rows = slice(first, min(first + schema.layout.block_steps, self._arrays.n_rows))
-        n_rows = rows.stop - rows.start
         keyframe, left, grads = {}, {}, None
         for of in schema.arrays.values():
-            bits = self._stored(of, first, chunk)
-            if bits is not None:
-                bits = bits.transpose(CHUNK_ORDER)[:n_rows, tokens].copy()
-            if of.is_keyframe and bits is not None:
-                keyframe[of.variable] = bits[0]
+            with self._arrays.decoding(of.name, first):
+                shard = self._shard(of.name, first)
+                if of.is_sparse and shard.is_left_out(chunk):
+                    continue
+                bits = shard.decode(chunk).transpose(CHUNK_ORDER)[: rows.stop - first, tokens]
+            if of.is_keyframe:
+                keyframe[of.variable] = bits[0].copy()
             elif of.is_sparse:
-                left[of.variable] = bits
+                left[of.variable] = bits.copy()
             else:
-                grads = bits
-        prediction = self._arrays.prediction.at(rows)
-        decoded = prediction.restore(keyframe, grads, left)
+                grads = bits.copy()
+        decoded = self._arrays.prediction.at(rows).restore(keyframe, grads, left)
         for of in schema.arrays.values():
             if of.is_keyframe:
                 self._check(of, first, chunk, decoded[of.variable])
         return decoded
 
-    def _stored(self, of: StoredArray, first: int, chunk: int) -> np.ndarray | None:
-        """Return a chunk as it is stored, `(token, step, dim)`; None where it is left out."""
-        with self._arrays.decoding(of.name, first):
-            shard = self._shard(of.name, first)
-            is_none = of.is_sparse and shard.is_left_out(chunk)
-            return None if is_none else shard.decode(chunk)
-
     def _check(self, of: StoredArray, first: int, chunk: int, bits: np.ndarray) -> None:
         """Raise DamagedStoreError unless decoded values are those that were recorded."""
-        arrays = self._arrays
-        key = shard_key(
-            arrays.key(of.name), first // arrays.schema.layout.block_steps, arrays.schema.shape
-        )
+        arrays, schema = self._arrays, self._arrays.schema
+        key = shard_key(arrays.key(of.name), first // schema.layout.block_steps, schema.shape)
         record = arrays.recorded.get(key)
         if record is None or record.values is None:  # the ledger was repaired
             return
-        schema = arrays.schema
         shape = schema.layout.chunk_tokens, schema.layout.block_steps, schema.n_dims
+        found = decoded_checksum(bits, shape, schema.fill(of.variable), self._memory)
+        if found == record.values[chunk].item() or self._is_replaced(key):
+            return
         with arrays.decoding(of.name, first):
-            found = decoded_checksum(bits, shape, schema.fill(of.variable))
-            if found == record.values[chunk].item() or self._is_replaced(key):
-                return
             raise ValueError(
                 f"{of.variable} in chunk {chunk} is not what was recorded: the program "
                 f"{schema.coding.program} computes something else here, or a file was changed"

@@ -77,7 +77,7 @@ class Prediction:
         return left
 
     def restore(
-        self, first: Bits, grads: np.ndarray | None, residuals: Mapping[str, np.ndarray | None]
+        self, first: Bits, grads: np.ndarray | None, residuals: Bits
     ) -> dict[str, np.ndarray]:
         """Return all rows.
 
@@ -88,20 +88,19 @@ class Prediction:
         grads
             The gradients, None where they are not recorded.
         residuals
-            Those of each row, by variable; None where all are zero.
+            Those of each row, of the variables that have any that is not zero.
         """
         n_rows = self.n_rows
         rows = {name: np.empty((n_rows, *bits.shape), bits.dtype) for name, bits in first.items()}
         for name, bits in first.items():
             rows[name][0] = bits
-        left = {name: of for name, of in residuals.items() if of is not None}
         is_off = np.zeros(n_rows, bool)
-        for of in left.values():
+        for of in residuals.values():
             is_off |= of.any(axis=(1, 2))
         ends = [0, *np.flatnonzero(is_off).tolist(), n_rows - 1]
         for start, stop in itertools.pairwise(ends):
             self._go_on(rows, grads, start, stop)
-            for name, of in left.items():
+            for name, of in residuals.items():
                 if start < stop:
                     patterns(rows[name][stop])[...] ^= of[stop]
         return rows
@@ -131,11 +130,22 @@ def derive(schema: Schema, numbers: Mapping[str, np.ndarray]) -> None:
             numbers[name][row] = value
 
 
-def decoded_checksum(bits: np.ndarray, shape: tuple[int, int, int], fill: float) -> int:
+def decoded_checksum(
+    bits: np.ndarray,
+    shape: tuple[int, int, int],
+    fill: float,
+    memory: dict[np.dtype, np.ndarray] | None = None,
+) -> int:
     """Return the checksum of the values of a chunk, as it would be stored plain.
 
     `bits` are those that there are, `(step, token, dim)`; the shape is `(token, step, dim)`.
+    `memory` keeps what it is put in, for the next of that dtype: fresh memory is slow.
     """
-    chunk = np.full(shape, fill, bits.dtype.newbyteorder("<"))
+    memory, dtype = {} if memory is None else memory, bits.dtype.newbyteorder("<")
+    chunk = memory.get(dtype)
+    if chunk is None or chunk.shape != shape:
+        chunk = memory[dtype] = np.empty(shape, dtype)
     chunk[: bits.shape[1], : len(bits)] = bits.transpose(CHUNK_ORDER)
+    chunk[bits.shape[1] :] = fill
+    chunk[:, len(bits) :] = fill
     return values_checksum(chunk)

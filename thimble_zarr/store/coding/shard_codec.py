@@ -12,8 +12,6 @@ together, so that the compressor sees how alike they are (a tenth less disk, and
 decoding), and the rows of a token are one piece of memory.
 """
 
-import math
-import struct
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,7 +19,6 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc
 
 from thimble_zarr.format.reader import Checksums
 from thimble_zarr.store.coding.compression import DEFAULT, Compression
@@ -31,23 +28,10 @@ CHUNK_ORDER = (1, 0, 2)
 """How the axes of a `(step, token, dim)` chunk are stored: token, step, dim. Its own inverse."""
 
 
-def chunk_order(n_axes: int) -> tuple[int, ...]:
-    """Return how the axes of an array are stored, whose dims are one axis in `CHUNK_ORDER`."""
-    return (1, 0, *range(2, n_axes)) if n_axes > 1 else (0,)
-
-
-MAX_COMPRESSION = 256
-"""LZ4 stores at most 255 bytes in one."""
-
-_MAX_GAINS = {1: MAX_COMPRESSION, 4: 2**16}
-"""How many bytes a compressor stores in one, at most, by its number in Blosc's flags: LZ4, and
-Zstandard, which takes four for a block of 128 kB of zeros."""
-
 MAX_CHUNK_BYTES = 2**31 - 17
 """Blosc compresses no more at once."""
 
 _CHECKSUM_BYTES = 4
-_BLOSC_HEADER = struct.Struct("<4B3I")
 _EMPTY = 2**64 - 1
 """Offset and length of a chunk that was left out, because it held nothing but the fill value."""
 
@@ -63,7 +47,6 @@ class ShardBuilder:
     checksums: list[Checksums] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self._encoder = self.compression.encoder
         self._index: list[tuple[int, int]] = []
         self._end = 0
 
@@ -74,13 +57,13 @@ class ShardBuilder:
 
     def add(self, chunk: np.ndarray) -> bytes:
         """Return the bytes of the next chunk."""
-        encoded = self._encoder.encode(chunk)
+        encoded = self.compression.encode(chunk)
         checksums = Checksums(google_crc32c.value(encoded), values_checksum(chunk))
         self.checksums.append(checksums)
         n_bytes = len(encoded) + _CHECKSUM_BYTES
         self._index.append((self._end, n_bytes))
         self._end += n_bytes
-        return bytes(encoded) + _as_bytes(checksums.stored)
+        return encoded + _as_bytes(checksums.stored)
 
     def index(self) -> bytes:
         """Return the bytes that the shard ends with."""
@@ -147,7 +130,9 @@ class ShardFile:
     files, key
         The store, and the shard in it, of `n_chunks` chunks.
     shape, dtype, fill
-        Of each chunk as it is stored, `(token, step, dim)`, and the array's fill value.
+        Of each chunk, `(token, step, dim)`, and the array's fill value.
+    compression
+        How chunks are compressed.
 
     Raises
     ------
@@ -164,6 +149,7 @@ class ShardFile:
     shape: tuple[int, ...]
     dtype: np.dtype
     fill: float
+    compression: Compression = DEFAULT
 
     def __enter__(self) -> "ShardFile":
         with ExitStack() as undo:
@@ -193,10 +179,10 @@ class ShardFile:
             values.fill(self.fill)
             return values
         encoded = _checked(self._read(offset, n_bytes), what)
-        _check_header(encoded, math.prod(self.shape) * dtype.itemsize, what)
-        values = _scratch.chunk(self.shape, dtype)
-        blosc.decompress(encoded, values)
-        return values
+        try:
+            return self.compression.decode(encoded, self.shape, dtype, _scratch.chunk)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
 
     def is_left_out(self, chunk: int) -> bool:
         """Return whether a chunk was left out, because it held nothing but the fill value."""
@@ -280,7 +266,7 @@ def values_checksum(chunk: np.ndarray) -> int:
 def encode_vector(values: np.ndarray) -> bytes:
     """Return the bytes of a chunk of one axis that is a file of its own."""
     little_endian = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    encoded = bytes(DEFAULT.encoder.encode(np.ascontiguousarray(little_endian)))
+    encoded = DEFAULT.encode(np.ascontiguousarray(little_endian))
     return encoded + _as_bytes(google_crc32c.value(encoded))
 
 
@@ -290,9 +276,7 @@ def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:
     Raises ValueError if it is not that many values, or its checksum does not match.
     """
     encoded = _checked(content, "its chunk")
-    _check_header(encoded, length * dtype.itemsize, "its chunk")
-    values = np.empty(length, dtype.newbyteorder("<"))
-    blosc.decompress(encoded, values)
+    values = DEFAULT.decode(encoded, (length,), dtype.newbyteorder("<"), np.empty)
     return values.astype(dtype, copy=False)
 
 
@@ -303,22 +287,6 @@ def _checked(content: bytes | memoryview, what: str) -> np.ndarray:
     if _as_bytes(google_crc32c.value(value)) != checksum.tobytes():
         raise ValueError(f"the checksum of {what} does not match")
     return value
-
-
-def _check_header(encoded: np.ndarray, n_bytes: int, what: str) -> None:
-    """Raise ValueError unless a chunk holds `n_bytes` of values, before memory is taken for them.
-
-    The header of a Blosc 1 buffer says how long it is, and how long what it holds. What that is was
-    declared elsewhere, so whoever made it up can make it fit; but no compressor gains more than so
-    much.
-    """
-    if len(encoded) < _BLOSC_HEADER.size:
-        raise ValueError(f"{what} is shorter than its header")
-    _, _, flags, _, n_values, _, n_encoded = _BLOSC_HEADER.unpack_from(encoded.data)
-    if (n_values, n_encoded) != (n_bytes, len(encoded)):
-        raise ValueError(f"{what} holds {n_values} bytes, not {n_bytes}")
-    if n_bytes > _MAX_GAINS.get(flags >> 5, 1) * n_encoded:
-        raise ValueError(f"{what} cannot hold {n_bytes} bytes in {n_encoded}")
 
 
 def locate_bit(values: bytes, checksum: int) -> int | None:

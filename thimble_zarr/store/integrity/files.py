@@ -149,4 +149,5 @@ def _shard(expected: Expected, key: str) -> ShardFile:
         shape=(rest[0], steps, *rest[1:]) if rest else (steps,),
         dtype=declared.dtype,
         fill=declared.fill,
+        compression=declared.compression,
     )
