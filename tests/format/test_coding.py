@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from thimble_zarr.errors import ConfigError
-from thimble_zarr.format.coding import PLAIN, Coding, coding_of
+from thimble_zarr.format.coding import PLAIN, Coding
+from thimble_zarr.format.stored_array import coding_of
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.sgd import SGD
 

@@ -16,17 +16,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES, fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
-from thimble_zarr.format.coding import PLAIN, Coding, StoredArray
+from thimble_zarr.format.coding import PLAIN, Coding
 from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.documents import Json as Json
 from thimble_zarr.format.labels import TokenLabels as TokenLabels
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
+from thimble_zarr.format.stored_array import StoredArray, arrays_of
 from thimble_zarr.format.versions import FORMAT_VERSION as FORMAT_VERSION
 from thimble_zarr.format.versions import upgrade
 from thimble_zarr.format.versions import versioned as versioned
@@ -274,8 +276,8 @@ class Schema:
     @functools.cached_property
     def arrays(self) -> dict[str, StoredArray]:
         """The arrays of the parameter's variables on disk, by name."""
-        arrays = itertools.starmap(self.coding.arrays, self.dtypes.items())
-        return {array.name: array for array in itertools.chain.from_iterable(arrays)}
+        found = itertools.starmap(partial(arrays_of, self.coding), self.dtypes.items())
+        return {array.name: array for array in itertools.chain.from_iterable(found)}
 
     @property
     def is_imported(self) -> bool:

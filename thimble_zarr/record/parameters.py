@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 import thimble_zarr
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import MAX_LISTED, ConfigError, OptimizerError, listed
-from thimble_zarr.format.coding import CodingName, coding_of
+from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import default_memory_bytes, plan_layouts
 from thimble_zarr.format.schema import (
     Json,
@@ -30,6 +30,7 @@ from thimble_zarr.format.schema import (
     dims_of,
     row_size,
 )
+from thimble_zarr.format.stored_array import coding_of
 from thimble_zarr.optim.base import Optimizer as OptimizerSpec
 from thimble_zarr.record.capture import LiveOptimizer, dtype_name, optimizer_spec
 from thimble_zarr.record.schedule import Schedule

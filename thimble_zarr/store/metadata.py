@@ -17,7 +17,6 @@ from msgspec import Meta, convert
 from thimble_zarr.bits import BFLOAT16_RECIPE
 from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format import layout
-from thimble_zarr.format.coding import StoredArray
 from thimble_zarr.format.documents import TooLargeError, check_size
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import (
@@ -29,6 +28,7 @@ from thimble_zarr.format.schema import (
     Schema,
     array_path,
 )
+from thimble_zarr.format.stored_array import StoredArray
 from thimble_zarr.format.versions import versioned
 from thimble_zarr.store.coding.compression import (
     CODECS,

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from thimble_zarr.format.coding import StoredArray
 from thimble_zarr.format.reader import Checksums
 from thimble_zarr.format.schema import Schema
+from thimble_zarr.format.stored_array import StoredArray
 from thimble_zarr.store.coding.compression import COMPRESSIONS
 from thimble_zarr.store.coding.predicted import Bits, Prediction, decoded_checksum
 from thimble_zarr.store.coding.shard_codec import (

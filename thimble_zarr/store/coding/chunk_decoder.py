@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from thimble_zarr import tuning
-from thimble_zarr.format.coding import StoredArray
+from thimble_zarr.format.stored_array import StoredArray
 from thimble_zarr.store.arrays import StoredArrays
 from thimble_zarr.store.coding.predicted import Bits, decoded_checksum
 from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, ShardFile

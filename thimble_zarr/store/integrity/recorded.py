@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from thimble_zarr.format.coding import StoredArray
+from thimble_zarr.format.stored_array import StoredArray
 from thimble_zarr.store.arrays import StoredArrays, decoding
 from thimble_zarr.store.files.base import NotPlainFileError
 from thimble_zarr.store.keys import shard_key
