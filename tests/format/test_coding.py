@@ -7,7 +7,7 @@ import pytest
 
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.coding import PLAIN, Coding
-from thimble_zarr.format.stored_array import coding_of
+from thimble_zarr.format.stored_array import arrays_of, coding_of
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.sgd import SGD
 
@@ -17,7 +17,7 @@ BFLOAT16 = dict.fromkeys(ADAMW.variables, "bfloat16")
 
 def test_plain_arrays_are_as_they_are() -> None:
     assert coding_of("plain", ADAMW, BFLOAT16) is PLAIN
-    (array,) = PLAIN.arrays("W", "bfloat16")
+    (array,) = arrays_of(PLAIN, "W", "bfloat16")
     assert (array.name, array.dtype, array.fill) == ("W", np.dtype("uint16"), 0x7FC0)
     assert not array.is_keyframe
     assert not array.is_sparse
@@ -35,7 +35,7 @@ def test_plain_arrays_are_as_they_are() -> None:
 def test_a_predicted_variable_has_keyframes_and_residual_bits(
     native: str, stored: str, bits: str
 ) -> None:
-    keyframe, residual = Coding("predicted").arrays("exp_avg", native)
+    keyframe, residual = arrays_of(Coding("predicted"), "exp_avg", native)
     assert (keyframe.name, keyframe.dtype) == ("exp_avg_keyframe", np.dtype(stored))
     assert keyframe.is_keyframe
     assert (residual.name, residual.dtype) == ("exp_avg_residual", np.dtype(bits))
@@ -45,9 +45,10 @@ def test_a_predicted_variable_has_keyframes_and_residual_bits(
 
 def test_the_gradient_is_never_predicted() -> None:
     coding = coding_of("predicted", ADAMW, BFLOAT16)
-    (array,) = coding.arrays("grad", "bfloat16")
+    (array,) = arrays_of(coding, "grad", "bfloat16")
     assert (array.name, array.codec) == ("grad", "lz4-bitshuffle")
-    (array,) = coding_of("predicted", ADAMW, BFLOAT16, archive=True).arrays("grad", "bfloat16")
+    archive = coding_of("predicted", ADAMW, BFLOAT16, archive=True)
+    (array,) = arrays_of(archive, "grad", "bfloat16")
     assert array.codec == "zstd-bitshuffle"
 
 

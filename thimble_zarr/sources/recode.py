@@ -3,7 +3,7 @@
 Both stores hold the same bits; a copy that was interrupted is gone on with.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from thimble_zarr.bits import same_bits, storage_dtype
 from thimble_zarr.errors import ConfigError, DamagedStoreError
 from thimble_zarr.format.coding import CodingName
+from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import default_memory_bytes, plan_layouts, split_range
 from thimble_zarr.format.reader import not_begun
 from thimble_zarr.format.schema import Schema, array_path, row_size
@@ -158,12 +159,12 @@ def _copy_block(
     arrays, numbers = dict[str, np.ndarray](), dict[str, np.ndarray]()
     for reader in readers:
         group, schema = reader.group, schemas[reader.group]
-        length = schema.layout.block_steps
-        for name in schema.dtypes:
-            shape = length, schema.n_tokens, schema.n_dims
-            bits = np.empty(shape, storage_dtype(schema.dtypes[name]))
-            reader.read(name, rows, out=bits[: rows[1] - rows[0]])
-            arrays[array_path(group, name)] = bits
+        shape = schema.layout.block_steps, schema.n_tokens, schema.n_dims
+        bits = {name: np.empty(shape, storage_dtype(of)) for name, of in schema.dtypes.items()}
+        for tokens, read in _read(reader, rows):
+            for name, part in read.items():
+                bits[name][: len(part), as_slice(np.asarray(tokens))] = part
+        arrays |= {array_path(group, name): of for name, of in bits.items()}
         recorded = {name: of[slice(*rows)] for name, of in reader.read_numbers().items()}
         missing = np.full(rows[1] - rows[0], np.nan)
         of_rows = {name: recorded.get(name, missing).copy() for name in schema.numbers}
@@ -173,21 +174,41 @@ def _copy_block(
     writer.commit_block(rows[0], rows[1] - rows[0], arrays, numbers, steps=steps)
 
 
+def _read(
+    reader: StoreReader, rows: tuple[int, int]
+) -> Iterator[tuple[Indices, dict[str, np.ndarray]]]:
+    """Yield the bits of all variables, some tokens at a time, so that each chunk is read once."""
+    schema, length = reader.schema, reader.schema.layout.chunk_tokens
+    n_bytes = (rows[1] - rows[0]) * schema.n_dims * 8
+    n_tokens = length * max(1, _READ_BYTES // max(1, n_bytes * length))
+    with reader.opened() as opened:
+        for start, stop in split_range(0, schema.n_tokens, n_tokens):
+            # In the order on disk they are whole chunks.
+            order = schema.stored_order
+            tokens = range(start, stop) if order is None else order[start:stop]
+            yield tokens, {name: opened.read(name, rows, tokens) for name in schema.dtypes}
+
+
+_READ_BYTES = 2**23
+
+
 def _compare_block(
     readers: Sequence[StoreReader], recoded: Sequence[StoreReader], rows: tuple[int, int]
 ) -> None:
     """Raise DamagedStoreError if any value of the copy is another one."""
     for one, other in zip(readers, recoded, strict=True):
-        for name in one.schema.dtypes:
-            if not same_bits(one.read(name, rows), other.read(name, rows)):
-                raise DamagedStoreError(
-                    f"{other.path}: {other.arrays.key(name)} of rows {rows[0]} to {rows[1] - 1} is "
-                    f"not as in {one.path}: one of the two was changed, or a disk is faulty; "
-                    "remove the copy and recode again"
-                )
+        with other.opened() as copy:
+            for tokens, read in _read(one, rows):
+                for name, bits in read.items():
+                    if not same_bits(bits, copy.read(name, rows, tokens)):
+                        raise _differs(one, other, f"{name} of rows {rows[0]} to {rows[1] - 1}")
         for name, values in one.read_scalars().items():
             if not np.array_equal(values, other.read_scalars()[name], equal_nan=True):
-                raise DamagedStoreError(
-                    f"{other.path}: {other.arrays.key(name)} is not as in {one.path}; remove the "
-                    "copy and recode again"
-                )
+                raise _differs(one, other, name)
+
+
+def _differs(one: StoreReader, other: StoreReader, what: str) -> DamagedStoreError:
+    return DamagedStoreError(
+        f"{other.path / other.group}: {what} is not as in {one.path}: one of the two was changed, "
+        "or a disk is faulty; remove the copy and recode again"
+    )
