@@ -26,13 +26,13 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError, ThimbleError
 from thimble_zarr.format import documents
 from thimble_zarr.format.documents import MAX_DEPTH
+from thimble_zarr.store.coding.shard_codec import ShardFile, decode_vector
 from thimble_zarr.store.files.base import read_document
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.integrity.repair import plan_repair, repair
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.ledger import seal, unseal
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.coding.shard_codec import ShardFile, decode_vector
 
 MB = 2**20
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thimble_zarr.store.shard_codec import ShardFile
 from torch import nn
 
 import thimble_zarr
@@ -27,7 +28,6 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.schema import Schema, packed_mask
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.shard_codec import ShardFile
 from thimble_zarr.store.writer import StoreWriter
 from thimble_zarr.tuning import TUNING
 

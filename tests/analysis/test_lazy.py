@@ -14,8 +14,8 @@ from tests.support.reads import VARIABLES, Reads, axis_keys, no_computing
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
 from thimble_zarr import open_dataset
 from thimble_zarr.analysis.dataset.lazy import LazyArray
-from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.coding.shard_codec import ShardFile
+from thimble_zarr.store.reader import StoreReader
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from tests.support import stores
 from thimble_zarr import tuning
 from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.coding.shard_codec import ShardFile
+from thimble_zarr.store.reader import StoreReader
 
 EVERY = range(11)
 

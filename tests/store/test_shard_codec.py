@@ -17,7 +17,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from thimble_zarr import tuning
-from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.coding.shard_codec import (
     CHUNK_ORDER,
     ShardEncoder,
@@ -26,6 +25,7 @@ from thimble_zarr.store.coding.shard_codec import (
     decode_vector,
     encode_vector,
 )
+from thimble_zarr.store.files.local import LocalFiles
 
 FILL = 7
 

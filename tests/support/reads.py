@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from thimble_zarr.store.rows import OpenedRows
 from thimble_zarr.store.coding.shard_codec import ShardFile
+from thimble_zarr.store.rows import OpenedRows
 
 VARIABLES = (
     "W",

@@ -5,6 +5,7 @@ cache.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -285,7 +286,7 @@ class KernelProgram:
 
 def _rows(array: np.ndarray) -> np.ndarray:
     """Return an array with an axis of steps and one of elements without gaps: a view, if it can."""
-    rows = array.reshape(len(array), -1)
+    rows = array.reshape(len(array), math.prod(array.shape[1:]))
     without_gaps = rows.shape[1] < 2 or rows.strides[1] == rows.itemsize
     return rows if without_gaps else np.ascontiguousarray(rows)
 
