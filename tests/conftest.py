@@ -164,3 +164,13 @@ def toy_history(toy_run: "tuple[Path, History]") -> "History":
 def toy_copy(toy_path: Path, tmp_path: Path) -> Path:
     """A copy of the toy run that a test may damage."""
     return Path(shutil.copytree(toy_path, tmp_path / "copy.zarr"))
+
+
+@pytest.fixture(scope="module")
+def coding(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How the stores of `support.stores` are written: plain, but where `both_codings` asks."""
+    from tests.support import stores
+
+    name = getattr(request, "param", "plain")
+    with stores.coded(name):
+        yield name

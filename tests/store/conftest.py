@@ -9,8 +9,8 @@ from tests.support import stores
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sound") / "run.zarr"
+def sound(coding: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(f"sound-{coding}") / "run.zarr"
     stores.write_run(path)
     return path
 

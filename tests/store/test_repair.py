@@ -84,8 +84,10 @@ def assert_sound(path: Path, n_rows: int) -> None:
     for name in reader.schema.dtypes:
         rows = np.concatenate([block[name] for block in truth])[:n_rows]
         np.testing.assert_array_equal(reader.read(name, (0, n_rows)), rows)
-    for values in reader.read_scalars().values():
-        assert np.isnan(values).all() or (values == np.arange(n_rows)).all()
+    truth_of = stores.scalars(0, n_rows)
+    for name, values in reader.read_numbers().items():
+        is_missing = np.isnan(values).all()
+        assert is_missing or np.array_equal(values, truth_of[name], equal_nan=True)
     labels, expected = reader.read_labels(), token_labels()
     for name in ("count", "live", "dead", "text"):
         label = getattr(labels, name)
@@ -94,7 +96,81 @@ def assert_sound(path: Path, n_rows: int) -> None:
     assert ds.sizes["step"] == n_rows
     assert ds.step.values.tolist() == list(range(n_rows))
     assert ds.token.values.tolist() == list(range(11))
-    np.testing.assert_array_equal(ds.grad, reader.read("grad", (0, n_rows)))
+    assert ds.grad.values.tobytes() == reader.read("grad", (0, n_rows)).tobytes()
+
+
+PREDICTED: dict[str, tuple[Callable[[Path], object], str, int]] = {
+    "keyframe": (lambda path: flip(path / "W_keyframe/c.1.0.0"), "damaged-block", 4),
+    "residual": (lambda path: flip(path / "W_residual/c.2.0.0", 1), "damaged-block", 8),
+    "no residual": (lambda path: (path / "exp_avg_residual/c.2.0.0").unlink(), "damaged-block", 8),
+    "gradient": (lambda path: flip(path / "grad/c.2.0.0"), "damaged-block", 8),
+    "derived": (lambda path: flip(path / "bias_correction1/c.0"), "damaged-values", 10),
+    "not needed": (lambda path: flip(path / "loss/c.0"), "damaged-values", 10),
+    "metadata": (lambda path: (path / "W_keyframe/zarr.json").unlink(), "metadata", 10),
+    "first line": (lambda path: change_line(path, 0), "ledger", 10),
+    "line of a block that was stored again": (lambda path: change_line(path, 2), "ledger", 10),
+    "line of a residual that another one is like": (
+        lambda path: change_line(path, 3),
+        "ledger",
+        10,
+    ),
+    "last line": (lambda path: change_line(path, -1), "ledger", 10),
+    "no ledger": (lambda path: (path / ".thimble/blocks.jsonl").unlink(), "ledger", 10),
+    "no commit": (lambda path: (path / ".thimble/commit.json").unlink(), "commit-record", 10),
+}
+
+
+def change_line(path: Path, number: int) -> None:
+    """Take the seal from a line of the ledger."""
+    file = path / ".thimble/blocks.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[number] = lines[number].replace(b"crc32", b"crc33", 1)
+    file.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize("coding", ["predicted"], indirect=True)
+@pytest.mark.parametrize("what", PREDICTED)
+def test_damage_of_a_predicted_store_is_repaired(store: Path, what: str) -> None:
+    damage, kind, n_rows = PREDICTED[what]
+    damage(store)
+    verified = verify(store)
+    assert kind in {finding.kind for finding in verified.findings if finding.is_damage}
+    assert not [one for one in verified.findings if one.repair.startswith("none")]
+    plan = plan_repair(store)
+    assert plan.n_rows == n_rows
+    assert repair(store).steps == plan.steps
+    assert_sound(store, n_rows)
+    assert plan_repair(store).steps == []
+    derived = StoreReader.open(store).read_numbers()["bias_correction1"]
+    np.testing.assert_array_equal(derived, stores.scalars(0, n_rows)["bias_correction1"])
+
+
+@pytest.mark.parametrize("coding", ["predicted"], indirect=True)
+def test_numbers_that_states_are_computed_from_never_become_missing(store: Path) -> None:
+    flip(store / "eps/c.0")
+    (finding,) = verify(store).findings
+    assert finding.repair == (
+        "compute it again, if the ledger proves that; else none: no row would be left; restore it "
+        "from a copy"
+    )
+    before = {file: (store / file).read_bytes() for file in files(store)}
+    with pytest.raises(StoreError, match=r"eps/c\.0 cannot be read, and the states of its rows"):
+        repair(store)
+    assert {file: (store / file).read_bytes() for file in files(store)} == before
+
+
+@pytest.mark.parametrize("coding", ["predicted"], indirect=True)
+def test_a_predicted_store_ends_before_rows_whose_numbers_are_lost(
+    coding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("format.schema", "format.layout", "store.integrity.files"):
+        monkeypatch.setattr(f"thimble_zarr.{module}.SCALAR_CHUNK_STEPS", 8)
+    path = tmp_path / "run.zarr"
+    stores.write_run(path)
+    flip(path / "eps/c.1")
+    assert "else end the store before row 8" in verify(path).findings[0].repair
+    assert repair(path).n_rows == 8
+    assert_sound(path, 8)
 
 
 def test_a_block_that_is_damaged_twice_over_is_cut_off_once(store: Path) -> None:
@@ -333,6 +409,8 @@ def test_what_a_crash_left_is_no_damage_and_is_removed(store: Path) -> None:
     assert stores.check_rows(store) == 10
 
 
+@stores.both_codings
+@pytest.mark.usefixtures("coding")
 @pytest.mark.parametrize("n_files", range(0, 21, 4))
 def test_a_commit_that_was_cut_off_between_any_two_files_is_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_files: int
@@ -341,6 +419,7 @@ def test_a_commit_that_was_cut_off_between_any_two_files_is_settled(
     writer = stores.create(tmp_path / "run.zarr")
     stores.commit(writer, 3)
     real, calls = os.replace, []
+    n_renamed = len(stores.SCHEMA.arrays) + len(stores.SCHEMA.per_step) + 1
 
     def replace(source: Path, target: Path) -> None:
         calls.append(target)
@@ -350,14 +429,14 @@ def test_a_commit_that_was_cut_off_between_any_two_files_is_settled(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)
-        if n_files < 11:
+        if n_files < n_renamed:
             with pytest.raises(OSError, match="Input/output"):
                 stores.commit(writer, 4)
         else:
             stores.commit(writer, 4)
     writer.release()
     n_rows = stores.check_rows(writer.path)
-    assert n_rows == (3 if n_files < 11 else 4)
+    assert n_rows == (3 if n_files < n_renamed else 4)
     assert verify(writer.path).holds
     repair(writer.path)
     assert verify(writer.path).findings == []

@@ -42,6 +42,9 @@ from thimble_zarr.store.writer import StoreWriter
 
 BLOCK_STEPS = 4
 
+MEMORY = {"plain": TINY_MEMORY, "predicted": 10_000}
+"""Makes blocks of four steps."""
+
 
 class Run:
     """A toy run that can be brought to any step, and recorded from there.
@@ -67,7 +70,9 @@ class Run:
         return self
 
     def recorder(self, path: Path, **options: object) -> Recorder:
-        given = {"labels": token_labels(), "memory_bytes": TINY_MEMORY} | options
+        coding = stores.SCHEMA.coding.name
+        given = {"labels": token_labels(), "memory_bytes": MEMORY[coding], "coding": coding}
+        given |= options
         return Recorder(path, self.loop.optimizer, parameter=self.loop.weight, **given)
 
 
@@ -108,8 +113,8 @@ def go_on(path: Path, *, after_step: int | None = None, n_steps: int = N_STEPS) 
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole(tmp_path_factory.mktemp("whole") / "run.zarr")
+def reference(coding: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return whole(tmp_path_factory.mktemp(f"whole-{coding}") / "run.zarr")
 
 
 def assert_sound(path: Path) -> None:
@@ -128,6 +133,7 @@ def assert_sound(path: Path) -> None:
     [(2, 1, 1), (6, 5, 5), (6, None, 3), (9, 8, 8), (11, 11, 11), (8, 7, 7)],
     ids=["first block", "in a block", "blocks only", "one row", "block end", "block end, then one"],
 )
+@stores.both_codings
 def test_a_killed_run_ends_as_one_that_was_not(
     tmp_path: Path, reference: Path, step: int, flushed: int | None, committed: int
 ) -> None:
@@ -140,6 +146,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
 
 
 @pytest.mark.parametrize("after_step", [0, 2, 3, 4, 7, 9])
+@stores.both_codings
 def test_a_loop_goes_on_from_an_older_checkpoint(
     tmp_path: Path, reference: Path, after_step: int
 ) -> None:
@@ -148,6 +155,8 @@ def test_a_loop_goes_on_from_an_older_checkpoint(
     assert differing_files(reference, path) == []
 
 
+@stores.both_codings
+@pytest.mark.usefixtures("coding")
 def test_later_rows_are_gone_as_soon_as_a_run_goes_on(tmp_path: Path) -> None:
     path = killed(tmp_path / "run.zarr", 10, flushed=9)
     run = Run().go_to(2)
@@ -193,6 +202,7 @@ def test_a_run_that_was_declared_with_another_level_goes_on_with_it(
     assert verify(tmp_path / "run.zarr").findings == []
 
 
+@stores.both_codings
 def test_it_goes_on_again_and_again(tmp_path: Path, reference: Path) -> None:
     path = killed(tmp_path / "run.zarr", 2, flushed=1)
     for step in (3, 6, 7, 9):
@@ -374,6 +384,8 @@ def test_what_took_time_and_was_said_of_the_run_stays(tmp_path: Path) -> None:
     assert json.loads((path / "zarr.json").read_text())["attributes"]["thimble"]["attrs"]
 
 
+@stores.both_codings
+@pytest.mark.usefixtures("coding")
 def test_a_reader_keeps_what_it_sees_while_a_run_goes_on(tmp_path: Path) -> None:
     path = killed(tmp_path / "run.zarr", 10, flushed=9)
     early = StoreReader.open(path)
@@ -428,6 +440,7 @@ def cut_off_everywhere(work: Callable[[str, Failing], object]) -> None:
             work(str(n_calls), failing)
 
 
+@stores.both_codings
 def test_a_commit_that_was_cut_off_anywhere_is_gone_on_with(
     tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +473,7 @@ def test_a_commit_that_was_cut_off_anywhere_is_gone_on_with(
     assert committed == {5, 6}
 
 
+@stores.both_codings
 def test_going_on_can_be_cut_off_anywhere_and_begun_again(
     tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,9 @@ import pytest
 import tensorstore
 import xarray as xr
 
+from tests.support import stores
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, History, token_labels
-from tests.support.stores import BLOCK_STEPS, SCHEMA, block, scalars
+from tests.support.stores import BLOCK_STEPS, block, both_codings, scalars
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import (
     DamagedStoreError,
@@ -41,8 +42,10 @@ def write_blocks(writer: StoreWriter, n_blocks: int, *, last_rows: int = BLOCK_S
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> StoreWriter:
-    return StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=token_labels(), n_rows=10)
+def writer(coding: str, tmp_path: Path) -> StoreWriter:
+    return StoreWriter.create(
+        tmp_path / "run.zarr", stores.SCHEMA, labels=token_labels(), n_rows=10
+    )
 
 
 @pytest.fixture
@@ -53,17 +56,18 @@ def path(writer: StoreWriter) -> Path:
     return writer.path
 
 
+@both_codings
 def test_what_was_committed_is_read_back(path: Path) -> None:
     reader = StoreReader.open(path)
     assert reader.n_rows == 10
-    assert reader.schema == SCHEMA
-    for name in SCHEMA.dtypes:
+    assert reader.schema == stores.SCHEMA
+    for name in stores.SCHEMA.dtypes:
         expected = np.concatenate([block(index)[name] for index in range(3)])
         np.testing.assert_array_equal(reader.read(name, (0, 10)), expected[:10])
         part = reader.read(name, (3, 9), range(2, 7))
         np.testing.assert_array_equal(part, expected[3:9, 2:7])
-    for values in reader.read_scalars().values():
-        np.testing.assert_array_equal(values, np.arange(10.0))
+    for name, values in reader.read_numbers().items():
+        np.testing.assert_array_equal(values, scalars(0, 10)[name])
 
 
 def test_labels_are_read_back(path: Path) -> None:
@@ -77,18 +81,18 @@ def test_a_discarded_store_is_gone_and_its_path_free(tmp_path: Path, writer: Sto
     write_blocks(writer, 2)
     writer.discard()
     assert list(tmp_path.iterdir()) == []
-    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).release()
+    StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA).release()
 
 
 def test_texts_may_be_empty_and_unicode(tmp_path: Path) -> None:
     texts = ["", "ä", "日本", "\0", " ", "", "x", "\n", "🙂", "e\u0301", ""]
     labels = dataclasses.replace(token_labels(), text=texts)
-    StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=labels).release()
+    StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA, labels=labels).release()
     assert StoreReader.open(tmp_path / "run.zarr").read_labels().text == texts
 
 
 def test_unknown_labels_are_left_out(tmp_path: Path) -> None:
-    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).release()
+    StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA).release()
     labels = StoreReader.open(tmp_path / "run.zarr").read_labels()
     assert labels == type(labels)()
 
@@ -128,23 +132,30 @@ def test_plain_xarray_opens_it_while_it_is_written(writer: StoreWriter) -> None:
     assert (ds.step[BLOCK_STEPS:] == -1).all()
 
 
+@both_codings
 def test_readers_see_committed_rows_only(writer: StoreWriter) -> None:
     assert StoreReader.open(writer.path).n_rows == 0
     write_blocks(writer, 1)
     reader = StoreReader.open(writer.path)
     write_blocks(writer, 2)
     assert reader.n_rows == BLOCK_STEPS
+    np.testing.assert_array_equal(reader.read("W", (0, BLOCK_STEPS)), block(0)["W"])
     assert StoreReader.open(writer.path).n_rows == 2 * BLOCK_STEPS
     assert not reader.commit.complete
 
 
+@both_codings
 def test_a_short_block_may_be_committed_again_with_more_rows(writer: StoreWriter) -> None:
     writer.commit_block(0, 1, block(0), scalars(0))
     assert StoreReader.open(writer.path).n_rows == 1
     writer.commit_block(0, 3, block(0), scalars(0))
-    reader = StoreReader.open(writer.path)
-    np.testing.assert_array_equal(reader.read("W", (0, 3)), block(0)["W"][:3])
-    np.testing.assert_array_equal(reader.read_scalars()["loss"], [0, 1, 2])
+    early = StoreReader.open(writer.path)
+    np.testing.assert_array_equal(early.read("W", (0, 3)), block(0)["W"][:3])
+    np.testing.assert_array_equal(early.read_scalars()["loss"], [0, 1, 2])
+    writer.commit_block(0, 4, block(0), scalars(0))
+    for reader in (early, StoreReader.open(writer.path)):
+        rows = reader.n_rows
+        np.testing.assert_array_equal(reader.read("W", (0, rows)), block(0)["W"][:rows])
 
 
 def test_a_block_that_is_none_is_refused(writer: StoreWriter) -> None:
@@ -160,7 +171,7 @@ def test_a_gap_is_refused(writer: StoreWriter) -> None:
 
 
 def test_the_store_grows_beyond_what_was_declared(tmp_path: Path) -> None:
-    writer = StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
+    writer = StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA)
     write_blocks(writer, 7, last_rows=3)
     writer.close()
     reader = StoreReader.open(writer.path)
@@ -172,22 +183,26 @@ def test_the_store_grows_beyond_what_was_declared(tmp_path: Path) -> None:
 
 def test_scalars_go_on_in_the_next_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SCALAR_CHUNK_STEPS", 2 * BLOCK_STEPS)
-    writer = StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
+    writer = StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA)
     write_blocks(writer, 5, last_rows=1)
     writer.close()
     np.testing.assert_array_equal(StoreReader.open(writer.path).read_scalars()["eps"], range(17))
     assert sorted(file.name for file in (writer.path / "eps").glob("c.*")) == ["c.0", "c.1", "c.2"]
 
 
+@both_codings
 def test_a_block_of_missing_values_is_written_all_the_same(writer: StoreWriter) -> None:
     missing = {
-        "W": np.full_like(block(0)["W"], 0x7FC0),
-        "grad": np.full_like(block(0)["grad"], np.nan),
+        name: np.full_like(bits, 0x7FC0 if bits.dtype == np.uint16 else np.nan)
+        for name, bits in block(0).items()
     }
     writer.commit_block(0, BLOCK_STEPS, missing, scalars(0))
-    assert np.isnan(StoreReader.open(writer.path).read("grad", (0, BLOCK_STEPS))).all()
+    for name, bits in missing.items():
+        found = StoreReader.open(writer.path).read(name, (0, BLOCK_STEPS))
+        np.testing.assert_array_equal(found, bits)
 
 
+@both_codings
 def test_a_commit_goes_to_disk_in_order(
     writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +225,7 @@ def test_a_commit_goes_to_disk_in_order(
     def at(event: str) -> int:
         return events.index(event)
 
-    names = (*SCHEMA.dtypes, *SCHEMA.scalars, "step")
+    names = (*stores.SCHEMA.arrays, *stores.SCHEMA.per_step)
     files = [event for event in events if event.startswith("sync") and "c.0" in event]
     renames = [event for event in events if event.startswith("rename") and "c.0" in event]
     assert len(files) == len(renames) == len(names)
@@ -221,6 +236,7 @@ def test_a_commit_goes_to_disk_in_order(
     assert events[-2:] == ["rename .thimble/commit.json", "sync .thimble"]
 
 
+@both_codings
 def test_the_ledger_knows_every_file(path: Path) -> None:
     ledger = (path / ".thimble/blocks.jsonl").read_bytes()
     commit = StoreReader.open(path).commit
@@ -232,11 +248,15 @@ def test_the_ledger_knows_every_file(path: Path) -> None:
     on_disk = {
         str(file.relative_to(path)): {"bytes": file.stat().st_size}
         # Chunks of the big arrays have checksums of their own.
-        | ({} if file.parent.name in SCHEMA.dtypes else {"crc32": zlib.crc32(file.read_bytes())})
+        | (
+            {}
+            if file.parent.name in stores.SCHEMA.arrays
+            else {"crc32": zlib.crc32(file.read_bytes())}
+        )
         for file in path.glob("*/c.*")
     }
     assert files == on_disk
-    assert {"W/c.0.0.0", "loss/c.0", "token/c.0"} <= set(files)
+    assert {"grad/c.0.0.0", "loss/c.0", "token/c.0"} <= set(files)
 
 
 def test_nothing_temporary_is_left(path: Path) -> None:
@@ -297,10 +317,10 @@ def test_a_store_that_cannot_be_created_leaves_nothing(
 
     monkeypatch.setattr(LocalWriter, "put", no_space)
     with pytest.raises(StoreError, match=r"cannot create a store at .*: No space left"):
-        StoreWriter.create(tmp_path / "run.zarr", SCHEMA)
+        StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    StoreWriter.create(tmp_path / "run.zarr", SCHEMA).close()
+    StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA).close()
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, path: Path) -> None:
@@ -336,12 +356,12 @@ def test_a_malformed_commit_record_is_damage(path: Path, content: str) -> None:
 
 def test_a_taken_path_is_refused_and_kept(path: Path) -> None:
     with pytest.raises(StoreExistsError, match="already holds a recorded run"):
-        StoreWriter.create(path, SCHEMA)
+        StoreWriter.create(path, stores.SCHEMA)
     assert StoreReader.open(path).n_rows == 10
 
 
 def test_overwriting_replaces_a_store(path: Path) -> None:
-    writer = StoreWriter.create(path, SCHEMA, overwrite=True)
+    writer = StoreWriter.create(path, stores.SCHEMA, overwrite=True)
     assert StoreReader.open(path).n_rows == 0
     write_blocks(writer, 1)
     writer.close()
@@ -352,14 +372,14 @@ def test_overwriting_replaces_a_store(path: Path) -> None:
 def test_overwriting_never_removes_anything_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("ten years of work")
     with pytest.raises(StoreExistsError, match="never overwritten"):
-        StoreWriter.create(tmp_path, SCHEMA, overwrite=True)
+        StoreWriter.create(tmp_path, stores.SCHEMA, overwrite=True)
     with pytest.raises(StoreExistsError, match="never overwritten"):
-        StoreWriter.create(tmp_path / "thesis.tex", SCHEMA, overwrite=True)
+        StoreWriter.create(tmp_path / "thesis.tex", stores.SCHEMA, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "ten years of work"
 
 
 def test_an_empty_directory_will_do(tmp_path: Path) -> None:
-    write_blocks(StoreWriter.create(tmp_path, SCHEMA), 1)
+    write_blocks(StoreWriter.create(tmp_path, stores.SCHEMA), 1)
     assert StoreReader.open(tmp_path).n_rows == BLOCK_STEPS
 
 
@@ -370,18 +390,18 @@ def test_the_loser_of_a_race_removes_nothing(
     write_blocks(writer, 1)
     monkeypatch.setattr(writer_module, "check_vacant", lambda path, overwrite: None)
     with pytest.raises(StoreLockedError):
-        StoreWriter.create(writer.path, SCHEMA)
+        StoreWriter.create(writer.path, stores.SCHEMA)
     assert StoreReader.open(writer.path).n_rows == BLOCK_STEPS
     writer.close()
     with pytest.raises(StoreExistsError, match="was just recorded"):
-        StoreWriter.create(writer.path, SCHEMA)
+        StoreWriter.create(writer.path, stores.SCHEMA)
     assert StoreReader.open(writer.path).n_rows == BLOCK_STEPS
 
 
 def test_labels_are_kept_as_masks(tmp_path: Path) -> None:
     integers = np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1])
     labels = writer_module.TokenLabels(dead=integers)
-    write_blocks(StoreWriter.create(tmp_path / "run.zarr", SCHEMA, labels=labels), 1)
+    write_blocks(StoreWriter.create(tmp_path / "run.zarr", stores.SCHEMA, labels=labels), 1)
     dead = StoreReader.open(tmp_path / "run.zarr").read_labels().dead
     assert dead.dtype == bool
     assert np.flatnonzero(dead).tolist() == [1, 10]
@@ -390,7 +410,7 @@ def test_labels_are_kept_as_masks(tmp_path: Path) -> None:
 def test_a_store_that_is_being_written_is_not_overwritten(writer: StoreWriter) -> None:
     write_blocks(writer, 1)
     with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} on .* is recording"):
-        StoreWriter.create(writer.path, SCHEMA, overwrite=True)
+        StoreWriter.create(writer.path, stores.SCHEMA, overwrite=True)
     assert StoreReader.open(writer.path).n_rows == BLOCK_STEPS
 
 
@@ -398,7 +418,7 @@ def test_a_store_that_is_being_written_is_not_overwritten(writer: StoreWriter) -
 def test_an_unwritable_path_is_a_clear_error(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises((StoreError, StoreExistsError), match="file"):
-        StoreWriter.create(tmp_path / below, SCHEMA)
+        StoreWriter.create(tmp_path / below, stores.SCHEMA)
 
 
 def test_a_reader_pickles_small(path: Path) -> None:

@@ -25,16 +25,18 @@ from thimble_zarr.store.keys import HOLDER
 from thimble_zarr.store.ledger import seal
 from thimble_zarr.store.writer import StoreWriter
 
-PLACES = 2
+PLACES = {"plain": 2, "predicted": 1}
 """Bytes of each file that are changed here. `benchmarks.soak` changes every one."""
 
 
-def test_every_change_is_found_or_changes_nothing(store: Path) -> None:
-    counts = sweep(store, PLACES)
+@stores.both_codings
+def test_every_change_is_found_or_changes_nothing(store: Path, coding: str) -> None:
+    counts = sweep(store, PLACES[coding])
     assert counts["found"] > 300
     assert counts["harmless"] < 0.1 * counts["found"]  # white space that was left out of JSON
 
 
+@stores.both_codings
 def test_a_sound_store_is_sound(sound: Path) -> None:
     seen: list[tuple[int, int]] = []
     verified = verify(sound, lambda done, total: seen.append((done, total)))
@@ -48,6 +50,8 @@ def test_a_sound_store_is_sound(sound: Path) -> None:
     )
 
 
+@stores.both_codings
+@pytest.mark.usefixtures("coding")
 def test_a_store_that_is_recorded_is_sound(tmp_path: Path) -> None:
     writer = stores.create(tmp_path / "run.zarr")
     for n_rows in stores.COMMITS:

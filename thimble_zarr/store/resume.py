@@ -14,7 +14,7 @@ import datetime
 import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ import numpy as np
 from thimble_zarr.errors import DamagedStoreError, ResumeError, listed
 from thimble_zarr.format import layout
 from thimble_zarr.format.schema import Json, Schema, TokenLabels
+from thimble_zarr.store.coding.predicted import decoded_checksum
+from thimble_zarr.store.coding.shard_codec import chunk_slices
 from thimble_zarr.store.files.base import PARTIAL
 from thimble_zarr.store.keys import (
     LEDGER,
@@ -181,7 +183,9 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
     promised = _promised(readers, behind)
     known = {*ledger.records, *promised}
     gone = {key for key in known if _begins_at(readers, key) >= n_rows}
-    block = (n_rows - 1) // readers[0].schema.layout.block_steps
+    block_steps = readers[0].schema.layout.block_steps
+    block = (n_rows - 1) // block_steps
+    first_row = block * block_steps
     last_block = {
         shard_key(reader.arrays.key(name), block, reader.schema.shape)
         for reader in readers
@@ -191,8 +195,12 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
     for key in (*sorted(last_block & known), *sorted({*promised} - gone - last_block)):
         records = [ledger.records[key]] if key in ledger.records else []
         told[key] = _fitting(readers, key, [*records, *promised.get(key, [])])
+    if n_rows < ledger.ends.get(first_row, n_rows):
+        for reader in readers:
+            for key, values in _values_left(reader, first_row, n_rows):
+                told[key] = replace(told[key], values=values)
     entry: dict[str, Json] = {
-        "rows": (block * readers[0].schema.layout.block_steps, n_rows),
+        "rows": (first_row, n_rows),
         **tell(told),
         "removed": sorted(gone),
         "resumed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -204,6 +212,27 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
         ledger_crc32=zlib.crc32(content, commit.ledger_crc32),
     )
     return ledger, before, seal(entry) + b"\n"
+
+
+def _values_left(
+    reader: StoreReader, first_row: int, n_rows: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the checksums of what stays of a block's decoded values, by the keys of keyframes."""
+    schema, order = reader.schema, reader.schema.stored_order
+    shape = schema.layout.chunk_tokens, schema.layout.block_steps, schema.n_dims
+    coded = [of for of in schema.arrays.values() if of.is_keyframe]
+    values: dict[str, list[int]] = {of.name: [] for of in coded}
+    with reader.opened() as opened:
+        for of_chunk in chunk_slices(schema.n_tokens, schema.layout.chunk_tokens):
+            tokens = range(schema.n_tokens)[of_chunk] if order is None else order[of_chunk]
+            for of in coded:
+                bits = opened.read(of.variable, (first_row, n_rows), tokens)
+                values[of.name].append(decoded_checksum(bits, shape, schema.fill(of.variable)))
+    for name, checksums in values.items():
+        key = shard_key(
+            reader.arrays.key(name), first_row // schema.layout.block_steps, schema.shape
+        )
+        yield key, np.array(checksums, np.uint32)
 
 
 def _promised(readers: Sequence[StoreReader], lines: list[Line]) -> dict[str, list[FileRecord]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from thimble_zarr import tuning
+from thimble_zarr.errors import StoreError
 from thimble_zarr.format.stored_array import StoredArray
 from thimble_zarr.store.arrays import StoredArrays
 from thimble_zarr.store.coding.predicted import Bits, decoded_checksum
@@ -78,15 +79,23 @@ class ChunkDecoder:
             return
         shape = schema.layout.chunk_tokens, schema.layout.block_steps, schema.n_dims
         found = decoded_checksum(bits, shape, schema.fill(of.variable), self._memory)
-        if found == record.values[chunk].item() or self._is_replaced(key):
+        if found == record.values[chunk].item():
             return
         with arrays.decoding(of.name, first):
+            if self._was_cut_off():
+                raise StoreError(
+                    f"{arrays.files.path} was cut off and gone on with after it was opened; open "
+                    "it again"
+                )
             raise ValueError(
                 f"{of.variable} in chunk {chunk} is not what was recorded: the program "
                 f"{schema.coding.program} computes something else here, or a file was changed"
             )
 
-    def _is_replaced(self, key: str) -> bool:
-        """Whether a writer was about to store a block with more rows after it was opened."""
+    def _was_cut_off(self) -> bool:
+        """Whether rows may be others than those that were committed when the store was opened.
+
+        A block that is stored again with more rows still has the same in those before.
+        """
         lines = read_lines(self._arrays.files, self._arrays.commit.ledger_bytes)
-        return any(line.entry is not None and key in line.entry.files for line in lines)
+        return any(line.entry is not None and line.entry.resumed is not None for line in lines)

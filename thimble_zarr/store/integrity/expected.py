@@ -25,6 +25,7 @@ from thimble_zarr.store.keys import (
     array_of,
     is_chunk_key,
     metadata_key,
+    split_array_key,
 )
 from thimble_zarr.store.ledger import (
     Commit,
@@ -139,6 +140,27 @@ class Expected:
             for index in range(-(-(n_rows if is_long else declared.shape[0]) // length)):
                 rest = ".0" * (len(declared.shape) - 1)
                 yield f"{array}/c.{index}{rest}", declared, index * length
+
+    def schema(self, group: str) -> Schema | None:
+        """Return what is declared of a parameter, None if that is lost."""
+        with suppress(StoreError, LookupError, TypeError):
+            attributes = self.documents[metadata_key(group)]["attributes"]
+            return Schema.from_attribute(attributes[ATTRIBUTE])
+        return None
+
+    def computes_with(self, key: str) -> Schema | None:
+        """Return the schema of a parameter whose states are computed from the values of a file."""
+        group, name = split_array_key(array_of(key))
+        schema = self.schema(group)
+        if schema is None or schema.coding.program is None or name == "loss":
+            return None
+        return schema if name in schema.numbers else None
+
+    def is_sparse(self, key: str) -> bool:
+        """Whether files of an array may be alike, as they hold what is normally nothing."""
+        group, name = split_array_key(array_of(key))
+        schema = self.schema(group)
+        return schema is not None and name in schema.arrays and schema.arrays[name].is_sparse
 
     def rows_a_file(self, array: str) -> int:
         """Return how many rows a file of an array is of."""

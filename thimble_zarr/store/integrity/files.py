@@ -8,10 +8,11 @@ from itertools import chain
 
 import numpy as np
 
+from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS
 from thimble_zarr.store.coding.shard_codec import ShardFile, decode_vector, values_checksum
 from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.verify_result import HOW_TO_RESTORE, Discrepancy
-from thimble_zarr.store.keys import array_of
+from thimble_zarr.store.keys import array_of, chunk_index
 from thimble_zarr.store.ledger import FileRecord
 
 
@@ -51,7 +52,9 @@ def compare_file(expected: Expected, key: str) -> Comparison:
         record = committed or FileRecord(n_bytes=0)
         return Comparison(FileState.LOST, record, problem or str(error))
     recorded = expected.recorded_files.get(itself.checksums)
-    is_elsewhere = itself.chunks is not None and recorded not in (None, key)
+    is_elsewhere = (
+        itself.chunks is not None and recorded not in (None, key) and not expected.is_sparse(key)
+    )
     if not is_elsewhere and (committed is None or committed.line < expected.doubtful_bytes):
         return Comparison(FileState.UNTOLD, itself)
     if recorded == key:
@@ -91,18 +94,26 @@ def find_in_file(expected: Expected, key: str) -> Iterator[Discrepancy]:
             yield Discrepancy("size", key, what, "none: nothing is lost", is_damage=False)
     elif file.state is not FileState.UNTOLD and committed.chunks is None:
         repair = "write it again, if the ledger tells its values; else restore it from a copy"
-        if is_lost:
+        if is_lost and expected.computes_with(key):
+            first = chunk_index(key) * SCALAR_CHUNK_STEPS
+            repair = f"compute it again, if the ledger proves that; else {_ends_before(first)}"
+        elif is_lost:
             repair = (
                 "write steps and tokens again, if all were recorded; set other values to missing; "
                 "leave other labels out"
             )
         yield Discrepancy("damaged-values", key, file.problem, repair)
     elif file.state is not FileState.UNTOLD:
-        repair = f"end the store before row {first_row}" if is_lost else f"none: {HOW_TO_RESTORE}"
-        if is_lost and first_row == 0:
-            repair = "none: no row would be left; restore it from a copy"
+        repair = _ends_before(first_row) if is_lost else f"none: {HOW_TO_RESTORE}"
         what = f"{file.problem} (rows {first_row} to {committed.end_row - 1})"
         yield Discrepancy("damaged-block", key, what, repair, first_row=first_row)
+
+
+def _ends_before(row: int) -> str:
+    """Return what a repair does about rows that are lost, from one on."""
+    if row == 0:
+        return "none: no row would be left; restore it from a copy"
+    return f"end the store before row {row}"
 
 
 def _difference(expected: Expected, key: str, record: FileRecord) -> str:

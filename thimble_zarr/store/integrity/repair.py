@@ -34,6 +34,7 @@ from thimble_zarr.store.integrity.metadata import (
     was_closed,
     without_copies,
 )
+from thimble_zarr.store.integrity.numbers import plan_numbers
 from thimble_zarr.store.integrity.repair_plan import Plan, plan_blocks
 from thimble_zarr.store.integrity.values import plan_values
 from thimble_zarr.store.integrity.verify import find_leftovers
@@ -95,6 +96,7 @@ def _plan(files: Files) -> Plan:
             if key in directories
         ]
         if expected.n_rows and not plan.hopeless:
+            plan_numbers(plan)
             plan_blocks(plan)
             plan_values(plan)
         if plan.hopeless:

@@ -1,5 +1,6 @@
 """What a repair does, as data, and which rows it keeps: nothing of it is done yet."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from thimble_zarr.format.schema import Json
@@ -65,20 +66,24 @@ def plan_blocks(plan: Plan) -> None:
     expected, files = plan.expected, {}
     for key, _, first_row in expected.files_of_arrays(plan.n_rows, sharded=True):
         file, length = compare_file(expected, key), expected.rows_a_file(array_of(key))
-        end_row = min(first_row + length, expected.n_rows)
+        files[key] = first_row, min(first_row + length, expected.n_rows), file
+    # Of a block whose last line is lost some files may be as a line before it told.
+    untold = {row for row, _, file in files.values() if file.state is FileState.UNTOLD}
+    for first_row, end_row, file in files.values():
+        is_told = file.state is FileState.RECORDED and first_row not in untold
         if file.state is FileState.LOST:
             plan.n_rows = min(plan.n_rows, first_row)
-        elif file.state is FileState.RECORDED and file.record.end_row < end_row:
+        elif is_told and file.record.end_row < end_row:
             # The commit record claims more rows than the line of their block.
             plan.n_rows = min(plan.n_rows, file.record.end_row)
-        files[key] = first_row, end_row, file
     for key, (first_row, end_row, file) in files.items():
         if first_row >= plan.n_rows:
             continue
         plan.records[key] = file.record
-        if file.state is FileState.UNTOLD:
+        if first_row in untold and file.state in (FileState.UNTOLD, FileState.RECORDED):
             stop = plan.rebuilt[first_row] = min(end_row, plan.n_rows)
-            plan.records[key] = replace(file.record, first_row=first_row, end_row=stop)
+            record = replace(file.record, first_row=first_row, end_row=stop, values=None)
+            plan.records[key] = record
         elif file.state is FileState.ALTERED and key in expected.ledger.records:
             plan.leave(key, file)
         elif file.state is FileState.ALTERED:
@@ -86,6 +91,11 @@ def plan_blocks(plan: Plan) -> None:
                 f"{key}: {file.problem}, and the line of the ledger that tells which file belongs "
                 f"here is lost; restore {key} from a copy"
             )
+    _tell_of_blocks(plan, files)
+
+
+def _tell_of_blocks(plan: Plan, files: Mapping[str, tuple[int, int, Comparison]]) -> None:
+    """Put into words which blocks stay: given the rows of each file, and what became of it."""
     plan.steps += [
         f"keep rows {first_row} to {end_row - 1} as they are: the checksums in their files are "
         "right, and the ledger's are lost"
@@ -93,11 +103,11 @@ def plan_blocks(plan: Plan) -> None:
     ]
     if plan.n_rows == 0:
         plan.hopeless.append("its first block cannot be read, and so no row would be left")
-    elif gone := expected.n_rows - plan.n_rows:
+    elif gone := plan.expected.n_rows - plan.n_rows:
         at_the_end = [key for key, (first_row, _, _) in files.items() if first_row == plan.n_rows]
         lost = [key for key in at_the_end if files[key][2].state is FileState.LOST]
         why = f", because {', '.join(lost)} cannot be read" if lost else ""
         plan.steps.append(
-            f"end the store before row {plan.n_rows}{why}: of {expected.n_rows} committed rows "
-            f"{plan.n_rows} stay and {gone} go"
+            f"end the store before row {plan.n_rows}{why}: of {plan.expected.n_rows} committed "
+            f"rows {plan.n_rows} stay and {gone} go"
         )

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from thimble_zarr.errors import DamagedStoreError
-from thimble_zarr.format.schema import ATTRIBUTE, LABELS, Schema, array_path
+from thimble_zarr.format.schema import LABELS, array_path
 from thimble_zarr.store.coding.shard_codec import decode_vector, encode_vector
 from thimble_zarr.store.integrity.files import Comparison, FileState, compare_file
 from thimble_zarr.store.integrity.repair_plan import Plan
@@ -47,7 +46,7 @@ def _plan_file(plan: Plan, key: str, declared: Declared, first: int, file: Compa
     """Plan what becomes of a file that begins with row or label `first`."""
     array, expected = array_of(key), plan.expected
     plan.records[key] = file.record
-    if file.state is FileState.RECORDED:
+    if file.state is FileState.RECORDED or key in plan.written:
         return
     if file.state is FileState.UNTOLD:
         plan.steps.append(
@@ -116,10 +115,8 @@ def _guesses(values: np.ndarray) -> Iterator[tuple[int, float]]:
 
 def _order(plan: Plan, group: str, name: str) -> np.ndarray | range | None:
     """Return all steps or tokens as they lie on disk, None where some were chosen or it is lost."""
-    try:
-        document = plan.expected.documents[metadata_key(group)]
-        schema = Schema.from_attribute(document["attributes"][ATTRIBUTE])
-    except (DamagedStoreError, LookupError, TypeError):
+    schema = plan.expected.schema(group)
+    if schema is None:
         return None
     if name == "step" and schema.schedule is None:
         return range(plan.n_rows)
