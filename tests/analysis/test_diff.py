@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thimble_zarr.store.shard_codec import ShardFile
 from torch import nn
 
 import thimble_zarr

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from tests.support.runs import token_labels
-from thimble_zarr.format.coding import coding_of
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.schema import (
     Schema,
 )
+from thimble_zarr.format.stored_array import coding_of
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.programs.registry import program_of
