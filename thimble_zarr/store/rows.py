@@ -40,6 +40,7 @@ class OpenedRows:
 
     def __exit__(self, *error: object) -> None:
         self._keep(0)
+        self._decoder.forget()
 
     def read(
         self,

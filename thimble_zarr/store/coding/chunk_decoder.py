@@ -45,6 +45,11 @@ class ChunkDecoder:
             self._known[first, chunk] = decoded
         return self._known[first, chunk][name]
 
+    def forget(self) -> None:
+        """Let go of all chunks; they are many, and whoever reads holds on to this in a circle."""
+        self._known.clear()
+        self._memory.clear()
+
     def _decode(self, first: int, chunk: int) -> Bits:
         """Return all coded variables in a chunk of the block that begins with row `first`."""
         schema = self._arrays.schema
