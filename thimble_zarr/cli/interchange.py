@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from thimble_zarr.cli.options import MEMORY, OVERWRITE, QUIET, STORE, TOKEN_MASK
+from thimble_zarr.cli.options import OVERWRITE, QUIET, STORE, TOKEN_MASK, size
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import human_bytes
 
@@ -93,7 +93,12 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
     help="predicted: a third of the disk. plain: arrays that any Zarr reader opens.",
 )
 @click.option("--archive", is_flag=True, help="With predicted: the least disk; takes longer.")
-@MEMORY
+@click.option(
+    "--memory",
+    type=size,
+    help="Limits the memory for a block (minimum: one step) and so its length.  [default: 256MiB; "
+    "predicted 512MiB; an archive 1GiB]",
+)
 @OVERWRITE
 @QUIET
 def recode(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from thimble_zarr.bits import same_bits, storage_dtype
-from thimble_zarr.errors import ConfigError, DamagedStoreError
+from thimble_zarr.errors import ConfigError, DamagedStoreError, StoreExistsError
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import default_memory_bytes, plan_layouts, split_range
@@ -70,7 +70,7 @@ def recode(
     ------
     ConfigError
         If the two paths are the same, or `archive` was asked for with another coding.
-    StoreExistsError, ResumeError, StoreError
+    StoreExistsError, StoreError
         If another recording lies at `path`, or it cannot be written; or nothing is recorded yet.
     DamagedStoreError
         If the source cannot be read, or a value of the copy is not that of the source.
@@ -139,6 +139,11 @@ def _open(
     }
     schema = schemas.get("", schemas)
     if is_begun(path) and not overwrite:
+        if {one.group: one.schema for one in StoreReader.open_each(path)} != dict(schemas):
+            raise StoreExistsError(
+                f"{path} holds another recording, or a copy with another coding or memory; choose "
+                "another path, or overwrite it (--overwrite, or overwrite=True)"
+            )
         return StoreWriter.resume(path, schema, labels=labels, token_ids=ids)
     return StoreWriter.create(
         path,
