@@ -23,17 +23,21 @@ def test_what_version_5_wrote_is_read() -> None:
 
 
 def test_what_is_written_is_what_was_read() -> None:
-    assert Schema.from_attribute(WRITTEN).to_attribute() == WRITTEN
+    """But for the version, and what that has more."""
+    coding = {"name": "plain", "program": None, "gradient_codec": "lz4"}
+    expected = WRITTEN | {"format_version": 6, "coding": coding}
+    assert Schema.from_attribute(WRITTEN).to_attribute() == expected
+    assert Schema.from_attribute(expected).to_attribute() == expected
 
 
 def test_an_older_version_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     upgrades = {
-        3: lambda content: {**content, "b": 1},
-        4: lambda content: {**content, "b": content["b"] + 1},
+        4: lambda content: {**content, "b": 1},
+        5: lambda content: {**content, "b": content["b"] + 1},
     }
-    with pytest.raises(UnsupportedFormatError, match="version 4, and this release reads version 5"):
+    with pytest.raises(UnsupportedFormatError, match="version 4, and this release reads version 6"):
         versions.upgrade({"format_version": 4, "a": 0})
     monkeypatch.setattr(versions, "_UPGRADES", upgrades)
-    assert versions.upgrade({"format_version": 3, "a": 0}) == {"a": 0, "b": 2}
+    assert versions.upgrade({"format_version": 4, "a": 0}) == {"a": 0, "b": 2}
     with pytest.raises(UnsupportedFormatError, match="version 2"):
         versions.upgrade({"format_version": 2})
