@@ -35,7 +35,7 @@ def rewrite(
     scalars = {
         array_path(reader.group, name): values.copy()
         for reader in readers
-        for name, values in reader.read_scalars().items()
+        for name, values in reader.read_numbers().items()
     }
     scalars["step"] = readers[0].read_steps().copy()
     change(bits, scalars)

@@ -13,6 +13,9 @@ from thimble_zarr.errors import ConfigError
 
 CodingName = Literal["plain", "predicted"]
 
+CodecName = Literal["lz4", "lz4-bitshuffle", "zstd-bitshuffle"]
+"""How arrays are compressed: a key of `store.coding.compression.COMPRESSIONS`."""
+
 
 @dataclass(frozen=True)
 class Coding:
@@ -37,6 +40,11 @@ class Coding:
         if self.name not in get_args(CodingName):
             raise ConfigError(
                 f"there is no coding {self.name!r}; choose among {', '.join(get_args(CodingName))}"
+            )
+        if self.gradient_codec not in get_args(CodecName):
+            raise ConfigError(
+                f"there is no codec {self.gradient_codec!r}; choose among "
+                f"{', '.join(get_args(CodecName))}"
             )
 
     @property

@@ -132,19 +132,28 @@ def _schemas(
 def _open(
     readers: Sequence[StoreReader], schemas: Mapping[str, Schema], path: Path, *, overwrite: bool
 ) -> StoreWriter:
-    """Create the new store, or go on with one that was begun."""
-    labels = {one.group: one.read_labels() for one in readers}
+    """Create the new store, or go on with one that was begun.
+
+    Raises StoreExistsError if another recording lies there, or nobody can tell.
+    """
+    labels = {one.group: one.read_labels() for one in readers if one.schema.has_tokens}
     ids = {
         one.group: one.read_token_ids() for one in readers if one.schema.whole_tokens is not None
     }
     schema = schemas.get("", schemas)
     if is_begun(path) and not overwrite:
-        if {one.group: one.schema for one in StoreReader.open_each(path)} != dict(schemas):
+        if readers[0].schema.schedule is not None:
             raise StoreExistsError(
-                f"{path} holds another recording, or a copy with another coding or memory; choose "
-                "another path, or overwrite it (--overwrite, or overwrite=True)"
+                f"{path} exists, and a copy of a recording with a schedule cannot be gone on with; "
+                "choose another path, or replace it (--overwrite, overwrite=True)"
             )
-        return StoreWriter.resume(path, schema, labels=labels, token_ids=ids)
+        return StoreWriter.resume(
+            path,
+            schema,
+            labels=labels,
+            token_ids=ids,
+            approve=lambda there, kept_rows: _check_begun(readers, there, kept_rows),
+        )
     return StoreWriter.create(
         path,
         schema,
@@ -153,6 +162,25 @@ def _open(
         n_rows=readers[0].n_rows,
         overwrite=overwrite or not is_begun(path),
     )
+
+
+def _check_begun(
+    readers: Sequence[StoreReader], there: Sequence[StoreReader], kept_rows: int
+) -> None:
+    """Raise StoreExistsError unless rows that are there already are of the same recording."""
+    rows = slice(kept_rows)
+    for one, other in zip(readers, there, strict=True):
+        schema = replace(one.schema, coding=other.schema.coding, layout=other.schema.layout)
+        ours, theirs = one.read_scalars(), other.read_scalars()
+        is_same = schema == other.schema and kept_rows <= one.n_rows
+        if not is_same or any(
+            not np.array_equal(values[rows], theirs[name], equal_nan=True)
+            for name, values in ours.items()
+        ):
+            raise StoreExistsError(
+                f"{other.path} has another recording than {one.path}; choose another path, or "
+                "replace it (--overwrite, overwrite=True)"
+            )
 
 
 def _copy_block(
