@@ -17,6 +17,7 @@ catches it where it would expect to::
     ├── OptimizerError (TypeError)        an optimizer or parameter that cannot be recorded
     ├── ResumeError (ValueError)          a run that is not the recorded one, or stands elsewhere
     └── RecordingError (RuntimeError)     the writer thread stopped; what is committed is safe
+        └── AuditError                    a step that its optimizer does not explain
 
 A message says what is wrong, what was expected and found, and what to do next. The module imports
 nothing, and everything else may import it.
@@ -82,6 +83,10 @@ class ResumeError(ThimbleError, ValueError):
 
 class RecordingError(ThimbleError, RuntimeError):
     """Recording stopped because a block could not be written; committed steps are safe."""
+
+
+class AuditError(RecordingError):
+    """A step is not what its optimizer makes of the row before; it is recorded, as all others."""
 
 
 MAX_LISTED = 8

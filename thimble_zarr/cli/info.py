@@ -27,6 +27,7 @@ def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
       recording       closed, recording, cut-off, or unknown
       disk_bytes      size on disk
       raw_bytes       size of the same arrays uncompressed
+      audit           steps that were audited while it was recorded; null where none was
       resumed_after   steps after which the run was resumed
       overhead        what recording took; null where nobody measured it
       attrs           configuration, corpus, tokenizer: what the recorder was given

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from thimble_zarr.errors import StoreError
+from thimble_zarr.errors import AuditError, StoreError
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
 
 FOUND, USAGE, UNREADABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
@@ -17,6 +17,8 @@ FOUND, USAGE, UNREADABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 def exit_code(error: Exception) -> int:
     """Return the exit code of an error."""
+    if isinstance(error, AuditError):
+        return FOUND
     return USAGE if isinstance(error, ValueError | TypeError | FileExistsError) else UNREADABLE
 
 

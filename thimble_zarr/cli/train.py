@@ -5,7 +5,7 @@ import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -106,12 +106,19 @@ DEMO = TrainingConfig(steps=150, batch_size=16)
     help="Resume the run in STORE with its own settings, from its last checkpoint. Without a "
     "checkpoint, start from the beginning.",
 )
+@click.option(
+    "--audit",
+    type=click.Choice(["warn", "raise"]),
+    help="Take every step again while training goes on, and warn of the first that the optimizer "
+    "does not explain, or stop at it.",
+)
 @QUIET
 def train(
     store: Path,
     *,
     config: Path | None,
     memory: int | None,
+    audit: Literal["warn", "raise"] | None,
     force: bool,
     overwrite: bool,
     resume: bool,
@@ -136,9 +143,8 @@ def train(
         chosen, memory = run.resolve(chosen), memory or run.memory_bytes
         run.check_same(chosen, {"memory_bytes": memory})
         run.check_resumable()
-    run_training(
-        chosen, store, memory, force=force, overwrite=overwrite, resume=resume, quiet=quiet
-    )
+    options: dict[str, Any] = {"audit": audit, "overwrite": overwrite, "resume": resume}
+    run_training(chosen, store, memory, force=force, quiet=quiet, **options)
 
 
 def _resumed(store: Path, *, quiet: bool) -> "RecordedRun | None":
@@ -194,6 +200,7 @@ def run_training(
     quiet: bool,
     force: bool = False,
     resume: bool = False,
+    audit: Literal["warn", "raise"] | None = None,
 ) -> None:
     """Plan, train, validate and sum up."""
 
@@ -202,12 +209,9 @@ def run_training(
             click.echo(text, err=err)
 
     say(f"Training to step {config.steps:,}, recording into {store} ...", err=True)
-    from thimble_zarr.experiment.plan import plan_run
-    from thimble_zarr.store.contents import check_vacant
-
     memory_bytes = memory or default_memory_bytes(config.coding)
-    check_vacant(store, overwrite=overwrite or resume)
-    plan = plan_run(config, store, memory_bytes=memory_bytes, overwrite=overwrite or resume)
+    needs = {"audited": audit is not None, "overwrite": overwrite or resume}
+    plan = _planned(config, store, memory_bytes, **needs)
     say(render_plan(plan, config))
     warn_of_memory(plan)
     if not force:
@@ -220,7 +224,7 @@ def run_training(
     train = functools.partial(trainer.train, memory_bytes=memory_bytes, on_step=training)
     try:
         with terminated_cleanly(), training.bar:
-            train(config, data, store, overwrite=overwrite, resume=resume)
+            train(config, data, store, audit=audit, overwrite=overwrite, resume=resume)
     except KeyboardInterrupt:
         say(training.summary(store))
         if training.last is not None and config.schedule is None:
@@ -230,6 +234,16 @@ def run_training(
         say(render_validation(store))
     is_finished = resume and training.last is None
     say(f"All {config.steps:,} steps are recorded." if is_finished else training.summary(store))
+
+
+def _planned(
+    config: TrainingConfig, store: Path, memory_bytes: int, *, audited: bool, overwrite: bool
+) -> "RunPlan":
+    from thimble_zarr.experiment.plan import plan_run
+    from thimble_zarr.store.contents import check_vacant
+
+    check_vacant(store, overwrite=overwrite)
+    return plan_run(config, store, memory_bytes=memory_bytes, audited=audited, overwrite=overwrite)
 
 
 def _in_words(data: "TrainingData") -> str:
@@ -262,7 +276,9 @@ class _Training:
 
     def __call__(self, progress: "Progress") -> None:
         self.first, self.last = self.first or progress, progress
-        self.bar.note(f"loss {progress.loss:.3f}, {human_bytes(progress.bytes_written)} written")
+        written = human_bytes(progress.bytes_written)
+        audited = f", audited {progress.audited}" if progress.audited else ""
+        self.bar.note(f"loss {progress.loss:.3f}, {written} written{audited}")
         self.bar.reach(progress.step, self._config.steps)  # a resumed run has taken some before
 
     def summary(self, store: Path) -> str:
@@ -277,9 +293,19 @@ class _Training:
             f"Recorded {chosen}{n_steps:,} step{'s' * (n_steps != 1)}{which} in {elapsed_s:.0f} s "
             f"({n_steps / elapsed_s:.1f} steps/s); "
             f"loss {self.first.loss:.3f} -> {self.last.loss:.3f}\n"
+            f"{'' if self.last.audited is None else _audited(store)}"
             f"Store    {store}\n"
             f"Next     thimble-zarr {_next_command(store)} {shlex.quote(str(store))}"
         )
+
+
+def _audited(store: Path) -> str:
+    """Return a line that says how many steps of the store were audited, now that it is closed."""
+    from thimble_zarr.format.audited import AuditCounts
+    from thimble_zarr.store.reader import StoreReader
+
+    audits = StoreReader.open(store).read_history().audits
+    return f"Audit    {sum(audits.values(), AuditCounts())}\n"
 
 
 def _next_command(store: Path) -> str:

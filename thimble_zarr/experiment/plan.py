@@ -83,11 +83,13 @@ def plan_run(
     store: StorePath,
     *,
     memory_bytes: int | None = None,
+    audited: bool = False,
     overwrite: bool = False,
 ) -> RunPlan:
     """Work out what a run takes; looks only at the machine: device, free memory and disk.
 
-    `overwrite` counts the room that a store at `store` will leave.
+    `audited` says whether its steps are audited; `overwrite` counts the room that a store at
+    `store` will leave.
     """
     path = Path(store).absolute()
     there = next(place for place in (path, *path.parents) if place.exists())
@@ -107,6 +109,7 @@ def plan_run(
             n_scalars=len(("loss", *adamw.scalars, COUNT, "step")),
             memory_bytes=memory_bytes or default_memory_bytes(config.coding),
             predicted=[name for name in variables if Coding(config.coding).predicts(name)],
+            audited=audited,
         ),
         # It has the whole run in RAM, the states in float32, and saves it once.
         notebook_array_bytes={

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.device import choose_compute_dtype, find_device
 from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
 from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_tokens, read_tokenizer
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, TokenLabels
+from thimble_zarr.record.audit import OnFinding
 from thimble_zarr.record.recorder import Recorder
 from thimble_zarr.store.reader import StorePath
 
@@ -78,11 +81,15 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Progress:
-    """The steps a run has taken, the loss of the last one in nats, and the bytes on disk."""
+    """The steps a run has taken, the loss of the last one in nats, and the bytes on disk.
+
+    `audited` is how many steps were audited, None without an audit.
+    """
 
     step: int
     loss: float
     bytes_written: int
+    audited: AuditCounts | None = None
 
 
 def load_data(config: TrainingConfig) -> TrainingData:
@@ -148,6 +155,7 @@ def train(
     store: StorePath,
     *,
     memory_bytes: int | None = None,
+    audit: OnFinding | None = None,
     overwrite: bool = False,
     resume: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
@@ -157,6 +165,7 @@ def train(
     `data` are what `load_data` returns for the config. However training ends, by itself, by an
     error or by Ctrl-C, the recorded steps are on disk and the store is closed. Until the last step
     there are checkpoints beside the store to resume from, unless a schedule leaves out steps.
+    `audit` is the recorder's.
 
     With `resume` an existing store is resumed from its last checkpoint: it ends as the store of an
     uninterrupted run, bit for bit. Where nothing was committed, it starts from the beginning.
@@ -178,15 +187,10 @@ def train(
         store,
         training.optimizer,
         parameter=training.embedding,
-        name=PARAMETER,
-        labels=data.labels,
-        variables=config.recorded_variables,
-        tokens=getattr(data.labels, config.record_tokens, None),  # no label says all
-        schedule=config.schedule,
-        n_steps=config.steps,
+        **_what_to_record(config, data),
         attrs={"config": training.config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
-        coding=config.coding,
         memory_bytes=memory_bytes,
+        audit=audit,
         overwrite=overwrite,
         resume=resume,
         after_step=training.start if resume else None,
@@ -194,6 +198,18 @@ def train(
         for progress in _recorded_steps(training, recorder, checkpoints):
             on_step(progress)
     checkpoints.clear()
+
+
+def _what_to_record(config: TrainingConfig, data: TrainingData) -> dict[str, Any]:
+    return {
+        "name": PARAMETER,
+        "labels": data.labels,
+        "variables": config.recorded_variables,
+        "tokens": getattr(data.labels, config.record_tokens, None),  # no label says all
+        "schedule": config.schedule,
+        "n_steps": config.steps,
+        "coding": config.coding,
+    }
 
 
 def _recorded_steps(
@@ -209,4 +225,4 @@ def _recorded_steps(
         if config.schedule is None and is_full and checkpoints.is_due:
             checkpoints.take(step, training.model, training.optimizer)
             checkpoints.prune(recorder.committed_step)
-        yield Progress(step, loss, recorder.bytes_written)
+        yield Progress(step, loss, recorder.bytes_written, recorder.audited)

@@ -24,6 +24,9 @@ blocks of tiny models are not made longer."""
 TARGET_CHUNK_BYTES = 2**17
 """A chunk of about this size decodes at full speed and still lets a few tokens be read alone."""
 
+AUDIT_ELEMENTS = 2**17
+"""Elements of a row of which torch's own code takes a step again at once, where that is audited."""
+
 SCALAR_CHUNK_STEPS = 4096
 """Steps a chunk of the per-step scalars: one small file rewritten at each commit until full."""
 
@@ -92,7 +95,7 @@ class StoragePlan:
     likely_bytes
         The same where every prediction holds: of variables that are predicted only keyframes.
     memory_bytes
-        Peak memory of the recorder: buffers and encoding.
+        Peak memory of the recorder: buffers, encoding, and the audit if there is one.
     """
 
     layout: Layout
@@ -170,6 +173,20 @@ def recorder_memory_bytes(
     )
 
 
+def audit_memory_bytes(rows: Sequence[RowSize]) -> int:
+    """Return what an audit takes besides: a row, and what takes a step of a part of one again.
+
+    A block is as long without it, so that a run can be resumed with or without.
+    """
+    return sum(row.n_bytes for row in rows) + max(_taken_again_bytes(row) for row in rows)
+
+
+def _taken_again_bytes(row: RowSize) -> int:
+    n_elements = min(max(AUDIT_ELEMENTS, row.n_dims), row.n_tokens * row.n_dims)
+    # Inputs, results and temporaries, and where each element lies.
+    return n_elements * (12 * max(row.itemsizes.values()) + 64)
+
+
 def _encoding_bytes(row: RowSize, block_steps: int) -> int:
     one_token = row.token_bytes(block_steps)
     return 3 * min(2 * max(TARGET_CHUNK_BYTES, one_token), row.n_tokens * one_token)
@@ -184,6 +201,7 @@ def plan_storage(
     n_scalars: int,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     predicted: Collection[str] = (),
+    audited: bool = False,
 ) -> StoragePlan:
     """Add up what recording `n_rows` rows takes, with `n_scalars` per-step scalars of 8 bytes."""
     row = RowSize(n_tokens, n_dims, itemsizes, predicted)
@@ -197,7 +215,8 @@ def plan_storage(
         array_bytes={name: n_rows * n_tokens * n_dims * size for name, size in itemsizes.items()},
         disk_bytes=n_rows * row.n_bytes + n_blocks * row.held_bytes + besides,
         likely_bytes=n_rows * (row.n_bytes - row.held_bytes) + n_blocks * row.held_bytes + besides,
-        memory_bytes=recorder_memory_bytes([row], layout.block_steps, n_buffers),
+        memory_bytes=recorder_memory_bytes([row], layout.block_steps, n_buffers)
+        + (audit_memory_bytes([row]) if audited else 0),
     )
 
 

@@ -26,9 +26,10 @@ class Overhead:
         Wall time of the steps: forward, backward, optimizer, recording and all else.
     copy_s, wait_s
         Of it, spent on copying rows, and on waiting for the writer thread.
-    encode_s, write_s, sync_s
-        Wall time of the writer thread, beside training: compressing and computing checksums,
-        handing bytes to the operating system, and waiting until they are on disk.
+    audit_s, encode_s, write_s, sync_s
+        Wall time of the writer thread, beside training: taking steps again, compressing and
+        computing checksums, handing bytes to the operating system, and waiting until they are on
+        disk.
     n_bytes
         Bytes of the files that were written.
     """
@@ -39,6 +40,7 @@ class Overhead:
     elapsed_s: float = 0.0
     copy_s: float = 0.0
     wait_s: float = 0.0
+    audit_s: float = 0.0
     encode_s: float = 0.0
     write_s: float = 0.0
     sync_s: float = 0.0
@@ -59,7 +61,7 @@ class Overhead:
 
         Near 1, or above it where training ended first, the writer does not keep up.
         """
-        return (self.encode_s + self.write_s + self.sync_s) / self.elapsed_s
+        return (self.audit_s + self.encode_s + self.write_s + self.sync_s) / self.elapsed_s
 
     @property
     def bytes_per_s(self) -> float:
@@ -81,6 +83,7 @@ class Overhead:
                 "parameters, or let a step do more (larger batches, accumulation)"
             )
         remedies = {
+            "auditing": (self.audit_s, "leave a core for it, or check the run when it has ended"),
             "compressing": (self.encode_s, "leave a core for it (torch.set_num_threads)"),
             "writing": (self.write_s, "choose a faster disk"),
             "syncing": (self.sync_s, "give more memory_bytes, for fewer blocks, or a faster disk"),

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from thimble_zarr.errors import StoreError
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import Schema, TokenLabels
@@ -192,10 +193,14 @@ class History:
         What recording took, of all parameters together, by the first row of each measured block.
     resumed_after
         The steps after which the run was resumed, in the order in which that was done.
+    audits
+        How many steps were audited while they were recorded, by the first row of each block of
+        which that is known.
     """
 
     overhead: Mapping[int, Overhead] = field(default_factory=dict)
     resumed_after: Sequence[int] = ()
+    audits: Mapping[int, AuditCounts] = field(default_factory=dict)
 
 
 class State(Enum):

@@ -139,8 +139,7 @@ def declare(
         group: coding_of(coding, one.optimizer, dtypes[group]) for group, one in recorded.items()
     }
     rows = [row_size(one.shape, dtypes[group], codings[group]) for group, one in recorded.items()]
-    memory_bytes = memory_bytes or default_memory_bytes(coding)
-    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
+    layouts = plan_layouts(rows, memory_bytes=memory_bytes or default_memory_bytes(coding))
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         group: Schema(

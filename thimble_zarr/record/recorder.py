@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
+from thimble_zarr.record.audit import OnFinding
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
@@ -83,6 +85,12 @@ class Recorder:
     max_overhead
         Share of training time that recording may take before it warns, once, with what would help;
         None never warns. Judged after a block, from 50 steps and 10 seconds of training on.
+    audit
+        Take every step again before its block is written, in the writer thread, and compare bits.
+        If something is not what the optimizer makes of the row before, `warn` warns of it once,
+        `raise` raises AuditError once, both at training's next call and when it is recorded; a
+        function is called in the writer thread with the `AuditFinding` that each block begins with.
+        On top of `memory_bytes` come a row and some 15 MB. Only parameters on the CPU.
     overwrite
         Replace a store at `path`.
     resume
@@ -130,38 +138,31 @@ class Recorder:
         coding: CodingName = "plain",
         memory_bytes: int | None = None,
         max_overhead: float | None = 0.03,
+        audit: OnFinding | None = None,
         overwrite: bool = False,
         resume: bool = False,
         after_step: int | None = None,
     ) -> None:
-        self._live, recorded = choose(
-            optimizer,
-            parameter,
-            parameters=parameters,
-            model=model,
-            name=name,
-            labels=labels,
-            tokens=tokens,
-        )
+        names: dict[str, Any] = {"model": model, "name": name, "labels": labels, "tokens": tokens}
+        self._live, recorded = choose(optimizer, parameter, parameters=parameters, **names)
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
-        self._live.schemas = declare(
-            recorded,
-            variables=variables,
-            schedule=steps,
-            attrs=attrs,
-            memory_bytes=memory_bytes,
-            coding=coding,
-        )
+        what: dict[str, Any] = {"variables": variables, "attrs": attrs, "coding": coding}
+        schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
+        self._live.schemas, memory = schemas, memory_bytes or default_memory_bytes(coding)
         self._writer = BlockWriter(
-            self._live,
-            recorded,
-            memory_bytes=memory_bytes or default_memory_bytes(coding),
-            max_overhead=max_overhead,
+            self._live, recorded, memory_bytes=memory, max_overhead=max_overhead, audit=audit
         )
         n_rows = None if n_steps is None or steps is not None else n_steps + 1
         self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)
 
+    def _warn_of_unaudited(self) -> None:
+        unaudited = {} if self._writer.audit is None else self._writer.audit.unaudited
+        for group, why in unaudited.items():
+            name = self._live.schemas[group].parameter or group or "the parameter"
+            warnings.warn(f"steps of {name} cannot be audited: {why}", stacklevel=4)
+
     def _open(self, path: StorePath, **options: Any) -> None:
+        self._warn_of_unaudited()
         self._store = store = self._writer.open(path, **options)
         with ExitStack() as undo:
             # Of a store that is there nothing was changed that a later run cannot go on with.
@@ -216,6 +217,11 @@ class Recorder:
         """Bytes put on disk so far."""
         return self._store.bytes_written
 
+    @property
+    def audited(self) -> AuditCounts | None:
+        """How many steps were audited since the recorder was made; None without an audit."""
+        return None if self._writer.audit is None else self._writer.audit.counts
+
     def log(self, *, loss: float | Tensor, step: int | None = None) -> None:
         """Note the loss of a step.
 
@@ -235,6 +241,7 @@ class Recorder:
         """
         with self._calls.held():
             self._check()
+            self._report()
             if step is None:
                 if self._loss_follows_step is None:
                     self._loss_follows_step = self.step > self._start_step
@@ -290,6 +297,7 @@ class Recorder:
                 self._closed = True
                 self._forget()
                 self._writer.close()
+            self._report()
             if self._step and not self._writer.n_rows:
                 self._warn_once(
                     "schedule",
@@ -326,6 +334,12 @@ class Recorder:
             raise RecordingError(f"the recording into {self._store.path} is closed")
         self._writer.check()
 
+    def _report(self) -> None:
+        """Let training know what the audit found."""
+        if self._writer.audit is not None:
+            for message in self._writer.audit.news():
+                self._warn_once(message, message)
+
     def _before_step(self) -> None:
         if self._on_cuda and torch.cuda.is_current_stream_capturing():
             raise OptimizerError(
@@ -359,6 +373,7 @@ class Recorder:
                 self._writer.make_room()
                 if message := self._writer.overhead_warning():
                     self._warn_once("overhead", message)
+            self._report()
             if is_recorded and self._step > self._live.counter.last.step:
                 # Steps before it are not recorded: what it finds is what it starts from.
                 self._live.counter.last = self._live.counter.counts(self._step)

@@ -16,6 +16,7 @@ from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
 from thimble_zarr.format import layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, row_size
+from thimble_zarr.record.audit import Audit, OnFinding
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.parameters import RecordedParameter
@@ -40,6 +41,7 @@ class BlockWriter:
         *,
         memory_bytes: int,
         max_overhead: float | None,
+        audit: OnFinding | None,
     ) -> None:
         if max_overhead is not None and not max_overhead > 0:
             raise ConfigError(
@@ -51,6 +53,7 @@ class BlockWriter:
         schema = schemas.get("", schemas)
         self._declared: dict[str, Any] = {"schema": schema, "labels": labels, "token_ids": ids}
         self._live, self._max_overhead = live, max_overhead
+        self.audit = None if audit is None else Audit(schemas, ids, audit)
         self.stopwatch = Stopwatch()
         self._n_buffers = _count_buffers(schemas.values(), memory_bytes=memory_bytes)
         devices = {schema.device for schema in schemas.values()}
@@ -60,6 +63,8 @@ class BlockWriter:
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
+        if self.audit is not None:
+            self._thread.submit(self.audit.prepare).result()
         self.block = self._free.pop()
         self._counts_before = {0: live.counter.last}
         self._store: StoreWriter
@@ -97,6 +102,8 @@ class BlockWriter:
     def _take_up(self, readers: Sequence[StoreReader], n_rows: int) -> None:
         self._live.resume(readers, n_rows)
         before = self.block.load(readers, n_rows)
+        if self.audit is not None:
+            self.audit.load(readers, self.block.first_row)
         self._counts_before = {self.block.first_row: before}
 
     @property
@@ -141,8 +148,9 @@ class BlockWriter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is room, nothing is pending and nothing failed."""
-        return not self.block.is_full and not self._pending and self._error is None
+        """Whether there is room, nothing is pending, nothing failed and nothing was found."""
+        is_silent = self.audit is None or self.audit.is_silent
+        return is_silent and not self.block.is_full and not self._pending and self._error is None
 
     def overhead_warning(self) -> str | None:
         """Return what to say if recording took more than `max_overhead` of training time."""
@@ -176,9 +184,17 @@ class BlockWriter:
         n_sound = block.settle(before)
         last = block.counts(n_sound, before)
         if n_sound:
+            audited = None
+            if self.audit is not None:
+                watch = Stopwatch()
+                with watch.time("audit_s"):
+                    audited = self.audit.check(block, n_sound, before, self._store.path)
+                spent += watch.lap()
             self._store.commit_block(
-                first, n_sound, block.bits(), block.scalars, spent, block.steps
+                first, n_sound, block.bits(), block.scalars, spent, block.steps, audited
             )
+            if self.audit is not None:
+                self.audit.tell()
             # The block may be committed again, with more rows.
             self._counts_before = {first: before, first + n_sound: last}
         if n_sound < block.n_rows:

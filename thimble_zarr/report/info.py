@@ -9,6 +9,7 @@ import numpy as np
 
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.verdict import stopped_of
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import human_bytes
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.reader import Reader, State
@@ -31,6 +32,8 @@ def as_text(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> 
             f"{overhead.bytes_per_s / 1e6:.1f} MB/s"
         )
         rows.append(("Overhead", words))
+    if audited := _audited(run):
+        rows.append(("Audit", f"{audited}, while it was recorded"))
     disk_bytes, raw_bytes = run.disk_bytes(), _raw_bytes(every)
     ratio = f", {disk_bytes / raw_bytes:.2f} of the uncompressed size" if raw_bytes else ""
     n_steps = schema.layout.block_steps
@@ -56,7 +59,7 @@ def as_text(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> 
 def as_json(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> str:
     """Return the schemas of some parameters of a run, and what is of the run, as JSON."""
     schemas = [reader.schema.to_attribute() for reader in readers]
-    run, overhead = every[0], _overhead(every[0])
+    run, overhead, audited = every[0], _overhead(every[0]), _audited(every[0])
     schema = schemas[0] if len(schemas) == 1 else versioned({"parameters": schemas})
     shares = ("training_share", "writer_share", "bytes_per_s")
     about = {
@@ -67,6 +70,7 @@ def as_json(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> 
         "recording": run.recording.state.value,
         "disk_bytes": run.disk_bytes(),
         "raw_bytes": _raw_bytes(every),
+        "audit": audited and audited.to_json(),
         "resumed_after": [*run.read_history().resumed_after],
         "overhead": overhead
         and asdict(overhead) | {name: getattr(overhead, name) for name in shares},
@@ -150,6 +154,12 @@ def _overhead(reader: Reader) -> Overhead | None:
     """Return what recording the run took, None where nobody measured a step."""
     overhead = sum(reader.read_history().overhead.values(), Overhead())
     return overhead if overhead.n_steps else None
+
+
+def _audited(reader: Reader) -> AuditCounts | None:
+    """Return how many steps were audited while the run was recorded, None where none was."""
+    counts = sum(reader.read_history().audits.values(), AuditCounts())
+    return counts if counts.checked else None
 
 
 def _cell(value: Json) -> str:

@@ -14,6 +14,7 @@ from thimble_zarr.errors import (
     SelectionError,
     StoreError,
     StoreExistsError,
+    ThimbleError,
     UnsupportedFormatError,
     listed,
 )
@@ -224,3 +225,14 @@ def _is_inside(files: Files, key: str) -> bool:
     except (OSError, ValueError) as error:  # of others whoever needs it says what is wrong
         return not isinstance(error, OutsideError)
     return True
+
+
+@contextmanager
+def disk_errors_named(what: str, remedy: str) -> Iterator[None]:
+    """Let errors of the disk say what could not be done, and what helps."""
+    try:
+        yield
+    except ThimbleError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot {what}: {error.strerror or error}; {remedy}") from error

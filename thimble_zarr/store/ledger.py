@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError, StoreError
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.documents import (
     MAX_DOCUMENT_BYTES,
     Json,
@@ -132,6 +133,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     values: dict[str, list[Crc]] = {}
     metadata: dict[str, dict[str, Any]] = {}
     overhead: dict[str, int | float] | None = None
+    audit: dict[str, Count] | None = None
     removed: list[str] = []
     dropped: list[str] = []
     resumed: str | None = None
@@ -256,6 +258,8 @@ class Ledger:
         Every metadata document as it was declared.
     overhead
         What recording took, by the first row of each block: all commits of it together.
+    audits
+        How many steps of a block were audited, by its first row, where they were.
     resumed_after, repairs
         Steps after which the run was resumed, and what repairs did, in their own words.
     """
@@ -265,6 +269,7 @@ class Ledger:
     ends: dict[int, int] = field(default_factory=dict)
     metadata: dict[str, Document] = field(default_factory=dict)
     overhead: dict[int, Overhead] = field(default_factory=dict)
+    audits: dict[int, AuditCounts] = field(default_factory=dict)
     resumed_after: list[int] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
 
@@ -292,6 +297,7 @@ class Ledger:
         first_row, end_row = entry.rows
         if entry.resumed is not None:  # the run went on from there
             self.ends = {row: end for row, end in self.ends.items() if row < end_row}
+            self.audits = {row: of for row, of in self.audits.items() if row < end_row}
             self.resumed_after.append(end_row - 1)
             for key in entry.removed:
                 self.records.pop(key, None)
@@ -304,6 +310,8 @@ class Ledger:
                 del self.records[key]
         if isinstance(entry.repaired, list):
             self.repairs += entry.repaired
+        if entry.audit is not None:
+            self.audits[first_row] = AuditCounts.from_json(entry.audit)
         if entry.overhead is not None:
             n_bytes = sum(file.bytes for file in entry.files.values())
             spent = Overhead.from_json(entry.overhead) + Overhead(n_bytes=n_bytes)

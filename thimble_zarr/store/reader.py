@@ -234,7 +234,7 @@ class StoreReader:
         """Return what recording took and where it was resumed, as the ledger says."""
         with decoding(self.files, "the ledger"):
             ledger = Ledger.read(self.files, self.commit, prefix=None)
-        return History(ledger.overhead, ledger.resumed_after)
+        return History(ledger.overhead, ledger.resumed_after, ledger.audits)
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store."""

@@ -10,8 +10,8 @@ a flush committed it short, and the scalars') is what one line of the ledger say
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
@@ -19,8 +19,9 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from thimble_zarr.errors import StoreError, StoreExistsError, ThimbleError
+from thimble_zarr.errors import StoreError, StoreExistsError
 from thimble_zarr.format import layout
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, TokenLabels, array_path
@@ -31,6 +32,7 @@ from thimble_zarr.store.contents import (
     by_group,
     check_schemas,
     check_vacant,
+    disk_errors_named,
     read_attribute,
 )
 from thimble_zarr.store.files.local import LocalFiles
@@ -115,7 +117,7 @@ class StoreWriter:
         writer = cls(path, schemas)
         values = writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
         remedy = "choose a directory that can be written"
-        with ExitStack() as undo, _disk_errors_named(f"create a store at {path}", remedy):
+        with ExitStack() as undo, disk_errors_named(f"create a store at {path}", remedy):
             writer._lock = WriterLock(path)
             undo.callback(writer._lock.release)
             writer._clear(overwrite=overwrite)
@@ -165,7 +167,7 @@ class StoreWriter:
         schemas, labels = by_group(schema, labels)
         StoreReader.open_each(path)  # what is no store is not locked
         remedy = "make room or choose a disk that can be written"
-        with ExitStack() as undo, _disk_errors_named(f"resume {path}", remedy):
+        with ExitStack() as undo, disk_errors_named(f"resume {path}", remedy):
             lock = WriterLock(path)
             undo.callback(lock.release)
             readers = StoreReader.open_each(path)
@@ -198,6 +200,7 @@ class StoreWriter:
         scalars: Mapping[str, np.ndarray],
         overhead: Overhead | None = None,
         steps: np.ndarray | None = None,
+        audit: AuditCounts | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -218,6 +221,8 @@ class StoreWriter:
             What training spent on recording since the commit before, where that is measured.
         steps
             The step of each row, ascending, int64. Row t is of step t by default.
+        audit
+            How many of the steps were audited, where they were.
 
         Raises
         ------
@@ -230,13 +235,11 @@ class StoreWriter:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
         if first_row % self._layout.block_steps or first_row + n_rows < self.n_rows:
             raise StoreError(f"rows from {first_row} on do not continue the last block")
-        if steps is None:
-            steps = np.arange(first_row, first_row + n_rows)
         if (end := first_row + self._layout.block_steps) > self._capacity:
             self._capacity = self._layout.capacity(max(end, 2 * self._capacity))
             resize(self._documents, self._capacity)
             self._write_metadata()
-        steps = steps[:n_rows]
+        steps = np.arange(first_row, first_row + n_rows) if steps is None else steps[:n_rows]
         told = self._write_arrays(first_row, steps, arrays, scalars)
         told["files"] = (
             self._labels | told["files"] | self._write_scalars(first_row, steps, scalars)
@@ -247,6 +250,7 @@ class StoreWriter:
         entry = {"rows": (first_row, end_row), **told}
         if not self._ledger.ledger_bytes:
             entry["metadata"] = self._documents
+        entry |= {} if audit is None else {"audit": audit.to_json()}
         if overhead is not None:
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()
@@ -437,14 +441,3 @@ class StoreWriter:
         self._disk.put(COMMIT, [commit.to_bytes()])
         self._disk.sync()
         self._commit = commit
-
-
-@contextmanager
-def _disk_errors_named(what: str, remedy: str) -> Iterator[None]:
-    """Let errors of the disk say what could not be done, and what helps."""
-    try:
-        yield
-    except ThimbleError:
-        raise
-    except OSError as error:
-        raise StoreError(f"cannot {what}: {error.strerror or error}; {remedy}") from error
