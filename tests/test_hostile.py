@@ -393,6 +393,15 @@ def test_whatever_the_bookkeeping_says_only_our_errors_come(
     shutil.rmtree(store.parent)
 
 
+@pytest.mark.parametrize("names", [[{}], [[]], [None], {}, "step", 7])
+def test_axes_that_no_array_has_are_damage(store: Path, names: object) -> None:
+    """Where the ledger has its metadata so, too."""
+    lines = ledger(store)
+    lines[0]["metadata"]["beta2/zarr.json"]["dimension_names"] = names
+    rewrite_ledger(store, lines)
+    assert not verify(store).holds
+
+
 def test_a_repair_does_not_write_behind_a_link(store: Path) -> None:
     elsewhere = store.parent / "elsewhere"
     (store / "loss").rename(elsewhere)
