@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support import stores
 from tests.support.faults import Arrays, flip_bit, relabel, rewrite
 from tests.support.runs import Loop, token_labels
+from tests.support.zoo import Recorded, record_zoo
 from thimble_zarr import Recorder, every
 from thimble_zarr.bits import patterns
 from thimble_zarr.errors import DamagedStoreError, StoreError, UnsupportedFormatError
@@ -202,6 +203,16 @@ def test_decoded_bits_are_those_of_a_plain_recording(tmp_path: Path, name: str) 
             np.testing.assert_array_equal(
                 patterns(part), patterns(plain.read(variable, rows)[:, some])
             )
+
+
+def test_parameters_of_every_rank_and_dtype(tmp_path: Path, zoo: Recorded) -> None:
+    record_zoo(tmp_path / "run.zarr", ADAMW, coding="predicted")
+    readers = StoreReader.open_each(tmp_path / "run.zarr")
+    plain = StoreReader.open_each(zoo.path)
+    for one, other in zip(plain, readers, strict=True):
+        assert other.schema.coding.program is not None
+        assert_same(one, other)
+        assert residual_bits(other) < 0.03 * 8 * other.n_rows * other.schema.row_bytes
 
 
 def test_steps_that_a_scaler_skips_are_no_residual(tmp_path: Path) -> None:
