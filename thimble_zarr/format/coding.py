@@ -20,7 +20,7 @@ from thimble_zarr.optim.registry import VARIABLES
 
 CodingName = Literal["plain", "predicted"]
 
-CodecName = Literal["lz4", "lz4-bitshuffle", "zstd-bitshuffle"]
+CodecName = Literal["lz4", "lz4-bitshuffle", "zstd-bitshuffle", "pcodec"]
 """How arrays are compressed: a key of `store.coding.compression.COMPRESSIONS`."""
 
 
