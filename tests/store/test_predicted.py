@@ -17,9 +17,10 @@ from tests.support.zoo import Recorded, record_zoo
 from thimble_zarr import Recorder, every
 from thimble_zarr.bits import patterns
 from thimble_zarr.errors import DamagedStoreError, StoreError, UnsupportedFormatError
-from thimble_zarr.format import coding as coding_module
+from thimble_zarr.format.coding import PLAIN
 from thimble_zarr.optim.programs import adam as program_module
 from thimble_zarr.optim.programs import program as running_module
+from thimble_zarr.sources import recode as recode_module
 from thimble_zarr.store.coding.predicted import Prediction
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.reader import StoreReader
@@ -72,7 +73,7 @@ def change_momentum(loop: Loop, step: int) -> None:
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks a shard, and a last one that is not full."""
-    monkeypatch.setattr("thimble_zarr.format.layout.TARGET_CHUNK_BYTES", 150)
+    monkeypatch.setattr("thimble_zarr.format.layout.TARGET_CHUNK_BYTES", 75)
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,8 @@ def test_a_run_without_a_program_is_predicted_to_stay_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Case().record(tmp_path / "plain.zarr", "plain")
-    monkeypatch.setattr(coding_module, "program_of", lambda optimizer, dtypes: None)
+    chooses = f"{recode_module.coding_of.__module__}.program_of"
+    monkeypatch.setattr(chooses, lambda optimizer, dtypes: None)
     held = Case().record(tmp_path / "held.zarr", "predicted")
     assert held.schema.coding.program is None
     assert_same(plain, held)
@@ -279,7 +281,7 @@ def test_checksums_of_values_are_those_of_a_plain_store(tmp_path: Path) -> None:
     """Also of a block that is not full, and of tokens that fill up the last chunk."""
     with stores.coded("predicted"):
         stores.write_run(tmp_path / "predicted.zarr")
-        plain = replace(stores.PREDICTED, coding=coding_module.PLAIN)
+        plain = replace(stores.PREDICTED, coding=PLAIN)
         writer = stores.StoreWriter.create(tmp_path / "plain.zarr", plain, labels=token_labels())
         for n_rows in stores.COMMITS:
             stores.commit(writer, n_rows)
@@ -420,16 +422,14 @@ def test_whatever_the_rows_are_they_are_restored(
         name: rng.integers(0, 2**16, shape).astype(np.uint16) for name in schema.optimizer.variables
     }
     grads = rows.pop("grad")
-    restored = prediction.restore(
-        {name: bits[0] for name, bits in rows.items()}, grads, dict.fromkeys(rows)
-    )
+    restored = prediction.restore({name: bits[0] for name, bits in rows.items()}, grads, {})
     for _ in range(n_off):  # all other rows follow
         row = int(rng.integers(n_rows))
         for name, bits in restored.items():
             bits[row] = rows[name][row]
     left = prediction.residuals(restored, grads)
     assert not any(of[0].any() for of in left.values())
-    sparse = {name: of if of.any() else None for name, of in left.items()}
+    sparse = {name: of for name, of in left.items() if of.any()}
     first = {name: bits[0] for name, bits in restored.items()}
     for name, bits in prediction.restore(first, grads, sparse).items():
         np.testing.assert_array_equal(bits, restored[name])
