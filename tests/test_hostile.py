@@ -43,8 +43,8 @@ COMMIT, LEDGER = ".thimble/commit.json", ".thimble/blocks.jsonl"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sound") / "run.zarr"
+def sound(coding: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(f"sound-{coding}") / "run.zarr"
     stores.write_run(path)
     everything(path)  # what is imported and compiled once
     return path
@@ -135,6 +135,7 @@ def test_a_variable_of_another_name_is_refused(store: Path) -> None:
 # --- what is never allocated ---------------------------------------------------------------------
 
 
+@stores.both_codings
 @pytest.mark.parametrize(
     "claim",
     [
@@ -151,6 +152,7 @@ def test_a_shape_that_the_files_cannot_hold_is_refused(store: Path, claim: dict[
     refused(store, "declares|divide a chunk")
 
 
+@stores.both_codings
 @pytest.mark.parametrize("n_rows", [10**6, 10**15, 2**70])
 def test_rows_that_the_files_cannot_hold_are_refused(store: Path, n_rows: int) -> None:
     edit_commit(store, n_rows=n_rows)
@@ -341,6 +343,8 @@ VALUES = st.recursive(
 
 DOCUMENTS = ("zarr.json", "W/zarr.json", "loss/zarr.json", "text_end/zarr.json", COMMIT, LEDGER)
 
+OF_PREDICTED = ("W_keyframe/zarr.json", "W_residual/zarr.json", "bias_correction1/zarr.json")
+
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield where there is something in a document."""
@@ -357,13 +361,15 @@ def put(document: Any, path: tuple[Any, ...], value: Any) -> None:
     document[path[-1]] = value
 
 
-@given(st.data())
+@stores.both_codings
+@given(data=st.data())
 @settings(max_examples=60, derandomize=True, phases=[Phase.explicit, Phase.generate])
 def test_whatever_the_bookkeeping_says_only_our_errors_come(
-    sound: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    sound: Path, coding: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     store = Path(shutil.copytree(sound, tmp_path_factory.mktemp("fuzz") / "run.zarr"))
-    key = data.draw(st.sampled_from(DOCUMENTS))
+    documents = DOCUMENTS if coding == "plain" else (*OF_PREDICTED, *DOCUMENTS[2:], DOCUMENTS[0])
+    key = data.draw(st.sampled_from(documents))
     content = (store / key).read_bytes()
     if key == LEDGER:
         document: Any = ledger(store)
@@ -385,6 +391,15 @@ def test_whatever_the_bookkeeping_says_only_our_errors_come(
         except ThimbleError:
             continue
     shutil.rmtree(store.parent)
+
+
+@pytest.mark.parametrize("names", [[{}], [[]], [None], {}, "step", 7])
+def test_axes_that_no_array_has_are_damage(store: Path, names: object) -> None:
+    """Where the ledger has its metadata so, too."""
+    lines = ledger(store)
+    lines[0]["metadata"]["beta2/zarr.json"]["dimension_names"] = names
+    rewrite_ledger(store, lines)
+    assert not verify(store).holds
 
 
 def test_a_repair_does_not_write_behind_a_link(store: Path) -> None:

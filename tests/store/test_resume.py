@@ -319,7 +319,8 @@ def test_per_step_values_go_on_in_the_middle_of_their_chunk_and_behind_it(
         assert differing_files(expected, path) == []
 
 
-def test_several_parameters_go_on_together(tmp_path: Path) -> None:
+@stores.both_codings
+def test_several_parameters_go_on_together(tmp_path: Path, coding: str) -> None:
     def recorded(path: Path, start: int, stop: int, **options: object) -> None:
         run = Run(dtype=torch.float32, amsgrad=True).go_to(start)
         model = nn.ModuleDict({"embedding": run.loop.embedding, "head": run.loop.head})
@@ -329,6 +330,7 @@ def test_several_parameters_go_on_together(tmp_path: Path) -> None:
             parameters=["*.weight", "head.bias"],
             model=model,
             memory_bytes=20_000,
+            coding=coding,
             **options,
         ) as recorder:
             run.go_to(stop, recorder)

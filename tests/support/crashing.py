@@ -22,11 +22,12 @@ import torch
 from tests.support.runs import TINY_MEMORY, Loop, token_labels
 from thimble_zarr import Recorder
 from thimble_zarr.errors import RecordingError
+from thimble_zarr.format.coding import CodingName
 
 FLUSH_EVERY = 7
 
 
-def record(path: str, said: str, n_steps: int) -> None:
+def record(path: str, said: str, n_steps: int, coding: CodingName = "plain") -> None:
     """Record a toy run, and write down what `flush` promised as soon as it returns."""
     loop = Loop()
     with (
@@ -129,6 +130,7 @@ def _warm_up() -> None:
     """
     with tempfile.TemporaryDirectory() as directory:
         record(f"{directory}/run.zarr", f"{directory}/promised", 2)
+        record(f"{directory}/predicted.zarr", f"{directory}/promised", 2, "predicted")
 
 
 def _run(task: dict[str, object]) -> None:

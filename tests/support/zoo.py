@@ -77,7 +77,9 @@ class Recorded:
     histories: dict[str, History]
 
 
-def record_zoo(path: Path, optimizer: type[torch.optim.Optimizer], **options: object) -> Recorded:
+def record_zoo(
+    path: Path, optimizer: type[torch.optim.Optimizer], *, coding: str = "plain", **options: object
+) -> Recorded:
     zoo, histories = Zoo(optimizer, **options), {name: History() for name in SHAPES}
     known = dict(zoo.named_parameters())
     for name, history in histories.items():
@@ -85,7 +87,13 @@ def record_zoo(path: Path, optimizer: type[torch.optim.Optimizer], **options: ob
         history.append(W=known[name], grad=zeros + torch.nan, exp_avg=zeros, exp_avg_sq=zeros)
     labels = {"wte.weight": token_labels()}
     with Recorder(
-        path, zoo.optimizer, parameters="*", model=zoo, labels=labels, memory_bytes=MEMORY
+        path,
+        zoo.optimizer,
+        parameters="*",
+        model=zoo,
+        labels=labels,
+        memory_bytes=MEMORY,
+        coding=coding,
     ) as recorder:
         for step in range(1, N_STEPS + 1):
             missing = pytest.warns(UserWarning, match="no gradient at step [0-9]+ of norm:")

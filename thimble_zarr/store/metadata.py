@@ -317,7 +317,7 @@ def consolidate(documents: Mapping[str, dict[str, Any]], groups: Iterable[str]) 
 def is_of_rows(document: Document) -> bool:
     """Return whether the first axis of an array is the steps, or the blocks of them."""
     names = document.get("dimension_names")
-    return isinstance(names, list) and bool({"step", "block"} & {*names[:1]})
+    return isinstance(names, list) and names[:1] in (["step"], ["block"])
 
 
 def consolidated(group: str, documents: Mapping[str, Document]) -> dict[str, Json]:
