@@ -67,7 +67,7 @@ def test_no_step_of_any_program_is_told(path: Path, kind: Kind) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", [*kinds(), *kinds(odd=True)])
 def test_no_step_of_any_program_is_ever_told(path: Path, kind: Kind) -> None:
-    n_steps = 1000
+    n_steps = 400
     assert take_steps(path, kind, n_steps, (23, 13), seed=1) == AuditCounts(n_steps, 0)
 
 
