@@ -126,7 +126,7 @@ def run(path: Path, interrupter: Interrupter) -> tuple[list[torch.Tensor], bool]
     loop, weights = Loop(dtype=torch.float32), []
     try:
         with Recorder(
-            path, loop.optimizer, parameter=loop.weight, memory_bytes=TINY_MEMORY
+            path, loop.optimizer, parameter=loop.weight, memory_bytes=TINY_MEMORY, audit="raise"
         ) as recorder:
             for step in range(N_STEPS):
                 if step == 1:  # from here on there are rows to lose

@@ -109,7 +109,8 @@ def trainer(
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
 def test_a_trainer_of_transformers(optim: str, path: Path) -> None:
-    callback = ThimbleCallback(path, parameters="*.wte.weight", attrs={"seed": 0})
+    options = {"attrs": {"seed": 0}, "audit": "raise"}
+    callback = ThimbleCallback(path, parameters="*.wte.weight", **options)
     training, losses = trainer(
         callback,
         path.parent,
@@ -124,6 +125,8 @@ def test_a_trainer_of_transformers(optim: str, path: Path) -> None:
     assert schema.parameter == "transformer.wte.weight"  # tied to lm_head.weight
     assert schema.optimizer.implementation == ("fused" if "fused" in optim else "single")
     assert schema.attrs == {"seed": 0}
+    (audited,) = StoreReader.open(path).read_history().audits.values()
+    assert (audited.checked, audited.unexplained) == (N_STEPS, 0)
     ds = open_dataset(path)
     assert ds.loss[1:].values.tolist() == [losses.of_step[step] for step in range(1, N_STEPS + 1)]
     assert np.linalg.norm(ds.grad[1]) <= 0.1001

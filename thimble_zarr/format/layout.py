@@ -183,8 +183,8 @@ def audit_memory_bytes(rows: Sequence[RowSize]) -> int:
 
 def _taken_again_bytes(row: RowSize) -> int:
     n_elements = min(max(AUDIT_ELEMENTS, row.n_dims), row.n_tokens * row.n_dims)
-    # Inputs, results and temporaries, and where each element lies.
-    return n_elements * (12 * max(row.itemsizes.values()) + 64)
+    # Inputs, results and temporaries, and where each element lies; and some places of a few rows.
+    return n_elements * (12 * max(row.itemsizes.values()) + 64 + 32)
 
 
 def _encoding_bytes(row: RowSize, block_steps: int) -> int:

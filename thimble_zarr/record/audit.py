@@ -34,8 +34,11 @@ from thimble_zarr.record.counting import StepCounts
 from thimble_zarr.record.finding import AuditFinding, likely_cause
 from thimble_zarr.store.reader import StoreReader
 
-_ROWS_AT_ONCE = 16
+_MOST_ROWS = 16
 """Rows that a portable program takes at once."""
+
+_MOST_PLACES = 4 * AUDIT_ELEMENTS
+"""Elements of all these rows that are noted. In float32 a fiftieth of a row is."""
 
 Bits = Mapping[str, np.ndarray]
 """Stored bits by variable."""
@@ -252,8 +255,8 @@ class _ParameterAudit:
     ) -> tuple[np.ndarray, _Difference | None]:
         """Return which of some rows of a block do not follow, and what is wrong with the first."""
         unexplained, first = np.zeros(len(follows), bool), None
-        for start in range(0, len(follows), _ROWS_AT_ONCE):
-            some = slice(start, min(start + _ROWS_AT_ONCE, len(follows)))
+        for start in range(0, len(follows), self._n_rows_at_once):
+            some = slice(start, min(start + self._n_rows_at_once, len(follows)))
             at = slice(rows.start + some.start, rows.start + some.stop)
             of_some = {name: values[some] for name, values in numbers.items()}
             asked = self._not_predicted(bits, at, of_some, taken[some], follows[some])
@@ -264,6 +267,11 @@ class _ParameterAudit:
                 unexplained[start + index] = difference is not None
                 first = first or difference
         return unexplained, first
+
+    @property
+    def _n_rows_at_once(self) -> int:
+        n_elements = self.schema.n_tokens * self.schema.n_dims
+        return max(1, min(_MOST_ROWS, 32 * _MOST_PLACES // n_elements))
 
     @cached_property
     def _program(self) -> Program | None:
@@ -311,7 +319,10 @@ class _ParameterAudit:
         """
         assert self._program is not None
         length = max(1, AUDIT_ELEMENTS // (len(grads) * self.schema.n_dims))
-        found: dict[int, list[np.ndarray]] = {index: [] for index in range(len(grads))}
+        found: dict[int, np.ndarray | None] = dict.fromkeys(
+            range(len(grads)), np.empty(0, np.int64)
+        )
+        most = _MOST_PLACES // self._n_rows_at_once
         for start in range(0, self.schema.n_tokens, length):
             some = slice(start, start + length)
             held = {name: of[:, some] for name, of in before.items()}
@@ -319,11 +330,12 @@ class _ParameterAudit:
             is_off = np.logical_or.reduce(
                 [patterns(of) != patterns(after[name][:, some]) for name, of in predicted.items()]
             )
-            for index, of_row in found.items():
-                of_row.append(np.flatnonzero(is_off[index]) + start * self.schema.n_dims)
-        elements = {index: np.concatenate(of_row) for index, of_row in found.items()}
-        most = self.schema.n_tokens * self.schema.n_dims // 8
-        return {index: of if len(of) <= most else None for index, of in elements.items()}
+            for index, known in found.items():
+                if known is not None:
+                    more = np.flatnonzero(is_off[index]) + start * self.schema.n_dims
+                    is_few = len(known) + len(more) <= most
+                    found[index] = np.concatenate([known, more]) if is_few else None
+        return found
 
     def _rows_before(self, bits: Bits, name: str, start: int, stop: int) -> np.ndarray:
         """Return the rows before some rows: a view."""

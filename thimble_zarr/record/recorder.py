@@ -90,7 +90,7 @@ class Recorder:
         If something is not what the optimizer makes of the row before, `warn` warns of it once,
         `raise` raises AuditError once, both at training's next call and when it is recorded; a
         function is called in the writer thread with the `AuditFinding` that each block begins with.
-        On top of `memory_bytes` come a row and some 15 MB. Only parameters on the CPU.
+        On top of `memory_bytes` come a row and some 20 MB. Only parameters on the CPU.
     overwrite
         Replace a store at `path`.
     resume

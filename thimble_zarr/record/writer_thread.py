@@ -63,8 +63,6 @@ class BlockWriter:
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
-        if self.audit is not None:
-            self._thread.submit(self.audit.prepare).result()
         self.block = self._free.pop()
         self._counts_before = {0: live.counter.last}
         self._store: StoreWriter
@@ -97,6 +95,8 @@ class BlockWriter:
             )
         else:
             self._store = StoreWriter.create(path, **declared, overwrite=overwrite or resume)
+        if self.audit is not None:
+            self._thread.submit(self.audit.prepare).result()
         return self._store
 
     def _take_up(self, readers: Sequence[StoreReader], n_rows: int) -> None:
