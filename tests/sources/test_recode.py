@@ -149,6 +149,25 @@ def test_another_recording_is_not_written_over(
     assert everything_in(path) == everything_in(toy_path)
 
 
+def test_a_copy_is_no_archive_because_one_is_asked_for_later(
+    toy_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    recode(toy_path, path)
+    before = unchanged(path)
+    with pytest.raises(StoreExistsError, match="by the codec lz4-bitshuffle, not pcodec"):
+        recode(toy_path, path, archive=True)
+    assert unchanged(path) == before
+    (archive,) = recode(toy_path, path, archive=True, overwrite=True)
+    assert archive.schema.coding.gradient_codec == "pcodec"
+
+
+def test_no_memory_makes_the_shortest_blocks(toy_path: Path, tmp_path: Path) -> None:
+    (copy,) = recode(toy_path, tmp_path / "copy", memory_bytes=0)
+    assert copy.schema.layout.block_steps == 1
+    assert everything_in(copy.path) == everything_in(toy_path)
+
+
 def test_a_copy_of_a_schedule_is_begun_again(sources: dict[str, Path], tmp_path: Path) -> None:
     path = interrupted(sources["schedule"], tmp_path / "copy", 1, memory_bytes=MEMORY)
     with pytest.raises(StoreExistsError, match=r"a recording with a schedule cannot be gone on"):

@@ -90,8 +90,9 @@ def recode(
     readers = StoreReader.open_each(source)
     if not readers[0].n_rows:
         raise not_begun(readers[0])
-    limit = memory_bytes or (_ARCHIVE_MEMORY_BYTES if archive else default_memory_bytes(coding))
-    schemas = _schemas(readers, coding, archive=archive, memory_bytes=limit)
+    if memory_bytes is None:
+        memory_bytes = _ARCHIVE_MEMORY_BYTES if archive else default_memory_bytes(coding)
+    schemas = _schemas(readers, coding, archive=archive, memory_bytes=memory_bytes)
     n_rows, copies = readers[0].n_rows, 2 * sum(schema.row_bytes for schema in schemas.values())
     writer = _open(readers, schemas, path, overwrite=overwrite)
     steps = schemas[readers[0].group].layout.block_steps
@@ -152,7 +153,7 @@ def _open(
             schema,
             labels=labels,
             token_ids=ids,
-            approve=lambda there, kept_rows: _check_begun(readers, there, kept_rows),
+            approve=lambda there, kept_rows: _check_begun(readers, schemas, there, kept_rows),
         )
     return StoreWriter.create(
         path,
@@ -165,11 +166,20 @@ def _open(
 
 
 def _check_begun(
-    readers: Sequence[StoreReader], there: Sequence[StoreReader], kept_rows: int
+    readers: Sequence[StoreReader],
+    schemas: Mapping[str, Schema],
+    there: Sequence[StoreReader],
+    kept_rows: int,
 ) -> None:
-    """Raise StoreExistsError unless rows that are there already are of the same recording."""
+    """Raise StoreExistsError unless rows that are there already are what would be written."""
     rows = slice(kept_rows)
     for one, other in zip(readers, there, strict=True):
+        was, now = other.schema.coding.gradient_codec, schemas[one.group].coding.gradient_codec
+        if was != now:  # an archive, or none
+            raise StoreExistsError(
+                f"{other.path} has gradients by the codec {was}, not {now}; choose another path, "
+                "or replace it (--overwrite, overwrite=True)"
+            )
         schema = replace(one.schema, coding=other.schema.coding, layout=other.schema.layout)
         ours, theirs = one.read_scalars(), other.read_scalars()
         is_same = schema == other.schema and kept_rows <= one.n_rows
