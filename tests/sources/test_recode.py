@@ -197,8 +197,18 @@ def test_a_damaged_store_is_not_copied(toy_copy: Path, tmp_path: Path) -> None:
         recode(toy_copy, tmp_path / "copy")
 
 
-def test_what_contradicts_itself_is_refused(toy_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["run.zarr", "sub/../run.zarr", "link/run.zarr", "run.zarr/copy"])
+def test_a_store_is_not_its_own_copy(toy_copy: Path, tmp_path: Path, path: str) -> None:
+    source = toy_copy.rename(tmp_path / "run.zarr")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    before = everything_in(source)
     with pytest.raises(ConfigError, match="cannot be written over itself"):
-        recode(toy_path, toy_path)
+        recode(source, tmp_path / path, overwrite=True)
+    assert everything_in(source) == before
+    assert [*source.glob("copy")] == []
+
+
+def test_what_contradicts_itself_is_refused(toy_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="archive is for the coding predicted"):
         recode(toy_path, tmp_path / "copy", coding="plain", archive=True)

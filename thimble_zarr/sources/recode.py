@@ -69,7 +69,7 @@ def recode(
     Raises
     ------
     ConfigError
-        If the two paths are the same, or `archive` was asked for with another coding.
+        If the new store would lie in the old one, or `archive` was asked for with another coding.
     StoreExistsError, StoreError
         If another recording lies at `path`, or it cannot be written; or nothing is recorded yet.
     DamagedStoreError
@@ -83,8 +83,8 @@ def recode(
     (14, 'predicted')
     """
     source, path = Path(source).absolute(), Path(path).absolute()
-    if source == path:
-        raise ConfigError(f"{path} cannot be written over itself; choose another path")
+    if path.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"{source} cannot be written over itself; choose another path")
     if archive and coding != "predicted":
         raise ConfigError("archive is for the coding predicted; leave one of them out")
     readers = StoreReader.open_each(source)
