@@ -1,5 +1,6 @@
 """What decodes the chunks of predicted variables."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from tests.support.runs import record
+from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.store.coding.shard_codec import ShardFile
 from thimble_zarr.store.reader import StoreReader
 
@@ -28,3 +30,13 @@ def test_it_computes_with_numbers_as_this_machine_has_them(
     monkeypatch.setattr(ShardFile, "decode", decode)
     found = reader.read("W", (0, reader.n_rows))
     assert found.tobytes() == expected.tobytes()
+
+
+def test_a_line_with_fewer_checksums_than_chunks_is_damage(tmp_path: Path) -> None:
+    record(tmp_path / "run.zarr", recorder_options={"coding": "predicted"})
+    reader = StoreReader.open(tmp_path / "run.zarr")
+    for key, of in {**reader.arrays.recorded}.items():
+        if of.values is not None:
+            reader.arrays.recorded[key] = replace(of, values=of.values[:0])
+    with pytest.raises(DamagedStoreError, match="is not what was recorded"):
+        reader.read("W", (0, reader.n_rows))

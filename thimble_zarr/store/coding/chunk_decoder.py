@@ -84,7 +84,7 @@ class ChunkDecoder:
             return
         shape = schema.layout.chunk_tokens, schema.layout.block_steps, schema.n_dims
         found = decoded_checksum(bits, shape, schema.fill(of.variable), self._memory)
-        if found == record.values[chunk].item():
+        if record.values[chunk : chunk + 1].tolist() == [found]:
             return
         with arrays.decoding(of.name, first):
             if self._was_cut_off():
