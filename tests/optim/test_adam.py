@@ -79,3 +79,12 @@ def test_a_run_that_goes_on_has_estimates_from_its_first_row(tmp_path: Path) -> 
         step()
     m_hat = open_dataset(tmp_path / "run.zarr").m_hat
     np.testing.assert_allclose(m_hat[1], 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["single", "fused"])
+def test_what_torch_could_not_compute_is_nan(implementation: str) -> None:
+    adam = Adam(name="Adam", implementation=implementation, decoupled_weight_decay=False)
+    beyond_1 = {"beta1": 0.9, "beta2": 1.001, "optimizer_step": 3.0}
+    derived = adam.derived(beyond_1)
+    assert derived["bias_correction1"] == pytest.approx(1 - 0.9**3)
+    assert np.isnan(derived["bias_correction2_sqrt"])

@@ -671,3 +671,12 @@ def test_what_is_known_of_the_run_is_kept(path: Path) -> None:
     assert schema.optimizer.name == "AdamW"
     assert schema.optimizer.implementation == "fused"
     assert schema.software["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("coding", ["plain", "predicted"])
+def test_no_memory_is_not_the_default(path: Path, coding: str) -> None:
+    with pytest.warns(UserWarning, match=r"more than memory_bytes \(0 B\)"):
+        record(path, n_steps=2, recorder_options={"memory_bytes": 0, "coding": coding})
+    reader = StoreReader.open(path)
+    assert reader.schema.layout.block_steps == 1
+    assert reader.n_rows == 3

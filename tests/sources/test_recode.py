@@ -75,9 +75,8 @@ def test_there_and_back(sources: dict[str, Path], tmp_path: Path, source: str) -
         assert everything_in(path) == before
         assert verify(path).findings == []
     codecs = [StoreReader.open_each(path)[0].schema.coding.gradient_codec for path in paths[1:]]
-    assert codecs[::2] == ["lz4-bitshuffle", "lz4"]
-    assert set(codecs) <= {*get_args(CodecName)} & {*COMPRESSIONS}
-    assert len(set(codecs)) == 3
+    assert codecs == ["lz4-bitshuffle", "pcodec", "lz4"]
+    assert set(codecs) == set(COMPRESSIONS)
     steps = {StoreReader.open_each(path)[0].schema.layout.block_steps for path in paths}
     assert len(steps) > 1  # blocks begin elsewhere
 
@@ -151,6 +150,25 @@ def test_another_recording_is_not_written_over(
     assert everything_in(path) == everything_in(toy_path)
 
 
+def test_a_copy_is_no_archive_because_one_is_asked_for_later(
+    toy_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    recode(toy_path, path)
+    before = unchanged(path)
+    with pytest.raises(StoreExistsError, match="by the codec lz4-bitshuffle, not pcodec"):
+        recode(toy_path, path, archive=True)
+    assert unchanged(path) == before
+    (archive,) = recode(toy_path, path, archive=True, overwrite=True)
+    assert archive.schema.coding.gradient_codec == "pcodec"
+
+
+def test_no_memory_makes_the_shortest_blocks(toy_path: Path, tmp_path: Path) -> None:
+    (copy,) = recode(toy_path, tmp_path / "copy", memory_bytes=0)
+    assert copy.schema.layout.block_steps == 1
+    assert everything_in(copy.path) == everything_in(toy_path)
+
+
 def test_a_copy_of_a_schedule_is_begun_again(sources: dict[str, Path], tmp_path: Path) -> None:
     path = interrupted(sources["schedule"], tmp_path / "copy", 1, memory_bytes=MEMORY)
     with pytest.raises(StoreExistsError, match=r"a recording with a schedule cannot be gone on"):
@@ -180,8 +198,18 @@ def test_a_damaged_store_is_not_copied(toy_copy: Path, tmp_path: Path) -> None:
         recode(toy_copy, tmp_path / "copy")
 
 
-def test_what_contradicts_itself_is_refused(toy_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["run.zarr", "sub/../run.zarr", "link/run.zarr", "run.zarr/copy"])
+def test_a_store_is_not_its_own_copy(toy_copy: Path, tmp_path: Path, path: str) -> None:
+    source = toy_copy.rename(tmp_path / "run.zarr")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    before = everything_in(source)
     with pytest.raises(ConfigError, match="cannot be written over itself"):
-        recode(toy_path, toy_path)
+        recode(source, tmp_path / path, overwrite=True)
+    assert everything_in(source) == before
+    assert [*source.glob("copy")] == []
+
+
+def test_what_contradicts_itself_is_refused(toy_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="archive is for the coding predicted"):
         recode(toy_path, tmp_path / "copy", coding="plain", archive=True)

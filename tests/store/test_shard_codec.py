@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from thimble_zarr import tuning
-from thimble_zarr.store.coding.compression import DEFAULT
+from thimble_zarr.store.coding.compression import COMPRESSIONS, DEFAULT
 from thimble_zarr.store.coding.shard_codec import (
     CHUNK_ORDER,
     ShardEncoder,
@@ -189,3 +189,12 @@ def test_zarr_reads_a_vector(dtype: str) -> None:
     files["c/0"] = zarr.core.buffer.cpu.Buffer.from_bytes(content)
     np.testing.assert_array_equal(array[:], expected)
     np.testing.assert_array_equal(decode_vector(content, 17, np.dtype(dtype)), expected)
+
+
+@pytest.mark.parametrize("n_numbers", [3, 12])
+@pytest.mark.parametrize("codec", COMPRESSIONS)
+def test_a_chunk_of_more_or_fewer_numbers_is_refused(codec: str, n_numbers: int) -> None:
+    compression = COMPRESSIONS[codec]
+    encoded = np.frombuffer(compression.encode(np.arange(6, dtype="<u2").reshape(1, 6, 1)), "u1")
+    with pytest.raises(ValueError, match="hold"):
+        compression.decode(encoded, (1, n_numbers, 1), np.dtype("<u2"), np.empty)

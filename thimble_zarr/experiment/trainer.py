@@ -173,7 +173,9 @@ def train(
     not fit it.
     """
     checkpoints = Checkpoints(store)
-    checkpoint, memory_bytes = None, memory_bytes or default_memory_bytes(config.coding)
+    checkpoint = None
+    if memory_bytes is None:
+        memory_bytes = default_memory_bytes(config.coding)
     if resume and (run := RecordedRun.read(store)) is not None:
         config = run.resolve(config)
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})

@@ -13,7 +13,7 @@ from thimble_zarr.errors import ConfigError
 
 CodingName = Literal["plain", "predicted"]
 
-CodecName = Literal["lz4", "lz4-bitshuffle", "zstd-bitshuffle", "pcodec"]
+CodecName = Literal["lz4", "lz4-bitshuffle", "pcodec"]
 """How arrays are compressed: a key of `store.coding.compression.COMPRESSIONS`."""
 
 

@@ -206,7 +206,7 @@ class Optimizer(ABC):
         for of in self.DERIVED:
             try:
                 number = of.compute(self, scalars)
-            except ArithmeticError:
+            except (ArithmeticError, ValueError):
                 number = float("nan")
             numbers[of.name] = number if isinstance(number, float) else float("nan")
         return numbers

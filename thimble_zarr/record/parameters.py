@@ -20,7 +20,7 @@ import thimble_zarr
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import MAX_LISTED, ConfigError, OptimizerError, listed
 from thimble_zarr.format.coding import CodingName
-from thimble_zarr.format.layout import default_memory_bytes, plan_layouts
+from thimble_zarr.format.layout import plan_layouts
 from thimble_zarr.format.schema import (
     Json,
     Schema,
@@ -127,7 +127,7 @@ def declare(
     variables: Sequence[str] | None,
     schedule: Schedule | None,
     attrs: Mapping[str, Json] | None,
-    memory_bytes: int | None,
+    memory_bytes: int,
     coding: CodingName,
 ) -> dict[str, Schema]:
     """Return the schema of each parameter; the arguments are those of `Recorder`."""
@@ -139,7 +139,7 @@ def declare(
         group: coding_of(coding, one.optimizer, dtypes[group]) for group, one in recorded.items()
     }
     rows = [row_size(one.shape, dtypes[group], codings[group]) for group, one in recorded.items()]
-    layouts = plan_layouts(rows, memory_bytes=memory_bytes or default_memory_bytes(coding))
+    layouts = plan_layouts(rows, memory_bytes=memory_bytes)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         group: Schema(

@@ -147,10 +147,15 @@ class Recorder:
         self._live, recorded = choose(optimizer, parameter, parameters=parameters, **names)
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
         what: dict[str, Any] = {"variables": variables, "attrs": attrs, "coding": coding}
-        schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
-        self._live.schemas, memory = schemas, memory_bytes or default_memory_bytes(coding)
+        if memory_bytes is None:
+            memory_bytes = default_memory_bytes(coding)
+        self._live.schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
         self._writer = BlockWriter(
-            self._live, recorded, memory_bytes=memory, max_overhead=max_overhead, audit=audit
+            self._live,
+            recorded,
+            memory_bytes=memory_bytes,
+            max_overhead=max_overhead,
+            audit=audit,
         )
         n_rows = None if n_steps is None or steps is not None else n_steps + 1
         self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)

@@ -69,7 +69,7 @@ def recode(
     Raises
     ------
     ConfigError
-        If the two paths are the same, or `archive` was asked for with another coding.
+        If the new store would lie in the old one, or `archive` was asked for with another coding.
     StoreExistsError, StoreError
         If another recording lies at `path`, or it cannot be written; or nothing is recorded yet.
     DamagedStoreError
@@ -83,15 +83,16 @@ def recode(
     (14, 'predicted')
     """
     source, path = Path(source).absolute(), Path(path).absolute()
-    if source == path:
-        raise ConfigError(f"{path} cannot be written over itself; choose another path")
+    if path.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"{source} cannot be written over itself; choose another path")
     if archive and coding != "predicted":
         raise ConfigError("archive is for the coding predicted; leave one of them out")
     readers = StoreReader.open_each(source)
     if not readers[0].n_rows:
         raise not_begun(readers[0])
-    limit = memory_bytes or (_ARCHIVE_MEMORY_BYTES if archive else default_memory_bytes(coding))
-    schemas = _schemas(readers, coding, archive=archive, memory_bytes=limit)
+    if memory_bytes is None:
+        memory_bytes = _ARCHIVE_MEMORY_BYTES if archive else default_memory_bytes(coding)
+    schemas = _schemas(readers, coding, archive=archive, memory_bytes=memory_bytes)
     n_rows, copies = readers[0].n_rows, 2 * sum(schema.row_bytes for schema in schemas.values())
     writer = _open(readers, schemas, path, overwrite=overwrite)
     steps = schemas[readers[0].group].layout.block_steps
@@ -152,7 +153,7 @@ def _open(
             schema,
             labels=labels,
             token_ids=ids,
-            approve=lambda there, kept_rows: _check_begun(readers, there, kept_rows),
+            approve=lambda there, kept_rows: _check_begun(readers, schemas, there, kept_rows),
         )
     return StoreWriter.create(
         path,
@@ -165,11 +166,20 @@ def _open(
 
 
 def _check_begun(
-    readers: Sequence[StoreReader], there: Sequence[StoreReader], kept_rows: int
+    readers: Sequence[StoreReader],
+    schemas: Mapping[str, Schema],
+    there: Sequence[StoreReader],
+    kept_rows: int,
 ) -> None:
-    """Raise StoreExistsError unless rows that are there already are of the same recording."""
+    """Raise StoreExistsError unless rows that are there already are what would be written."""
     rows = slice(kept_rows)
     for one, other in zip(readers, there, strict=True):
+        was, now = other.schema.coding.gradient_codec, schemas[one.group].coding.gradient_codec
+        if was != now:  # an archive, or none
+            raise StoreExistsError(
+                f"{other.path} has gradients by the codec {was}, not {now}; choose another path, "
+                "or replace it (--overwrite, overwrite=True)"
+            )
         schema = replace(one.schema, coding=other.schema.coding, layout=other.schema.layout)
         ours, theirs = one.read_scalars(), other.read_scalars()
         is_same = schema == other.schema and kept_rows <= one.n_rows

@@ -16,6 +16,7 @@ import numpy as np
 from thimble_zarr.bits import patterns, storage_dtype
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.programs.compiled import CompiledEngine, is_available
+from thimble_zarr.optim.programs.environment import ieee_arithmetic
 from thimble_zarr.optim.programs.kernel import (
     Bits,
     Engine,
@@ -170,6 +171,7 @@ class KernelProgram:
         rows = {name: before[name] for name in self.variables}
         return self._run(rows, grads, scalars, taken, out, own_rows=True)
 
+    @ieee_arithmetic()
     def differs(
         self,
         before: Bits,
@@ -212,6 +214,7 @@ class KernelProgram:
         chosen = CompiledEngine if self.compiled and is_available() else NumpyEngine
         return chosen(self.kernel, self.optimizer, self.native)
 
+    @ieee_arithmetic()
     def _run(
         self,
         before: Bits,
@@ -266,6 +269,7 @@ class KernelProgram:
             return scalars
         return self.numbers(scalars, np.ones(n_steps, bool) if taken is None else taken)
 
+    @ieee_arithmetic()
     def numbers(self, scalars: Mapping[str, np.ndarray], taken: np.ndarray) -> StepNumbers:
         """Return what steps compute with besides arrays, to give it to `steps` or `predict`.
 

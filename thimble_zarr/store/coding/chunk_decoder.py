@@ -64,11 +64,11 @@ class ChunkDecoder:
                     continue
                 bits = shard.decode(chunk).transpose(CHUNK_ORDER)[: rows.stop - first, tokens]
             if of.is_keyframe:
-                keyframe[of.variable] = bits[0].copy()
+                keyframe[of.variable] = _native(bits[0])
             elif of.is_sparse:
-                left[of.variable] = bits.copy()
+                left[of.variable] = _native(bits)
             else:
-                grads = bits.copy()
+                grads = _native(bits)
         decoded = self._arrays.prediction.at(rows).restore(keyframe, grads, left)
         for of in schema.arrays.values():
             if of.is_keyframe:
@@ -84,7 +84,7 @@ class ChunkDecoder:
             return
         shape = schema.layout.chunk_tokens, schema.layout.block_steps, schema.n_dims
         found = decoded_checksum(bits, shape, schema.fill(of.variable), self._memory)
-        if found == record.values[chunk].item():
+        if record.values[chunk : chunk + 1].tolist() == [found]:
             return
         with arrays.decoding(of.name, first):
             if self._was_cut_off():
@@ -104,3 +104,8 @@ class ChunkDecoder:
         """
         lines = read_lines(self._arrays.files, self._arrays.commit.ledger_bytes)
         return any(line.entry is not None and line.entry.resumed is not None for line in lines)
+
+
+def _native(bits: np.ndarray) -> np.ndarray:
+    """Return a copy as this machine computes: on disk every number is little-endian."""
+    return bits.astype(bits.dtype.newbyteorder("="), order="C")

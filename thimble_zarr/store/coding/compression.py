@@ -127,8 +127,14 @@ class PcodecCompression:
         self, encoded: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, memory: Memory
     ) -> np.ndarray:
         """Return the chunk."""
+        _pcodec(self.level)  # it says what is missing
+        from pcodec import standalone
+
         stored = memory((shape[0], *shape[2:], *shape[1:2]), dtype)
-        _pcodec(self.level).decode(encoded, stored.reshape(-1))
+        # That of numcodecs does not tell how many numbers there were: it leaves the rest as it was.
+        read = standalone.simple_decompress_into(encoded.tobytes(), stored.reshape(-1))
+        if not read.finished or read.n_processed != stored.size:
+            raise ValueError(f"it does not hold {stored.size} numbers")
         return np.ascontiguousarray(np.moveaxis(stored, -1, 1)) if len(shape) > 1 else stored
 
     def order(self, n_axes: int) -> Sequence[int]:
