@@ -222,6 +222,15 @@ def test_a_state_that_began_with_another_value(whole: Path, tmp_path: Path) -> N
     assert found(diff(whole, tmp_path / "b.zarr")) == ("initial-states", 0, "exp_avg")
 
 
+def test_weights_come_before_the_states_at_the_first_row(whole: Path, tmp_path: Path) -> None:
+    def change(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
+        for name in ("W", "exp_avg"):
+            flip_bit(bits[name], (0, 6, 1), 3)
+
+    rewrite(whole, tmp_path / "b.zarr", change)
+    assert found(diff(whole, tmp_path / "b.zarr")) == ("initial-weights", 0, "W")
+
+
 def test_the_first_step_is_none_at_which_states_begin_anew(whole: Path, tmp_path: Path) -> None:
     rewrite(whole, tmp_path / "b.zarr", lambda bits, _: flip_bit(bits["exp_avg"], (1, 6, 1), 9))
     result = diff(whole, tmp_path / "b.zarr")
@@ -498,6 +507,22 @@ def test_parameters_of_other_names_are_paired_when_asked(
     assert (some.only_a, some.only_b) == ((), ())
     with pytest.raises(SelectionError, match="no parameter nothing"):
         diff(zoo.path, zoo.path, parameters="nothing")
+
+
+def test_a_name_may_have_the_sign_that_pairs_names(tmp_path: Path) -> None:
+    loop = Loop()
+    named = {"x=1": loop.weight, "x": loop.head.weight}
+    with Recorder(tmp_path / "a.zarr", loop.optimizer, parameters=named) as recorder:
+        recorder.log(loss=loop.step())
+
+    def paired(pattern: str) -> list[tuple[str | None, str | None]]:
+        found = diff(tmp_path / "a.zarr", tmp_path / "a.zarr", parameters=pattern)
+        return [of.parameters for of in found.parameters]
+
+    assert paired("x=1") == [("x=1", "x=1")]
+    assert paired("x=1=x") == [("x=1", "x")]
+    assert paired("x=x=1") == [("x", "x=1")]
+    assert paired("x=x") == [("x", "x")]
 
 
 def test_what_only_one_has_is_said(zoo: Recorded, tmp_path: Path) -> None:
