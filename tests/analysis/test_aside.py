@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from multiprocessing import active_children
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,47 @@ def test_its_error_is_raised_where_its_result_is_asked_for() -> None:
 
     with aside(call, "the test") as result, pytest.raises(StoreError, match="cannot read it"):
         result(told)
+
+
+class TwoPartError(Exception):
+    """Cannot be made again of its message alone, as pickle does."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+class HeldError(Exception):
+    """Holds what cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("held")
+        self.held = lambda: None
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize(
+    ("error", "told_of"), [(TwoPartError(1, 2), "TwoPartError: 1 and 2"), (HeldError(), "HeldErr")]
+)
+def test_an_error_that_cannot_be_sent_is_told_in_words(error: Exception, told_of: str) -> None:
+    def call(progress: Progress) -> None:
+        raise error
+
+    with aside(call, "the test") as result, pytest.raises(RuntimeError, match=told_of):
+        result(told)
+
+
+@pytest.mark.usefixtures("forked")
+def test_an_interrupt_right_after_the_start_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(connection: Connection) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Connection, "close", interrupted)  # of the end that the process has
+    before = {process.pid for process in active_children()}
+    with pytest.raises(KeyboardInterrupt), aside(lambda progress: time.sleep(600), "the test"):
+        pass
+    assert {process.pid for process in active_children()} <= before
 
 
 @pytest.mark.usefixtures("forked")
