@@ -179,6 +179,19 @@ def test_a_planted_divergence_is_found_at_its_step_by_its_name(
     assert found(diff(whole, other, values=True)) == expected
 
 
+@pytest.mark.filterwarnings("ignore:the loss of step")
+def test_a_gradient_that_is_no_number_is_data(
+    whole: Path, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """The run diverges at that step, and its rows follow none the less."""
+
+    def diverge(loop: Loop) -> None:
+        loop.head.weight.data[0, 0] = torch.nan
+
+    other = train(tmp_path / "b.zarr", at(5, diverge), loop=Loop(dtype=dtype))
+    assert found(diff(whole, other)) == ("data", 5, "grad")
+
+
 @pytest.mark.parametrize(
     ("name", "bit"),
     [("W", 0), ("W", 5), ("W", 14), ("exp_avg", 0), ("exp_avg", 9), ("grad", 6), ("grad", 14)],

@@ -217,6 +217,7 @@ class Inquiry:
         return self._found[side]
 
     def _replayed(self, side: int) -> str | None:
+        from thimble_zarr.analysis.audit.table import counts
         from thimble_zarr.analysis.check import check
 
         name = self.pair.readers[side].schema.parameter
@@ -230,7 +231,9 @@ class Inquiry:
             )
         except (ConfigError, SelectionError):  # what the replay needs was not recorded
             return None
-        if result.holds:
+        # A run that diverged does not hold, but NaN may well follow from the NaN of a gradient.
+        differs = any(counts(of.numbers, "n_beyond").any() for of in result)
+        if not differs and not result.findings:
             return None
         return "".join(f" ({finding.code}: {finding.message})" for finding in result.findings[:1])
 
