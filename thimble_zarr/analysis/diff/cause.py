@@ -31,9 +31,8 @@ def in_order(pair: Pair, differences: Sequence[Difference]) -> tuple[Difference,
 
     The loss leads to nothing: it is a sign, and comes last in its step.
     """
-    names = ("W", *pair.variables, COUNT, LOSS)
-    later = {name: place for place, name in enumerate(("grad", *names[2:-2], "W", LOSS), 2)}
-    later[COUNT] = 1
+    states = [name for name in pair.variables if name not in ("W", "grad")]
+    later = {name: place for place, name in enumerate((COUNT, "grad", *states, "W", LOSS), 1)}
 
     def place(of: Difference) -> tuple[int, int]:
         is_first_weight = of.step == 0 and of.variable == "W"
