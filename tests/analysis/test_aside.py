@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from multiprocessing import active_children
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,47 @@ def test_its_error_is_raised_where_its_result_is_asked_for() -> None:
 
     with aside(call, "the test") as result, pytest.raises(StoreError, match="cannot read it"):
         result(told)
+
+
+class HeldError(Exception):
+    """Holds something that need not be able to be pickled, or made again."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__("held")
+        self.held = held
+
+
+class NotMadeAgain:
+    """Can be pickled only."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("held", [lambda: None, NotMadeAgain()], ids=["pickled", "made again"])
+def test_an_error_that_cannot_be_sent_is_told_in_words(held: object) -> None:
+    error = HeldError(held)
+
+    def call(progress: Progress) -> None:
+        raise error
+
+    with aside(call, "the test") as result, pytest.raises(RuntimeError, match="HeldError: held"):
+        result(told)
+
+
+@pytest.mark.usefixtures("forked")
+def test_an_interrupt_right_after_the_start_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(connection: Connection) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Connection, "close", interrupted)  # of the end that the process has
+    before = {process.pid for process in active_children()}
+    with pytest.raises(KeyboardInterrupt), aside(lambda progress: time.sleep(600), "the test"):
+        pass
+    assert {process.pid for process in active_children()} <= before
 
 
 @pytest.mark.usefixtures("forked")

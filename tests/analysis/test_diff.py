@@ -179,6 +179,19 @@ def test_a_planted_divergence_is_found_at_its_step_by_its_name(
     assert found(diff(whole, other, values=True)) == expected
 
 
+@pytest.mark.filterwarnings("ignore:the loss of step")
+def test_a_gradient_that_is_no_number_is_data(
+    whole: Path, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """The run diverges at that step, and its rows follow none the less."""
+
+    def diverge(loop: Loop) -> None:
+        loop.head.weight.data[0, 0] = torch.nan
+
+    other = train(tmp_path / "b.zarr", at(5, diverge), loop=Loop(dtype=dtype))
+    assert found(diff(whole, other)) == ("data", 5, "grad")
+
+
 @pytest.mark.parametrize(
     ("name", "bit"),
     [("W", 0), ("W", 5), ("W", 14), ("exp_avg", 0), ("exp_avg", 9), ("grad", 6), ("grad", 14)],
@@ -220,6 +233,15 @@ def test_without_the_replay_a_change_is_taken_for_what_it_looks_like(
 def test_a_state_that_began_with_another_value(whole: Path, tmp_path: Path) -> None:
     rewrite(whole, tmp_path / "b.zarr", lambda bits, _: flip_bit(bits["exp_avg"], (0, 6, 1), 3))
     assert found(diff(whole, tmp_path / "b.zarr")) == ("initial-states", 0, "exp_avg")
+
+
+def test_weights_come_before_the_states_at_the_first_row(whole: Path, tmp_path: Path) -> None:
+    def change(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
+        for name in ("W", "exp_avg"):
+            flip_bit(bits[name], (0, 6, 1), 3)
+
+    rewrite(whole, tmp_path / "b.zarr", change)
+    assert found(diff(whole, tmp_path / "b.zarr")) == ("initial-weights", 0, "W")
 
 
 def test_the_first_step_is_none_at_which_states_begin_anew(whole: Path, tmp_path: Path) -> None:
@@ -498,6 +520,22 @@ def test_parameters_of_other_names_are_paired_when_asked(
     assert (some.only_a, some.only_b) == ((), ())
     with pytest.raises(SelectionError, match="no parameter nothing"):
         diff(zoo.path, zoo.path, parameters="nothing")
+
+
+def test_a_name_may_have_the_sign_that_pairs_names(tmp_path: Path) -> None:
+    loop = Loop()
+    named = {"x=1": loop.weight, "x": loop.head.weight}
+    with Recorder(tmp_path / "a.zarr", loop.optimizer, parameters=named) as recorder:
+        recorder.log(loss=loop.step())
+
+    def paired(pattern: str) -> list[tuple[str | None, str | None]]:
+        found = diff(tmp_path / "a.zarr", tmp_path / "a.zarr", parameters=pattern)
+        return [of.parameters for of in found.parameters]
+
+    assert paired("x=1") == [("x=1", "x=1")]
+    assert paired("x=1=x") == [("x=1", "x")]
+    assert paired("x=x=1") == [("x", "x=1")]
+    assert paired("x=x") == [("x", "x")]
 
 
 def test_what_only_one_has_is_said(zoo: Recorded, tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def reference_summary(
         for group, mask in enumerate(groups.values()):
             of = (values if values.ndim == 2 else values[group])[:, mask]
             there = ~np.isnan(of).all(1)
-            found[group, there] = np.nanquantile(of[there], QUANTILES, axis=1).T
+            if there.any():
+                found[group, there] = np.nanquantile(of[there], QUANTILES, axis=1).T
         quantiles[f"{name}_quantiles"] = (("group", "step", "quantile"), found)
     arrays = {
         **{name: (("step", "token"), values) for name, values in per_token.items()},

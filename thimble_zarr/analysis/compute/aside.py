@@ -1,8 +1,10 @@
 """A call in a process of its own, while this process does something else."""
 
 import contextlib
+import pickle
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -39,16 +41,17 @@ def aside(call: Call[T], what: str) -> Iterator[Call[T]]:
     context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(call, sender))
-    with warnings.catch_warnings():
-        # Newer Pythons warn where there are other threads; ours hold no lock meanwhile.
-        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-        process.start()
-    sender.close()
-    try:
+    try:  # around the start, too: an interrupt right after it must leave no process behind
+        with warnings.catch_warnings():
+            # Newer Pythons warn where there are other threads; ours hold no lock meanwhile.
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+            process.start()
+        sender.close()
         yield partial(_result, receiver, what)
     finally:
-        process.terminate()
-        process.join()
+        if process.pid is not None:
+            process.terminate()
+            process.join()
         receiver.close()
 
 
@@ -70,9 +73,18 @@ def _run(call: Call[object], sender: Connection) -> None:
     try:
         result = call(lambda *n: sender.send((_PROGRESS, n)))
     except Exception as error:
-        sender.send((_ERROR, error))
+        sender.send((_ERROR, _portable(error)))
     else:
         sender.send((_RESULT, result))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that the other process can raise: not every one can be pickled, and back."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
 
 
 _PROGRESS, _RESULT, _ERROR = range(3)

@@ -31,9 +31,8 @@ def in_order(pair: Pair, differences: Sequence[Difference]) -> tuple[Difference,
 
     The loss leads to nothing: it is a sign, and comes last in its step.
     """
-    names = ("W", *pair.variables, COUNT, LOSS)
-    later = {name: place for place, name in enumerate(("grad", *names[2:-2], "W", LOSS), 2)}
-    later[COUNT] = 1
+    states = [name for name in pair.variables if name not in ("W", "grad")]
+    later = {name: place for place, name in enumerate((COUNT, "grad", *states, "W", LOSS), 1)}
 
     def place(of: Difference) -> tuple[int, int]:
         is_first_weight = of.step == 0 and of.variable == "W"
@@ -217,6 +216,7 @@ class Inquiry:
         return self._found[side]
 
     def _replayed(self, side: int) -> str | None:
+        from thimble_zarr.analysis.audit.table import counts
         from thimble_zarr.analysis.check import check
 
         name = self.pair.readers[side].schema.parameter
@@ -230,7 +230,9 @@ class Inquiry:
             )
         except (ConfigError, SelectionError):  # what the replay needs was not recorded
             return None
-        if result.holds:
+        # A run that diverged does not hold, but NaN may well follow from the NaN of a gradient.
+        differs = any(counts(of.numbers, "n_beyond").any() for of in result)
+        if not differs and not result.findings:
             return None
         return "".join(f" ({finding.code}: {finding.message})" for finding in result.findings[:1])
 

@@ -76,7 +76,11 @@ def _paired(
     paths: tuple[Path, Path], patterns: Sequence[str]
 ) -> tuple[list[tuple[Reader, Reader]], tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return parameters by pairs, and the names of those that only one run has."""
-    names = [_both_names(pattern) for pattern in patterns]
+    every = [
+        {reader.schema.parameter or "" for reader in open_recording(path)} if patterns else set()
+        for path in paths
+    ]
+    names = [_both_names(pattern, *every) for pattern in patterns]
     a, b = (
         {
             reader.schema.parameter or "": reader
@@ -98,9 +102,15 @@ def _paired(
     return [(a[one], b[other]) for one, other in pairs.items()], (only_a, only_b)
 
 
-def _both_names(pattern: str) -> tuple[str, str]:
-    a, equals, b = pattern.partition("=")
-    return (a, b) if equals else (pattern, pattern)
+def _both_names(pattern: str, in_a: set[str], in_b: set[str]) -> tuple[str, str]:
+    """Return a pattern for each run: the same, or what is before and after `=`.
+
+    Names may have a `=`, too: those that are there go first.
+    """
+    parts = pattern.split("=")
+    cuts = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
+    known = [(a, b) for a, b in ((pattern, pattern), *cuts) if a in in_a and b in in_b]
+    return (known or cuts or [(pattern, pattern)])[0]
 
 
 def _list(names: Sequence[str] | dict[str, Reader]) -> str:

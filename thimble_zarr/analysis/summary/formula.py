@@ -63,9 +63,9 @@ def compared(part: Window, observed: Observed, n_cells: float) -> Compared:
     np.abs(cells, out=cells)
     below = _below_half(part, cells, n_cells, doubtful)
     delta = observed.delta
-    if delta.dtype != part.dtype:
-        delta = part.memory("term")
-        delta[...] = observed.delta
+    if delta.dtype != part.dtype:  # anew: float32 has not all bits of a way from close to zero
+        before = part.previous("W")
+        delta = np.subtract(part.current("W"), before, out=part.memory("term"))
     product, squares = (np.vecdot(predicted, of) for of in (delta, predicted))
     residual = np.subtract(delta, predicted, out=predicted)
     left = np.vecdot(residual, residual)
@@ -116,7 +116,8 @@ def _settle(
     squares, product, left, stalled, below = found
     steps = np.nonzero(doubtful)[0]
     predicted = _predicted(part, doubtful, steps)
-    delta = observed.delta[doubtful].astype(np.float64)
+    before, after = part.previous("W")[doubtful], part.current("W")[doubtful]
+    delta = np.subtract(after, before, dtype=np.float64)
     squares[doubtful] = np.vecdot(predicted, predicted)
     product[doubtful] = np.vecdot(predicted, delta)
     left[doubtful] = np.vecdot(delta - predicted, delta - predicted)

@@ -204,24 +204,31 @@ class _Numbers:
         """Fill in how weights lie and move relative to each group that they are in."""
         (delta, size), relative = observed, self.means.relative(index, part.dtype)
         rows = at[0]
-        cosines = np.matmul(delta, relative.steps[rows]) / size[..., np.newaxis]
-        cosines /= relative.lengths[rows]
+        along = np.matmul(delta, relative.steps[rows])
         away = np.subtract(part.current("W"), relative.near[rows], out=part.memory("update"))
-        squares = np.vecdot(away, away)[..., np.newaxis] + relative.squares[rows]
-        distances = squares + 2.0 * np.matmul(away, relative.beyond[rows])
+        across = np.matmul(away, relative.beyond[rows])
+        squares_away = np.vecdot(away, away)
+        if part.dtype != np.float64:
+            # Weights may be close to a centroid, and those of others so large that it is far.
+            known = np.isfinite(across).all() and np.isfinite(along[part.follows]).all()
+            if not known or beyond_float32(squares_away, away):
+                wide = delta.astype(np.float64), size
+                self._of_means(part.in_float64(), at, index, wide)
+                return
+        cosines = along / size[..., np.newaxis] / relative.lengths[rows]
+        squares = squares_away[..., np.newaxis] + relative.squares[rows]
+        distances = squares + 2.0 * across
         for column, group in enumerate(relative.groups):
             self.arrays["cosine_to_mean"][group][at] = cosines[..., column]
             distance = np.sqrt(distances[..., column])
-            if (distances[..., column] < _CANCELLED * squares[..., column]).any():
-                distance = self._distance(part, rows, group)
+            if not (distances[..., column] >= _CANCELLED * squares[..., column]).all():
+                distance = self._distance(part.in_float64(), rows, group)
             self.arrays["centroid_distance"][group][at] = distance
 
     def _distance(self, part: Window, rows: slice, group: int) -> np.ndarray:
         """Return the distances from the centroid of a group, computed dim by dim."""
         centroid = self.means.of_group["centroid"][group, rows, np.newaxis]
-        near = centroid.astype(part.dtype)
-        away = np.subtract(part.current("W"), near, out=part.memory("update"))
-        away -= (centroid - near).astype(part.dtype)
+        away = np.subtract(part.current("W"), centroid, out=part.memory("update"))
         return vector_norm(away)
 
     def _of_groups(self) -> Arrays:
