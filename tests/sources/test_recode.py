@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from tests.support.runs import record
 from tests.support.zoo import Recorded
 from thimble_zarr import every
 from thimble_zarr.errors import ConfigError, DamagedStoreError, StoreExistsError, ThimbleError
-from thimble_zarr.format.coding import PLAIN, CodecName
+from thimble_zarr.format.coding import PLAIN
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.sources import recode as recode_module
 from thimble_zarr.sources.recode import recode
