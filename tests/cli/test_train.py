@@ -166,6 +166,7 @@ def test_every_setting_is_kept_in_the_store(tmp_path: Path, corpus: Path, tokeni
         "windows": "1:1",
         "variables": "W,grad",
         "record_tokens": "live",
+        "coding": "predicted",
     }
     assert list(settings) == [setting.name for setting in dataclasses.fields(TrainingConfig)]
     flags = [

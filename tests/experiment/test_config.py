@@ -37,6 +37,7 @@ NONE_IS_DEFAULT = TrainingConfig(
     windows="1:1",
     variables="W",
     record_tokens="dead",
+    coding="predicted",
 )
 """A setting lost on the way shows: every one differs from its default."""
 

@@ -120,7 +120,9 @@ def _replay_verdict(table: AnyTable) -> Verdict:
         return _not_finite(table, "follow from the row before")
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     values = f"{_total(table):,} values{' each' if len(names) > 1 else ''} of {listed}"
-    follow = f"replayed by {table.attrs['replayed_by']}, all {values} follow from the row before"
+    # Tables of several runs have it only if it is the same of all.
+    by = f" by {name}" if (name := table.attrs.get("replayed_by")) else ""
+    follow = f"replayed{by}, all {values} follow from the row before"
     if counts(table, "n_different").any():
         max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
         text = (

@@ -117,6 +117,10 @@ class Adam(Optimizer, Formula):
         ),
     )
     ESTIMATES: ClassVar = _estimates("exp_avg_sq")
+    PROGRAM_FLAGS: ClassVar = (
+        *Optimizer.PROGRAM_FLAGS,
+        *("capturable", "differentiable", "lr_dtype", "betas_dtype"),
+    )
     ALIASES: ClassVar = {
         "adam_update": ("update", "change predicted by the adaptive step"),
         "adam_decay": ("decay", "change predicted by decoupled weight decay"),

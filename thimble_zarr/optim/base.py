@@ -155,6 +155,8 @@ class Optimizer(ABC):
     ELEMENTWISE
         Whether an element's step depends on that element alone. If not, whole parameters are
         replayed.
+    PROGRAM_FLAGS
+        The fields that choose one of torch's programs, which compute the same otherwise.
     name
         Class name, for example `AdamW`; of a subclass its own.
     implementation
@@ -168,6 +170,7 @@ class Optimizer(ABC):
     ESTIMATES: ClassVar[tuple[Estimate, ...]] = ()
     ALIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ELEMENTWISE: ClassVar[bool] = True
+    PROGRAM_FLAGS: ClassVar[tuple[str, ...]] = ("implementation",)
 
     name: str
     implementation: str

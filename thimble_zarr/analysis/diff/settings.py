@@ -7,14 +7,12 @@ from itertools import chain
 
 from thimble_zarr.analysis.diff.result import Setting
 from thimble_zarr.format.schema import Json, Schema
+from thimble_zarr.optim.registry import SPECS
 
 _OMITTED = ("created",)
 """When a run was recorded is always another time."""
 
-_PROGRAM = tuple(
-    f"optimizer.{flag}"
-    for flag in ("implementation", "capturable", "differentiable", "lr_dtype", "betas_dtype")
-)
+_PROGRAM = tuple(f"optimizer.{flag}" for spec in SPECS for flag in spec.PROGRAM_FLAGS)
 """Flags of an optimizer that choose a program of torch's, which computes the same otherwise."""
 
 _ENVIRONMENT = ("device", "n_threads", "cpu_capability", "contiguous", "software.", *_PROGRAM)
