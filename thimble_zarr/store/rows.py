@@ -62,7 +62,7 @@ class OpenedRows:
             into = out[start - rows[0] : stop - rows[0]].view(row)
             if name not in self._schema.arrays:
                 for chunk, take, where in chunks:
-                    part = self._decoder.chunk(name, start, chunk)[steps][:, take]
+                    part = self._decoder.chunk(name, start, chunk, take)[steps]
                     into[:, where] = part.astype(out.dtype, copy=False).view(row)
                 continue
             with self._arrays.decoding(name, start):

@@ -19,6 +19,9 @@ from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, ShardFile
 from thimble_zarr.store.keys import shard_key
 from thimble_zarr.store.ledger import read_lines
 
+Take = slice | np.ndarray
+"""Which tokens of a chunk."""
+
 
 class ChunkDecoder:
     """Decodes chunks of the coded variables of a parameter, for one thread.
@@ -28,27 +31,32 @@ class ChunkDecoder:
 
     def __init__(self, arrays: StoredArrays, shard: Callable[[str, int], ShardFile]) -> None:
         self._arrays, self._shard = arrays, shard
-        self._known: dict[tuple[int, int], Bits] = {}
+        self._known: dict[tuple[int, int, bytes | str], Bits] = {}
+        self._n_bytes = 0
         self._memory: dict[np.dtype, np.ndarray] = {}
 
-    def chunk(self, name: str, row: int, chunk: int) -> np.ndarray:
-        """Return the bits of a variable in a chunk of a row's block: `(step, token, dim)`.
+    def chunk(self, name: str, row: int, chunk: int, take: Take) -> np.ndarray:
+        """Return the bits of a variable of some tokens in a chunk of a row's block.
 
-        Raises DamagedStoreError if they are not those that were recorded.
+        `take` says which of the chunk's tokens. The shape is `(step, token, dim)`, with all steps
+        of the block. Raises DamagedStoreError if the chunk is not the one that was recorded.
         """
         first = row - row % self._arrays.schema.layout.block_steps
-        if (first, chunk) not in self._known:
-            decoded = self._decode(first, chunk)
-            n_bytes = sum(bits.nbytes for bits in decoded.values())
-            while self._known and (len(self._known) + 1) * n_bytes > tuning.TUNING.decoded_bytes:
-                del self._known[next(iter(self._known))]
-            self._known[first, chunk] = decoded
-        return self._known[first, chunk][name]
+        key = first, chunk, take.tobytes() if isinstance(take, np.ndarray) else str(take)
+        if key not in self._known:
+            whole = self._decode(first, chunk)
+            decoded = {one: np.ascontiguousarray(bits[:, take]) for one, bits in whole.items()}
+            self._n_bytes += _n_bytes(decoded)
+            while self._known and self._n_bytes > tuning.TUNING.decoded_bytes:
+                self._n_bytes -= _n_bytes(self._known.pop(next(iter(self._known))))
+            self._known[key] = decoded
+        return self._known[key][name]
 
     def forget(self) -> None:
         """Let go of all chunks; they are many, and whoever reads holds on to this in a circle."""
         self._known.clear()
         self._memory.clear()
+        self._n_bytes = 0
 
     def _decode(self, first: int, chunk: int) -> Bits:
         """Return all coded variables in a chunk of the block that begins with row `first`."""
@@ -104,6 +112,10 @@ class ChunkDecoder:
         """
         lines = read_lines(self._arrays.files, self._arrays.commit.ledger_bytes)
         return any(line.entry is not None and line.entry.resumed is not None for line in lines)
+
+
+def _n_bytes(decoded: Bits) -> int:
+    return sum(bits.nbytes for bits in decoded.values())
 
 
 def _native(bits: np.ndarray) -> np.ndarray:
