@@ -16,7 +16,7 @@ from thimble_zarr.optim.programs.compiled import CompiledEngine, is_available
 from thimble_zarr.optim.programs.kernel import NumpyEngine
 
 N_STEPS, N_ELEMENTS = 6, 331
-"""Of which the last eleven are taken one at a time."""
+"""The last eleven do not fill a vector, and are taken one at a time."""
 
 UNUSUAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, 6e-8, 1e38, 3e4, 1.0, -1.0)
 

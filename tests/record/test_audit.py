@@ -1,4 +1,4 @@
-"""The audit while a run trains: whatever no step made is told within a block, and nothing else."""
+"""The audit while a run trains: it reports every change that no step made, and nothing else."""
 
 import threading
 import tracemalloc
@@ -395,7 +395,7 @@ def test_what_it_takes_is_noted(path: Path) -> None:
 def test_a_finding_is_no_reason_to_lose_a_block(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the disk fails, that is what is told."""
+    """If the disk fails, the error says so."""
 
     def fail(*given: object) -> None:
         raise OSError("no space left")
