@@ -90,34 +90,35 @@ def recode(
     readers = StoreReader.open_each(source)
     if not readers[0].n_rows:
         raise not_begun(readers[0])
-    if memory_bytes is None:
-        memory_bytes = _ARCHIVE_MEMORY_BYTES if archive else default_memory_bytes(coding)
     schemas = _schemas(readers, coding, archive=archive, memory_bytes=memory_bytes)
-    n_rows, copies = readers[0].n_rows, 2 * sum(schema.row_bytes for schema in schemas.values())
+    n_rows, row_bytes = readers[0].n_rows, sum(schema.row_bytes for schema in schemas.values())
     writer = _open(readers, schemas, path, overwrite=overwrite)
     steps = schemas[readers[0].group].layout.block_steps
     try:
-        first = writer.n_rows - writer.n_rows % steps
-        for rows in split_range(first, n_rows, steps):
+        numbers = _numbers(readers, schemas)
+        for rows in split_range(writer.n_rows - writer.n_rows % steps, n_rows, steps):
             with interrupts_held():
-                _copy_block(readers, schemas, writer, rows)
-            on_progress(copies // 2 * rows[1], copies * n_rows)
+                _copy_block(readers, schemas, writer, rows, *numbers)
+            on_progress(row_bytes * rows[1], 2 * row_bytes * n_rows)
     except BaseException:
         writer.release()  # what is committed stays, to go on from
         raise
     with interrupts_held():
         writer.close()
     recoded = StoreReader.open_each(path)
+    _compare_scalars(readers, recoded)
     for rows in split_range(0, n_rows, steps):
         _compare_block(readers, recoded, rows)
-        on_progress(copies // 2 * (n_rows + rows[1]), copies * n_rows)
+        on_progress(row_bytes * (n_rows + rows[1]), 2 * row_bytes * n_rows)
     return recoded
 
 
 def _schemas(
-    readers: Sequence[StoreReader], coding: CodingName, *, archive: bool, memory_bytes: int
+    readers: Sequence[StoreReader], coding: CodingName, *, archive: bool, memory_bytes: int | None
 ) -> dict[str, Schema]:
     """Return what is to be declared of each parameter."""
+    if memory_bytes is None:
+        memory_bytes = _ARCHIVE_MEMORY_BYTES if archive else default_memory_bytes(coding)
     codings = {
         one.group: coding_of(coding, one.schema.optimizer, one.schema.dtypes, archive=archive)
         for one in readers
@@ -193,28 +194,40 @@ def _check_begun(
             )
 
 
+def _numbers(
+    readers: Sequence[StoreReader], schemas: Mapping[str, Schema]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the per-step values of all rows, by path, with what is derived, and their steps."""
+    numbers = dict[str, np.ndarray]()
+    for reader in readers:
+        schema, recorded = schemas[reader.group], reader.read_numbers()
+        missing = np.full(reader.n_rows, np.nan)
+        of_rows = {name: recorded.get(name, missing).copy() for name in schema.numbers}
+        derive(schema, of_rows)
+        numbers |= {array_path(reader.group, name): values for name, values in of_rows.items()}
+    return numbers, readers[0].read_steps()
+
+
 def _copy_block(
     readers: Sequence[StoreReader],
     schemas: Mapping[str, Schema],
     writer: StoreWriter,
     rows: tuple[int, int],
+    numbers: Mapping[str, np.ndarray],
+    steps: np.ndarray,
 ) -> None:
-    arrays, numbers = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    """Copy some rows, which are a block of the new store; numbers and steps are of all rows."""
+    arrays, of_block = dict[str, np.ndarray](), slice(*rows)
     for reader in readers:
-        group, schema = reader.group, schemas[reader.group]
+        schema = schemas[reader.group]
         shape = schema.layout.block_steps, schema.n_tokens, schema.n_dims
         bits = {name: np.empty(shape, storage_dtype(of)) for name, of in schema.dtypes.items()}
         for tokens, read in _read(reader, rows):
             for name, part in read.items():
                 bits[name][: len(part), as_slice(np.asarray(tokens))] = part
-        arrays |= {array_path(group, name): of for name, of in bits.items()}
-        recorded = {name: of[slice(*rows)] for name, of in reader.read_numbers().items()}
-        missing = np.full(rows[1] - rows[0], np.nan)
-        of_rows = {name: recorded.get(name, missing).copy() for name in schema.numbers}
-        derive(schema, of_rows)
-        numbers |= {array_path(group, name): values for name, values in of_rows.items()}
-    steps = readers[0].read_steps()[slice(*rows)]
-    writer.commit_block(rows[0], rows[1] - rows[0], arrays, numbers, steps=steps)
+        arrays |= {array_path(reader.group, name): of for name, of in bits.items()}
+    scalars = {path: values[of_block] for path, values in numbers.items()}
+    writer.commit_block(rows[0], rows[1] - rows[0], arrays, scalars, steps=steps[of_block])
 
 
 def _read(
@@ -245,8 +258,14 @@ def _compare_block(
                 for name, bits in read.items():
                     if not same_bits(bits, copy.read(name, rows, tokens)):
                         raise _differs(one, other, f"{name} of rows {rows[0]} to {rows[1] - 1}")
-        for name, values in one.read_scalars().items():
-            if not np.array_equal(values, other.read_scalars()[name], equal_nan=True):
+
+
+def _compare_scalars(readers: Sequence[StoreReader], recoded: Sequence[StoreReader]) -> None:
+    """Raise DamagedStoreError if any per-step value of the copy is another one."""
+    for one, other in zip(readers, recoded, strict=True):
+        ours, theirs = one.read_scalars(), other.read_scalars()
+        for name, values in ours.items():
+            if not np.array_equal(values, theirs[name], equal_nan=True):
                 raise _differs(one, other, name)
 
 
