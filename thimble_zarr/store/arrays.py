@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -145,6 +146,13 @@ class StoredArrays:
 
     @cached_property
     def recorded(self) -> Mapping[str, FileRecord]:
-        """What the ledger says of each file of the parameter."""
+        """What the ledger says of each file of the store."""
+        files: Any = self.files  # all that there are can be hashed
         with decoding(self.files, "the ledger"):
-            return Ledger.read(self.files, self.commit, prefix=array_path(self.group, "")).records
+            return _records(files, self.commit)
+
+
+@lru_cache(maxsize=2)
+def _records(files: Any, commit: Commit) -> Mapping[str, FileRecord]:
+    """Return what a ledger says; of several parameters one after the other asks for it."""
+    return Ledger.read(files, commit).records

@@ -121,7 +121,7 @@ class StoreReader:
 
     def chunk_checksums(self) -> RecordedValues:
         """Return what chunks of equal values are recognised by, as the ledger says."""
-        return RecordedValues.of(self.arrays, self.commit)
+        return RecordedValues.of(self.arrays)
 
     @cached_property
     def arrays(self) -> StoredArrays:

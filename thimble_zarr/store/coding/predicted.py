@@ -18,7 +18,7 @@ from thimble_zarr.bits import patterns
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.programs.kernel import StepNumbers
-from thimble_zarr.optim.programs.program import Program
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_named
 from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, values_checksum
 
@@ -40,7 +40,7 @@ class Prediction:
         How many rows there are.
     """
 
-    program: Program | None
+    program: PortableProgram | None
     numbers: StepNumbers | None
     n_rows: int
 

@@ -1,18 +1,15 @@
 """The checksums that were committed of each chunk's values, for whoever compares two stores."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from thimble_zarr.format.stored_array import StoredArray
-from thimble_zarr.store.arrays import StoredArrays, decoding
+from thimble_zarr.store.arrays import StoredArrays
 from thimble_zarr.store.files.base import NotPlainFileError
 from thimble_zarr.store.keys import shard_key
-from thimble_zarr.store.ledger import Commit, FileRecord, Ledger
+from thimble_zarr.store.ledger import FileRecord
 
 _VALUES = 1
 """The column of `FileRecord.chunks` with the checksums of the values."""
@@ -23,14 +20,12 @@ class RecordedValues:
     """The checksums of the values of a parameter's chunks (`ChunkChecksums`)."""
 
     arrays: StoredArrays
-    records: Mapping[str, FileRecord]
 
     @classmethod
-    def of(cls, arrays: StoredArrays, commit: Commit) -> "RecordedValues":
+    def of(cls, arrays: StoredArrays) -> "RecordedValues":
         """Read them from the ledger; raise DamagedStoreError if that is damaged."""
-        files: Any = arrays.files  # all that there are can be hashed
-        with decoding(arrays.files, "the ledger"):
-            return cls(arrays, _records(files, commit))
+        arrays.recorded  # noqa: B018  # now, and not at the first question
+        return cls(arrays)
 
     def of_block(self, name: str, row: int) -> np.ndarray | None:
         """Return those of a variable in the block of a row, as they lie on disk: uint32.
@@ -51,13 +46,7 @@ class RecordedValues:
     def _as_committed(self, of: StoredArray, block: int) -> FileRecord | None:
         """Return what was committed of a file, None if its size is another."""
         key = shard_key(self.arrays.key(of.name), block, self.arrays.schema.shape)
-        record, n_bytes = self.records.get(key), None
+        record, n_bytes = self.arrays.recorded.get(key), None
         with suppress(OSError, NotPlainFileError):
             n_bytes = self.arrays.files.size(key)
         return None if record is None or record.n_bytes != n_bytes else record
-
-
-@lru_cache(maxsize=2)
-def _records(files: Any, commit: Commit) -> Mapping[str, FileRecord]:
-    """Return what a ledger says of all parameters, which are compared one after the other."""
-    return Ledger.read(files, commit).records
