@@ -11,7 +11,7 @@ from tests.support.documents import ROOT, blocks
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.programs.arithmetic import fma64, narrowed, widened
-from thimble_zarr.optim.programs.program import KernelProgram
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 from thimble_zarr.optim.sgd import SGD
 
@@ -86,7 +86,7 @@ def differing(native: str, optimizer: Optimizer, source: list[str] = SOURCE) -> 
     """Return the variables of which the page computes other bits than the program, at any step."""
     page, random = page_of(native, source), np.random.default_rng(0)
     program = program_of(optimizer, dict.fromkeys(optimizer.variables, native))
-    assert isinstance(program, KernelProgram)
+    assert isinstance(program, PortableProgram)
     program = replace(program, compiled=False)  # the bits are the same
     found = set()
     for step in STEPS:

@@ -1,4 +1,4 @@
-"""Programs have the same bits in a thread that takes the least numbers for 0."""
+"""Programs give the same bits in a thread that flushes denormals to zero."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from thimble_zarr import Recorder
 from thimble_zarr.errors import StoreError
 from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.programs import environment
-from thimble_zarr.optim.programs.program import KernelProgram
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 from thimble_zarr.store.reader import StoreReader
 
@@ -40,7 +40,7 @@ def flushing() -> Iterator[None]:
 def step_of(native: str, *, compiled: bool) -> dict[str, bytes]:
     """Take a step whose second moment is below the normal numbers."""
     found = program_of(ADAMW, dict.fromkeys(ADAMW.variables, native))
-    assert isinstance(found, KernelProgram)
+    assert isinstance(found, PortableProgram)
     dtype = np.dtype(native)
     grad = np.full(20, np.sqrt(np.finfo(dtype).tiny), dtype)
     before = {name: np.zeros(20, dtype) for name in found.variables}

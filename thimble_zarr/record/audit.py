@@ -26,9 +26,9 @@ from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
 from thimble_zarr.optim.programs.compiled import is_available
 from thimble_zarr.optim.programs.kernel import StepNumbers
-from thimble_zarr.optim.programs.program import Program
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
-from thimble_zarr.optim.replay import Program as TorchProgram
+from thimble_zarr.optim.replay import Program
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
 from thimble_zarr.record.finding import AuditFinding, likely_cause
@@ -274,7 +274,7 @@ class _ParameterAudit:
         return max(1, min(_MOST_ROWS, 32 * _MOST_PLACES // n_elements))
 
     @cached_property
-    def _program(self) -> Program | None:
+    def _program(self) -> PortableProgram | None:
         program = program_of(self.schema.optimizer, self.schema.dtypes)
         return program if is_available() else None  # NumPy takes longer than torch
 
@@ -412,8 +412,8 @@ class _ParameterAudit:
         return pieces
 
     @cached_property
-    def _torch(self) -> TorchProgram:
-        return TorchProgram(self.schema.optimizer, self.schema.dtypes, self.schema.device)
+    def _torch(self) -> Program:
+        return Program(self.schema.optimizer, self.schema.dtypes, self.schema.device)
 
     @cached_property
     def _lanes(self) -> Lanes:

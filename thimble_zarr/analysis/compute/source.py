@@ -16,7 +16,7 @@ from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.optim.base import COUNT, LEARNING_RATE
-from thimble_zarr.optim.programs.program import Program
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 
 PORTABLE, TORCH = "portable", "torch"
@@ -44,7 +44,7 @@ class Source:
         return cls(reader, device, replay)
 
     @cached_property
-    def program(self) -> Program | None:
+    def program(self) -> PortableProgram | None:
         """The portable program that takes the steps, with torch where it differs from the record.
 
         None where torch takes all of them: because that was asked for, because there is no such

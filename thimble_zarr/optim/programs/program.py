@@ -1,6 +1,6 @@
 """Programs that take an optimizer's steps, one or many, from stored bits to stored bits.
 
-`KernelProgram` runs a kernel on some elements at a time, so that what it computes stays in the
+`PortableProgram` runs a kernel on some elements at a time, so that what it computes stays in the
 cache.
 """
 
@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
@@ -29,24 +28,35 @@ from thimble_zarr.optim.programs.kernel import (
 Taken = dict[str, np.ndarray]
 
 
-class Program(Protocol):
-    """A step of an optimizer, the same on any machine.
+@dataclass(frozen=True)
+class PortableProgram:
+    """Takes the steps of an optimizer whose arrays are of one dtype, the same on any machine.
 
     Bits are stored ones: uint16 for bfloat16, arrays of floats else. Arrays may be of any shape;
     each element's step depends on that element alone.
+
+    Attributes
+    ----------
+    kernel, optimizer, native
+        The arithmetic, whose flags it depends on, and the dtype of the arrays, as torch names it.
+    compiled
+        Whether machine code runs it, where that can be made. The bits are the same.
     """
+
+    kernel: Kernel
+    optimizer: Optimizer
+    native: str
+    compiled: bool = True
 
     @property
     def name(self) -> str:
         """Name and version, such as `adam-single/1`: what a store keeps."""
+        return self.kernel.name
 
-    @property
+    @cached_property
     def variables(self) -> tuple[str, ...]:
         """What a step changes: `W` and every state."""
-
-    @property
-    def replaces_torch(self) -> bool:
-        """Whether it gives the bits of torch, and sooner than torch does."""
+        return tuple(name for name in self.optimizer.variables if name != "grad")
 
     def step(self, before: Bits, grad: np.ndarray, scalars: Mapping[str, float]) -> Taken:
         """Return `W` and every state after a step.
@@ -54,12 +64,9 @@ class Program(Protocol):
         `scalars` are the recorded numbers of the step, with `COUNT`, the optimizer's count of steps
         after it, and with the `DERIVED` numbers if they were recorded; else those are computed.
         """
-
-    def numbers(self, scalars: Mapping[str, np.ndarray], taken: np.ndarray) -> StepNumbers:
-        """Return what steps compute with besides arrays, to give it to `steps` or `predict`.
-
-        They make it themselves of scalars. Who has many arrays of the same steps makes it once.
-        """
+        of_steps = {name: np.array([value]) for name, value in scalars.items()}
+        after = self.steps(before, grad[np.newaxis], of_steps)
+        return {name: bits[0] for name, bits in after.items()}
 
     def steps(
         self,
@@ -85,6 +92,8 @@ class Program(Protocol):
         out
             Arrays for the results, with steps first; new ones if None.
         """
+        rows = {name: before[name][np.newaxis] for name in self.variables}
+        return self._run(rows, grads, scalars, taken, out, own_rows=False)
 
     def predict(
         self,
@@ -99,75 +108,6 @@ class Program(Protocol):
 
         `before` has these rows, with steps first.
         """
-
-    def differs(
-        self,
-        before: Bits,
-        grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray] | StepNumbers,
-        after: Bits,
-        *,
-        taken: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Return for each variable at which steps `predict` has another bit than the row after."""
-
-
-@dataclass(frozen=True)
-class KernelProgram:
-    """A kernel for an optimizer whose arrays are of one dtype.
-
-    Attributes
-    ----------
-    kernel, optimizer, native
-        These.
-    compiled
-        Whether machine code runs it, where that can be made. The bits are the same.
-    """
-
-    kernel: Kernel
-    optimizer: Optimizer
-    native: str
-    compiled: bool = True
-
-    @property
-    def name(self) -> str:
-        """Name and version."""
-        return self.kernel.name
-
-    @cached_property
-    def variables(self) -> tuple[str, ...]:
-        """What a step changes: `W` and every state."""
-        return tuple(name for name in self.optimizer.variables if name != "grad")
-
-    def step(self, before: Bits, grad: np.ndarray, scalars: Mapping[str, float]) -> Taken:
-        """Return `W` and every state after a step."""
-        of_steps = {name: np.array([value]) for name, value in scalars.items()}
-        after = self.steps(before, grad[np.newaxis], of_steps)
-        return {name: bits[0] for name, bits in after.items()}
-
-    def steps(
-        self,
-        before: Bits,
-        grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray] | StepNumbers,
-        *,
-        taken: np.ndarray | None = None,
-        out: Bits | None = None,
-    ) -> Taken:
-        """Return `W` and every state after each of consecutive steps."""
-        rows = {name: before[name][np.newaxis] for name in self.variables}
-        return self._run(rows, grads, scalars, taken, out, own_rows=False)
-
-    def predict(
-        self,
-        before: Bits,
-        grads: np.ndarray,
-        scalars: Mapping[str, np.ndarray] | StepNumbers,
-        *,
-        taken: np.ndarray | None = None,
-        out: Bits | None = None,
-    ) -> Taken:
-        """Return the same as `steps`, of steps that each begin from a row of their own."""
         rows = {name: before[name] for name in self.variables}
         return self._run(rows, grads, scalars, taken, out, own_rows=True)
 
@@ -271,9 +211,9 @@ class KernelProgram:
 
     @ieee_arithmetic()
     def numbers(self, scalars: Mapping[str, np.ndarray], taken: np.ndarray) -> StepNumbers:
-        """Return what steps compute with besides arrays, to give it to `steps` or `predict`.
+        """Return what `steps`, `predict` and `differs` compute with besides arrays.
 
-        They make it themselves of scalars. Who has many arrays of the same steps makes it once.
+        Given scalars, they call this themselves. For many arrays of the same steps call it once.
         """
         known = {name: np.asarray(values, np.float64) for name, values in scalars.items()}
         if missing := [of.name for of in self.optimizer.DERIVED if of.name not in known]:

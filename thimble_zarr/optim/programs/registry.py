@@ -8,12 +8,12 @@ from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.optim.programs.adam import adam_kernel
 from thimble_zarr.optim.programs.kernel import Kernel
-from thimble_zarr.optim.programs.program import KernelProgram, Program
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.sgd import sgd_kernel
 from thimble_zarr.optim.sgd import SGD
 
 
-def program_of(optimizer: Optimizer, dtypes: Mapping[str, str]) -> Program | None:
+def program_of(optimizer: Optimizer, dtypes: Mapping[str, str]) -> PortableProgram | None:
     """Return the newest program of an optimizer whose arrays have these native dtypes.
 
     None if there is none: where its arithmetic is that of tensors (`capturable`,
@@ -34,10 +34,10 @@ def program_of(optimizer: Optimizer, dtypes: Mapping[str, str]) -> Program | Non
         return None
     (native,) = natives
     kernel = _kernel_of(optimizer, native)
-    return None if kernel is None else KernelProgram(kernel, optimizer, native)
+    return None if kernel is None else PortableProgram(kernel, optimizer, native)
 
 
-def program_named(name: str, optimizer: Optimizer, dtypes: Mapping[str, str]) -> Program:
+def program_named(name: str, optimizer: Optimizer, dtypes: Mapping[str, str]) -> PortableProgram:
     """Return the program of a name, with its version, to read what was made with it.
 
     Raises
