@@ -20,6 +20,8 @@ from thimble_zarr.bits import least_positive, unit_roundoff
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thimble_zarr.optim.programs.kernel import Kernel
+
 Arrays = Mapping[str, np.ndarray]
 """Variables of a parameter, by name."""
 
@@ -223,6 +225,10 @@ class Optimizer(ABC):
     def formula(self) -> "Formula | None":
         """What a step should do, in real numbers; None if there is no formula."""
         return self if isinstance(self, Formula) else None
+
+    def kernel(self, native: str) -> "Kernel | None":
+        """Return the newest kernel of a portable program, for arrays of one dtype; None if none."""
+        return None
 
     @abstractmethod
     def step(

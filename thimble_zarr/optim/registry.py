@@ -5,9 +5,9 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, get_origin, get_type_hints
 
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.sgd import SGD
+from thimble_zarr.optim.specs.adam import Adam
+from thimble_zarr.optim.specs.sgd import SGD
 
 REGISTRY: Mapping[str, type[Optimizer]] = {
     "Adam": Adam,

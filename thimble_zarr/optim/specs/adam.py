@@ -41,6 +41,8 @@ from thimble_zarr.optim.base import (
     like,
     tensor_dtype,
 )
+from thimble_zarr.optim.programs.adam import adam_kernel
+from thimble_zarr.optim.programs.kernel import Kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -306,6 +308,10 @@ class Adam(Optimizer, Formula):
         if not self.decoupled_weight_decay:
             gradient -= scalars["weight_decay"] * before["W"]
         return Consumed(-gradient if self.maximize else gradient, "exp_avg", 1 / (1 - beta1))
+
+    def kernel(self, native: str) -> Kernel | None:
+        """Return that of `programs.adam`."""
+        return adam_kernel(self)
 
     def step(
         self, tensors: "dict[str, Tensor | None]", scalars: Mapping[str, float], *, device: str
