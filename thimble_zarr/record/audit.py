@@ -22,7 +22,6 @@ from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import AUDIT_ELEMENTS
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
-from thimble_zarr.optim.lanes import one_thread
 from thimble_zarr.optim.programs.compiled import is_available
 from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import PortableProgram
@@ -79,12 +78,6 @@ class Audit:
         }
         self._first_row, self._n_done, self._of_block = -1, 0, AuditCounts()
         self._finding: AuditFinding | None = None
-
-    @staticmethod
-    def prepare() -> None:
-        """Let torch use one thread in the writer thread, before training makes threads."""
-        with one_thread():
-            pass
 
     def load(self, readers: Sequence[StoreReader], first_row: int) -> None:
         """Go on with a block of a store that there is: its first row follows that before it."""
@@ -343,7 +336,8 @@ class _ParameterAudit:
         recorded = {name: bits[name][row].reshape(-1) for name in self.names}
         n_wrong: dict[str, int] = {}
         firsts: list[tuple[int, str, np.ndarray, np.ndarray]] = []
-        for part in self._torch.parts(elements):
+        for of_all in self._torch.parts(None if elements is None else len(elements)):
+            part = of_all if elements is None else elements[of_all]
             after: Bits = {name: inputs[name][part] for name in self.names}
             if is_taken:
                 after = self._torch.step(

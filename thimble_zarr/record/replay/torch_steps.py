@@ -9,7 +9,7 @@ import numpy as np
 from thimble_zarr.bits import fill_value
 from thimble_zarr.format.layout import AUDIT_ELEMENTS
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.lanes import Lanes, Piece
+from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
 from thimble_zarr.optim.replay import Program
 
 Bits = Mapping[str, np.ndarray]
@@ -30,6 +30,12 @@ def why_not(schema: Schema) -> str:
     return ""
 
 
+def prepare() -> None:
+    """Let torch use one thread in the thread that calls this, before training makes threads."""
+    with one_thread():
+        pass
+
+
 class TorchSteps:
     """Takes steps of a parameter, of which only the tokens `ids` are recorded, if any are given.
 
@@ -40,12 +46,12 @@ class TorchSteps:
         self._schema, self._ids = schema, ids
         self._known_pieces: dict[int, list[Piece]] = {}
 
-    def parts(self, elements: np.ndarray | None = None) -> Iterator[slice | np.ndarray]:
-        """Cut elements, or all if None, into parts of which a step is taken at once."""
-        n_elements = self._schema.n_tokens * self._schema.n_dims
-        for start in range(0, n_elements if elements is None else len(elements), AUDIT_ELEMENTS):
-            stop = start + AUDIT_ELEMENTS
-            yield slice(start, min(stop, n_elements)) if elements is None else elements[start:stop]
+    def parts(self, n_elements: int | None = None) -> Iterator[slice]:
+        """Cut elements, all of a row if None, into parts of which a step is taken at once."""
+        if n_elements is None:
+            n_elements = self._schema.n_tokens * self._schema.n_dims
+        for start in range(0, n_elements, AUDIT_ELEMENTS):
+            yield slice(start, min(start + AUDIT_ELEMENTS, n_elements))
 
     def step(self, inputs: Bits, part: slice | np.ndarray, scalars: Mapping[str, float]) -> Bits:
         """Return `W` and the states of a part after a step: missing, if it cannot be taken.
