@@ -15,7 +15,7 @@ from thimble_zarr.analysis.compute.comparison import not_exact_because
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.bits import decode, spacing, unit_roundoff
-from thimble_zarr.optim.base import Precision
+from thimble_zarr.optim.formula import Precision
 from thimble_zarr.optim.lanes import Lanes
 from thimble_zarr.optim.replay import Program
 from thimble_zarr.optim.specs.adam import Adam

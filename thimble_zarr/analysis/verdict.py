@@ -36,7 +36,9 @@ def verdict(
     judged = (_replay_verdict if "recurrence" in table else _formula_verdict)(table)
     if judged.holds and findings:
         first = min(findings, key=lambda finding: finding.step)
-        why = "every row follows from the row before, but the store was changed after it was recorded"
+        why = (
+            "every row follows from the row before, but the store was changed after it was recorded"
+        )
         if first.code == MISSING_ROWS.code:
             why = "every row that is there follows from the row before, but rows are missing"
         judged = _failed(first.step, f"{why}, first at step {first.step}.")

@@ -18,7 +18,7 @@ from thimble_zarr.analysis.compute.variables import formula_of
 from thimble_zarr.bits import decode, is_nan, patterns
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import Consumed, Formula
+from thimble_zarr.optim.formula import Consumed, Formula
 
 _ROWS_KEPT = 32
 

@@ -19,6 +19,7 @@ from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import (
     decode,
+    encode,
     fill_value,
     is_nan,
     patterns,
@@ -28,7 +29,8 @@ from thimble_zarr.bits import (
 )
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import COUNT, Precision
+from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.formula import Precision
 
 if TYPE_CHECKING:
     from thimble_zarr.optim.lanes import Piece
@@ -265,8 +267,8 @@ def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:
     before = np.stack([*window.bits_before(name)])
     if first is None:
         return is_nan(before)
-    values = decode(before, window.source.reader.schema.dtypes[name], np.float64)
-    begun: np.ndarray = (values == first) & (np.signbit(values) == np.signbit(first))
+    begins = encode(np.array(first), window.source.reader.schema.dtypes[name])
+    begun: np.ndarray = patterns(before) == patterns(begins)
     return begun
 
 

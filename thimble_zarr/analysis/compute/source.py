@@ -15,7 +15,7 @@ import numpy as np
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import TokenLabels
-from thimble_zarr.optim.base import COUNT, LEARNING_RATE
+from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 
@@ -116,7 +116,7 @@ class Source:
         The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
         is 1, for which the formula is defined.
         """
-        count, rate = self.recorded[COUNT], LEARNING_RATE.name
+        count, rate = self.recorded[COUNT], self.reader.schema.optimizer.RATE
         return self.recorded | {
             rate: np.where(self.skipped, 0.0, self.recorded[rate]),
             COUNT: np.where(self.skipped, np.maximum(count, 1), count),

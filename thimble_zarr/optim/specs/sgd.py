@@ -31,16 +31,18 @@ from thimble_zarr.optim.base import (
     COUNT,
     LEARNING_RATE,
     WEIGHT_DECAY,
+    Optimizer,
+    Scalar,
+    State,
+    chosen_program,
+)
+from thimble_zarr.optim.formula import (
     Arrays,
     Consumed,
     Formula,
-    Optimizer,
     Precision,
     Rounding,
-    Scalar,
     Scalars,
-    State,
-    chosen_program,
     coupled,
     like,
 )
