@@ -103,6 +103,12 @@ class LiveOptimizer:
             tensors[state.name] = tensor
         return tensors
 
+    def dtypes(self, name: str, spec: Optimizer) -> dict[str, str]:
+        """Return the dtype of each variable; of a state that is not there yet the parameter's."""
+        native, held = dtype_name(self.parameters[name]), self.states(name, spec)
+        of_states = {one: native if of is None else dtype_name(of) for one, of in held.items()}
+        return dict.fromkeys(spec.variables, native) | of_states
+
     def gradients(self) -> dict[str, Tensor | None]:
         """Return the gradients that are recorded."""
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)

@@ -66,7 +66,12 @@ class Replay:
             n_elements=schema.n_elements,
             n_threads=schema.n_threads,
         )
-        program = Program(schema.optimizer, schema.dtypes, replay_device(source))
+        program = Program(
+            schema.optimizer,
+            schema.dtypes,
+            replay_device(source),
+            are_copies=schema.is_imported,
+        )
         return program, lanes.split(self._positions)
 
     def step(
@@ -288,5 +293,6 @@ def bounds(
     formula = schema.optimizer.formula
     if formula is None:
         return {name: np.zeros_like(values) for name, values in before.items()}
-    precision = Precision.of(schema.dtypes["W"], scalars="float32", ours=ours)
+    coarsest = max(schema.dtypes.values(), key=unit_roundoff)
+    precision = Precision.of(coarsest, scalars="float32", ours=ours)
     return formula.bounds(before, grad, scalars, precision)

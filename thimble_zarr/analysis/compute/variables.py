@@ -215,7 +215,8 @@ def rounding_bound(
 
 
 def _rounding(window: Window, arrays: Arrays | None = None) -> Rounding | None:
-    formula, native = _formula(window), window.source.reader.schema.dtypes["W"]
+    formula, dtypes = _formula(window), window.source.reader.schema.dtypes
+    native = max(dtypes.values(), key=unit_roundoff)
     ours = unit_roundoff(np.dtype(window.dtype).name)  # besides torch's rounding
     precision = Precision.of(native, scalars=formula.scalar_dtype, ours=ours)
     return formula.rounding(window.of_rows(step_scalars), precision, arrays)
