@@ -154,8 +154,7 @@ class Recorder:
         self._live, recorded = choose(optimizer, parameter, parameters=parameters, **names)
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
         what: dict[str, Any] = {"variables": variables, "attrs": attrs, "coding": coding}
-        if memory_bytes is None:
-            memory_bytes = default_memory_bytes(coding)
+        memory_bytes = default_memory_bytes(coding) if memory_bytes is None else memory_bytes
         self._live.schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
         self._writer = BlockWriter(
             self._live,
