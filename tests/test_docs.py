@@ -27,13 +27,9 @@ from tests.support.documents import (
     text_of,
 )
 from tests.support.rooms import MAY_IMPORT
-from thimble_zarr.analysis.causes.findings import (
-    ALTERED_CHUNK,
-    CAUSES,
-    MISLABELLED_ROW,
-    MORE_FAILURES,
-)
+from thimble_zarr.analysis.findings import ALTERED_CHUNK, MISLABELLED_ROW, MORE_FAILURES
 from thimble_zarr.analysis.health.conditions import CONDITIONS
+from thimble_zarr.causes.catalogue import CAUSES
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.trainer import TrainingData
 
