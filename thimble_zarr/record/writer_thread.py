@@ -16,7 +16,7 @@ from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
 from thimble_zarr.format import layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, row_size
-from thimble_zarr.record.audit import Audit, OnFinding
+from thimble_zarr.record.audit.audit import Audit, OnFinding
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.parameters import RecordedParameter
@@ -103,7 +103,7 @@ class BlockWriter:
         self._live.resume(readers, n_rows)
         before = self.block.load(readers, n_rows)
         if self.audit is not None:
-            self.audit.load(readers, self.block.first_row)
+            self.audit.load(readers, self.block.first_row, before)
         self._counts_before = {self.block.first_row: before}
 
     @property
@@ -188,7 +188,7 @@ class BlockWriter:
             if self.audit is not None:
                 watch = Stopwatch()
                 with watch.time("audit_s"):
-                    audited = self.audit.check(block, n_sound, before, self._store.path)
+                    audited = self.audit.check(block, n_sound, self._store.path)
                 spent += watch.lap()
             self._store.commit_block(
                 first, n_sound, block.bits(), block.scalars, spent, block.steps, audited

@@ -1,191 +1,47 @@
-"""The audit of a recording while it is made: every step is taken again before its block is written.
+"""The audit of one parameter: which rows of a block do not follow, and what is wrong with them.
 
 A portable program takes the steps where there is one. Rows of which it does not explain every bit,
 and all rows where there is none, torch's own code takes (`optim.replay`), a part at a time; where
 the program is known to get other bits than torch now and then, of a row only the elements that it
-does not explain. What torch does not explain either is a finding.
+does not explain. What torch does not explain either is wrong.
 """
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from thimble_zarr.bits import decode, fill_value, is_nan, patterns
-from thimble_zarr.errors import AuditError, ConfigError
-from thimble_zarr.format.audited import AuditCounts
+from thimble_zarr.causes.catalogue import Finding, explain
+from thimble_zarr.causes.evidence import Evidence, Failure
+from thimble_zarr.causes.recorded_rows import RecordedRows
+from thimble_zarr.causes.replay import recurrences
 from thimble_zarr.format.layout import AUDIT_ELEMENTS
-from thimble_zarr.format.schema import Schema, array_path
-from thimble_zarr.optim.base import COUNT
-from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim.lanes import Lanes, Piece
 from thimble_zarr.optim.programs.compiled import is_available
 from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 from thimble_zarr.optim.replay import Program
-from thimble_zarr.record.block import Block
-from thimble_zarr.record.counting import StepCounts
-from thimble_zarr.record.finding import AuditFinding, likely_cause
-from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.record.audit.finding import AuditFinding
+from thimble_zarr.record.audit.held_rows import HeldRows
 
 _MOST_ROWS = 16
 """Rows that a portable program takes at once."""
+
+_SAMPLE_ELEMENTS = AUDIT_ELEMENTS // 4
+"""Elements that causes are tried on, each with some thirty numbers."""
 
 _MOST_PLACES = 4 * AUDIT_ELEMENTS
 """Elements of all these rows that are noted. In float32 a fiftieth of a row is."""
 
 Bits = Mapping[str, np.ndarray]
 """Stored bits by variable."""
-
-OnFinding = Literal["warn", "raise"] | Callable[[AuditFinding], object]
-"""What is done about a finding: the first warns, or is raised; or each block's first is passed."""
-
-
-class Audit:
-    """Takes the steps of blocks again, in their order, and tells what it found.
-
-    All but `unaudited`, `counts`, `is_silent` and `news` belongs to the writer thread.
-
-    Attributes
-    ----------
-    unaudited
-        By group, why a parameter cannot be audited.
-    counts
-        How many steps were audited so far, by this process.
-    """
-
-    def __init__(
-        self,
-        schemas: Mapping[str, Schema],
-        ids: Mapping[str, np.ndarray],
-        on_finding: OnFinding,
-    ) -> None:
-        if not (callable(on_finding) or on_finding in ("warn", "raise")):
-            raise ConfigError(
-                f"audit is {on_finding!r}; give 'warn', 'raise', a function of an AuditFinding, "
-                "or None"
-            )
-        reasons = {group: why_not(schema) for group, schema in schemas.items()}
-        self.unaudited = {group: why for group, why in reasons.items() if why}
-        self.counts = AuditCounts()
-        self._on_finding, self._has_told = on_finding, False
-        self._news: deque[str | AuditError] = deque()
-        self._parts = {
-            group: _ParameterAudit(group, schema, ids.get(group))
-            for group, schema in schemas.items()
-            if not reasons[group]
-        }
-        self._first_row, self._n_done, self._of_block = -1, 0, AuditCounts()
-        self._finding: AuditFinding | None = None
-
-    @staticmethod
-    def prepare() -> None:
-        """Let torch use one thread in the writer thread, before training makes threads."""
-        with one_thread():
-            pass
-
-    def load(self, readers: Sequence[StoreReader], first_row: int) -> None:
-        """Go on with a block of a store that there is: its first row follows that before it."""
-        for reader in readers:
-            if first_row and (part := self._parts.get(reader.group)):
-                part.keep(
-                    {name: reader.read(name, (first_row - 1, first_row))[0] for name in part.names}
-                )
-
-    def check(
-        self, block: Block, n_rows: int, before: StepCounts, path: Path
-    ) -> AuditCounts | None:
-        """Take the steps of a block's first rows again; return what is known of all of them.
-
-        What was checked of a block before is not checked again. `before` are the counts at the row
-        before the block. None if nothing can be audited. Whatever goes wrong, the recording goes
-        on.
-        """
-        self._finding = None
-        if not self._parts:
-            return None
-        try:
-            return self._check(block, n_rows, before, path)
-        except Exception as error:  # a run is worth more than its audit
-            self._parts = {}
-            self._news.append(
-                f"the audit of {path} stopped at steps {block.steps[0]:,} to "
-                f"{block.steps[n_rows - 1]:,}: {type(error).__name__}: {error}. The recording goes "
-                f"on; `thimble-zarr check` looks at it when it has ended"
-            )
-            return None
-
-    def tell(self) -> None:
-        """Tell what `check` found, now that it is committed."""
-        finding, self._finding = self._finding, None
-        if finding is None:
-            return
-        if callable(self._on_finding):
-            try:
-                self._on_finding(finding)
-            except Exception as error:
-                failed = AuditError(
-                    f"what the audit calls failed: {error!r}; it was told: {finding}"
-                )
-                failed.__cause__ = error
-                self._news.append(failed)
-        elif not self._has_told:
-            later = "later steps are counted, and not told"
-            message = f"{finding}; {later}"
-            self._news.append(message if self._on_finding == "warn" else AuditError(message))
-        self._has_told = True
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether there is nothing to report."""
-        return not self._news
-
-    def news(self) -> Iterator[str]:
-        """Yield what training was not told yet, to warn of it; raise AuditError where that is due.
-
-        Each is told once.
-        """
-        while self._news:
-            news = self._news.popleft()
-            if isinstance(news, AuditError):
-                raise news
-            yield news
-
-    def _check(self, block: Block, n_rows: int, before: StepCounts, path: Path) -> AuditCounts:
-        if block.first_row != self._first_row:
-            self._first_row, self._n_done, self._of_block = block.first_row, 0, AuditCounts()
-        rows, self._n_done = slice(self._n_done, n_rows), n_rows
-        bits = block.bits()
-        steps = block.steps[:n_rows]
-        follows = (np.diff(steps, prepend=before.step) == 1)[rows]
-        follows[: int(block.first_row == 0 and rows.start == 0)] = False
-        unexplained = np.zeros(len(follows), bool)
-        found: list[_Difference] = []
-        for group, part in self._parts.items():
-            numbers = {
-                name: block.scalars[array_path(group, name)][rows] for name in part.schema.numbers
-            }
-            counts = block.scalars[array_path(group, COUNT)][:n_rows]
-            taken = (np.diff(counts, prepend=float(before.counts[group])) != 0)[rows]
-            of_part = {name: bits[array_path(group, name)] for name in part.schema.dtypes}
-            is_off, first = part.check(of_part, rows, numbers, taken, follows)
-            unexplained |= is_off
-            found += [] if first is None else [first]
-            if n_rows == block.block_steps:
-                part.keep({name: of_part[name][-1] for name in part.names})
-        if found:
-            first = min(found, key=lambda one: one.row)
-            self._finding = first.finding(path, int(steps[first.row]))
-        of_rows = AuditCounts(int(follows.sum()), int(unexplained.sum()))
-        self.counts += of_rows
-        self._of_block += of_rows
-        return self._of_block
 
 
 def why_not(schema: Schema) -> str:
@@ -203,58 +59,85 @@ def why_not(schema: Schema) -> str:
 
 
 @dataclass(frozen=True)
-class _Difference:
-    """What is wrong with the step to a row of a block: of the first element all that is known."""
+class Difference:
+    """What is wrong with the step to a row of a block.
 
-    part: "_ParameterAudit"
+    `n_wrong` says of each variable how many elements are, and `first` which of the flattened row is
+    the first, where any are. `recorded` and `computed` are the bits of the first of all, which is
+    of the variable `name`.
+    """
+
+    part: "ParameterAudit"
     row: int
     n_wrong: Mapping[str, int]
+    first: Mapping[str, int]
     name: str
-    token: int
-    dim: int
     recorded: np.ndarray
     computed: np.ndarray
 
-    def finding(self, path: Path, step: int) -> AuditFinding:
-        """Return it in words and numbers."""
+    def finding(self, path: Path, held: HeldRows) -> AuditFinding:
+        """Return it in words and numbers, with its cause."""
         schema, ids = self.part.schema, self.part.ids
+        token, dim = divmod(self.first[self.name], schema.n_dims)
         recorded, computed = (
             float(decode(bits.reshape(1), schema.dtypes[self.name], np.float64)[0])
             for bits in (self.recorded, self.computed)
         )
+        try:
+            cause = self.part.explain(self, held)
+            code, message = cause.code, cause.message
+        except Exception as error:  # what was found matters more than its name
+            code, message = "unknown", f"Looking for its cause failed: {error!r}."
         return AuditFinding(
             path=path,
             parameter=schema.parameter or self.part.group,
-            step=step,
-            token=self.token if ids is None else int(ids[self.token]),
-            dim=self.dim,
+            step=int(held.steps[held.n_before + self.row]),
+            token=token if ids is None else int(ids[token]),
+            dim=dim,
             variable=self.name,
             recorded=recorded,
             computed=computed,
             n_wrong=self.n_wrong,
-            cause=likely_cause(schema.optimizer, self.n_wrong, schema.n_tokens * schema.n_dims),
+            code=code,
+            cause=message,
         )
 
 
-class _ParameterAudit:
-    """Takes the steps of one parameter again; `names` are the variables that a step changes."""
+class ParameterAudit:
+    """Takes the steps of one parameter again.
+
+    Attributes
+    ----------
+    names
+        The variables that a step changes.
+    before
+        The row before the block, by variable; empty where there is none.
+    """
 
     def __init__(self, group: str, schema: Schema, ids: np.ndarray | None) -> None:
         self.group, self.schema, self.ids = group, schema, ids
-        self.names = tuple(name for name in schema.dtypes if name != "grad")
-        self._before: dict[str, np.ndarray] = {}
+        self.names = recurrences(schema)
+        self.before: dict[str, np.ndarray] = {}
+        self._is_before_sound = False
+        self._found: dict[int, Difference] = {}
         self._known_pieces: dict[int, list[Piece]] = {}
 
-    def keep(self, row: Bits) -> None:
-        """Keep a row, which the first of the next block follows."""
+    def keep(self, row: Bits, *, follows: bool, index: int | None = None) -> None:
+        """Keep the last row of a block, which the first of the next one follows.
+
+        `follows` says whether the row before it is that of the step before; its index in the block
+        is given if it was checked.
+        """
         for name, bits in row.items():
-            np.copyto(self._before.setdefault(name, np.empty_like(bits)), bits)
+            np.copyto(self.before.setdefault(name, np.empty_like(bits)), bits)
+        self._is_before_sound = follows and index not in self._found
+        self._found = {}
 
     def check(
         self, bits: Bits, rows: slice, numbers: Bits, taken: np.ndarray, follows: np.ndarray
-    ) -> tuple[np.ndarray, _Difference | None]:
-        """Return which of some rows of a block do not follow, and what is wrong with the first."""
-        unexplained, first = np.zeros(len(follows), bool), None
+    ) -> list[Difference]:
+        """Return what is wrong with those of some rows of a block that do not follow."""
+        found: list[Difference] = []
         for start in range(0, len(follows), self._n_rows_at_once):
             some = slice(start, min(start + self._n_rows_at_once, len(follows)))
             at = slice(rows.start + some.start, rows.start + some.stop)
@@ -264,9 +147,33 @@ class _ParameterAudit:
                 scalars = {name: float(values[index]) for name, values in of_some.items()}
                 row, is_taken = at.start + index, bool(taken[some][index])
                 difference = self._difference(bits, row, elements, scalars, is_taken=is_taken)
-                unexplained[start + index] = difference is not None
-                first = first or difference
-        return unexplained, first
+                found += [] if difference is None else [difference]
+        self._found |= {one.row: one for one in found}
+        return found
+
+    def explain(self, difference: Difference, held: HeldRows) -> Finding:
+        """Name what is wrong with a row and those after it that do not follow either."""
+        wrong = {held.n_before + row: one for row, one in self._found.items()}
+        first = held.n_before + difference.row
+        failing = [*itertools.takewhile(wrong.__contains__, range(first, held.n_rows))]
+        none, n_dims = (-1, -1), self.schema.n_dims
+        failure = Failure(
+            range(first, first + len(failing)),
+            self.names,
+            np.array([[wrong[row].n_wrong.get(name, 0) for name in self.names] for row in failing]),
+            np.array(
+                [
+                    [divmod(at[name], n_dims) if name in at else none for name in self.names]
+                    for at in (wrong[row].first for row in failing)
+                ]
+            ),
+        )
+        rows = RecordedRows(held)
+        sound = {*np.flatnonzero(rows.follows).tolist()} - {*wrong}
+        sound |= {0} if held.n_before and self._is_before_sound else set()
+        every = np.arange(self.schema.n_tokens), np.arange(n_dims)
+        evidence = Evidence(rows, *every, [failure], sound=sound, n_elements=_SAMPLE_ELEMENTS)
+        return explain(evidence, failure)
 
     @property
     def _n_rows_at_once(self) -> int:
@@ -339,7 +246,7 @@ class _ParameterAudit:
 
     def _rows_before(self, bits: Bits, name: str, start: int, stop: int) -> np.ndarray:
         """Return the rows before some rows: a view."""
-        return bits[name][start - 1 : stop - 1] if start else self._before[name][np.newaxis]
+        return bits[name][start - 1 : stop - 1] if start else self.before[name][np.newaxis]
 
     def _difference(
         self,
@@ -349,7 +256,7 @@ class _ParameterAudit:
         scalars: Mapping[str, float],
         *,
         is_taken: bool,
-    ) -> _Difference | None:
+    ) -> Difference | None:
         """Return what is wrong with the step to a row, by torch's own code; None if nothing is.
 
         It takes the step of some elements of the flattened row, or of all.
@@ -369,16 +276,19 @@ class _ParameterAudit:
                 held = recorded[name][part]
                 is_off = patterns(held) != patterns(after[name])
                 is_off &= ~(is_nan(held) & is_nan(after[name]))
-                if places := np.flatnonzero(is_off).tolist():
-                    n_wrong[name] = n_wrong.get(name, 0) + len(places)
-                    one = places[0]
+                if n_off := int(np.count_nonzero(is_off)):
+                    n_wrong[name] = n_wrong.get(name, 0) + n_off
+                    one = int(is_off.argmax())
                     element = part.start + one if isinstance(part, slice) else int(part[one])
                     firsts.append((element, name, held[one], after[name][one]))
         if not firsts:
             return None
-        element, name, *values = min(firsts, key=lambda first: first[0])
+        _, name, *values = min(firsts, key=lambda first: first[0])
         ordered = {name: n_wrong[name] for name in self.names if name in n_wrong}
-        return _Difference(self, row, ordered, name, *divmod(element, self.schema.n_dims), *values)
+        first: dict[str, int] = {}
+        for element, of, *_ in firsts:  # ascending
+            first.setdefault(of, element)
+        return Difference(self, row, ordered, first, name, *values)
 
     def _parts(self, elements: np.ndarray | None) -> Iterator[slice | np.ndarray]:
         """Cut elements of a row into parts of which a step is taken at once."""
