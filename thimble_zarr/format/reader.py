@@ -107,6 +107,9 @@ class RowReader(Protocol):
     def read_token_ids(self) -> np.ndarray:
         """Return which row of the parameter each token is, ascending: int64, shape `(token,)`."""
 
+    def read_history(self) -> "History":
+        """Return what recording took and where it was resumed, as far as that was noted."""
+
 
 class Reader(RowReader, Protocol):
     """The rows of a recorded run. Small to pickle, safe to share by threads."""
@@ -150,9 +153,6 @@ class Reader(RowReader, Protocol):
 
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
-
-    def read_history(self) -> "History":
-        """Return what recording took and where it was resumed, as far as that was noted."""
 
     def disk_bytes(self) -> int:
         """Return the size of the recording where it lies."""
@@ -200,11 +200,15 @@ class History:
     audits
         How many steps were audited while they were recorded, by the first row of each block of
         which that is known.
+    missing
+        Rows, each as `(first, stop)`, of which only the gradient is recorded: their `W` and states
+        were not copied, and could not be proven (`record.replay.keyframes`).
     """
 
     overhead: Mapping[int, Overhead] = field(default_factory=dict)
     resumed_after: Sequence[int] = ()
     audits: Mapping[int, AuditCounts] = field(default_factory=dict)
+    missing: Sequence[tuple[int, int]] = ()
 
 
 class State(Enum):

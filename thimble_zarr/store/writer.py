@@ -200,7 +200,9 @@ class StoreWriter:
         scalars: Mapping[str, np.ndarray],
         overhead: Overhead | None = None,
         steps: np.ndarray | None = None,
+        *,
         audit: AuditCounts | None = None,
+        missing: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -223,6 +225,9 @@ class StoreWriter:
             The step of each row, ascending, int64. Row t is of step t by default.
         audit
             How many of the steps were audited, where they were.
+        missing
+            By group of a parameter the rows, each as `(first, stop)`, of which all but the gradient
+            is missing in `arrays`, where any are.
 
         Raises
         ------
@@ -251,6 +256,7 @@ class StoreWriter:
         if not self._ledger.ledger_bytes:
             entry["metadata"] = self._documents
         entry |= {} if audit is None else {"audit": audit.to_json()}
+        entry |= {"missing": dict(missing)} if missing else {}
         if overhead is not None:
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()

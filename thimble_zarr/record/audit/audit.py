@@ -15,12 +15,12 @@ from thimble_zarr.errors import AuditError, ConfigError
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
-from thimble_zarr.optim.lanes import one_thread
 from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.audit.held_rows import HeldRows
-from thimble_zarr.record.audit.parameter import Difference, ParameterAudit, why_not
+from thimble_zarr.record.audit.parameter import Difference, ParameterAudit
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
+from thimble_zarr.record.replay.torch_steps import why_not
 from thimble_zarr.store.reader import StoreReader
 
 OnFinding = Literal["warn", "raise"] | Callable[[AuditFinding], object]
@@ -69,12 +69,6 @@ class Audit:
         """Begin a block: nothing of it is checked, and nothing was found."""
         self._first_row, self._n_done, self._has_found = first_row, 0, False
         self._before, self.of_block = self._last, AuditCounts()
-
-    @staticmethod
-    def prepare() -> None:
-        """Let torch use one thread in the writer thread, before training makes threads."""
-        with one_thread():
-            pass
 
     def load(self, readers: Sequence[StoreReader], first_row: int, before: StepCounts) -> None:
         """Go on with a block of a store that there is: `before` are the counts before its rows."""
@@ -150,15 +144,18 @@ class Audit:
         bits = block.bits()
         follows = np.diff(block.steps[:n_rows], prepend=before.step) == 1
         follows[: int(block.first_row == 0)] = False
-        found: list[Difference] = []
+        checked, found = np.zeros(len(follows), bool), list[Difference]()
         for group, part in self._parts.items():
+            missing = block.missing[group][:n_rows]
+            are_there = follows & ~missing & ~np.append(False, missing[:-1])
+            checked |= are_there
             numbers = {
                 name: block.scalars[array_path(group, name)][rows] for name in part.schema.numbers
             }
             counts = block.scalars[array_path(group, COUNT)][:n_rows]
             taken = (np.diff(counts, prepend=float(before.counts[group])) != 0)[rows]
             of_part = {name: bits[array_path(group, name)] for name in part.schema.dtypes}
-            found += part.check(of_part, rows, numbers, taken, follows[rows])
+            found += part.check(of_part, rows, numbers, taken, are_there[rows])
         if found and not self._has_found:
             self._has_found = True
             if callable(self._on_finding) or not self._has_told:
@@ -170,7 +167,7 @@ class Audit:
                 last = {name: bits[array_path(group, name)][-1] for name in part.schema.dtypes}
                 part.keep(last, follows=bool(follows[-1]), index=n_rows - 1)
         n_unexplained = len({one.row for one in found})
-        of_rows = AuditCounts(int(follows[rows].sum()), n_unexplained)
+        of_rows = AuditCounts(int(checked[rows].sum()), n_unexplained)
         self.counts += of_rows
         self.of_block += of_rows
 
@@ -188,12 +185,15 @@ class Audit:
             steps.insert(0, np.array([before.step]))
             for name, values in scalars.items():
                 values.insert(0, np.array([known.get(name, np.nan)]))
+        shift = len(steps) - 1 - block.first_row
+        missing = block.missing_rows(n_rows).get(part.group, [])
         bits = block.bits()
         return HeldRows(
             schema=part.schema,
             ids=part.ids,
             steps=np.concatenate(steps),
             scalars={name: np.concatenate(values) for name, values in scalars.items()},
+            missing=[(first + shift, stop + shift) for first, stop in missing],
             before=part.before,
             bits={name: bits[path] for name, path in names.items()},
         )

@@ -1,11 +1,12 @@
 """Rows of a block in memory, as a reader has those of a store, for what looks for causes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.reader import History
 from thimble_zarr.format.schema import Schema
 
 
@@ -21,6 +22,8 @@ class HeldRows:
         Which row of the whole parameter each token is; None where they are all.
     steps, scalars
         The step of each row, and its per-step scalars, missing where they are not known.
+    missing
+        Rows of which only the gradient is recorded, as a `History` has them.
     before, bits
         Stored bits by variable: of the row before, `(token, dim)`; and of the block, `(step, token,
         dim)`, which may have more rows than there are.
@@ -30,6 +33,7 @@ class HeldRows:
     ids: np.ndarray | None
     steps: np.ndarray
     scalars: Mapping[str, np.ndarray]
+    missing: Sequence[tuple[int, int]]
     before: Mapping[str, np.ndarray]
     bits: Mapping[str, np.ndarray]
 
@@ -68,6 +72,10 @@ class HeldRows:
     def read_steps(self) -> np.ndarray:
         """Return the step of each row."""
         return self.steps
+
+    def read_history(self) -> History:
+        """Return which rows are missing."""
+        return History(missing=self.missing)
 
     def read_token_ids(self) -> np.ndarray:
         """Return which row of the whole parameter each token is."""
