@@ -7,11 +7,11 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.audit import Audit
 from thimble_zarr.analysis.audit.table import tabulated
-from thimble_zarr.analysis.causes.findings import find_altered, find_causes, find_missing
 from thimble_zarr.analysis.check_result import CheckResult, ParameterResult, SubsetResult
 from thimble_zarr.analysis.compute.run import Progress, Resources, computed
 from thimble_zarr.analysis.compute.source import PORTABLE, TORCH, Source
 from thimble_zarr.analysis.compute.variables import missing_inputs
+from thimble_zarr.analysis.findings import find_altered, find_causes, find_missing
 from thimble_zarr.analysis.health.conditions import concerns_of
 from thimble_zarr.analysis.health.measurements import measured
 from thimble_zarr.analysis.selection import select

@@ -19,7 +19,7 @@ from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_token
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, TokenLabels
-from thimble_zarr.record.audit import OnFinding
+from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.recorder import Recorder
 from thimble_zarr.record.writer_thread import Keep
 from thimble_zarr.store.reader import StorePath

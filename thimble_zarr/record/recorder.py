@@ -21,7 +21,7 @@ from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.record.audit import OnFinding
+from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
