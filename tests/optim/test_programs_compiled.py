@@ -44,7 +44,8 @@ def rows(step: Step, native: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
     arrays = {name: drawn(native, generator) for name in step.before}
     scalars = {name: np.full(N_STEPS, value) for name, value in step.scalars.items()}
     scalars[COUNT] = np.arange(1.0, N_STEPS + 1)
-    scalars["weight_decay"][::2] = 0.0
+    if "weight_decay" in scalars:
+        scalars["weight_decay"][::2] = 0.0
     if "beta1" in scalars:
         scalars["beta1"][1] = 0.3
     if "momentum" in scalars:

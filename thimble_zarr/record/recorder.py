@@ -381,6 +381,7 @@ class Recorder:
             is_recorded = self._is_recorded(self._step + 1)
             if is_recorded or not self._begun:
                 self._live.check_unchanged()
+                self._live.note_numbers()
             if not self._begun and self._is_recorded(0):
                 self._append_row(0)
             self._begun = True

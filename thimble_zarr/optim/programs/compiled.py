@@ -299,6 +299,7 @@ class _Loop:
         return [
             f"declare {kind} @llvm.fma.{suffix}({kind}, {kind}, {kind})",
             f"declare {kind} @llvm.sqrt.{suffix}({kind})",
+            f"declare {kind} @llvm.fabs.{suffix}({kind})",
             *(
                 [f"declare {stored} @llvm.vector.reduce.or.v{code.lanes}{stored}({code.stored})"]
                 if code.lanes > 1

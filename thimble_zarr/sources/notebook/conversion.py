@@ -24,7 +24,7 @@ from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.sources.notebook.file_layout import (
     CONFIG,
     DTYPES,

@@ -21,7 +21,7 @@ from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TOKEN_DIMS, Schema, TokenLabels
-from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.sources.notebook.file_layout import (
     FILE_NAMES,
     LOSSES,
