@@ -109,6 +109,13 @@ class Reader(Protocol):
         """Rows that can be read: the initial state and each step, as far as they are recorded."""
 
     @property
+    def whole_rows(self) -> range:
+        """Rows of which every variable is there that the recording has: of a store all.
+
+        Some files have states of the first steps only.
+        """
+
+    @property
     def identity(self) -> str:
         """What the rows that can be read are known by: other rows have another."""
 
