@@ -45,6 +45,9 @@ def verdict(
         judged = _failed(first.step, f"{why}, first at step {first.step}.")
     if reader is None:
         return judged
+    if reader.schema.caveat and not judged.holds:
+        text = f"{judged.text} It cannot hold: {reader.schema.caveat}."
+        judged = replace(judged, text=text)
     if unended := _unended(reader):
         return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
     if planned := stopped_of(reader):

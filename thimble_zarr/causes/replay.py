@@ -82,8 +82,8 @@ def replay_device(source: RecordedRows) -> str:
 
     def there(device: str) -> bool:
         kind = device.partition(":")[0]
-        if kind == "cpu":
-            return True
+        if kind not in ("cuda", "mps"):
+            return kind == "cpu"
         import torch
 
         return (kind == "cuda" and torch.cuda.is_available()) or (

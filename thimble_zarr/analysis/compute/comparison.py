@@ -105,6 +105,9 @@ def not_exact_because(source: Source) -> str:
     reasons = []
     if made_by is None:
         reasons.append("the record does not say which torch made it")
+        if recorded_on in ("unknown", "mps") and recorded_on != device:
+            where = "was" if recorded_on == "mps" else "may have been"
+            reasons.append(f"it {where} recorded on Apple's MPS, which rounds otherwise than a CPU")
     elif made_by.partition("+")[0] != here.partition("+")[0]:
         reasons.append(f"it was recorded with torch {made_by}")
     if made_by is not None and recorded_on != device:

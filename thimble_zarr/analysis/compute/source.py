@@ -49,7 +49,7 @@ class Source(RecordedRows):
         program, or because it would be slower or is known to differ.
         """
         schema = self.reader.schema
-        on_cpu = self.device in (None, "cpu") and schema.device == "cpu"
+        on_cpu = self.device in (None, "cpu") and schema.device in ("cpu", "unknown")
         # Without vector instructions torch fuses nothing.
         if self.replay != PORTABLE or not on_cpu or schema.cpu_capability == "DEFAULT":
             return None
