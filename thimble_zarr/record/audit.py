@@ -9,7 +9,6 @@ does not explain. What torch does not explain either is a finding.
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,21 +16,20 @@ from typing import Literal
 
 import numpy as np
 
-from thimble_zarr.bits import decode, fill_value, is_nan, patterns
+from thimble_zarr.bits import decode, is_nan, patterns
 from thimble_zarr.errors import AuditError, ConfigError
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import AUDIT_ELEMENTS
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
-from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
 from thimble_zarr.optim.programs.compiled import is_available
 from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
-from thimble_zarr.optim.replay import Program
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
 from thimble_zarr.record.finding import AuditFinding, likely_cause
+from thimble_zarr.record.replay.torch_steps import Bits, TorchSteps, why_not
 from thimble_zarr.store.reader import StoreReader
 
 _MOST_ROWS = 16
@@ -39,9 +37,6 @@ _MOST_ROWS = 16
 
 _MOST_PLACES = 4 * AUDIT_ELEMENTS
 """Elements of all these rows that are noted. In float32 a fiftieth of a row is."""
-
-Bits = Mapping[str, np.ndarray]
-"""Stored bits by variable."""
 
 OnFinding = Literal["warn", "raise"] | Callable[[AuditFinding], object]
 """What is done about a finding: the first warns, or is raised; or each block's first is passed."""
@@ -83,12 +78,6 @@ class Audit:
         }
         self._first_row, self._n_done, self._of_block = -1, 0, AuditCounts()
         self._finding: AuditFinding | None = None
-
-    @staticmethod
-    def prepare() -> None:
-        """Let torch use one thread in the writer thread, before training makes threads."""
-        with one_thread():
-            pass
 
     def load(self, readers: Sequence[StoreReader], first_row: int) -> None:
         """Go on with a block of a store that there is: its first row follows that before it."""
@@ -188,20 +177,6 @@ class Audit:
         return self._of_block
 
 
-def why_not(schema: Schema) -> str:
-    """Return why steps of a parameter cannot be taken again; empty where they can."""
-    missing = [name for name in schema.optimizer.variables if name not in schema.dtypes]
-    if missing:
-        return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not recorded"
-    if schema.device != "cpu":
-        return f"it is on {schema.device}, and only steps on the CPU are taken again"
-    if not schema.contiguous:
-        return "its memory is not contiguous, and torch rounds some of its elements otherwise"
-    if not schema.optimizer.ELEMENTWISE:
-        return f"{schema.optimizer.name} does not take a step element by element"
-    return ""
-
-
 @dataclass(frozen=True)
 class _Difference:
     """What is wrong with the step to a row of a block: of the first element all that is known."""
@@ -243,7 +218,7 @@ class _ParameterAudit:
         self.group, self.schema, self.ids = group, schema, ids
         self.names = tuple(name for name in schema.dtypes if name != "grad")
         self._before: dict[str, np.ndarray] = {}
-        self._known_pieces: dict[int, list[Piece]] = {}
+        self._torch = TorchSteps(schema, ids)
 
     def keep(self, row: Bits) -> None:
         """Keep a row, which the first of the next block follows."""
@@ -361,10 +336,13 @@ class _ParameterAudit:
         recorded = {name: bits[name][row].reshape(-1) for name in self.names}
         n_wrong: dict[str, int] = {}
         firsts: list[tuple[int, str, np.ndarray, np.ndarray]] = []
-        for part in self._parts(elements):
+        for of_all in self._torch.parts(None if elements is None else len(elements)):
+            part = of_all if elements is None else elements[of_all]
             after: Bits = {name: inputs[name][part] for name in self.names}
             if is_taken:
-                after = self._step({name: of[part] for name, of in inputs.items()}, part, scalars)
+                after = self._torch.step(
+                    {name: of[part] for name, of in inputs.items()}, part, scalars
+                )
             for name in (*self.names[1:], "W"):  # whatever is wrong in a state makes W wrong
                 held = recorded[name][part]
                 is_off = patterns(held) != patterns(after[name])
@@ -379,46 +357,3 @@ class _ParameterAudit:
         element, name, *values = min(firsts, key=lambda first: first[0])
         ordered = {name: n_wrong[name] for name in self.names if name in n_wrong}
         return _Difference(self, row, ordered, name, *divmod(element, self.schema.n_dims), *values)
-
-    def _parts(self, elements: np.ndarray | None) -> Iterator[slice | np.ndarray]:
-        """Cut elements of a row into parts of which a step is taken at once."""
-        n_elements = self.schema.n_tokens * self.schema.n_dims
-        for start in range(0, n_elements if elements is None else len(elements), AUDIT_ELEMENTS):
-            stop = start + AUDIT_ELEMENTS
-            yield slice(start, min(stop, n_elements)) if elements is None else elements[start:stop]
-
-    def _step(
-        self, inputs: dict[str, np.ndarray], part: slice | np.ndarray, scalars: Mapping[str, float]
-    ) -> Bits:
-        """Take a step of a part of a row with torch's own code: missing, if it cannot be taken."""
-        with suppress(ArithmeticError):
-            return self._torch.step(inputs, self._pieces(part), scalars)
-        return {
-            name: np.full_like(inputs[name], fill_value(self.schema.dtypes[name]))
-            for name in self.names
-        }
-
-    def _pieces(self, part: slice | np.ndarray) -> list[Piece]:
-        """Return how torch goes through a part of a row."""
-        if isinstance(part, slice) and part.start in self._known_pieces:
-            return self._known_pieces[part.start]
-        elements = np.arange(part.start, part.stop) if isinstance(part, slice) else part
-        if self.ids is not None:
-            tokens, dims = np.divmod(elements, self.schema.n_dims)
-            elements = self.ids[tokens] * self.schema.n_dims + dims
-        pieces = self._lanes.split(elements)
-        if isinstance(part, slice):
-            self._known_pieces[part.start] = pieces
-        return pieces
-
-    @cached_property
-    def _torch(self) -> Program:
-        return Program(self.schema.optimizer, self.schema.dtypes, self.schema.device)
-
-    @cached_property
-    def _lanes(self) -> Lanes:
-        return Lanes.of(
-            self.schema.optimizer.implementation,
-            n_elements=self.schema.n_elements,
-            n_threads=self.schema.n_threads,
-        )

@@ -80,6 +80,11 @@ MISLABELLED_ROW = Named(
     "The row labelled step {step} belongs to another step, or a row before it does. Since the row "
     "before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.",
 )
+ROWS_NOT_KEPT = Named(
+    "rows-not-kept",
+    "W and the states are missing at step{steps}: training did not copy them (keep='keyframes'), "
+    "and {why}. These steps, and the one after them, cannot be checked.",
+)
 ALTERED_CHUNK = Named(
     "altered-chunk",
     "{variable} was changed after it was recorded: {what}. The checksums in the files are right, "
@@ -135,6 +140,7 @@ def find_causes(
         found.append(_finding(MORE_FAILURES, facts, source))
     checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
     found += _mislabelled(source)
+    found += find_missing(selected)
     found += _altered(checked, find_altered(checked) if altered is None else altered)
     # What was changed on disk is a fact, and other causes may follow from it.
     return sorted(_merged(found), key=lambda f: (f.code != ALTERED_CHUNK.code, f.step))
@@ -192,6 +198,27 @@ def _mislabelled(source: Source) -> list[Finding]:
         "n_steps": len(wrong),
     }
     return [_finding(MISLABELLED_ROW, facts, source)]
+
+
+def find_missing(selected: Selected) -> list[Finding]:
+    """Return what is missing of the rows from the first to the last of a selection."""
+    source, findings = selected.source, []
+    first_row, last_row = min(selected.rows), max(selected.rows)
+    for first, stop in source.missing:
+        if first > last_row or stop <= first_row:
+            continue
+        steps = source.steps[first - 1 : stop + 1].tolist()
+        why = "the recording ended within a step, so that nobody knows where they led"
+        if stop < len(source.steps):
+            why = (
+                f"the gradients do not lead from step {steps[0]} to step {steps[-1]}, because "
+                "something besides the optimizer changed W or a state"
+            )
+        last = int(source.steps[stop - 1])
+        what = f" {steps[1]}" if last == steps[1] else f"s {steps[1]} to {last}"
+        facts = {"step": first, "variable": "W", "n_steps": stop - first, "steps": what, "why": why}
+        findings.append(_finding(ROWS_NOT_KEPT, facts, source))
+    return findings
 
 
 def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Finding]:

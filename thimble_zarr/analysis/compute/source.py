@@ -5,7 +5,7 @@ which become positions when something is selected, and are put on again where re
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Self
@@ -81,10 +81,18 @@ class Source:
     def follows(self) -> np.ndarray:
         """Whether the row before is that of the step before, bool, shape `(n_rows,)`.
 
-        It is not at the first row, and where a schedule left out the steps before.
+        It is not at the first row, and where a schedule left out the steps before. Nor does a row
+        follow that is missing, or the one after it.
         """
         follows: np.ndarray = np.diff(self.steps, prepend=-2) == 1
+        for first, stop in self.missing:
+            follows[first : stop + 1] = False
         return follows
+
+    @cached_property
+    def missing(self) -> Sequence[tuple[int, int]]:
+        """Rows of which only the gradient is recorded, each as `(first, stop)`."""
+        return self.reader.read_history().missing
 
     @cached_property
     def token_ids(self) -> np.ndarray:
