@@ -30,14 +30,14 @@ from thimble_zarr import (
     windows,
 )
 from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes.findings import find_causes
+from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.cli.main import cli
 from thimble_zarr.cli.train import _next_command
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.plan import plan_run
 from thimble_zarr.experiment.trainer import train
-from thimble_zarr.sources.notebook.conversion import export_notebook
+from thimble_zarr.sources.exporting import export_notebook
 from thimble_zarr.store.reader import StoreReader
 
 STORED = ("W", "grad", "exp_avg", "exp_avg_sq")

@@ -9,8 +9,9 @@ MAY_IMPORT = {
     "format": {"optim", "bits", "errors"},
     "store": {"format", "optim", "bits", "errors", "interrupts", "tuning"},
     "sources": {"store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
-    "record": {"store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
-    "analysis": {"format", "optim", "bits", "errors", "tuning"},
+    "record": {"causes", "store", "format", "optim", "bits", "errors", "interrupts", "tuning"},
+    "causes": {"format", "optim", "bits", "errors", "tuning"},
+    "analysis": {"causes", "format", "optim", "bits", "errors", "tuning"},
     "report": {"analysis", "format", "errors"},
     "experiment": {"record", "store", "format", "optim", "errors", "tuning"},
     "integrations": {"record", "store", "format", "errors"},
@@ -21,7 +22,7 @@ MAY_IMPORT = {
 
 OPENERS = {
     "analysis.check": {"sources"},
-    "analysis.dataset.open": {"store"},
+    "analysis.dataset.open": {"sources", "store"},
     "analysis.diff.diff": {"sources"},
     "analysis.summary.summary": {"sources"},
 }

@@ -21,7 +21,7 @@ from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.record.audit import OnFinding
+from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
@@ -154,8 +154,7 @@ class Recorder:
         self._live, recorded = choose(optimizer, parameter, parameters=parameters, **names)
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
         what: dict[str, Any] = {"variables": variables, "attrs": attrs, "coding": coding}
-        if memory_bytes is None:
-            memory_bytes = default_memory_bytes(coding)
+        memory_bytes = default_memory_bytes(coding) if memory_bytes is None else memory_bytes
         self._live.schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
         self._writer = BlockWriter(
             self._live,

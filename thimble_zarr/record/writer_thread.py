@@ -16,7 +16,7 @@ from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
 from thimble_zarr.format import layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, row_size
-from thimble_zarr.record.audit import Audit, OnFinding
+from thimble_zarr.record.audit.audit import Audit, OnFinding
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.parameters import RecordedParameter
@@ -113,7 +113,7 @@ class BlockWriter:
         self._live.resume(readers, n_rows)
         before = self.block.load(readers, n_rows)
         if self.audit is not None:
-            self.audit.load(readers, self.block.first_row)
+            self.audit.load(readers, self.block.first_row, before)
         self._counts_before = {self.block.first_row: before}
 
     @property
@@ -220,7 +220,7 @@ class BlockWriter:
                 if self.keyframes is not None:
                     self.keyframes.fill(block, n_sound, before)
                 if self.audit is not None:
-                    audited = self.audit.check(block, n_sound, before, self._store.path)
+                    audited = self.audit.check(block, n_sound, self._store.path)
             self._store.commit_block(
                 first,
                 n_sound,

@@ -6,12 +6,9 @@ that a portable program (`optim.programs`) takes to the recorded bits follows, w
 do. torch (`optim.replay`) takes the others, and is imported only for them.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,80 +17,17 @@ from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import (
     decode,
     encode,
-    fill_value,
     is_nan,
     patterns,
     same_bits,
     ulp_distance,
     unit_roundoff,
 )
-from thimble_zarr.errors import SelectionError
-from thimble_zarr.format.schema import Schema
+from thimble_zarr.causes.replay import Replay, bounds, recurrences, replay_device
 from thimble_zarr.optim.base import COUNT
-from thimble_zarr.optim.formula import Precision
-
-if TYPE_CHECKING:
-    from thimble_zarr.optim.lanes import Piece
-    from thimble_zarr.optim.replay import Program
 
 _FUSED_MULTIPLY_ADD = {"AVX2", "AVX512"}
 """Vector instructions, by torch's names, with which it rounds alike."""
-
-
-def recurrences(schema: Schema) -> tuple[str, ...]:
-    """Return the variables that a step changes: all that are recorded but the gradient."""
-    return tuple(name for name in schema.dtypes if name != "grad")
-
-
-class Replay:
-    """torch's program of a run, ready to take any step of some of its elements again.
-
-    `positions` are those of the elements in the flattened parameter, in the shape of the rows.
-    torch is imported when it takes the first step.
-    """
-
-    def __init__(self, source: Source, positions: np.ndarray) -> None:
-        self._source, self._positions = source, positions.ravel()
-
-    @cached_property
-    def _program(self) -> "tuple[Program, list[Piece]]":
-        from thimble_zarr.optim.lanes import Lanes
-        from thimble_zarr.optim.replay import Program
-
-        source, schema = self._source, self._source.reader.schema
-        lanes = Lanes.of(
-            schema.optimizer.implementation,
-            n_elements=schema.n_elements,
-            n_threads=schema.n_threads,
-        )
-        program = Program(
-            schema.optimizer,
-            schema.dtypes,
-            replay_device(source),
-            are_copies=schema.is_imported,
-        )
-        return program, lanes.split(self._positions)
-
-    def step(
-        self, row: int, inputs: Mapping[str, np.ndarray], scalars: dict[str, float] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Take the step to a row, with other hyper-parameters (or count) where some are given.
-
-        From the stored bits of `grad` and of the states of the row before it makes those of the
-        states after the step: the same where the optimizer skipped it, missing where the row
-        follows none, or no optimizer can take the step.
-        """
-        source, other = self._source, scalars or {}
-        states = {name: bits for name, bits in inputs.items() if name != "grad"}
-        if source.skipped[row] and COUNT not in other:
-            return states
-        recorded = {name: float(values[row]) for name, values in source.recorded.items()}
-        with contextlib.suppress(ArithmeticError):  # beta of 1, or a step 0
-            if source.follows[row]:
-                program, pieces = self._program
-                return program.step(inputs, pieces, recorded | other)
-        dtypes = source.reader.schema.dtypes
-        return {name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()}
 
 
 def replayed(window: Window) -> dict[str, np.ndarray]:
@@ -160,27 +94,6 @@ def _replay_of(window: Window) -> Replay:
     return Replay(window.source, window.positions)
 
 
-def replay_device(source: Source) -> str:
-    """Return where the optimizer is replayed; raise SelectionError if that is not there."""
-
-    def there(device: str) -> bool:
-        kind = device.partition(":")[0]
-        if kind == "cpu":
-            return True
-        import torch
-
-        return (kind == "cuda" and torch.cuda.is_available()) or (
-            kind == "mps" and torch.backends.mps.is_available()
-        )
-
-    recorded_on = source.reader.schema.device
-    if source.device is None:
-        return recorded_on if there(recorded_on) else "cpu"
-    if not there(source.device):
-        raise SelectionError(f"torch finds no device {source.device} here; replay on the CPU")
-    return source.device
-
-
 def not_exact_because(source: Source) -> str:
     """Return why a replay cannot be expected to give the recorded bits; empty where it must."""
     import torch
@@ -192,6 +105,9 @@ def not_exact_because(source: Source) -> str:
     reasons = []
     if made_by is None:
         reasons.append("the record does not say which torch made it")
+        if recorded_on in ("unknown", "mps") and recorded_on != device:
+            where = "was" if recorded_on == "mps" else "may have been"
+            reasons.append(f"it {where} recorded on Apple's MPS, which rounds otherwise than a CPU")
     elif made_by.partition("+")[0] != here.partition("+")[0]:
         reasons.append(f"it was recorded with torch {made_by}")
     if made_by is not None and recorded_on != device:
@@ -275,24 +191,3 @@ def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:
     begins = encode(np.array(first), window.source.reader.schema.dtypes[name])
     begun: np.ndarray = patterns(before) == patterns(begins)
     return begun
-
-
-def bounds(
-    schema: Schema,
-    before: Mapping[str, np.ndarray],
-    grad: np.ndarray,
-    scalars: Mapping[str, np.ndarray],
-    *,
-    ours: float = 0.0,
-) -> dict[str, np.ndarray]:
-    """Return how far two programs of a run's optimizer can end apart (`Formula.bounds`).
-
-    Without a formula the bound is 0. `ours` is the relative error of what is compared, besides
-    torch's own.
-    """
-    formula = schema.optimizer.formula
-    if formula is None:
-        return {name: np.zeros_like(values) for name, values in before.items()}
-    coarsest = max(schema.dtypes.values(), key=unit_roundoff)
-    precision = Precision.of(coarsest, scalars="float32", ours=ours)
-    return formula.bounds(before, grad, scalars, precision)

@@ -327,6 +327,12 @@ def missing_inputs(name: str, schema: Schema) -> tuple[str, ...]:
     return tuple(needed for needed in inputs(name, schema) if needed not in schema.dtypes)
 
 
+def unknown_scalars(schema: Schema, scalars: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Return the hyper-parameters that are known of no step, of those that the optimizer uses."""
+    names = (scalar.name for scalar in schema.optimizer.SCALARS)
+    return tuple(name for name in names if np.isnan(scalars[name]).all())
+
+
 def how_to_record(missing: Sequence[str], schema: Schema) -> str:
     """Return what was not recorded, and how it would be."""
     others = (name for name in schema.optimizer.variables if name in schema.dtypes)
