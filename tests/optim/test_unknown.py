@@ -9,7 +9,7 @@ import pytest
 import torch
 import zarr
 
-from thimble_zarr import Recorder, check, open_dataset
+from thimble_zarr import Recorder, check, open_dataset, write_report
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import DamagedStoreError, OptimizerError
 from thimble_zarr.store.reader import StoreReader
@@ -108,6 +108,11 @@ def test_a_changed_file_and_a_number_that_is_none_are_found(
         weight[3, 3] = torch.inf
     train(tmp_path / "infinite.zarr", SignedMomentum([weight]), weight)
     assert "not finite" in check(tmp_path / "infinite.zarr").verdict
+
+
+def test_it_has_a_summary_and_a_report(run: tuple[Path, list], tmp_path: Path) -> None:
+    write_report(run[0], tmp_path / "run.html")
+    assert "HOLDS as far as it can be checked" in (tmp_path / "run.html").read_text()
 
 
 def test_predicted_coding_holds_what_it_cannot_predict(

@@ -323,7 +323,12 @@ def inputs(name: str, schema: Schema) -> tuple[str, ...]:
 
 
 def missing_inputs(name: str, schema: Schema) -> tuple[str, ...]:
-    """Return the variables that were not recorded and without which there is not this one."""
+    """Return the variables that were not recorded and without which there is not this one.
+
+    None of what no optimizer of that kind has.
+    """
+    if isinstance(DERIVED.get(name), OfFormula) and schema.optimizer.formula is None:
+        return ()
     return tuple(needed for needed in inputs(name, schema) if needed not in schema.dtypes)
 
 
