@@ -18,6 +18,7 @@ import numpy as np
 from thimble_zarr.optim.formula import Arrays, Formula, Scalars
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from thimble_zarr.optim.programs.kernel import Kernel
@@ -168,6 +169,8 @@ class Optimizer(ABC):
     ELEMENTWISE
         Whether an element's step depends on that element alone. If not, whole parameters are
         replayed.
+    CLASSES
+        The classes of other packages that it is, with their modules; of torch's `REGISTRY` knows.
     CAN_BE_REPLAYED
         Whether its steps can be taken again.
     PROGRAM_FLAGS
@@ -186,6 +189,7 @@ class Optimizer(ABC):
     ESTIMATES: ClassVar[tuple[Estimate, ...]] = ()
     ALIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ELEMENTWISE: ClassVar[bool] = True
+    CLASSES: ClassVar[tuple[str, ...]] = ()
     CAN_BE_REPLAYED: ClassVar[bool] = True
     PROGRAM_FLAGS: ClassVar[tuple[str, ...]] = ("implementation",)
 
@@ -196,6 +200,11 @@ class Optimizer(ABC):
     @abstractmethod
     def from_group(cls, group: Mapping[str, object], kind: type) -> Self:
         """Return what would step a parameter group of a live optimizer of class `kind`."""
+
+    @classmethod
+    def of(cls, optimizer: "torch.optim.Optimizer", group: Mapping[str, Any]) -> Self:
+        """Return what would step a group of a live optimizer: `from_group`, if that says it all."""
+        return cls.from_group(group, type(optimizer))
 
     @property
     def states(self) -> tuple[State, ...]:
