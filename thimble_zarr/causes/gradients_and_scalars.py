@@ -142,8 +142,9 @@ def _other(evidence: Evidence, failure: Failure, name: str) -> Facts | None:
 
     Rounding may hide the difference between values: then there are several.
     """
-    step = failure.steps[0]
-    if not failure.states_are_right or name not in evidence.schema.optimizer.scalars:
+    step, optimizer = failure.steps[0], evidence.schema.optimizer
+    of_weights = {"W", *(state.name for state in optimizer.states if state.of_weights)}
+    if not {*failure.wrong} <= of_weights or name not in optimizer.scalars:
         return None
 
     def share_wrong(value: float) -> float:

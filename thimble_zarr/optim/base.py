@@ -40,12 +40,15 @@ class State:
     decay
         The scalar that a step multiplies the state with before it adds anything, by name. None
         where a state does not fade.
+    of_weights
+        Whether a step makes it of the weights after it, so that with them it is wrong, too.
     """
 
     name: str
     long_name: str
     first: float | None = 0.0
     decay: str | None = None
+    of_weights: bool = False
 
 
 @dataclass(frozen=True)
