@@ -40,8 +40,8 @@ MISLABELLED_ROW = Named(
     "The row labelled step {step} belongs to another step, or a row before it does. Since the row "
     "before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.",
 )
-MISSING_ROWS = Named(
-    "missing-rows",
+ROWS_NOT_KEPT = Named(
+    "rows-not-kept",
     "W and the states are missing at step{steps}: training did not copy them (keep='keyframes'), "
     "and {why}. These steps, and the one after them, cannot be checked.",
 )
@@ -168,7 +168,7 @@ def find_missing(selected: Selected) -> list[Finding]:
         last = int(source.steps[stop - 1])
         what = f" {steps[1]}" if last == steps[1] else f"s {steps[1]} to {last}"
         facts = {"step": first, "variable": "W", "n_steps": stop - first, "steps": what, "why": why}
-        findings.append(Finding.of(MISSING_ROWS, facts, source))
+        findings.append(Finding.of(ROWS_NOT_KEPT, facts, source))
     return findings
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import AnyTable, counts, has_formula
-from thimble_zarr.analysis.findings import MISSING_ROWS
+from thimble_zarr.analysis.findings import ROWS_NOT_KEPT
 from thimble_zarr.causes.catalogue import Finding
 from thimble_zarr.format.reader import Reader, State
 
@@ -40,11 +40,14 @@ def verdict(
         why = (
             "every row follows from the row before, but the store was changed after it was recorded"
         )
-        if first.code == MISSING_ROWS.code:
+        if first.code == ROWS_NOT_KEPT.code:
             why = "every row that is there follows from the row before, but rows are missing"
         judged = _failed(first.step, f"{why}, first at step {first.step}.")
     if reader is None:
         return judged
+    if reader.schema.caveat and not judged.holds:
+        text = f"{judged.text} It cannot hold: {reader.schema.caveat}."
+        judged = replace(judged, text=text)
     if unended := _unended(reader):
         return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
     if planned := stopped_of(reader):

@@ -1,57 +1,81 @@
-"""`import`, `export` and `recode`: from and to the notebook's file, and from store to store."""
+"""`import`, `export` and `recode`: from other files, to the notebook's, and store to store."""
 
 import shlex
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
-from thimble_zarr.cli.options import OVERWRITE, QUIET, STORE, TOKEN_MASK, size
+from thimble_zarr.cli.options import LEARNING_RATE, OVERWRITE, QUIET, STORE, TOKEN_MASK, size
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import human_bytes
+
+if TYPE_CHECKING:
+    from thimble_zarr.format.reader import Reader
+    from thimble_zarr.sources.reader import FileReader
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
-@click.command(name="import", short_help="Import a file of the original notebook.")
+@click.command(name="import", short_help="Import a recording from a file of another layout.")
 @FILE
 @STORE
+@click.option("--parameter", metavar="NAME", help="Which run, if FILE holds several.")
 @TOKEN_MASK
+@LEARNING_RATE
 @OVERWRITE
 @QUIET
 def import_(
-    file: Path, store: Path, *, token_mask: Path | None, overwrite: bool, quiet: bool
+    file: Path,
+    store: Path,
+    *,
+    parameter: str | None,
+    token_mask: Path | None,
+    learning_rate: str | None,
+    overwrite: bool,
+    quiet: bool,
 ) -> None:
-    """Import FILE, the safetensors file that the original notebook saves, into a new STORE.
+    """Import FILE, a safetensors or HDF5 file with a recorded run, into a new STORE.
 
-    Nothing is lost: `export` gives the same file back. If the import fails, no store is left. You
-    need not import a file to check it, because `check` reads it directly.
+    Of the first notebook's file nothing is lost: `export` gives the same file back. If the import
+    fails, no store is left. You need not import a file to check it, because `check` reads it
+    directly.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.sources.notebook.conversion import import_notebook
-    from thimble_zarr.sources.notebook.reader import has_narrow_states
-    from thimble_zarr.sources.open import open_notebook
+    from thimble_zarr.sources.importing import import_file
+    from thimble_zarr.sources.open import open_file_alone
     from thimble_zarr.store.contents import check_vacant
 
     check_vacant(store, overwrite=overwrite)
-    labels = open_notebook(file, token_mask=token_mask).read_labels()
+    source = open_file_alone(file, parameter, token_mask=token_mask, learning_rate=learning_rate)
     with progress("importing", unit="B", quiet=quiet) as bar:
-        reader = import_notebook(
-            file, store, labels=labels, overwrite=overwrite, on_progress=bar.reach
-        )
+        reader = import_file(source, store, overwrite=overwrite, on_progress=bar.reach)
     if quiet:
         return
-    schema, sizes = reader.schema, (file.stat().st_size, reader.disk_bytes())
-    states = f"{schema.dtypes[schema.optimizer.states[0].name]}, as they are in the file"
-    if has_narrow_states(schema):
-        states = "bfloat16: nothing is lost, since all their values are"
+    schema, sizes = reader.schema, (source.disk_bytes(), reader.disk_bytes())
     click.echo(
         f"Imported {reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; "
         f"{' -> '.join(map(human_bytes, sizes))}\n"
-        f"States   stored as {states}\n"
+        f"States   {_states(source, reader)}\n"
         f"Store    {store}\n"
-        f"Next     thimble-zarr check {shlex.quote(str(store))}"
+        f"Next     {_next(reader, store)}"
     )
+
+
+def _states(source: "FileReader", stored: "Reader") -> str:
+    """Return how the states of an imported run were stored."""
+    names = [state.name for state in stored.schema.optimizer.states]
+    dtypes = {stored.schema.dtypes[name] for name in names if name in stored.schema.dtypes}
+    if not dtypes:
+        return "none: the file has no moments"
+    if source.narrow_states and dtypes == {"bfloat16"}:
+        return "stored as bfloat16: nothing is lost, since all their values are"
+    return f"stored as {', '.join(sorted(dtypes))}, as they are in the file"
+
+
+def _next(reader: "Reader", store: Path) -> str:
+    has_states = {*reader.schema.optimizer.variables} <= {*reader.schema.dtypes}
+    return f"thimble-zarr {'check' if has_states else 'report'} {shlex.quote(str(store))}"
 
 
 @click.command(name="export", short_help="Export a store as a file of the original notebook.")
@@ -67,7 +91,7 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
     left.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.sources.notebook.conversion import export_notebook
+    from thimble_zarr.sources.exporting import export_notebook
     from thimble_zarr.store.reader import StoreReader
 
     reader = StoreReader.open(store, parameter)

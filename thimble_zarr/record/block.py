@@ -37,19 +37,12 @@ class Block:
     ) -> None:
         self._schemas = schemas
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
-        self.steps = np.empty(self.block_steps, np.int64)
-        self.is_whole = np.ones(self.block_steps, bool)
+        self.steps, self.is_whole = (np.empty(self.block_steps, of) for of in (np.int64, bool))
         self.missing = {group: np.zeros(self.block_steps, bool) for group in schemas}
-        self._filled_in = {
-            array_path(group, name)
-            for group in filled_in
-            for name in schemas[group].dtypes
-            if name != "grad"
-        }
         self._streams = streams
         self._arrived: list[Callable[[], None]] = []
-        self._early: set[str] = set()
-        self._stream_of: dict[str, SideStream] = {}
+        self._filled_in, self._early = set[str](), set[str]()
+        self._stream_of = dict[str, SideStream]()
         self._rows: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
         self._scalars: dict[str, Tensor] = {}
@@ -64,6 +57,8 @@ class Block:
             for name in schema.numbers:
                 values = loss if name == "loss" else empty(shape[:1], dtype=torch.float64)
                 self._scalars[array_path(group, name)] = values
+            if group in filled_in:
+                self._filled_in |= dtypes.keys() - {array_path(group, "grad")}
             if group in rows:
                 self._rows |= dict.fromkeys(dtypes, rows[group])
             if stream is not None:

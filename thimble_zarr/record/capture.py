@@ -11,7 +11,7 @@ from thimble_zarr.bits import patterns
 from thimble_zarr.errors import OptimizerError, ResumeError, listed
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.registry import REGISTRY, spec_of
+from thimble_zarr.optim.registry import REFUSED, REGISTRY, spec_of
 from thimble_zarr.record.counting import StepCounter, StepCounts, number
 from thimble_zarr.store.reader import StoreReader
 
@@ -45,8 +45,9 @@ def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer]:
         )
     spec = spec_of(type(optimizer))
     if spec is None:
-        known = " and ".join(f"torch.optim.{known}" for known in REGISTRY)
-        raise OptimizerError(f"{name} cannot be recorded: only {known} (and their subclasses) can")
+        refused = (why for base in type(optimizer).__mro__ if (why := REFUSED.get(base.__name__)))
+        known = f"only torch.optim.{', '.join(REGISTRY)} (and their subclasses) can"
+        raise OptimizerError(f"{name} cannot be recorded: {next(refused, known)}")
     return spec
 
 
@@ -62,6 +63,7 @@ class LiveOptimizer:
         self.parameters = parameters
         self.schemas: Mapping[str, Schema] = {}
         self.spec = optimizer_spec(optimizer)
+        self._held_before: dict[str, dict[str, float | Tensor]] = {}
         self.counter = StepCounter(optimizer, parameters, key=self.spec.STEP_KEY)
 
     def specs(self) -> dict[str, Optimizer]:
@@ -101,6 +103,12 @@ class LiveOptimizer:
             tensors[state.name] = tensor
         return tensors
 
+    def dtypes(self, name: str, spec: Optimizer) -> dict[str, str]:
+        """Return the dtype of each variable; of a state that is not there yet the parameter's."""
+        native, held = dtype_name(self.parameters[name]), self.states(name, spec)
+        of_states = {one: native if of is None else dtype_name(of) for one, of in held.items()}
+        return dict.fromkeys(spec.variables, native) | of_states
+
     def gradients(self) -> dict[str, Tensor | None]:
         """Return the gradients that are recorded."""
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
@@ -121,7 +129,9 @@ class LiveOptimizer:
         if counts.step:
             for name, grad in self.gradients().items():
                 tensors[array_path(name, "grad")] = counts.consumed(name, grad, self.counter.last)
-            for name, numbers in self._by_parameter(self._scalars).items():
+            for name, group in self._by_parameter(dict).items():
+                numbers = self._scalars(group) | self._held(name, group, "after")
+                numbers |= self._held_before.get(name, {})
                 scalars |= {array_path(name, scalar): value for scalar, value in numbers.items()}
         return tensors, scalars
 
@@ -177,7 +187,29 @@ class LiveOptimizer:
                 yield path, f"differs in {n_differing:,} of {bits.size:,} elements"
 
     def _scalars(self, group: dict[str, Any]) -> dict[str, float | Tensor]:
-        return {scalar.name: number(scalar.read(group)) for scalar in self.spec.SCALARS}
+        return {
+            scalar.name: number(scalar.read(group))
+            for scalar in self.spec.SCALARS
+            if scalar.held is None
+        }
+
+    def note_numbers(self) -> None:
+        """Note, before a step, the numbers that it uses and then replaces."""
+        if any(scalar.held == "before" for scalar in self.spec.SCALARS):
+            groups = self._by_parameter(dict)
+            self._held_before = {
+                name: self._held(name, group, "before") for name, group in groups.items()
+            }
+
+    def _held(self, name: str, group: dict[str, Any], when: str) -> dict[str, float | Tensor]:
+        """Return the numbers that a parameter's state holds, copied."""
+        state = self.optimizer.state.get(self.parameters[name], {})
+        found: dict[str, float | Tensor] = {}
+        for scalar in self.spec.SCALARS:
+            if scalar.held == when and scalar.first is not None:
+                value = number(state.get(scalar.key, scalar.first(group)))
+                found[scalar.name] = value.clone() if isinstance(value, Tensor) else value
+        return found
 
     def _by_parameter(self, look: Callable[[dict[str, Any]], Found]) -> dict[str, Found]:
         """Return what there is to see of the optimizer's group that owns each parameter."""

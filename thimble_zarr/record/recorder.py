@@ -158,8 +158,7 @@ class Recorder:
         self._live, recorded = choose(optimizer, parameter, parameters=parameters, **names)
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
         what: dict[str, Any] = {"variables": variables, "attrs": attrs, "coding": coding}
-        if memory_bytes is None:
-            memory_bytes = default_memory_bytes(coding)
+        memory_bytes = default_memory_bytes(coding) if memory_bytes is None else memory_bytes
         self._live.schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
         how: dict[str, Any] = {"max_overhead": max_overhead, "keep": keep}
         how |= {"audit": audit, "audit_every_step": audit_every_step}
@@ -383,6 +382,7 @@ class Recorder:
             is_recorded = self._is_recorded(self._step + 1)
             if is_recorded or not self._begun:
                 self._live.check_unchanged()
+                self._live.note_numbers()
             if not self._begun and self._is_recorded(0):
                 self._append_row(0)
             self._begun = True

@@ -316,7 +316,7 @@ class Ledger:
                 del self.records[key]
         if isinstance(entry.repaired, list):
             self.repairs += entry.repaired
-        if entry.missing or first_row in self.missing:
+        if entry.resumed is None and entry.repaired is None:  # a block was written
             self.missing[first_row] = entry.missing
         if entry.audit is not None:
             self.audits[first_row] = AuditCounts.from_json(entry.audit)

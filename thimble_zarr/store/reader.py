@@ -134,6 +134,11 @@ class StoreReader:
         return self.commit.n_rows
 
     @property
+    def whole_rows(self) -> range:
+        """All rows: a block is committed with all its variables."""
+        return range(self.n_rows)
+
+    @property
     def identity(self) -> str:
         """What the committed rows are known by: the ledger is only ever added to."""
         return f"{self.commit.ledger_bytes}:{self.commit.ledger_crc32:08x}"
@@ -234,7 +239,7 @@ class StoreReader:
         """Return what recording took, where it was resumed and what is missing: the ledger says."""
         with decoding(self.files, "the ledger"):
             ledger = Ledger.read(self.files, self.commit, prefix=None)
-        missing = [rows for of in ledger.missing.values() for rows in of.get(self.group, [])]
+        missing = [rows for of in ledger.missing.values() for rows in of.get(self.group, ())]
         # A cut may have left fewer rows of a block.
         kept = [(first, min(stop, self.n_rows)) for first, stop in missing if first < self.n_rows]
         return History(ledger.overhead, ledger.resumed_after, ledger.audits, kept)

@@ -8,14 +8,16 @@ are missing: nobody knows them, and nothing is made up.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from thimble_zarr.bits import decode, fill_value, is_nan, patterns
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
@@ -95,14 +97,20 @@ class _Apart:
 
 
 class _Steps:
-    """Takes the steps of one parameter again, by a portable program where torch is not needed."""
+    """Takes the steps of one parameter again: by a portable program, if that has torch's bits."""
 
     def __init__(self, schema: Schema, ids: np.ndarray | None) -> None:
         self.schema, self._ids = schema, ids
         self._names = tuple(name for name in schema.dtypes if name != "grad")
         self._torch = TorchSteps(schema, ids)
-        program = program_of(schema.optimizer, schema.dtypes)
+        # Without vector instructions torch rounds otherwise, as it does elements that are alone.
+        in_vectors = schema.cpu_capability != "DEFAULT"
+        program = program_of(schema.optimizer, schema.dtypes) if in_vectors else None
         self._program = program if program is not None and program.replaces_torch else None
+
+    @cached_property
+    def _alone(self) -> np.ndarray:
+        return self._torch.alone()
 
     def leave_out(self, block: Block, group: str, rows: slice) -> None:
         """Have rows of a block missing."""
@@ -122,38 +130,54 @@ class _Steps:
         taken = (np.diff(of_rows[COUNT], prepend=count_before) != 0)[rows]
         numbers = {name: values[rows] for name, values in of_rows.items()}
         filled = slice(rows.start, rows.stop - 1)
-        if self._is_predicted(bits, rows, numbers, taken):
-            block.missing[group][filled] = False
-            return None
-        apart = self._replay(bits, rows, numbers, taken)
+        apart = None
+        if self._program is None or not self._predict(self._program, bits, rows, numbers, taken):
+            apart = self._replay(bits, rows, numbers, taken, [*self._torch.parts()])
+        elif len(self._alone):
+            apart = self._replay(bits, rows, numbers, taken, [self._alone])
         block.missing[group][filled] = False
         if apart is None:
             return None
         self.leave_out(block, group, filled)
         return self._message(apart, group, block.steps[rows.start - 1 : rows.stop].tolist())
 
-    def _is_predicted(self, bits: Bits, rows: slice, numbers: Bits, taken: np.ndarray) -> bool:
-        """Fill rows in by the portable program; return whether it ends with the bits of the last.
+    def _predict(
+        self,
+        program: PortableProgram,
+        bits: Bits,
+        rows: slice,
+        numbers: Bits,
+        taken: np.ndarray,
+    ) -> bool:
+        """Fill rows in by a program; return whether it ends with the bits of the last row.
 
-        False also where there is none.
+        Elements that torch takes one at a time are not compared.
         """
-        if self._program is None:
-            return False
         known = {name: values for name, values in numbers.items() if name != "loss"}
-        of_steps, last = self._program.numbers(known, taken), rows.stop - 1
+        of_steps, last = program.numbers(known, taken), rows.stop - 1
         before = {name: bits[name][rows.start - 1] for name in self._names}
         out = {name: bits[name][rows.start : last] for name in self._names}
-        self._program.steps(before, bits["grad"][rows.start : last], of_steps[:-1], out=out)
-        held, after = (
-            {name: bits[name][row : row + 1] for name in self._names} for row in (last - 1, last)
-        )
-        differs = self._program.differs(held, bits["grad"][last : last + 1], of_steps[-1:], after)
-        return not any(of_variable.any() for of_variable in differs.values())
+        program.steps(before, bits["grad"][rows.start : last], of_steps[:-1], out=out)
+        held = {name: bits[name][last - 1] for name in self._names}
+        after = program.steps(held, bits["grad"][last : last + 1], of_steps[-1:])
+        for name, made in after.items():
+            is_off = (patterns(made[0]) != patterns(bits[name][last])).reshape(-1)
+            is_off[self._alone] = False
+            if is_off.any():
+                return False
+        return True
 
-    def _replay(self, bits: Bits, rows: slice, numbers: Bits, taken: np.ndarray) -> _Apart | None:
-        """Fill rows in by torch's own code; return where it does not end as the last."""
+    def _replay(
+        self,
+        bits: Bits,
+        rows: slice,
+        numbers: Bits,
+        taken: np.ndarray,
+        parts: Sequence[slice | np.ndarray],
+    ) -> _Apart | None:
+        """Fill parts of rows in by torch's own code; return where they do not end as the last."""
         flat = {name: of.reshape(len(of), -1) for name, of in bits.items()}
-        for part in self._torch.parts():
+        for part in parts:
             after: Bits = {name: flat[name][rows.start - 1, part] for name in self._names}
             for index, row in enumerate(range(rows.start, rows.stop)):
                 if taken[index]:
@@ -169,7 +193,8 @@ class _Steps:
                 is_off &= ~(is_nan(recorded) & is_nan(after[name]))
                 if is_off.any():
                     place = int(is_off.argmax())
-                    token, dim = divmod(part.start + place, self.schema.n_dims)
+                    element = part.start + place if isinstance(part, slice) else int(part[place])
+                    token, dim = divmod(element, self.schema.n_dims)
                     return _Apart(name, token, dim, recorded[place], after[name][place])
         return None
 

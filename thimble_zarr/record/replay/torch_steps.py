@@ -66,18 +66,28 @@ class TorchSteps:
             if name != "grad"
         }
 
+    def alone(self) -> np.ndarray:
+        """Return the elements that torch takes one at a time: at most 63 a thread."""
+        places = self._places(np.arange(self._schema.n_tokens * self._schema.n_dims))
+        return np.flatnonzero(self._lanes.are_alone(places))
+
     def _pieces(self, part: slice | np.ndarray) -> list[Piece]:
         """Return how torch goes through a part of a row."""
         if isinstance(part, slice) and part.start in self._known_pieces:
             return self._known_pieces[part.start]
         elements = np.arange(part.start, part.stop) if isinstance(part, slice) else part
-        if self._ids is not None:
-            tokens, dims = np.divmod(elements, self._schema.n_dims)
-            elements = self._ids[tokens] * self._schema.n_dims + dims
-        pieces = self._lanes.split(elements)
+        pieces = self._lanes.split(self._places(elements))
         if isinstance(part, slice):
             self._known_pieces[part.start] = pieces
         return pieces
+
+    def _places(self, elements: np.ndarray) -> np.ndarray:
+        """Return where elements of what is recorded lie in the whole parameter."""
+        if self._ids is None:
+            return elements
+        tokens, dims = np.divmod(elements, self._schema.n_dims)
+        places: np.ndarray = self._ids[tokens] * self._schema.n_dims + dims
+        return places
 
     @cached_property
     def _program(self) -> Program:
