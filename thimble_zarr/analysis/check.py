@@ -148,17 +148,22 @@ def _check(
     """Check the subsets of a parameter in one pass."""
     schema = source.reader.schema
     selected, subsets = select(source, *selection)
+    can_replay = schema.optimizer.CAN_BE_REPLAYED
+    formula, replay = formula and schema.optimizer.formula is not None, replay and can_replay
     if formula:  # else there is nothing to do without the replay, and an error says why
         replay = replay and not missing_inputs("unexplained", schema)
     at = {name: subset.tokens for name, subset in subsets.items()}
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
         checked = audit.reduction.selected
-        altered = find_altered(checked, before_block=numbers.reach) if replay else ()
+        altered = (
+            find_altered(checked, before_block=numbers.reach) if replay or not can_replay else ()
+        )
         tables = tabulated(audit, numbers.result())
     results, steps, measurements = [], selected.steps, measured([*subsets.values()])
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
-        findings = find_causes(subset, table, altered) if replay else find_missing(subset)
+        is_explained = replay or not can_replay
+        findings = find_causes(subset, table, altered) if is_explained else find_missing(subset)
         result = SubsetResult(
             *where,
             schema=schema,

@@ -215,8 +215,8 @@ class Schema:
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
             raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():
-            if name not in VARIABLES:
-                raise ConfigError(f"{name!r} is not a variable: a store has {', '.join(VARIABLES)}")
+            if name not in (known := {*VARIABLES, *self.optimizer.variables}):
+                raise ConfigError(f"{name!r} is not a variable: a store has {', '.join(known)}")
             if native not in NATIVE_DTYPES:
                 raise ConfigError(
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"

@@ -168,6 +168,8 @@ class Optimizer(ABC):
     ELEMENTWISE
         Whether an element's step depends on that element alone. If not, whole parameters are
         replayed.
+    CAN_BE_REPLAYED
+        Whether its steps can be taken again.
     PROGRAM_FLAGS
         The fields that choose one of torch's programs, which compute the same otherwise.
     name
@@ -184,6 +186,7 @@ class Optimizer(ABC):
     ESTIMATES: ClassVar[tuple[Estimate, ...]] = ()
     ALIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ELEMENTWISE: ClassVar[bool] = True
+    CAN_BE_REPLAYED: ClassVar[bool] = True
     PROGRAM_FLAGS: ClassVar[tuple[str, ...]] = ("implementation",)
 
     name: str

@@ -16,6 +16,7 @@ from thimble_zarr.optim.specs.radam import RAdam
 from thimble_zarr.optim.specs.rmsprop import RMSprop
 from thimble_zarr.optim.specs.rprop import Rprop
 from thimble_zarr.optim.specs.sgd import SGD
+from thimble_zarr.optim.unknown import Unknown
 
 REGISTRY: Mapping[str, type[Optimizer]] = {
     "ASGD": ASGD,
@@ -57,8 +58,13 @@ SCALARS: Mapping[str, str] = {
 
 def step_scalars(spec: type[Optimizer]) -> dict[str, str]:
     """Return the float64 `(step,)` arrays of a run of an optimizer, and what they are, in words."""
-    names = ("loss", *(scalar.name for scalar in spec.SCALARS), COUNT)
-    return {name: SCALARS[name] for name in names}
+    own = {scalar.name: scalar.long_name for scalar in spec.SCALARS}
+    return {"loss": SCALARS["loss"], **own, COUNT: SCALARS[COUNT]}
+
+
+def variable_name(variable: str) -> str:
+    """Return what an array of a parameter's shape is, in words."""
+    return VARIABLES.get(variable, f"{variable} that the optimizer kept after the step")
 
 
 def spec_of(kind: type) -> type[Optimizer] | None:
@@ -79,9 +85,10 @@ def read_optimizer(content: Mapping[str, object]) -> Optimizer:
     TypeError
         If they are not those of any.
     """
+    specs: tuple[type[Optimizer], ...] = (*SPECS, Unknown)
     known = [
         spec
-        for spec in SPECS
+        for spec in specs
         if {*content} <= {field.name for field in fields(spec)}
         and content.get("function") == getattr(spec, "FUNCTION", None)
     ]

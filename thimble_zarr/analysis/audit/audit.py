@@ -93,7 +93,7 @@ class Audit:
             tally,
             tally.combine,
             np.float32 if storage_dtype(schema.dtypes["W"]).itemsize == 2 else np.float64,
-            replay_inputs(schema) if replay else formula_inputs(schema),
+            replay_inputs(schema) if replay else formula_inputs(schema) if formula else ("W",),
             cached=not replay,
         )
         if subsets is None:
@@ -106,6 +106,8 @@ class Audit:
 
 def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool) -> None:
     """Raise unless what is asked for can be computed of what was recorded."""
+    if not schema.optimizer.CAN_BE_REPLAYED:
+        return
     if not formula and not replay:
         raise ConfigError(
             "nothing is left to check with formula=False (--no-formula) and replay=False "
@@ -173,6 +175,8 @@ class Tally:
         """The numbers that are of the weights alone."""
         judged = "unexplained" if self.recurrences else "n_beyond_rounding"
         of_formula = *OF_FORMULA, *(OF_MOVES if self.extended else ())
+        if not self.formula and not self.recurrences:
+            return (NOT_FINITE,)
         return *(of_formula if self.formula else (NOT_FINITE,)), judged
 
     @property

@@ -24,7 +24,7 @@ from thimble_zarr.optim.formula import (
     Rounding,
     like,
 )
-from thimble_zarr.optim.registry import SPECS, VARIABLES
+from thimble_zarr.optim.registry import SPECS, variable_name
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,9 @@ DERIVED: Mapping[str, Derived] = {
 """Every derived variable there can be; a run has those that `derived_names` lists."""
 
 
+OF_REPLAY = ("rounding", "unexplained")
+"""Those that the exact replay gives."""
+
 ON_LATTICE: Mapping[str, Callable[[Window, str], np.ndarray]] = {
     "cell": cell,
     "ulp": ulp,
@@ -300,6 +303,7 @@ def derived_names(schema: Schema) -> tuple[str, ...]:
         name
         for name, variable in DERIVED.items()
         if (name not in _ALIASES or name in optimizer.ALIASES)
+        and not (name in OF_REPLAY and not optimizer.CAN_BE_REPLAYED)
         and not (isinstance(variable, OfFormula) and optimizer.formula is None)
         and not (isinstance(variable, OfStates) and _estimate(name, schema) is None)
         and not missing_inputs(name, schema)
@@ -308,7 +312,7 @@ def derived_names(schema: Schema) -> tuple[str, ...]:
 
 def long_name(name: str) -> str:
     """Return what a variable is, in words."""
-    return DERIVED[name].long_name if name in DERIVED else VARIABLES[name]
+    return DERIVED[name].long_name if name in DERIVED else variable_name(name)
 
 
 def inputs(name: str, schema: Schema) -> tuple[str, ...]:
@@ -319,7 +323,12 @@ def inputs(name: str, schema: Schema) -> tuple[str, ...]:
 
 
 def missing_inputs(name: str, schema: Schema) -> tuple[str, ...]:
-    """Return the variables that were not recorded and without which there is not this one."""
+    """Return the variables that were not recorded and without which there is not this one.
+
+    None of what no optimizer of that kind has.
+    """
+    if isinstance(DERIVED.get(name), OfFormula) and schema.optimizer.formula is None:
+        return ()
     return tuple(needed for needed in inputs(name, schema) if needed not in schema.dtypes)
 
 
