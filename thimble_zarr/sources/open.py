@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError
+from thimble_zarr.format.location import located
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.sources.notebook.reader import NotebookReader
@@ -35,8 +36,8 @@ def open_recording(
         If a mask was given for a store, cannot be read, or is of another vocabulary; or if one of
         `parameters` matches nothing.
     """
-    path = Path(path)
-    if path.is_file():
+    path = located(path)
+    if isinstance(path, Path) and path.is_file():
         try:
             return _matching([open_notebook(path, token_mask=token_mask)], parameters)
         except NotAStoreError as error:

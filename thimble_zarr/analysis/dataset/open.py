@@ -31,7 +31,7 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
     Parameters
     ----------
     path
-        The store.
+        The store: a path, or an address such as `s3://bucket/run.zarr` (docs/remote.md).
     parameter
         Which of its parameters, by name. None where it has only one.
 

@@ -21,6 +21,7 @@ from thimble_zarr.errors import (
     ThimbleError,
 )
 from thimble_zarr.format.layout import split_range
+from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
@@ -101,7 +102,7 @@ def import_notebook(
         count.add(n_scanned - count.n_done)  # it ends where one is found that is not
     schema = reader.schema.labelled(labels)
     undo = ExitStack()
-    with _all_or_nothing(Path(path).absolute(), undo.close):
+    with _all_or_nothing(on_disk(path).absolute(), undo.close):
         with interrupts_held():
             writer = StoreWriter.create(
                 path, schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
