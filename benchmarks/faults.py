@@ -20,8 +20,8 @@ from benchmarks.processes import measure
 from tests.support.faults import flip_in_place, rewrite
 from tests.support.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from thimble_zarr import check
-from thimble_zarr.analysis.causes.findings import Finding
 from thimble_zarr.bits import storage_dtype
+from thimble_zarr.causes.catalogue import Finding
 from thimble_zarr.store.reader import StoreReader
 
 SOUND = "nothing"

@@ -295,11 +295,11 @@ def test_a_writer_thread_that_dies_stops_training_at_its_next_step(
     path, loop = tmp_path / "run.zarr", Loop()
     real, calls = StoreWriter.commit_block, []
 
-    def commit_block(writer: StoreWriter, *args: object) -> None:
+    def commit_block(writer: StoreWriter, *args: object, **told: object) -> None:
         calls.append(1)
         if len(calls) == 2:
             raise error
-        real(writer, *args)
+        real(writer, *args, **told)
 
     monkeypatch.setattr(StoreWriter, "commit_block", commit_block)
 

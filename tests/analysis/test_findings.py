@@ -14,9 +14,10 @@ from tests.support.planted import CAST_BFLOAT16, CAST_FLOAT32, PLANTED, Planted
 from tests.support.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder, accounting, open_dataset, tuning
 from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes.findings import CAUSES, Finding, find_causes
+from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.bits import storage_dtype
+from thimble_zarr.causes.catalogue import CAUSES, Finding
 from thimble_zarr.format.schema import LABELS
 from thimble_zarr.store.reader import StoreReader
 
@@ -328,7 +329,7 @@ def test_with_a_cause_taken_out_it_is_not_found(
 ) -> None:
     """The test above can fail."""
     without = tuple(cause for cause in CAUSES if cause.code != "shifted-rows")
-    monkeypatch.setattr("thimble_zarr.analysis.causes.findings.CAUSES", without)
+    monkeypatch.setattr("thimble_zarr.causes.catalogue.CAUSES", without)
     planted = PLANTED["gradients one step late"]
     rewrite(
         runs["bfloat16"],

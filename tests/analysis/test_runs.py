@@ -15,8 +15,8 @@ from tests.support.reads import VARIABLES, Reads, axis_keys, no_computing
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, record, token_labels
 from thimble_zarr import TokenLabels, accounting, open_dataset, open_datasets
 from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes.findings import find_causes
 from thimble_zarr.analysis.dataset.lazy import LazyArray
+from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.analysis.selection import stores_at
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError, StoreError

@@ -452,10 +452,10 @@ def test_a_disk_that_fills_up_on_the_way_ends_the_run_with_what_is_safe(
 ) -> None:
     commit_block = StoreWriter.commit_block
 
-    def commit(store: StoreWriter, first_row: int, *block: object) -> None:
+    def commit(store: StoreWriter, first_row: int, *block: object, **told: object) -> None:
         if first_row >= 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        commit_block(store, first_row, *block)
+        commit_block(store, first_row, *block, **told)
 
     monkeypatch.setattr(StoreWriter, "commit_block", commit)
     store = tmp_path / "run.zarr"

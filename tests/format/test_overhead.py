@@ -57,10 +57,10 @@ class SlowDisk:
         waiting = threading.Event()
         commit_block, collect = StoreWriter.commit_block, BlockWriter._collect
 
-        def commit_when_awaited(writer: StoreWriter, *args: object) -> None:
+        def commit_when_awaited(writer: StoreWriter, *args: object, **told: object) -> None:
             assert waiting.wait(timeout=60)
             waiting.clear()
-            commit_block(writer, *args)
+            commit_block(writer, *args, **told)
 
         def collect_and_show(writer: BlockWriter) -> None:
             if not writer._pending[0][0].done():

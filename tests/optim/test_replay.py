@@ -32,10 +32,11 @@ from tests.support.draws import (
 from tests.support.optimizers import DTYPES, IMPLEMENTATIONS
 from tests.support.runs import Loop, threads
 from thimble_zarr import Recorder, accounting, open_dataset
-from thimble_zarr.analysis.compute.comparison import compare, recurrences, replayed
+from thimble_zarr.analysis.compute.comparison import compare, replayed
 from thimble_zarr.analysis.compute.source import TORCH, Source
 from thimble_zarr.analysis.compute.windows import iter_windows
 from thimble_zarr.analysis.verdict import verdict
+from thimble_zarr.causes.replay import recurrences
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
 from thimble_zarr.store.reader import StoreReader
 

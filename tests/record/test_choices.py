@@ -30,7 +30,7 @@ from thimble_zarr import (
     windows,
 )
 from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes.findings import find_causes
+from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.cli.main import cli
 from thimble_zarr.cli.train import _next_command
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError

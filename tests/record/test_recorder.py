@@ -365,11 +365,11 @@ def test_ctrl_c_while_the_last_block_is_written_loses_nothing(
 ) -> None:
     real, main = StoreWriter.commit_block, threading.get_ident()
 
-    def commit_block(writer: StoreWriter, *args: object) -> None:
+    def commit_block(writer: StoreWriter, *args: object, **told: object) -> None:
         assert threading.get_ident() != main, "training thread writes"
         signal.pthread_kill(main, signal.SIGINT)
         signal.pthread_kill(main, signal.SIGINT)  # of a user who cannot wait
-        real(writer, *args)
+        real(writer, *args, **told)
 
     loop = Loop()
     recorder = Recorder(path, loop.optimizer, parameter=loop.weight)
@@ -507,11 +507,11 @@ class FailingDisk:
         self.n_blocks = 0
         real = StoreWriter.commit_block
 
-        def commit_block(writer: StoreWriter, *args: object) -> None:
+        def commit_block(writer: StoreWriter, *args: object, **told: object) -> None:
             self.n_blocks += 1
             if self.n_blocks >= from_block:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            real(writer, *args)
+            real(writer, *args, **told)
 
         monkeypatch.setattr(StoreWriter, "commit_block", commit_block)
 
@@ -580,9 +580,9 @@ def test_a_slow_disk_slows_training_down_and_loses_nothing(
 ) -> None:
     real, gate = StoreWriter.commit_block, threading.Event()
 
-    def commit_block(writer: StoreWriter, *args: object) -> None:
+    def commit_block(writer: StoreWriter, *args: object, **told: object) -> None:
         gate.wait(timeout=60)
-        real(writer, *args)
+        real(writer, *args, **told)
 
     monkeypatch.setattr(StoreWriter, "commit_block", commit_block)
     loop, taken = Loop(), []

@@ -24,7 +24,7 @@ from thimble_zarr import (
     windows,
 )
 from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes.findings import find_causes
+from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.analysis.selection import select_steps
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.bits import decode

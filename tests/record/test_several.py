@@ -29,7 +29,7 @@ from tests.support.zoo import (
 )
 from thimble_zarr import Recorder, accounting, open_dataset, open_datasets, open_datatree
 from thimble_zarr.analysis.audit.accounting import selected
-from thimble_zarr.analysis.causes.findings import find_causes
+from thimble_zarr.analysis.findings import find_causes
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.format.layout import plan_layouts, recorder_memory_bytes

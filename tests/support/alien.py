@@ -1,7 +1,7 @@
 """What goes wrong while a toy run trains: what no step changes, or no step was."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,10 +18,16 @@ class Training:
     loop: Loop
     recorder: Recorder
     random: np.random.Generator
+    mean: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mean = self.loop.weight.detach().clone()
 
     def take_step(self) -> None:
+        """Take a step, and the weights into their moving average (EMA)."""
         self.loop.optimizer.zero_grad()
         self.loop.step()
+        self.mean.lerp_(self.loop.weight.detach(), 0.1)
 
     def flip_live(self, name: str, bit: int) -> None:
         """Flip a bit of the weights or of a state, where the next step finds it."""
@@ -43,13 +49,13 @@ class Alien:
     """A fault.
 
     `plant` is called after a step; the first row that does not follow is that of the step `after`
-    steps later. `variable` is the first that is wrong there, and `words` are in the cause.
+    steps later. `variable` is the first that is wrong there, and `code` the cause's name.
     """
 
     plant: Callable[[Training], object]
     after: int
     variable: str
-    words: str
+    code: str
 
 
 def write(training: Training) -> None:
@@ -66,10 +72,9 @@ def clamp(training: Training) -> None:
 
 
 def copy_back(training: Training) -> None:
-    """Put a mean of these and earlier weights in their place, as at the end of an EMA."""
-    weight = training.loop.weight
+    """Put the moving average of the weights in their place, as for an evaluation."""
     with torch.no_grad():
-        weight.lerp_(torch.zeros_like(weight), 0.1)
+        training.loop.weight.copy_(training.mean)
 
 
 def lower_recorded_rate(training: Training) -> None:
@@ -79,22 +84,22 @@ def lower_recorded_rate(training: Training) -> None:
 
 
 ALIENS = {
-    "bit of W": Alien(lambda training: training.flip_live("W", 12), 1, "W", "W was changed"),
+    "bit of W": Alien(lambda training: training.flip_live("W", 12), 1, "W", "external-change"),
     "bit of exp_avg": Alien(
-        lambda training: training.flip_live("exp_avg", 14), 1, "exp_avg", "exp_avg changed"
+        lambda training: training.flip_live("exp_avg", 14), 1, "exp_avg", "unbalanced"
     ),
     "bit of exp_avg_sq": Alien(
-        lambda training: training.flip_live("exp_avg_sq", 13), 1, "exp_avg_sq", "exp_avg_sq changed"
+        lambda training: training.flip_live("exp_avg_sq", 13), 1, "exp_avg_sq", "unbalanced"
     ),
     "bit of W in the row": Alien(
-        lambda training: training.flip_recorded("W", 3), 0, "W", "W was changed"
+        lambda training: training.flip_recorded("W", 3), 0, "W", "bit-flip"
     ),
     "bit of grad in the row": Alien(
-        lambda training: training.flip_recorded("grad", 14), 0, "exp_avg", "gradient does not fit"
+        lambda training: training.flip_recorded("grad", 14), 0, "exp_avg", "bit-flip"
     ),
-    "alien write": Alien(write, 1, "W", "W was changed"),
-    "clamp": Alien(clamp, 1, "W", "W was changed"),
-    "copy of a mean": Alien(copy_back, 1, "W", "all of W was changed"),
-    "learning rate of the next step": Alien(lower_recorded_rate, 0, "W", "learning rate"),
+    "alien write": Alien(write, 1, "W", "external-change"),
+    "clamp": Alien(clamp, 1, "W", "external-change"),
+    "copy of a mean": Alien(copy_back, 1, "W", "external-change"),
+    "learning rate of the next step": Alien(lower_recorded_rate, 0, "W", "other-learning-rate"),
 }
 """Each in a bfloat16 run of AdamW."""

@@ -78,7 +78,12 @@ class Recorded:
 
 
 def record_zoo(
-    path: Path, optimizer: type[torch.optim.Optimizer], *, coding: str = "plain", **options: object
+    path: Path,
+    optimizer: type[torch.optim.Optimizer],
+    *,
+    coding: str = "plain",
+    keep: str = "all",
+    **options: object,
 ) -> Recorded:
     zoo, histories = Zoo(optimizer, **options), {name: History() for name in SHAPES}
     known = dict(zoo.named_parameters())
@@ -94,6 +99,7 @@ def record_zoo(
         labels=labels,
         memory_bytes=MEMORY,
         coding=coding,
+        keep=keep,
     ) as recorder:
         for step in range(1, N_STEPS + 1):
             missing = pytest.warns(UserWarning, match="no gradient at step [0-9]+ of norm:")

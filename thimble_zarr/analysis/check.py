@@ -7,11 +7,11 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.audit import Audit
 from thimble_zarr.analysis.audit.table import tabulated
-from thimble_zarr.analysis.causes.findings import find_altered, find_causes
 from thimble_zarr.analysis.check_result import CheckResult, ParameterResult, SubsetResult
 from thimble_zarr.analysis.compute.run import Progress, Resources, computed
 from thimble_zarr.analysis.compute.source import PORTABLE, TORCH, Source
 from thimble_zarr.analysis.compute.variables import missing_inputs
+from thimble_zarr.analysis.findings import find_altered, find_causes, find_missing
 from thimble_zarr.analysis.health.conditions import concerns_of
 from thimble_zarr.analysis.health.measurements import measured
 from thimble_zarr.analysis.selection import select
@@ -155,7 +155,7 @@ def _check(
         tables = tabulated(audit, numbers.result())
     results, steps, measurements = [], selected.steps, measured([*subsets.values()])
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
-        findings = find_causes(subset, table, altered) if replay else []
+        findings = find_causes(subset, table, altered) if replay else find_missing(subset)
         result = SubsetResult(
             *where,
             schema=schema,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thimble_zarr.analysis.audit.table import COLUMNS, EXTENDED, Table, has_formula
-from thimble_zarr.analysis.causes.findings import Finding
 from thimble_zarr.analysis.compute.variables import how_to_record, missing_inputs
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.verdict import Verdict
+from thimble_zarr.causes.catalogue import Finding
 from thimble_zarr.format.documents import finite
 from thimble_zarr.format.location import Location
 from thimble_zarr.format.schema import Json, Schema

@@ -7,7 +7,8 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import AnyTable, counts, has_formula
-from thimble_zarr.analysis.causes.findings import Finding
+from thimble_zarr.analysis.findings import ROWS_NOT_KEPT
+from thimble_zarr.causes.catalogue import Finding
 from thimble_zarr.format.reader import Reader, State
 
 
@@ -35,12 +36,13 @@ def verdict(
     """
     judged = (_replay_verdict if "recurrence" in table else _formula_verdict)(table)
     if judged.holds and findings:
-        step = min(finding.step for finding in findings)
-        judged = _failed(
-            step,
-            "every row follows from the row before, but the store was changed after it was "
-            f"recorded, first at step {step}.",
+        first = min(findings, key=lambda finding: finding.step)
+        why = (
+            "every row follows from the row before, but the store was changed after it was recorded"
         )
+        if first.code == ROWS_NOT_KEPT.code:
+            why = "every row that is there follows from the row before, but rows are missing"
+        judged = _failed(first.step, f"{why}, first at step {first.step}.")
     if reader is None:
         return judged
     if unended := _unended(reader):

@@ -1,6 +1,5 @@
 """`plan`, `train` and `demo`: what a run of Thimble 1 takes; run it and record it."""
 
-import functools
 import shlex
 import time
 from dataclasses import replace
@@ -112,6 +111,14 @@ DEMO = TrainingConfig(steps=150, batch_size=16)
     help="Take every step again while training goes on, and warn of the first that the optimizer "
     "does not explain, or stop at it.",
 )
+@click.option(
+    "--keep",
+    type=click.Choice(["all", "keyframes"]),
+    default="all",
+    show_default=True,
+    help="Copy every row whole, or only the first and the last of each block: of the others the "
+    "gradient, from which the writer works out the rest, and compares where it ends.",
+)
 @QUIET
 def train(
     store: Path,
@@ -119,6 +126,7 @@ def train(
     config: Path | None,
     memory: int | None,
     audit: Literal["warn", "raise"] | None,
+    keep: Literal["all", "keyframes"],
     force: bool,
     overwrite: bool,
     resume: bool,
@@ -143,7 +151,8 @@ def train(
         chosen, memory = run.resolve(chosen), memory or run.memory_bytes
         run.check_same(chosen, {"memory_bytes": memory})
         run.check_resumable()
-    options: dict[str, Any] = {"audit": audit, "overwrite": overwrite, "resume": resume}
+    options: dict[str, Any] = {"overwrite": overwrite, "resume": resume}
+    options |= {"audit": audit, "keep": keep}
     run_training(chosen, store, memory, force=force, quiet=quiet, **options)
 
 
@@ -201,6 +210,7 @@ def run_training(
     force: bool = False,
     resume: bool = False,
     audit: Literal["warn", "raise"] | None = None,
+    keep: Literal["all", "keyframes"] = "all",
 ) -> None:
     """Plan, train, validate and sum up."""
 
@@ -221,10 +231,10 @@ def run_training(
 
     data, training = trainer.load_data(config), _Training(config, quiet=quiet)
     say(_in_words(data))
-    train = functools.partial(trainer.train, memory_bytes=memory_bytes, on_step=training)
+    how: dict[str, Any] = {"audit": audit, "keep": keep, "overwrite": overwrite, "resume": resume}
     try:
         with terminated_cleanly(), training.bar:
-            train(config, data, store, audit=audit, overwrite=overwrite, resume=resume)
+            trainer.train(config, data, store, memory_bytes=memory_bytes, on_step=training, **how)
     except KeyboardInterrupt:
         say(training.summary(store))
         if training.last is not None and config.schedule is None:

@@ -19,8 +19,9 @@ from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_token
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, TokenLabels
-from thimble_zarr.record.audit import OnFinding
+from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.recorder import Recorder
+from thimble_zarr.record.writer_thread import Keep
 from thimble_zarr.store.reader import StorePath
 
 PARAMETER = "transformer.wte.weight"
@@ -156,6 +157,7 @@ def train(
     *,
     memory_bytes: int | None = None,
     audit: OnFinding | None = None,
+    keep: Keep = "all",
     overwrite: bool = False,
     resume: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
@@ -165,7 +167,7 @@ def train(
     `data` are what `load_data` returns for the config. However training ends, by itself, by an
     error or by Ctrl-C, the recorded steps are on disk and the store is closed. Until the last step
     there are checkpoints beside the store to resume from, unless a schedule leaves out steps.
-    `audit` is the recorder's.
+    `audit` and `keep` are the recorder's.
 
     With `resume` an existing store is resumed from its last checkpoint: it ends as the store of an
     uninterrupted run, bit for bit. Where nothing was committed, it starts from the beginning.
@@ -185,16 +187,15 @@ def train(
         run.check_has(checkpoints)
         checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
+    how: dict[str, Any] = {"audit": audit, "keep": keep, "overwrite": overwrite, "resume": resume}
     with Recorder(
         store,
         training.optimizer,
         parameter=training.embedding,
         **_what_to_record(config, data),
+        **how,
         attrs={"config": training.config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
         memory_bytes=memory_bytes,
-        audit=audit,
-        overwrite=overwrite,
-        resume=resume,
         after_step=training.start if resume else None,
     ) as recorder:
         for progress in _recorded_steps(training, recorder, checkpoints):

@@ -74,16 +74,49 @@ class Rows(Protocol):
         """
 
 
-class Reader(Protocol):
+class RowReader(Protocol):
+    """Rows of a run, in memory or where they were recorded."""
+
+    @property
+    def schema(self) -> Schema:
+        """What was recorded, and by what."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that can be read: the initial state and each step, as far as they are recorded."""
+
+    def read(
+        self,
+        name: str,
+        rows: tuple[int, int],
+        tokens: Indices | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return stored bits of a variable, of a range of rows and of tokens in any order.
+
+        The dtype is `storage_dtype(schema.dtypes[name])`, the shape `(step, token, dim)`; the array
+        is the caller's. It may be `out`, an array of that shape and dtype.
+        """
+
+    def read_scalars(self) -> dict[str, np.ndarray]:
+        """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
+
+    def read_steps(self) -> np.ndarray:
+        """Return the step of each row, ascending: int64, shape `(n_rows,)`."""
+
+    def read_token_ids(self) -> np.ndarray:
+        """Return which row of the parameter each token is, ascending: int64, shape `(token,)`."""
+
+    def read_history(self) -> "History":
+        """Return what recording took and where it was resumed, as far as that was noted."""
+
+
+class Reader(RowReader, Protocol):
     """The rows of a recorded run. Small to pickle, safe to share by threads."""
 
     @property
     def path(self) -> Location:
         """Where the recording lies."""
-
-    @property
-    def schema(self) -> Schema:
-        """What was recorded, and by what."""
 
     @property
     def group(self) -> str:
@@ -105,10 +138,6 @@ class Reader(Protocol):
         """Return what chunks of equal values are recognised by; None where nothing was noted."""
 
     @property
-    def n_rows(self) -> int:
-        """Rows that can be read: the initial state and each step, as far as they are recorded."""
-
-    @property
     def identity(self) -> str:
         """What the rows that can be read are known by: other rows have another."""
 
@@ -119,36 +148,11 @@ class Reader(Protocol):
         known of it. There may be more rows than one of the two has.
         """
 
-    def read(
-        self,
-        name: str,
-        rows: tuple[int, int],
-        tokens: Indices | None = None,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Return stored bits of a variable, of a range of rows and of tokens in any order.
-
-        The dtype is `storage_dtype(schema.dtypes[name])`, the shape `(step, token, dim)`; the array
-        is the caller's. It may be `out`, an array of that shape and dtype.
-        """
-
     def opened(self) -> AbstractContextManager[Rows]:
         """Return the same rows for one thread, which has files kept open while it reads a few."""
 
-    def read_scalars(self) -> dict[str, np.ndarray]:
-        """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
-
-    def read_steps(self) -> np.ndarray:
-        """Return the step of each row, ascending: int64, shape `(n_rows,)`."""
-
-    def read_token_ids(self) -> np.ndarray:
-        """Return which row of the parameter each token is, ascending: int64, shape `(token,)`."""
-
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
-
-    def read_history(self) -> "History":
-        """Return what recording took and where it was resumed, as far as that was noted."""
 
     def disk_bytes(self) -> int:
         """Return the size of the recording where it lies."""
@@ -196,11 +200,15 @@ class History:
     audits
         How many steps were audited while they were recorded, by the first row of each block of
         which that is known.
+    missing
+        Rows, each as `(first, stop)`, of which only the gradient is recorded: their `W` and states
+        were not copied, and could not be proven (`record.replay.keyframes`).
     """
 
     overhead: Mapping[int, Overhead] = field(default_factory=dict)
     resumed_after: Sequence[int] = ()
     audits: Mapping[int, AuditCounts] = field(default_factory=dict)
+    missing: Sequence[tuple[int, int]] = ()
 
 
 class State(Enum):

@@ -83,19 +83,29 @@ class Lanes:
         Every element is in one of them. `positions` are those in the flattened parameter, int64.
         """
         thread, offset = np.divmod(positions, self.thread_elements)
-        n_thread = np.minimum(self.n_elements - thread * self.thread_elements, self.thread_elements)
-        rest = n_thread % _LANES
-        in_vectors = offset < n_thread - rest
-        pieces = []
-        together = np.flatnonzero(in_vectors)
+        is_alone, pieces = self.are_alone(positions), []
+        together = np.flatnonzero(~is_alone)
         if n := len(together):
             where = slice(n) if n == len(positions) else together
             pieces.append(Piece(where, slice(n), -(-n // _LANES) * _LANES))
-        for number in np.unique(thread[~in_vectors]).tolist():
-            indices = np.flatnonzero((thread == number) & ~in_vectors)
-            length = int(rest[indices[0]])
+        for number in np.unique(thread[is_alone]).tolist():
+            indices = np.flatnonzero((thread == number) & is_alone)
+            length = int(self._n_of(thread[indices[:1]])[0]) % _LANES
             pieces.append(Piece(indices, offset[indices] % _LANES, length))
         return pieces
+
+    def are_alone(self, positions: np.ndarray) -> np.ndarray:
+        """Return which elements torch takes one at a time: bool, the shape of `positions`."""
+        thread, offset = np.divmod(positions, self.thread_elements)
+        n_thread = self._n_of(thread)
+        alone: np.ndarray = offset >= n_thread - n_thread % _LANES
+        return alone
+
+    def _n_of(self, thread: np.ndarray) -> np.ndarray:
+        """Return how many elements threads get."""
+        left = self.n_elements - thread * self.thread_elements
+        n_elements: np.ndarray = np.minimum(left, self.thread_elements)
+        return n_elements
 
 
 @dataclass(frozen=True)

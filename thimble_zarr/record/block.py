@@ -1,6 +1,6 @@
 """A block in memory: rows of everything recorded, filled by training and written whole."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ class Block:
     float64, NaN where missing; the loss of all parameters is one array. What is on a device is
     there when the block is settled: `streams` copy it, by the name of the device. `rows` has by
     group the indices, on their device, of the rows to record, where not all are.
+
+    Of the parameters whose groups are `filled_in` a row may have the gradient only. `is_whole` says
+    of each row whether it has everything, and `missing` by group whether nobody knows the rest.
     """
 
     def __init__(
@@ -30,14 +33,16 @@ class Block:
         schemas: Mapping[str, Schema],
         streams: Mapping[str, SideStream],
         rows: Mapping[str, Tensor],
+        filled_in: Collection[str] = (),
     ) -> None:
         self._schemas = schemas
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
-        self.steps = np.empty(self.block_steps, np.int64)
+        self.steps, self.is_whole = (np.empty(self.block_steps, of) for of in (np.int64, bool))
+        self.missing = {group: np.zeros(self.block_steps, bool) for group in schemas}
         self._streams = streams
         self._arrived: list[Callable[[], None]] = []
-        self._early: set[str] = set()
-        self._stream_of: dict[str, SideStream] = {}
+        self._filled_in, self._early = set[str](), set[str]()
+        self._stream_of = dict[str, SideStream]()
         self._rows: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
         self._scalars: dict[str, Tensor] = {}
@@ -52,6 +57,8 @@ class Block:
             for name in schema.numbers:
                 values = loss if name == "loss" else empty(shape[:1], dtype=torch.float64)
                 self._scalars[array_path(group, name)] = values
+            if group in filled_in:
+                self._filled_in |= dtypes.keys() - {array_path(group, "grad")}
             if group in rows:
                 self._rows |= dict.fromkeys(dtypes, rows[group])
             if stream is not None:
@@ -70,6 +77,9 @@ class Block:
     def start(self, first_row: int) -> None:
         """Forget all rows and begin at `first_row`."""
         self.first_row, self.n_rows = first_row, 0
+        self.is_whole[:] = True
+        for rows in self.missing.values():
+            rows[:] = False
         for values in self.scalars.values():
             values.fill(np.nan)
 
@@ -87,6 +97,8 @@ class Block:
             for name in reader.schema.dtypes if self.n_rows else ():
                 rows = reader.read(name, (first, n_rows))
                 bits[array_path(reader.group, name)][: self.n_rows] = rows
+            for start, stop in reader.read_history().missing:
+                self.missing[reader.group][max(start - first, 0) : max(stop - first, 0)] = True
         return StepCounts.at_row(first - 1, steps, counts)
 
     def take_early(self, tensors: Mapping[str, Tensor | None]) -> None:
@@ -97,7 +109,7 @@ class Block:
         for stream in self._streams.values():
             stream.start()
         for name, tensor in tensors.items():
-            self._take_row(name, tensor)
+            self._take_row(name, tensor, self.n_rows)
         self._early = {*tensors}
 
     def append(
@@ -106,18 +118,22 @@ class Block:
         scalars: Mapping[str, float | Tensor],
         *,
         step: int,
+        whole: bool = True,
     ) -> None:
         """Copy the row of a step in, which counts only when all of it is there.
 
-        None is missing, as is a scalar that is not given. OptimizerError if shape or dtype changed.
+        None is missing, as is a scalar that is not given. If not `whole`, what is filled in later
+        is left out. OptimizerError if shape or dtype changed.
         """
         if not self._early:
             for stream in self._streams.values():
                 stream.start()
-        for name in self._tensors:
+        left_out = set() if whole else self._filled_in
+        for name in self._tensors.keys() - left_out:
             if name not in self._early or tensors[name] is None:
-                self._take_row(name, tensors[name])
+                self._take_row(name, tensors[name], self.n_rows)
         self._early = set()
+        self.is_whole[self.n_rows] = whole or not left_out
         for name, value in scalars.items():
             if isinstance(value, Tensor):
                 self._take(name, self._scalars[name][self.n_rows], value)
@@ -127,12 +143,30 @@ class Block:
         self.steps[self.n_rows] = step
         self.n_rows += 1
 
+    def complete(self, tensors: Mapping[str, Tensor | None]) -> None:
+        """Copy into the last row what was left out of it, if nothing changed since its step."""
+        last = self.n_rows - 1
+        if last >= 0 and not self.is_whole[last]:
+            for name in self._filled_in:
+                self._take_row(name, tensors[name], last)
+            self.is_whole[last] = True
+
+    def missing_rows(self, n_rows: int) -> dict[str, list[tuple[int, int]]]:
+        """Return by group which of the first rows are missing, as `(first, stop)` of the store."""
+        found = {}
+        for group, missing in self.missing.items():
+            edges = np.flatnonzero(np.diff(missing[:n_rows], prepend=False, append=False))
+            rows = (self.first_row + edges).tolist()
+            if rows:
+                found[group] = [*zip(rows[::2], rows[1::2], strict=True)]
+        return found
+
     def set_last_loss(self, loss: float) -> None:
         """Note the loss of the last row."""
         self._loss[self.n_rows - 1] = loss
 
-    def _take_row(self, name: str, tensor: Tensor | None) -> None:
-        row, indices = self._tensors[name][self.n_rows], self._rows.get(name)
+    def _take_row(self, name: str, tensor: Tensor | None, index: int) -> None:
+        row, indices = self._tensors[name][index], self._rows.get(name)
         if tensor is None:
             row.fill_(torch.nan)
             return

@@ -106,13 +106,18 @@ class LiveOptimizer:
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
         return {name: self.parameters[name].grad for name in recorded}
 
-    def row(self, counts: StepCounts) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
-        """Return the variables and scalars of a step's row, by path; step 0 has fewer."""
+    def variables(self) -> dict[str, Tensor | None]:
+        """Return what is recorded as it is now, but for gradients, by path; aliases."""
         tensors: dict[str, Tensor | None] = {}
-        scalars = {array_path(name, COUNT): count for name, count in counts.counts.items()}
         for name, schema in self.schemas.items():
             states = self.states(name, schema.optimizer)
             tensors |= {array_path(name, one): states.get(one) for one in schema.dtypes}
+        return tensors
+
+    def row(self, counts: StepCounts) -> tuple[dict[str, Tensor | None], dict[str, float | Tensor]]:
+        """Return the variables and scalars of a step's row, by path; step 0 has fewer."""
+        tensors = self.variables()
+        scalars = {array_path(name, COUNT): count for name, count in counts.counts.items()}
         if counts.step:
             for name, grad in self.gradients().items():
                 tensors[array_path(name, "grad")] = counts.consumed(name, grad, self.counter.last)

@@ -35,6 +35,11 @@ class StepHooks:
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._post.id, last=False)
 
+    @property
+    def within_step(self) -> bool:
+        """Whether a step has begun, and not ended; it may have failed."""
+        return self._stepping is not None
+
     def remove(self) -> None:
         """Call nothing any more."""
         self._pre.remove()

@@ -21,12 +21,12 @@ from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import default_memory_bytes
 from thimble_zarr.format.schema import Json, Schema, array_path
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.record.audit import OnFinding
+from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
 from thimble_zarr.record.schedule import as_schedule, row_choice
-from thimble_zarr.record.writer_thread import BlockWriter
+from thimble_zarr.record.writer_thread import BlockWriter, Keep
 from thimble_zarr.store.reader import StorePath
 
 
@@ -91,6 +91,12 @@ class Recorder:
         `raise` raises AuditError once, both at training's next call and when it is recorded; a
         function is called in the writer thread with the `AuditFinding` that each block begins with.
         On top of `memory_bytes` come a row and some 20 MB. Only parameters on the CPU.
+    keep
+        Which rows are copied whole in the training thread. `keyframes` copies `W` and the states of
+        the first and the last row of a block only, and of the others the gradient, which is a
+        quarter: the writer thread takes their steps again and compares where they end. If that is
+        not the last row, something else changed `W` or a state; then those between are missing,
+        with a warning, and from then on every row is copied whole. Only parameters on the CPU.
     overwrite
         Replace a store at `path`.
     resume
@@ -139,6 +145,7 @@ class Recorder:
         memory_bytes: int | None = None,
         max_overhead: float | None = 0.03,
         audit: OnFinding | None = None,
+        keep: Keep = "all",
         overwrite: bool = False,
         resume: bool = False,
         after_step: int | None = None,
@@ -147,8 +154,7 @@ class Recorder:
         self._live, recorded = choose(optimizer, parameter, parameters=parameters, **names)
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
         what: dict[str, Any] = {"variables": variables, "attrs": attrs, "coding": coding}
-        if memory_bytes is None:
-            memory_bytes = default_memory_bytes(coding)
+        memory_bytes = default_memory_bytes(coding) if memory_bytes is None else memory_bytes
         self._live.schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
         self._writer = BlockWriter(
             self._live,
@@ -156,18 +162,18 @@ class Recorder:
             memory_bytes=memory_bytes,
             max_overhead=max_overhead,
             audit=audit,
+            keep=keep,
         )
         n_rows = None if n_steps is None or steps is not None else n_steps + 1
         self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)
 
-    def _warn_of_unaudited(self) -> None:
-        unaudited = {} if self._writer.audit is None else self._writer.audit.unaudited
-        for group, why in unaudited.items():
+    def _warn_of_refused(self) -> None:
+        for group, what, why in self._writer.refused():
             name = self._live.schemas[group].parameter or group or "the parameter"
-            warnings.warn(f"steps of {name} cannot be audited: {why}", stacklevel=4)
+            warnings.warn(f"steps of {name} cannot be {what}: {why}", stacklevel=4)
 
     def _open(self, path: StorePath, **options: Any) -> None:
-        self._warn_of_unaudited()
+        self._warn_of_refused()
         self._store = store = self._writer.open(path, **options)
         with ExitStack() as undo:
             # Of a store that is there nothing was changed that a later run cannot go on with.
@@ -281,7 +287,7 @@ class Recorder:
             return
         with self._calls.held():
             self._check()
-            self._writer.commit()
+            self._commit()
 
     def close(self) -> None:
         """Commit what was recorded, remove the hooks and close the store. Safe to call twice.
@@ -297,7 +303,7 @@ class Recorder:
             self._hooks.remove()
             try:
                 self._check()
-                self._writer.commit()
+                self._commit()
             finally:
                 self._closed = True
                 self._forget()
@@ -334,16 +340,21 @@ class Recorder:
                     raise
                 error.add_note(str(closing_error))
 
+    def _commit(self) -> None:
+        """Commit every row; where the last is not whole, with what is there since its step."""
+        if not self._hooks.within_step:
+            self._writer.block.complete(self._live.variables())
+        self._writer.commit()
+
     def _check(self) -> None:
         if self._closed:
             raise RecordingError(f"the recording into {self._store.path} is closed")
         self._writer.check()
 
     def _report(self) -> None:
-        """Let training know what the audit found."""
-        if self._writer.audit is not None:
-            for message in self._writer.audit.news():
-                self._warn_once(message, message)
+        """Let training know what the writer thread found."""
+        for message in self._writer.news():
+            self._warn_once(message, message)
 
     def _before_step(self) -> None:
         if self._on_cuda and torch.cuda.is_current_stream_capturing():
@@ -414,7 +425,8 @@ class Recorder:
 
     def _append_row(self, step: int) -> None:
         counts = self._live.counter.counts(step)
-        self._writer.block.append(*self._live.row(counts), step=step)
+        whole = self._writer.is_whole(step) or not self._is_recorded(step + 1)
+        self._writer.block.append(*self._live.row(counts), step=step, whole=whole)
         self._live.counter.last = counts  # only now: a row that could not be taken was none
 
     def _finish_step(self) -> None:

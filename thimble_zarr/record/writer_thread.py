@@ -6,9 +6,9 @@ memory is bounded and a slow disk slows training down. An error reaches training
 
 import warnings
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -16,14 +16,19 @@ from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
 from thimble_zarr.format import layout
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, row_size
-from thimble_zarr.record.audit import Audit, OnFinding
+from thimble_zarr.record.audit.audit import Audit, OnFinding
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.parameters import RecordedParameter
+from thimble_zarr.record.replay.keyframes import Keyframes
+from thimble_zarr.record.replay.torch_steps import prepare
 from thimble_zarr.record.transfer import side_stream
 from thimble_zarr.store.contents import is_begun
 from thimble_zarr.store.reader import StorePath, StoreReader
 from thimble_zarr.store.writer import StoreWriter
+
+Keep = Literal["all", "keyframes"]
+"""Which rows training copies whole: all of them, or the first and the last of each block."""
 
 
 class BlockWriter:
@@ -42,7 +47,10 @@ class BlockWriter:
         memory_bytes: int,
         max_overhead: float | None,
         audit: OnFinding | None,
+        keep: Keep,
     ) -> None:
+        if keep not in get_args(Keep):
+            raise ConfigError(f"keep is {keep!r}, and can be {' or '.join(get_args(Keep))}")
         if max_overhead is not None and not max_overhead > 0:
             raise ConfigError(
                 f"max_overhead is {max_overhead}; give a share of training time above 0, or None"
@@ -54,12 +62,14 @@ class BlockWriter:
         self._declared: dict[str, Any] = {"schema": schema, "labels": labels, "token_ids": ids}
         self._live, self._max_overhead = live, max_overhead
         self.audit = None if audit is None else Audit(schemas, ids, audit)
+        self.keyframes = None if keep == "all" else Keyframes(schemas, ids)
         self.stopwatch = Stopwatch()
         self._n_buffers = _count_buffers(schemas.values(), memory_bytes=memory_bytes)
         devices = {schema.device for schema in schemas.values()}
         streams = {device: stream for device in devices if (stream := side_stream(device))}
         rows = {group: torch.from_numpy(ids[group]).to(schemas[group].device) for group in ids}
-        self._free = [Block(schemas, streams, rows) for _ in range(self._n_buffers)]
+        filled_in = () if self.keyframes is None else self.keyframes.groups
+        self._free = [Block(schemas, streams, rows, filled_in) for _ in range(self._n_buffers)]
         self._pending: deque[tuple[Future[None], Block]] = deque()
         self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thimble-zarr-writer")
@@ -95,15 +105,15 @@ class BlockWriter:
             )
         else:
             self._store = StoreWriter.create(path, **declared, overwrite=overwrite or resume)
-        if self.audit is not None:
-            self._thread.submit(self.audit.prepare).result()
+        if self.audit is not None or self.keyframes is not None:
+            self._thread.submit(prepare).result()
         return self._store
 
     def _take_up(self, readers: Sequence[StoreReader], n_rows: int) -> None:
         self._live.resume(readers, n_rows)
         before = self.block.load(readers, n_rows)
         if self.audit is not None:
-            self.audit.load(readers, self.block.first_row)
+            self.audit.load(readers, self.block.first_row, before)
         self._counts_before = {self.block.first_row: before}
 
     @property
@@ -149,8 +159,29 @@ class BlockWriter:
     @property
     def is_idle(self) -> bool:
         """Whether there is room, nothing is pending, nothing failed and nothing was found."""
-        is_silent = self.audit is None or self.audit.is_silent
+        is_silent = all(one.is_silent for one in (self.audit, self.keyframes) if one is not None)
         return is_silent and not self.block.is_full and not self._pending and self._error is None
+
+    def refused(self) -> Iterator[tuple[str, str, str]]:
+        """Yield the groups whose steps cannot be taken again: what that would be for, and why."""
+        if self.audit is not None:
+            yield from ((group, "audited", why) for group, why in self.audit.unaudited.items())
+        if self.keyframes is not None:
+            kept = "left to keep='keyframes'"
+            yield from ((group, kept, why) for group, why in self.keyframes.refused.items())
+
+    def news(self) -> Iterator[str]:
+        """Yield what training was not told yet; raise AuditError where that is due."""
+        for one in (self.keyframes, self.audit):
+            if one is not None:
+                yield from one.news()
+
+    def is_whole(self, step: int) -> bool:
+        """Whether all of the next row, that of a step, must be copied."""
+        if self.keyframes is None or not self.keyframes.is_on:
+            return True
+        block, at = self.block, self.block.n_rows
+        return at in (0, block.block_steps - 1) or block.steps[at - 1] != step - 1
 
     def overhead_warning(self) -> str | None:
         """Return what to say if recording took more than `max_overhead` of training time."""
@@ -184,14 +215,21 @@ class BlockWriter:
         n_sound = block.settle(before)
         last = block.counts(n_sound, before)
         if n_sound:
-            audited = None
-            if self.audit is not None:
-                watch = Stopwatch()
-                with watch.time("audit_s"):
-                    audited = self.audit.check(block, n_sound, before, self._store.path)
-                spent += watch.lap()
+            audited, watch = None, Stopwatch()
+            with watch.time("audit_s"):
+                if self.keyframes is not None:
+                    self.keyframes.fill(block, n_sound, before)
+                if self.audit is not None:
+                    audited = self.audit.check(block, n_sound, self._store.path)
             self._store.commit_block(
-                first, n_sound, block.bits(), block.scalars, spent, block.steps, audited
+                first,
+                n_sound,
+                block.bits(),
+                block.scalars,
+                spent + watch.lap(),
+                block.steps,
+                audit=audited,
+                missing=block.missing_rows(n_sound),
             )
             if self.audit is not None:
                 self.audit.tell()

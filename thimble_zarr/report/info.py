@@ -34,6 +34,8 @@ def as_text(store: Location, readers: Sequence[Reader], every: Sequence[Reader])
         rows.append(("Overhead", words))
     if audited := _audited(run):
         rows.append(("Audit", f"{audited}, while it was recorded"))
+    if n_missing := sum(_n_missing(reader) for reader in readers):
+        rows.append(("Missing", f"W and states of {n_missing:,} rows, which were not copied"))
     disk_bytes, raw_bytes = run.disk_bytes(), _raw_bytes(every)
     ratio = f", {disk_bytes / raw_bytes:.2f} of the uncompressed size" if raw_bytes else ""
     n_steps = schema.layout.block_steps
@@ -71,6 +73,7 @@ def as_json(store: Location, readers: Sequence[Reader], every: Sequence[Reader])
         "disk_bytes": run.disk_bytes(),
         "raw_bytes": _raw_bytes(every),
         "audit": audited and audited.to_json(),
+        "n_missing": sum(map(_n_missing, every)),
         "resumed_after": [*run.read_history().resumed_after],
         "overhead": overhead
         and asdict(overhead) | {name: getattr(overhead, name) for name in shares},
@@ -154,6 +157,11 @@ def _overhead(reader: Reader) -> Overhead | None:
     """Return what recording the run took, None where nobody measured a step."""
     overhead = sum(reader.read_history().overhead.values(), Overhead())
     return overhead if overhead.n_steps else None
+
+
+def _n_missing(reader: Reader) -> int:
+    """Return of how many rows only the gradient is recorded."""
+    return sum(stop - first for first, stop in reader.read_history().missing)
 
 
 def _audited(reader: Reader) -> AuditCounts | None:

@@ -219,8 +219,13 @@ def _copy_block(
     steps: np.ndarray,
 ) -> None:
     """Copy some rows, which are a block of the new store; numbers and steps are of all rows."""
-    arrays, of_block = dict[str, np.ndarray](), slice(*rows)
+    arrays = dict[str, np.ndarray]()
+    missing: dict[str, list[tuple[int, int]]] = {}
     for reader in readers:
+        for first, stop in reader.read_history().missing:
+            if first < rows[1] and stop > rows[0]:
+                of_block = max(first, rows[0]), min(stop, rows[1])
+                missing.setdefault(reader.group, []).append(of_block)
         schema = schemas[reader.group]
         shape = schema.layout.block_steps, schema.n_tokens, schema.n_dims
         bits = {name: np.empty(shape, storage_dtype(of)) for name, of in schema.dtypes.items()}
@@ -228,8 +233,10 @@ def _copy_block(
             for name, part in read.items():
                 bits[name][: len(part), as_slice(np.asarray(tokens))] = part
         arrays |= {array_path(reader.group, name): of for name, of in bits.items()}
-    scalars = {path: values[of_block] for path, values in numbers.items()}
-    writer.commit_block(rows[0], rows[1] - rows[0], arrays, scalars, steps=steps[of_block])
+    scalars = {path: values[slice(*rows)] for path, values in numbers.items()}
+    writer.commit_block(
+        rows[0], rows[1] - rows[0], arrays, scalars, steps=steps[slice(*rows)], missing=missing
+    )
 
 
 def _read(

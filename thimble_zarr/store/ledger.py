@@ -122,8 +122,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `rows` are the first row of the block and the one behind its last. `chunks` has for each array
     with shards the `Checksums` of each chunk of its shard, 0 of one that is left out, and `values`
     for each array of keyframes the checksum of each chunk of its variable, once that is decoded.
-    `metadata`, every document, are in the first line and after a repair. A cut says when the run
-    was `resumed` after the last of the rows, and which files are `removed`; a repair what was
+    `missing` are by group the rows, as first and behind the last, of which only the gradient is
+    known. `metadata`, every document, are in the first line and after a repair. A cut says when the
+    run was `resumed` after the last of the rows, and which files are `removed`; a repair what was
     `repaired`, which arrays are `dropped`, and which commit record it `replaces`.
     """
 
@@ -134,6 +135,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, dict[str, Any]] = {}
     overhead: dict[str, int | float] | None = None
     audit: dict[str, Count] | None = None
+    missing: dict[str, list[tuple[Count, Count]]] = {}
     removed: list[str] = []
     dropped: list[str] = []
     resumed: str | None = None
@@ -260,6 +262,8 @@ class Ledger:
         What recording took, by the first row of each block: all commits of it together.
     audits
         How many steps of a block were audited, by its first row, where they were.
+    missing
+        By group the rows of a block that are missing, by its first row, where any are.
     resumed_after, repairs
         Steps after which the run was resumed, and what repairs did, in their own words.
     """
@@ -270,6 +274,7 @@ class Ledger:
     metadata: dict[str, Document] = field(default_factory=dict)
     overhead: dict[int, Overhead] = field(default_factory=dict)
     audits: dict[int, AuditCounts] = field(default_factory=dict)
+    missing: dict[int, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
     resumed_after: list[int] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
 
@@ -298,6 +303,7 @@ class Ledger:
         if entry.resumed is not None:  # the run went on from there
             self.ends = {row: end for row, end in self.ends.items() if row < end_row}
             self.audits = {row: of for row, of in self.audits.items() if row < end_row}
+            self.missing = {row: of for row, of in self.missing.items() if row < end_row}
             self.resumed_after.append(end_row - 1)
             for key in entry.removed:
                 self.records.pop(key, None)
@@ -310,6 +316,8 @@ class Ledger:
                 del self.records[key]
         if isinstance(entry.repaired, list):
             self.repairs += entry.repaired
+        if entry.resumed is None and entry.repaired is None:  # a block was written
+            self.missing[first_row] = entry.missing
         if entry.audit is not None:
             self.audits[first_row] = AuditCounts.from_json(entry.audit)
         if entry.overhead is not None:

@@ -239,10 +239,13 @@ class StoreReader:
         return metadata_key(array), vector_key(array)
 
     def read_history(self) -> History:
-        """Return what recording took and where it was resumed, as the ledger says."""
+        """Return what recording took, where it was resumed and what is missing: the ledger says."""
         with decoding(self.files, "the ledger"):
             ledger = Ledger.read(self.files, self.commit, prefix=None)
-        return History(ledger.overhead, ledger.resumed_after, ledger.audits)
+        missing = [rows for of in ledger.missing.values() for rows in of.get(self.group, ())]
+        # A cut may have left fewer rows of a block.
+        kept = [(first, min(stop, self.n_rows)) for first, stop in missing if first < self.n_rows]
+        return History(ledger.overhead, ledger.resumed_after, ledger.audits, kept)
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store, where nobody tells of those committed."""

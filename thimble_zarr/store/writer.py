@@ -201,7 +201,9 @@ class StoreWriter:
         scalars: Mapping[str, np.ndarray],
         overhead: Overhead | None = None,
         steps: np.ndarray | None = None,
+        *,
         audit: AuditCounts | None = None,
+        missing: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -224,6 +226,9 @@ class StoreWriter:
             The step of each row, ascending, int64. Row t is of step t by default.
         audit
             How many of the steps were audited, where they were.
+        missing
+            By group of a parameter the rows, each as `(first, stop)`, of which all but the gradient
+            is missing in `arrays`, where any are.
 
         Raises
         ------
@@ -232,26 +237,24 @@ class StoreWriter:
             rows stay as they were.
         """
         self._check_in_place()
+        end_row = first_row + n_rows
         if first_row > self.n_rows:
             raise StoreError(f"rows {self.n_rows} to {first_row - 1} were never committed")
-        if first_row % self._layout.block_steps or first_row + n_rows < self.n_rows:
+        if first_row % self._layout.block_steps or end_row < self.n_rows:
             raise StoreError(f"rows from {first_row} on do not continue the last block")
         if (end := first_row + self._layout.block_steps) > self._capacity:
             self._capacity = self._layout.capacity(max(end, 2 * self._capacity))
             resize(self._documents, self._capacity)
             self._write_metadata()
-        steps = np.arange(first_row, first_row + n_rows) if steps is None else steps[:n_rows]
+        steps = np.arange(first_row, end_row) if steps is None else steps[:n_rows]
         told = self._write_arrays(first_row, steps, arrays, scalars)
-        told["files"] = (
-            self._labels | told["files"] | self._write_scalars(first_row, steps, scalars)
-        )
+        told["files"] |= self._labels | self._write_scalars(first_row, steps, scalars)
         self._disk.settle()
         self._check_in_place()  # that may have taken seconds
-        end_row = first_row + n_rows
         entry = {"rows": (first_row, end_row), **told}
-        if not self._ledger.ledger_bytes:
-            entry["metadata"] = self._documents
+        entry |= {} if self._ledger.ledger_bytes else {"metadata": self._documents}
         entry |= {} if audit is None else {"audit": audit.to_json()}
+        entry |= {"missing": dict(missing)} if missing else {}
         if overhead is not None:
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()

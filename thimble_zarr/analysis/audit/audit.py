@@ -10,13 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.comparison import (
-    compare,
-    not_exact_because,
-    recurrences,
-    replay_device,
-    replayed,
-)
+from thimble_zarr.analysis.compute.comparison import compare, not_exact_because, replayed
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.source import TORCH, Selected
 from thimble_zarr.analysis.compute.variables import (
@@ -32,6 +26,7 @@ from thimble_zarr.analysis.compute.variables import (
 )
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
+from thimble_zarr.causes.replay import recurrences, replay_device
 from thimble_zarr.errors import ConfigError, SelectionError
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.schema import Schema

@@ -6,87 +6,20 @@ that a portable program (`optim.programs`) takes to the recorded bits follows, w
 do. torch (`optim.replay`) takes the others, and is imported only for them.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.windows import Window
-from thimble_zarr.bits import (
-    decode,
-    fill_value,
-    is_nan,
-    patterns,
-    same_bits,
-    ulp_distance,
-    unit_roundoff,
-)
-from thimble_zarr.errors import SelectionError
-from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import COUNT, Precision
-
-if TYPE_CHECKING:
-    from thimble_zarr.optim.lanes import Piece
-    from thimble_zarr.optim.replay import Program
+from thimble_zarr.bits import decode, is_nan, patterns, same_bits, ulp_distance, unit_roundoff
+from thimble_zarr.causes.replay import Replay, bounds, recurrences, replay_device
+from thimble_zarr.optim.base import COUNT
 
 _FUSED_MULTIPLY_ADD = {"AVX2", "AVX512"}
 """Vector instructions, by torch's names, with which it rounds alike."""
-
-
-def recurrences(schema: Schema) -> tuple[str, ...]:
-    """Return the variables that a step changes: all that are recorded but the gradient."""
-    return tuple(name for name in schema.dtypes if name != "grad")
-
-
-class Replay:
-    """torch's program of a run, ready to take any step of some of its elements again.
-
-    `positions` are those of the elements in the flattened parameter, in the shape of the rows.
-    torch is imported when it takes the first step.
-    """
-
-    def __init__(self, source: Source, positions: np.ndarray) -> None:
-        self._source, self._positions = source, positions.ravel()
-
-    @cached_property
-    def _program(self) -> "tuple[Program, list[Piece]]":
-        from thimble_zarr.optim.lanes import Lanes
-        from thimble_zarr.optim.replay import Program
-
-        source, schema = self._source, self._source.reader.schema
-        lanes = Lanes.of(
-            schema.optimizer.implementation,
-            n_elements=schema.n_elements,
-            n_threads=schema.n_threads,
-        )
-        program = Program(schema.optimizer, schema.dtypes, replay_device(source))
-        return program, lanes.split(self._positions)
-
-    def step(
-        self, row: int, inputs: Mapping[str, np.ndarray], scalars: dict[str, float] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Take the step to a row, with other hyper-parameters (or count) where some are given.
-
-        From the stored bits of `grad` and of the states of the row before it makes those of the
-        states after the step: the same where the optimizer skipped it, missing where the row
-        follows none, or no optimizer can take the step.
-        """
-        source, other = self._source, scalars or {}
-        states = {name: bits for name, bits in inputs.items() if name != "grad"}
-        if source.skipped[row] and COUNT not in other:
-            return states
-        recorded = {name: float(values[row]) for name, values in source.recorded.items()}
-        with contextlib.suppress(ArithmeticError):  # beta of 1, or a step 0
-            if source.follows[row]:
-                program, pieces = self._program
-                return program.step(inputs, pieces, recorded | other)
-        dtypes = source.reader.schema.dtypes
-        return {name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()}
 
 
 def replayed(window: Window) -> dict[str, np.ndarray]:
@@ -151,27 +84,6 @@ def _may_differ(window: Window) -> np.ndarray:
 
 def _replay_of(window: Window) -> Replay:
     return Replay(window.source, window.positions)
-
-
-def replay_device(source: Source) -> str:
-    """Return where the optimizer is replayed; raise SelectionError if that is not there."""
-
-    def there(device: str) -> bool:
-        kind = device.partition(":")[0]
-        if kind == "cpu":
-            return True
-        import torch
-
-        return (kind == "cuda" and torch.cuda.is_available()) or (
-            kind == "mps" and torch.backends.mps.is_available()
-        )
-
-    recorded_on = source.reader.schema.device
-    if source.device is None:
-        return recorded_on if there(recorded_on) else "cpu"
-    if not there(source.device):
-        raise SelectionError(f"torch finds no device {source.device} here; replay on the CPU")
-    return source.device
 
 
 def not_exact_because(source: Source) -> str:
@@ -268,23 +180,3 @@ def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:
     values = decode(before, window.source.reader.schema.dtypes[name], np.float64)
     begun: np.ndarray = (values == first) & (np.signbit(values) == np.signbit(first))
     return begun
-
-
-def bounds(
-    schema: Schema,
-    before: Mapping[str, np.ndarray],
-    grad: np.ndarray,
-    scalars: Mapping[str, np.ndarray],
-    *,
-    ours: float = 0.0,
-) -> dict[str, np.ndarray]:
-    """Return how far two programs of a run's optimizer can end apart (`Formula.bounds`).
-
-    Without a formula the bound is 0. `ours` is the relative error of what is compared, besides
-    torch's own.
-    """
-    formula = schema.optimizer.formula
-    if formula is None:
-        return {name: np.zeros_like(values) for name, values in before.items()}
-    precision = Precision.of(schema.dtypes["W"], scalars="float32", ours=ours)
-    return formula.bounds(before, grad, scalars, precision)

@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from thimble_zarr.causes.recorded_rows import RecordedRows
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import TokenLabels
@@ -24,16 +25,13 @@ PORTABLE, TORCH = "portable", "torch"
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(RecordedRows):
     """A recording as formulas see it: variables by name, rows by step.
 
-    `device` is where the optimizer is replayed, as torch names it; where it was recorded, if None,
-    or on the CPU where there is no such device. `replay` is what takes the steps: `PORTABLE` or
-    `TORCH`.
+    `replay` is what takes the steps: `PORTABLE` or `TORCH`.
     """
 
     reader: Reader
-    device: str | None = None
     replay: str = PORTABLE
 
     @classmethod
@@ -66,40 +64,6 @@ class Source:
         derived = [optimizer.derived(dict(zip(names, row, strict=True))) for row in rows]
         columns = {of.name: np.array([row[of.name] for row in derived]) for of in optimizer.DERIVED}
         return columns | self.recorded
-
-    @cached_property
-    def recorded(self) -> dict[str, np.ndarray]:
-        """Per-step scalars as recorded, float64, shape `(n_rows,)`."""
-        return self.reader.read_scalars()
-
-    @cached_property
-    def steps(self) -> np.ndarray:
-        """The step of each row, int64, shape `(n_rows,)`: the row itself where all are recorded."""
-        return self.reader.read_steps()
-
-    @cached_property
-    def follows(self) -> np.ndarray:
-        """Whether the row before is that of the step before, bool, shape `(n_rows,)`.
-
-        It is not at the first row, and where a schedule left out the steps before.
-        """
-        follows: np.ndarray = np.diff(self.steps, prepend=-2) == 1
-        return follows
-
-    @cached_property
-    def token_ids(self) -> np.ndarray:
-        """Which row of the whole parameter each recorded one is, int64, shape `(token,)`."""
-        return self.reader.read_token_ids()
-
-    @cached_property
-    def skipped(self) -> np.ndarray:
-        """Rows whose step the optimizer skipped: its count did not move, nothing was updated.
-
-        Of a row that follows none this is not known.
-        """
-        counts = self.recorded[COUNT]
-        skipped: np.ndarray = (np.diff(counts, prepend=-1.0) == 0) & self.follows
-        return skipped
 
     @cached_property
     def scalars(self) -> dict[str, np.ndarray]:

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from thimble_zarr.optim.base import Optimizer
-
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFinding:
@@ -15,7 +13,7 @@ class AuditFinding:
     Attributes
     ----------
     path
-        The store, which has the step and all before it.
+        The store, which has or will have the step and all before it.
     parameter
         Its name; empty where it has none.
     step, token, dim, variable
@@ -24,8 +22,9 @@ class AuditFinding:
         What was recorded there, and what the optimizer's step gives.
     n_wrong
         By variable how many elements of the step are wrong, where any are.
-    cause
-        What may have happened, in words, as far as one step tells.
+    code, cause
+        The cause's name, and what may have happened in words, as `check` has them: as far as the
+        rows tell that are in memory.
     """
 
     path: Path
@@ -37,6 +36,7 @@ class AuditFinding:
     recorded: float
     computed: float
     n_wrong: Mapping[str, int]
+    code: str
     cause: str
 
     def __str__(self) -> str:
@@ -46,26 +46,6 @@ class AuditFinding:
         return (
             f"step {self.step:,}{of} does not follow from the row before: at token {self.token}, "
             f"dim {self.dim}, {self.variable} is {self.recorded!r}, and the optimizer's step gives "
-            f"{self.computed!r} (elements that are wrong: {wrong}). {self.cause}. Everything is "
-            f"recorded; `thimble-zarr check {store} --steps {steps}` says more"
+            f"{self.computed!r} (elements that are wrong: {wrong}). {self.code}: {self.cause} "
+            f"Everything is recorded; `thimble-zarr check {store} --steps {steps}` says more"
         )
-
-
-def likely_cause(optimizer: Optimizer, n_wrong: Mapping[str, int], n_elements: int) -> str:
-    """Return what may have happened, from how many elements of each variable are wrong."""
-    states = [state.name for state in optimizer.states]
-    wrong = [name for name in states if name in n_wrong]
-    if not wrong and 2 * n_wrong["W"] > n_elements:
-        return (
-            "The learning rate or another setting is not the one that the step used, or all of W "
-            "was changed outside of the step"
-        )
-    if not states:
-        return "W was changed outside of the step, or the gradient does not fit"
-    if not wrong:
-        return "W was changed outside of the step"
-    # A maximum that is kept need not notice another gradient.
-    fading = [state.name for state in optimizer.states if state.decay is not None] or states
-    if "W" in n_wrong and {*fading} <= {*wrong}:
-        return "The gradient does not fit: it is not the one that the step consumed"
-    return f"{' and '.join(wrong)} changed outside of the step"

@@ -5,17 +5,16 @@ the replay gives the recorded rows. `Evidence` reads rows of a sample of the ele
 them under such claims. Everything is one row of the sample at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from thimble_zarr import tuning
-from thimble_zarr.analysis.compute.comparison import Replay, bounds, recurrences
-from thimble_zarr.analysis.compute.source import Source
-from thimble_zarr.analysis.compute.variables import formula_of
 from thimble_zarr.bits import decode, is_nan, patterns
+from thimble_zarr.causes.recorded_rows import RecordedRows
+from thimble_zarr.causes.replay import Replay, bounds, recurrences
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import Consumed, Formula
@@ -78,24 +77,35 @@ class Evidence:
     """A sample of a record's elements, row by row.
 
     Steps are given by their rows, and tokens by their positions among those recorded. `tokens` and
-    `dims` are what was checked.
+    `dims` are what was checked, and the rows in `sound` were found to follow from the rows before.
+    The sample has `n_elements`; by default as many as the tuning says.
     """
 
     def __init__(
-        self, source: Source, tokens: Indices, dims: Indices, failures: list[Failure]
+        self,
+        source: RecordedRows,
+        tokens: Indices,
+        dims: Indices,
+        failures: list[Failure],
+        *,
+        sound: Collection[int],
+        n_elements: int | None = None,
     ) -> None:
         self.source = source
         self.failures = failures
+        self.sound = sound
         self.schema: Schema = source.reader.schema
         self.names = recurrences(self.schema)
         self.dims = np.asarray(dims)
-        self.tokens = _sample(np.unique(tokens), len(self.dims), failures)
+        n_most = max(1, (n_elements or tuning.TUNING.sample_elements) // len(self.dims))
+        self.tokens = _sample(np.unique(tokens), n_most, failures)
         self.row = lru_cache(_ROWS_KEPT)(self._read_row)
 
     def part(self, token: int, dim: int | None = None) -> "Evidence":
         """Return the evidence on a single token, or on an element of it."""
         dims = self.dims if dim is None else np.array([dim])
-        return Evidence(self.source, np.array([token]), dims, self.failures)
+        tokens = np.array([token])
+        return Evidence(self.source, tokens, dims, self.failures, sound=self.sound)
 
     @cached_property
     def _replay(self) -> Replay:
@@ -122,8 +132,10 @@ class Evidence:
 
     @property
     def formula(self) -> Formula:
-        """The optimizer's formula."""
-        return formula_of(self.schema)
+        """The optimizer's formula, for causes that say they need one."""
+        formula = self.schema.optimizer.formula
+        assert formula is not None
+        return formula
 
     def scalars(self, step: int) -> dict[str, np.ndarray]:
         """Return the recorded numbers of a step."""
@@ -174,9 +186,8 @@ class Evidence:
         return bounds(self.schema, before, grad, self.scalars(step))
 
 
-def _sample(tokens: np.ndarray, n_dims: int, failures: list[Failure]) -> np.ndarray:
+def _sample(tokens: np.ndarray, n_most: int, failures: list[Failure]) -> np.ndarray:
     """Return as many tokens as the sample has, with those that failed first among them."""
-    n_most = max(1, tuning.TUNING.sample_elements // n_dims)
     if len(tokens) <= n_most:
         return tokens
     failed = {token for one in failures for token in one.first[..., 0].ravel().tolist()}

@@ -6,27 +6,19 @@ by their checksums, also where rounding swallows what was altered.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from thimble_zarr.analysis.audit.table import AnyTable, counts
-from thimble_zarr.analysis.causes import gradients_and_scalars, rows_and_tokens
-from thimble_zarr.analysis.causes.cause import Cause, Facts, Named
-from thimble_zarr.analysis.causes.evidence import Evidence, Failure
 from thimble_zarr.analysis.compute.source import Selected, Source
+from thimble_zarr.causes.catalogue import CAUSES, Finding, explain
+from thimble_zarr.causes.cause import Named
+from thimble_zarr.causes.evidence import Evidence, Failure
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import LABELS
 from thimble_zarr.optim.base import COUNT
-
-CAUSES: tuple[Cause, ...] = tuple(
-    one
-    for module in (rows_and_tokens, gradients_and_scalars)
-    for one in vars(module).values()
-    if isinstance(one, Cause)
-)
-"""In the order in which they are tried: those that prove themselves to the bit first."""
 
 _MAX_FAILURES = 16
 """Failures that are looked into; more of them are rarely of different causes."""
@@ -38,38 +30,6 @@ _MAX_LOCATED = 4
 """Altered chunks in which a flipped bit is looked for, which takes seconds each."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """A named cause.
-
-    Attributes
-    ----------
-    code
-        The cause's name.
-    message
-        What is wrong and how that is known, in words.
-    variable
-        The array that is wrong, where that is known.
-    step, token, dim
-        Where it begins. None where a whole step or every token is concerned. A token is a position
-        along the first axis of the parameter, a dim one along all others, flattened.
-    n_steps
-        Steps that fail because of it.
-    """
-
-    code: str
-    message: str
-    variable: str | None
-    step: int
-    token: int | None
-    dim: int | None
-    n_steps: int
-
-    def to_json(self) -> dict[str, str | int | None]:
-        """Return the finding as JSON has it."""
-        return asdict(self)
-
-
 FLIPPED_BIT = Named(
     "bit-flip",
     "One bit of {variable} is flipped: bit {bit} at step {step}, {place}. With it flipped back, "
@@ -79,6 +39,11 @@ MISLABELLED_ROW = Named(
     "mislabelled-row",
     "The row labelled step {step} belongs to another step, or a row before it does. Since the row "
     "before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.",
+)
+ROWS_NOT_KEPT = Named(
+    "rows-not-kept",
+    "W and the states are missing at step{steps}: training did not copy them (keep='keyframes'), "
+    "and {why}. These steps, and the one after them, cannot be checked.",
 )
 ALTERED_CHUNK = Named(
     "altered-chunk",
@@ -126,15 +91,18 @@ def find_causes(
     """
     source = selected.on_device(table.attrs["device"]).source
     tokens, dims = np.asarray(selected.tokens), np.asarray(selected.dims)
-    evidence = Evidence(source, tokens, dims, [*_failures(source, table)])
-    with np.errstate(all="ignore"):
-        found = [_explain(evidence, failure) for failure in evidence.failures[:_MAX_FAILURES]]
+    failures = [*_failures(source, table)]
+    failing = {row for failure in failures for row in failure.steps}
+    rows = np.searchsorted(source.steps, np.asarray(table["step"]))
+    evidence = Evidence(source, tokens, dims, failures, sound={*rows.tolist()} - failing)
+    found = [explain(evidence, failure) for failure in evidence.failures[:_MAX_FAILURES]]
     if rest := evidence.failures[_MAX_FAILURES:]:
         n_steps = sum(len(failure.steps) for failure in rest)
         facts = {"step": rest[0].steps[0], "n_more": len(rest), "n_steps": n_steps}
-        found.append(_finding(MORE_FAILURES, facts, source))
-    checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
+        found.append(Finding.of(MORE_FAILURES, facts, source))
+    checked = replace(selected, rows=rows)
     found += _mislabelled(source)
+    found += find_missing(selected)
     found += _altered(checked, find_altered(checked) if altered is None else altered)
     # What was changed on disk is a fact, and other causes may follow from it.
     return sorted(_merged(found), key=lambda f: (f.code != ALTERED_CHUNK.code, f.step))
@@ -151,17 +119,6 @@ def _failures(source: Source, table: AnyTable) -> Iterator[Failure]:
         if len(at):
             row = int(np.searchsorted(source.steps, steps[at[0]]))
             yield Failure(range(row, row + len(at)), (*names,), n_beyond[at], first[at])
-
-
-def _explain(evidence: Evidence, failure: Failure) -> Finding:
-    has_formula = evidence.schema.optimizer.formula is not None
-    asked = (cause for cause in CAUSES if has_formula or not cause.needs_formula)
-    explained = ((cause, cause.explain(evidence, failure)) for cause in asked)
-    cause, facts = next((cause, facts) for cause, facts in explained if facts is not None)
-    step, token, dim, variable = failure.start
-    place = {} if cause.is_everywhere else {"token": token, "dim": dim}
-    known = {"step": step, "variable": variable, "n_steps": len(failure.steps)} | place
-    return _finding(cause, known | dict(facts), evidence.source)
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:
@@ -191,7 +148,28 @@ def _mislabelled(source: Source) -> list[Finding]:
         "n_labelled": labelled[first],
         "n_steps": len(wrong),
     }
-    return [_finding(MISLABELLED_ROW, facts, source)]
+    return [Finding.of(MISLABELLED_ROW, facts, source)]
+
+
+def find_missing(selected: Selected) -> list[Finding]:
+    """Return what is missing of the rows from the first to the last of a selection."""
+    source, findings = selected.source, []
+    first_row, last_row = min(selected.rows), max(selected.rows)
+    for first, stop in source.missing:
+        if first > last_row or stop <= first_row:
+            continue
+        steps = source.steps[first - 1 : stop + 1].tolist()
+        why = "the recording ended within a step, so that nobody knows where they led"
+        if stop < len(source.steps):
+            why = (
+                f"the gradients do not lead from step {steps[0]} to step {steps[-1]}, because "
+                "something besides the optimizer changed W or a state"
+            )
+        last = int(source.steps[stop - 1])
+        what = f" {steps[1]}" if last == steps[1] else f"s {steps[1]} to {last}"
+        facts = {"step": first, "variable": "W", "n_steps": stop - first, "steps": what, "why": why}
+        findings.append(Finding.of(ROWS_NOT_KEPT, facts, source))
+    return findings
 
 
 def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Finding]:
@@ -211,7 +189,7 @@ def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Findin
         elif first_row <= place[0] <= last_row and place[1] in tokens:
             facts: dict[str, Any] = dict(zip(("step", "token", "dim", "bit"), place, strict=True))
             known = {"variable": chunk.variable, "n_steps": 1}
-            findings.append(_finding(FLIPPED_BIT, facts | known, source))
+            findings.append(Finding.of(FLIPPED_BIT, facts | known, source))
     for variable, chunks in files.items():
         what = [_how_altered(of_file, source) for of_file in chunks.values()]
         more = f"; and {len(what) - _MAX_TOLD:,} more files" if len(what) > _MAX_TOLD else ""
@@ -224,7 +202,7 @@ def _altered(selected: Selected, altered: Sequence[AlteredChunk]) -> list[Findin
             "n_steps": len(every),
             "what": "; ".join(what[:_MAX_TOLD]) + more,
         }
-        findings.append(_finding(ALTERED_CHUNK, facts, source))
+        findings.append(Finding.of(ALTERED_CHUNK, facts, source))
     return findings
 
 
@@ -240,26 +218,3 @@ def _how_altered(chunks: Sequence[AlteredChunk], source: Source) -> str:
         return f"{first.file}{begin} is not a file of this run"
     of = f" in {len(chunks):,} of {first.n_chunks:,} chunks" if first.n_chunks > 1 else ""
     return f"{first.file}{begin} has other values{of}"
-
-
-def _finding(cause: Named, facts: Facts, source: Source) -> Finding:
-    """Return a finding, of which the facts have row and position instead of step and token id."""
-    schema = source.reader.schema
-    step, token, dim = (facts.get(axis) for axis in ("step", "token", "dim"))
-    step = int(source.steps[step])
-    token = None if token is None else int(source.token_ids[token])
-    dim = None if dim is None else int(dim)
-    words = dict(facts) | {
-        "step": step,
-        "place": "" if token is None else schema.place(token, dim),
-        "row": schema.row_name,
-    }
-    return Finding(
-        code=cause.code,
-        message=cause.message.format(**words),
-        variable=facts.get("variable"),
-        step=step,
-        token=token,
-        dim=dim,
-        n_steps=facts["n_steps"],
-    )

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from thimble_zarr.analysis.causes.cause import Facts, cause
-from thimble_zarr.analysis.causes.evidence import Evidence, Failure
 from thimble_zarr.bits import is_nan
+from thimble_zarr.causes.cause import Facts, cause
+from thimble_zarr.causes.evidence import Evidence, Failure
 from thimble_zarr.optim.base import COUNT
 
 _MAX_MATCHED = 256
@@ -50,6 +50,8 @@ def _follows(evidence: Evidence, name: str, row: int, mended: np.ndarray) -> boo
     other = {name: mended}
     if name == "grad":
         return bool(evidence.mended(row, other).all())
+    if row in evidence.sound:  # with other bits it would not follow
+        return False
     if evidence.follows(row) and not evidence.mended(row, outcome=other).all():
         return False
     return not evidence.follows(row + 1) or bool(evidence.mended(row + 1, other).all())
@@ -63,6 +65,8 @@ def missing_row(evidence: Evidence, failure: Failure) -> Facts | None:
     """
     begin_later = {"grad", *(s.name for s in evidence.schema.optimizer.states if s.first is None)}
     for row in (failure.steps[0] - 1, failure.steps[0]):
+        if row in evidence.sound and not evidence.follows(row):  # the row before is not at hand
+            continue
         not_yet = begin_later if evidence.source.steps[row] == 0 else set()
         names = [name for name in ("grad", *evidence.names) if name not in not_yet]
         lost = {name: _lost(evidence, name, row) for name in names}

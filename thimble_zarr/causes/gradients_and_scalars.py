@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from thimble_zarr.analysis.causes.cause import Facts, cause
-from thimble_zarr.analysis.causes.evidence import Evidence, Failure
 from thimble_zarr.bits import decode, unit_roundoff
+from thimble_zarr.causes.cause import Facts, cause
+from thimble_zarr.causes.evidence import Evidence, Failure
 from thimble_zarr.optim.base import LEARNING_RATE, WEIGHT_DECAY
 
 

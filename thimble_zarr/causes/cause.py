@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thimble_zarr.analysis.causes.evidence import Evidence, Failure
+from thimble_zarr.causes.evidence import Evidence, Failure
 
 Facts = Mapping[str, Any]
 """What a cause found out: the blanks of its message, and `step`, `token`, `dim`, `variable` where

@@ -1,0 +1,1 @@
+"""The audit of a recording while it is made."""

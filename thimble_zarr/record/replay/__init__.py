@@ -1,0 +1,1 @@
+"""Steps that the writer thread takes again, from the rows in memory."""

@@ -1,0 +1,102 @@
+"""Steps of one recorded parameter, taken again with torch's own code, a part of a row at a time."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
+
+import numpy as np
+
+from thimble_zarr.bits import fill_value
+from thimble_zarr.format.layout import AUDIT_ELEMENTS
+from thimble_zarr.format.schema import Schema
+from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
+from thimble_zarr.optim.replay import Program
+
+Bits = Mapping[str, np.ndarray]
+"""Stored bits by variable."""
+
+
+def why_not(schema: Schema) -> str:
+    """Return why steps of a parameter cannot be taken again; empty where they can."""
+    missing = [name for name in schema.optimizer.variables if name not in schema.dtypes]
+    if missing:
+        return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not recorded"
+    if schema.device != "cpu":
+        return f"it is on {schema.device}, and only steps on the CPU are taken again"
+    if not schema.contiguous:
+        return "its memory is not contiguous, and torch rounds some of its elements otherwise"
+    if not schema.optimizer.ELEMENTWISE:
+        return f"{schema.optimizer.name} does not take a step element by element"
+    return ""
+
+
+def prepare() -> None:
+    """Let torch use one thread in the thread that calls this, before training makes threads."""
+    with one_thread():
+        pass
+
+
+class TorchSteps:
+    """Takes steps of a parameter, of which only the tokens `ids` are recorded, if any are given.
+
+    Rows are flattened: an element is a place in `token * n_dims + dim`.
+    """
+
+    def __init__(self, schema: Schema, ids: np.ndarray | None) -> None:
+        self._schema, self._ids = schema, ids
+        self._known_pieces: dict[int, list[Piece]] = {}
+
+    def parts(self, n_elements: int | None = None) -> Iterator[slice]:
+        """Cut elements, all of a row if None, into parts of which a step is taken at once."""
+        if n_elements is None:
+            n_elements = self._schema.n_tokens * self._schema.n_dims
+        for start in range(0, n_elements, AUDIT_ELEMENTS):
+            yield slice(start, min(start + AUDIT_ELEMENTS, n_elements))
+
+    def step(self, inputs: Bits, part: slice | np.ndarray, scalars: Mapping[str, float]) -> Bits:
+        """Return `W` and the states of a part after a step: missing, if it cannot be taken.
+
+        `inputs` are those before it, and the gradient, of the part alone.
+        """
+        with suppress(ArithmeticError):
+            return self._program.step(inputs, self._pieces(part), scalars)
+        return {
+            name: np.full_like(bits, fill_value(self._schema.dtypes[name]))
+            for name, bits in inputs.items()
+            if name != "grad"
+        }
+
+    def alone(self) -> np.ndarray:
+        """Return the elements that torch takes one at a time: at most 63 a thread."""
+        places = self._places(np.arange(self._schema.n_tokens * self._schema.n_dims))
+        return np.flatnonzero(self._lanes.are_alone(places))
+
+    def _pieces(self, part: slice | np.ndarray) -> list[Piece]:
+        """Return how torch goes through a part of a row."""
+        if isinstance(part, slice) and part.start in self._known_pieces:
+            return self._known_pieces[part.start]
+        elements = np.arange(part.start, part.stop) if isinstance(part, slice) else part
+        pieces = self._lanes.split(self._places(elements))
+        if isinstance(part, slice):
+            self._known_pieces[part.start] = pieces
+        return pieces
+
+    def _places(self, elements: np.ndarray) -> np.ndarray:
+        """Return where elements of what is recorded lie in the whole parameter."""
+        if self._ids is None:
+            return elements
+        tokens, dims = np.divmod(elements, self._schema.n_dims)
+        places: np.ndarray = self._ids[tokens] * self._schema.n_dims + dims
+        return places
+
+    @cached_property
+    def _program(self) -> Program:
+        return Program(self._schema.optimizer, self._schema.dtypes, self._schema.device)
+
+    @cached_property
+    def _lanes(self) -> Lanes:
+        return Lanes.of(
+            self._schema.optimizer.implementation,
+            n_elements=self._schema.n_elements,
+            n_threads=self._schema.n_threads,
+        )
