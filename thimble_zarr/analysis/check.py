@@ -17,6 +17,7 @@ from thimble_zarr.analysis.health.measurements import measured
 from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, ThimbleError
+from thimble_zarr.format.location import Location, located
 from thimble_zarr.sources.open import open_recording
 
 
@@ -108,7 +109,7 @@ def check(
     )
     results = []
     for reader in readers:
-        where = Path(store), reader.group or None
+        where = located(store), reader.group or None
         try:
             source = Source.of(reader, device, by)
             subsets = _check(source, (tokens, steps), where, resources, progress, **asked)
@@ -117,7 +118,7 @@ def check(
             if len(readers) == 1:
                 raise
             results.append(ParameterResult(*where, error=error))
-    return CheckResult(Path(store), (*results,))
+    return CheckResult(located(store), (*results,))
 
 
 def _replayed_by(device: str | None, *, replay: bool | str) -> str:
@@ -137,7 +138,7 @@ def _replayed_by(device: str | None, *, replay: bool | str) -> str:
 def _check(
     source: Source,
     selection: tuple[str | None, str | None],
-    where: tuple[Path, str | None],
+    where: tuple[Location, str | None],
     resources: Resources,
     progress: Progress | None,
     *,

@@ -13,7 +13,7 @@ from thimble_zarr.bits import fill_value, storage_dtype
 from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError, listed
 from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.schema import SOURCE_FILE, Schema, TokenLabels, dims_of
-from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.sources.containers.array import named_errors
 from thimble_zarr.sources.containers.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from thimble_zarr.sources.importing import ByteCount, Progress, write_store

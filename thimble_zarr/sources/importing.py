@@ -11,6 +11,7 @@ import numpy as np
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import StoreError, ThimbleError
 from thimble_zarr.format.layout import plan_layout, split_range
+from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import NOTEBOOK_FILE, Schema, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.sources.layouts.notebook_attribute import NotebookLayout
@@ -123,7 +124,7 @@ def write_store(
     `StoreWriter`. A failure leaves nothing, nor does Ctrl-C.
     """
     n_left, block_steps, undo = count.n_total - count.n_done, schema.layout.block_steps, ExitStack()
-    with all_or_nothing(Path(path).absolute(), undo.close):
+    with all_or_nothing(on_disk(path).absolute(), undo.close):
         with interrupts_held():
             ids = None if token_ids is None else {"": token_ids}
             writer = StoreWriter.create(
