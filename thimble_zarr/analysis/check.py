@@ -153,18 +153,16 @@ def _check(
     formula, replay = formula and schema.optimizer.formula is not None, replay and can_replay
     if formula:  # else there is nothing to do without the replay, and an error says why
         replay = replay and not missing_inputs("unexplained", schema)
+    looks_for_causes = replay or not can_replay
     at = {name: subset.tokens for name, subset in subsets.items()}
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
         checked = audit.reduction.selected
-        altered = (
-            find_altered(checked, before_block=numbers.reach) if replay or not can_replay else ()
-        )
+        altered = find_altered(checked, before_block=numbers.reach) if looks_for_causes else ()
         tables = tabulated(audit, numbers.result())
     results, steps, measurements = [], selected.steps, measured([*subsets.values()])
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
-        is_explained = replay or not can_replay
-        findings = find_causes(subset, table, altered) if is_explained else find_missing(subset)
+        findings = find_causes(subset, table, altered) if looks_for_causes else find_missing(subset)
         result = SubsetResult(
             *where,
             schema=schema,
