@@ -28,6 +28,27 @@ class Tuning:
     remembered_selections: int = 64
     told_bytes: int = 2**17
 
+    requests_at_once: int = 16
+    """Requests to a server that a process waits for at once."""
+
+    request_bytes: int = 2**23
+    """Bytes that a request to a server asks for at most, if there is more than one chunk in it."""
+
+    opening_bytes: int = 2**16
+    """Bytes of a file on a server that are asked for when it is opened: most files are smaller."""
+
+    windows_ahead: int = 4
+    """Windows that a server is told of ahead; a disk is told of the next one."""
+
+    open_blocks: int = 64
+    """Blocks on a server of which shards stay open: nothing is open but what was fetched ahead."""
+
+    request_retries: int = 6
+    """How often a request that failed is made again, after 0.1 s, 0.2 s, ... but at most 5 s."""
+
+    request_timeout_s: float = 30.0
+    """How long a server may take to answer a request."""
+
     piece_characters: int = 2**14
     """Least length of the pieces of a text that are encoded: 16 at once take some 20 MB."""
 

@@ -12,6 +12,7 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 from tests.support import layouts
+from tests.support.commands import checked, succeeds
 from tests.support.layouts import LAYOUTS, N_DIMS, N_STEPS, N_TOKENS, SETTINGS, Trajectory
 from tests.support.notebook_file import import_notebook, save
 from thimble_zarr import check, diff, open_dataset, open_datatree, summary
@@ -24,6 +25,7 @@ from thimble_zarr.errors import (
     SelectionError,
 )
 from thimble_zarr.report.html import checks, silent, summed_up, write_report
+from thimble_zarr.sources.containers.array import RawArray
 from thimble_zarr.sources.open import open_file_alone, open_recording
 from thimble_zarr.sources.reader import FileReader
 
@@ -215,7 +217,9 @@ def test_a_learning_rate_that_changed_is_told(tmp_path: Path) -> None:
     for told in ("linear:3e-3:100", str(tmp_path / "rates.txt")):
         (reader,) = open_recording(file, learning_rate=told)
         assert reader.read_scalars()["learning_rate"][1:].tolist() == rates
-    assert check(file, learning_rate="linear:3e-3:100", workers=1).holds
+    assert checked(file, "--learning-rate", "linear:3e-3:100")["holds"] is True
+    succeeds("import", file, tmp_path / "run.zarr", "--learning-rate", "linear:3e-3:100", "-q")
+    assert check(tmp_path / "run.zarr", workers=1).holds
     for wrong, message in (
         ("fast", "'fast' is no learning rate"),
         ("linear:1e-3", "is no learning rate"),
@@ -271,6 +275,15 @@ def test_hdf5_files_that_are_not_whole_are_refused(
     with h5py.File(cut, "w") as file:
         file.create_dataset("W", shape, np.uint16)
     refused(cut, DamagedStoreError, "rows of W from 0 on were never written")
+
+
+def test_chunks_larger_than_memory_are_read_by_their_place(files: dict[str, Path]) -> None:
+    reader = open_file_alone(files["thimble_7"])
+    for series in reader.run.series.values():
+        assert isinstance(series.array, RawArray)
+        assert (len(series.array.offsets), series.array.piece_rows) == (3, 5)
+    compressed = open_file_alone(files["thimble_6"])
+    assert compressed.schema.layout.chunk_tokens == N_TOKENS  # a row is decompressed once
 
 
 def test_hdf5_cut_in_any_way_is_read(tmp_path: Path, run: Trajectory) -> None:

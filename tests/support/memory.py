@@ -36,6 +36,7 @@ class MemoryFile:
 class MemoryFiles:
     contents: dict[str, bytes] = field(default_factory=dict)
     path: Path = Path("/in/memory.zarr")
+    is_remote = False
 
     @property
     def is_there(self) -> bool:
@@ -48,7 +49,13 @@ class MemoryFiles:
     def get(self, key: str, max_bytes: int | None = None) -> bytes:
         return self.open(key).content[:max_bytes]
 
-    def open(self, key: str) -> MemoryFile:
+    def will_open(self, keys: Iterable[str], tail_bytes: int = 0) -> None:
+        """All of them are there."""
+
+    def total_bytes(self) -> int:
+        return sum(map(len, self.contents.values()))
+
+    def open(self, key: str, tail_bytes: int = 0) -> MemoryFile:
         if key not in self.contents:
             raise FileNotFoundError(key)
         return MemoryFile(self.contents[key])

@@ -17,6 +17,8 @@ from thimble_zarr.analysis.health.measurements import measured
 from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, ThimbleError
+from thimble_zarr.format.location import Location, located
+from thimble_zarr.format.schema import Schema
 from thimble_zarr.sources.open import open_recording
 
 
@@ -108,7 +110,7 @@ def check(
     )
     results = []
     for reader in readers:
-        where = Path(store), reader.group or None
+        where = located(store), reader.group or None
         try:
             source = Source.of(reader, device, by)
             subsets = _check(source, (tokens, steps), where, resources, progress, **asked)
@@ -117,7 +119,7 @@ def check(
             if len(readers) == 1:
                 raise
             results.append(ParameterResult(*where, error=error))
-    return CheckResult(Path(store), (*results,))
+    return CheckResult(located(store), (*results,))
 
 
 def _replayed_by(device: str | None, *, replay: bool | str) -> str:
@@ -137,7 +139,7 @@ def _replayed_by(device: str | None, *, replay: bool | str) -> str:
 def _check(
     source: Source,
     selection: tuple[str | None, str | None],
-    where: tuple[Path, str | None],
+    where: tuple[Location, str | None],
     resources: Resources,
     progress: Progress | None,
     *,
@@ -148,23 +150,17 @@ def _check(
     """Check the subsets of a parameter in one pass."""
     schema = source.reader.schema
     selected, subsets = select(source, *selection)
-    can_replay = schema.optimizer.CAN_BE_REPLAYED
-    formula, replay = formula and schema.optimizer.formula is not None, replay and can_replay
-    if formula:  # else there is nothing to do without the replay, and an error says why
-        replay = replay and not missing_inputs("unexplained", schema)
+    formula, replay, looks_for_causes = _possible(schema, formula=formula, replay=replay)
     at = {name: subset.tokens for name, subset in subsets.items()}
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
         checked = audit.reduction.selected
-        altered = (
-            find_altered(checked, before_block=numbers.reach) if replay or not can_replay else ()
-        )
+        altered = find_altered(checked, before_block=numbers.reach) if looks_for_causes else ()
         tables = tabulated(audit, numbers.result())
     results, steps, measurements = [], selected.steps, measured([*subsets.values()])
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
-        is_explained = replay or not can_replay
-        findings = find_causes(subset, table, altered) if is_explained else find_missing(subset)
-        result = SubsetResult(
+        findings = find_causes(subset, table, altered) if looks_for_causes else find_missing(subset)
+        of_subset = SubsetResult(
             *where,
             schema=schema,
             subset=name,
@@ -177,5 +173,14 @@ def _check(
             health=concerns_of(known),
             verdict=verdict(table, findings, source.reader),
         )
-        results.append(result)
+        results.append(of_subset)
     return (*results,)
+
+
+def _possible(schema: Schema, *, formula: bool, replay: bool) -> tuple[bool, bool, bool]:
+    """Return what can be checked of what was asked for, and whether causes are looked for."""
+    can_replay = schema.optimizer.CAN_BE_REPLAYED
+    formula, replay = formula and schema.optimizer.formula is not None, replay and can_replay
+    if formula:  # else there is nothing to do without the replay, and an error says why
+        replay = replay and not missing_inputs("unexplained", schema)
+    return formula, replay, replay or not can_replay

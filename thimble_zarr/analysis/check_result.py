@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.verdict import Verdict
 from thimble_zarr.causes.catalogue import Finding
 from thimble_zarr.format.documents import finite
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.schema import Json, Schema
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ReplayedArray:
 class _Checked:
     """What was checked: a run, and the parameter's name if the store holds several."""
 
-    store: Path
+    store: Location
     parameter: str | None = None
 
     @property
@@ -189,7 +189,7 @@ class CheckResult:
     Of `parameters`, those that could not be checked have an `error`.
     """
 
-    store: Path
+    store: Location
     parameters: tuple[ParameterResult, ...]
 
     def __iter__(self) -> Iterator[SubsetResult]:

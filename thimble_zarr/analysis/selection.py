@@ -18,6 +18,7 @@ from thimble_zarr.analysis.summary.place import is_summary
 from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.labels import printable
+from thimble_zarr.format.location import Location, Url, located
 
 _WORDS = ("all", "live", "dead")
 
@@ -161,18 +162,18 @@ def select_steps(source: Source, spec: str | None) -> Indices:
 def stores_at(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the paths that patterns match, sorted and without duplicates.
 
-    What exists by its name is no pattern. Patterns match no summaries, which lie beside their runs
-    with names of stores; else whether there is a store is not looked at. Raises NotAStoreError if a
-    pattern matches nothing, and ConfigError if there are no paths.
+    What exists by its name is no pattern, and no address is. Patterns match no summaries, which lie
+    beside their runs with names of stores; else whether there is a store is not looked at. Raises
+    NotAStoreError if a pattern matches nothing, and ConfigError if there are no paths.
     """
     patterns = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not patterns:
         raise ConfigError("no store was named; expected a path or a pattern such as seed*/run.zarr")
-    return sorted({path for pattern in patterns for path in _matches(Path(pattern))})
+    return sorted({path for pattern in patterns for path in _matches(located(pattern))})
 
 
-def _matches(pattern: Path) -> list[str]:
-    if pattern.exists() or not glob.has_magic(str(pattern)):
+def _matches(pattern: Location) -> list[str]:
+    if isinstance(pattern, Url) or pattern.exists() or not glob.has_magic(str(pattern)):
         return [str(pattern)]
     found = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # pathlib has no absolute ones
     paths = [path for path in found if not is_summary(path)]  # which lie beside their runs

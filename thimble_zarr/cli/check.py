@@ -11,6 +11,7 @@ import click
 from thimble_zarr.cli.options import (
     FOUND,
     LEARNING_RATE,
+    LOCATION,
     PARAMETERS,
     PROCESS_MEMORY,
     QUIET,
@@ -22,6 +23,7 @@ from thimble_zarr.cli.options import (
     format_option,
 )
 from thimble_zarr.errors import ThimbleError
+from thimble_zarr.format.location import Location, located
 from thimble_zarr.report.text import DEFAULT_ROWS
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def _rows(text: str) -> int:
 @LEARNING_RATE
 @QUIET
 @click.pass_context
-def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> None:
+def check(ctx: click.Context, /, stores: tuple[Location, ...], **options: Any) -> None:
     """Check that every recorded row in STORE follows from the row before.
 
     Formula: for every step, the optimizer's formula predicts the change of the selected weights
@@ -122,7 +124,7 @@ def check(ctx: click.Context, /, stores: tuple[Path, ...], **options: Any) -> No
 
 
 def run_check(
-    stores: Sequence[Path],
+    stores: Sequence[Location],
     *,
     format_: str = "table",
     rows: int | None = None,
@@ -141,7 +143,7 @@ def run_check(
         check_directory(output)
     if no_replay:
         options["replay"] = False
-    paths = [*map(Path, stores_at(stores))]
+    paths = [*map(located, stores_at(stores))]
     found = (_checked(path, alone=len(paths) == 1, quiet=quiet, **options) for path in paths)
     results = [*itertools.chain.from_iterable(found)]
     if format_ == "table":
@@ -159,7 +161,7 @@ def run_check(
 
 
 def _checked(
-    store: Path, *, alone: bool, quiet: bool, **options: Any
+    store: Location, *, alone: bool, quiet: bool, **options: Any
 ) -> Sequence["ParameterResult"]:
     """Check a store; of several, say which cannot be, and let the others be checked."""
     from thimble_zarr.analysis.check import check as check_store
@@ -181,8 +183,8 @@ def _checked(
 
 
 @click.command(short_help="Find where two runs first differ, and what came first.")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=LOCATION)
+@click.argument("b", type=LOCATION)
 @click.option(
     "--parameter",
     "parameters",
@@ -208,8 +210,8 @@ def _checked(
 def diff(
     ctx: click.Context,
     /,
-    a: Path,
-    b: Path,
+    a: Location,
+    b: Location,
     *,
     parameters: tuple[str, ...],
     values: bool,

@@ -1,17 +1,16 @@
 """`info`: what a store holds."""
 
-from pathlib import Path
-
 import click
 
 from thimble_zarr.cli.options import PARAMETERS, STORE, format_option
+from thimble_zarr.format.location import Location
 
 
 @click.command(short_help="Show what was recorded, by what, and how large it is.")
 @STORE
 @PARAMETERS
 @format_option("table", "json", help="A summary for people; json with everything for machines.")
-def info(store: Path, *, parameters: tuple[str, ...], format_: str) -> None:
+def info(store: Location, *, parameters: tuple[str, ...], format_: str) -> None:
     """Show what was recorded in STORE, by what, how far, how large, and how it slowed training.
 
     STORE may be a safetensors or HDF5 file. If it holds several parameters, each is a line.

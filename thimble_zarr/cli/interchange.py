@@ -1,6 +1,8 @@
 """`import`, `export` and `recode`: from other files, to the notebook's, and store to store."""
 
 import shlex
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -18,15 +20,21 @@ FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
 @click.command(name="import", short_help="Import a recording from a file of another layout.")
-@FILE
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @STORE
-@click.option("--parameter", metavar="NAME", help="Which run, if FILE holds several.")
+@click.option(
+    "--parameter",
+    metavar="NAME",
+    help="Which run of FILE, or which tensor of checkpoints.",
+)
 @TOKEN_MASK
 @LEARNING_RATE
 @OVERWRITE
 @QUIET
 def import_(
-    file: Path,
+    files: tuple[Path, ...],
     store: Path,
     *,
     parameter: str | None,
@@ -40,35 +48,63 @@ def import_(
     Of the first notebook's file nothing is lost: `export` gives the same file back. If the import
     fails, no store is left. You need not import a file to check it, because `check` reads it
     directly.
+
+    Several FILEs are checkpoints of a model: safetensors files, directories of them, or PyTorch's
+    distributed checkpoints, of which --parameter names one tensor. The step of each is the last
+    number in its name, or in that of its directory. STORE then has the weights at these steps, and
+    AdamW's moments where they were saved.
     """
     from thimble_zarr.cli.progress import progress
+    from thimble_zarr.sources.checkpoints import import_checkpoints
     from thimble_zarr.sources.importing import import_file
     from thimble_zarr.sources.open import open_file_alone
     from thimble_zarr.store.contents import check_vacant
 
     check_vacant(store, overwrite=overwrite)
-    source = open_file_alone(file, parameter, token_mask=token_mask, learning_rate=learning_rate)
+    source = None
+    if len(files) == 1:
+        source = open_file_alone(
+            files[0], parameter, token_mask=token_mask, learning_rate=learning_rate
+        )
+    elif parameter is None or learning_rate is not None or token_mask is not None:
+        raise click.UsageError(
+            "several FILEs are checkpoints: --parameter must name a tensor in them, and neither "
+            "--token-mask nor --learning-rate can be given"
+        )
     with progress("importing", unit="B", quiet=quiet) as bar:
-        reader = import_file(source, store, overwrite=overwrite, on_progress=bar.reach)
-    if quiet:
-        return
-    schema, sizes = reader.schema, (source.disk_bytes(), reader.disk_bytes())
-    click.echo(
-        f"Imported {reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; "
-        f"{' -> '.join(map(human_bytes, sizes))}\n"
+        how = partial(import_checkpoints, files, parameter=str(parameter))
+        if source is not None:
+            how = partial(import_file, source)
+        reader = how(store, overwrite=overwrite, on_progress=bar.reach)
+    if not quiet:
+        click.echo(_imported(source, files, reader, store))
+
+
+def _imported(
+    source: "FileReader | None", files: Sequence[Path], reader: "Reader", store: Path
+) -> str:
+    """Return what to say of an import."""
+    schema, n_bytes = reader.schema, reader.disk_bytes()
+    what = f"{len(files):,} checkpoints of {' x '.join(f'{n:,}' for n in schema.shape)}; "
+    sizes = human_bytes(n_bytes)
+    if source is not None:
+        what = f"{reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; "
+        sizes = f"{human_bytes(source.disk_bytes())} -> {sizes}"
+    return (
+        f"Imported {what}{sizes}\n"
         f"States   {_states(source, reader)}\n"
         f"Store    {store}\n"
         f"Next     {_next(reader, store)}"
     )
 
 
-def _states(source: "FileReader", stored: "Reader") -> str:
+def _states(source: "FileReader | None", stored: "Reader") -> str:
     """Return how the states of an imported run were stored."""
     names = [state.name for state in stored.schema.optimizer.states]
     dtypes = {stored.schema.dtypes[name] for name in names if name in stored.schema.dtypes}
     if not dtypes:
-        return "none: the file has no moments"
-    if source.narrow_states and dtypes == {"bfloat16"}:
+        return "none: there are no moments"
+    if source is not None and source.narrow_states and dtypes == {"bfloat16"}:
         return "stored as bfloat16: nothing is lost, since all their values are"
     return f"stored as {', '.join(sorted(dtypes))}, as they are in the file"
 

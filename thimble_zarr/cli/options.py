@@ -10,6 +10,7 @@ import click
 
 from thimble_zarr.errors import AuditError, StoreError
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
+from thimble_zarr.format.location import Url, located
 
 FOUND, USAGE, UNREADABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 """Exit codes: the worse, the higher."""
@@ -24,8 +25,19 @@ def exit_code(error: Exception) -> int:
 
 _PATH: Any = click.Path(path_type=Path)
 
-STORE = click.argument("store", type=_PATH)
-STORES = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_PATH)
+
+class _Store(click.Path):
+    """A path, or the address of a store on a server."""
+
+    def convert(self, value: Any, *context: Any) -> Any:
+        location = located(value)
+        return location if isinstance(location, Url) else super().convert(value, *context)
+
+
+LOCATION = _Store(path_type=Path)
+
+STORE = click.argument("store", type=LOCATION)
+STORES = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=LOCATION)
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only results, warnings and errors.")
 OVERWRITE = click.option(
     "--overwrite", is_flag=True, help="Replace the store at that path, but never anything else."

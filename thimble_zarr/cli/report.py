@@ -10,6 +10,7 @@ import click
 
 from thimble_zarr.cli.options import GROUPS, QUIET, STORES, check_directory
 from thimble_zarr.errors import StoreError
+from thimble_zarr.format.location import Location, located
 
 if TYPE_CHECKING:
     from thimble_zarr.report.html import Reach
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--parameter", metavar="NAME", help="Which parameter, of a store that holds several.")
 @QUIET
 def report(
-    stores: tuple[Path, ...],
+    stores: tuple[Location, ...],
     *,
     output: Path | None,
     format_: str,
@@ -89,7 +90,7 @@ def run_report(
 ) -> None:
     """Write a report and say where it is."""
     if output is None:
-        stem = Path(paths[0]).stem if len(paths) == 1 else "report"
+        stem = located(paths[0]).stem if len(paths) == 1 else "report"
         output = Path(stem if format_ == "png" else f"{stem}.html")
     check_directory(output)
     if format_ == "html" and output.is_dir():
@@ -129,7 +130,7 @@ def _write_pictures(paths: Sequence[str], folder: Path, _: str | None, **options
     runs = [summed_up(path, **options).run for path in paths]
     groups = [*dict.fromkeys(group for run in runs for group in run.groups)]
     with options["stage"]("drawing") as reach:
-        panels = panels_of(runs, [Path(path).name for path in paths], reach)
+        panels = panels_of(runs, [located(path).name for path in paths], reach)
         shown = [panel for panel in panels if panel.figures]
         n_written = sum(len(write_png(shown, folder / name, group=name)) for name in groups)
     return f"{folder}, {n_written} pictures of {', '.join(groups)}"

@@ -15,6 +15,7 @@ from thimble_zarr.cli.options import (
     WORKERS,
     format_option,
 )
+from thimble_zarr.format.location import Location
 
 
 @click.command(short_help="Sum up a run: a dozen numbers for each step and token.")
@@ -37,7 +38,7 @@ from thimble_zarr.cli.options import (
 @WORKERS
 @QUIET
 def summary(
-    store: Path,
+    store: Location,
     *,
     groups: Mapping[str, str],
     parameters: tuple[str, ...],

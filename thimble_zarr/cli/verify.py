@@ -9,6 +9,7 @@ import click
 
 from thimble_zarr.cli.options import FOUND, QUIET, STORE, format_option
 from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.format.location import Location
 
 if TYPE_CHECKING:
     from thimble_zarr.store.integrity.verify_result import VerifyResult
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @format_option("table", "json", help="A table for people, or everything for machines.")
 @QUIET
 @click.pass_context
-def verify(ctx: click.Context, store: Path, *, format_: str, quiet: bool) -> None:
+def verify(ctx: click.Context, store: Location, *, format_: str, quiet: bool) -> None:
     """Read every byte of STORE and compare it with what was committed.
 
     That is sizes, checksums, metadata and the ledger; nothing is computed and nothing is written.
@@ -76,7 +77,7 @@ def repair(ctx: click.Context, store: Path, *, is_applied: bool, quiet: bool) ->
     ctx.exit(0 if result.holds else FOUND)
 
 
-def _verify(store: Path, *, quiet: bool) -> "VerifyResult":
+def _verify(store: Location, *, quiet: bool) -> "VerifyResult":
     from thimble_zarr.cli.progress import progress
     from thimble_zarr.store.integrity.verify import verify
 

@@ -5,12 +5,12 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from thimble_zarr.cli.options import GROUPS, PARAMETERS, QUIET, STORES
+from thimble_zarr.format.location import Location
 from thimble_zarr.interrupts import terminated_cleanly
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @PARAMETERS
 @QUIET
 def view(
-    stores: tuple[Path, ...],
+    stores: tuple[Location, ...],
     *,
     port: int,
     no_browser: bool,
@@ -87,11 +87,11 @@ def _lives(store: str, parameters: Sequence[str], groups: Mapping[str, str]) -> 
     from thimble_zarr.sources.open import open_recording
 
     def reopened(group: str) -> "Reader":
-        return next(of for of in open_recording(Path(store)) if of.group == group)
+        return next(of for of in open_recording(store) if of.group == group)
 
     return [
         Live(store, reader.group, partial(reopened, reader.group), groups)
-        for reader in open_recording(Path(store), parameters=parameters)
+        for reader in open_recording(store, parameters=parameters)
     ]
 
 

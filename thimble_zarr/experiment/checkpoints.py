@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError, ResumeError, StoreError
 from thimble_zarr.experiment.config import AUTO, TrainingConfig
+from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import Json, Schema
 from thimble_zarr.store.contents import is_begun, read_declared
 from thimble_zarr.store.files.base import PARTIAL
@@ -85,7 +86,7 @@ class Checkpoints:
     """The checkpoints of a run; raises StoreError where one cannot be written or read."""
 
     def __init__(self, store: StorePath) -> None:
-        store = Path(store).absolute()
+        store = on_disk(store).absolute()
         self.path = store.with_name(f"{store.name}.checkpoints")
         self._files = LocalFiles(self.path)
         self._next_s = time.perf_counter()

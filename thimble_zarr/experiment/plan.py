@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import psutil
 
@@ -18,6 +17,7 @@ from thimble_zarr.format.layout import (
     human_bytes,
     plan_storage,
 )
+from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import chosen_variables
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.specs.adam import Adam
@@ -91,7 +91,7 @@ def plan_run(
     `audited` says whether its steps are audited; `overwrite` counts the room that a store at
     `store` will leave.
     """
-    path = Path(store).absolute()
+    path = on_disk(store).absolute()
     there = next(place for place in (path, *path.parents) if place.exists())
     free_disk_bytes = shutil.disk_usage(there).free
     if overwrite and is_begun(store):

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from thimble_zarr.errors import StoreError
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import Schema, TokenLabels
 
@@ -115,7 +115,7 @@ class Reader(RowReader, Protocol):
     """The rows of a recorded run. Small to pickle, safe to share by threads."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """Where the recording lies."""
 
     @property

@@ -215,6 +215,11 @@ class Optimizer(ABC):
         return self.STATES
 
     @property
+    def of_weights(self) -> frozenset[str]:
+        """The states that a step makes of the weights after it."""
+        return frozenset(state.name for state in self.states if state.of_weights)
+
+    @property
     def estimates(self) -> tuple[Estimate, ...]:
         """What the states of a run stand for, once corrected."""
         return self.ESTIMATES

@@ -107,9 +107,7 @@ def choose(
         tensors = _named_tensors(optimizer, parameters, model)
     labels = _by_group(labels, "labels", tensors)
     rows: Mapping[str, Rows] = _by_group(tokens, "tokens", tensors)
-    modules = [module.modules() for module in (model, parameters) if isinstance(module, nn.Module)]
-    embeddings = {id(one.weight) for one in chain(*modules) if isinstance(one, nn.Embedding)}
-    has_tokens = {"", *labels}
+    embeddings, has_tokens = _embeddings(model, parameters), {"", *labels}
     live = LiveOptimizer(optimizer, tensors)
     specs = live.specs()
     recorded: dict[str, RecordedParameter] = {}
@@ -125,6 +123,12 @@ def choose(
             rows=_row_ids(rows[group], tensor, known or "the parameter") if group in rows else None,
         )
     return live, recorded
+
+
+def _embeddings(*given: object) -> set[int]:
+    """Return the identities of the weights of all embeddings in what is a module."""
+    modules = (module.modules() for module in given if isinstance(module, nn.Module))
+    return {id(one.weight) for one in chain(*modules) if isinstance(one, nn.Embedding)}
 
 
 def declare(

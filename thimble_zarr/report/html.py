@@ -15,6 +15,7 @@ from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.summarized import health
 from thimble_zarr.analysis.summary.summary import summary
+from thimble_zarr.format.location import located
 from thimble_zarr.report.browser.facts import facts, median_freeze_steps, resting, schema_of
 from thimble_zarr.report.browser.page import Header, Page, Steps, Verdict, as_page
 from thimble_zarr.report.figure import Panel
@@ -177,7 +178,7 @@ def _coarser(run: Run) -> Run:
 
 def _page(runs: Sequence[Audited], stage: Stage) -> Page:
     every = [of.run for of in runs]
-    names = [Path(run.store).name for run in every]
+    names = [located(run.store).name for run in every]
     freezing: dict[str, float] = {}
     for run in reversed(every):  # the first run's count
         freezing |= median_freeze_steps(run)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
@@ -11,13 +10,14 @@ from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.verdict import stopped_of
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.reader import Reader, State
 from thimble_zarr.format.schema import NOTEBOOK_FILE, Json, Schema, versioned
 from thimble_zarr.report.text import aligned, text_width, wrapped
 
 
-def as_text(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> str:
+def as_text(store: Location, readers: Sequence[Reader], every: Sequence[Reader]) -> str:
     """Return what people read of some parameters of a run, of which there are `every`."""
     run, schema = every[0], every[0].schema
     rows = [("Store", f"{store}, {run.kind}")]
@@ -58,7 +58,7 @@ def as_text(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> 
     return "\n\n".join([_lines(rows), *sections])
 
 
-def as_json(store: Path, readers: Sequence[Reader], every: Sequence[Reader]) -> str:
+def as_json(store: Location, readers: Sequence[Reader], every: Sequence[Reader]) -> str:
     """Return the schemas of some parameters of a run, and what is of the run, as JSON."""
     schemas = [reader.schema.to_attribute() for reader in readers]
     run, overhead, audited = every[0], _overhead(every[0]), _audited(every[0])

@@ -1,8 +1,9 @@
 """A store made of a run in another file, in bounded memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import StoreError, ThimbleError
 from thimble_zarr.format.layout import plan_layout, split_range
-from thimble_zarr.format.schema import NOTEBOOK_FILE
+from thimble_zarr.format.location import on_disk
+from thimble_zarr.format.schema import NOTEBOOK_FILE, Schema, TokenLabels
 from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.sources.layouts.notebook_attribute import NotebookLayout
 from thimble_zarr.sources.reader import FileReader, maybe_narrow
@@ -76,7 +78,20 @@ def import_file(
         # The store's dtype must hold every row, and so every row is looked at.
         reader = reader.narrowed(range(reader.n_rows), on_bytes=count.add)
         count.add(n_scanned - count.n_done)  # it ends where one is found that is not
-    _write(reader, path, overwrite=overwrite, count=count, n_bytes=sum(sizes.values()))
+    itemsizes = {name: storage_dtype(of).itemsize for name, of in reader.schema.dtypes.items()}
+    layout = plan_layout(reader.schema.n_tokens, reader.schema.n_dims, itemsizes)
+    labels = reader.read_labels()
+    write_store(
+        path,
+        replace(reader.schema, layout=layout).labelled(labels),
+        n_rows=reader.n_rows,
+        scalars=reader.read_scalars(),
+        read=partial(_rows, reader),
+        count=count,
+        labels=labels,
+        token_ids=reader.run.token_ids,
+        overwrite=overwrite,
+    )
     return StoreReader.open(path)
 
 
@@ -85,42 +100,48 @@ def _n_bytes(reader: FileReader, name: str) -> int:
     return int(np.prod(array.shape)) * array.dtype.itemsize
 
 
-def _write(
-    reader: FileReader, path: StorePath, *, overwrite: bool, count: ByteCount, n_bytes: int
+def _rows(reader: FileReader, rows: tuple[int, int]) -> dict[str, np.ndarray]:
+    with reader.opened() as opened:
+        return {name: opened.read(name, rows) for name in reader.schema.dtypes}
+
+
+def write_store(
+    path: StorePath,
+    schema: Schema,
+    *,
+    n_rows: int,
+    scalars: Mapping[str, np.ndarray],
+    read: Callable[[tuple[int, int]], dict[str, np.ndarray]],
+    count: ByteCount,
+    labels: TokenLabels | None = None,
+    token_ids: np.ndarray | None = None,
+    steps: np.ndarray | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write all blocks of a store."""
-    labels, ids = reader.read_labels(), reader.run.token_ids
-    itemsizes = {name: storage_dtype(of).itemsize for name, of in reader.schema.dtypes.items()}
-    layout = plan_layout(reader.schema.n_tokens, reader.schema.n_dims, itemsizes)
-    schema = replace(reader.schema, layout=layout).labelled(labels)
-    undo = ExitStack()
-    with all_or_nothing(Path(path).absolute(), undo.close):
+    """Write a store of one parameter block by block, from what `read` returns of a range of rows.
+
+    `count` is told of the bytes that are left until its total. The other arguments are those of
+    `StoreWriter`. A failure leaves nothing, nor does Ctrl-C.
+    """
+    n_left, block_steps, undo = count.n_total - count.n_done, schema.layout.block_steps, ExitStack()
+    with all_or_nothing(on_disk(path).absolute(), undo.close):
         with interrupts_held():
+            ids = None if token_ids is None else {"": token_ids}
             writer = StoreWriter.create(
-                path,
-                schema,
-                labels=labels,
-                token_ids=None if ids is None else {"": ids},
-                n_rows=reader.n_rows,
-                overwrite=overwrite,
+                path, schema, labels=labels, token_ids=ids, n_rows=n_rows, overwrite=overwrite
             )
             undo.callback(writer.discard)
-        scalars = reader.read_scalars()
-        for rows in split_range(0, reader.n_rows, layout.block_steps):
+        for start, stop in split_range(0, n_rows, block_steps):
+            of_block = None if steps is None else steps[start:stop]
             with interrupts_held():
-                values = {name: of_run[slice(*rows)] for name, of_run in scalars.items()}
-                block = _block(reader, rows, layout.block_steps)
-                writer.commit_block(rows[0], rows[1] - rows[0], block, values)
-            count.add(n_bytes * (rows[1] - rows[0]) // reader.n_rows)
+                padding = ((0, block_steps - (stop - start)), (0, 0), (0, 0))
+                block = {
+                    name: np.pad(bits, padding) if padding[0][1] else bits
+                    for name, bits in read((start, stop)).items()
+                }
+                values = {name: of_run[start:stop] for name, of_run in scalars.items()}
+                writer.commit_block(start, stop - start, block, values, steps=of_block)
+            count.add(n_left * stop // n_rows - n_left * start // n_rows)
         with interrupts_held():
             writer.close()
             undo.pop_all()  # the store is whole, and Ctrl-C comes too late
-
-
-def _block(reader: FileReader, rows: tuple[int, int], block_steps: int) -> dict[str, np.ndarray]:
-    """Return some rows of each variable, filled up to a block."""
-    n_missing = block_steps - (rows[1] - rows[0])
-    padding = ((0, n_missing), (0, 0), (0, 0))
-    with reader.opened() as opened:
-        found = {name: opened.read(name, rows) for name in reader.schema.dtypes}
-    return {name: np.pad(bits, padding) if n_missing else bits for name, bits in found.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from thimble_zarr.errors import ConfigError, NotAStoreError, SelectionError, listed
+from thimble_zarr.format.location import located
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.sources.learning_rate import read_learning_rate
 from thimble_zarr.sources.reader import FileReader
@@ -44,7 +45,7 @@ def open_recording(
         If a mask or a learning rate was given for a store, cannot be read, or is of another
         vocabulary or run; or if one of `parameters` matches nothing.
     """
-    path = Path(path)
+    path = located(path)
     file = _file_at(path)
     if file is not None:
         try:
@@ -67,7 +68,7 @@ def open_one(path: StorePath, parameter: str | None = None) -> Reader:
 
     Raises as `open_recording` does, and SelectionError if there are several and none was chosen.
     """
-    file = _file_at(Path(path))
+    file = _file_at(path)
     return StoreReader.open(path, parameter) if file is None else open_file_alone(file, parameter)
 
 
@@ -105,7 +106,7 @@ def open_file_alone(
     Raises SelectionError, too, if the file holds several and none was chosen.
     """
     patterns = () if parameter is None else (parameter,)
-    path = _file_at(Path(file)) or file
+    path = _file_at(file) or file
     readers = open_file(
         path, parameters=patterns, token_mask=token_mask, learning_rate=learning_rate
     )
@@ -118,8 +119,11 @@ def open_file_alone(
     return readers[0]
 
 
-def _file_at(path: Path) -> Path | None:
+def _file_at(path: StorePath) -> Path | None:
     """Return the file that a path is, or the one recording in a directory that is no store."""
+    path = located(path)
+    if not isinstance(path, Path):
+        return None
     if not path.is_dir():
         return path if path.is_file() else None
     if (path / "zarr.json").exists():

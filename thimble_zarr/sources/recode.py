@@ -14,6 +14,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, StoreExistsError
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import default_memory_bytes, plan_layouts, split_range
+from thimble_zarr.format.location import located, on_disk
 from thimble_zarr.format.reader import not_begun
 from thimble_zarr.format.schema import Schema, array_path, row_size
 from thimble_zarr.format.stored_array import coding_of
@@ -82,8 +83,9 @@ def recode(
     >>> copy.n_rows, copy.schema.coding.name
     (14, 'predicted')
     """
-    source, path = Path(source).absolute(), Path(path).absolute()
-    if path.resolve().is_relative_to(source.resolve()):
+    path = on_disk(path).absolute()
+    original = located(source)
+    if isinstance(original, Path) and path.resolve().is_relative_to(original.resolve()):
         raise ConfigError(f"{source} cannot be written over itself; choose another path")
     if archive and coding != "predicted":
         raise ConfigError("archive is for the coding predicted; leave one of them out")

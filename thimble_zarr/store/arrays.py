@@ -1,6 +1,7 @@
 """A parameter's arrays in a store: which files hold which rows of them, and what they say."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -119,6 +120,11 @@ class StoredArrays:
         """Open the shard of a row's block for decoding; whatever is wrong with it is damage."""
         with self.decoding(name, row), self.shard(name, row) as shard:
             yield shard
+
+    def will_read(self, names: Iterable[str]) -> None:
+        """Say which arrays of one axis will be read."""
+        keys = ((metadata_key(self.key(name)), vector_key(self.key(name))) for name in names)
+        self.files.will_open(itertools.chain.from_iterable(keys))
 
     def vector(self, name: str) -> np.ndarray:
         """Return the values of an array of one axis, of committed rows only."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Self
 
 from thimble_zarr.errors import (
@@ -18,6 +17,7 @@ from thimble_zarr.errors import (
     UnsupportedFormatError,
     listed,
 )
+from thimble_zarr.format.location import Location, on_disk
 from thimble_zarr.format.schema import (
     ATTRIBUTE,
     PARAMETERS,
@@ -29,6 +29,7 @@ from thimble_zarr.format.schema import (
 from thimble_zarr.format.versions import upgrade
 from thimble_zarr.store.files.base import Files, NotPlainFileError, OutsideError, read_document
 from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.files.place import files_at
 from thimble_zarr.store.keys import COMMIT, LEDGER, LOCK, metadata_key
 from thimble_zarr.store.ledger import Commit
 from thimble_zarr.store.lock import recording_of
@@ -91,7 +92,7 @@ class Contents:
 
 
 @contextmanager
-def reading(node: Path) -> Iterator[None]:
+def reading(node: Location) -> Iterator[None]:
     """Name the group of which something cannot be read."""
     try:
         yield
@@ -117,6 +118,8 @@ def read_attribute(files: Files, group: str = "") -> Json:
         raise DamagedStoreError(str(error)) from error
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"cannot read {files.path / group}: {error.strerror}") from error
 
@@ -127,7 +130,7 @@ def read_declared(path: StorePath) -> Schema | None:
     None where nothing is: there is no store, or its writer was killed as soon as it began. Raises
     UnsupportedFormatError or DamagedStoreError if what is declared cannot be read.
     """
-    files = LocalFiles(Path(path).absolute())
+    files = files_at(path)
     if read_attribute(files) is None:
         return None
     group = Contents.read(files).groups[0]
@@ -142,23 +145,23 @@ def why_empty(path: StorePath) -> str:
     with suppress(StoreError):
         schema = read_declared(path)
     is_imported = schema is not None and schema.is_imported
-    return recording_of(LocalFiles(Path(path))).why_empty(is_imported=is_imported)
+    return recording_of(files_at(path)).why_empty(is_imported=is_imported)
 
 
 def is_begun(path: StorePath) -> bool:
     """Return whether there is anything at `path` but a store without a row: perhaps a recording."""
-    files = LocalFiles(Path(path))
+    files = LocalFiles(on_disk(path))
     return not files.is_vacant and not is_without_rows(files)
 
 
 def is_without_rows(files: Files) -> bool:
     """Return whether it is a store, perhaps not wholly declared, that never had a commit."""
-    if not _has(files, LOCK):
+    if not has_file(files, LOCK):
         return False
     try:
         return Commit.read(files).n_rows == 0
     except DamagedStoreError:
-        return not _has(files, COMMIT) and not (_has(files, LEDGER) and files.size(LEDGER))
+        return not has_file(files, COMMIT) and not (has_file(files, LEDGER) and files.size(LEDGER))
 
 
 def check_vacant(path: StorePath, *, overwrite: bool) -> None:
@@ -167,7 +170,7 @@ def check_vacant(path: StorePath, *, overwrite: bool) -> None:
     An empty directory is vacant; with `overwrite` so is a store, also one whose writer was killed
     before it was wholly declared. Nothing else ever is.
     """
-    files = LocalFiles(Path(path))
+    files = LocalFiles(on_disk(path))
     if files.is_vacant:
         return
     if read_attribute(files) is None and not is_without_rows(files):
@@ -209,7 +212,7 @@ def check_schemas(schemas: Mapping[str, Schema], labels: Mapping[str, TokenLabel
             schema.check_labels(labels[group])
 
 
-def _has(files: Files, key: str) -> bool:
+def has_file(files: Files, key: str) -> bool:
     """Return whether there is a file."""
     try:
         files.size(key)

@@ -63,7 +63,7 @@ def _is_locked(files: Files) -> bool | None:
     try:
         import fcntl
 
-        descriptor = os.open(files.path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(Path(files.path) / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (ImportError, OSError):
         return None
     try:
@@ -79,6 +79,8 @@ def _is_locked(files: Files) -> bool | None:
 
 def recording_of(files: Files) -> Recording:
     """Return how far the recording of a store is that is not closed."""
+    if files.is_remote:  # a lock reaches no further than its machine
+        return Recording(State.UNKNOWN)
     holder, is_locked = Holder.read(files), _is_locked(files)
     writer = None if holder is None else str(holder)
     local = holder if holder is not None and holder.is_here else None

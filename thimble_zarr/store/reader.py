@@ -7,30 +7,30 @@ bookkeeping: a step is committed for all parameters or for none.
 """
 
 import itertools
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import Schema, TokenLabels
 from thimble_zarr.format.versions import FORMAT_VERSION
 from thimble_zarr.store.arrays import StoredArrays, decoding
-from thimble_zarr.store.contents import Contents, read_attribute, reading
+from thimble_zarr.store.contents import Contents, has_file, read_attribute, reading
 from thimble_zarr.store.contents import StorePath as StorePath
-from thimble_zarr.store.files.base import Files, NotPlainFileError
-from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.files.base import Files, NotListedError
+from thimble_zarr.store.files.place import files_at
 from thimble_zarr.store.integrity.altered import StoreIntegrity
 from thimble_zarr.store.integrity.recorded import RecordedValues
+from thimble_zarr.store.keys import metadata_key, vector_key
 from thimble_zarr.store.ledger import Commit, Ledger, unchanged_rows
 from thimble_zarr.store.lock import recording_of
 from thimble_zarr.store.metadata import check_bounds
-from thimble_zarr.store.rows import OpenedRows
+from thimble_zarr.store.rows import OpenedRows, RemoteRows
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class StoreReader:
         SelectionError
             If it holds several parameters and none was chosen, or not the one that was.
         """
-        contents = Contents.read(_local(path))
+        contents = Contents.read(files_at(path))
         (chosen,) = cls._open_groups(contents.files, (contents.choose(parameter),))
         return chosen
 
@@ -76,7 +76,7 @@ class StoreReader:
 
         The one of a single parameter has no `group`. Errors are those of `open`.
         """
-        return cls.open_files(_local(path))
+        return cls.open_files(files_at(path))
 
     @classmethod
     def open_files(cls, files: Files) -> tuple[Self, ...]:
@@ -95,8 +95,8 @@ class StoreReader:
         return tuple(readers)
 
     @property
-    def path(self) -> Path:
-        """Root directory of the store."""
+    def path(self) -> Location:
+        """Where the store lies."""
         return self.files.path
 
     @property
@@ -173,14 +173,16 @@ class StoreReader:
 
     def opened(self) -> OpenedRows:
         """Return the same rows for one thread, which has files kept open while it reads a few."""
-        return OpenedRows(self.arrays)
+        return RemoteRows(self.arrays) if self.files.is_remote else OpenedRows(self.arrays)
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar: float64, shape `(n_rows,)`, NaN where missing."""
+        self.arrays.will_read(self.schema.scalars)
         return {name: self.arrays.vector(name) for name in self.schema.scalars}
 
     def read_numbers(self) -> dict[str, np.ndarray]:
         """Return the same, with what torch derived from them, as far as that is stored."""
+        self.arrays.will_read(self.schema.numbers)
         return {name: self.arrays.vector(name) for name in self.schema.numbers}
 
     def read_steps(self) -> np.ndarray:
@@ -218,10 +220,12 @@ class StoreReader:
 
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
+        names = "count", "live", "dead", "text_bytes", "text_end"
+        self.arrays.will_read(names)
         known = {
             name: self.arrays.vector(name)
-            for name in ("count", "live", "dead", "text_bytes", "text_end")
-            if any(self.files.list(self.arrays.key(name)))
+            for name in names
+            if any(has_file(self.files, key) for key in self._files_of(name))
         }
         text = None
         with decoding(self.files, "the labels"):
@@ -235,6 +239,10 @@ class StoreReader:
             labels.check_length(self.schema.n_tokens)
         return labels if self.schema.places is None else labels.of(self.schema.places)
 
+    def _files_of(self, label: str) -> tuple[str, str]:
+        array = self.arrays.key(label)
+        return metadata_key(array), vector_key(array)
+
     def read_history(self) -> History:
         """Return what recording took, where it was resumed and what is missing: the ledger says."""
         with decoding(self.files, "the ledger"):
@@ -245,17 +253,11 @@ class StoreReader:
         return History(ledger.overhead, ledger.resumed_after, ledger.audits, kept)
 
     def disk_bytes(self) -> int:
-        """Return the size of all files of the store."""
-        n_bytes = 0
-        for key in self.files.list():
-            # A writer may just have renamed it.
-            with suppress(FileNotFoundError, NotPlainFileError):
-                n_bytes += self.files.size(key)
-        return n_bytes
+        """Return the size of all files of the store, where nobody tells of those committed."""
+        try:
+            return self.files.total_bytes()
+        except NotListedError:
+            return sum(record.n_bytes for record in self.arrays.recorded.values())
 
     def __reduce__(self) -> tuple[type[Self], tuple[Files, Schema, Commit, str]]:
         return type(self), (self.files, self.schema, self.commit, self.group)
-
-
-def _local(path: StorePath) -> LocalFiles:
-    return LocalFiles(Path(path).absolute())  # the process may change its directory

@@ -5,7 +5,8 @@ at a time asks for each of its shards again and again, and opening one takes as 
 chunk of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Self
 
@@ -20,14 +21,18 @@ from thimble_zarr.format.schema import Schema
 from thimble_zarr.store.arrays import StoredArrays
 from thimble_zarr.store.coding.chunk_decoder import ChunkDecoder
 from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, ShardFile
+from thimble_zarr.store.files.objects import aside
 
-_BLOCKS_OPEN = 2
-"""Blocks whose shards stay open: the one that is read, and the one that the disk is told of. Every
-thread that reads has as many, and a process may open some hundred files by default."""
+Spans = Sequence[tuple[int, int]]
+"""Rows, `(start, stop)`, each within one block."""
 
 
 class OpenedRows:
     """Rows of a store, for one thread. Use it as a context manager."""
+
+    _blocks_open = 2
+    """Blocks whose shards stay open: the one that is read, and the one that the disk is told of.
+    Every thread that reads has as many, and a process may open some hundred files by default."""
 
     def __init__(self, arrays: StoredArrays) -> None:
         self._arrays, self._schema = arrays, arrays.schema
@@ -51,12 +56,13 @@ class OpenedRows:
     ) -> np.ndarray:
         """Read stored bits as `StoreReader.read` does."""
         block_steps = self._schema.layout.block_steps
-        chunks = self._chunks(tokens)
+        chunks, spans = self._chunks(tokens), [*split_range(*rows, block_steps)]
         shape = rows[1] - rows[0], len(tokens), self._schema.n_dims
         if out is None:
             out = np.empty(shape, storage_dtype(self._schema.dtypes[name]))
         row = f"V{out.itemsize * shape[2]}"  # what is copied at once, in half the time
-        for start, stop in split_range(*rows, block_steps):
+        for at, (start, stop) in enumerate(spans):
+            self._tell_of_read(name, spans[at:], chunks)
             offset = start % block_steps
             steps = slice(offset, offset + stop - start)
             into = out[start - rows[0] : stop - rows[0]]
@@ -79,16 +85,27 @@ class OpenedRows:
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
         """Say that `read` will be asked for these of several variables, so the disk may begin."""
-        chunks = [chunk for chunk, _, _ in self._chunks(tokens)]
+        chunks = self._chunks(tokens)
+        self._tell(names, [*split_range(*rows, self._schema.layout.block_steps)], chunks)
+
+    def _tell_of_read(self, name: str, spans: Spans, chunks: Sequence[ChunkPart]) -> None:
+        """Do nothing: a disk that is not told has begun as soon as it is asked."""
+
+    def _tell(self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]) -> None:
+        """Say which chunks of which blocks will be read."""
         if len(chunks) < tuning.TUNING.few_chunks:
             return
+        for start, _ in spans:
+            for name in self._arrays_of(names):
+                with suppress(StoreError), self._arrays.decoding(name, start):
+                    self._shard(name, start).will_read([chunk for chunk, _, _ in chunks])
+
+    def _arrays_of(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the arrays that are read for variables."""
         arrays = [of.name for of in self._schema.arrays.values() if of.variable in names]
         if len(arrays) > len(names):  # of what is coded all is needed, and of the gradient too
-            arrays = [*self._schema.arrays]
-        for start, _ in split_range(*rows, self._schema.layout.block_steps):
-            for name in arrays:
-                with suppress(StoreError), self._arrays.decoding(name, start):
-                    self._shard(name, start).will_read(chunks)
+            return [*self._schema.arrays]
+        return arrays
 
     def _chunks(self, tokens: Indices) -> list[ChunkPart]:
         """Return the chunks that tokens lie in, and remember them while the same are asked for."""
@@ -104,7 +121,7 @@ class OpenedRows:
         block = row // self._schema.layout.block_steps
         shards = self._shards.pop(block, None)
         if shards is None:
-            self._keep(_BLOCKS_OPEN - 1)
+            self._keep(self._blocks_open - 1)
             shards = {}
         self._shards[block] = shards
         if name not in shards:
@@ -115,6 +132,65 @@ class OpenedRows:
         while len(self._shards) > n_blocks:
             for shard in self._shards.pop(next(iter(self._shards))).values():
                 shard.__exit__()
+
+
+class RemoteRows(OpenedRows):
+    """Rows on a server. Shards are opened, and their chunks asked for, while others are read."""
+
+    def __init__(self, arrays: StoredArrays) -> None:
+        super().__init__(arrays)
+        self._opening: dict[tuple[int, str], Future[ShardFile]] = {}
+        self._told: set[tuple[int, str, int]] = set()
+        self._blocks_open = tuning.TUNING.open_blocks
+
+    def __exit__(self, *error: object) -> None:
+        for opening in self._opening.values():
+            opening.cancel()
+        self._opening.clear()
+        self._told.clear()
+        super().__exit__(*error)
+
+    def _tell_of_read(self, name: str, spans: Spans, chunks: Sequence[ChunkPart]) -> None:
+        self._tell([name], spans, chunks)
+
+    def _tell(self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]) -> None:
+        wanted = [chunk for chunk, _, _ in chunks]
+        for start, _ in spans[: self._blocks_open // 2]:
+            block = start // self._schema.layout.block_steps
+            for name in self._arrays_of(names):
+                if (told := (block, name, id(chunks))) in self._told:
+                    continue
+                self._told.add(told)
+                shard, opening = (
+                    self._shards.get(block, {}).get(name),
+                    self._opening.get((block, name)),
+                )
+                if shard is not None and opening is None:
+                    shard.will_read(wanted)
+                    continue
+                new = self._arrays.shard(name, start)
+                open_ = new.__enter__ if opening is None else opening.result
+                self._opening[block, name] = aside(_told, open_, wanted)
+
+    def _shard(self, name: str, row: int) -> ShardFile:
+        block = row // self._schema.layout.block_steps
+        opening = self._opening.pop((block, name), None)
+        if opening is not None:
+            self._shards.setdefault(block, {})[name] = opening.result()
+        return super()._shard(name, row)
+
+    def _keep(self, n_blocks: int) -> None:
+        before = {*self._shards}
+        super()._keep(n_blocks)
+        gone = before - {*self._shards}
+        self._told = {told for told in self._told if told[0] not in gone}
+
+
+def _told(open_: Callable[[], ShardFile], chunks: Sequence[int]) -> ShardFile:
+    """Open a shard, and say which of its chunks will be read."""
+    shard = open_()
+    shard.will_read(chunks)
+    return shard
 
 
 def _placed(schema: Schema, tokens: Indices) -> Indices:

@@ -23,6 +23,7 @@ from thimble_zarr.errors import StoreError, StoreExistsError
 from thimble_zarr.format import layout
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import Layout
+from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, TokenLabels, array_path
 from thimble_zarr.store.coding.block_encoder import Block
@@ -110,7 +111,7 @@ class StoreWriter:
         StoreExistsError, StoreLockedError, StoreError
             If the path is taken, another process records there, or it cannot be written.
         """
-        path = Path(path).absolute()  # the process may change its directory
+        path = on_disk(path).absolute()  # the process may change its directory
         schemas, labels = by_group(schema, labels)
         check_schemas(schemas, labels)
         check_vacant(path, overwrite=overwrite)
@@ -163,7 +164,7 @@ class StoreWriter:
             If there is none that can be read, another process is recording into it, or the disk
             cannot be written. Then as many rows are there as before, or those kept.
         """
-        path = Path(path).absolute()
+        path = on_disk(path).absolute()
         schemas, labels = by_group(schema, labels)
         StoreReader.open_each(path)  # what is no store is not locked
         remedy = "make room or choose a disk that can be written"

@@ -58,10 +58,10 @@ def aside(call: Call[T], what: str) -> Iterator[Call[T]]:
 def _can_fork() -> bool:
     """Return whether a process can be forked in which torch will work.
 
-    If torch was used before, its threads and what it holds on a GPU do not survive that. And who is
-    connected to a Dask cluster wants the call made there.
+    If torch was used before, its threads and what it holds on a GPU do not survive that, nor do
+    those that read from a server. And who is connected to a Dask cluster wants the call made there.
     """
-    is_known = {"torch", "distributed"} & sys.modules.keys()
+    is_known = {"torch", "distributed", "obstore"} & sys.modules.keys()
     return sys.platform == "linux" and not is_known and n_cpus() > 1
 
 

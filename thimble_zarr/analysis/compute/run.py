@@ -30,6 +30,9 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -131,7 +134,9 @@ def computed(
 def processes(
     needs: Needs, resources: Resources, *, needs_torch: bool = False
 ) -> Iterator[Executor]:
-    """Fork processes, or start threads where one is enough or none can be forked safely.
+    """Fork processes, or start them anew where a server is read.
+
+    They are threads where one is enough or none can be forked safely.
 
     Ctrl-C ends them after the tasks that were handed out, of which some wait. `needs_torch` says
     whether all will need torch.
@@ -140,7 +145,9 @@ def processes(
     n_tasks = tasks_at_once(needs, resources.memory_bytes, most, needs_torch=needs_torch)
     executor: Executor = ThreadPoolExecutor(n_tasks)
     if n_tasks > 1 and sys.platform == "linux":
-        executor = ProcessPoolExecutor(n_tasks, get_context("fork"), initializer=_prepare_process)
+        # What talks to servers has threads, without which a forked process would wait for ever.
+        context = _Spawn() if "obstore" in sys.modules else get_context("fork")
+        executor = ProcessPoolExecutor(n_tasks, context, initializer=_prepare_process)
     try:
         with warnings.catch_warnings():
             # Newer Pythons warn where there are other threads; ours hold no lock meanwhile.
@@ -156,8 +163,30 @@ def processes(
         executor.shutdown(cancel_futures=True)
 
 
+class _SpawnedProcess(SpawnProcess):
+    """A process that begins anew, and does not run the caller's script again.
+
+    Tasks are functions of this package, so that nothing of the script is needed.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:  # multiprocessing's name
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Spawn(SpawnContext):
+    """What starts them."""
+
+    Process = _SpawnedProcess
+
+
 def _prepare_process() -> None:
-    """Prepare a forked process: who forked it ends it, and its neighbours have the other CPUs."""
+    """Prepare a process: who forked it ends it, and its neighbours have the other CPUs."""
     from numcodecs import blosc
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -25,6 +25,7 @@ from thimble_zarr.bits import decode, storage_dtype
 from thimble_zarr.format import indexing
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice
 from thimble_zarr.format.layout import split_range
+from thimble_zarr.format.location import Url
 from thimble_zarr.format.reader import Rows
 from thimble_zarr.format.schema import Schema
 
@@ -310,7 +311,10 @@ def windows_of(
     with source.reader.opened() if opened is None else nullcontext(opened) as opened_rows:
         memories = dict[tuple[str, type[np.generic]], np.ndarray]()
         pieces = [(_Piece(source, ids, opened_rows, memories), where) for ids, where in groups]
-        for run in _read_ahead(opened_rows, inputs, row_groups(rows, length), every):
+        n_ahead = 1
+        if isinstance(source.reader.path, Url):
+            n_ahead = tuning.TUNING.windows_ahead
+        for run in _read_ahead(opened_rows, inputs, row_groups(rows, length), every, n_ahead):
             steps, of_rows = np.asarray(run), dict[Any, Any]()
             at = slice(start, start + len(steps))
             for piece, where in pieces:
@@ -321,14 +325,17 @@ def windows_of(
 
 
 def _read_ahead(
-    opened: Rows, names: Sequence[str], groups: list[Indices], tokens: Indices
+    opened: Rows, names: Sequence[str], groups: list[Indices], tokens: Indices, n_ahead: int
 ) -> Iterator[Indices]:
-    """Yield groups of rows, each when the disk was told of it and of the one after it."""
-    for group, following in itertools.pairwise([None, *groups, None]):
-        if names and following is not None:
+    """Yield groups of rows, each when the disk was told of it and of `n_ahead` after it."""
+    untold = iter(groups)
+    for group in itertools.islice(untold, n_ahead):
+        if names:
+            opened.will_read(names, _span(group), tokens)
+    for group in groups:
+        if names and (following := next(untold, None)) is not None:
             opened.will_read(names, _span(following), tokens)
-        if group is not None:
-            yield group
+        yield group
 
 
 def _span(rows: Indices) -> tuple[int, int]:

@@ -32,7 +32,8 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
     Parameters
     ----------
     path
-        The store, or a file that is read in place: safetensors or HDF5, of a layout that is known.
+        The store: a path, or an address such as `s3://bucket/run.zarr` (docs/remote.md). Or a file
+        that is read in place: safetensors or HDF5, of a layout that is known.
     parameter
         Which of its parameters or runs, by name. None where it has only one.
 

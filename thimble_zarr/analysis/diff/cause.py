@@ -10,7 +10,6 @@ the row before, in each run, and the run whose row does not follow is the one th
 import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from thimble_zarr.analysis.diff.result import Cause, Difference, Setting
 from thimble_zarr.analysis.diff.settings import configuration, environment
 from thimble_zarr.bits import decode, unit_roundoff
 from thimble_zarr.errors import ConfigError, SelectionError
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.formula import Precision
@@ -59,7 +59,7 @@ class Inquiry:
     """
 
     pair: Pair
-    paths: tuple[Path, Path]
+    paths: tuple[Location, Location]
     differences: tuple[Difference, ...]
     settings: tuple[Setting, ...]
     replay: bool = True

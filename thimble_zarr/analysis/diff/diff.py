@@ -10,6 +10,7 @@ from thimble_zarr.analysis.diff.result import Compared, DiffResult, Growth, Para
 from thimble_zarr.analysis.diff.scan import Scan, first_of_scalars, growth
 from thimble_zarr.analysis.diff.settings import settings
 from thimble_zarr.errors import SelectionError
+from thimble_zarr.format.location import Location, located
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.sources.open import open_recording
 
@@ -61,7 +62,7 @@ def diff(
     >>> result.parameters[0].compared.by_value
     0
     """
-    paths = Path(a), Path(b)
+    paths = located(a), located(b)
     patterns = [parameters] if isinstance(parameters, str) else parameters
     pairs, only = _paired(paths, patterns)
     reach = progress or (lambda n_done, n_steps: None)
@@ -73,7 +74,7 @@ def diff(
 
 
 def _paired(
-    paths: tuple[Path, Path], patterns: Sequence[str]
+    paths: tuple[Location, Location], patterns: Sequence[str]
 ) -> tuple[list[tuple[Reader, Reader]], tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return parameters by pairs, and the names of those that only one run has."""
     every = [
@@ -118,7 +119,7 @@ def _list(names: Sequence[str] | dict[str, Reader]) -> str:
 
 
 def _compared(
-    pair: Pair, paths: tuple[Path, Path], *, values: bool, replay: bool, reach: Reach
+    pair: Pair, paths: tuple[Location, Location], *, values: bool, replay: bool, reach: Reach
 ) -> ParameterDiff:
     a, b = (reader.schema for reader in pair.readers)
     scan = Scan(pair, by_values=values)

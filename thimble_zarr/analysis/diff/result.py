@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from thimble_zarr.format.documents import finite
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.schema import Json, Schema
 
 
@@ -190,8 +190,8 @@ class DiffResult:
         Parameters that only one run has.
     """
 
-    a: Path
-    b: Path
+    a: Location
+    b: Location
     parameters: tuple[ParameterDiff, ...]
     only_a: tuple[str, ...] = ()
     only_b: tuple[str, ...] = ()

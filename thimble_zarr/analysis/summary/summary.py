@@ -48,7 +48,8 @@ def summary(
     It is computed in one pass over the store and kept beside it, as an ordinary Zarr:
     `run.summary.zarr` beside `run.zarr`. The next call opens that, and of a run that grew it
     computes the new steps only. Where nothing can be written beside the store, it is kept in the
-    user's cache, and a warning says where. `ds.encoding["source"]` is where it lies.
+    user's cache, and a warning says where; that of a store on a server always is.
+    `ds.encoding["source"]` is where it lies.
 
     Parameters
     ----------

@@ -153,7 +153,7 @@ class ShardFile:
 
     def __enter__(self) -> "ShardFile":
         with ExitStack() as undo:
-            self._file = undo.enter_context(self.files.open(self.key))
+            self._file = undo.enter_context(self.files.open(self.key, self._index_bytes))
             if self._file.n_bytes == 0:
                 raise FileNotFoundError(f"{self.key} is empty")
             self._index = self._read_index()
@@ -162,6 +162,10 @@ class ShardFile:
 
     def __exit__(self, *error: object) -> None:
         self._file.__exit__(*error)
+
+    def will_open(self) -> None:
+        """Say that it will be opened, so that its index may be fetched."""
+        self.files.will_open([self.key], self._index_bytes)
 
     def will_read(self, chunks: Iterable[int]) -> None:
         """Say which chunks will be read, so that the disk may begin."""
@@ -219,14 +223,15 @@ class ShardFile:
 
     def stored_checksums(self) -> list[int]:
         """Return the checksum that follows each chunk, 0 where one was left out."""
-        checksums: list[int] = []
-        for offset, n_bytes in map(self._span, range(self.n_chunks)):
-            if offset == _EMPTY:
-                checksums.append(0)
-                continue
-            at = offset + n_bytes - _CHECKSUM_BYTES  # inside of the file: `_span` has looked
-            checksums.append(int.from_bytes(self._file.read(at, _CHECKSUM_BYTES), "little"))
-        return checksums
+        spans = [*map(self._span, range(self.n_chunks))]
+        # Inside of the file: `_span` has looked.
+        ends = [None if at == _EMPTY else at + n - _CHECKSUM_BYTES for at, n in spans]
+        if self.files.is_remote:
+            self._file.will_read([(at, _CHECKSUM_BYTES) for at in ends if at is not None])
+        return [
+            0 if at is None else int.from_bytes(self._file.read(at, _CHECKSUM_BYTES), "little")
+            for at in ends
+        ]
 
     def _span(self, chunk: int) -> tuple[int, int]:
         """Return offset and length of a chunk, both `_EMPTY` where it was left out."""
@@ -236,9 +241,13 @@ class ShardFile:
             raise ValueError(f"its index points to {n_bytes} bytes at {offset}, outside of it")
         return offset, n_bytes
 
+    @property
+    def _index_bytes(self) -> int:
+        return 16 * self.n_chunks + _CHECKSUM_BYTES
+
     def _read_index(self) -> np.ndarray:
         """Return offset and length of each chunk, uint64, shape `(chunk, 2)`."""
-        n_bytes = 16 * self.n_chunks + _CHECKSUM_BYTES
+        n_bytes = self._index_bytes
         if n_bytes > self._file.n_bytes:
             raise ValueError(f"it has no room for the index of {self.n_chunks:,} chunks")
         content = self._read(self._file.n_bytes - n_bytes, n_bytes)

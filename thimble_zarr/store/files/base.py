@@ -6,10 +6,11 @@ come from anywhere.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, Self
 
+from thimble_zarr.errors import StoreError
 from thimble_zarr.format import documents
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.overhead import Stopwatch
 
 PARTIAL = ".partial"
@@ -18,6 +19,18 @@ PARTIAL = ".partial"
 
 class NotPlainFileError(ValueError):
     """A key leads to something that is not opened: a link, a directory or a pipe."""
+
+
+class PlaceError(StoreError):
+    """A place that is no disk cannot be read or written."""
+
+
+class NotListedError(PlaceError):
+    """A place does not tell which files it has."""
+
+
+class ChangedError(PlaceError):
+    """A file was replaced by another one after it was opened."""
 
 
 class OutsideError(NotPlainFileError):
@@ -38,7 +51,7 @@ class OpenFile(Protocol):
         """Fill memory with the bytes from `offset` on; return how many there were."""
 
     def will_read(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Say which ranges, `(offset, n_bytes)`, will be read, so that the disk may begin."""
+        """Say which ranges, `(offset, n_bytes)`, will be read, so that they may be fetched."""
 
     def __enter__(self) -> Self: ...
 
@@ -53,7 +66,11 @@ class Files(Protocol):
     """
 
     @property
-    def path(self) -> Path:
+    def is_remote(self) -> bool:
+        """Whether each request takes long, so that what will be asked for is better told early."""
+
+    @property
+    def path(self) -> Location:
         """Where the store lies, as errors name it."""
 
     @property
@@ -67,14 +84,23 @@ class Files(Protocol):
     def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """Return the content of a file, or as much of it as is asked for."""
 
-    def open(self, key: str) -> OpenFile:
-        """Open a file to read ranges of it."""
+    def open(self, key: str, tail_bytes: int = 0) -> OpenFile:
+        """Open a file to read ranges of it, first so many bytes at its end."""
+
+    def will_open(self, keys: Iterable[str], tail_bytes: int = 0) -> None:
+        """Say which files will be opened or got next, so that they may be fetched."""
 
     def size(self, key: str) -> int:
         """Return the size of a file in bytes."""
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """Yield the keys below a prefix of whole parts, also of what is not opened."""
+        """Yield the keys below a prefix of whole parts, also of what is not opened.
+
+        Raises NotListedError where nobody can tell.
+        """
+
+    def total_bytes(self) -> int:
+        """Return the size of all files; raise NotListedError where nobody can tell."""
 
     def writer(self, stopwatch: Stopwatch | None = None) -> "FileWriter":
         """Return what writes files here, and measures what the caller spends on that."""

@@ -6,7 +6,7 @@ No link out of the store is followed, and no pipe is opened, which would keep a 
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,6 +85,7 @@ class LocalFiles:
     """The files below a directory (`Files`)."""
 
     path: Path
+    is_remote = False
 
     @property
     def is_there(self) -> bool:
@@ -101,9 +102,12 @@ class LocalFiles:
         with self.open(key) as file:
             return file.read(0, file.n_bytes if max_bytes is None else max_bytes)
 
-    def open(self, key: str) -> LocalFile:
+    def open(self, key: str, tail_bytes: int = 0) -> LocalFile:
         """Open a file to read ranges of it."""
         return LocalFile(self._inside(key))
+
+    def will_open(self, keys: Iterable[str], tail_bytes: int = 0) -> None:
+        """Do nothing: a disk is quick to open files."""
 
     def size(self, key: str) -> int:
         """Return the size of a file in bytes."""
@@ -119,6 +123,14 @@ class LocalFiles:
             names.sort()
             for name in sorted([*files, *links]):
                 yield Path(directory, name).relative_to(self.path).as_posix()
+
+    def total_bytes(self) -> int:
+        """Return the size of all files."""
+        n_bytes = 0
+        for key in self.list():
+            with suppress(FileNotFoundError, NotPlainFileError):  # a writer may have renamed it
+                n_bytes += self.size(key)
+        return n_bytes
 
     def _inside(self, key: str) -> str:
         """Return the path of a file, once no link on the way leads out of the store."""

@@ -53,13 +53,16 @@ class StoreIntegrity:
             if before_block is not None:
                 before_block(first_row + steps)
             for name in schema.arrays:
+                self.arrays.shard(name, first_row).will_open()
+            for name in schema.arrays:
                 key = shard_key(self.arrays.key(name), first_row // steps, schema.shape)
                 with decoding(self.arrays.files, "the ledger"):
                     record = ledger.records[key]
                 yield from self._altered_in(key, record)
-        for key, record in ledger.records.items():
-            if record.crc32 is not None:
-                yield from self._altered_in(key, record)
+        others = {key: of for key, of in ledger.records.items() if of.crc32 is not None}
+        self.arrays.files.will_open(others)
+        for key, record in others.items():
+            yield from self._altered_in(key, record)
 
     def flipped_bit(self, altered: AlteredChunk) -> tuple[int, int, int, int] | None:
         """Return row, token, dim and bit, if one flipped bit is all that altered a chunk.

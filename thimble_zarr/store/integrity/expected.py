@@ -15,7 +15,7 @@ import msgspec
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.format.schema import ATTRIBUTE, Schema
 from thimble_zarr.store.contents import Contents
-from thimble_zarr.store.files.base import Files, read_document
+from thimble_zarr.store.files.base import Files, NotListedError, read_document
 from thimble_zarr.store.integrity.verify_result import Discrepancy
 from thimble_zarr.store.keys import (
     BOOKKEEPING,
@@ -93,6 +93,13 @@ class Expected:
         """Every file that was committed, by its checksums, as far as the ledger is there."""
         return recorded_files(self.lines(stop=self.ledger_bytes))
 
+    def listed(self, prefix: str = "") -> list[str]:
+        """Return the keys below a prefix, none where nobody tells which there are."""
+        try:
+            return [*self.files.list(prefix)]
+        except NotListedError:
+            return []
+
     @cached_property
     def documents(self) -> dict[str, Document]:
         """Every metadata document: as declared, or where that is lost as it is on disk.
@@ -101,7 +108,7 @@ class Expected:
         """
         if self.ledger.metadata:
             return self.ledger.metadata
-        keys = list(self.files.list())
+        keys = self.listed()
         of_arrays = [*filter(is_chunk_key, keys), *self.ledger.records]
         places = {METADATA, *(metadata_key(array_of(key)) for key in of_arrays)}
         documents = {}
@@ -184,14 +191,14 @@ def read_expected(files: Files) -> Expected:
     Raises NotAStoreError or UnsupportedFormatError where there is no store or one of another
     version, and DamagedStoreError if too little is left to tell what it should hold.
     """
+    expected = Expected(files)
     try:
         Contents.read(files)
     except NotAStoreError:
-        if not any(files.list(BOOKKEEPING)):
+        if not any(expected.listed(BOOKKEEPING)):
             raise
     except DamagedStoreError:
         pass  # as is found among the metadata
-    expected = Expected(files)
     try:
         commit = Commit.read(files)
         if _is_replaced(files, commit):

@@ -128,6 +128,8 @@ def _difference(expected: Expected, key: str, record: FileRecord) -> str:
     if len(record.chunks) != n_chunks:
         return f"the ledger has {len(record.chunks)} chunks of it, not {n_chunks}"
     with _shard(expected, key) as shard:
+        if expected.files.is_remote:
+            shard.will_read(range(n_chunks))
         checksums = map(shard.computed_checksum, range(n_chunks))
         for chunk in differing_chunks(shard, record, checksums):
             return f"the values of chunk {chunk} are not those that were committed"

@@ -113,7 +113,7 @@ def _find_in_copies(
     elif is_same(copies, consolidated(group, documents)):
         return None
     else:
-        keys = [one for one in expected.files.list(group) if one.endswith(f"/{METADATA}")]
+        keys = [one for one in expected.listed(group) if one.endswith(f"/{METADATA}")]
         others = {one: read_found(expected.files, one)[0] for one in keys if one not in documents}
         if is_same(copies, consolidated(group, {**documents, **others})):
             return None

@@ -18,11 +18,11 @@ It is done in an order that can be cut off anywhere and started again::
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import msgspec
 
 from thimble_zarr.errors import StoreError
+from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import Json
 from thimble_zarr.store.contents import StorePath
 from thimble_zarr.store.files.base import Files
@@ -46,7 +46,7 @@ from thimble_zarr.store.metadata import encoded
 
 def plan_repair(store: StorePath) -> Plan:
     """Find out what `repair` would do. Every byte of the store is read, and nothing is written."""
-    files = LocalFiles(Path(store).absolute())
+    files = LocalFiles(on_disk(store).absolute())
     _check_not_recorded(files)
     return _plan(files)
 
@@ -62,7 +62,7 @@ def repair(store: StorePath) -> Plan:
         If nothing of it can be kept, or it cannot be read or written. Then it is as it was, or
         repairing it again continues where this one stopped.
     """
-    files = LocalFiles(Path(store).absolute())
+    files = LocalFiles(on_disk(store).absolute())
     _check_not_recorded(files)
     names_a_writer = HOLDER in files.list(BOOKKEEPING)
     lock = WriterLock(files.path)

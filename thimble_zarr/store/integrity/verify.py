@@ -6,13 +6,13 @@ never were) is noted only. Blocks are checked one after the other, a chunk at a 
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from thimble_zarr.errors import StoreError
+from thimble_zarr.format.location import located
 from thimble_zarr.format.reader import State
 from thimble_zarr.store.contents import StorePath
 from thimble_zarr.store.files.base import PARTIAL
-from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.files.place import files_at
 from thimble_zarr.store.integrity.expected import Expected, read_expected
 from thimble_zarr.store.integrity.files import find_in_file
 from thimble_zarr.store.integrity.metadata import compare_documents
@@ -51,7 +51,7 @@ def verify(
     True
     """
     try:
-        expected = read_expected(LocalFiles(Path(store).absolute()))
+        expected = read_expected(files_at(store))
         findings, n_bytes = list(expected.findings), 0
         total = sum(record.n_bytes for record in expected.ledger.records.values())
         for key, record in expected.ledger.records.items():
@@ -65,7 +65,7 @@ def verify(
     except OSError as error:
         raise StoreError(f"cannot read {store}: {error}") from error
     return VerifyResult(
-        path=Path(store),
+        path=located(store),
         n_rows=expected.n_rows,
         n_files=len(expected.ledger.records),
         n_bytes=n_bytes,
@@ -77,7 +77,8 @@ def verify(
 def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
     """Find what no committed line knows, unless a writer is at work that may be making it.
 
-    Without a sound ledger nobody can tell which chunks are left over.
+    Without a sound ledger nobody can tell which chunks are left over; a web
+    server tells of none.
     """
     files, holder = expected.files, Holder.read(expected.files)
     is_ours = holder is not None and holder.is_this_process
@@ -85,7 +86,7 @@ def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
         return
     known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.ledger.records}
     has_whole_ledger = expected.ledger.ends and not expected.doubtful_bytes
-    for key in files.list():
+    for key in expected.listed():
         kind, what, repair = "leftover", "", "remove it"
         if key in known or (key == HOLDER and is_ours):
             continue

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from thimble_zarr.format.location import Location
 from thimble_zarr.format.schema import Json
 
 HOW_TO_RESTORE = "restore the file from a copy (`thimble-zarr check` may name what was changed)"
@@ -61,7 +61,7 @@ class VerifyResult:
         What repairs did to the store, as the ledger has it.
     """
 
-    path: Path
+    path: Location
     n_rows: int
     n_files: int
     n_bytes: int

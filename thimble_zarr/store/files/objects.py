@@ -1,0 +1,325 @@
+"""A store on a server: in an object store (S3, Google Cloud Storage), or behind a web server.
+
+A request takes some ten milliseconds however little it asks for, so what will be read is asked for
+early, in few requests at once, and the caller waits for the first of them only.
+
+What opens the server comes from the environment, as obstore reads it; it is neither kept nor shown.
+A server's answer may repeat it, and so nothing of an answer is shown but a code that is known.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property, lru_cache
+from typing import Any, Self, TypeVar
+
+from thimble_zarr import tuning
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.location import Url
+from thimble_zarr.format.overhead import Stopwatch
+from thimble_zarr.store.files.answers import named_errors
+from thimble_zarr.store.files.base import ChangedError, FileWriter, NotListedError, PlaceError
+
+T = TypeVar("T")
+
+_SERVED_LISTS = ("s3", "gs")
+"""Servers that tell which files there are: web servers have no common way to."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Bytes of a file from `start` on, and what the server says of the file: size and version."""
+
+    start: int
+    content: memoryview
+    n_bytes: int
+    version: object
+
+    @property
+    def stop(self) -> int:
+        """The byte behind the last."""
+        return self.start + len(self.content)
+
+
+@dataclass
+class _Fetched:
+    """Bytes that were asked for early, and which of their ranges nobody has read yet."""
+
+    start: int
+    stop: int
+    part: "Future[_Part]"
+    unread: set[tuple[int, int]]
+
+
+class ObjectFile:
+    """A file on a server (`OpenFile`), of which some bytes are there: those it was opened with."""
+
+    def __init__(self, fetch: Callable[[dict[str, Any]], _Part], first: _Part) -> None:
+        self._fetch, self._first = fetch, first
+        self._fetched: list[_Fetched] = []
+        self._told: set[tuple[int, int]] = set()
+        self.n_bytes = first.n_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for fetched in self._fetched:
+            fetched.part.cancel()
+        self._fetched.clear()
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Return bytes from `offset` on, fewer only where the file ends."""
+        memory = bytearray(max(0, min(n_bytes, self.n_bytes - offset)))
+        self.read_into(memory, offset)
+        return bytes(memory)
+
+    def read_into(self, memory: memoryview | bytearray, offset: int) -> int:
+        """Fill memory with the bytes from `offset` on; return how many there were."""
+        n_bytes = max(0, min(len(memory), self.n_bytes - offset))
+        if n_bytes:
+            part = self._part(offset, n_bytes)
+            at = offset - part.start
+            memory[:n_bytes] = part.content[at : at + n_bytes]
+        return n_bytes
+
+    def will_read(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Ask for ranges, those that lie close together at once, unless they are there."""
+        wanted = {(start, n) for start, n in ranges if start + n <= self.n_bytes} - self._told
+        self._told |= wanted
+        missing = (one for one in wanted if not _covers(self._first, *one))
+        for start, stop, covered in _coalesced(sorted(missing)):
+            asked = {"range": (start, stop)}
+            part = _threads(os.getpid()).submit(self._same, asked)
+            self._fetched.append(_Fetched(start, stop, part, covered))
+
+    def _part(self, offset: int, n_bytes: int) -> _Part:
+        """Return bytes of the file that have a range in them."""
+        if _covers(self._first, offset, n_bytes):
+            return self._first
+        for fetched in self._fetched:
+            if fetched.start <= offset and offset + n_bytes <= fetched.stop:
+                fetched.unread.discard((offset, n_bytes))
+                if not fetched.unread:
+                    self._fetched.remove(fetched)
+                return fetched.part.result()
+        # Who reads on from the bytes that are there will want more: ask for twice as much.
+        reads_on, length = self._first.start <= offset <= self._first.stop, n_bytes
+        if reads_on:
+            more = min(2 * len(self._first.content), tuning.TUNING.request_bytes)
+            length = min(max(n_bytes, more), self.n_bytes - offset)
+        part = self._same({"range": (offset, offset + length)})
+        if reads_on:
+            self._first = part
+        return part
+
+    def _same(self, asked: dict[str, Any]) -> _Part:
+        """Return bytes of the file that was opened; raise ChangedError if it is no longer there."""
+        part = self._fetch(asked)
+        if (part.n_bytes, part.version) != (self.n_bytes, self._first.version):
+            raise ChangedError("a file was replaced while it was read; give the command again")
+        start, stop = asked["range"]
+        if (part.start, part.stop) != (start, stop):
+            raise PlaceError(f"{stop - start} bytes were asked for, and {len(part.content)} came")
+        return part
+
+
+def _covers(part: _Part, offset: int, n_bytes: int) -> bool:
+    return part.start <= offset and offset + n_bytes <= part.stop
+
+
+def _coalesced(
+    ranges: Iterable[tuple[int, int]],
+) -> Iterator[tuple[int, int, set[tuple[int, int]]]]:
+    """Put ranges together that lie so close that at most a fifth more is asked for than wanted."""
+    start, stop, n_wanted, covered = 0, 0, 0, set[tuple[int, int]]()
+    for offset, n_bytes in ranges:
+        end = max(stop, offset + n_bytes)
+        n_more = max(0, end - max(stop, offset))
+        fits = end - start <= tuning.TUNING.request_bytes
+        if covered and not (fits and 5 * (end - start) <= 6 * (n_wanted + n_more)):
+            yield start, stop, covered
+            covered = set()
+        if not covered:
+            start, n_wanted, n_more = offset, 0, n_bytes
+            end = offset + n_bytes
+        stop, n_wanted = end, n_wanted + n_more
+        covered.add((offset, n_bytes))
+    if covered:
+        yield start, stop, covered
+
+
+@dataclass(frozen=True)
+class ObjectFiles:
+    """The files below an address (`Files`), for reading."""
+
+    path: Url
+    _ahead: dict[tuple[str, int], "Future[_Part]"] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    is_remote = True
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything is at the address; where nobody can tell, yes."""
+        return not self._is_listed or any(self.list())
+
+    @property
+    def is_vacant(self) -> bool:
+        """Whether nothing is at the address."""
+        return not self.is_there
+
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        """Return the content of a file, or as much of it as is asked for."""
+        with self.open(key) as file:
+            return file.read(0, file.n_bytes if max_bytes is None else max_bytes)
+
+    def open(self, key: str, tail_bytes: int = 0) -> ObjectFile:
+        """Open a file: with the bytes at its end, or if there are none with those at its start."""
+        ahead = self._ahead.pop((key, tail_bytes), None)
+        first = self._first(key, tail_bytes) if ahead is None else ahead.result()
+        return ObjectFile(lambda asked: self._fetch(key, asked), first)
+
+    def will_open(self, keys: Iterable[str], tail_bytes: int = 0) -> None:
+        """Begin to open files."""
+        for key in keys:
+            if (key, tail_bytes) not in self._ahead:
+                opening = _threads(os.getpid()).submit(self._first, key, tail_bytes)
+                self._ahead[key, tail_bytes] = opening
+
+    def size(self, key: str) -> int:
+        """Return the size of a file in bytes."""
+        if (ahead := self._ahead.get((key, 0))) is not None:
+            return ahead.result().n_bytes
+        with named_errors(self.path, key):
+            n_bytes: int = self._obstore.head(self._server, key)["size"]
+        return n_bytes
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below a prefix of whole parts."""
+        return (found["path"] for found in self._listed(prefix))
+
+    def total_bytes(self) -> int:
+        """Return the size of all files."""
+        return sum(found["size"] for found in self._listed(""))
+
+    def writer(self, stopwatch: Stopwatch | None = None) -> FileWriter:
+        """Raise ConfigError: a store is written on a disk, and then published."""
+        raise ConfigError(f"nothing is recorded at {self.path} itself; name a path of this machine")
+
+    def _listed(self, prefix: str) -> Iterator[Any]:
+        if not self._is_listed:
+            raise NotListedError(f"a web server does not tell which files are at {self.path}")
+        with named_errors(self.path, prefix):
+            for found in self._obstore.list(self._server, prefix or None):
+                yield from found
+
+    @property
+    def _is_listed(self) -> bool:
+        return self.path.partition(":")[0] in _SERVED_LISTS
+
+    def _first(self, key: str, tail_bytes: int) -> _Part:
+        """Return the bytes that a file is opened with."""
+        start = (0, tuning.TUNING.opening_bytes)
+        return self._fetch(key, {"range": {"suffix": tail_bytes} if tail_bytes else start})
+
+    def _fetch(self, key: str, asked: dict[str, Any]) -> _Part:
+        """Return bytes of a file; of an empty one none."""
+        with named_errors(self.path, key):
+            try:
+                found = self._obstore.get(self._server, key, options=asked)
+            except self._obstore.exceptions.GenericError as error:
+                # There is no range of an empty file.
+                if _NO_RANGE not in str(error):
+                    raise
+                found = self._obstore.get(self._server, key)
+            meta, content = found.meta, memoryview(found.bytes())
+        version = meta["e_tag"] or meta["last_modified"]
+        return _Part(found.range[0], content, meta["size"], version)
+
+    @cached_property
+    def _obstore(self) -> Any:
+        return _obstore(self.path)
+
+    @property
+    def _server(self) -> Any:
+        """What talks to the server, in the process that it was made in."""
+        _check_process(self.path)
+        return self._connected
+
+    @cached_property
+    def _connected(self) -> Any:
+        return _connect(self.path, self._obstore)
+
+    def __reduce__(self) -> tuple[type, tuple[Url]]:
+        return ObjectFiles, (self.path,)
+
+
+_NO_RANGE = "416 Range Not Satisfiable"
+
+
+def _obstore(path: Url) -> Any:
+    """Return the library; raise ConfigError if it is missing."""
+    try:
+        import obstore
+        import obstore.exceptions
+        import obstore.store
+    except ImportError as error:
+        raise ConfigError(
+            f"reading {path} needs obstore; install it: pip install 'thimble-zarr[remote]'"
+        ) from error
+    return obstore
+
+
+_process: list[int] = []
+"""The process that talks to servers, once one does."""
+
+
+def _check_process(path: Url) -> None:
+    """Raise PlaceError in a process that was forked after its parent had talked to a server.
+
+    The library's threads are not there, and a request would wait for them for ever.
+    """
+    if _process and _process[0] != os.getpid():
+        raise PlaceError(
+            f"{path} cannot be read in a forked process, once its parent has read from a server; "
+            "start the process by `spawn`"
+        )
+
+
+def _connect(path: Url, obstore: Any) -> Any:
+    """Return what talks to a server, with what the environment says of it."""
+    scheme = path.partition(":")[0]
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else path
+    options = {
+        "timeout": timedelta(minutes=10),  # the body included
+        "read_timeout": timedelta(seconds=tuning.TUNING.request_timeout_s),
+        "connect_timeout": timedelta(seconds=min(5, tuning.TUNING.request_timeout_s)),
+        "allow_http": endpoint.startswith("http://"),
+    }
+    retries = {
+        "max_retries": tuning.TUNING.request_retries,
+        "retry_timeout": timedelta(minutes=2),
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=100),
+            "max_backoff": timedelta(seconds=5),
+            "base": 2,
+        },
+    }
+    _process[:] = _process or [os.getpid()]
+    with named_errors(path, ""):
+        return obstore.store.from_url(path, client_options=options, retry_config=retries)
+
+
+def aside(call: Callable[..., T], *args: Any) -> "Future[T]":
+    """Make a call that waits for files to be fetched, while the caller goes on."""
+    return _threads(os.getpid(), "aside").submit(call, *args)
+
+
+@lru_cache(maxsize=2)
+def _threads(process: int, purpose: str = "remote") -> ThreadPoolExecutor:
+    """Return threads of this process that wait for servers, or for threads that do."""
+    n_threads = tuning.TUNING.requests_at_once
+    return ThreadPoolExecutor(n_threads, thread_name_prefix=f"thimble-zarr-{purpose}")
