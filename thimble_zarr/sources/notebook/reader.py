@@ -7,7 +7,7 @@ those of bfloat16 weights are bfloat16: where half of every number is zero, that
 """
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from thimble_zarr.format.layout import plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import NOTEBOOK_FILE, TOKEN_DIMS, Schema, TokenLabels
 from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.programs.kernel import StepNumbers
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.sources.notebook.file_layout import (
     FILE_NAMES,
     LOSSES,
@@ -143,6 +145,23 @@ class NotebookReader:
     def opened(self) -> AbstractContextManager[Self]:
         """Return these rows: nothing stays open."""
         return nullcontext(self)
+
+    def read_together(
+        self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
+    ) -> None:
+        """Read bits of several variables, each into an array, as `read` does."""
+        for name, out in outs.items():
+            out[...] = self.read(name, rows, tokens)
+
+    def predicted(
+        self,
+        rows: tuple[int, int],
+        tokens: Indices,
+        program: PortableProgram,
+        numbers: StepNumbers,
+    ) -> np.ndarray:
+        """Return that none is computed."""
+        return np.zeros(rows[1] - rows[0], bool)
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
         """Do nothing: rows lie one after the other, so that the system reads ahead by itself."""
