@@ -12,7 +12,7 @@ from thimble_zarr.format.schema import (
     TOKEN_DIMS,
     Schema,
 )
-from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.store.reader import StorePath
 from thimble_zarr.store.writer import StoreWriter
 

@@ -18,11 +18,10 @@ import torch
 
 import thimble_zarr.record
 import thimble_zarr.store.files.disk
-from tests.support.notebook_file import notebook_tensors, save
+from tests.support.notebook_file import import_notebook, notebook_tensors, save
 from tests.support.runs import TINY_MEMORY, Loop, record
 from thimble_zarr import Recorder
 from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.sources.notebook.conversion import import_notebook
 from thimble_zarr.store.reader import StoreReader
 
 N_STEPS = 5

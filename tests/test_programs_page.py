@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.support.documents import ROOT, blocks
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.programs.arithmetic import fma64, narrowed, widened
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
-from thimble_zarr.optim.sgd import SGD
+from thimble_zarr.optim.specs.adam import Adam
+from thimble_zarr.optim.specs.sgd import SGD
 
 PAGE = ROOT / "docs/programs.md"
 SOURCE = [b.content for b in blocks(PAGE.read_text(encoding="utf-8")) if b.language == "python"]

@@ -12,10 +12,14 @@ from thimble_zarr.optim.registry import SPECS
 
 ROOT = Path(thimble_zarr.__file__).parent
 
-STATES = {state.name for spec in SPECS for state in spec.STATES}
+ORDINARY = {"sum", "prev", "ax", "step_size", "alpha", "mu", "eta"}
+"""States and numbers of which the name is a word that means other things elsewhere."""
+
+STATES = {state.name for spec in SPECS for state in spec.STATES} - ORDINARY
 SCALARS = {of.name for spec in SPECS for of in spec.SCALARS} - {
     LEARNING_RATE.name,
     WEIGHT_DECAY.name,
+    *ORDINARY,
 }
 FLAGS = {"amsgrad", "decoupled_weight_decay", "nesterov", "betas", "betas_dtype"}
 ALIASES = {alias for spec in SPECS for alias in spec.ALIASES}

@@ -57,6 +57,11 @@ def least_positive(native: str) -> float:
     return float(np.ldexp(2 * unit_roundoff(native), _LEAST_EXPONENT[native]))
 
 
+def largest(native: str) -> float:
+    """Return the largest finite number of `native`."""
+    return _LARGEST[native]
+
+
 def decode(
     stored: np.ndarray,
     native: str,

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.peers.inputs import VARIABLES, Inputs
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.sources.notebook.conversion import export_notebook
+from thimble_zarr.sources.exporting import export_notebook
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.token_mask import write_mask
 

@@ -15,10 +15,10 @@ from thimble_zarr.analysis.compute.comparison import not_exact_because
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.bits import decode, spacing, unit_roundoff
-from thimble_zarr.optim.adam import Adam
-from thimble_zarr.optim.base import Precision
+from thimble_zarr.optim.formula import Precision
 from thimble_zarr.optim.lanes import Lanes
 from thimble_zarr.optim.replay import Program
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.store.reader import StoreReader
 
 NATIVE = {"bfloat16": 1e-8, "float16": 1e-4, "float32": 1e-8, "float64": 1e-8}

@@ -122,7 +122,7 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path, file: Path, command
 
 def test_a_mask_for_a_store_is_refused(toy_path: Path, mask: Path) -> None:
     message = fails(2, "check", toy_path, "--token-mask", mask)
-    assert "a store has the labels" in message
+    assert "a store has what it was recorded" in message
 
 
 def test_the_file_is_checked_as_its_store_is(tmp_path: Path, file: Path, mask: Path) -> None:
@@ -194,7 +194,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, file: Path, command: str) -> 
     text.write_text("no store, no file of the notebook")
     for path, message in (
         (cut, "its header promises"),
-        (model, "it is not the notebook's file: it has no W, grad_W"),
+        (model, "it has no recording: no W or embeddings"),
         (text, "is not a safetensors file"),
         (tmp_path / "nothing", "there is nothing at"),
     ):

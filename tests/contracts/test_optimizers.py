@@ -15,7 +15,8 @@ from tests.support.faults import Arrays, flip_bit, rewrite
 from tests.support.optimizers import Kind, Step, kinds, runnable, steps
 from thimble_zarr import Recorder, accounting, check, open_dataset
 from thimble_zarr.bits import patterns, unit_roundoff
-from thimble_zarr.optim.base import COUNT, Formula, Optimizer, Precision
+from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.formula import W_BEFORE, Formula, Precision
 from thimble_zarr.optim.registry import REGISTRY, SCALARS, VARIABLES, read_optimizer, spec_of
 from thimble_zarr.store.reader import StoreReader
 
@@ -33,10 +34,15 @@ def formula(spec: Optimizer) -> Formula:
     return spec.formula
 
 
+def formula_inputs(step: Step) -> dict[str, np.ndarray]:
+    numbers = step.numbers({**step.before, **step.after})
+    return numbers | {W_BEFORE: step.numbers(step.before)["W"]}
+
+
 def predicted(step: Step) -> tuple[np.ndarray, np.ndarray]:
     """The formula's update, and the decay."""
-    of, after = formula(step.spec), step.numbers({**step.before, **step.after})
-    update = of.update(after, of.coefficients(step.arrays))
+    of, inputs = formula(step.spec), formula_inputs(step)
+    update = of.update(inputs, of.coefficients(step.arrays))
     decay = of.decay_factor(step.arrays) * step.numbers(step.before)["W"]
     return update, decay + np.zeros_like(update)
 
@@ -52,7 +58,7 @@ def test_a_registered_name_is_one_of_torchs_classes(name: str) -> None:
     assert spec_of(type("Mine", (kind,), {})) is REGISTRY[name]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.Adagrad, object])
+@pytest.mark.parametrize("kind", [torch.optim.SparseAdam, torch.optim.LBFGS, object])
 def test_others_are_none_that_is_known(kind: type) -> None:
     assert spec_of(kind) is None
 
@@ -82,13 +88,16 @@ def test_torch_has_these_states_and_counts_so(kind: Kind) -> None:
     parameter = torch.nn.Parameter(torch.ones(3, 2, dtype=kind.dtype))
     optimizer = kind.make(parameter)
     spec = REGISTRY[kind.name].from_group(optimizer.param_groups[0], type(optimizer))
-    assert not optimizer.state.get(parameter)
+    begun = optimizer.state.get(parameter, {})
+    for of in spec.states if begun else ():
+        assert (begun[of.name] == torch.tensor(of.first, dtype=kind.dtype)).all()
     for count in (1, 2):
         parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         state = optimizer.state.get(parameter, {})
         held = {name for name, value in state.items() if value is not None}
-        assert held == {*(of.name for of in spec.states), spec.STEP_KEY} - {None}
+        numbers = {of.key for of in spec.SCALARS if of.held is not None}
+        assert held == {*(of.name for of in spec.states), *numbers, spec.STEP_KEY} - {None}
         assert all(state[of.name].shape == parameter.shape for of in spec.states)
         if spec.STEP_KEY is not None:
             assert float(state[spec.STEP_KEY]) == count
@@ -126,10 +135,12 @@ def test_rounding_stays_within_its_bound(kind: Kind) -> None:
 
 
 def bound(step: Step, update: np.ndarray) -> np.ndarray:
-    of, after = formula(step.spec), step.numbers({**step.before, **step.after})
+    of, after = formula(step.spec), formula_inputs(step)
     ours = unit_roundoff("float64")
     precision = Precision.of(step.native, scalars=of.scalar_dtype, ours=ours)
-    rounding = of.rounding(step.arrays, precision) or of.rounding(step.arrays, precision, after)
+    rounding = of.rounding(step.arrays, precision) or of.rounding(
+        step.arrays, precision, {name: after[name] for name in of.update_inputs}
+    )
     assert rounding is not None
     return rounding.bound(update, after["W"], step.numbers(step.before)["W"])
 
@@ -164,8 +175,10 @@ def test_programs_stay_within_the_bound_of_each_other(kind: Kind) -> None:
         for program in programs:
             replayed = program.numbers(program.replay())
             for name, allowed in bounds.items():
-                apart = np.abs(after[name] - replayed[name].reshape(SHAPE))
-                assert (apart <= allowed).all(), name
+                other = replayed[name].reshape(SHAPE)
+                apart = np.abs(after[name] - other)
+                known = np.isfinite(after[name]) & np.isfinite(other)
+                assert (apart <= allowed)[known].all(), name
 
 
 @pytest.mark.parametrize("kind", kinds(natives=("float64",)))
@@ -173,7 +186,10 @@ def test_the_consumed_gradient_is_found(kind: Kind) -> None:
     for step in steps(kind, 4):
         before, after = step.numbers(step.before), step.numbers(step.after)
         consumed = formula(step.spec).consumed(before, after, step.arrays)
-        np.testing.assert_allclose(consumed.gradient, before["grad"], rtol=1e-3, atol=1e-4)
+        known = np.isfinite(consumed.gradient)
+        assert known.mean() > 0.4
+        expected = before["grad"][known]
+        np.testing.assert_allclose(consumed.gradient[known], expected, rtol=1e-3, atol=1e-4)
         assert consumed.variable in after
 
 
@@ -255,7 +271,7 @@ def test_a_dataset_has_its_variables(kind: Kind, tmp_path: Path) -> None:
     parts = ds["update"] + ds["decay"] + ds["residual"]
     np.testing.assert_allclose(parts[1:], ds["delta_W"][1:], rtol=1e-5, atol=1e-9)
     for state in spec.states:
-        first = np.nan if state.first is None else state.first
+        first = np.float32(np.nan if state.first is None else state.first)
         np.testing.assert_array_equal(ds[state.name][0], np.full(SHAPE, first))
 
 
@@ -264,6 +280,8 @@ def test_a_fault_is_found_where_it_begins(kind: Kind, tmp_path: Path) -> None:
     training = Training(kind)
     path = training.record(tmp_path / "run.zarr", 7)
     for name in StoreReader.open(path).schema.dtypes:
+        if (kind.name, name) == ("Rprop", "grad"):
+            continue  # `prev` is a copy of it, and either may be the one that is wrong
 
         def fault(bits: Arrays, scalars: Arrays, name: str = name) -> None:
             flip_bit(bits[name], (4, 18, 3), 14)
@@ -319,8 +337,10 @@ def test_a_flipped_bit_is_found(kind: Kind) -> None:
 def test_a_wrong_number_is_found(kind: Kind) -> None:
     """Another learning rate than the recorded one moves most weights elsewhere."""
     *_, step = steps(kind, 3)
-    rate = 1.7 * step.scalars["learning_rate"]
-    replayed = step.replay(learning_rate=rate)["W"].reshape(SHAPE)
+    if kind.name == "Rprop":
+        pytest.skip("only its first step takes the learning rate")
+    rate = step.spec.RATE
+    replayed = step.replay(**{rate: 1.7 * step.scalars[rate]})["W"].reshape(SHAPE)
     update, _ = predicted(step)
     large = np.abs(update) > 0.05 * np.abs(step.numbers(step.before)["W"])
     assert (patterns(replayed) != patterns(step.after["W"]))[large].mean() > 0.9

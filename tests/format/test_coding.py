@@ -8,8 +8,8 @@ import pytest
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.coding import PLAIN, Coding
 from thimble_zarr.format.stored_array import arrays_of, coding_of
-from thimble_zarr.optim.adam import Adam
-from thimble_zarr.optim.sgd import SGD
+from thimble_zarr.optim.specs.adam import Adam
+from thimble_zarr.optim.specs.sgd import SGD
 
 ADAMW = Adam(name="AdamW", implementation="single", decoupled_weight_decay=True)
 BFLOAT16 = dict.fromkeys(ADAMW.variables, "bfloat16")

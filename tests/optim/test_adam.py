@@ -8,7 +8,7 @@ import torch
 
 from tests.support.runs import record
 from thimble_zarr import Recorder, open_dataset
-from thimble_zarr.optim.adam import Adam
+from thimble_zarr.optim.specs.adam import Adam
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "amsgrad"])

@@ -13,10 +13,10 @@ import torch
 from tests.support.runs import Loop
 from thimble_zarr import Recorder
 from thimble_zarr.errors import StoreError
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.programs import environment
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.store.reader import StoreReader
 
 ADAMW = Adam(name="AdamW", implementation="fused", decoupled_weight_decay=True)

@@ -15,9 +15,6 @@ from thimble_zarr.optim.programs.registry import program_named, program_of
 SHAPE = (32, 64)
 """Whole vectors, so that torch takes no element alone (`optim.lanes`)."""
 
-MKL_ROOT = ("float32", "float64")
-"""Dtypes whose square roots torch leaves to MKL, which does not round them correctly."""
-
 
 def n_different(kind: Kind, n_steps: int) -> dict[str, float]:
     """Share of the elements that torch gets otherwise."""
@@ -35,8 +32,8 @@ def n_different(kind: Kind, n_steps: int) -> dict[str, float]:
 @pytest.mark.parametrize("kind", kinds() + kinds(odd=True))
 def test_a_program_gives_torchs_bits(kind: Kind) -> None:
     different = n_different(kind, 4)
-    of_root = kind.native in MKL_ROOT and "Adam" in kind.name and "fused" not in kind.options
-    allowed = {"W": 0.04} if of_root else {}
+    of_root = kind.native in program(kind).kernel.apart_in
+    allowed = dict.fromkeys(different, 0.04) if of_root else {}
     assert {name: share for name, share in different.items() if share > allowed.get(name, 0)} == {}
 
 

@@ -44,7 +44,8 @@ def rows(step: Step, native: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
     arrays = {name: drawn(native, generator) for name in step.before}
     scalars = {name: np.full(N_STEPS, value) for name, value in step.scalars.items()}
     scalars[COUNT] = np.arange(1.0, N_STEPS + 1)
-    scalars["weight_decay"][::2] = 0.0
+    if "weight_decay" in scalars:
+        scalars["weight_decay"][::2] = 0.0
     if "beta1" in scalars:
         scalars["beta1"][1] = 0.3
     if "momentum" in scalars:
@@ -88,6 +89,45 @@ def test_a_flipped_bit_is_seen_at_its_step_and_variable(kind: Kind, *, compiled:
         seen = {(of, int(at)) for of, differs in found.items() for at in np.flatnonzero(differs)}
         assert seen == {(name, step)}
         patterns(after[name])[step, element] ^= 1
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("kind", kinds()[::9])
+def test_rows_with_the_steps_of_a_token_side_by_side(kind: Kind, *, compiled: bool) -> None:
+    """They are as in a chunk, and the bits those of rows without gaps, also where none is taken."""
+    of = replace(program(kind), compiled=compiled)
+    arrays, scalars = rows(next(steps(kind, 1)), kind.native)
+    arrays = {name: bits[:, :330].reshape(N_STEPS, 11, 30) for name, bits in arrays.items()}
+    in_chunks = {name: by_token(bits) for name, bits in arrays.items()}
+    grads, grads_in_chunks = arrays.pop("grad"), in_chunks.pop("grad")
+    taken = np.arange(N_STEPS) != 4
+    want = of.predict(arrays, grads, scalars, taken=taken)
+    out = {name: by_token(np.zeros_like(bits)) for name, bits in want.items()}
+    of.predict(in_chunks, grads_in_chunks, scalars, taken=taken, out=out)
+    differs = of.differs(in_chunks, grads_in_chunks, scalars, want, taken=taken)
+    assert not any(found.any() for found in differs.values())
+    for name, bits in want.items():
+        assert (patterns(bits) == patterns(out[name])).all(), name
+        patterns(out[name])[4, 10, 29] ^= 1
+        differs = of.differs(in_chunks, grads_in_chunks, scalars, out, taken=taken)
+        assert {one for one, found in differs.items() if found.any()} == {name}
+        assert np.flatnonzero(differs[name]).tolist() == [4]
+        patterns(out[name])[4, 10, 29] ^= 1
+    # The row after a step may be the one before the next.
+    chain = {name: by_token(np.repeat(bits[:1], N_STEPS + 1, 0)) for name, bits in arrays.items()}
+    before, after = ({name: bits[at] for name, bits in chain.items()} for at in (_UP, _DOWN))
+    of.predict(before, grads_in_chunks, scalars, taken=taken, out=after)
+    first = {name: bits[0] for name, bits in arrays.items()}
+    for name, bits in of.steps(first, grads, scalars, taken=taken).items():
+        assert (patterns(bits) == patterns(after[name])).all(), name
+
+
+_UP, _DOWN = slice(0, N_STEPS), slice(1, N_STEPS + 1)
+
+
+def by_token(bits: np.ndarray) -> np.ndarray:
+    """The same, with all steps of a token in one piece of memory."""
+    return np.ascontiguousarray(bits.transpose(1, 0, 2)).transpose(1, 0, 2)
 
 
 def wrong(

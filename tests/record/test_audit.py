@@ -172,6 +172,61 @@ def test_a_finding_is_raised_within_a_block_and_nothing_is_lost(path: Path) -> N
     assert reader.n_rows == steps[-1] + 1
 
 
+def test_a_row_may_be_audited_before_its_block_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the writer thread is busy, for as long as that may be."""
+    steps: list[int] = []
+    gate, commit_block = threading.Event(), StoreWriter.commit_block
+
+    def wait(*given: object, **options: object) -> None:
+        gate.wait()
+        commit_block(*given, **options)
+
+    monkeypatch.setattr(StoreWriter, "commit_block", wait)
+    close = Recorder.close
+    monkeypatch.setattr(Recorder, "close", lambda recorder: (gate.set(), close(recorder)))
+    with pytest.raises(AuditError, match="step 7 does not follow from the row before"):
+        train(path, steps, 6, audit="raise", audit_every_step=True)
+    assert steps[-1] == 7
+    assert audited_steps(path) == AuditCounts(7, 1)
+    spent = StoreReader.open(path).read_history().overhead
+    assert all(of.audit_s > 0 for of in spent.values())
+
+
+@pytest.mark.parametrize("name", [name for name, alien in ALIENS.items() if alien.after])
+def test_what_is_found_at_the_next_step_has_the_name_that_check_gives_it(
+    path: Path, name: str
+) -> None:
+    found: list[AuditFinding] = []
+    options = {"audit": found.append, "audit_every_step": True}
+    first = run_with(ALIENS[name], path, 1, **options)
+    assert [(one.step, one.code) for one in found] == [(first, ALIENS[name].code)]
+    assert {one.code for one in found} == {one.code for one in check(path).findings}
+
+
+def test_every_step_is_audited_once_however_blocks_end(path: Path) -> None:
+    loop = Loop()
+    options = {"memory_bytes": TINY_MEMORY, "audit": "raise", "audit_every_step": True}
+    for n_steps in (5, 1, 10):
+        with Recorder(
+            path, loop.optimizer, parameter=loop.weight, resume=True, **options
+        ) as recorder:
+            for step in range(n_steps):
+                loop.step()
+                if step % 3 == 1:
+                    recorder.flush()
+    assert audited_steps(path) == AuditCounts(16, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"audit": "warn", "keep": "keyframes"}])
+def test_to_audit_every_step_takes_an_audit_and_whole_rows(path: Path, options: dict) -> None:
+    loop = Loop()
+    with pytest.raises(ConfigError, match="audit_every_step"):
+        Recorder(path, loop.optimizer, parameter=loop.weight, audit_every_step=True, **options)
+    assert not path.exists()
+
+
 def test_training_may_go_on_after_it(path: Path) -> None:
     loop, n_raised = Loop(), 0
     with Recorder(

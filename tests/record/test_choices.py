@@ -37,7 +37,7 @@ from thimble_zarr.errors import ConfigError, DamagedStoreError, SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.plan import plan_run
 from thimble_zarr.experiment.trainer import train
-from thimble_zarr.sources.notebook.conversion import export_notebook
+from thimble_zarr.sources.exporting import export_notebook
 from thimble_zarr.store.reader import StoreReader
 
 STORED = ("W", "grad", "exp_avg", "exp_avg_sq")

@@ -574,11 +574,11 @@ def test_a_step_that_clears_its_gradient_is_an_error(path: Path) -> None:
 # What cannot be recorded is refused, and says what to do.
 
 
-@pytest.mark.parametrize("name", ["Adagrad", "NAdam", "RAdam", "SparseAdam", "Adafactor"])
+@pytest.mark.parametrize("name", ["SparseAdam", "LBFGS"])
 def test_other_optimizers_are_refused(name: str, path: Path) -> None:
     loop = make_loop(dtype=torch.float32)
     optimizer = getattr(torch.optim, name)([loop.weight], lr=1e-2)
-    with pytest.raises(OptimizerError, match=f"{name} cannot be recorded: only torch.optim.Adam"):
+    with pytest.raises(OptimizerError, match=f"{name} cannot be recorded: (its gradients|a step)"):
         Recorder(path, optimizer, parameter=loop.weight)
     assert not path.exists()
 

@@ -11,7 +11,7 @@ from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, History, Loop, record
 from thimble_zarr import Recorder
 from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.sources.notebook.conversion import export_notebook
+from thimble_zarr.sources.exporting import export_notebook
 from thimble_zarr.store.reader import StoreReader
 
 CONFIG = TrainingConfig(lr=1e-2, weight_decay=0.01, steps=N_STEPS, batch_size=128)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.notebook_file import float32_states, live_mask, save
+from tests.support.notebook_file import float32_states, import_notebook, live_mask, save
 from tests.support.peak import linux_only, measured
 from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, record, token_labels
 from thimble_zarr import TokenLabels
 from thimble_zarr.errors import ConfigError, NotAStoreError, StoreExistsError
-from thimble_zarr.sources.notebook.conversion import export_notebook, import_notebook
-from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
+from thimble_zarr.sources.exporting import export_notebook
+from thimble_zarr.sources.open import open_file_alone
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
@@ -24,11 +24,11 @@ MB = 10**6
 
 def test_an_import_holds_what_the_run_held(tmp_path: Path, file: Path) -> None:
     reader = import_notebook(file, tmp_path / "run.zarr")
-    source = NotebookReader.open(file)
+    source = open_file_alone(file)
     assert reader.schema.to_attribute() == json.loads(json.dumps(source.schema.to_attribute()))
     assert reader.commit.complete
     assert set(reader.schema.dtypes.values()) == {"bfloat16"}
-    assert has_narrow_states(reader.schema)
+    assert source.narrow_states
 
 
 def test_labels_are_kept(tmp_path: Path, file: Path) -> None:
@@ -111,13 +111,13 @@ def test_progress_ends_with_everything(
 
 MEASURE = """
 from pathlib import Path
-from thimble_zarr.sources.notebook.conversion import export_notebook
-from thimble_zarr.sources.notebook.conversion import import_notebook
-from thimble_zarr.sources.notebook.reader import NotebookReader
+from thimble_zarr.sources.exporting import export_notebook
+from tests.support.notebook_file import import_notebook
+from thimble_zarr.sources.open import open_file_alone
 small, large, store, again = map(Path, sys.argv[1:])
 export_notebook(import_notebook(small, store), again)
 found = {"before": peak()}
-reader = NotebookReader.open(large)
+reader = open_file_alone(large)
 for name in reader.schema.dtypes:
     for row in range(0, reader.n_rows, 8):
         reader.read(name, (row, min(row + 8, reader.n_rows)))

@@ -8,14 +8,13 @@ import pytest
 import torch
 import xarray as xr
 
-from tests.support.notebook_file import refused, save
+from tests.support.notebook_file import import_notebook, refused, save
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, History, token_labels
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.analysis.dataset.open import dataset_of
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
-from thimble_zarr.sources.notebook.conversion import import_notebook
-from thimble_zarr.sources.notebook.reader import NotebookReader
+from thimble_zarr.sources.open import open_file_alone
 from thimble_zarr.store.reader import StoreReader
 
 N_ROWS = N_STEPS + 1
@@ -25,7 +24,7 @@ def test_stored_bits_are_those_of_a_recording(
     tmp_path: Path, file: Path, toy_path: Path, toy_history: History
 ) -> None:
     recorded = StoreReader.open(toy_path)
-    for reader in (NotebookReader.open(file), import_notebook(file, tmp_path / "run.zarr")):
+    for reader in (open_file_alone(file), import_notebook(file, tmp_path / "run.zarr")):
         assert reader.n_rows == recorded.n_rows == N_ROWS
         for name in recorded.schema.dtypes:
             bits = reader.read(name, (0, N_ROWS))
@@ -42,7 +41,7 @@ def test_stored_bits_are_those_of_a_recording(
 
 
 def test_rows_and_tokens_are_read_alone(file: Path) -> None:
-    reader = NotebookReader.open(file)
+    reader = open_file_alone(file)
     for name in reader.schema.dtypes:
         whole = reader.read(name, (0, N_ROWS))
         for rows in ((0, 1), (3, 3), (2, 9), (N_ROWS - 1, N_ROWS)):
@@ -53,7 +52,7 @@ def test_rows_and_tokens_are_read_alone(file: Path) -> None:
 
 
 def test_a_reader_is_small_to_pickle(file: Path) -> None:
-    reader = NotebookReader.open(file, labels=token_labels())
+    reader = open_file_alone(file).labelled(token_labels())
     pickled = pickle.dumps(reader)
     assert len(pickled) < 10_000
     copy = pickle.loads(pickled)
@@ -65,7 +64,7 @@ def test_a_number_that_bfloat16_lacks_is_never_rounded_in_place(
     tmp_path: Path, tensors: dict[str, torch.Tensor]
 ) -> None:
     tensors["momentum_W"][3, 2, 1] = 1 + 2.0**-23  # not in a row that is looked at first
-    reader = NotebookReader.open(save(tmp_path / "run.safetensors", tensors))
+    reader = open_file_alone(save(tmp_path / "run.safetensors", tensors))
     assert reader.schema.dtypes["exp_avg"] == "bfloat16"
     reader.read("exp_avg", (0, 3))
     reader.read("exp_avg", (0, N_ROWS), (3, N_TOKENS))
@@ -74,7 +73,7 @@ def test_a_number_that_bfloat16_lacks_is_never_rounded_in_place(
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_told(file: Path) -> None:
-    reader = NotebookReader.open(file)
+    reader = open_file_alone(file)
     file.write_bytes(file.read_bytes()[:-N_DIMS])
     with pytest.raises(DamagedStoreError, match=f"{file}: it was cut off after it was opened"):
         [reader.read(name, (0, N_ROWS)) for name in reader.schema.dtypes]
@@ -85,7 +84,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_told(file: Path) -> None:
 
 def test_the_analysis_is_the_same_in_place(tmp_path: Path, file: Path, toy_path: Path) -> None:
     labels = token_labels()
-    in_place = dataset_of(NotebookReader.open(file, labels=labels))
+    in_place = dataset_of(open_file_alone(file).labelled(labels))
     import_notebook(file, tmp_path / "run.zarr", labels=labels)
     imported, recorded = open_dataset(tmp_path / "run.zarr"), open_dataset(toy_path)
     for ds in (in_place, imported):

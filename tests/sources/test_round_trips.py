@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.notebook_file import float32_states, live_mask, save
+from tests.support.notebook_file import float32_states, import_notebook, live_mask, save
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS
-from thimble_zarr.sources.notebook.conversion import export_notebook, import_notebook
-from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
+from thimble_zarr.sources.exporting import export_notebook
+from thimble_zarr.sources.open import open_file_alone
 from thimble_zarr.store.reader import StoreReader
 
 N_ROWS = N_STEPS + 1
@@ -50,7 +50,7 @@ def test_float32_states_stay_float32(tmp_path: Path, tensors: dict[str, torch.Te
     assert stored.schema.dtypes == {
         "W": "bfloat16", "grad": "bfloat16", "exp_avg": "float32", "exp_avg_sq": "float32",
     }  # fmt: skip
-    assert not has_narrow_states(stored.schema)
+    assert not open_file_alone(file).narrow_states
     expected = tensors["momentum_W"].numpy()
     np.testing.assert_array_equal(stored.read("exp_avg", (0, N_ROWS)), expected)
 
@@ -132,5 +132,5 @@ def test_a_file_of_the_initial_state_alone(
 
 
 def test_a_file_goes_out_of_a_file(tmp_path: Path, file: Path) -> None:
-    export_notebook(NotebookReader.open(file), tmp_path / "copy.safetensors")
+    export_notebook(open_file_alone(file), tmp_path / "copy.safetensors")
     assert (tmp_path / "copy.safetensors").read_bytes() == file.read_bytes()

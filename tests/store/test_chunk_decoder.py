@@ -23,7 +23,7 @@ def test_it_computes_with_numbers_as_this_machine_has_them(
     expected = reader.read("W", (0, reader.n_rows))
     real = ShardFile.decode
 
-    def decode(shard: ShardFile, chunk: int) -> np.ndarray:
+    def decode(shard: ShardFile, chunk: int, out: np.ndarray | None = None) -> np.ndarray:
         bits = real(shard, chunk)
         return bits.astype(bits.dtype.newbyteorder("S"))
 

@@ -92,6 +92,25 @@ def test_memory_is_used_that_is_given(reader: StoreReader) -> None:
     np.testing.assert_array_equal(memory, reader.read("W", (0, 10)))
 
 
+@pytest.mark.parametrize("tokens", [EVERY, range(2, 9), np.array([7, 2, 3, 10])])
+def test_memory_may_have_the_steps_of_a_token_side_by_side(
+    reader: StoreReader, tokens: range | np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks are decoded where they are needed, if they are needed whole."""
+    into = []
+    real = ShardFile.can_decode_into
+    monkeypatch.setattr(
+        ShardFile, "can_decode_into", lambda *args: into.append(real(*args)) or into[-1]
+    )
+    for rows in ((0, 4), (0, 10), (3, 9)):
+        memory = np.zeros((len(tokens), rows[1] - rows[0], 5), np.uint16).transpose(1, 0, 2)
+        with reader.opened() as opened_rows:
+            assert opened_rows.read("W", rows, tokens, memory) is memory
+        expected = reader.read("W", rows)[:, np.asarray(tokens)]
+        np.testing.assert_array_equal(memory, expected)
+    assert any(into) == isinstance(tokens, range)
+
+
 def test_what_cannot_be_opened_or_decoded_is_damage_and_the_rest_can_be_read(
     reader: StoreReader, opened: list[str]
 ) -> None:

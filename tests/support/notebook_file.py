@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from safetensors.torch import save_file
 from tests.support import runs
 from tests.support.runs import N_DIMS, N_LIVE, N_TOKENS, History
 from thimble_zarr.errors import ThimbleError
-from thimble_zarr.sources.notebook.conversion import import_notebook
-from thimble_zarr.sources.notebook.reader import NotebookReader
+from thimble_zarr.format.labels import TokenLabels
+from thimble_zarr.sources.importing import import_file
+from thimble_zarr.sources.open import open_file_alone
+from thimble_zarr.store.contents import check_vacant
+from thimble_zarr.store.reader import StoreReader
 
 
 def notebook_tensors(history: History) -> dict[str, torch.Tensor]:
@@ -48,6 +52,15 @@ def save(file: Path, tensors: Mapping[str, torch.Tensor], **options: dict[str, s
     return file
 
 
+def import_notebook(
+    file: Path, path: Path, *, labels: TokenLabels | None = None, **options: Any
+) -> StoreReader:
+    """Import a file as the command does."""
+    check_vacant(path, overwrite=options.get("overwrite", False))
+    reader = open_file_alone(file)
+    return import_file(reader if labels is None else reader.labelled(labels), path, **options)
+
+
 def live_mask() -> torch.Tensor:
     return torch.from_numpy(runs.live_mask())
 
@@ -64,7 +77,7 @@ def float32_states(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def refused(file: Path, error: type[ThimbleError], message: str) -> None:
     """Expect an error, in place and from an import, that names the file and leaves nothing."""
     before = sorted(file.parent.iterdir())
-    for attempt in (NotebookReader.open, lambda f: import_notebook(f, f.with_suffix(".zarr"))):
+    for attempt in (open_file_alone, lambda f: import_notebook(f, f.with_suffix(".zarr"))):
         with pytest.raises(error, match=message) as raised:
             attempt(file)
         assert type(raised.value) is error

@@ -12,6 +12,7 @@ from torch import nn
 from tests.support.draws import SHAPE, Options, draw, gradient, no_change
 from thimble_zarr.bits import decode
 from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.elementwise import Elementwise
 from thimble_zarr.optim.lanes import Lanes
 from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.optim.replay import Program
@@ -52,10 +53,62 @@ OF_ADAM = {
     "tensor betas": {**TENSORS, "weight_decay": 0.1},
 }
 
+
+def change_decay(optimizer: torch.optim.Optimizer, step: int) -> None:
+    optimizer.param_groups[0]["weight_decay"] = 0.1 * (step % 2)
+
+
+DECAYED = {"weight_decay": 0.1}
+
+OF_MOMENTS = {
+    "plain": {},
+    "decay": DECAYED,
+    "maximize": {"maximize": True, "change": change_decay},
+    "scheduler": {"weight_decay": 0.1, "change": change_learning_rate},
+    "betas": {"change": change_betas},
+    "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True},
+}
+
 VARIANTS: dict[str, dict[str, Options]] = {
     # Decay the L2 way; without it Adam is AdamW.
     "Adam": {name: {**options, "weight_decay": 0.1} for name, options in OF_ADAM.items()},
     "AdamW": {name: {"weight_decay": 0.0, **options} for name, options in OF_ADAM.items()},
+    "ASGD": {
+        "plain": {},
+        "decay": {"weight_decay": 0.1, "lambd": 0.1},
+        "averaged": {"t0": 1.0, "change": change_learning_rate},
+        "maximize": {"maximize": True, "t0": 2.0},
+    },
+    "Adadelta": {
+        "plain": {"lr": 30.0},
+        "decay": {"lr": 30.0, "weight_decay": 0.1},
+        "maximize": {"maximize": True, "lr": 30.0, "change": change_decay},
+        "scheduler": {"lr": 30.0, "rho": 0.5, "change": change_learning_rate},
+    },
+    "Adagrad": {
+        "plain": {},
+        "decay": {"weight_decay": 0.1, "initial_accumulator_value": 0.1},
+        "maximize": {"maximize": True, "lr_decay": 0.3},
+        "scheduler": {"weight_decay": 0.1, "change": change_learning_rate},
+        "changing decay": {"lr_decay": 0.1, "maximize": True, "change": change_decay},
+    },
+    "Adamax": {name: OF_MOMENTS[name] for name in list(OF_MOMENTS)[:5]},
+    "NAdam": OF_MOMENTS,
+    "RAdam": OF_MOMENTS | {"rectified": {"betas": (0.9, 0.5)}},
+    "Rprop": {
+        "plain": {},
+        "other": {"etas": (0.45, 1.3), "step_sizes": (1e-3, 0.04), "lr": 1e-2},
+        "maximize": {"maximize": True},
+    },
+    "RMSprop": {
+        "plain": {},
+        "decay": {"weight_decay": 0.1},
+        "momentum": {"momentum": 0.9, "weight_decay": 0.1},
+        "centered": {"centered": True, "alpha": 0.9},
+        "all": {"centered": True, "alpha": 0.3, "momentum": 0.8, "maximize": True},
+        "scheduler": {"weight_decay": 0.1, "change": change_learning_rate},
+        "tensor lr": {"lr": torch.tensor(1e-2)},
+    },
     "SGD": {
         "plain": {},
         "decay": {"weight_decay": 0.1},
@@ -71,6 +124,9 @@ VARIANTS: dict[str, dict[str, Options]] = {
 }
 """Options of each optimizer that make torch compute otherwise; an optimizer may have none here."""
 
+
+FUSED = {"Adam", "AdamW", "Adagrad", "SGD"}
+"""Those that have a fused program."""
 
 WRONG = {"SGD"}
 """Those whose fused program for the CPU does not do what it should in 16 bits."""
@@ -100,21 +156,24 @@ def runnable(kind: Kind) -> list[str]:
     """Return the implementations that run these options, and do what they should."""
     wrong = kind.name in WRONG and kind.native.endswith("16")
     tensors = any(isinstance(value, torch.Tensor) for value in kind.options.values())
-    programs = {"single": True, "foreach": not tensors, "fused": not wrong}
+    is_fused = kind.name in FUSED and not wrong
+    programs = {"single": True, "foreach": not tensors, "fused": is_fused}
     return [program for program, runs in programs.items() if runs]
 
 
 def kinds(*names: str, natives: tuple[str, ...] = tuple(DTYPES), odd: bool = False) -> list[object]:
     """Every implementation, dtype and variant of registered optimizers that a CPU has.
 
-    Of three that is half, where all are asked for: those whose numbers have an even sum.
+    Of three that is half, where all are asked for: those whose numbers have an even sum. Of those
+    that share their code (`Elementwise`) it is a seventh, if no names are given.
     """
     found = []
     for name in names or REGISTRY:
+        share = 7 if issubclass(REGISTRY[name], Elementwise) and not names else 2
         ways = (IMPLEMENTATIONS, natives, VARIANTS.get(name, {"plain": {}}))
         for numbered in product(*map(enumerate, ways)):
             numbers, (program, native, variant) = zip(*numbered, strict=True)
-            if sum(numbers) % 2 != odd:
+            if sum(numbers) % share != odd:
                 continue
             options = dict(VARIANTS.get(name, {}).get(variant, {})) | IMPLEMENTATIONS[program]
             change = options.pop("change", no_change)
@@ -156,6 +215,19 @@ class Step:
         return program.step(bits, lanes.split(positions), {**self.scalars, **scalars})
 
 
+def numbers_of(
+    spec: Optimizer, group: Mapping[str, object], state: Mapping[str, object], when: str
+) -> dict[str, float]:
+    """The numbers of a step: of the group, and of the parameter's state before or after it."""
+    found = {}
+    for scalar in spec.SCALARS:
+        if scalar.held is None:
+            found[scalar.name] = float(scalar.read(group))
+        elif scalar.held == when:
+            found[scalar.name] = float(state.get(scalar.key, scalar.first(group)))
+    return found
+
+
 def bits_of(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.detach().clone()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
@@ -182,8 +254,9 @@ def steps(kind: Kind, n_steps: int = 5, shape: tuple[int, int] = SHAPE) -> Itera
         before = row(spec)
         parameter.grad = gradient(shape, generator).to(kind.dtype)
         before["grad"] = bits_of(parameter.grad)
-        scalars = {scalar.name: float(scalar.read(group)) for scalar in spec.SCALARS}
+        scalars = numbers_of(spec, group, optimizer.state.get(parameter, {}), "before")
         optimizer.step()
+        scalars |= numbers_of(spec, group, optimizer.state[parameter], "after")
         assert spec.changes_gradient or (bits_of(parameter.grad) == before["grad"]).all()
         yield Step(spec, kind.native, before, row(spec), scalars | {COUNT: count}, shape)
         kind.change(optimizer, count)

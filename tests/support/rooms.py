@@ -22,7 +22,7 @@ MAY_IMPORT = {
 
 OPENERS = {
     "analysis.check": {"sources"},
-    "analysis.dataset.open": {"store"},
+    "analysis.dataset.open": {"sources", "store"},
     "analysis.diff.diff": {"sources"},
     "analysis.summary.summary": {"sources"},
 }

@@ -19,9 +19,9 @@ from thimble_zarr.format.schema import (
     Schema,
 )
 from thimble_zarr.format.stored_array import coding_of
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.programs.registry import program_of
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 

@@ -32,6 +32,7 @@ def check(
     extended: bool = False,
     device: str | None = None,
     token_mask: Path | None = None,
+    learning_rate: str | None = None,
     memory_bytes: int | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -51,7 +52,7 @@ def check(
     Parameters
     ----------
     store
-        A store, or a safetensors file of the original notebook.
+        A store, or a safetensors or HDF5 file that is read in place.
     tokens
         Which tokens: `all`, `live`, `dead`, ids, `@FILE` with ids, or `text:` and a token's text;
         or several subsets, such as `dead,live,all`. None means `dead` where it is known which
@@ -71,8 +72,9 @@ def check(
     device
         Where to replay, as torch names it. By default where the run was recorded, if this machine
         has it, else the CPU.
-    token_mask
-        The token mask of a notebook's file.
+    token_mask, learning_rate
+        The token mask of a file, and its learning rate by step (`3e-4`, `linear:1e-3:1000`, or a
+        file of numbers), where it does not have them.
     memory_bytes, workers, scheduler
         What it may use (`Resources`): by default a share of the free memory, and a process for each
         CPU or the workers of an active `distributed.Client`.
@@ -96,17 +98,15 @@ def check(
     >>> list(result.table.columns)[:3]
     ['t', 'norm_predicted', 'norm_observed']
     """
-    if device is not None and not replay:
-        raise ConfigError(
-            "device (--device) chooses where to replay, and replay=False (--no-replay) turns it off"
-        )
     if tokens is not None and not isinstance(tokens, str):
         tokens = ",".join(map(str, tokens))
     patterns = [parameters] if isinstance(parameters, str) else parameters
-    by = _replayed_by(replay=replay)
+    by = _replayed_by(device, replay=replay)
     asked = {"formula": formula, "replay": bool(replay), "extended": extended}
     resources = Resources(memory_bytes=memory_bytes, workers=workers, scheduler=scheduler)
-    readers = open_recording(store, parameters=patterns, token_mask=token_mask)
+    readers = open_recording(
+        store, parameters=patterns, token_mask=token_mask, learning_rate=learning_rate
+    )
     results = []
     for reader in readers:
         where = located(store), reader.group or None
@@ -121,8 +121,12 @@ def check(
     return CheckResult(located(store), (*results,))
 
 
-def _replayed_by(*, replay: bool | str) -> str:
+def _replayed_by(device: str | None, *, replay: bool | str) -> str:
     """Return what takes the steps, if anything does."""
+    if device is not None and not replay:
+        raise ConfigError(
+            "device (--device) chooses where to replay, and replay=False (--no-replay) turns it off"
+        )
     by = PORTABLE if isinstance(replay, bool) else replay
     if by not in (PORTABLE, TORCH):
         raise ConfigError(
@@ -145,17 +149,20 @@ def _check(
     """Check the subsets of a parameter in one pass."""
     schema = source.reader.schema
     selected, subsets = select(source, *selection)
+    can_replay = schema.optimizer.CAN_BE_REPLAYED
+    formula, replay = formula and schema.optimizer.formula is not None, replay and can_replay
     if formula:  # else there is nothing to do without the replay, and an error says why
         replay = replay and not missing_inputs("unexplained", schema)
+    looks_for_causes = replay or not can_replay
     at = {name: subset.tokens for name, subset in subsets.items()}
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
         checked = audit.reduction.selected
-        altered = find_altered(checked, before_block=numbers.reach) if replay else ()
+        altered = find_altered(checked, before_block=numbers.reach) if looks_for_causes else ()
         tables = tabulated(audit, numbers.result())
     results, steps, measurements = [], selected.steps, measured([*subsets.values()])
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
-        findings = find_causes(subset, table, altered) if replay else find_missing(subset)
+        findings = find_causes(subset, table, altered) if looks_for_causes else find_missing(subset)
         result = SubsetResult(
             *where,
             schema=schema,

@@ -79,7 +79,7 @@ def find_causes(
     selected
         What was accounted for.
     table
-        What `tabulated` returned, or `accounting`, with the replay.
+        What `tabulated` returned, or `accounting`, with the replay if there can be one.
     altered
         What `find_altered` returned, where that was done already.
 
@@ -89,7 +89,17 @@ def find_causes(
         Altered chunks first, then the causes, by the step they begin at. Empty where every row
         follows from the row before and every chunk of the steps is the one that was committed.
     """
-    source = selected.on_device(table.attrs["device"]).source
+    source = selected.on_device(table.attrs.get("device")).source
+    found = _explained(selected, source, table) if "recurrence" in table else []
+    checked = replace(selected, rows=np.searchsorted(source.steps, np.asarray(table["step"])))
+    found += _mislabelled(source)
+    found += find_missing(selected)
+    found += _altered(checked, find_altered(checked) if altered is None else altered)
+    # What was changed on disk is a fact, and other causes may follow from it.
+    return sorted(_merged(found), key=lambda f: (f.code != ALTERED_CHUNK.code, f.step))
+
+
+def _explained(selected: Selected, source: Source, table: AnyTable) -> list[Finding]:
     tokens, dims = np.asarray(selected.tokens), np.asarray(selected.dims)
     failures = [*_failures(source, table)]
     failing = {row for failure in failures for row in failure.steps}
@@ -100,12 +110,7 @@ def find_causes(
         n_steps = sum(len(failure.steps) for failure in rest)
         facts = {"step": rest[0].steps[0], "n_more": len(rest), "n_steps": n_steps}
         found.append(Finding.of(MORE_FAILURES, facts, source))
-    checked = replace(selected, rows=rows)
-    found += _mislabelled(source)
-    found += find_missing(selected)
-    found += _altered(checked, find_altered(checked) if altered is None else altered)
-    # What was changed on disk is a fact, and other causes may follow from it.
-    return sorted(_merged(found), key=lambda f: (f.code != ALTERED_CHUNK.code, f.step))
+    return found
 
 
 def _failures(source: Source, table: AnyTable) -> Iterator[Failure]:

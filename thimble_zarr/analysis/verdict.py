@@ -34,7 +34,7 @@ def verdict(
     Where there is a replay it decides, because it is sharper than any bound on the formula's
     rounding. In both cases a change that is not finite fails.
     """
-    judged = (_replay_verdict if "recurrence" in table else _formula_verdict)(table)
+    judged = _judged(table)
     if judged.holds and findings:
         first = min(findings, key=lambda finding: finding.step)
         why = (
@@ -45,12 +45,33 @@ def verdict(
         judged = _failed(first.step, f"{why}, first at step {first.step}.")
     if reader is None:
         return judged
+    if reader.schema.caveat and not judged.holds:
+        text = f"{judged.text} It cannot hold: {reader.schema.caveat}."
+        judged = replace(judged, text=text)
     if unended := _unended(reader):
         return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
     if planned := stopped_of(reader):
         stopped = f"The run was stopped after step {reader.read_steps()[-1]}{planned}."
         return replace(judged, text=f"{judged.text} {stopped}")
     return judged
+
+
+def _judged(table: AnyTable) -> Verdict:
+    if "recurrence" in table:
+        return _replay_verdict(table)
+    return _formula_verdict(table) if "n_beyond_rounding" in table else _bare_verdict(table)
+
+
+def _bare_verdict(table: AnyTable) -> Verdict:
+    if counts(table, NOT_FINITE).any():
+        return _not_finite(table, "are finite")
+    return Verdict(
+        holds=True,
+        text=f"HOLDS as far as it can be checked: all {_total(table):,} weights are finite, no "
+        "recorded row is missing, and every chunk has its recorded checksum. How "
+        f"{table.attrs['optimizer']} takes a step is not known here, so whether rows follow from "
+        "the row before was not checked.",
+    )
 
 
 def _failed(step: int, text: str) -> Verdict:

@@ -17,7 +17,7 @@ from thimble_zarr.causes.recorded_rows import RecordedRows
 from thimble_zarr.causes.replay import Replay, bounds, recurrences
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import Consumed, Formula
+from thimble_zarr.optim.formula import Consumed, Formula
 
 _ROWS_KEPT = 32
 

@@ -5,7 +5,8 @@ import numpy as np
 from thimble_zarr.bits import decode, unit_roundoff
 from thimble_zarr.causes.cause import Facts, cause
 from thimble_zarr.causes.evidence import Evidence, Failure
-from thimble_zarr.optim.base import LEARNING_RATE, WEIGHT_DECAY
+from thimble_zarr.optim.base import WEIGHT_DECAY
+from thimble_zarr.optim.formula import W_BEFORE
 
 
 @cause("scaled-gradient", is_everywhere=True, needs_formula=True)
@@ -46,7 +47,8 @@ def rescaled_gradient(evidence: Evidence, failure: Failure) -> Facts | None:
         error = evidence.bounds(step, grad)[consumed.variable] * consumed.per_error
         # Besides, the consumed gradient was rounded, and the ratio is an estimate.
         allowed = error + 4 * u * np.abs(grad)
-        is_multiple = (np.abs(consumed.gradient - grad) <= allowed).mean() > 0.999
+        fits = ~(np.abs(consumed.gradient - grad) > allowed)  # as far as it is known
+        is_multiple = fits.mean() > 0.999
         if not (abs(ratio - 1) >= 4 * u and is_multiple):
             return None
     return {"variable": "grad", "factor": f"{ratios[0]:.4g}"}
@@ -123,7 +125,7 @@ def other_learning_rate(evidence: Evidence, failure: Failure) -> Facts | None:
 
     The states are right, and of the values that were tried this one gives the recorded weights.
     """
-    return _other(evidence, failure, LEARNING_RATE.name)
+    return _other(evidence, failure, evidence.schema.optimizer.RATE)
 
 
 @cause("other-weight-decay", is_everywhere=True, needs_formula=True)
@@ -163,7 +165,7 @@ def _other(evidence: Evidence, failure: Failure, name: str) -> Facts | None:
 def _estimate(evidence: Evidence, step: int, name: str) -> float:
     """Return the value that explains the observed change best, the change being linear in it."""
     before, formula = evidence.values("W", step - 1), evidence.formula
-    row = evidence.numbers(evidence.inputs(step) | evidence.after(step))
+    row = evidence.numbers(evidence.inputs(step) | evidence.after(step)) | {W_BEFORE: before}
 
     def change(value: float) -> np.ndarray:
         scalars = evidence.scalars(step) | {name: np.asarray(value)}
@@ -197,6 +199,8 @@ def wrong_gradient(evidence: Evidence, failure: Failure) -> Facts | None:
     if len(failure.steps) > 1 or not wrong or len(wrong) < min(2, len(states)):
         return None
     consumed = evidence.consumed(step)
+    unknown = np.isnan(consumed.gradient)
+    consumed.gradient[unknown] = evidence.values("grad", step)[unknown]
     allowed = evidence.bounds(step, consumed.gradient)
     error = allowed[consumed.variable] * consumed.per_error
     before = evidence.numbers(evidence.inputs(step))

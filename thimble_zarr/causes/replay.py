@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thimble_zarr.bits import fill_value
+from thimble_zarr.bits import fill_value, unit_roundoff
 from thimble_zarr.causes.recorded_rows import RecordedRows
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import COUNT, Precision
+from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.formula import Precision
 
 if TYPE_CHECKING:
     from thimble_zarr.optim.lanes import Piece
@@ -46,7 +47,12 @@ class Replay:
             n_elements=schema.n_elements,
             n_threads=schema.n_threads,
         )
-        program = Program(schema.optimizer, schema.dtypes, replay_device(source))
+        program = Program(
+            schema.optimizer,
+            schema.dtypes,
+            replay_device(source),
+            are_copies=schema.is_imported,
+        )
         return program, lanes.split(self._positions)
 
     def step(
@@ -76,8 +82,8 @@ def replay_device(source: RecordedRows) -> str:
 
     def there(device: str) -> bool:
         kind = device.partition(":")[0]
-        if kind == "cpu":
-            return True
+        if kind not in ("cuda", "mps"):
+            return kind == "cpu"
         import torch
 
         return (kind == "cuda" and torch.cuda.is_available()) or (
@@ -108,5 +114,6 @@ def bounds(
     formula = schema.optimizer.formula
     if formula is None:
         return {name: np.zeros_like(values) for name, values in before.items()}
-    precision = Precision.of(schema.dtypes["W"], scalars="float32", ours=ours)
+    coarsest = max(schema.dtypes.values(), key=unit_roundoff)
+    precision = Precision.of(coarsest, scalars="float32", ours=ours)
     return formula.bounds(before, grad, scalars, precision)

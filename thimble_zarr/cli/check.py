@@ -10,6 +10,7 @@ import click
 
 from thimble_zarr.cli.options import (
     FOUND,
+    LEARNING_RATE,
     LOCATION,
     PARAMETERS,
     PROCESS_MEMORY,
@@ -99,6 +100,7 @@ def _rows(text: str) -> int:
     "see STORE at the same path.",
 )
 @TOKEN_MASK
+@LEARNING_RATE
 @QUIET
 @click.pass_context
 def check(ctx: click.Context, /, stores: tuple[Location, ...], **options: Any) -> None:
@@ -111,7 +113,7 @@ def check(ctx: click.Context, /, stores: tuple[Location, ...], **options: Any) -
     Replay: every step is taken again, and weights and moments are compared bit by bit. If they
     differ, the cause is looked for and named.
 
-    STORE may be the safetensors file of the original notebook, which is read in place. Several
+    STORE may be a safetensors or HDF5 file, which is read in place. Several
     stores, or a quoted pattern such as "seed*/run.zarr", are checked one after the other, with a
     line for each. So are several parameters of a store. If one cannot be read, the others are
     still checked.

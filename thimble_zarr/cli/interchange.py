@@ -1,57 +1,117 @@
-"""`import`, `export` and `recode`: from and to the notebook's file, and from store to store."""
+"""`import`, `export` and `recode`: from other files, to the notebook's, and store to store."""
 
 import shlex
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
-from thimble_zarr.cli.options import OVERWRITE, QUIET, STORE, TOKEN_MASK, size
+from thimble_zarr.cli.options import LEARNING_RATE, OVERWRITE, QUIET, STORE, TOKEN_MASK, size
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import human_bytes
+
+if TYPE_CHECKING:
+    from thimble_zarr.format.reader import Reader
+    from thimble_zarr.sources.reader import FileReader
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
-@click.command(name="import", short_help="Import a file of the original notebook.")
-@FILE
+@click.command(name="import", short_help="Import a recording from a file of another layout.")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @STORE
+@click.option(
+    "--parameter",
+    metavar="NAME",
+    help="Which run of FILE, or which tensor of checkpoints.",
+)
 @TOKEN_MASK
+@LEARNING_RATE
 @OVERWRITE
 @QUIET
 def import_(
-    file: Path, store: Path, *, token_mask: Path | None, overwrite: bool, quiet: bool
+    files: tuple[Path, ...],
+    store: Path,
+    *,
+    parameter: str | None,
+    token_mask: Path | None,
+    learning_rate: str | None,
+    overwrite: bool,
+    quiet: bool,
 ) -> None:
-    """Import FILE, the safetensors file that the original notebook saves, into a new STORE.
+    """Import FILE, a safetensors or HDF5 file with a recorded run, into a new STORE.
 
-    Nothing is lost: `export` gives the same file back. If the import fails, no store is left. You
-    need not import a file to check it, because `check` reads it directly.
+    Of the first notebook's file nothing is lost: `export` gives the same file back. If the import
+    fails, no store is left. You need not import a file to check it, because `check` reads it
+    directly.
+
+    Several FILEs are checkpoints of a model: safetensors files, directories of them, or PyTorch's
+    distributed checkpoints, of which --parameter names one tensor. The step of each is the last
+    number in its name, or in that of its directory. STORE then has the weights at these steps, and
+    AdamW's moments where they were saved.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.sources.notebook.conversion import import_notebook
-    from thimble_zarr.sources.notebook.reader import has_narrow_states
-    from thimble_zarr.sources.open import open_notebook
+    from thimble_zarr.sources.checkpoints import import_checkpoints
+    from thimble_zarr.sources.importing import import_file
+    from thimble_zarr.sources.open import open_file_alone
     from thimble_zarr.store.contents import check_vacant
 
     check_vacant(store, overwrite=overwrite)
-    labels = open_notebook(file, token_mask=token_mask).read_labels()
-    with progress("importing", unit="B", quiet=quiet) as bar:
-        reader = import_notebook(
-            file, store, labels=labels, overwrite=overwrite, on_progress=bar.reach
+    source = None
+    if len(files) == 1:
+        source = open_file_alone(
+            files[0], parameter, token_mask=token_mask, learning_rate=learning_rate
         )
-    if quiet:
-        return
-    schema, sizes = reader.schema, (file.stat().st_size, reader.disk_bytes())
-    states = f"{schema.dtypes[schema.optimizer.states[0].name]}, as they are in the file"
-    if has_narrow_states(schema):
-        states = "bfloat16: nothing is lost, since all their values are"
-    click.echo(
-        f"Imported {reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; "
-        f"{' -> '.join(map(human_bytes, sizes))}\n"
-        f"States   stored as {states}\n"
+    elif parameter is None or learning_rate is not None or token_mask is not None:
+        raise click.UsageError(
+            "several FILEs are checkpoints: --parameter must name a tensor in them, and neither "
+            "--token-mask nor --learning-rate can be given"
+        )
+    with progress("importing", unit="B", quiet=quiet) as bar:
+        how = partial(import_checkpoints, files, parameter=str(parameter))
+        if source is not None:
+            how = partial(import_file, source)
+        reader = how(store, overwrite=overwrite, on_progress=bar.reach)
+    if not quiet:
+        click.echo(_imported(source, files, reader, store))
+
+
+def _imported(
+    source: "FileReader | None", files: Sequence[Path], reader: "Reader", store: Path
+) -> str:
+    """Return what to say of an import."""
+    schema, n_bytes = reader.schema, reader.disk_bytes()
+    what = f"{len(files):,} checkpoints of {' x '.join(f'{n:,}' for n in schema.shape)}; "
+    sizes = human_bytes(n_bytes)
+    if source is not None:
+        what = f"{reader.n_rows - 1:,} steps of {schema.n_tokens:,} x {schema.n_dims}; "
+        sizes = f"{human_bytes(source.disk_bytes())} -> {sizes}"
+    return (
+        f"Imported {what}{sizes}\n"
+        f"States   {_states(source, reader)}\n"
         f"Store    {store}\n"
-        f"Next     thimble-zarr check {shlex.quote(str(store))}"
+        f"Next     {_next(reader, store)}"
     )
+
+
+def _states(source: "FileReader | None", stored: "Reader") -> str:
+    """Return how the states of an imported run were stored."""
+    names = [state.name for state in stored.schema.optimizer.states]
+    dtypes = {stored.schema.dtypes[name] for name in names if name in stored.schema.dtypes}
+    if not dtypes:
+        return "none: there are no moments"
+    if source is not None and source.narrow_states and dtypes == {"bfloat16"}:
+        return "stored as bfloat16: nothing is lost, since all their values are"
+    return f"stored as {', '.join(sorted(dtypes))}, as they are in the file"
+
+
+def _next(reader: "Reader", store: Path) -> str:
+    has_states = {*reader.schema.optimizer.variables} <= {*reader.schema.dtypes}
+    return f"thimble-zarr {'check' if has_states else 'report'} {shlex.quote(str(store))}"
 
 
 @click.command(name="export", short_help="Export a store as a file of the original notebook.")
@@ -67,7 +127,7 @@ def export(store: Path, file: Path, *, parameter: str | None, overwrite: bool, q
     left.
     """
     from thimble_zarr.cli.progress import progress
-    from thimble_zarr.sources.notebook.conversion import export_notebook
+    from thimble_zarr.sources.exporting import export_notebook
     from thimble_zarr.store.reader import StoreReader
 
     reader = StoreReader.open(store, parameter)

@@ -45,7 +45,13 @@ OVERWRITE = click.option(
 TOKEN_MASK = click.option(
     "--token-mask",
     type=_PATH,
-    help="Safetensors file with live_mask or dead_mask, which a notebook's file does not have.",
+    help="Safetensors file with live_mask or dead_mask, for a file that does not have them.",
+)
+LEARNING_RATE = click.option(
+    "--learning-rate",
+    metavar="RATE",
+    help="The learning rate of a file that does not say it, or in which it changed: a number, "
+    "linear:PEAK:STEPS, which falls to 0, or a file with a number for each step.",
 )
 PARAMETERS = click.option(
     "--parameter",

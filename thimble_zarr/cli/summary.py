@@ -25,8 +25,7 @@ from thimble_zarr.format.location import Location
 def info(store: Location, *, parameters: tuple[str, ...], format_: str) -> None:
     """Show what was recorded in STORE, by what, how far, how large, and how it slowed training.
 
-    STORE may be the safetensors file of the original notebook. If it holds several parameters, each
-    is a line.
+    STORE may be a safetensors or HDF5 file. If it holds several parameters, each is a line.
 
     \b
     With --format json it prints one object. Besides the schema of the parameter

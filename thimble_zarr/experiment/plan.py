@@ -19,8 +19,8 @@ from thimble_zarr.format.layout import (
 )
 from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import chosen_variables
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.record.schedule import count_rows
 from thimble_zarr.store.contents import is_begun
 from thimble_zarr.store.reader import StorePath, StoreReader

@@ -177,8 +177,8 @@ def label_tokens(
     labels = TokenLabels.from_counts(n_occurrences, texts(tokenizer))
     if mask_file is None:
         return labels
-    live = read_mask(mask_file, tokenizer.get_vocab_size())
-    return replace(labels, live=live, dead=~live)
+    mask = read_mask(mask_file, tokenizer.get_vocab_size())
+    return replace(labels, live=mask.live, dead=mask.dead)
 
 
 def texts(tokenizer: Tokenizer) -> list[str]:

@@ -138,6 +138,13 @@ class Reader(RowReader, Protocol):
         """Return what chunks of equal values are recognised by; None where nothing was noted."""
 
     @property
+    def whole_rows(self) -> range:
+        """Rows of which every variable is there that the recording has: of a store all.
+
+        Some files have states of the first steps only.
+        """
+
+    @property
     def identity(self) -> str:
         """What the rows that can be read are known by: other rows have another."""
 

@@ -58,6 +58,10 @@ all rows are recorded."""
 NOTEBOOK_FILE = "notebook_file"
 """The attribute of an imported run that describes the file it came from."""
 
+SOURCE_FILE = "source_file"
+"""The attribute of a run that was read from another file: which, of what layout, what of it was not
+taken, and what is wrong with its numbers."""
+
 PARAMETERS = "parameters"
 """In the root's `thimble` attribute the names of several parameters, each a child group."""
 
@@ -211,8 +215,8 @@ class Schema:
         if SCALAR_CHUNK_STEPS % self.layout.block_steps:
             raise ConfigError(f"blocks of {self.layout.block_steps} steps do not divide a chunk")
         for name, native in self.dtypes.items():
-            if name not in VARIABLES:
-                raise ConfigError(f"{name!r} is not a variable: a store has {', '.join(VARIABLES)}")
+            if name not in (known := {*VARIABLES, *self.optimizer.variables}):
+                raise ConfigError(f"{name!r} is not a variable: a store has {', '.join(known)}")
             if native not in NATIVE_DTYPES:
                 raise ConfigError(
                     f"{name} is {native}: a store holds {', '.join(NATIVE_DTYPES)} only"
@@ -281,8 +285,15 @@ class Schema:
 
     @property
     def is_imported(self) -> bool:
-        """Whether the run was imported from the notebook's file, and not recorded."""
-        return NOTEBOOK_FILE in self.attrs
+        """Whether the run was imported from another file, and not recorded."""
+        return NOTEBOOK_FILE in self.attrs or SOURCE_FILE in self.attrs
+
+    @property
+    def caveat(self) -> str | None:
+        """What is wrong with the numbers of an imported run, in words, where that is known."""
+        source = self.attrs.get(SOURCE_FILE)
+        caveat = source.get("caveat") if isinstance(source, Mapping) else None
+        return caveat if isinstance(caveat, str) else None
 
     @property
     def n_tokens(self) -> int:

@@ -9,7 +9,7 @@ from thimble_zarr.bits import fill_value, storage_dtype
 from thimble_zarr.format.coding import PLAIN, Coding, CodingName
 from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.optim.programs.registry import program_of
-from thimble_zarr.optim.registry import VARIABLES
+from thimble_zarr.optim.registry import variable_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def arrays_of(coding: Coding, variable: str, native: str) -> tuple[StoredArray, 
     plain = StoredArray(
         name=variable,
         variable=variable,
-        long_name=VARIABLES[variable],
+        long_name=variable_name(variable),
         dtype=storage_dtype(native),
         fill=fill_value(native),
         codec=coding.gradient_codec if variable == "grad" else "lz4",

@@ -9,22 +9,18 @@ by name. torch is imported only where a step is taken.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from thimble_zarr.bits import least_positive, unit_roundoff
+from thimble_zarr.optim.formula import Arrays, Formula, Scalars
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Arrays = Mapping[str, np.ndarray]
-"""Variables of a parameter, by name."""
-
-Scalars = Mapping[str, Any]
-"""Numbers of steps, by name, and `COUNT`: of shape `(step, 1, 1)`, or plain."""
+    from thimble_zarr.optim.programs.kernel import Kernel
 
 
 @dataclass(frozen=True)
@@ -90,12 +86,24 @@ class Scalar:
         What it is, in words.
     key, index
         Where it lies in torch's parameter group: `group[key]`, or `group[key][index]`.
+    held
+        `before` or `after` where it lies in the parameter's state instead, under `key`, and the
+        step uses what is there before or after it. None where it does not.
+    first
+        What such a number is while it is not there: from the group, as torch makes it.
     """
 
     name: str
     long_name: str
     key: str
     index: int | None = None
+    held: str | None = None
+    first: Callable[[Mapping[str, Any]], float] | None = None
+
+    @property
+    def keyword(self) -> str:
+        """What torch's functions call it."""
+        return self.key if self.index is None else self.name
 
     def read(self, group: Mapping[str, object]) -> "float | Tensor":
         """Return the number that is in a parameter group now."""
@@ -123,10 +131,13 @@ class Derived:
 
     name: str
     long_name: str
-    compute: Callable[[Any, Mapping[str, float]], float]
+    compute: Callable[[Any, Mapping[str, Any]], Any]
 
 
 LEARNING_RATE = Scalar("learning_rate", "learning rate of the step", "lr")
+BETA1 = Scalar("beta1", "decay rate of the first moment", "betas", 0)
+BETA2 = Scalar("beta2", "decay rate of the second moment", "betas", 1)
+EPS = Scalar("eps", "term added to the denominator", "eps")
 WEIGHT_DECAY = Scalar("weight_decay", "weight decay coefficient", "weight_decay")
 
 COUNT = "optimizer_step"
@@ -145,6 +156,8 @@ class Optimizer(ABC):
         The numbers that a step uses, in the order of a store.
     DERIVED
         Numbers that a step computes from those by functions that are not the same everywhere.
+    RATE
+        The scalar that a step is proportional to, by name.
     STEP_KEY
         Where torch's state has the count of steps. None where it has none and the recorder counts:
         from 0, or from 1 where a state is there already.
@@ -155,6 +168,8 @@ class Optimizer(ABC):
     ELEMENTWISE
         Whether an element's step depends on that element alone. If not, whole parameters are
         replayed.
+    CAN_BE_REPLAYED
+        Whether its steps can be taken again.
     PROGRAM_FLAGS
         The fields that choose one of torch's programs, which compute the same otherwise.
     name
@@ -166,10 +181,12 @@ class Optimizer(ABC):
     STATES: ClassVar[tuple[State, ...]]
     SCALARS: ClassVar[tuple[Scalar, ...]]
     DERIVED: ClassVar[tuple[Derived, ...]] = ()
+    RATE: ClassVar[str] = LEARNING_RATE.name
     STEP_KEY: ClassVar[str | None] = "step"
     ESTIMATES: ClassVar[tuple[Estimate, ...]] = ()
     ALIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ELEMENTWISE: ClassVar[bool] = True
+    CAN_BE_REPLAYED: ClassVar[bool] = True
     PROGRAM_FLAGS: ClassVar[tuple[str, ...]] = ("implementation",)
 
     name: str
@@ -224,6 +241,10 @@ class Optimizer(ABC):
         """What a step should do, in real numbers; None if there is no formula."""
         return self if isinstance(self, Formula) else None
 
+    def kernel(self, native: str) -> "Kernel | None":
+        """Return the newest kernel of a portable program, for arrays of one dtype; None if none."""
+        return None
+
     @abstractmethod
     def step(
         self, tensors: "dict[str, Tensor | None]", scalars: Mapping[str, float], *, device: str
@@ -242,174 +263,6 @@ class Optimizer(ABC):
         """
 
 
-@dataclass(frozen=True)
-class Precision:
-    """How precise arithmetic is.
-
-    Attributes
-    ----------
-    unit_roundoff
-        Relative error of one rounding.
-    scalar_roundoff
-        Relative error of a scalar that is computed beforehand.
-    least
-        The least positive number, by which a rounding errs where numbers underflow.
-    """
-
-    unit_roundoff: float
-    scalar_roundoff: float
-    least: float
-
-    @classmethod
-    def of(cls, native: str, *, scalars: str, ours: float = 0.0) -> Self:
-        """Return that of torch's arithmetic in dtype `native`, with scalars computed in another.
-
-        `ours` is the relative error of what it is compared with.
-        """
-        return cls(unit_roundoff(native) + ours, 4 * unit_roundoff(scalars), least_positive(native))
-
-    def gamma(self, n: int) -> float:
-        """Return the relative error of n roundings (Higham, lemma 3.1)."""
-        return n * self.unit_roundoff / (1 - n * self.unit_roundoff)
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """How far rounding can carry a step from the formula; each broadcasts to the weights.
-
-    Attributes
-    ----------
-    update, after, before
-        By so much of the formula's update, of the weight after and of that before the step.
-    least
-        And by this.
-    """
-
-    update: Any
-    after: Any
-    before: Any
-    least: Any
-
-    def bound(
-        self,
-        update: np.ndarray,
-        W: np.ndarray,
-        W_previous: np.ndarray,
-        out: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None),
-    ) -> np.ndarray:
-        """Return how far rounding alone can carry a step from the formula: safe, not tight.
-
-        It is computed in the arrays `out`, if they are given, and is in the first, which may be
-        `update`, the formula's.
-        """
-        into, term_in = out
-        bound: np.ndarray = np.abs(update, out=into)
-        bound *= like(update, self.update)
-        term: Any = np.abs(W, out=term_in)
-        term *= like(W, self.after)
-        bound += term
-        if np.any(self.before):
-            term = np.abs(W_previous, out=term_in)
-            term *= like(W, self.before)
-            bound += term
-        bound += like(W, self.least)
-        return bound
-
-
-@dataclass(frozen=True)
-class Consumed:
-    """The gradient that explains what a step did to a variable.
-
-    Attributes
-    ----------
-    gradient
-        As the optimizer was given it, float64.
-    variable
-        What it was computed from.
-    per_error
-        By how much it is wrong, for each unit by which the variable is.
-    """
-
-    gradient: np.ndarray
-    variable: str
-    per_error: np.ndarray
-
-
-class Formula(ABC):
-    """What a step does, in real numbers. All functions broadcast."""
-
-    @property
-    @abstractmethod
-    def update_inputs(self) -> tuple[str, ...]:
-        """The variables after the step that `update` is computed from: one or two."""
-
-    @property
-    def scalar_dtype(self) -> str:
-        """The dtype that torch computes scalars in."""
-        return "float64"
-
-    @property
-    def cancels(self) -> bool:
-        """Whether terms of the update may cancel, so that it is less precise than they are."""
-        return False
-
-    @abstractmethod
-    def coefficients(self, scalars: Scalars) -> Sequence[Any]:
-        """Return what `update` multiplies and adds, from the scalars of a step."""
-
-    @abstractmethod
-    def update(
-        self, arrays: Arrays, coefficients: Sequence[Any], out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return the change of the weights, without what weight decay does to them directly.
-
-        `arrays` are the `update_inputs`, and it is as precise as they are. It is computed in `out`,
-        if that is given; this may be the first of the arrays.
-        """
-
-    @abstractmethod
-    def decay_factor(self, scalars: Scalars) -> Any:
-        """Return what weight decay multiplies `W` before the step with to change it; 0 for none."""
-
-    @abstractmethod
-    def rounding(
-        self, scalars: Scalars, precision: Precision, arrays: Arrays | None = None
-    ) -> Rounding | None:
-        """Return how far rounding can carry a step from the formula.
-
-        None where that depends on the elements: then `arrays`, the `update_inputs`, are needed.
-        """
-
-    @abstractmethod
-    def advance(self, before: Arrays, grad: np.ndarray, scalars: Scalars) -> dict[str, np.ndarray]:
-        """Return the states (not `W`) after a step, from those before and the gradient."""
-
-    @abstractmethod
-    def bounds(
-        self, before: Arrays, grad: np.ndarray, scalars: Scalars, precision: Precision
-    ) -> dict[str, np.ndarray]:
-        """Return how far two programs, given the same row and gradient, can end apart.
-
-        `before` has `W` and the states, float64; what is returned has the largest distance of each.
-        """
-
-    @abstractmethod
-    def consumed(self, before: Arrays, after: Arrays, scalars: Scalars) -> Consumed:
-        """Return the gradient that led from one row to the next, up to rounding."""
-
-
-def like(array: np.ndarray, scalar: Any) -> Any:
-    """Return a scalar of a step in the array's precision, in which the arithmetic then is."""
-    return scalar.astype(array.dtype, copy=False) if hasattr(scalar, "astype") else scalar
-
-
-def coupled(
-    grad: np.ndarray, W: np.ndarray, *, decay: Any, maximize: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the gradient with weight decay added, and a bound on the sizes of both together."""
-    return (-grad if maximize else grad) + decay * W, abs(grad) + decay * abs(W)
-
-
 def tensor_dtype(value: object) -> str | None:
     """Return the dtype of a tensor as a store names it, for example `float32`; None of a number."""
     return str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else None
@@ -419,7 +272,7 @@ def chosen_program(group: Mapping[str, object], *, differentiable: bool) -> str:
     """Return which of its programs torch runs for a group, which may leave the choice to it."""
     from torch.optim.optimizer import _default_to_fused_or_foreach
 
-    foreach, fused = group["foreach"], group["fused"]
+    foreach, fused = group["foreach"], group.get("fused")  # not every optimizer has that
     if foreach is None and fused is None:
         parameters: Any = group["params"]
         _, foreach = _default_to_fused_or_foreach(parameters, differentiable)

@@ -5,16 +5,39 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, get_origin, get_type_hints
 
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.sgd import SGD
+from thimble_zarr.optim.specs.adadelta import Adadelta
+from thimble_zarr.optim.specs.adagrad import Adagrad
+from thimble_zarr.optim.specs.adam import Adam
+from thimble_zarr.optim.specs.adamax import Adamax
+from thimble_zarr.optim.specs.asgd import ASGD
+from thimble_zarr.optim.specs.nadam import NAdam
+from thimble_zarr.optim.specs.radam import RAdam
+from thimble_zarr.optim.specs.rmsprop import RMSprop
+from thimble_zarr.optim.specs.rprop import Rprop
+from thimble_zarr.optim.specs.sgd import SGD
+from thimble_zarr.optim.unknown import Unknown
 
 REGISTRY: Mapping[str, type[Optimizer]] = {
+    "ASGD": ASGD,
+    "Adadelta": Adadelta,
+    "Adagrad": Adagrad,
     "Adam": Adam,
     "AdamW": Adam,
+    "Adamax": Adamax,
+    "NAdam": NAdam,
+    "RAdam": RAdam,
+    "RMSprop": RMSprop,
+    "Rprop": Rprop,
     "SGD": SGD,
 }
 """What an optimizer is, by the name of its class in `torch.optim`."""
+
+REFUSED: Mapping[str, str] = {
+    "LBFGS": "a step computes the loss several times, each with other weights and gradients",
+    "SparseAdam": "its gradients are sparse, and of a row without one the states stay as they are",
+}
+"""Optimizers of torch whose steps are not what a row has, and why."""
 
 SPECS = tuple(dict.fromkeys(REGISTRY.values()))
 
@@ -35,8 +58,13 @@ SCALARS: Mapping[str, str] = {
 
 def step_scalars(spec: type[Optimizer]) -> dict[str, str]:
     """Return the float64 `(step,)` arrays of a run of an optimizer, and what they are, in words."""
-    names = ("loss", *(scalar.name for scalar in spec.SCALARS), COUNT)
-    return {name: SCALARS[name] for name in names}
+    own = {scalar.name: scalar.long_name for scalar in spec.SCALARS}
+    return {"loss": SCALARS["loss"], **own, COUNT: SCALARS[COUNT]}
+
+
+def variable_name(variable: str) -> str:
+    """Return what an array of a parameter's shape is, in words."""
+    return VARIABLES.get(variable, f"{variable} that the optimizer kept after the step")
 
 
 def spec_of(kind: type) -> type[Optimizer] | None:
@@ -50,14 +78,20 @@ def spec_of(kind: type) -> type[Optimizer] | None:
 def read_optimizer(content: Mapping[str, object]) -> Optimizer:
     """Return an optimizer from its fields, as JSON has them.
 
-    That of a subclass is known by its flags.
+    That of a subclass is known by its function, or its flags.
 
     Raises
     ------
     TypeError
         If they are not those of any.
     """
-    known = [spec for spec in SPECS if {*content} <= {field.name for field in fields(spec)}]
+    specs: tuple[type[Optimizer], ...] = (*SPECS, Unknown)
+    known = [
+        spec
+        for spec in specs
+        if {*content} <= {field.name for field in fields(spec)}
+        and content.get("function") == getattr(spec, "FUNCTION", None)
+    ]
     spec = REGISTRY.get(str(content["name"]), known[0] if known else None)
     if spec is None:
         raise TypeError(f"no optimizer is known that has {', '.join(content)}")

@@ -27,14 +27,17 @@ class Program:
     optimizer
         Which program, with its flags.
     dtypes
-        Native dtype of each recorded variable. The program runs in that of `W`.
+        Native dtype of each recorded variable.
     device
         Where it runs, as torch names it.
+    are_copies
+        Whether variables may have been kept in another dtype than torch had them in: that of `W`.
     """
 
     optimizer: Optimizer
     dtypes: Mapping[str, str]
     device: str
+    are_copies: bool = False
 
     def step(
         self,
@@ -84,7 +87,8 @@ class Program:
 
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(bits).view(getattr(torch, self.dtypes[name]))
-        return tensor.to(self.device, getattr(torch, self.dtypes["W"]))
+        held = self.dtypes["W" if self.are_copies else name]
+        return tensor.to(self.device, getattr(torch, held))
 
     def _bits(self, name: str, tensor: Tensor | None) -> np.ndarray:
         if tensor is None:

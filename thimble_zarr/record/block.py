@@ -198,10 +198,14 @@ class Block:
             if (grad := array_path(group, "grad")) in self._tensors:
                 self._tensors[grad][skipped] = torch.nan
             n_sound = min([n_sound, *missed.tolist()])
+        self.derive(n_sound)
+        return n_sound
+
+    def derive(self, n_rows: int) -> None:
+        """Note what torch derives from the scalars of the first rows, where that is missing."""
         for group, schema in self._schemas.items():
             names = {name: array_path(group, name) for name in schema.numbers}
-            derive(schema, {name: self.scalars[path][:n_sound] for name, path in names.items()})
-        return n_sound
+            derive(schema, {name: self.scalars[path][:n_rows] for name, path in names.items()})
 
     def counts(self, n_rows: int, before: StepCounts) -> StepCounts:
         """Return the optimizer's counts after some rows of the block: those `before` after none."""

@@ -11,8 +11,9 @@ from thimble_zarr.bits import patterns
 from thimble_zarr.errors import OptimizerError, ResumeError, listed
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.registry import REGISTRY, spec_of
+from thimble_zarr.optim.registry import REFUSED, spec_of
 from thimble_zarr.record.counting import StepCounter, StepCounts, number
+from thimble_zarr.record.trial import tried
 from thimble_zarr.store.reader import StoreReader
 
 Found = TypeVar("Found")
@@ -35,19 +36,18 @@ def tensor_bits(tensor: Tensor) -> np.ndarray:
     return stored.numpy(force=True)
 
 
-def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer]:
-    """Return its spec, or raise OptimizerError if neither it nor a base class has one."""
+def optimizer_spec(optimizer: torch.optim.Optimizer) -> type[Optimizer] | None:
+    """Return its spec, None if it is unknown; raise OptimizerError if it cannot be recorded."""
     name = type(optimizer).__name__
     # Lightning's wrapper says that it is an instance of the class it wraps.
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         raise OptimizerError(
             f"{name} wraps torch's optimizer, whose steps are recorded; pass `optimizer.optimizer`"
         )
-    spec = spec_of(type(optimizer))
-    if spec is None:
-        known = " and ".join(f"torch.optim.{known}" for known in REGISTRY)
-        raise OptimizerError(f"{name} cannot be recorded: only {known} (and their subclasses) can")
-    return spec
+    for base in type(optimizer).__mro__:
+        if why := REFUSED.get(base.__name__):
+            raise OptimizerError(f"{name} cannot be recorded: {why}")
+    return spec_of(type(optimizer))
 
 
 class LiveOptimizer:
@@ -61,13 +61,27 @@ class LiveOptimizer:
         self.optimizer = optimizer
         self.parameters = parameters
         self.schemas: Mapping[str, Schema] = {}
-        self.spec = optimizer_spec(optimizer)
-        self.counter = StepCounter(optimizer, parameters, key=self.spec.STEP_KEY)
+        spec = optimizer_spec(optimizer)
+        self._tried = (
+            {name: tried(optimizer, of) for name, of in parameters.items()} if spec is None else {}
+        )
+        self._spec = spec
+        self._held_before: dict[str, dict[str, float | Tensor]] = {}
+        keys = {self._kind(name).STEP_KEY for name in parameters}
+        self._step_key = keys.pop() if len(keys) == 1 else None
+        self.counter = StepCounter(optimizer, parameters, key=self._step_key)
+
+    def _kind(self, name: str) -> type[Optimizer]:
+        """Return the spec of the optimizer, as far as a parameter has to do with it."""
+        return type(self._tried[name].optimizer) if self._spec is None else self._spec
 
     def specs(self) -> dict[str, Optimizer]:
         """Return what the arithmetic on each parameter depends on."""
-        kind = type(self.optimizer)
-        return self._by_parameter(lambda group: self.spec.from_group(group, kind))
+        kind, groups = type(self.optimizer), self._by_parameter(dict)
+        if self._spec is None:
+            return {name: self._tried[name].optimizer for name in groups}
+        spec = self._spec
+        return {name: spec.from_group(group, kind) for name, group in groups.items()}
 
     def check_unchanged(self) -> None:
         """Raise OptimizerError unless the coming step is of the kind the recording started with."""
@@ -101,6 +115,15 @@ class LiveOptimizer:
             tensors[state.name] = tensor
         return tensors
 
+    def dtypes(self, name: str, spec: Optimizer) -> dict[str, str]:
+        """Return the dtype of each variable; of a state that is not there yet the parameter's."""
+        native = dtype_name(self.parameters[name])
+        known = dict(self._tried[name].dtypes) if self._spec is None else {}
+        for one, held in self.states(name, spec).items():
+            if held is not None:
+                known[one] = dtype_name(held)
+        return dict.fromkeys(spec.variables, native) | known
+
     def gradients(self) -> dict[str, Tensor | None]:
         """Return the gradients that are recorded."""
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
@@ -121,7 +144,9 @@ class LiveOptimizer:
         if counts.step:
             for name, grad in self.gradients().items():
                 tensors[array_path(name, "grad")] = counts.consumed(name, grad, self.counter.last)
-            for name, numbers in self._by_parameter(self._scalars).items():
+            for name, group in self._by_parameter(dict).items():
+                numbers = self._scalars(name, group) | self._held(name, group, "after")
+                numbers |= self._held_before.get(name, {})
                 scalars |= {array_path(name, scalar): value for scalar, value in numbers.items()}
         return tensors, scalars
 
@@ -160,7 +185,7 @@ class LiveOptimizer:
     def _changes(self, reader: StoreReader, row: int, *, count: float) -> Iterator[tuple[str, str]]:
         """Yield how a parameter, its states and their count differ from a row, by path."""
         group, schema, parameter = reader.group, reader.schema, self.parameters[reader.group]
-        if self.spec.STEP_KEY and (now := float(self.counter.count(group))) != count:
+        if self._step_key and (now := float(self.counter.count(group))) != count:
             yield array_path(group, COUNT), f"is {now:.0f}, not {count:.0f}"
         ids = None if schema.whole_tokens is None else torch.from_numpy(reader.read_token_ids())
         for name, state in self.states(group, schema.optimizer).items():
@@ -176,8 +201,30 @@ class LiveOptimizer:
             elif n_differing := (patterns(bits) != patterns(recorded)).sum():
                 yield path, f"differs in {n_differing:,} of {bits.size:,} elements"
 
-    def _scalars(self, group: dict[str, Any]) -> dict[str, float | Tensor]:
-        return {scalar.name: number(scalar.read(group)) for scalar in self.spec.SCALARS}
+    def _scalars(self, name: str, group: dict[str, Any]) -> dict[str, float | Tensor]:
+        return {
+            scalar.name: number(scalar.read(group))
+            for scalar in self._kind(name).SCALARS
+            if scalar.held is None
+        }
+
+    def note_numbers(self) -> None:
+        """Note, before a step, the numbers that it uses and then replaces."""
+        if self._spec is not None and any(of.held == "before" for of in self._spec.SCALARS):
+            groups = self._by_parameter(dict)
+            self._held_before = {
+                name: self._held(name, group, "before") for name, group in groups.items()
+            }
+
+    def _held(self, name: str, group: dict[str, Any], when: str) -> dict[str, float | Tensor]:
+        """Return the numbers that a parameter's state holds, copied."""
+        state = self.optimizer.state.get(self.parameters[name], {})
+        found: dict[str, float | Tensor] = {}
+        for scalar in self._kind(name).SCALARS:
+            if scalar.held == when and scalar.first is not None:
+                value = number(state.get(scalar.key, scalar.first(group)))
+                found[scalar.name] = value.clone() if isinstance(value, Tensor) else value
+        return found
 
     def _by_parameter(self, look: Callable[[dict[str, Any]], Found]) -> dict[str, Found]:
         """Return what there is to see of the optimizer's group that owns each parameter."""

@@ -56,10 +56,14 @@ Labels = TokenLabels | Mapping[str, TokenLabels] | None
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedParameter:
-    """A parameter to record, of which only the `rows` of these ids, ascending, if any are given."""
+    """A parameter to record, of which only the `rows` of these ids, ascending, if any are given.
+
+    `dtypes` are those of its variables.
+    """
 
     tensor: Tensor
     optimizer: OptimizerSpec
+    dtypes: Mapping[str, str]
     dims: tuple[str, ...]
     name: str | None = None
     labels: TokenLabels | None = None
@@ -103,22 +107,28 @@ def choose(
         tensors = _named_tensors(optimizer, parameters, model)
     labels = _by_group(labels, "labels", tensors)
     rows: Mapping[str, Rows] = _by_group(tokens, "tokens", tensors)
-    modules = [module.modules() for module in (model, parameters) if isinstance(module, nn.Module)]
-    embeddings = {id(one.weight) for one in chain(*modules) if isinstance(one, nn.Embedding)}
-    has_tokens = {"", *labels}
-    specs = (live := LiveOptimizer(optimizer, tensors)).specs()
+    embeddings, has_tokens = _embeddings(model, parameters), {"", *labels}
+    live = LiveOptimizer(optimizer, tensors)
+    specs = live.specs()
     recorded: dict[str, RecordedParameter] = {}
     for group, tensor in tensors.items():
         known = group or name
         recorded[group] = RecordedParameter(
             tensor=tensor,
             optimizer=specs[group],
+            dtypes=live.dtypes(group, specs[group]),
             dims=dims_of(tensor.shape, of_tokens=group in has_tokens or id(tensor) in embeddings),
             name=known,
             labels=labels.get(group),
             rows=_row_ids(rows[group], tensor, known or "the parameter") if group in rows else None,
         )
     return live, recorded
+
+
+def _embeddings(*given: object) -> set[int]:
+    """Return the identities of the weights of all embeddings in what is a module."""
+    modules = (module.modules() for module in given if isinstance(module, nn.Module))
+    return {id(one.weight) for one in chain(*modules) if isinstance(one, nn.Embedding)}
 
 
 def declare(
@@ -132,7 +142,7 @@ def declare(
 ) -> dict[str, Schema]:
     """Return the schema of each parameter; the arguments are those of `Recorder`."""
     dtypes = {
-        group: dict.fromkeys(chosen_variables(one.optimizer, variables), dtype_name(one.tensor))
+        group: {name: one.dtypes[name] for name in chosen_variables(one.optimizer, variables)}
         for group, one in recorded.items()
     }
     codings = {

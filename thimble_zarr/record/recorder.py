@@ -91,6 +91,9 @@ class Recorder:
         `raise` raises AuditError once, both at training's next call and when it is recorded; a
         function is called in the writer thread with the `AuditFinding` that each block begins with.
         On top of `memory_bytes` come a row and some 20 MB. Only parameters on the CPU.
+    audit_every_step
+        Audit a row as soon as it is filled, in a thread of its own: the next step begins when that
+        is done, and is told what was found. Then what a function is told of may not be on disk yet.
     keep
         Which rows are copied whole in the training thread. `keyframes` copies `W` and the states of
         the first and the last row of a block only, and of the others the gradient, which is a
@@ -145,6 +148,7 @@ class Recorder:
         memory_bytes: int | None = None,
         max_overhead: float | None = 0.03,
         audit: OnFinding | None = None,
+        audit_every_step: bool = False,
         keep: Keep = "all",
         overwrite: bool = False,
         resume: bool = False,
@@ -156,14 +160,9 @@ class Recorder:
         what: dict[str, Any] = {"variables": variables, "attrs": attrs, "coding": coding}
         memory_bytes = default_memory_bytes(coding) if memory_bytes is None else memory_bytes
         self._live.schemas = declare(recorded, schedule=steps, memory_bytes=memory_bytes, **what)
-        self._writer = BlockWriter(
-            self._live,
-            recorded,
-            memory_bytes=memory_bytes,
-            max_overhead=max_overhead,
-            audit=audit,
-            keep=keep,
-        )
+        how: dict[str, Any] = {"max_overhead": max_overhead, "keep": keep}
+        how |= {"audit": audit, "audit_every_step": audit_every_step}
+        self._writer = BlockWriter(self._live, recorded, memory_bytes=memory_bytes, **how)
         n_rows = None if n_steps is None or steps is not None else n_steps + 1
         self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)
 
@@ -378,9 +377,12 @@ class Recorder:
     def _begin_row(self) -> None:
         with self._calls.held():
             self._check()
+            self._writer.wait_for_audit()
+            self._report()
             is_recorded = self._is_recorded(self._step + 1)
             if is_recorded or not self._begun:
                 self._live.check_unchanged()
+                self._live.note_numbers()
             if not self._begun and self._is_recorded(0):
                 self._append_row(0)
             self._begun = True
@@ -428,6 +430,7 @@ class Recorder:
         whole = self._writer.is_whole(step) or not self._is_recorded(step + 1)
         self._writer.block.append(*self._live.row(counts), step=step, whole=whole)
         self._live.counter.last = counts  # only now: a row that could not be taken was none
+        self._writer.end_row()
 
     def _finish_step(self) -> None:
         """Count a step, and measure it from the end of the row before to the end of its own."""

@@ -14,9 +14,11 @@ import torch
 
 from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
 from thimble_zarr.format import layout
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, row_size
 from thimble_zarr.record.audit.audit import Audit, OnFinding
+from thimble_zarr.record.audit.thread import AuditThread
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.capture import LiveOptimizer
 from thimble_zarr.record.parameters import RecordedParameter
@@ -47,14 +49,10 @@ class BlockWriter:
         memory_bytes: int,
         max_overhead: float | None,
         audit: OnFinding | None,
+        audit_every_step: bool,
         keep: Keep,
     ) -> None:
-        if keep not in get_args(Keep):
-            raise ConfigError(f"keep is {keep!r}, and can be {' or '.join(get_args(Keep))}")
-        if max_overhead is not None and not max_overhead > 0:
-            raise ConfigError(
-                f"max_overhead is {max_overhead}; give a share of training time above 0, or None"
-            )
+        _check_options(audit, keep, max_overhead, audit_every_step=audit_every_step)
         schemas = live.schemas
         ids = {group: one.rows for group, one in recorded.items() if one.rows is not None}
         labels = {group: one.labels for group, one in recorded.items() if one.labels}
@@ -62,6 +60,7 @@ class BlockWriter:
         self._declared: dict[str, Any] = {"schema": schema, "labels": labels, "token_ids": ids}
         self._live, self._max_overhead = live, max_overhead
         self.audit = None if audit is None else Audit(schemas, ids, audit)
+        self._auditor = AuditThread(self.audit) if self.audit and audit_every_step else None
         self.keyframes = None if keep == "all" else Keyframes(schemas, ids)
         self.stopwatch = Stopwatch()
         self._n_buffers = _count_buffers(schemas.values(), memory_bytes=memory_bytes)
@@ -133,21 +132,40 @@ class BlockWriter:
         self.block = self._free.pop()
         self.block.start(next_row)
 
+    def end_row(self) -> None:
+        """Have the row that was filled audited, if each is as soon as it is."""
+        if self._auditor is not None:
+            self._auditor.submit(self.block, self._store.path)
+
+    def wait_for_audit(self) -> None:
+        """Wait until every row is audited, if each is as soon as it is filled."""
+        if self._auditor is not None:
+            with self.stopwatch.time("wait_s"):
+                self._auditor.wait()
+
     def submit(self, block: Block) -> None:
         """Pass a block on to be committed."""
         self.stopwatch.add(n_queued=len(self._pending))
-        future = self._thread.submit(self._commit, block, self.stopwatch.lap())
+        future = self._thread.submit(self._commit, block, *self._lap())
         self._pending.append((future, block))
+
+    def _lap(self) -> tuple[AuditCounts | None, Overhead]:
+        """Return how the block was audited, if it was, and what was spent since the last lap."""
+        if self._auditor is None:
+            return None, self.stopwatch.lap()
+        audited, spent = self._auditor.lap()
+        return audited, spent + self.stopwatch.lap()
 
     def commit(self) -> None:
         """Commit all pending blocks and then the rows of the one that training fills."""
-        spent = self.stopwatch.lap()
+        self.wait_for_audit()
+        passed_on = self._lap()
         with self.stopwatch.time("wait_s"):
             while self._pending:
                 self._collect()
             self.check()
             if self.block.n_rows:
-                self._wait(self._thread.submit(self._commit, self.block, spent))
+                self._wait(self._thread.submit(self._commit, self.block, *passed_on))
 
     def check(self) -> None:
         """Raise RecordingError if a block could not be committed."""
@@ -160,6 +178,7 @@ class BlockWriter:
     def is_idle(self) -> bool:
         """Whether there is room, nothing is pending, nothing failed and nothing was found."""
         is_silent = all(one.is_silent for one in (self.audit, self.keyframes) if one is not None)
+        is_silent = is_silent and (self._auditor is None or self._auditor.is_idle)
         return is_silent and not self.block.is_full and not self._pending and self._error is None
 
     def refused(self) -> Iterator[tuple[str, str, str]]:
@@ -199,6 +218,8 @@ class BlockWriter:
     def stop(self) -> None:
         """Wait for pending blocks and end the thread."""
         self._thread.shutdown()
+        if self._auditor is not None:
+            self._auditor.stop()
 
     def close(self) -> None:
         """End the thread; close the store if all rows are committed, or leave it as it is."""
@@ -210,16 +231,17 @@ class BlockWriter:
         except OSError as error:
             raise RecordingError(f"cannot close {self._store.path}: {error}") from error
 
-    def _commit(self, block: Block, spent: Overhead) -> None:
+    def _commit(self, block: Block, audited: AuditCounts | None, spent: Overhead) -> None:
         first, before = block.first_row, self._counts_before[block.first_row]
         n_sound = block.settle(before)
         last = block.counts(n_sound, before)
         if n_sound:
-            audited, watch = None, Stopwatch()
-            with watch.time("audit_s"):
-                if self.keyframes is not None:
+            audits_now, watch = self.audit is not None and self._auditor is None, Stopwatch()
+            if self.keyframes is not None:
+                with watch.time("audit_s"):
                     self.keyframes.fill(block, n_sound, before)
-                if self.audit is not None:
+            if self.audit is not None and audits_now:
+                with watch.time("audit_s"):
                     audited = self.audit.check(block, n_sound, self._store.path)
             self._store.commit_block(
                 first,
@@ -231,7 +253,7 @@ class BlockWriter:
                 audit=audited,
                 missing=block.missing_rows(n_sound),
             )
-            if self.audit is not None:
+            if self.audit is not None and audits_now:
                 self.audit.tell()
             # The block may be committed again, with more rows.
             self._counts_before = {first: before, first + n_sound: last}
@@ -257,6 +279,23 @@ class BlockWriter:
         raise RecordingError(
             f"recording into {self._store.path} stopped: {error}; {safe}"
         ) from error
+
+
+def _check_options(
+    audit: OnFinding | None, keep: Keep, max_overhead: float | None, *, audit_every_step: bool
+) -> None:
+    """Raise ConfigError if options of a recorder are not what they can be, or do not fit."""
+    if keep not in get_args(Keep):
+        raise ConfigError(f"keep is {keep!r}, and can be {' or '.join(get_args(Keep))}")
+    if max_overhead is not None and not max_overhead > 0:
+        raise ConfigError(
+            f"max_overhead is {max_overhead}; give a share of training time above 0, or None"
+        )
+    if audit_every_step and (audit is None or keep != "all"):
+        raise ConfigError(
+            "audit_every_step says when to audit, and needs `audit` and keep='all': a row that "
+            "is filled in with its block cannot be audited before"
+        )
 
 
 def _count_buffers(schemas: Collection[Schema], *, memory_bytes: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from thimble_zarr.analysis.check import check
 from thimble_zarr.analysis.check_result import CheckResult
 from thimble_zarr.analysis.compute.aside import aside
-from thimble_zarr.analysis.compute.variables import missing_inputs
+from thimble_zarr.analysis.compute.variables import missing_inputs, unknown_scalars
 from thimble_zarr.analysis.dataset.open import open_dataset
 from thimble_zarr.analysis.health.condition import Concern
 from thimble_zarr.analysis.health.summarized import health
@@ -131,7 +131,9 @@ def checks(
     """Check some runs, one after the other, with the options of `write_report`."""
     names, found = [] if parameter is None else [parameter], list[CheckResult | None]()
     for n_done, run in enumerate(runs):
-        if missing_inputs("residual", schema_of(run)):
+        schema = schema_of(run)
+        scalars = {name: run.ds[name].values for name in schema.scalars}
+        if missing_inputs("residual", schema) or unknown_scalars(schema, scalars):
             found.append(None)
             continue
 

@@ -134,6 +134,11 @@ class StoreReader:
         return self.commit.n_rows
 
     @property
+    def whole_rows(self) -> range:
+        """All rows: a block is committed with all its variables."""
+        return range(self.n_rows)
+
+    @property
     def identity(self) -> str:
         """What the committed rows are known by: the ledger is only ever added to."""
         return f"{self.commit.ledger_bytes}:{self.commit.ledger_crc32:08x}"

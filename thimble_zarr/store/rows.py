@@ -65,17 +65,22 @@ class OpenedRows:
             self._tell_of_read(name, spans[at:], chunks)
             offset = start % block_steps
             steps = slice(offset, offset + stop - start)
-            into = out[start - rows[0] : stop - rows[0]].view(row)
+            into = out[start - rows[0] : stop - rows[0]]
             if name not in self._schema.arrays:
                 for chunk, take, where in chunks:
                     part = self._decoder.chunk(name, start, chunk, take)[steps]
-                    into[:, where] = part.astype(out.dtype, copy=False).view(row)
+                    into.view(row)[:, where] = part.astype(out.dtype, copy=False).view(row)
                 continue
             with self._arrays.decoding(name, start):
                 shard = self._shard(name, start)
                 for chunk, take, where in chunks:
+                    if isinstance(take, slice) and isinstance(where, slice):
+                        place = into[:, where].transpose(CHUNK_ORDER)
+                        if shard.can_decode_into(place):
+                            shard.decode(chunk, place)
+                            continue
                     part = shard.decode(chunk)[take][:, steps].astype(out.dtype, copy=False)
-                    into[:, where] = part.view(row).transpose(CHUNK_ORDER)
+                    into.view(row)[:, where] = part.view(row).transpose(CHUNK_ORDER)
         return out
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:

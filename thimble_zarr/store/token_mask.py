@@ -1,9 +1,11 @@
 """What is known of tokens, outside a store: the token mask.
 
 The mask is a safetensors file that says which tokens are live and which are dead. The second
-notebook reads its `dead_mask`. Our own masks have `live_mask` beside it.
+notebook reads its `dead_mask`. Our own masks have `live_mask` beside it. Others call them
+`trained_mask` and `untrained_mask`, have ids, or count how often each token occurs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,15 @@ import safetensors.numpy
 
 from thimble_zarr.errors import CorpusError
 from thimble_zarr.format.schema import TokenLabels
+
+_LIVE, _DEAD = ("live", "trained"), ("dead", "untrained")
+
+_COUNTS = "token_occurrence_counts"
+
+LABEL_NAMES = frozenset(
+    f"{word}_{kind}" for word in (*_LIVE, *_DEAD) for kind in ("mask", "ids", "indices")
+) | {_COUNTS}
+"""What arrays are called that label tokens: masks, ids, or counts."""
 
 
 def write_mask(file: Path, labels: TokenLabels) -> None:
@@ -24,10 +35,8 @@ def write_mask(file: Path, labels: TokenLabels) -> None:
     file.write_bytes(safetensors.numpy.save(masks))
 
 
-def read_mask(file: Path, n_tokens: int) -> np.ndarray:
-    """Read which of the tokens of a vocabulary are live: bool, shape `(token,)`.
-
-    It is what `live_mask` says, or `dead_mask` where there is no other.
+def read_mask(file: Path, n_tokens: int) -> TokenLabels:
+    """Read what is known of the tokens of a vocabulary.
 
     Raises
     ------
@@ -37,20 +46,56 @@ def read_mask(file: Path, n_tokens: int) -> np.ndarray:
     try:
         with safetensors.safe_open(file, "np") as tensors:
             names = list(tensors.keys())
-            known = {"live_mask", "dead_mask"} & {*names}
-            masks = {name: tensors.get_tensor(name).astype(bool) for name in known}
+            known = {name: tensors.get_tensor(name) for name in names if name in LABEL_NAMES}
     except (OSError, TypeError, safetensors.SafetensorError) as error:
         raise CorpusError(f"cannot read the token mask {file}: {error}") from error
-    if not masks:
+    try:
+        labels = labels_from(known, n_tokens)
+    except CorpusError as error:
+        raise CorpusError(f"the token mask {file}: {error}") from error
+    if labels.live is None:
         raise CorpusError(
             f"the token mask {file} has neither live_mask nor dead_mask, only {', '.join(names)}"
         )
-    live: np.ndarray = masks["live_mask"] if "live_mask" in masks else ~masks["dead_mask"]
-    if "dead_mask" in masks and not np.array_equal(live, ~masks["dead_mask"]):
-        raise CorpusError(f"the token mask {file}: some tokens are both live and dead, or neither")
-    if live.shape != (n_tokens,):
+    return labels
+
+
+def labels_from(arrays: Mapping[str, np.ndarray], n_tokens: int) -> TokenLabels:
+    """Return labels of a vocabulary of so many tokens, from arrays named as in `LABEL_NAMES`.
+
+    Raises
+    ------
+    CorpusError
+        If they contradict each other, or are of another vocabulary.
+    """
+    lives = [_mask(name, arrays[name], n_tokens) for name in sorted(arrays) if name != _COUNTS]
+    count = arrays.get(_COUNTS)
+    if count is not None:
+        _check_length(_COUNTS, count, n_tokens)
+    if not lives:
+        return TokenLabels() if count is None else TokenLabels.from_counts(count)
+    if any(not np.array_equal(live, lives[0]) for live in lives):
+        raise CorpusError("some tokens are both live and dead, or neither")
+    return TokenLabels(count=count, live=lives[0], dead=~lives[0])
+
+
+def _mask(name: str, values: np.ndarray, n_tokens: int) -> np.ndarray:
+    """Return which tokens are live, from a mask or ids of live or dead ones."""
+    word, _, kind = name.partition("_")
+    if kind == "mask":
+        _check_length(name, values, n_tokens)
+        mask = values.astype(bool)
+    elif values.ndim != 1 or values.dtype.kind not in "iu" or (values >= n_tokens).any():
+        raise CorpusError(f"{name} are not ids of a vocabulary of {n_tokens:,} tokens")
+    else:
+        mask = np.zeros(n_tokens, bool)
+        mask[values] = True
+    return mask if word in _LIVE else ~mask
+
+
+def _check_length(name: str, values: np.ndarray, n_tokens: int) -> None:
+    if values.shape != (n_tokens,):
         raise CorpusError(
-            f"the token mask {file} has shape {live.shape}, but the vocabulary has {n_tokens:,} "
-            "tokens; use the mask of this tokenizer"
+            f"{name} has shape {values.shape}, but the vocabulary has {n_tokens:,} tokens; use the "
+            "mask of this tokenizer"
         )
-    return live

@@ -12,7 +12,7 @@ import numpy as np
 
 from thimble_zarr.analysis.compute.comparison import compare, not_exact_because, replayed
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
-from thimble_zarr.analysis.compute.source import TORCH, Selected
+from thimble_zarr.analysis.compute.source import TORCH, Selected, Source
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,
@@ -22,12 +22,13 @@ from thimble_zarr.analysis.compute.variables import (
     replay_inputs,
     rounding_bound,
     ulp_before,
+    unknown_scalars,
     update,
 )
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
 from thimble_zarr.causes.replay import recurrences, replay_device
-from thimble_zarr.errors import ConfigError, SelectionError
+from thimble_zarr.errors import ConfigError, SelectionError, listed
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.schema import Schema
 
@@ -78,6 +79,7 @@ class Audit:
         source, schema = selected.source, selected.source.reader.schema
         _check_asked(schema, formula=formula, replay=replay, extended=extended)
         selected = _checkable(selected)
+        _check_scalars(source)
         attrs = {"dtype": schema.dtypes["W"], "optimizer": schema.optimizer.name}
         if replay:
             attrs |= {"device": replay_device(source), "replayed_by": TORCH}
@@ -91,7 +93,7 @@ class Audit:
             tally,
             tally.combine,
             np.float32 if storage_dtype(schema.dtypes["W"]).itemsize == 2 else np.float64,
-            replay_inputs(schema) if replay else formula_inputs(schema),
+            replay_inputs(schema) if replay else formula_inputs(schema) if formula else ("W",),
             cached=not replay,
         )
         if subsets is None:
@@ -104,6 +106,8 @@ class Audit:
 
 def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool) -> None:
     """Raise unless what is asked for can be computed of what was recorded."""
+    if not schema.optimizer.CAN_BE_REPLAYED:
+        return
     if not formula and not replay:
         raise ConfigError(
             "nothing is left to check with formula=False (--no-formula) and replay=False "
@@ -129,10 +133,21 @@ def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool)
         )
 
 
+def _check_scalars(source: Source) -> None:
+    """Raise unless the hyper-parameters are known that every step needs."""
+    if unknown := unknown_scalars(source.reader.schema, source.recorded):
+        told = "--learning-rate tells the learning rate" if "learning_rate" in unknown else ""
+        raise SelectionError(
+            f"no step can be checked: {source.reader.path} does not say {listed(unknown)}"
+            f"{told and f'; {told}'}"
+        )
+
+
 def _checkable(selected: Selected) -> Selected:
     """Return a selection without the steps whose row before was not recorded."""
     rows, follows = np.asarray(selected.rows, np.int64), selected.source.follows
-    there = rows[rows < len(follows)]
+    whole = selected.source.reader.whole_rows
+    there = rows[(rows > whole.start) & (rows < whole.stop)]
     checkable = there[follows[there]]
     if len(checkable) < len(rows):
         selected = replace(selected, rows=as_range(checkable))
@@ -160,6 +175,8 @@ class Tally:
         """The numbers that are of the weights alone."""
         judged = "unexplained" if self.recurrences else "n_beyond_rounding"
         of_formula = *OF_FORMULA, *(OF_MOVES if self.extended else ())
+        if not self.formula and not self.recurrences:
+            return (NOT_FINITE,)
         return *(of_formula if self.formula else (NOT_FINITE,)), judged
 
     @property

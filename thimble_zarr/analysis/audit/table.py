@@ -78,7 +78,8 @@ def tabulated(audit: Audit, numbers: np.ndarray) -> list[Table]:
 def _attrs(audit: Audit, columns: Mapping[str, np.ndarray]) -> Mapping[str, str]:
     """Return what columns depend on besides: also on torch, where that was asked."""
     attrs, source = audit.attrs, audit.reduction.selected.source
-    if audit.tally.exact is not None or not columns["n_different"].any():
+    replayed = columns.get("n_different")
+    if audit.tally.exact is not None or replayed is None or not replayed.any():
         return attrs
     by = f"{attrs['replayed_by']}, and by {TORCH} where that differs"
     return {**attrs, "replayed_by": by, "not_exact_because": not_exact_because(source)}
@@ -102,6 +103,8 @@ def _columns(
         columns["share_stalled"] = by_name["n_stalled"] / n_elements
         columns["mean_displacement_ulp"] = by_name["displacement"] / n_elements
     columns["n_elements"] = np.array(n_elements)
+    if not tally.recurrences and not tally.formula:
+        return columns
     if not tally.recurrences:
         return columns | {"n_beyond_rounding": by_name["n_beyond_rounding"].astype(np.int64)}
     columns["norm_unexplained"] = np.sqrt(by_name["unexplained"])

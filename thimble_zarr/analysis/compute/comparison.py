@@ -14,7 +14,15 @@ import numpy as np
 
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.compute.windows import Window
-from thimble_zarr.bits import decode, is_nan, patterns, same_bits, ulp_distance, unit_roundoff
+from thimble_zarr.bits import (
+    decode,
+    encode,
+    is_nan,
+    patterns,
+    same_bits,
+    ulp_distance,
+    unit_roundoff,
+)
 from thimble_zarr.causes.replay import Replay, bounds, recurrences, replay_device
 from thimble_zarr.optim.base import COUNT
 
@@ -97,6 +105,9 @@ def not_exact_because(source: Source) -> str:
     reasons = []
     if made_by is None:
         reasons.append("the record does not say which torch made it")
+        if recorded_on in ("unknown", "mps") and recorded_on != device:
+            where = "was" if recorded_on == "mps" else "may have been"
+            reasons.append(f"it {where} recorded on Apple's MPS, which rounds otherwise than a CPU")
     elif made_by.partition("+")[0] != here.partition("+")[0]:
         reasons.append(f"it was recorded with torch {made_by}")
     if made_by is not None and recorded_on != device:
@@ -177,6 +188,6 @@ def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:
     before = np.stack([*window.bits_before(name)])
     if first is None:
         return is_nan(before)
-    values = decode(before, window.source.reader.schema.dtypes[name], np.float64)
-    begun: np.ndarray = (values == first) & (np.signbit(values) == np.signbit(first))
+    begins = encode(np.array(first), window.source.reader.schema.dtypes[name])
+    begun: np.ndarray = patterns(before) == patterns(begins)
     return begun

@@ -16,7 +16,7 @@ from thimble_zarr.causes.recorded_rows import RecordedRows
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import TokenLabels
-from thimble_zarr.optim.base import COUNT, LEARNING_RATE
+from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 
@@ -49,7 +49,7 @@ class Source(RecordedRows):
         program, or because it would be slower or is known to differ.
         """
         schema = self.reader.schema
-        on_cpu = self.device in (None, "cpu") and schema.device == "cpu"
+        on_cpu = self.device in (None, "cpu") and schema.device in ("cpu", "unknown")
         # Without vector instructions torch fuses nothing.
         if self.replay != PORTABLE or not on_cpu or schema.cpu_capability == "DEFAULT":
             return None
@@ -72,7 +72,7 @@ class Source(RecordedRows):
         The learning rate is 0 where the step was skipped. A count of 0 after a skipped first step
         is 1, for which the formula is defined.
         """
-        count, rate = self.recorded[COUNT], LEARNING_RATE.name
+        count, rate = self.recorded[COUNT], self.reader.schema.optimizer.RATE
         return self.recorded | {
             rate: np.where(self.skipped, 0.0, self.recorded[rate]),
             COUNT: np.where(self.skipped, np.maximum(count, 1), count),

@@ -15,8 +15,16 @@ from thimble_zarr.analysis.compute.windows import Floats, Window
 from thimble_zarr.bits import decode, encode, ordered, spacing, unit_roundoff
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.optim.base import Arrays, Estimate, Formula, Precision, Rounding, like
-from thimble_zarr.optim.registry import SPECS, VARIABLES
+from thimble_zarr.optim.base import Estimate
+from thimble_zarr.optim.formula import (
+    W_BEFORE,
+    Arrays,
+    Formula,
+    Precision,
+    Rounding,
+    like,
+)
+from thimble_zarr.optim.registry import SPECS, variable_name
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,17 @@ def update(
     It is computed in the arrays `out`, if they are given, and is in the first.
     """
     formula = _formula(window)
-    names = zip(formula.update_inputs, out, strict=False)
-    arrays = {name: window.decoded(name, memory) for name, memory in names}
+    memories = dict(zip(formula.update_inputs, out, strict=False))
+    arrays = {name: _input(window, name, memories.get(name)) for name in formula.update_inputs}
     change = formula.update(arrays, window.of_rows(_coefficients), out[0])
     if len(skipped := window.of_rows(_skipped)):
         change[skipped] = 0  # and there need not be any gradient
     return change
+
+
+def _input(window: Window, name: str, memory: np.ndarray | None = None) -> Floats:
+    """Return what a formula is computed from, in `memory` if that is given."""
+    return window.previous("W") if name == W_BEFORE else window.decoded(name, memory)
 
 
 def _skipped(window: Window) -> np.ndarray:
@@ -196,13 +209,14 @@ def rounding_bound(
     rounding = window.of_rows(_rounding)  # None where elements decide it
     if rounding is None:
         names = _formula(window).update_inputs
-        rounding = _rounding(window, {name: window.current(name) for name in names})
+        rounding = _rounding(window, {name: _input(window, name) for name in names})
     assert rounding is not None
     return rounding.bound(update, window.current("W"), window.previous("W"), out)
 
 
 def _rounding(window: Window, arrays: Arrays | None = None) -> Rounding | None:
-    formula, native = _formula(window), window.source.reader.schema.dtypes["W"]
+    formula, dtypes = _formula(window), window.source.reader.schema.dtypes
+    native = max(dtypes.values(), key=unit_roundoff)
     ours = unit_roundoff(np.dtype(window.dtype).name)  # besides torch's rounding
     precision = Precision.of(native, scalars=formula.scalar_dtype, ours=ours)
     return formula.rounding(window.of_rows(step_scalars), precision, arrays)
@@ -220,13 +234,13 @@ def _weights(schema: Schema) -> tuple[str, ...]:
 
 
 def _update_inputs(schema: Schema) -> tuple[str, ...]:
-    needed = formula_of(schema).update_inputs
+    needed = {"W" if name == W_BEFORE else name for name in formula_of(schema).update_inputs}
     return tuple(name for name in schema.optimizer.variables if name in needed)
 
 
 def formula_inputs(schema: Schema) -> tuple[str, ...]:
     """Return the stored variables that the formula and the change it predicts need."""
-    return "W", *_update_inputs(schema)
+    return tuple(dict.fromkeys(("W", *_update_inputs(schema))))
 
 
 def replay_inputs(schema: Schema) -> tuple[str, ...]:
@@ -271,6 +285,9 @@ DERIVED: Mapping[str, Derived] = {
 """Every derived variable there can be; a run has those that `derived_names` lists."""
 
 
+OF_REPLAY = ("rounding", "unexplained")
+"""Those that the exact replay gives."""
+
 ON_LATTICE: Mapping[str, Callable[[Window, str], np.ndarray]] = {
     "cell": cell,
     "ulp": ulp,
@@ -286,6 +303,7 @@ def derived_names(schema: Schema) -> tuple[str, ...]:
         name
         for name, variable in DERIVED.items()
         if (name not in _ALIASES or name in optimizer.ALIASES)
+        and not (name in OF_REPLAY and not optimizer.CAN_BE_REPLAYED)
         and not (isinstance(variable, OfFormula) and optimizer.formula is None)
         and not (isinstance(variable, OfStates) and _estimate(name, schema) is None)
         and not missing_inputs(name, schema)
@@ -294,7 +312,7 @@ def derived_names(schema: Schema) -> tuple[str, ...]:
 
 def long_name(name: str) -> str:
     """Return what a variable is, in words."""
-    return DERIVED[name].long_name if name in DERIVED else VARIABLES[name]
+    return DERIVED[name].long_name if name in DERIVED else variable_name(name)
 
 
 def inputs(name: str, schema: Schema) -> tuple[str, ...]:
@@ -305,8 +323,19 @@ def inputs(name: str, schema: Schema) -> tuple[str, ...]:
 
 
 def missing_inputs(name: str, schema: Schema) -> tuple[str, ...]:
-    """Return the variables that were not recorded and without which there is not this one."""
+    """Return the variables that were not recorded and without which there is not this one.
+
+    None of what no optimizer of that kind has.
+    """
+    if isinstance(DERIVED.get(name), OfFormula) and schema.optimizer.formula is None:
+        return ()
     return tuple(needed for needed in inputs(name, schema) if needed not in schema.dtypes)
+
+
+def unknown_scalars(schema: Schema, scalars: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Return the hyper-parameters that are known of no step, of those that the optimizer uses."""
+    names = (scalar.name for scalar in schema.optimizer.SCALARS)
+    return tuple(name for name in names if np.isnan(scalars[name]).all())
 
 
 def how_to_record(missing: Sequence[str], schema: Schema) -> str:

@@ -75,9 +75,10 @@ class _Piece:
         if name not in self._bits:
             schema = self.source.reader.schema
             rows = self.rows[0] - self._has_row_before, self.rows[1]
-            shape = rows[1] - rows[0], len(self.tokens), schema.n_dims
+            shape = len(self.tokens), rows[1] - rows[0], schema.n_dims
             dtype = storage_dtype(schema.dtypes[name]).type
-            memory = self.memory(f"bits of {name}", shape, dtype)
+            # As chunks have them, so that those are decoded where they are needed.
+            memory = self.memory(f"bits of {name}", shape, dtype).transpose(1, 0, 2)
             bits = self.opened.read(name, rows, self.tokens, memory)
             if self._has_row_before:
                 self._before[name] = bits[:1]

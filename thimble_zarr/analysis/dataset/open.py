@@ -19,6 +19,7 @@ from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.labels import printable
 from thimble_zarr.format.reader import Reader
 from thimble_zarr.format.schema import LABELS, ROW_LABEL, Schema
+from thimble_zarr.sources.open import open_one, open_recording
 from thimble_zarr.store.reader import StorePath, StoreReader
 
 
@@ -31,9 +32,10 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
     Parameters
     ----------
     path
-        The store: a path, or an address such as `s3://bucket/run.zarr` (docs/remote.md).
+        The store: a path, or an address such as `s3://bucket/run.zarr` (docs/remote.md). Or a file
+        that is read in place: safetensors or HDF5, of a layout that is known.
     parameter
-        Which of its parameters, by name. None where it has only one.
+        Which of its parameters or runs, by name. None where it has only one.
 
     Returns
     -------
@@ -75,7 +77,7 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
     ('step', 'token', 'dim')
     >>> moved = ds.delta_W.sel(token=[3, 5]).compute()  # reads these tokens only
     """
-    return dataset_of(StoreReader.open(path, parameter))
+    return dataset_of(open_one(path, parameter))
 
 
 def open_datatree(path: StorePath) -> xr.DataTree:
@@ -103,7 +105,7 @@ def open_datatree(path: StorePath) -> xr.DataTree:
     >>> tree = thimble_zarr.open_datatree("run.zarr")
     >>> every = [node.ds for node in tree.subtree if node.has_data]  # a dataset a parameter
     """
-    readers = StoreReader.open_each(path)
+    readers = open_recording(path)
     return xr.DataTree.from_dict({f"/{reader.group}": dataset_of(reader) for reader in readers})
 
 

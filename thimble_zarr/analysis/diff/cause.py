@@ -21,7 +21,8 @@ from thimble_zarr.bits import decode, unit_roundoff
 from thimble_zarr.errors import ConfigError, SelectionError
 from thimble_zarr.format.location import Location
 from thimble_zarr.format.reader import Reader
-from thimble_zarr.optim.base import COUNT, Precision
+from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.formula import Precision
 
 LOSS = "loss"
 

@@ -35,7 +35,7 @@ def diff(
     Parameters
     ----------
     a, b
-        Stores, or safetensors files of the original notebook.
+        Stores, or safetensors or HDF5 files.
     parameters
         Names or patterns such as `*.weight`, or `NAME_A=NAME_B` of one that has another name in
         each; all that both have by default. A single parameter is compared whatever it is called.

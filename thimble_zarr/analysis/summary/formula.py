@@ -20,6 +20,7 @@ from thimble_zarr.analysis.compute.variables import (
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.analysis.summary.statistics import count_of_steps
 from thimble_zarr.bits import decode
+from thimble_zarr.optim.formula import W_BEFORE
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def _predicted(part: Window, tokens: np.ndarray, steps: np.ndarray) -> np.ndarra
     schema, scalars = part.source.reader.schema, part.of_rows(step_scalars)
     formula = formula_of(schema)
     arrays = {
-        name: decode(part.bits(name)[tokens], schema.dtypes[name], np.float64)
+        name: part.previous("W")[tokens].astype(np.float64)
+        if name == W_BEFORE
+        else decode(part.bits(name)[tokens], schema.dtypes[name], np.float64)
         for name in formula.update_inputs
     }
     factors = [factor[steps, 0] for factor in formula.coefficients(scalars)]

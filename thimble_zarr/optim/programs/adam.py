@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Kernel, Numbers, Rounder
 
@@ -21,14 +20,14 @@ NEAR = "near"
 """The first moment moves by less than half of the way to the gradient."""
 
 
-def _ways(optimizer: Adam, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _ways(optimizer: Any, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return which branches the steps take."""
     weight = (1 - scalars["beta1"]).astype(np.float32)
     return {DECAYS: scalars["weight_decay"] != 0, NEAR: np.abs(weight) < 0.5}
 
 
 def _coefficients(
-    optimizer: Adam, scalars: Mapping[str, np.ndarray], rounder: Rounder
+    optimizer: Any, scalars: Mapping[str, np.ndarray], rounder: Rounder
 ) -> dict[str, np.ndarray]:
     """Return the numbers that arrays are multiplied with and so on.
 
@@ -56,7 +55,7 @@ def _coefficients(
 
 
 def _gradient(
-    a: Arithmetic, optimizer: Adam, x: Numbers, c: Numbers, ways: frozenset[str]
+    a: Arithmetic, optimizer: Any, x: Numbers, c: Numbers, ways: frozenset[str]
 ) -> tuple[Any, Any]:
     """Return weight and gradient with weight decay in one of them, not rounded."""
     W, grad = x["W"], -x["grad"] if optimizer.maximize else x["grad"]
@@ -75,7 +74,7 @@ def _lerp(a: Arithmetic, start: Any, end: Any, c: Numbers, ways: frozenset[str])
 
 
 def _single(
-    a: Arithmetic, optimizer: Adam, x: Numbers, c: Numbers, ways: frozenset[str]
+    a: Arithmetic, optimizer: Any, x: Numbers, c: Numbers, ways: frozenset[str]
 ) -> dict[str, Any]:
     """Take a step as `single` and `foreach` do."""
     r = a.rounded
@@ -90,7 +89,7 @@ def _single(
 
 
 def _fused(
-    a: Arithmetic, optimizer: Adam, x: Numbers, c: Numbers, ways: frozenset[str]
+    a: Arithmetic, optimizer: Any, x: Numbers, c: Numbers, ways: frozenset[str]
 ) -> dict[str, Any]:
     """Take a step as `fused` does."""
     W, grad = _gradient(a, optimizer, x, c, ways)
@@ -104,7 +103,7 @@ def _fused(
     return {name: a.rounded(values) for name, values in after.items()}
 
 
-def adam_kernel(optimizer: Adam) -> Kernel | None:
+def adam_kernel(optimizer: Any) -> Kernel | None:
     """Return the newest kernel of an Adam; None if its arithmetic is that of tensors."""
     tensors = optimizer.lr_dtype is not None or optimizer.betas_dtype is not None
     if tensors or optimizer.capturable or optimizer.differentiable:

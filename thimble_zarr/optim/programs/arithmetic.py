@@ -49,8 +49,10 @@ class Arithmetic:
         Square root; the larger one, or NaN if one is.
     select
         The second where the first is true, else the third.
-    is_nan
-        Whether a number is NaN.
+    is_nan, greater
+        Whether a number is NaN; whether the first is greater than the second.
+    abs
+        Size of a number.
     """
 
     dtype: type[np.floating]
@@ -60,6 +62,8 @@ class Arithmetic:
     maximum: Callable[[Any, Any], Any] = _maximum
     select: Callable[[Any, Any, Any], Any] = np.where
     is_nan: Callable[[Any], Any] = np.isnan
+    greater: Callable[[Any, Any], Any] = np.greater
+    abs: Callable[[Any], Any] = np.abs
 
 
 def arithmetic_of(native: str) -> Arithmetic:
@@ -185,7 +189,8 @@ def _high_half(values: Any) -> Any:
 
 
 def _one_at_a_time(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    result: np.ndarray = a * b + c  # right where a factor is 0, or a number is not finite
+    result: np.ndarray = a * b + c  # right where a factor is 0, or one is not finite
+    result = np.where(np.isinf(c) & np.isfinite(a) & np.isfinite(b), c, result)
     finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & (a != 0) & (b != 0)
     for index in np.flatnonzero(finite).tolist():
         exact = Fraction(float(a[index])) * Fraction(float(b[index])) + Fraction(float(c[index]))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from thimble_zarr.bits import storage_dtype
-from thimble_zarr.optim.programs.arithmetic import Arithmetic, arithmetic_of
+from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.emit import LANES, Code, Value, narrowed, splat, traced, widened
 from thimble_zarr.optim.programs.kernel import Bits, Kernel, StepNumbers
 
@@ -67,17 +67,12 @@ class CompiledEngine:
         numbers: StepNumbers,
         found: np.ndarray | None,
     ) -> None:
-        names = tuple(numbers.coefficients)
-        shape = _Shape(tuple(before), names, self.native, found is not None)
+        shape = _Shape(tuple(before), numbers.names, self.native, found is not None)
         function = _function(self.kernel, self.optimizer, numbers.ways[0], shape)
         arrays = [*before.values(), grads, *after.values()]
-        dtype = arithmetic_of(self.native).dtype
-        coefficients = np.empty((len(grads), len(names)), dtype)
-        for index, name in enumerate(names):
-            coefficients[:, index] = numbers.coefficients[name]
         pointers = np.array([array.ctypes.data for array in arrays], np.uint64)
-        strides = np.array([array.strides[0] for array in arrays], np.int64)
-        tables = (pointers, strides, coefficients, found)
+        strides = np.array([array.strides[:2] for array in arrays], np.int64)
+        tables = (pointers, strides, numbers.table, found)
         addresses = [None if table is None else table.ctypes.data for table in tables]
         function.call(*grads.shape, *addresses)
 
@@ -102,7 +97,7 @@ class _Function:
 
 @lru_cache(maxsize=256)
 def _function(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -> _Function:
-    """Return a compiled function of steps, elements, arrays, strides, coefficients and findings."""
+    """Return a compiled function of numbers of steps, groups and elements, and of tables."""
     from llvmlite import binding
 
     binding.initialize_native_target()
@@ -117,26 +112,36 @@ def _function(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shap
     )
     engine = binding.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    sizes, tables = [ctypes.c_int64] * 2, [ctypes.c_void_p] * 4
+    sizes, tables = [ctypes.c_int64] * 3, [ctypes.c_void_p] * 4
     function = ctypes.CFUNCTYPE(None, *sizes, *tables)(engine.get_function_address("run"))
     return _Function(function, engine)
 
 
 def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -> str:
-    """Return the source of the function: for each step, loops over elements."""
+    """Return the source of the function: for each group, for each step, loops over elements.
+
+    So what a step leaves of a group is still in the cache when the next one takes it.
+    """
     loops = [_Loop(Code(shape.native, lanes), shape, kernel, optimizer, ways) for lanes in LANES]
     n_arrays = 2 * len(shape.variables) + 1
     head = [
-        "define void @run(i64 %n_steps, i64 %n, ptr %arrays, ptr %strides, ptr %c, ptr %found) {",
+        "define void @run(i64 %n_steps, i64 %n_groups, i64 %n, ptr %arrays, ptr %strides, ptr %c, "
+        "ptr %found) {",
         "entry:",
         *(line for index in range(n_arrays) for line in _table(index)),
         f"  %n{LANES[0]} = and i64 %n, -{LANES[0]}",
         "  %n1 = add i64 %n, 0",
-        "  %n_all = icmp eq i64 %n_steps, 0",
-        "  br i1 %n_all, label %end, label %step",
+        "  %no_step = icmp eq i64 %n_steps, 0",
+        "  %no_group = icmp eq i64 %n_groups, 0",
+        "  %nothing = or i1 %no_step, %no_group",
+        "  br i1 %nothing, label %end, label %group",
+        "group:",
+        "  %g = phi i64 [0, %entry], [%g_next, %group_end]",
+        *(line for index in range(n_arrays) for line in _at("group", "g", "p", index)),
+        "  br label %step",
         "step:",
-        "  %t = phi i64 [0, %entry], [%t_next, %step_end]",
-        *(line for index in range(n_arrays) for line in _row(index)),
+        "  %t = phi i64 [0, %group], [%t_next, %step_end]",
+        *(line for index in range(n_arrays) for line in _at("step", "t", "group", index)),
         *_coefficients(shape),
     ]
     tail = [
@@ -144,7 +149,11 @@ def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -
         *(loops[-1].found() if shape.compares else ()),
         "  %t_next = add i64 %t, 1",
         "  %more_steps = icmp ult i64 %t_next, %n_steps",
-        "  br i1 %more_steps, label %step, label %end",
+        "  br i1 %more_steps, label %step, label %group_end",
+        "group_end:",
+        "  %g_next = add i64 %g, 1",
+        "  %more_groups = icmp ult i64 %g_next, %n_groups",
+        "  br i1 %more_groups, label %group, label %end",
         "end:",
         "  ret void",
         "}",
@@ -155,18 +164,24 @@ def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -
 
 
 def _table(index: int) -> list[str]:
-    return [
+    """Return what reads an array's pointer, and how far its steps and groups are apart."""
+    lines = [
         f"  %pp{index} = getelementptr i64, ptr %arrays, i64 {index}",
         f"  %p{index} = load ptr, ptr %pp{index}",
-        f"  %sp{index} = getelementptr i64, ptr %strides, i64 {index}",
-        f"  %s{index} = load i64, ptr %sp{index}",
     ]
+    for offset, axis in enumerate(("step", "group")):
+        lines += [
+            f"  %{axis}_sp{index} = getelementptr i64, ptr %strides, i64 {2 * index + offset}",
+            f"  %{axis}_s{index} = load i64, ptr %{axis}_sp{index}",
+        ]
+    return lines
 
 
-def _row(index: int) -> list[str]:
+def _at(axis: str, number: str, start: str, index: int) -> list[str]:
+    """Return what makes the pointer to a group of an array, or to a step of it."""
     return [
-        f"  %o{index} = mul i64 %t, %s{index}",
-        f"  %r{index} = getelementptr i8, ptr %p{index}, i64 %o{index}",
+        f"  %{axis}_o{index} = mul i64 %{number}, %{axis}_s{index}",
+        f"  %{axis}{index} = getelementptr i8, ptr %{start}{index}, i64 %{axis}_o{index}",
     ]
 
 
@@ -243,7 +258,7 @@ class _Loop:
 
     def _pointer(self, index: int) -> str:
         scalar = Code(self.shape.native, 1).stored
-        return self.code.emit(f"getelementptr {scalar}, ptr %r{index}, i64 %i{self.code.lanes}")
+        return self.code.emit(f"getelementptr {scalar}, ptr %step{index}, i64 %i{self.code.lanes}")
 
     def _load(self, index: int) -> str:
         pointer = self._pointer(index)
@@ -299,6 +314,7 @@ class _Loop:
         return [
             f"declare {kind} @llvm.fma.{suffix}({kind}, {kind}, {kind})",
             f"declare {kind} @llvm.sqrt.{suffix}({kind})",
+            f"declare {kind} @llvm.fabs.{suffix}({kind})",
             *(
                 [f"declare {stored} @llvm.vector.reduce.or.v{code.lanes}{stored}({code.stored})"]
                 if code.lanes > 1

@@ -120,9 +120,11 @@ def traced(code: Code) -> Arithmetic:
     def is_nan(a: Value) -> str:
         return code.emit(f"fcmp uno {kind} {a.name}, {a.name}")
 
+    def greater(a: Value, b: Value) -> str:
+        return code.emit(f"fcmp ogt {kind} {a.name}, {b.name}")
+
     def maximum(a: Value, b: Value) -> Value:
-        larger = code.emit(f"fcmp ogt {kind} {a.name}, {b.name}")
-        either = code.emit(f"or {code.of('i1')} {larger}, {is_nan(a)}")
+        either = code.emit(f"or {code.of('i1')} {greater(a, b)}, {is_nan(a)}")
         return select(either, a, b)
 
     return Arithmetic(
@@ -133,6 +135,8 @@ def traced(code: Code) -> Arithmetic:
         maximum=maximum,
         select=select,
         is_nan=is_nan,
+        greater=greater,
+        abs=lambda a: call("fabs", a),
     )
 
 

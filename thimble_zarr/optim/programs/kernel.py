@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -71,19 +71,22 @@ class StepNumbers:
     ----------
     ways
         The branches that each step takes.
-    coefficients
-        Numbers of each step, `(step,)`, in the dtype that is computed in.
+    names, table
+        Numbers of each step, in the dtype that is computed in: their names, and shape
+        `(step, name)`, without gaps.
     taken
         Which steps are taken, bool.
     """
 
     ways: Sequence[frozenset[str]]
-    coefficients: Mapping[str, np.ndarray]
+    names: tuple[str, ...]
+    table: np.ndarray
     taken: np.ndarray
 
     def __getitem__(self, steps: slice) -> "StepNumbers":
-        coefficients = {name: of[steps] for name, of in self.coefficients.items()}
-        return StepNumbers(self.ways[steps], coefficients, self.taken[steps])
+        return replace(
+            self, ways=self.ways[steps], table=self.table[steps], taken=self.taken[steps]
+        )
 
     def alike(self) -> Iterator[slice]:
         """Yield consecutive steps that are taken by the same branches, or are not taken."""
@@ -96,7 +99,11 @@ class StepNumbers:
 
 
 class Engine(Protocol):
-    """What runs a kernel. Arrays have an axis of steps and one of elements, without gaps."""
+    """What runs a kernel.
+
+    Arrays have the shape `(step, group, element)`, where elements have no gaps between them: of a
+    whole row, which is one group, or of a token.
+    """
 
     @property
     def piece_elements(self) -> int:
@@ -128,7 +135,7 @@ class NumpyEngine:
             for index, grad in enumerate(grads):
                 x = {name: widened(rows[index], self.native) for name, rows in before.items()}
                 x["grad"] = widened(grad, self.native)
-                c = {name: of[index] for name, of in numbers.coefficients.items()}
+                c = dict(zip(numbers.names, numbers.table[index], strict=True))
                 found = self.kernel.compute(arithmetic, self.optimizer, x, c, numbers.ways[index])
                 for name, values in found.items():
                     narrowed(values, self.native, after[name][index])
@@ -141,6 +148,6 @@ class NumpyEngine:
         found = {name: np.empty(grads.shape, dtype) for name in before}
         self.run(before, grads, found, numbers)
         return {
-            name: (patterns(bits) != patterns(after[name])).any(axis=1)
+            name: (patterns(bits) != patterns(after[name])).any(axis=(1, 2))
             for name, bits in found.items()
         }

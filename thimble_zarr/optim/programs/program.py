@@ -6,14 +6,16 @@ cache.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from thimble_zarr.bits import patterns, storage_dtype
 from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.programs.arithmetic import arithmetic_of
 from thimble_zarr.optim.programs.compiled import CompiledEngine, is_available
 from thimble_zarr.optim.programs.environment import ieee_arithmetic
 from thimble_zarr.optim.programs.kernel import (
@@ -123,19 +125,21 @@ class PortableProgram:
     ) -> dict[str, np.ndarray]:
         """Return for each variable at which steps `predict` has another bit than the row after."""
         numbers = self._numbers_of(scalars, len(grads), taken)
-        rows = [{name: _rows(of[name]) for name in self.variables} for of in (before, after)]
+        rows, grads, recorded = self._grouped(before, grads, after)
         found = {name: np.zeros(len(grads), bool) for name in self.variables}
-        grads = _rows(grads)
-        for piece in self._pieces(grads.shape[1]):
+        for piece in self._pieces(grads):
             for steps in numbers.alike():
-                held, recorded = ({name: of[name][steps, piece] for name in of} for of in rows)
+                held, others = (
+                    {name: bits[steps, *piece] for name, bits in of.items()}
+                    for of in (rows, recorded)
+                )
                 if numbers.taken[steps.start]:
                     differs = self.engine.differs(
-                        held, grads[steps, piece], recorded, numbers[steps]
+                        held, grads[steps, *piece], others, numbers[steps]
                     )
                 else:
                     differs = {
-                        name: (patterns(bits) != patterns(recorded[name])).any(axis=1)
+                        name: (patterns(bits) != patterns(others[name])).any(axis=(1, 2))
                         for name, bits in held.items()
                     }
                 for name, of_steps in differs.items():
@@ -170,25 +174,34 @@ class PortableProgram:
         after = dict(out or {})
         for name in self.variables:
             after.setdefault(name, np.empty(grads.shape, storage_dtype(self.native)))
-        into = {name: _rows(after[name]) for name in self.variables}
-        rows = {name: _rows(bits) for name, bits in before.items()}
-        grads = _rows(grads)
-        for piece in self._pieces(grads.shape[1]):
+        rows, grads, into = self._grouped(before, grads, after)
+        for piece in self._pieces(grads):
             for steps in numbers.alike():
                 for some in [steps] if own_rows else _first_and_rest(steps):
                     at = some if own_rows else slice(max(some.start - 1, 0), max(some.stop - 1, 1))
                     of = rows if own_rows or some.start == 0 else into
-                    held = {name: of[name][at, piece] for name in self.variables}
-                    found = {name: into[name][some, piece] for name in self.variables}
-                    self._take(held, grads[some, piece], found, numbers[some])
+                    held = {name: of[name][at, *piece] for name in self.variables}
+                    found = {name: into[name][some, *piece] for name in self.variables}
+                    self._take(held, grads[some, *piece], found, numbers[some])
         for name, of_steps in into.items():
             if not np.may_share_memory(of_steps, after[name]):
                 after[name][...] = of_steps.reshape(after[name].shape)
         return after
 
-    def _pieces(self, n_elements: int) -> Iterator[slice]:
-        ends = [*range(0, n_elements, self.engine.piece_elements), n_elements]
-        return itertools.starmap(slice, itertools.pairwise(ends))
+    def _grouped(self, before: Bits, grads: np.ndarray, after: Bits) -> tuple[Taken, Any, Taken]:
+        """Return arrays of the shape `(step, group, element)`: views, where they can be."""
+        arrays = [of[name] for of in (before, after) for name in self.variables]
+        rows = _grouped([*arrays, grads])
+        n = len(self.variables)
+        of_names = (dict(zip(self.variables, of, strict=True)) for of in (rows[:n], rows[n:-1]))
+        return next(of_names), rows[-1], next(of_names)
+
+    def _pieces(self, grads: np.ndarray) -> Iterator[tuple[slice, slice]]:
+        """Yield which groups, and which of their elements, are best taken at once."""
+        (n_groups, n_elements), most = grads.shape[1:], self.engine.piece_elements
+        yield from itertools.product(
+            _cut(n_groups, max(1, most // max(1, n_elements))), _cut(n_elements, most)
+        )
 
     def _take(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
         """Take steps that are alike."""
@@ -227,14 +240,29 @@ class PortableProgram:
             for index in range(len(taken))
         ]
         coefficients = self.kernel.coefficients(self.optimizer, known, Rounder(self.native))
-        return StepNumbers(names_of, coefficients, taken)
+        table = np.empty((len(taken), len(coefficients)), arithmetic_of(self.native).dtype)
+        for index, values in enumerate(coefficients.values()):
+            table[:, index] = values
+        return StepNumbers(names_of, (*coefficients,), table, taken)
 
 
-def _rows(array: np.ndarray) -> np.ndarray:
-    """Return an array with an axis of steps and one of elements without gaps: a view, if it can."""
-    rows = array.reshape(len(array), math.prod(array.shape[1:]))
-    without_gaps = rows.shape[1] < 2 or rows.strides[1] == rows.itemsize
-    return rows if without_gaps else np.ascontiguousarray(rows)
+def _grouped(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return arrays of one shape but for steps as `(step, group, element)`: views if they can be.
+
+    Elements have no gaps: of a whole row, or, where one array has its tokens first, of a token.
+    """
+    if all(array[:1].flags.c_contiguous for array in arrays):
+        return [array.reshape(len(array), 1, math.prod(array.shape[1:])) for array in arrays]
+    found = []
+    for array in arrays:
+        without_gaps = array if array[:1, :1].flags.c_contiguous else np.ascontiguousarray(array)
+        n_elements = math.prod(array.shape[2:])
+        found.append(without_gaps.reshape(*array.shape[:2], n_elements))
+    return found
+
+
+def _cut(length: int, most: int) -> list[slice]:
+    return [slice(first, min(first + most, length)) for first in range(0, length, most)]
 
 
 def _first_and_rest(steps: slice) -> list[slice]:

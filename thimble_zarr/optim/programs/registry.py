@@ -4,13 +4,8 @@ from collections.abc import Mapping
 
 from thimble_zarr.bits import NATIVE_DTYPES
 from thimble_zarr.errors import UnsupportedFormatError
-from thimble_zarr.optim.adam import Adam
 from thimble_zarr.optim.base import Optimizer
-from thimble_zarr.optim.programs.adam import adam_kernel
-from thimble_zarr.optim.programs.kernel import Kernel
 from thimble_zarr.optim.programs.program import PortableProgram
-from thimble_zarr.optim.programs.sgd import sgd_kernel
-from thimble_zarr.optim.sgd import SGD
 
 
 def program_of(optimizer: Optimizer, dtypes: Mapping[str, str]) -> PortableProgram | None:
@@ -19,11 +14,11 @@ def program_of(optimizer: Optimizer, dtypes: Mapping[str, str]) -> PortableProgr
     None if there is none: where its arithmetic is that of tensors (`capturable`,
     `differentiable`, a learning rate or betas that are tensors), where arrays are of several dtypes
     or not of one that a store holds, and where torch's own program does not do what it should
-    (fused SGD in 16 bits).
+    (fused SGD in 16 bits): `Optimizer.kernel`.
 
     Examples
     --------
-    >>> from thimble_zarr.optim.adam import Adam
+    >>> from thimble_zarr.optim.specs.adam import Adam
     >>> adamw = Adam(name="AdamW", implementation="single", decoupled_weight_decay=True)
     >>> dtypes = dict.fromkeys(("W", "grad", "exp_avg", "exp_avg_sq"), "bfloat16")
     >>> program_of(adamw, dtypes).name
@@ -33,7 +28,7 @@ def program_of(optimizer: Optimizer, dtypes: Mapping[str, str]) -> PortableProgr
     if len(natives) != 1 or not natives <= {*NATIVE_DTYPES}:
         return None
     (native,) = natives
-    kernel = _kernel_of(optimizer, native)
+    kernel = optimizer.kernel(native)
     return None if kernel is None else PortableProgram(kernel, optimizer, native)
 
 
@@ -53,12 +48,3 @@ def program_named(name: str, optimizer: Optimizer, dtypes: Mapping[str, str]) ->
             f"knows {known}; read it with a newer thimble-zarr"
         )
     return program
-
-
-def _kernel_of(optimizer: Optimizer, native: str) -> Kernel | None:
-    if isinstance(optimizer, Adam):
-        return adam_kernel(optimizer)
-    if isinstance(optimizer, SGD):
-        skips = optimizer.implementation == "fused" and native.endswith("16")
-        return None if skips else sgd_kernel(optimizer)
-    return None

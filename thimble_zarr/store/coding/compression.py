@@ -7,6 +7,7 @@ finds the distribution of numbers, and takes the least disk of a gradient if tho
 follow one another; it is slow, and only some implementations read it.
 """
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class BloscCompression:
         if len(encoded) < _BLOSC_HEADER.size:
             raise ValueError("it is shorter than its header")
         _, _, flags, _, n_values, _, n_encoded = _BLOSC_HEADER.unpack_from(encoded.data)
-        n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        n_bytes = math.prod(shape) * dtype.itemsize
         if (n_values, n_encoded) != (n_bytes, len(encoded)):
             raise ValueError(f"it holds {n_values} bytes, not {n_bytes}")
         if n_bytes > _MAX_GAINS.get(flags >> 5, 1) * n_encoded:

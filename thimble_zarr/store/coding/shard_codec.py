@@ -176,22 +176,39 @@ class ShardFile:
         """Say which chunks will be read, so that the disk may begin."""
         self._file.will_read(self._index[[*chunks]].tolist())
 
-    def decode(self, chunk: int) -> np.ndarray:
+    def decode(self, chunk: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return a chunk, shape `(token, step, dim)`.
 
-        The array is overwritten when this thread decodes another chunk, of this shard or any other.
+        It is `out` where that is given, an array of that shape and of the stored dtype without
+        gaps. Else the array is overwritten when this thread decodes another chunk, of this shard or
+        any other.
         """
         offset, n_bytes = self._span(chunk)
-        dtype, what = self.dtype.newbyteorder("<"), f"chunk {chunk}"
+        dtype = self.dtype.newbyteorder("<")
         if offset == _EMPTY:
-            values = _scratch.chunk(self.shape, dtype)
+            values = _scratch.chunk(self.shape, dtype) if out is None else out
             values.fill(self.fill)
             return values
-        encoded = _checked(self._read(offset, n_bytes), what)
+
+        def memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            if out is not None and out.shape == shape:
+                return out
+            return _scratch.chunk(shape, dtype)
+
+        encoded = _checked(self._read(offset, n_bytes), f"chunk {chunk}")
         try:
-            return self.compression.decode(encoded, self.shape, dtype, _scratch.chunk)
+            values = self.compression.decode(encoded, self.shape, dtype, memory)
         except ValueError as error:
-            raise ValueError(f"{what}: {error}") from error
+            raise ValueError(f"chunk {chunk}: {error}") from error
+        if out is not None and values is not out:
+            out[...] = values
+            return out
+        return values
+
+    def can_decode_into(self, out: np.ndarray) -> bool:
+        """Return whether a chunk can be decoded into an array of shape `(token, step, dim)`."""
+        dtype = self.dtype.newbyteorder("<")
+        return out.shape == self.shape and out.dtype == dtype and out.flags.c_contiguous
 
     def is_left_out(self, chunk: int) -> bool:
         """Return whether a chunk was left out, because it held nothing but the fill value."""

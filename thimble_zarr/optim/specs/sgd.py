@@ -31,19 +31,23 @@ from thimble_zarr.optim.base import (
     COUNT,
     LEARNING_RATE,
     WEIGHT_DECAY,
+    Optimizer,
+    Scalar,
+    State,
+    chosen_program,
+)
+from thimble_zarr.optim.formula import (
     Arrays,
     Consumed,
     Formula,
-    Optimizer,
     Precision,
     Rounding,
-    Scalar,
     Scalars,
-    State,
-    chosen_program,
     coupled,
     like,
 )
+from thimble_zarr.optim.programs.arithmetic import Arithmetic
+from thimble_zarr.optim.programs.kernel import Kernel, Numbers, Rounder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,6 +219,12 @@ class SGD(Optimizer, Formula):
         gradient = gradient / taken - scalars["weight_decay"] * before["W"]
         return Consumed(-gradient if self.maximize else gradient, name, 1 / abs(taken))
 
+    def kernel(self, native: str) -> Kernel | None:
+        """Return it, but where torch's program skips elements."""
+        if self.implementation == "fused" and native.endswith("16"):
+            return None
+        return Kernel(f"sgd-{self.implementation}/1", _ways, _coefficients, _compute)
+
     def step(
         self, tensors: "dict[str, Tensor | None]", scalars: Mapping[str, float], *, device: str
     ) -> None:
@@ -242,3 +252,55 @@ def _times(factor: np.ndarray, array: np.ndarray) -> np.ndarray:
     """Return the product; 0 where the factor is, also of what is missing."""
     product: np.ndarray = np.where(factor == 0, 0.0, factor * array)
     return product
+
+
+DECAYS = "decays"
+"""The step has weight decay."""
+
+MOMENTUM = "momentum"
+"""Its momentum is not 0."""
+
+FIRST = "first"
+"""A buffer that is missing begins at this step, as the gradient."""
+
+
+def _ways(optimizer: SGD, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return which branches the steps take."""
+    return {
+        DECAYS: scalars["weight_decay"] != 0,
+        MOMENTUM: (scalars["momentum"] != 0) & optimizer.has_momentum,
+        FIRST: scalars[COUNT] <= 1,
+    }
+
+
+def _coefficients(
+    optimizer: SGD, scalars: Mapping[str, np.ndarray], rounder: Rounder
+) -> dict[str, np.ndarray]:
+    """Return the numbers that arrays are multiplied with."""
+    plain, narrow = rounder.plain, rounder.narrow
+    kept = plain if optimizer.implementation == "single" else narrow
+    return {
+        "decay": narrow(scalars["weight_decay"]),
+        "kept": kept(scalars["momentum"]),
+        "taken": narrow(1 - scalars["dampening"]),
+        "momentum": narrow(scalars["momentum"]),
+        "minus_rate": narrow(-scalars["learning_rate"]),
+    }
+
+
+def _compute(
+    a: Arithmetic, optimizer: SGD, x: Numbers, c: Numbers, ways: frozenset[str]
+) -> dict[str, Any]:
+    """Take a step; what `fused` fuses is the same in 32 and 64 bits."""
+    r = a.rounded
+    W, grad = x["W"], -x["grad"] if optimizer.maximize else x["grad"]
+    after = {_BUFFER: x[_BUFFER]} if optimizer.has_momentum else {}
+    if DECAYS in ways:
+        grad = r(a.fma(W, c["decay"], grad))
+    if MOMENTUM in ways:
+        buffer = r(a.fma(grad, c["taken"], r(x[_BUFFER] * c["kept"])))
+        if FIRST in ways:
+            buffer = a.select(a.is_nan(x[_BUFFER]), grad, buffer)
+        after[_BUFFER] = buffer
+        grad = r(a.fma(buffer, c["momentum"], grad)) if optimizer.nesterov else buffer
+    return {"W": r(a.fma(grad, c["minus_rate"], W)), **after}

@@ -1,131 +1,33 @@
-"""The notebook's file made a store, and a recording made such a file, in bounded memory.
+"""A recording written as the file that the first notebook saves, in bounded memory.
 
-What a store has no place for is kept in its attribute `notebook_file`, so that the file can be made
-of the store again, byte for byte.
+What a store has no place for is kept in its attribute `notebook_file`, so that a file that was
+imported can be written again, byte for byte.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from thimble_zarr.bits import decode
-from thimble_zarr.errors import (
-    ConfigError,
-    DamagedStoreError,
-    StoreError,
-    StoreExistsError,
-    ThimbleError,
-)
+from thimble_zarr.errors import ConfigError, DamagedStoreError, StoreExistsError
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.reader import Reader, not_begun
-from thimble_zarr.format.schema import NOTEBOOK_FILE, TokenLabels
-from thimble_zarr.interrupts import interrupts_held
-from thimble_zarr.optim.adam import Adam
-from thimble_zarr.sources.notebook.file_layout import (
+from thimble_zarr.format.schema import NOTEBOOK_FILE
+from thimble_zarr.optim.specs.adam import Adam
+from thimble_zarr.sources.containers.safetensors import DTYPES, Tensor, header_bytes, read_header
+from thimble_zarr.sources.importing import ByteCount, Progress, all_or_nothing
+from thimble_zarr.sources.layouts.notebook_attribute import (
     CONFIG,
-    DTYPES,
     FILE_NAMES,
     FLOAT_SCALARS,
     HYPERPARAMETERS,
     LOSSES,
     STATES,
     NotebookLayout,
-    Tensor,
-    header_bytes,
-    read_header,
 )
-from thimble_zarr.sources.notebook.reader import NotebookReader, has_narrow_states
-from thimble_zarr.store.contents import check_vacant
-from thimble_zarr.store.reader import StorePath, StoreReader
-from thimble_zarr.store.writer import StoreWriter
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes done so far and the bytes to do."""
-
-
-@dataclass
-class _ByteCount:
-    """Adds up bytes and tells of them."""
-
-    n_total: int
-    tell: Progress
-    n_done: int = 0
-
-    def add(self, n_bytes: int) -> None:
-        self.n_done += n_bytes
-        self.tell(self.n_done, self.n_total)
-
-
-@contextmanager
-def _all_or_nothing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
-    """Leave nothing where something could not be written whole, also after Ctrl-C."""
-    try:
-        yield
-    except BaseException as error:
-        with interrupts_held(), suppress(OSError):
-            undo()
-        if isinstance(error, OSError) and not isinstance(error, ThimbleError):
-            raise StoreError(
-                f"cannot write {path}: {error.strerror or error}; nothing was left there"
-            ) from error
-        raise
-
-
-def import_notebook(
-    file: Path,
-    path: StorePath,
-    *,
-    labels: TokenLabels | None = None,
-    overwrite: bool = False,
-    on_progress: Progress = lambda n_done, n_total: None,
-) -> StoreReader:
-    """Make a store of a notebook's file, block by block. A failure leaves nothing, nor does Ctrl-C.
-
-    `labels` are of its tokens, such as a token mask gives; `on_progress` is called as bytes are
-    read. Raises as `NotebookReader.open` does, ConfigError if the file has a big tensor beside the
-    notebook's, and StoreExistsError or StoreError if the store cannot be created or written.
-    """
-    check_vacant(path, overwrite=overwrite)
-    reader = NotebookReader.open(file, labels=labels)
-    reader.layout.check_all_kept()
-    big = {ours: reader.layout.tensors[name].n_bytes for ours, name in FILE_NAMES.items()}
-    n_scanned = sum(big[name] for name in STATES) if has_narrow_states(reader.schema) else 0
-    count = _ByteCount(n_scanned + sum(big.values()), on_progress)
-    if n_scanned:
-        # The store's dtype must hold every row, and so every row is looked at.
-        reader = reader.narrowed(range(reader.n_rows), on_bytes=count.add)
-        count.add(n_scanned - count.n_done)  # it ends where one is found that is not
-    schema = reader.schema.labelled(labels)
-    undo = ExitStack()
-    with _all_or_nothing(on_disk(path).absolute(), undo.close):
-        with interrupts_held():
-            writer = StoreWriter.create(
-                path, schema, labels=labels, n_rows=reader.n_rows, overwrite=overwrite
-            )
-            undo.callback(writer.discard)
-        scalars = reader.read_scalars()
-        for rows in split_range(0, reader.n_rows, reader.schema.layout.block_steps):
-            with interrupts_held():
-                values = {name: of_run[slice(*rows)] for name, of_run in scalars.items()}
-                writer.commit_block(rows[0], rows[1] - rows[0], _block(reader, rows), values)
-            count.add(sum(big.values()) * (rows[1] - rows[0]) // reader.n_rows)
-        with interrupts_held():
-            writer.close()
-            undo.pop_all()  # the store is whole, and Ctrl-C comes too late
-    return StoreReader.open(path)
-
-
-def _block(reader: NotebookReader, rows: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Return some rows of each variable, filled up to a block."""
-    n_missing = reader.schema.layout.block_steps - (rows[1] - rows[0])
-    padding = ((0, n_missing), (0, 0), (0, 0))
-    found = ((name, reader.read(name, rows)) for name in reader.schema.dtypes)
-    return {name: np.pad(bits, padding) if n_missing else bits for name, bits in found}
 
 
 def export_notebook(
@@ -159,9 +61,9 @@ def export_notebook(
     tensors = dict(layout.tensors)
     for name in (*FILE_NAMES.values(), LOSSES):
         tensors[name] = replace(tensors[name], shape=shape[:1] if name == LOSSES else shape)
-    count = _ByteCount(sum(tensor.n_bytes for tensor in tensors.values()), on_progress)
+    count = ByteCount(sum(tensor.n_bytes for tensor in tensors.values()), on_progress)
     partial = file.with_name(f"{file.name}.partial")
-    with _all_or_nothing(file, lambda: partial.unlink(missing_ok=True)):
+    with all_or_nothing(file, lambda: partial.unlink(missing_ok=True)):
         with partial.open("wb") as stream:
             stream.write(header_bytes(tensors, layout.metadata))
             for name, tensor in tensors.items():

@@ -22,37 +22,39 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from thimble_zarr.optim.base import (
+    BETA1,
+    BETA2,
     COUNT,
+    EPS,
     LEARNING_RATE,
     WEIGHT_DECAY,
-    Arrays,
-    Consumed,
     Derived,
     Estimate,
-    Formula,
     Optimizer,
-    Precision,
-    Rounding,
-    Scalar,
-    Scalars,
     State,
     chosen_program,
-    coupled,
-    like,
     tensor_dtype,
 )
+from thimble_zarr.optim.formula import (
+    Arrays,
+    Consumed,
+    Formula,
+    Precision,
+    Rounding,
+    Scalars,
+    coupled,
+    like,
+)
+from thimble_zarr.optim.programs.adam import adam_kernel
+from thimble_zarr.optim.programs.kernel import Kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BETA1 = Scalar("beta1", "decay rate of the first moment", "betas", 0)
-_BETA2 = Scalar("beta2", "decay rate of the second moment", "betas", 1)
-_EPS = Scalar("eps", "term added to the denominator", "eps")
-
 
 def _root_of_correction(optimizer: "Adam", scalars: Mapping[str, float]) -> float:
     """Return the square root as torch's programs take it: the fused one is not in Python."""
-    correction = 1 - scalars[_BETA2.name] ** scalars[COUNT]
+    correction = 1 - scalars[BETA2.name] ** scalars[COUNT]
     root: float = correction**0.5 if optimizer.implementation != "fused" else math.sqrt(correction)
     return root
 
@@ -63,20 +65,20 @@ def _corrected(arrays: Arrays, scalars: Scalars, *, state: str, rate: str) -> np
     return corrected
 
 
-def _estimates(second: str) -> tuple[Estimate, ...]:
+def moments(second: str) -> tuple[Estimate, ...]:
     """Return what the moments stand for, where a state of this name is the second."""
     return (
         Estimate(
             "m_hat",
             "first moment, corrected for its bias",
             ("exp_avg",),
-            partial(_corrected, state="exp_avg", rate=_BETA1.name),
+            partial(_corrected, state="exp_avg", rate=BETA1.name),
         ),
         Estimate(
             "v_hat",
             "second moment that the step uses, corrected for its bias",
             (second,),
-            partial(_corrected, state=second, rate=_BETA2.name),
+            partial(_corrected, state=second, rate=BETA2.name),
             is_square=True,
         ),
     )
@@ -99,16 +101,16 @@ class Adam(Optimizer, Formula):
     """
 
     STATES: ClassVar = (
-        State("exp_avg", "first moment after the step", decay=_BETA1.name),
-        State("exp_avg_sq", "second moment after the step", decay=_BETA2.name),
+        State("exp_avg", "first moment after the step", decay=BETA1.name),
+        State("exp_avg_sq", "second moment after the step", decay=BETA2.name),
         State("max_exp_avg_sq", "running maximum of the second moment after the step (amsgrad)"),
     )
-    SCALARS: ClassVar = (LEARNING_RATE, _BETA1, _BETA2, _EPS, WEIGHT_DECAY)
+    SCALARS: ClassVar = (LEARNING_RATE, BETA1, BETA2, EPS, WEIGHT_DECAY)
     DERIVED: ClassVar = (
         Derived(
             "bias_correction1",
             "1 - beta1 ** count, as torch computed it",
-            lambda optimizer, scalars: 1 - scalars[_BETA1.name] ** scalars[COUNT],
+            lambda optimizer, scalars: 1 - scalars[BETA1.name] ** scalars[COUNT],
         ),
         Derived(
             "bias_correction2_sqrt",
@@ -116,7 +118,7 @@ class Adam(Optimizer, Formula):
             _root_of_correction,
         ),
     )
-    ESTIMATES: ClassVar = _estimates("exp_avg_sq")
+    ESTIMATES: ClassVar = moments("exp_avg_sq")
     PROGRAM_FLAGS: ClassVar = (
         *Optimizer.PROGRAM_FLAGS,
         *("capturable", "differentiable", "lr_dtype", "betas_dtype"),
@@ -152,7 +154,7 @@ class Adam(Optimizer, Formula):
             capturable=bool(group["capturable"]),
             differentiable=bool(group["differentiable"]),
             lr_dtype=lr_dtype,
-            betas_dtype=tensor_dtype(_BETA1.read(group)),
+            betas_dtype=tensor_dtype(BETA1.read(group)),
         )
 
     @property
@@ -163,7 +165,7 @@ class Adam(Optimizer, Formula):
     @property
     def estimates(self) -> tuple[Estimate, ...]:
         """Both moments, corrected; with amsgrad the second is of the running maximum."""
-        return _estimates(self.states[-1].name)
+        return moments(self.states[-1].name)
 
     @property
     def update_inputs(self) -> tuple[str, ...]:
@@ -306,6 +308,10 @@ class Adam(Optimizer, Formula):
         if not self.decoupled_weight_decay:
             gradient -= scalars["weight_decay"] * before["W"]
         return Consumed(-gradient if self.maximize else gradient, "exp_avg", 1 / (1 - beta1))
+
+    def kernel(self, native: str) -> Kernel | None:
+        """Return that of `programs.adam`."""
+        return adam_kernel(self)
 
     def step(
         self, tensors: "dict[str, Tensor | None]", scalars: Mapping[str, float], *, device: str

@@ -1,0 +1,187 @@
+"""Optimizers of which nobody wrote a spec: recorded, read without their class, checked as far."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from thimble_zarr import Recorder, check, open_dataset, write_report
+from thimble_zarr.cli.main import cli
+from thimble_zarr.errors import DamagedStoreError, OptimizerError
+from thimble_zarr.store.reader import StoreReader
+
+
+class SignedMomentum(torch.optim.Optimizer):
+    """Steps by the sign of a momentum in bfloat16; overwrites the gradient; counts nothing."""
+
+    def __init__(self, params, lr=0.1, betas=(0.9, 0.5), nudge=3) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "nudge": nudge, "flag": True})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p, dtype=torch.bfloat16)
+                    state["scale"] = torch.tensor(1.0)
+                    state["rows"] = p.new_zeros(len(p))
+                state["momentum"].mul_(group["betas"][0]).add_(p.grad)
+                state["scale"] *= 0.5
+                p.grad.mul_(0)
+                p.sub_(group["lr"] * state["momentum"].sign())
+
+
+def train(path: Path, optimizer: torch.optim.Optimizer, weight: torch.Tensor, **options) -> list:
+    generator = torch.Generator().manual_seed(7)
+    rows = [weight.detach().clone()]
+    with Recorder(path, optimizer, parameter=weight, **options):
+        for _ in range(13):
+            weight.grad = torch.randn(11, 5, generator=generator).to(weight.dtype)
+            optimizer.step()
+            rows.append(weight.detach().clone())
+    return rows
+
+
+def parameter() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.randn(11, 5, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
+    path, weight = tmp_path_factory.mktemp("unknown") / "run.zarr", parameter()
+    return path, train(path, SignedMomentum([weight]), weight)
+
+
+def test_what_it_keeps_is_recorded(run: tuple[Path, list]) -> None:
+    path, rows = run
+    ds = open_dataset(path)
+    np.testing.assert_array_equal(ds.W, torch.stack(rows))
+    generator = torch.Generator().manual_seed(7)
+    grads = [torch.randn(11, 5, generator=generator) for _ in range(13)]
+    np.testing.assert_array_equal(ds.grad[1:], torch.stack(grads))
+    momentum = torch.zeros(11, 5, dtype=torch.bfloat16)
+    for step, grad in enumerate(grads, 1):
+        momentum.mul_(0.9).add_(grad)
+        np.testing.assert_array_equal(ds.momentum[step], momentum.float())
+    assert np.isnan(ds.momentum[0]).all()
+    for name, value in {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.5, "nudge": 3.0}.items():
+        assert (ds[name][1:] == value).all()
+    np.testing.assert_array_equal(ds["scale"][1:], 0.5 ** np.arange(1, 14))
+    assert not {"update", "unexplained", "rounding", "rows", "flag"} & {*ds.data_vars}
+    assert {"delta_W", "moved", "ulp"} <= {*ds.data_vars}
+
+
+def test_check_says_what_it_could_check(run: tuple[Path, list], capsys) -> None:
+    result = check(run[0])
+    assert result.holds
+    assert result.verdict.startswith("HOLDS as far as it can be checked: all 715 weights are ")
+    assert "How SignedMomentum takes a step is not known here" in result.verdict
+    with pytest.raises(SystemExit) as exit_code:
+        cli(["check", str(run[0])])
+    assert exit_code.value.code in (0, None)
+
+
+def test_it_is_read_without_its_class(run: tuple[Path, list]) -> None:
+    code = f"import thimble_zarr; print(dict(thimble_zarr.open_dataset({str(run[0])!r}).sizes))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'step': 14" in shown.stdout
+
+
+def test_a_changed_file_and_a_number_that_is_none_are_found(
+    run: tuple[Path, list], tmp_path: Path
+) -> None:
+    weight = parameter()
+    train(tmp_path / "run.zarr", SignedMomentum([weight]), weight)
+    zarr.open_group(tmp_path / "run.zarr")["momentum"][5, 3, 2] = 7
+    result = check(tmp_path / "run.zarr")
+    assert not result.holds
+    assert result.findings[0].variable == "momentum"
+    weight = parameter()
+    with torch.no_grad():
+        weight[3, 3] = torch.inf
+    train(tmp_path / "infinite.zarr", SignedMomentum([weight]), weight)
+    assert "not finite" in check(tmp_path / "infinite.zarr").verdict
+
+
+def test_it_has_a_summary_and_a_report(run: tuple[Path, list], tmp_path: Path) -> None:
+    write_report(run[0], tmp_path / "run.html")
+    assert "HOLDS as far as it can be checked" in (tmp_path / "run.html").read_text()
+
+
+def test_predicted_coding_holds_what_it_cannot_predict(
+    run: tuple[Path, list], tmp_path: Path
+) -> None:
+    weight = parameter()
+    rows = train(tmp_path / "p.zarr", SignedMomentum([weight]), weight, coding="predicted")
+    assert StoreReader.open(tmp_path / "p.zarr").schema.coding.program is None
+    np.testing.assert_array_equal(open_dataset(tmp_path / "p.zarr").W, torch.stack(rows))
+    assert check(tmp_path / "p.zarr").holds
+
+
+def test_finding_out_changes_nothing() -> None:
+    weight = parameter()
+    weight.grad = torch.ones_like(weight)
+    optimizer = SignedMomentum([weight])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    before, state = weight.detach().clone(), torch.random.get_rng_state()
+    from thimble_zarr.record.trial import tried
+
+    spec = tried(optimizer, weight).optimizer
+    assert (spec.kept, spec.held, spec.counts, spec.overwrites) == (
+        ("momentum",),
+        ("scale",),
+        "",
+        True,
+    )
+    assert torch.equal(weight, before)
+    assert (weight.grad == 1).all()
+    assert not optimizer.state
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert scheduler.last_epoch == 0
+
+
+def test_it_is_resumed(tmp_path: Path) -> None:
+    weight = parameter()
+    optimizer = SignedMomentum([weight])
+    train(tmp_path / "run.zarr", optimizer, weight)
+    train(tmp_path / "run.zarr", optimizer, weight, resume=True)
+    assert open_dataset(tmp_path / "run.zarr").sizes["step"] == 27
+    assert check(tmp_path / "run.zarr").holds
+
+
+class Failing(SignedMomentum):
+    def step(self, closure=None):
+        closure()
+
+
+def test_one_that_cannot_step_is_refused(tmp_path: Path) -> None:
+    weight = parameter()
+    with pytest.raises(OptimizerError, match=r"found out by a step of a copy, which failed \(Type"):
+        Recorder(tmp_path / "run.zarr", Failing([weight]), parameter=weight)
+
+
+@pytest.mark.parametrize("name", ["Muon", "Adafactor"])
+def test_those_of_torch_without_a_spec_are_recorded(name: str, tmp_path: Path) -> None:
+    weight = parameter()
+    train(tmp_path / "run.zarr", getattr(torch.optim, name)([weight]), weight)
+    assert check(tmp_path / "run.zarr").holds
+
+
+def test_a_name_that_is_a_path_is_not_read(run: tuple[Path, list], tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    path = tmp_path / "run.zarr"
+    shutil.copytree(run[0], path)
+    text = (path / "zarr.json").read_text().replace('"momentum"', '"../momentum"')
+    assert json.loads(text)
+    (path / "zarr.json").write_text(text)
+    with pytest.raises(DamagedStoreError):
+        StoreReader.open(path)

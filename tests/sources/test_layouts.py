@@ -1,0 +1,322 @@
+"""Every layout: opened in place, imported, checked, and bad files of it."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+from tests.support import layouts
+from tests.support.commands import checked, succeeds
+from tests.support.layouts import LAYOUTS, N_DIMS, N_STEPS, N_TOKENS, SETTINGS, Trajectory
+from tests.support.notebook_file import import_notebook, save
+from thimble_zarr import check, diff, open_dataset, open_datatree, summary
+from thimble_zarr.bits import decode
+from thimble_zarr.errors import (
+    ConfigError,
+    CorpusError,
+    DamagedStoreError,
+    NotAStoreError,
+    SelectionError,
+)
+from thimble_zarr.report.html import checks, silent, summed_up, write_report
+from thimble_zarr.sources.containers.array import RawArray
+from thimble_zarr.sources.open import open_file_alone, open_recording
+from thimble_zarr.sources.reader import FileReader
+
+N_ROWS = N_STEPS + 1
+
+
+@pytest.fixture(scope="module")
+def run() -> Trajectory:
+    return layouts.trajectory()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, run: Trajectory) -> Path:
+    """A file of each layout, never to be written to."""
+    folder = tmp_path_factory.mktemp("layouts")
+    for layout in LAYOUTS.values():
+        layout.write(run, folder)
+    layouts.flannel((run, layouts.trajectory(seed=1)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path) -> dict[str, Path]:
+    found = {path.parent.name: path for path in folder.glob("*/run.safetensors")}
+    return found | {path.stem.replace("box_1", "box"): path for path in folder.glob("*.*")}
+
+
+def expected(run: Trajectory, layout: str, name: str) -> np.ndarray:
+    """Return the numbers of a variable that must be read: NaN where the file has none."""
+    of = LAYOUTS[layout]
+    tensor = run.tensors[name].to(of.dtype).double().numpy().copy()
+    if name == "grad":
+        tensor[0] = np.nan
+    if name != "W":
+        tensor[of.n_states :] = np.nan
+    return tensor if of.has_all_tokens else tensor[:, run.dead_ids]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_was_written_is_read_in_place_and_imported(
+    tmp_path: Path, files: dict[str, Path], run: Trajectory, layout: str
+) -> None:
+    of, in_place = LAYOUTS[layout], open_file_alone(files[layout])
+    native = str(of.dtype).removeprefix("torch.")
+    assert in_place.schema.dtypes == dict.fromkeys(of.variables, native)
+    assert in_place.schema.device == of.device
+    for reader in (in_place, import_notebook(files[layout], tmp_path / "run.zarr")):
+        assert reader.n_rows == N_ROWS
+        ids = np.arange(N_TOKENS) if of.has_all_tokens else run.dead_ids
+        assert reader.read_token_ids().tolist() == ids.tolist()
+        assert reader.schema.whole_tokens == (None if of.has_all_tokens else N_TOKENS)
+        for name in of.variables:
+            found = decode(reader.read(name, (0, N_ROWS)), native, np.float64)
+            np.testing.assert_array_equal(found, expected(run, layout, name), err_msg=name)
+            some = decode(reader.read(name, (3, 11), np.array([7, 2, 2])), native, np.float64)
+            np.testing.assert_array_equal(some, found[3:11][:, [7, 2, 2]])
+        labels = reader.read_labels()
+        assert (labels.dead is not None) is of.has_labels
+        if of.has_labels:
+            assert labels.dead.tolist() == (~run.live)[ids].tolist()
+        _expect_scalars(reader.read_scalars(), run, layout)
+
+
+def _expect_scalars(scalars: dict[str, np.ndarray], run: Trajectory, layout: str) -> None:
+    of = LAYOUTS[layout]
+    losses = np.float32([np.nan, *run.losses]) if of.has_losses else np.full(N_ROWS, np.nan)
+    np.testing.assert_array_equal(scalars["loss"], losses)
+    names = zip(("learning_rate", "weight_decay", "beta1", "beta2", "eps"), SETTINGS, strict=True)
+    for ours, theirs in names:
+        value = SETTINGS[theirs] if of.has_settings else np.nan
+        np.testing.assert_array_equal(scalars[ours], [np.nan, *N_STEPS * [value]], err_msg=ours)
+
+
+@pytest.mark.parametrize("layout", ["thimble_5", "thimble_7", "thimble_8", "crucible"])
+def test_complete_runs_pass_the_exact_check_and_a_change_is_seen(
+    tmp_path: Path, run: Trajectory, layout: str
+) -> None:
+    of = LAYOUTS[layout]
+    (found,) = check(of.write(run, tmp_path), workers=1)
+    assert found.holds
+    assert found.verdict.text.startswith("HOLDS to the bit")
+    assert (found.subset, found.n_tokens) == ("dead", N_TOKENS - layouts.N_LIVE)
+    assert len(found.numbers["step"]) == of.n_states - 1
+    for change, text in ((2**-7, "HOLDS within rounding"), (1.0, "FAILS: from step 5 on")):
+        W = run.tensors["W"].clone()
+        W[5, run.dead_ids[3], 2] *= 1 + change
+        folder = tmp_path / f"{change}"
+        folder.mkdir()
+        file = of.write(replace(run, tensors={**run.tensors, "W": W}), folder)
+        (found,) = check(file, workers=1)
+        assert found.verdict.text.startswith(text)
+
+
+def test_what_lost_bits_cannot_hold_and_says_why(files: dict[str, Path]) -> None:
+    (found,) = check(files["thimble_6"], workers=1)
+    assert not found.holds
+    assert "It cannot hold: the file keeps W, grad_W, momentum_W, variance_W as float16" in (
+        found.verdict.text
+    )
+
+
+def test_a_run_of_another_device_may_differ_and_says_so(files: dict[str, Path]) -> None:
+    for layout, where in (("thimble_8", "it was"), ("thimble_7", "it may have been")):
+        (found,) = check(files[layout], replay="torch", workers=1)
+        assert f"{where} recorded on Apple's MPS" in found.to_json()["not_exact_because"]
+
+
+@pytest.mark.parametrize("layout", ["thimble_9", "movie", "box"])
+def test_weights_alone_are_summed_up_and_not_checked(
+    tmp_path: Path, run: Trajectory, layout: str
+) -> None:
+    file = LAYOUTS[layout].write(run, tmp_path)
+    moved = open_dataset(file).moved.compute()
+    before, after = (decode(layouts.bits(of), "bfloat16") for of in _changes(run, layout))
+    np.testing.assert_array_equal(moved[1:], before != after)
+    numbers = summary(file, workers=1)
+    np.testing.assert_array_equal(numbers.n_moved[1:], (before != after).sum(axis=2))
+    with pytest.raises(SelectionError, match="were not recorded"):
+        check(file)
+
+
+def _changes(run: Trajectory, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    W = run.tensors["W"]
+    W = W if LAYOUTS[layout].has_all_tokens else W[:, run.dead_ids]
+    return W[:-1], W[1:]
+
+
+def test_weights_alone_make_a_report(tmp_path: Path, run: Trajectory) -> None:
+    file = layouts.movie(run, tmp_path)
+    write_report(file, tmp_path / "movie.html")
+    assert "movie.safetensors" in (tmp_path / "movie.html").read_text()
+
+
+def test_each_run_of_a_file_of_several_is_opened(
+    tmp_path: Path, files: dict[str, Path], run: Trajectory
+) -> None:
+    readers = open_recording(files["flannel"])
+    assert [reader.schema.parameter for reader in readers] == ["run_0", "run_1"]
+    for name in layouts.VARIABLES:
+        bits = readers[0].read(name, (1, N_ROWS))
+        np.testing.assert_array_equal(bits, layouts.bits(run.tensors[name][1:]))
+    other = readers[1].read("W", (0, N_ROWS))
+    assert (other[0] == readers[0].read("W", (0, 1))[0]).all()
+    assert (other[1:] != readers[0].read("W", (1, N_ROWS))).any()
+    loss = readers[0].read_scalars()["loss"]
+    expected = torch.tensor(run.losses).bfloat16().double().tolist()
+    assert loss[1:].tolist() == expected
+    assert [*open_datatree(files["flannel"])] == ["run_0", "run_1"]
+    assert check(files["flannel"], workers=1).holds
+    with pytest.raises(SelectionError, match=r"holds 2 runs, and one must be chosen.*run_0, run_1"):
+        open_dataset(files["flannel"])
+    assert open_dataset(files["flannel"], "run_1").attrs["parameter"] == "run_1"
+    assert diff(files["thimble_7"], layouts.thimble_8(run, tmp_path)).is_equal
+
+
+def test_masks_that_are_called_otherwise_label_tokens(
+    tmp_path: Path, files: dict[str, Path], run: Trajectory
+) -> None:
+    live = torch.from_numpy(run.live)
+    count = torch.where(live, 5, 0)
+    ids = live.nonzero().flatten()
+    for number, tensors in enumerate(
+        (
+            {"trained_mask": live, "untrained_mask": ~live},
+            {"untrained_indices": (~live).nonzero().flatten(), "trained_indices": ids},
+            {"token_occurrence_counts": count},
+        )
+    ):
+        mask = save(tmp_path / str(number), tensors)
+        (reader,) = open_recording(files["box"], token_mask=mask)
+        assert reader.read_labels().live.tolist() == run.live.tolist()
+        assert (reader.read_labels().count is not None) is (number == 2)
+    mask = save(tmp_path / "other", {"trained_mask": live, "untrained_indices": ids})
+    with pytest.raises(CorpusError, match="both live and dead, or neither"):
+        open_recording(files["box"], token_mask=mask)
+
+
+def test_a_learning_rate_that_changed_is_told(tmp_path: Path) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
+    scheduler = get_linear_schedule_with_warmup(optimizer, 0, 100)
+    rates = []
+    for _ in range(N_STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    file = layouts.thimble_7(layouts.trajectory(lr=lambda step: rates[step - 1]), tmp_path)
+    assert not check(file, workers=1).holds
+    (tmp_path / "rates.txt").write_text("\n".join(map(repr, rates)))
+    for told in ("linear:3e-3:100", str(tmp_path / "rates.txt")):
+        (reader,) = open_recording(file, learning_rate=told)
+        assert reader.read_scalars()["learning_rate"][1:].tolist() == rates
+    assert checked(file, "--learning-rate", "linear:3e-3:100")["holds"] is True
+    succeeds("import", file, tmp_path / "run.zarr", "--learning-rate", "linear:3e-3:100", "-q")
+    assert check(tmp_path / "run.zarr", workers=1).holds
+    for wrong, message in (
+        ("fast", "'fast' is no learning rate"),
+        ("linear:1e-3", "is no learning rate"),
+        ("linear:1e-3:0", "no number of steps"),
+        ("nan", "not finite"),
+        (str(file), "cannot read a learning rate"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_recording(file, learning_rate=wrong)
+
+
+def test_hyper_parameters_that_are_missing_are_said(tmp_path: Path, run: Trajectory) -> None:
+    file = layouts.thimble_8(run, tmp_path)
+    settings = {"adam_beta1": 0.9, "lr": 0.01, "wd": 0.1}
+    (file.parent / "metadata.json").write_text(json.dumps(settings))
+    with pytest.raises(SelectionError, match="does not say beta2, eps"):
+        check(file, workers=1)
+    known = summed_up(str(file), parameter=None, groups=None, stage=silent)
+    assert np.isnan(known.run.summary.norm_predicted[:, 1:]).all()
+    assert checks([known.run], None, None, lambda n_done, n_parts: None) == [None]
+    settings |= {"betas": [0.9, 0.999], "eps": 1e-8}
+    (file.parent / "metadata.json").write_text(json.dumps(settings))
+    assert check(file.parent, workers=1).holds  # the directory has the file
+    (file.parent / "metadata.json").write_text("{")
+    with pytest.raises(NotAStoreError, match=r"metadata\.json beside it is not JSON"):
+        check(file)
+
+
+def refused(file: Path, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        FileReader.open_each(file)
+    assert str(file) in str(raised.value)
+
+
+def test_hdf5_files_that_are_not_whole_are_refused(
+    tmp_path: Path, files: dict[str, Path], run: Trajectory
+) -> None:
+    content = files["thimble_7"].read_bytes()
+    cut = tmp_path / "cut.h5"
+    for n_bytes in (8, 100, len(content) // 2, len(content) - 1):
+        cut.write_bytes(content[:n_bytes])
+        refused(cut, DamagedStoreError, "begins as an HDF5 file, but is not a whole one")
+    reader = open_file_alone(layouts.thimble_7(run, tmp_path))
+    reader.path.write_bytes(content[: len(content) // 3])
+    with pytest.raises(DamagedStoreError, match=r"thimble_7\.h5: it was cut off after"):
+        [reader.read(name, (0, N_ROWS)) for name in layouts.VARIABLES]
+    for options in ({}, {"compression": "gzip"}):
+        with h5py.File(cut, "w") as file:
+            shape, chunks = (N_ROWS, N_TOKENS, N_DIMS), (4, N_TOKENS, N_DIMS)
+            W = file.create_dataset("W", shape, np.uint16, chunks=chunks, **options)
+            W[:8] = 1
+        refused(cut, DamagedStoreError, "rows of W from 8 on were never written")
+    with h5py.File(cut, "w") as file:
+        file.create_dataset("W", shape, np.uint16)
+    refused(cut, DamagedStoreError, "rows of W from 0 on were never written")
+
+
+def test_chunks_larger_than_memory_are_read_by_their_place(files: dict[str, Path]) -> None:
+    reader = open_file_alone(files["thimble_7"])
+    for series in reader.run.series.values():
+        assert isinstance(series.array, RawArray)
+        assert (len(series.array.offsets), series.array.piece_rows) == (3, 5)
+    compressed = open_file_alone(files["thimble_6"])
+    assert compressed.schema.layout.chunk_tokens == N_TOKENS  # a row is decompressed once
+
+
+def test_hdf5_cut_in_any_way_is_read(tmp_path: Path, run: Trajectory) -> None:
+    W = layouts.bits(run.tensors["W"])
+    for number, options in enumerate(
+        (
+            {},  # contiguous
+            {"chunks": (3, 7, 5), "compression": "lzf", "shuffle": True},
+            {"chunks": (5, N_TOKENS, N_DIMS), "dtype": ">u2"},
+        )
+    ):
+        with h5py.File(tmp_path / f"{number}.h5", "w", userblock_size=512 * (number == 0)) as file:
+            file.create_dataset("embeddings", data=W, **options)
+            file["adam_beta1"] = np.float32(0.9)
+        reader = open_file_alone(tmp_path / f"{number}.h5")
+        np.testing.assert_array_equal(reader.read("W", (0, N_ROWS)), W)
+        np.testing.assert_array_equal(reader.read("W", (4, 9), range(3, 20)), W[4:9, 3:20])
+        assert reader.read_scalars()["beta1"][1] == 0.9
+
+
+def test_hdf5_without_h5py_says_what_to_install(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ConfigError, match=r"pip install 'thimble-zarr\[hdf5\]'"):
+        check(files["thimble_7"])
+
+
+def test_tokens_that_nobody_can_name_are_refused(tmp_path: Path, run: Trajectory) -> None:
+    W = run.tensors["W"][:, :9]
+    dead = torch.from_numpy(~run.live)
+    file = save(tmp_path / "run.safetensors", {"W": W, "dead_mask": dead})
+    refused(file, NotAStoreError, "W has 9 tokens, and the file says that there are 40")
+    ids = torch.arange(20, 2, -2)
+    file = save(tmp_path / "run.safetensors", {"W": W, "dead_indices": ids})
+    refused(file, NotAStoreError, "not ascending")

@@ -1,0 +1,1 @@
+"""Each optimizer in a file of its own."""

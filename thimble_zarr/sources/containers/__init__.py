@@ -1,0 +1,1 @@
+"""Files that hold named arrays: which there are, and how a few rows are read."""

@@ -1,1 +1,0 @@
-"""The safetensors file of the original notebook, in and out."""
