@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.support.alien import clamp, copy_back, write
 from tests.support.draws import draw, gradient
-from tests.support.optimizers import Kind, kinds
+from tests.support.optimizers import Kind, change_betas, kinds
 from tests.support.runs import Loop, threads
 from tests.support.zoo import record_zoo
 from thimble_zarr import Recorder, check, every, recode
@@ -23,7 +23,15 @@ from thimble_zarr.store.reader import StoreReader
 BLOCK, MEMORY = 16, 22_000
 """Blocks of so many rows of 11 x 5 in bfloat16, and the memory that gives them."""
 
-KINDS = [*kinds("AdamW", "SGD"), *kinds("Adam", natives=("bfloat16",))]
+KINDS = [
+    *kinds(natives=("bfloat16",), flags=False),
+    *kinds("AdamW", natives=("float32",), flags=False),
+    pytest.param(
+        Kind("Adam", "bfloat16", {"weight_decay": 0.1, "foreach": True}, change_betas),
+        id="Adam-foreach-bfloat16-betas",
+    ),
+]
+"""The last has powers of changing betas, of which a step that is taken again needs its own."""
 
 
 @pytest.fixture
