@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from thimble_zarr.report.html import write_report
     from thimble_zarr.sources.recode import recode
     from thimble_zarr.store.integrity.verify import verify
+    from thimble_zarr.store.remote.publish import fetch, publish
 
 __version__ = "0.1.0"
 
@@ -41,12 +42,14 @@ __all__ = [
     "check",
     "diff",
     "every",
+    "fetch",
     "lattice",
     "log_spaced",
     "open_dataset",
     "open_datasets",
     "open_datatree",
     "plot",
+    "publish",
     "recode",
     "register_optimizer",
     "summary",
@@ -62,6 +65,8 @@ _HOMES = {
     "accounting": "thimble_zarr.analysis.audit.accounting",
     "check": "thimble_zarr.analysis.check",
     "diff": "thimble_zarr.analysis.diff.diff",
+    "fetch": "thimble_zarr.store.remote.publish",
+    "publish": "thimble_zarr.store.remote.publish",
     "every": "thimble_zarr.record.schedule",
     "lattice": "thimble_zarr.analysis.dataset.lattice",
     "log_spaced": "thimble_zarr.record.schedule",

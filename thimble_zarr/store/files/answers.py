@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.location import Url
-from thimble_zarr.store.files.base import PlaceError
+from thimble_zarr.store.files.base import BusyError, PlaceError
 
 _DENIED = "check what the environment says, and who may do this (docs/remote.md)"
 _OLD = "the credentials have expired; get new ones"
@@ -61,7 +61,9 @@ def named_errors(path: Url, key: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Without the error it comes from: that has the whole answer.
-        raise PlaceError(f"{path / key if key else path}: {_in_words(str(error))}") from None
+        words = _in_words(str(error))
+        kind = BusyError if "try again later" in words else PlaceError
+        raise kind(f"{path / key if key else path}: {words}") from None
 
 
 def _in_words(text: str) -> str:
