@@ -31,10 +31,10 @@ from thimble_zarr.analysis.findings import (
     ALTERED_CHUNK,
     MISLABELLED_ROW,
     MORE_FAILURES,
-    ROWS_NOT_KEPT,
 )
 from thimble_zarr.analysis.health.conditions import CONDITIONS
 from thimble_zarr.causes.catalogue import CAUSES
+from thimble_zarr.causes.cause import ROWS_NOT_KEPT
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.trainer import TrainingData
 

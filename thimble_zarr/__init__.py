@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thimble_zarr.analysis.summary.summary import summary
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
+    from thimble_zarr.optim.registry import register_optimizer
     from thimble_zarr.record.recorder import Recorder
     from thimble_zarr.record.schedule import every, log_spaced, windows
     from thimble_zarr.report import plot
@@ -50,6 +51,7 @@ __all__ = [
     "plot",
     "publish",
     "recode",
+    "register_optimizer",
     "summary",
     "verify",
     "windows",
@@ -73,6 +75,7 @@ _HOMES = {
     "open_datatree": "thimble_zarr.analysis.dataset.open",
     "plot": "thimble_zarr.report.plot",
     "recode": "thimble_zarr.sources.recode",
+    "register_optimizer": "thimble_zarr.optim.registry",
     "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",

@@ -104,11 +104,14 @@ def test_complete_runs_pass_the_exact_check_and_a_change_is_seen(
     tmp_path: Path, run: Trajectory, layout: str
 ) -> None:
     of = LAYOUTS[layout]
-    (found,) = check(of.write(run, tmp_path), workers=1)
-    assert found.holds
-    assert found.verdict.text.startswith("HOLDS to the bit")
-    assert (found.subset, found.n_tokens) == ("dead", N_TOKENS - layouts.N_LIVE)
-    assert len(found.numbers["step"]) == of.n_states - 1
+    file = of.write(run, tmp_path)
+    import_notebook(file, tmp_path / "run.zarr")
+    for path in (file, tmp_path / "run.zarr"):
+        (found,) = check(path, workers=1)
+        assert found.holds
+        assert found.verdict.text.startswith("HOLDS to the bit")
+        assert (found.subset, found.n_tokens) == ("dead", N_TOKENS - layouts.N_LIVE)
+        assert len(found.numbers["step"]) == of.n_states - 1
     for change, text in ((2**-7, "HOLDS within rounding"), (1.0, "FAILS: from step 5 on")):
         W = run.tensors["W"].clone()
         W[5, run.dead_ids[3], 2] *= 1 + change
@@ -117,6 +120,28 @@ def test_complete_runs_pass_the_exact_check_and_a_change_is_seen(
         file = of.write(replace(run, tensors={**run.tensors, "W": W}), folder)
         (found,) = check(file, workers=1)
         assert found.verdict.text.startswith(text)
+
+
+def test_a_parameter_of_real_size_passes_the_exact_check(tmp_path: Path) -> None:
+    W = torch.nn.Parameter(torch.randn(10_000, 64).mul(0.02).bfloat16())
+    optimizer = torch.optim.AdamW([W], lr=1e-2, weight_decay=0.1)
+    zero = torch.zeros_like(W)
+    rows = {name: [zero] for name in layouts.VARIABLES} | {"W": [W.detach().clone()]}
+    for _ in range(3):
+        W.grad = torch.randn(10_000, 64).bfloat16()
+        optimizer.step()
+        now = {"W": W, "grad": W.grad, **optimizer.state[W]}
+        for name in rows:
+            rows[name].append(now[name].detach().clone())
+    tensors = {name: torch.stack(of) for name, of in rows.items()}
+    with h5py.File(tmp_path / "thimble_7.h5", "w") as file:
+        for name, theirs in zip(rows, ("W", "g", "m", "v"), strict=True):
+            chunks = (3, 10_000, 64)
+            file.create_dataset(theirs, data=layouts.bits(tensors[name]), chunks=chunks)
+        file.attrs.update(SETTINGS)
+    (found,) = check(tmp_path / "thimble_7.h5", workers=1)
+    assert found.verdict.text.startswith("HOLDS to the bit: ")
+    assert {of.total for of in found.replay.values()} == {3 * 640_000}
 
 
 def test_what_lost_bits_cannot_hold_and_says_why(files: dict[str, Path]) -> None:
@@ -175,6 +200,8 @@ def test_each_run_of_a_file_of_several_is_opened(
     assert loss[1:].tolist() == expected
     assert [*open_datatree(files["flannel"])] == ["run_0", "run_1"]
     assert check(files["flannel"], workers=1).holds
+    numbers = summary(files["flannel"], parameter="run_1", place=tmp_path / "sums", workers=1)
+    assert numbers.sizes["step"] == N_ROWS
     with pytest.raises(SelectionError, match=r"holds 2 runs, and one must be chosen.*run_0, run_1"):
         open_dataset(files["flannel"])
     assert open_dataset(files["flannel"], "run_1").attrs["parameter"] == "run_1"
@@ -229,6 +256,14 @@ def test_a_learning_rate_that_changed_is_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             open_recording(file, learning_rate=wrong)
+
+
+def test_states_of_the_first_steps_are_summed_up(tmp_path: Path, run: Trajectory) -> None:
+    numbers = summary(layouts.crucible(run, tmp_path), workers=1)
+    assert np.isfinite(numbers.norm_m_hat[1:9]).all()
+    assert np.isnan(numbers.norm_m_hat[9:]).all()
+    assert np.isfinite(numbers.norm_delta_W[1:]).all()
+    assert np.isfinite(numbers.norm_grad[1:9]).all()
 
 
 def test_hyper_parameters_that_are_missing_are_said(tmp_path: Path, run: Trajectory) -> None:
@@ -302,6 +337,27 @@ def test_hdf5_cut_in_any_way_is_read(tmp_path: Path, run: Trajectory) -> None:
         np.testing.assert_array_equal(reader.read("W", (0, N_ROWS)), W)
         np.testing.assert_array_equal(reader.read("W", (4, 9), range(3, 20)), W[4:9, 3:20])
         assert reader.read_scalars()["beta1"][1] == 0.9
+
+
+def test_hdf5_that_lies_elsewhere_is_not_read(tmp_path: Path, files: dict[str, Path]) -> None:
+    file, shape = tmp_path / "run.h5", (N_ROWS, N_TOKENS, N_DIMS)
+    with h5py.File(file, "w") as written:
+        written["W"] = h5py.ExternalLink(str(files["thimble_7"]), "/W")
+    refused(file, NotAStoreError, "it has no recording")
+    with h5py.File(file, "w") as written:
+        external = [(str(files["thimble_7"]), 0, h5py.h5f.UNLIMITED)]
+        written.create_dataset("W", shape, np.uint16, external=external)
+    refused(file, NotAStoreError, "W lies in other files")
+    with h5py.File(file, "w") as written:
+        layout = h5py.VirtualLayout(shape, np.uint16)
+        layout[:] = h5py.VirtualSource(files["thimble_7"], "W", shape)
+        written.create_virtual_dataset("W", layout)
+    refused(file, NotAStoreError, "W lies in other files")
+    with h5py.File(file, "w") as written:
+        large = (2**40, 2**10, 2**10)
+        written.create_dataset("W", large, np.uint16, chunks=(1, 2**10, 2**10), maxshape=large)
+        written["W"][:1] = 1
+    refused(file, DamagedStoreError, "rows of W from 1 on were never written")
 
 
 def test_hdf5_without_h5py_says_what_to_install(

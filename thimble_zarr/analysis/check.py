@@ -18,6 +18,7 @@ from thimble_zarr.analysis.selection import select
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, ThimbleError
 from thimble_zarr.format.location import Location, located
+from thimble_zarr.format.schema import Schema
 from thimble_zarr.sources.open import open_recording
 
 
@@ -149,11 +150,7 @@ def _check(
     """Check the subsets of a parameter in one pass."""
     schema = source.reader.schema
     selected, subsets = select(source, *selection)
-    can_replay = schema.optimizer.CAN_BE_REPLAYED
-    formula, replay = formula and schema.optimizer.formula is not None, replay and can_replay
-    if formula:  # else there is nothing to do without the replay, and an error says why
-        replay = replay and not missing_inputs("unexplained", schema)
-    looks_for_causes = replay or not can_replay
+    formula, replay, looks_for_causes = _possible(schema, formula=formula, replay=replay)
     at = {name: subset.tokens for name, subset in subsets.items()}
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
@@ -163,7 +160,7 @@ def _check(
     results, steps, measurements = [], selected.steps, measured([*subsets.values()])
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
         findings = find_causes(subset, table, altered) if looks_for_causes else find_missing(subset)
-        result = SubsetResult(
+        of_subset = SubsetResult(
             *where,
             schema=schema,
             subset=name,
@@ -176,5 +173,14 @@ def _check(
             health=concerns_of(known),
             verdict=verdict(table, findings, source.reader),
         )
-        results.append(result)
+        results.append(of_subset)
     return (*results,)
+
+
+def _possible(schema: Schema, *, formula: bool, replay: bool) -> tuple[bool, bool, bool]:
+    """Return what can be checked of what was asked for, and whether causes are looked for."""
+    can_replay = schema.optimizer.CAN_BE_REPLAYED
+    formula, replay = formula and schema.optimizer.formula is not None, replay and can_replay
+    if formula:  # else there is nothing to do without the replay, and an error says why
+        replay = replay and not missing_inputs("unexplained", schema)
+    return formula, replay, replay or not can_replay

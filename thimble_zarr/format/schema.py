@@ -288,6 +288,17 @@ class Schema:
         """Whether the run was imported from another file, and not recorded."""
         return NOTEBOOK_FILE in self.attrs or SOURCE_FILE in self.attrs
 
+    def whole_rows(self, n_rows: int) -> range:
+        """Return the rows, of so many, of which every variable is there: of most runs all.
+
+        A run that was read from another file may have states of the first steps only.
+        """
+        source = self.attrs.get(SOURCE_FILE)
+        known = source.get("whole_rows") if isinstance(source, Mapping) else None
+        if not isinstance(known, Sequence) or not all(isinstance(row, int) for row in known):
+            return range(n_rows)
+        return range(*known[:2])[:n_rows]  # type: ignore[arg-type]
+
     @property
     def caveat(self) -> str | None:
         """What is wrong with the numbers of an imported run, in words, where that is known."""

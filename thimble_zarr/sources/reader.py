@@ -6,7 +6,7 @@ zero, that half is left out.
 """
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,8 @@ from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import SOURCE_FILE, TOKEN_DIMS, Json, Schema, TokenLabels
+from thimble_zarr.optim.programs.kernel import StepNumbers
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.sources.containers.array import named_errors
 from thimble_zarr.sources.recorded import RecordedRun, Series
@@ -124,10 +126,7 @@ class FileReader:
     @property
     def whole_rows(self) -> range:
         """Rows of which the file has weights and states, and but for the first the gradient."""
-        states = [of.rows for name, of in self.run.series.items() if name != "grad"]
-        grad = self.run.series.get("grad")
-        stops = [rows.stop for rows in states] + ([grad.rows.stop] if grad else [])
-        return range(max(rows.start for rows in states), min(stops))
+        return self.schema.whole_rows(self.n_rows)
 
     @property
     def identity(self) -> str:
@@ -219,7 +218,7 @@ class OpenedFile:
         ids = np.arange(reader.schema.n_tokens) if tokens is None else np.asarray(tokens)
         dtype = storage_dtype(native).newbyteorder("<")
         shape = (rows[1] - rows[0], len(ids), reader.schema.n_dims)
-        bits = out if out is not None and out.dtype == dtype else np.empty(shape, dtype)
+        bits = _memory(out, shape, dtype)
         if not bits.size:
             return bits.astype(storage_dtype(native), copy=False)
         there = range(max(rows[0], series.rows.start), min(rows[1], series.rows.stop))
@@ -229,6 +228,25 @@ class OpenedFile:
             with named_errors(reader.path):
                 self._read(series, native, there, ids, bits[there.start - rows[0] :])
         return bits.astype(storage_dtype(native), copy=False)
+
+    def read_together(
+        self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
+    ) -> None:
+        """Read stored bits of several variables, each into an array."""
+        for name, out in outs.items():
+            bits = self.read(name, rows, tokens, out)
+            if bits is not out:
+                out[...] = bits
+
+    def predicted(
+        self,
+        rows: tuple[int, int],
+        tokens: Indices,
+        program: PortableProgram,
+        numbers: StepNumbers,
+    ) -> np.ndarray:
+        """Return that no row is known to be what a program makes of the row before."""
+        return np.zeros(rows[1] - rows[0], bool)
 
     def _read(
         self, series: Series, native: str, rows: range, ids: np.ndarray, bits: np.ndarray
@@ -248,6 +266,18 @@ class OpenedFile:
             array.read_rows(opened, range(row, row + 1), columns, part)
             found = _narrow(part[0], series.name, row + series.shift) if is_narrow else part[0]
             bits[row - at.start] = found[wanted]
+
+
+def _memory(out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return the memory of `out` in the order in which files have rows, or else fresh memory.
+
+    Who offers `out` has it in the order in which stores have rows: token by token.
+    """
+    if out is not None and out.dtype == dtype:
+        for order in (out, out.transpose(1, 0, 2)):
+            if order.flags.c_contiguous:
+                return order.reshape(shape)
+    return np.empty(shape, dtype)
 
 
 def _narrow(bits: np.ndarray, name: str, step: int) -> np.ndarray:
@@ -299,6 +329,15 @@ def _dtypes(run: RecordedRun) -> dict[str, str]:
     return {name: str(of.array.native) for name, of in run.series.items()}
 
 
+def _whole_rows(run: RecordedRun) -> range:
+    """Return the rows of which a file has weights and states, and but for the first the gradient.
+
+    Where there are no states, nothing is missing of a row.
+    """
+    start = max(of.rows.start for name, of in run.series.items() if name != "grad")
+    return range(start, min(of.rows.stop for of in run.series.values()))
+
+
 def _schema(path: Path, kind: str, run: RecordedRun, dtypes: dict[str, str]) -> Schema:
     _, n_tokens, n_dims = run.series["W"].array.shape
     itemsizes = {name: storage_dtype(native).itemsize for name, native in dtypes.items()}
@@ -307,6 +346,8 @@ def _schema(path: Path, kind: str, run: RecordedRun, dtypes: dict[str, str]) -> 
         layout = Layout(min(_WHOLE_ROW_STEPS, layout.block_steps), n_tokens)
     saved = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
     about: dict[str, Json] = {"name": path.name, "layout": kind}
+    if (whole := _whole_rows(run)) != range(run.n_rows):
+        about["whole_rows"] = [whole.start, whole.stop]
     if run.not_taken:
         about["not_taken"] = ", ".join(run.not_taken)
     if run.caveat is not None:

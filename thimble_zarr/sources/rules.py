@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from thimble_zarr.bits import decode
-from thimble_zarr.errors import NotAStoreError
+from thimble_zarr.errors import CorpusError, NotAStoreError
 from thimble_zarr.format.labels import TokenLabels
 from thimble_zarr.format.schema import Json
-from thimble_zarr.sources.containers.array import FileArray, FileContents, named_errors, whole
+from thimble_zarr.sources.containers.array import FileArray, FileContents, whole
 from thimble_zarr.sources.recorded import RecordedRun, Series
 from thimble_zarr.store.token_mask import LABEL_NAMES, labels_from
 
@@ -171,8 +171,10 @@ def _tokens(
     if n_whole is None:
         last = -1 if ids is None else int(ids.max(initial=-1))
         n_whole = vocab_size if isinstance(vocab_size, int) else max(n_tokens, last + 1)
-    with named_errors(contents.path):
+    try:
         labels = labels_from(known, max(n_whole, n_tokens))
+    except CorpusError as error:
+        raise CorpusError(f"the token labels of {contents.path}: {error}") from error
     if n_whole <= n_tokens and (ids is None or len(ids) != n_tokens or n_whole == n_tokens):
         return None, labels, None
     if ids is None and labels.dead is not None:
@@ -211,12 +213,21 @@ def settings_of(found: Mapping[str, Json]) -> dict[str, Json]:
         known = {"beta1": betas[0], "beta2": betas[1]} | known
     for name in HYPERPARAMETERS.values():
         value = known.get(name, 0.0)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(float(value)):  # type: ignore[arg-type]
+        if not _is_finite(value):
             spelled = next((of for of in SETTINGS[name] if of in found), name)
             raise NotAStoreError(f"{spelled} is {value}, expected a finite number")
     return {
         name: value
         for name, value in known.items()
-        if not (isinstance(value, float) and not math.isfinite(value))
+        if not isinstance(value, float) or math.isfinite(value)
     }
+
+
+def _is_finite(value: Json) -> bool:
+    """Return whether a setting is a number that is finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of an integer beyond float64
+        return False

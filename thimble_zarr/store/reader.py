@@ -135,8 +135,8 @@ class StoreReader:
 
     @property
     def whole_rows(self) -> range:
-        """All rows: a block is committed with all its variables."""
-        return range(self.n_rows)
+        """All rows, but of a run that was imported from a file with states of some."""
+        return self.schema.whole_rows(self.n_rows)
 
     @property
     def identity(self) -> str:

@@ -85,7 +85,11 @@ def _mask(name: str, values: np.ndarray, n_tokens: int) -> np.ndarray:
     if kind == "mask":
         _check_length(name, values, n_tokens)
         mask = values.astype(bool)
-    elif values.ndim != 1 or values.dtype.kind not in "iu" or (values >= n_tokens).any():
+    elif (
+        values.ndim != 1
+        or values.dtype.kind not in "iu"
+        or ((values < 0) | (values >= n_tokens)).any()
+    ):
         raise CorpusError(f"{name} are not ids of a vocabulary of {n_tokens:,} tokens")
     else:
         mask = np.zeros(n_tokens, bool)

@@ -93,7 +93,9 @@ class RawArray:
 
 
 def _read_into(stream: BinaryIO, target: np.ndarray) -> None:
-    view = target.reshape(-1).view(np.uint8).data
+    if not target.size:
+        return
+    view = target.data.cast("B")  # refuses what is not contiguous, and would be a copy
     while view:
         n_read = stream.readinto(view)  # type: ignore[attr-defined]  # typeshed leaves it out
         if not n_read:

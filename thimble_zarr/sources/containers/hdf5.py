@@ -8,6 +8,7 @@ Everything else is read by h5py.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,9 @@ def read_hdf5(path: Path) -> FileContents:
     with opened_file(path) as file:
         import h5py
 
-        datasets = {name: of for name, of in file.items() if isinstance(of, h5py.Dataset)}
+        links = {name: file.get(name, getlink=True) for name in file}
+        inside = (name for name, link in links.items() if isinstance(link, h5py.HardLink))
+        datasets = {name: file[name] for name in inside if isinstance(file[name], h5py.Dataset)}
         settings: dict[str, Any] = {name: _setting(value) for name, value in file.attrs.items()}
         has_user_block = file.userblock_size > 0
         arrays = {
@@ -136,10 +139,13 @@ def _array(path: Path, name: str, dataset: "h5py.Dataset", *, by_place: bool) ->
     native = "bfloat16" if dtype.name == "uint16" else dtype.name
     native = native if native in NATIVE_DTYPES else None
     little = dtype.newbyteorder("<")
+    if dataset.is_virtual or dataset.external:
+        raise NotAStoreError(f"{name} lies in other files; write it into this one (h5repack does)")
     is_compressed = dataset.id.get_create_plist().get_nfilters() > 0
     if by_place and dtype == little and dtype.kind in "uf" and shape and not is_compressed:
         offsets, piece_rows = _offsets(name, dataset)
         if offsets:
+            _check_there(path, name, shape, little, (offsets, piece_rows))
             return RawArray(path, shape, little, native, offsets, piece_rows)
     chunk_bytes = prod(dataset.chunks or ()) * dtype.itemsize
     if is_compressed and chunk_bytes > _MOST_COMPRESSED_BYTES:
@@ -149,6 +155,23 @@ def _array(path: Path, name: str, dataset: "h5py.Dataset", *, by_place: bool) ->
         )
     _check_written(name, dataset)
     return DatasetArray(path, name, shape, little, native, has_whole_rows=len(shape) > 2)
+
+
+def _check_there(
+    path: Path,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    pieces: tuple[tuple[int, ...], int],
+) -> None:
+    """Raise unless all rows are in the file."""
+    offsets, piece_rows = pieces
+    row_bytes, n_bytes = prod(shape[1:]) * dtype.itemsize, path.stat().st_size
+    for start, offset in zip(range(0, shape[0], piece_rows), offsets, strict=True):
+        if offset + min(piece_rows, shape[0] - start) * row_bytes > n_bytes:
+            raise DamagedStoreError(
+                f"rows of {name} from {start} on lie beyond its end; copy it again"
+            )
 
 
 def _offsets(name: str, dataset: "h5py.Dataset") -> tuple[tuple[int, ...], int]:
@@ -164,7 +187,7 @@ def _offsets(name: str, dataset: "h5py.Dataset") -> tuple[tuple[int, ...], int]:
     places: dict[int, int] = {}
     dataset.id.chunk_iter(lambda of: places.update({of.chunk_offset[0]: of.byte_offset}))
     starts = range(0, dataset.shape[0], dataset.chunks[0])
-    _check_all(name, [start for start in starts if start not in places])
+    _check_all(name, (start for start in starts if start not in places))
     return tuple(places[start] for start in starts), dataset.chunks[0]
 
 
@@ -172,19 +195,19 @@ def _check_written(name: str, dataset: "h5py.Dataset") -> None:
     """Raise unless all chunks are there: HDF5 reads one that is not as zeros."""
     if dataset.chunks is None:
         is_missing = dataset.size > 0 and dataset.id.get_storage_size() == 0
-        _check_all(name, [0] if is_missing else [])
+        _check_all(name, iter([0] if is_missing else []))
         return
     found: set[tuple[int, ...]] = set()
     dataset.id.chunk_iter(lambda of: found.add(of.chunk_offset))
     axes = (range(0, n, chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-    grid = np.meshgrid(*map(np.array, axes), indexing="ij")
-    wanted = zip(*(axis.ravel().tolist() for axis in grid), strict=True)
-    _check_all(name, [at[0] for at in wanted if at not in found])
+    _check_all(name, (at[0] for at in product(*axes) if at not in found))
 
 
-def _check_all(name: str, missing: list[int]) -> None:
-    if missing:
+def _check_all(name: str, missing: Iterator[int]) -> None:
+    """Raise if there is a row that is missing. It ends at the first, however many there may be."""
+    first = next(missing, None)
+    if first is not None:
         raise DamagedStoreError(
-            f"rows of {name} from {min(missing)} on were never written, and HDF5 would read them "
+            f"rows of {name} from {first} on were never written, and HDF5 would read them "
             "as zeros; the recording was cut off. Cut its datasets to the rows that are there"
         )

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError
-from thimble_zarr.format.documents import Json
+from thimble_zarr.format.documents import Json, parsed
 from thimble_zarr.sources.containers.array import FileContents, RawArray, number, whole
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -144,8 +144,8 @@ def _beside(path: Path) -> dict[str, Json]:
         if not file.is_file():
             continue
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            content = parsed(file.read_bytes())
+        except ValueError as error:
             raise NotAStoreError(f"{file.name} beside it is not JSON: {error}") from error
         return _flat(content) if isinstance(content, dict) else {}
     return {}
