@@ -149,10 +149,11 @@ def _check(
     at = {name: subset.tokens for name, subset in subsets.items()}
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
+        measurements = measured([*subsets.values()])  # while others compute
         checked = audit.reduction.selected
         altered = find_altered(checked, before_block=numbers.reach) if replay else ()
         tables = tabulated(audit, numbers.result())
-    results, steps, measurements = [], selected.steps, measured([*subsets.values()])
+    results, steps = [], selected.steps
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
         findings = find_causes(subset, table, altered) if replay else find_missing(subset)
         result = SubsetResult(
