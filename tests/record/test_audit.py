@@ -180,7 +180,7 @@ def test_a_row_may_be_audited_before_its_block_is_written(
     gate, commit_block = threading.Event(), StoreWriter.commit_block
 
     def wait(*given: object, **options: object) -> None:
-        gate.wait()
+        gate.wait(20)  # which it need not
         commit_block(*given, **options)
 
     monkeypatch.setattr(StoreWriter, "commit_block", wait)
