@@ -59,7 +59,7 @@ quick: $(FOR_TEST)  ## Run the tests but for the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak and not slow"
 
 soak: $(FOR_TEST)  ## Run the slow tests, crash recordings in every way, many times (half an hour)
-	$(BIN)/python -m pytest -m soak
+	EVERY_KIND=1 $(BIN)/python -m pytest -m soak
 	$(BIN)/python -m benchmarks.soak
 
 lint: $(FOR_TEST)  ## Check format, style, types and spelling

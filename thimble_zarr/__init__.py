@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from thimble_zarr.analysis.summary.summary import summary
     from thimble_zarr.errors import ThimbleError
     from thimble_zarr.format.schema import TokenLabels
+    from thimble_zarr.optim.registry import register_optimizer
     from thimble_zarr.record.recorder import Recorder
     from thimble_zarr.record.schedule import every, log_spaced, windows
     from thimble_zarr.report import plot
     from thimble_zarr.report.html import write_report
     from thimble_zarr.sources.recode import recode
     from thimble_zarr.store.integrity.verify import verify
+    from thimble_zarr.store.remote.publish import fetch, publish
 
 __version__ = "0.1.0"
 
@@ -40,13 +42,16 @@ __all__ = [
     "check",
     "diff",
     "every",
+    "fetch",
     "lattice",
     "log_spaced",
     "open_dataset",
     "open_datasets",
     "open_datatree",
     "plot",
+    "publish",
     "recode",
+    "register_optimizer",
     "summary",
     "verify",
     "windows",
@@ -60,6 +65,8 @@ _HOMES = {
     "accounting": "thimble_zarr.analysis.audit.accounting",
     "check": "thimble_zarr.analysis.check",
     "diff": "thimble_zarr.analysis.diff.diff",
+    "fetch": "thimble_zarr.store.remote.publish",
+    "publish": "thimble_zarr.store.remote.publish",
     "every": "thimble_zarr.record.schedule",
     "lattice": "thimble_zarr.analysis.dataset.lattice",
     "log_spaced": "thimble_zarr.record.schedule",
@@ -68,6 +75,7 @@ _HOMES = {
     "open_datatree": "thimble_zarr.analysis.dataset.open",
     "plot": "thimble_zarr.report.plot",
     "recode": "thimble_zarr.sources.recode",
+    "register_optimizer": "thimble_zarr.optim.registry",
     "summary": "thimble_zarr.analysis.summary.summary",
     "verify": "thimble_zarr.store.integrity.verify",
     "windows": "thimble_zarr.record.schedule",

@@ -67,6 +67,16 @@ def test_what_no_step_made_ends_it_as_what_a_check_found(
 
 
 @pytest.mark.usefixtures("alien")
+def test_it_ends_before_the_next_step_if_every_step_is_audited(
+    train: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = train("--audit", "raise", "--audit-every-step")
+    assert result.exit_code == 1, result.output
+    assert StoreReader.open(tmp_path / "run.zarr").n_rows == 5
+    assert train("--audit-every-step").exit_code == 2
+
+
+@pytest.mark.usefixtures("alien")
 def test_or_warns_of_it(train: Callable[..., Result]) -> None:
     with pytest.warns(UserWarning, match="step 4 of transformer.wte.weight does not follow"):
         result = train("--audit", "warn")

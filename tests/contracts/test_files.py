@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import stores
-from tests.support.memory import MemoryFiles
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.store.files.base import Files, FileWriter
 from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.files.memory import MemoryFiles
 from thimble_zarr.store.reader import StoreReader
 
 PLACES: dict[str, Callable[[Path], Files]] = {

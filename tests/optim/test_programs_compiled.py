@@ -54,7 +54,7 @@ def rows(step: Step, native: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", kinds() + kinds(odd=True))
+@pytest.mark.parametrize("kind", kinds())
 def test_machine_code_has_the_bits_of_numpy(kind: Kind) -> None:
     compiled = program(kind)
     plain = replace(compiled, compiled=False)

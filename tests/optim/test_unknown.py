@@ -156,6 +156,22 @@ def test_it_is_resumed(tmp_path: Path) -> None:
     assert check(tmp_path / "run.zarr").holds
 
 
+def test_schedule_free_which_overwrites_the_gradient(tmp_path: Path) -> None:
+    from schedulefree import AdamWScheduleFree
+
+    weight = parameter()
+    optimizer = AdamWScheduleFree([weight])
+    with pytest.raises(OptimizerError, match="not in train mode"):
+        Recorder(tmp_path / "run.zarr", optimizer, parameter=weight)
+    optimizer.train()
+    train(tmp_path / "run.zarr", optimizer, weight)
+    ds = open_dataset(tmp_path / "run.zarr")
+    generator = torch.Generator().manual_seed(7)
+    np.testing.assert_array_equal(ds.grad[1], torch.randn(11, 5, generator=generator))
+    assert {"z", "exp_avg_sq", "weight_sum", "learning_rate", "beta1"} <= {*ds.data_vars}
+    assert check(tmp_path / "run.zarr").holds
+
+
 class Failing(SignedMomentum):
     def step(self, closure=None):
         closure()

@@ -69,7 +69,7 @@ def test_no_step_of_any_program_is_told(path: Path, kind: Kind) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("kind", [*kinds(), *kinds(odd=True)])
+@pytest.mark.parametrize("kind", kinds())
 def test_no_step_of_any_program_is_ever_told(path: Path, kind: Kind) -> None:
     n_steps = 100 if kind.change is change_betas else 400  # torch itself overflows later
     assert take_steps(path, kind, n_steps, (23, 13), seed=1) == AuditCounts(n_steps, 0)

@@ -8,22 +8,29 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.alien import clamp, copy_back, write
+from tests.support.alien import ALIENS, Training
 from tests.support.draws import draw, gradient
 from tests.support.optimizers import Kind, kinds
 from tests.support.runs import Loop, threads
 from tests.support.zoo import record_zoo
 from thimble_zarr import Recorder, check, every, recode
 from thimble_zarr.bits import is_nan, same_bits
-from thimble_zarr.errors import ConfigError
+from thimble_zarr.errors import AuditError, ConfigError
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.record import block as block_module
+from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.replay import keyframes
 from thimble_zarr.store.reader import StoreReader
 
 BLOCK, MEMORY = 16, 22_000
 """Blocks of so many rows of 11 x 5 in bfloat16, and the memory that gives them."""
 
-KINDS = [*kinds("AdamW", "SGD"), *kinds("Adam", natives=("bfloat16",))]
+KINDS = [
+    *kinds("AdamW", "SGD", natives=("bfloat16",)),
+    *kinds("Adam", natives=("bfloat16",)),
+    *kinds("AdamW", natives=("float32",)),
+    *kinds("ASGD", "NAdam", "Rprop", natives=("float16",)),
+]
 
 
 @pytest.fixture
@@ -87,6 +94,13 @@ def test_rows_are_those_that_are_copied_whole(tmp_path: Path, kind: Kind) -> Non
     assert_same_rows(tmp_path / "all", tmp_path / "keyframes")
 
 
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:no gradient at step")
+@pytest.mark.parametrize("kind", [*kinds(), *kinds(odd=True)])
+def test_rows_of_every_program_are_those_that_are_copied_whole(tmp_path: Path, kind: Kind) -> None:
+    test_rows_are_those_that_are_copied_whole(tmp_path, kind)
+
+
 @pytest.mark.filterwarnings("ignore:no gradient at step")
 @pytest.mark.parametrize(
     "options",
@@ -147,13 +161,13 @@ def test_training_copies_the_rest_of_two_rows_a_block(
 
 def alien_run(
     path: Path,
-    alien: Callable[[Loop], object],
+    plant: Callable[[Training], object],
     *,
     at: int,
     n_steps: int = 3 * BLOCK,
     **options: object,
 ) -> Loop:
-    """Record a run in which something else changes the weights after a step."""
+    """Record a run in which something else changes something after a step."""
     loop = Loop()
     with Recorder(
         path,
@@ -162,47 +176,28 @@ def alien_run(
         keep="keyframes",
         memory_bytes=MEMORY,
         **options,
-    ):
+    ) as recorder:
+        training = Training(loop, recorder, np.random.default_rng(0))
         for step in range(1, n_steps + 1):
-            loop.optimizer.zero_grad()
-            loop.step()
+            training.take_step()
             if step == at:
-                alien(loop)
+                plant(training)
     return loop
 
 
-def flip(name: str) -> Callable[[Loop], object]:
-    def flip_bit(loop: Loop) -> None:
-        state = loop.optimizer.state[loop.weight]
-        tensor = loop.weight.data if name == "W" else state[name]
-        tensor.view(torch.int16)[3, 2] ^= 1 << 12
-
-    return flip_bit
+def flip(training: Training) -> None:
+    """Flip a bit of W."""
+    training.loop.weight.data.view(torch.int16)[3, 2] ^= 1 << 12
 
 
-class Alien:
-    """What `tests.support.alien` changes a training by."""
-
-    def __init__(self, plant: Callable[[object], object]) -> None:
-        self.plant, self.random = plant, np.random.default_rng(0)
-
-    def __call__(self, loop: Loop) -> None:
-        self.loop = loop
-        self.plant(self)
-
-
-@pytest.mark.parametrize(
-    "alien",
-    [flip("W"), flip("exp_avg"), flip("exp_avg_sq"), Alien(write), Alien(clamp), Alien(copy_back)],
-    ids=["bit of W", "bit of exp_avg", "bit of exp_avg_sq", "write", "clamp", "copy of a mean"],
-)
+@pytest.mark.parametrize("name", [name for name in ALIENS if name != "bit of W in the row"])
 @pytest.mark.usefixtures("both_ways")
-def test_rows_that_the_gradients_do_not_prove_are_missing(
-    path: Path, alien: Callable[[Loop], object]
-) -> None:
+def test_rows_that_the_gradients_do_not_prove_are_missing(path: Path, name: str) -> None:
     at = BLOCK + 5
-    with pytest.warns(UserWarning, match=r"missing at steps 17 to 30: .* to step 31, where at"):
-        alien_run(path, alien, at=at)
+    with pytest.warns(
+        UserWarning, match=r"step 31 does not follow from step 16: at .*missing at steps 17 to 30"
+    ):
+        alien_run(path, ALIENS[name].plant, at=at)
     reader = StoreReader.open(path)
     assert [*reader.read_history().missing] == [(BLOCK + 1, 2 * BLOCK - 1)]
     for name in reader.schema.dtypes:
@@ -220,9 +215,26 @@ def test_rows_that_the_gradients_do_not_prove_are_missing(
     assert check(path, tokens="all", steps="32:48").holds
 
 
+@pytest.mark.parametrize("audit", ["warn", "raise", "call"])
+def test_an_audit_tells_of_it(path: Path, audit: str) -> None:
+    told: list[AuditFinding] = []
+    if audit == "call":
+        alien_run(path, flip, at=BLOCK + 5, audit=told.append)
+    elif audit == "warn":
+        with pytest.warns(UserWarning, match="step 31 does not follow from step 16"):
+            alien_run(path, flip, at=BLOCK + 5, audit=audit)
+    else:
+        with pytest.raises(AuditError, match="step 31 does not follow from step 16"):
+            alien_run(path, flip, at=BLOCK + 5, audit=audit)
+    found = [(one.since, one.step, one.token, one.dim, one.variable, one.code) for one in told]
+    assert found == [(16, 31, 3, 2, "W", "rows-not-kept")] * (audit == "call")
+    audits = StoreReader.open(path).read_history().audits
+    assert audits[BLOCK] == AuditCounts(BLOCK, BLOCK - 1)
+
+
 def test_what_is_missing_is_said_of_a_copy_too(path: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="missing"):
-        alien_run(path, flip("W"), at=BLOCK + 5)
+        alien_run(path, flip, at=BLOCK + 5)
     (reader,) = recode(path, tmp_path / "copy", coding="predicted", memory_bytes=200_000)
     assert reader.schema.layout.block_steps != BLOCK
     missing = sorted(row for rows in reader.read_history().missing for row in range(*rows))
@@ -245,7 +257,7 @@ def test_every_row_is_copied_once_one_was_missing(
         lambda block, *given, step, whole: note(block, *given, step=step, whole_row=whole),
     )
     with pytest.warns(UserWarning, match="From now on every row is copied whole"):
-        alien_run(path, flip("W"), at=5, n_steps=5 * BLOCK)
+        alien_run(path, flip, at=5, n_steps=5 * BLOCK)
     assert not all(whole[: 2 * BLOCK])
     assert all(whole[3 * BLOCK :])
 
@@ -323,7 +335,7 @@ def test_a_run_goes_on(tmp_path: Path, stop: int) -> None:
 
 def test_a_run_that_goes_on_still_says_what_is_missing(path: Path) -> None:
     with pytest.warns(UserWarning, match="missing at steps 17 to 22"):
-        loop = alien_run(path, flip("W"), at=BLOCK + 5, n_steps=BLOCK + 7)
+        loop = alien_run(path, flip, at=BLOCK + 5, n_steps=BLOCK + 7)
     with Recorder(
         path,
         loop.optimizer,

@@ -422,7 +422,8 @@ def test_whatever_the_rows_are_they_are_restored(
         name: rng.integers(0, 2**16, shape).astype(np.uint16) for name in schema.optimizer.variables
     }
     grads = rows.pop("grad")
-    restored = prediction.restore({name: bits[0] for name, bits in rows.items()}, grads, {})
+    restored = {name: bits.copy() for name, bits in rows.items()}
+    prediction.restore(restored, grads, {})
     for _ in range(n_off):  # all other rows follow
         row = int(rng.integers(n_rows))
         for name, bits in restored.items():
@@ -430,6 +431,9 @@ def test_whatever_the_rows_are_they_are_restored(
     left = prediction.residuals(restored, grads)
     assert not any(of[0].any() for of in left.values())
     sparse = {name: of for name, of in left.items() if of.any()}
-    first = {name: bits[0] for name, bits in restored.items()}
-    for name, bits in prediction.restore(first, grads, sparse).items():
+    again = {name: bits.copy() for name, bits in restored.items()}
+    for bits in again.values():
+        bits[1:] = 7
+    prediction.restore(again, grads, sparse)
+    for name, bits in again.items():
         np.testing.assert_array_equal(bits, restored[name])

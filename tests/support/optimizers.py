@@ -1,8 +1,10 @@
 """Live optimizers of every kind that can be recorded, and what each of their steps did."""
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -161,27 +163,61 @@ def runnable(kind: Kind) -> list[str]:
     return [program for program, runs in programs.items() if runs]
 
 
-def kinds(*names: str, natives: tuple[str, ...] = tuple(DTYPES), odd: bool = False) -> list[object]:
-    """Every implementation, dtype and variant of registered optimizers that a CPU has.
-
-    Of three that is half, where all are asked for: those whose numbers have an even sum. Of those
-    that share their code (`Elementwise`) it is a seventh, if no names are given.
-    """
-    found = []
-    for name in names or REGISTRY:
-        share = 7 if issubclass(REGISTRY[name], Elementwise) and not names else 2
-        ways = (IMPLEMENTATIONS, natives, VARIANTS.get(name, {"plain": {}}))
-        for numbered in product(*map(enumerate, ways)):
-            numbers, (program, native, variant) = zip(*numbered, strict=True)
-            if sum(numbers) % share != odd:
-                continue
-            options = dict(VARIANTS.get(name, {}).get(variant, {})) | IMPLEMENTATIONS[program]
-            change = options.pop("change", no_change)
-            kind = Kind(name, native, options, change)
-            if program not in runnable(kind):
-                continue
-            found.append(pytest.param(kind, id=f"{name}-{program}-{native}-{variant}"))
+def every_kind(name: str, natives: tuple[str, ...]) -> dict[str, Kind]:
+    """Every implementation, dtype and variant of an optimizer that a CPU has, with a name each."""
+    variants = VARIANTS.get(name, {"plain": {}})
+    found = {}
+    for program, native, variant in product(IMPLEMENTATIONS, natives, variants):
+        options = variants[variant] | IMPLEMENTATIONS[program]
+        change = options.pop("change", no_change)
+        kind = Kind(name, native, options, change)
+        if program in runnable(kind):
+            found[f"{name}-{program}-{native}-{variant}"] = kind
     return found
+
+
+def states_of(kind: Kind) -> str:
+    optimizer = kind.make(nn.Parameter(torch.zeros(1, dtype=kind.dtype)))
+    spec = REGISTRY[kind.name].from_group(optimizer.param_groups[0], type(optimizer))
+    return ",".join(state.name for state in spec.states)
+
+
+def kinds(
+    *names: str, natives: tuple[str, ...] = tuple(DTYPES), flags: bool = True
+) -> list[object]:
+    """Ways to run registered optimizers, few that have every pair which matters.
+
+    These are an optimizer and an implementation, a dtype, a variant; and, of those that do not
+    share their code (`Elementwise`), an implementation and a dtype. Without `flags` one of the
+    variants that have the same states is enough. With `EVERY_KIND` in the environment the rest is
+    there too, marked `soak`.
+    """
+    found, used = [], Counter[tuple[str, ...]]()
+    for name in names or REGISTRY:
+        ways = every_kind(name, natives)
+        pairs = {}
+        for way, kind in ways.items():
+            _, program, native, variant = way.split("-", 3)
+            pairs[way] = {program, native, f"of {variant if flags else states_of(kind)}"}
+            if not issubclass(REGISTRY[name], Elementwise):
+                pairs[way].add(f"{program}-{native}")
+        missing = set().union(*pairs.values())
+        chosen = []
+        while missing:
+            best = max(ways, key=lambda way: (len(pairs[way] & missing), -used_by(way, used)))
+            chosen.append(best)
+            missing -= pairs[best]
+            used.update(combinations(best.split("-", 3)[1:], 2))
+        found += [pytest.param(ways[way], id=way) for way in chosen]
+        if "EVERY_KIND" in os.environ:
+            rest = [way for way in ways if way not in chosen]
+            found += [pytest.param(ways[way], id=way, marks=pytest.mark.soak) for way in rest]
+    return found
+
+
+def used_by(way: str, used: Counter[tuple[str, ...]]) -> int:
+    """How often pairs of implementation, dtype and variant of a kind are there already."""
+    return sum(used[pair] for pair in combinations(way.split("-", 3)[1:], 2))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from thimble_zarr.analysis.audit.table import AnyTable, counts
 from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.causes.catalogue import CAUSES, Finding, explain
-from thimble_zarr.causes.cause import Named
+from thimble_zarr.causes.cause import ROWS_NOT_KEPT, Named
 from thimble_zarr.causes.evidence import Evidence, Failure
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import LABELS
@@ -39,11 +39,6 @@ MISLABELLED_ROW = Named(
     "mislabelled-row",
     "The row labelled step {step} belongs to another step, or a row before it does. Since the row "
     "before, the optimizer counted {n_counted} steps, and the labels {n_labelled}.",
-)
-ROWS_NOT_KEPT = Named(
-    "rows-not-kept",
-    "W and the states are missing at step{steps}: training did not copy them (keep='keyframes'), "
-    "and {why}. These steps, and the one after them, cannot be checked.",
 )
 ALTERED_CHUNK = Named(
     "altered-chunk",

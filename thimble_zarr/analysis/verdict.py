@@ -7,8 +7,8 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import AnyTable, counts, has_formula
-from thimble_zarr.analysis.findings import ROWS_NOT_KEPT
 from thimble_zarr.causes.catalogue import Finding
+from thimble_zarr.causes.cause import ROWS_NOT_KEPT
 from thimble_zarr.format.reader import Reader, State
 
 

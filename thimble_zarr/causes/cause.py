@@ -23,6 +23,13 @@ class Named:
     message: str
 
 
+ROWS_NOT_KEPT = Named(
+    "rows-not-kept",
+    "W and the states are missing at step{steps}: training did not copy them (keep='keyframes'), "
+    "and {why}. These steps, and the one after them, cannot be checked.",
+)
+
+
 @dataclass(frozen=True)
 class Cause(Named):
     """Something that shows in the replay.

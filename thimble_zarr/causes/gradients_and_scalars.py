@@ -42,6 +42,9 @@ def rescaled_gradient(evidence: Evidence, failure: Failure) -> Facts | None:
         return None
     ratios = [_gradient_ratio(evidence, step) for step in failure.sampled]
     u = unit_roundoff(evidence.schema.dtypes["grad"])
+    of_weights = evidence.consumed(failure.steps[0]).variable == "W"
+    if of_weights and max(ratios) - min(ratios) <= 4 * u * abs(ratios[0]):
+        return None  # a learning rate would do the same
     for step, ratio in zip(failure.sampled, ratios, strict=True):
         grad, consumed = evidence.values("grad", step) / ratio, evidence.consumed(step)
         error = evidence.bounds(step, grad)[consumed.variable] * consumed.per_error
@@ -142,8 +145,8 @@ def _other(evidence: Evidence, failure: Failure, name: str) -> Facts | None:
 
     Rounding may hide the difference between values: then there are several.
     """
-    step = failure.steps[0]
-    if not failure.states_are_right or name not in evidence.schema.optimizer.scalars:
+    step, optimizer = failure.steps[0], evidence.schema.optimizer
+    if not {*failure.wrong} <= {"W", *optimizer.of_weights} or name not in optimizer.scalars:
         return None
 
     def share_wrong(value: float) -> float:

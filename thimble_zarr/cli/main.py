@@ -10,13 +10,13 @@ import click
 
 from thimble_zarr import __version__
 from thimble_zarr.cli.check import check, diff
-from thimble_zarr.cli.info import info
 from thimble_zarr.cli.interchange import export, import_, recode
 from thimble_zarr.cli.options import INTERRUPTED, TERMINATED, UNREADABLE, exit_code
 from thimble_zarr.cli.report import report
-from thimble_zarr.cli.summary import summary
+from thimble_zarr.cli.summary import info, summary
 from thimble_zarr.cli.tokens import tokens
 from thimble_zarr.cli.train import demo, plan, train
+from thimble_zarr.cli.transfer import fetch, publish
 from thimble_zarr.cli.verify import repair, verify
 from thimble_zarr.cli.view import view
 from thimble_zarr.errors import ThimbleError
@@ -74,7 +74,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(demo, train, plan, check, diff, summary, report, view, info),
-    *(verify, repair, tokens, import_, export, recode),
+    *(verify, repair, publish, fetch, tokens, import_, export, recode),
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -112,6 +112,11 @@ DEMO = TrainingConfig(steps=150, batch_size=16)
     "does not explain, or stop at it.",
 )
 @click.option(
+    "--audit-every-step",
+    is_flag=True,
+    help="With --audit: report a step at the next one, not only when its block is written.",
+)
+@click.option(
     "--keep",
     type=click.Choice(["all", "keyframes"]),
     default="all",
@@ -126,6 +131,7 @@ def train(
     config: Path | None,
     memory: int | None,
     audit: Literal["warn", "raise"] | None,
+    audit_every_step: bool,
     keep: Literal["all", "keyframes"],
     force: bool,
     overwrite: bool,
@@ -145,6 +151,8 @@ def train(
         raise click.UsageError(
             "--resume continues a store and --overwrite replaces it; give one of them"
         )
+    if audit_every_step and (audit is None or keep != "all"):
+        raise click.UsageError("--audit-every-step needs --audit, and --keep all")
     run = _resumed(store, quiet=quiet) if resume else None
     chosen = config_from(config, settings, recorded=None if run is None else run.config)
     if run is not None:
@@ -152,7 +160,7 @@ def train(
         run.check_same(chosen, {"memory_bytes": memory})
         run.check_resumable()
     options: dict[str, Any] = {"overwrite": overwrite, "resume": resume}
-    options |= {"audit": audit, "keep": keep}
+    options |= {"audit": audit, "audit_every_step": audit_every_step, "keep": keep}
     run_training(chosen, store, memory, force=force, quiet=quiet, **options)
 
 
@@ -210,6 +218,7 @@ def run_training(
     force: bool = False,
     resume: bool = False,
     audit: Literal["warn", "raise"] | None = None,
+    audit_every_step: bool = False,
     keep: Literal["all", "keyframes"] = "all",
 ) -> None:
     """Plan, train, validate and sum up."""
@@ -220,18 +229,16 @@ def run_training(
 
     say(f"Training to step {config.steps:,}, recording into {store} ...", err=True)
     memory_bytes = memory or default_memory_bytes(config.coding)
-    needs = {"audited": audit is not None, "overwrite": overwrite or resume}
-    plan = _planned(config, store, memory_bytes, **needs)
+    plan = _planned(config, store, memory_bytes, audited=bool(audit), overwrite=overwrite or resume)
     say(render_plan(plan, config))
-    warn_of_memory(plan)
-    if not force:
-        plan.check_disk()
+    _check_room(plan, force=force)
     say("Loading the tokenizer and the corpus (longer the first time) ...", err=True)
     from thimble_zarr.experiment import trainer
 
     data, training = trainer.load_data(config), _Training(config, quiet=quiet)
     say(_in_words(data))
-    how: dict[str, Any] = {"audit": audit, "keep": keep, "overwrite": overwrite, "resume": resume}
+    how: dict[str, Any] = {"keep": keep, "overwrite": overwrite, "resume": resume}
+    how |= {"audit": audit, "audit_every_step": audit_every_step}
     try:
         with terminated_cleanly(), training.bar:
             trainer.train(config, data, store, memory_bytes=memory_bytes, on_step=training, **how)
@@ -244,6 +251,13 @@ def run_training(
         say(render_validation(store))
     is_finished = resume and training.last is None
     say(f"All {config.steps:,} steps are recorded." if is_finished else training.summary(store))
+
+
+def _check_room(plan: "RunPlan", *, force: bool) -> None:
+    """Warn if the memory may not do, and raise if the disk may not hold the run."""
+    warn_of_memory(plan)
+    if not force:
+        plan.check_disk()
 
 
 def _planned(

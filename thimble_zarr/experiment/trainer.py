@@ -157,6 +157,7 @@ def train(
     *,
     memory_bytes: int | None = None,
     audit: OnFinding | None = None,
+    audit_every_step: bool = False,
     keep: Keep = "all",
     overwrite: bool = False,
     resume: bool = False,
@@ -167,15 +168,14 @@ def train(
     `data` are what `load_data` returns for the config. However training ends, by itself, by an
     error or by Ctrl-C, the recorded steps are on disk and the store is closed. Until the last step
     there are checkpoints beside the store to resume from, unless a schedule leaves out steps.
-    `audit` and `keep` are the recorder's.
+    `audit`, `audit_every_step` and `keep` are the recorder's.
 
     With `resume` an existing store is resumed from its last checkpoint: it ends as the store of an
     uninterrupted run, bit for bit. Where nothing was committed, it starts from the beginning.
     Raises ResumeError if the store is not one of this config and these data, or its checkpoints do
     not fit it.
     """
-    checkpoints = Checkpoints(store)
-    checkpoint = None
+    checkpoints, checkpoint = Checkpoints(store), None
     if memory_bytes is None:
         memory_bytes = default_memory_bytes(config.coding)
     if resume and (run := RecordedRun.read(store)) is not None:
@@ -187,7 +187,8 @@ def train(
         run.check_has(checkpoints)
         checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
-    how: dict[str, Any] = {"audit": audit, "keep": keep, "overwrite": overwrite, "resume": resume}
+    how: dict[str, Any] = {"keep": keep, "overwrite": overwrite, "resume": resume}
+    how |= {"audit": audit, "audit_every_step": audit_every_step}
     with Recorder(
         store,
         training.optimizer,

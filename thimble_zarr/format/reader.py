@@ -14,6 +14,8 @@ from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.location import Location
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.optim.programs.kernel import StepNumbers
+from thimble_zarr.optim.programs.program import PortableProgram
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,24 @@ class Rows(Protocol):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return stored bits as `Reader.read` does."""
+
+    def read_together(
+        self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
+    ) -> None:
+        """Read stored bits of several variables, each into an array, as `Reader.read` does."""
+
+    def predicted(
+        self,
+        rows: tuple[int, int],
+        tokens: Indices,
+        program: PortableProgram,
+        numbers: StepNumbers,
+    ) -> np.ndarray:
+        """Return which rows are read by having a program take the step from the row before.
+
+        So nobody need take it again to know that it leads there. `numbers` are those of the rows;
+        a step with other numbers is not that step. Bool, shape `(step,)`.
+        """
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
         """Say that `read` will be asked for these, so that the disk may begin.

@@ -18,6 +18,7 @@ import numpy as np
 from thimble_zarr.optim.formula import Arrays, Formula, Scalars
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from thimble_zarr.optim.programs.kernel import Kernel
@@ -39,12 +40,15 @@ class State:
     decay
         The scalar that a step multiplies the state with before it adds anything, by name. None
         where a state does not fade.
+    of_weights
+        Whether a step makes it of the weights after it, so that with them it is wrong, too.
     """
 
     name: str
     long_name: str
     first: float | None = 0.0
     decay: str | None = None
+    of_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ class Optimizer(ABC):
     ELEMENTWISE
         Whether an element's step depends on that element alone. If not, whole parameters are
         replayed.
+    CLASSES
+        The classes of other packages that it is, with their modules; of torch's `REGISTRY` knows.
     CAN_BE_REPLAYED
         Whether its steps can be taken again.
     PROGRAM_FLAGS
@@ -186,6 +192,7 @@ class Optimizer(ABC):
     ESTIMATES: ClassVar[tuple[Estimate, ...]] = ()
     ALIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ELEMENTWISE: ClassVar[bool] = True
+    CLASSES: ClassVar[tuple[str, ...]] = ()
     CAN_BE_REPLAYED: ClassVar[bool] = True
     PROGRAM_FLAGS: ClassVar[tuple[str, ...]] = ("implementation",)
 
@@ -197,10 +204,20 @@ class Optimizer(ABC):
     def from_group(cls, group: Mapping[str, object], kind: type) -> Self:
         """Return what would step a parameter group of a live optimizer of class `kind`."""
 
+    @classmethod
+    def of(cls, optimizer: "torch.optim.Optimizer", group: Mapping[str, Any]) -> Self:
+        """Return what would step a group of a live optimizer: `from_group`, if that says it all."""
+        return cls.from_group(group, type(optimizer))
+
     @property
     def states(self) -> tuple[State, ...]:
         """The states that a run has."""
         return self.STATES
+
+    @property
+    def of_weights(self) -> frozenset[str]:
+        """The states that a step makes of the weights after it."""
+        return frozenset(state.name for state in self.states if state.of_weights)
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
@@ -270,10 +287,10 @@ def tensor_dtype(value: object) -> str | None:
 
 def chosen_program(group: Mapping[str, object], *, differentiable: bool) -> str:
     """Return which of its programs torch runs for a group, which may leave the choice to it."""
-    from torch.optim.optimizer import _default_to_fused_or_foreach
-
     foreach, fused = group["foreach"], group.get("fused")  # not every optimizer has that
     if foreach is None and fused is None:
+        from torch.optim.optimizer import _default_to_fused_or_foreach
+
         parameters: Any = group["params"]
         _, foreach = _default_to_fused_or_foreach(parameters, differentiable)
     return "fused" if fused else "foreach" if foreach else "single"

@@ -5,6 +5,7 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, get_origin, get_type_hints
 
+from thimble_zarr.errors import ConfigError
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.specs.adadelta import Adadelta
 from thimble_zarr.optim.specs.adagrad import Adagrad
@@ -16,7 +17,8 @@ from thimble_zarr.optim.specs.radam import RAdam
 from thimble_zarr.optim.specs.rmsprop import RMSprop
 from thimble_zarr.optim.specs.rprop import Rprop
 from thimble_zarr.optim.specs.sgd import SGD
-from thimble_zarr.optim.unknown import Unknown
+from thimble_zarr.optim.third_party.lion import Lion
+from thimble_zarr.optim.unknown import Unknown, is_name
 
 REGISTRY: Mapping[str, type[Optimizer]] = {
     "ASGD": ASGD,
@@ -33,13 +35,16 @@ REGISTRY: Mapping[str, type[Optimizer]] = {
 }
 """What an optimizer is, by the name of its class in `torch.optim`."""
 
+OTHERS: dict[str, type[Optimizer]] = {name: spec for spec in (Lion,) for name in spec.CLASSES}
+"""What an optimizer of another package is, by the name of its class and module."""
+
 REFUSED: Mapping[str, str] = {
     "LBFGS": "a step computes the loss several times, each with other weights and gradients",
     "SparseAdam": "its gradients are sparse, and of a row without one the states stay as they are",
 }
 """Optimizers of torch whose steps are not what a row has, and why."""
 
-SPECS = tuple(dict.fromkeys(REGISTRY.values()))
+SPECS = tuple(dict.fromkeys((*REGISTRY.values(), *OTHERS.values())))
 
 VARIABLES: Mapping[str, str] = {
     "W": "weight after the step",
@@ -64,12 +69,44 @@ def step_scalars(spec: type[Optimizer]) -> dict[str, str]:
 
 def variable_name(variable: str) -> str:
     """Return what an array of a parameter's shape is, in words."""
-    return VARIABLES.get(variable, f"{variable} that the optimizer kept after the step")
+    registered = (state for spec in OTHERS.values() for state in spec.STATES)
+    known = {state.name: state.long_name for state in registered} | dict(VARIABLES)
+    return known.get(variable, f"{variable} that the optimizer kept after the step")
+
+
+def register_optimizer(spec: type[Optimizer]) -> None:
+    """Make an optimizer of another package known: recorded, replayed and checked by its spec.
+
+    Do so before a recorder is made, and before a store that was recorded so is read.
+
+    Parameters
+    ----------
+    spec
+        What it is. Its `CLASSES` are the package's, such as `lion_pytorch.lion_pytorch.Lion`.
+
+    Raises
+    ------
+    ConfigError
+        If it has no classes, or one of its names cannot be in a store.
+
+    Examples
+    --------
+    >>> from thimble_zarr.optim.third_party.lion import Lion
+    >>> register_optimizer(Lion)  # as this package does itself
+    """
+    if not spec.CLASSES:
+        raise ConfigError(f"{spec.__name__} does not say in CLASSES which classes it is of")
+    for name in (*(of.name for of in spec.STATES), *(of.name for of in spec.SCALARS)):
+        if not is_name(name):
+            raise ConfigError(f"a state or number of {spec.__name__} cannot be called {name!r}")
+    OTHERS.update(dict.fromkeys(spec.CLASSES, spec))
 
 
 def spec_of(kind: type) -> type[Optimizer] | None:
     """Return what an optimizer of a torch class, or of a subclass of one, is; None if unknown."""
     for base in kind.__mro__:
+        if spec := OTHERS.get(f"{base.__module__}.{base.__qualname__}"):
+            return spec
         if base.__module__.startswith("torch.optim") and base.__name__ in REGISTRY:
             return REGISTRY[base.__name__]
     return None
@@ -85,16 +122,20 @@ def read_optimizer(content: Mapping[str, object]) -> Optimizer:
     TypeError
         If they are not those of any.
     """
-    specs: tuple[type[Optimizer], ...] = (*SPECS, Unknown)
+    specs: tuple[type[Optimizer], ...] = (*SPECS, *OTHERS.values(), Unknown)
+    named = {of.rpartition(".")[2]: spec for of, spec in OTHERS.items()} | dict(REGISTRY)
     known = [
         spec
         for spec in specs
         if {*content} <= {field.name for field in fields(spec)}
         and content.get("function") == getattr(spec, "FUNCTION", None)
     ]
-    spec = REGISTRY.get(str(content["name"]), known[0] if known else None)
+    spec = named.get(str(content["name"]), known[0] if known else None)
     if spec is None:
-        raise TypeError(f"no optimizer is known that has {', '.join(content)}")
+        raise TypeError(
+            f"no optimizer is known that has {', '.join(content)}; if you registered a spec to "
+            "record it (register_optimizer), do so again"
+        )
     return spec(**checked(spec, content))
 
 

@@ -159,9 +159,15 @@ def _nothing(group: Mapping[str, Any]) -> float:
 def _name(name: str, kind: str) -> str:
     """Return what a state or number is called in a store."""
     name = f"{name}_of_{kind}" if name in _TAKEN else name
-    if not _NAME.fullmatch(name) or name.endswith(("_keyframe", "_residual")):
+    if not is_name(name):
         raise TypeError(f"a {kind} cannot be called {name!r} in a store")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Return whether a state or number can be called so in a store."""
+    is_taken = name in _TAKEN or name.endswith(("_keyframe", "_residual"))
+    return _NAME.fullmatch(name) is not None and not is_taken
 
 
 def _scalar(name: str) -> Scalar:

@@ -77,11 +77,11 @@ class LiveOptimizer:
 
     def specs(self) -> dict[str, Optimizer]:
         """Return what the arithmetic on each parameter depends on."""
-        kind, groups = type(self.optimizer), self._by_parameter(dict)
+        groups = self._by_parameter(dict)
         if self._spec is None:
             return {name: self._tried[name].optimizer for name in groups}
         spec = self._spec
-        return {name: spec.from_group(group, kind) for name, group in groups.items()}
+        return {name: spec.of(self.optimizer, group) for name, group in groups.items()}
 
     def check_unchanged(self) -> None:
         """Raise OptimizerError unless the coming step is of the kind the recording started with."""

@@ -24,7 +24,7 @@ class Tried:
 def tried(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tried:
     """Return what an optimizer keeps of a parameter.
 
-    The copy takes two steps, with a gradient of ones. It needs the memory of one more parameter
+    The copy takes two steps, with some gradient. It needs the memory of one more parameter
     with its states for as long. The optimizer itself, its parameters and torch's random numbers
     stay as they are. Raises OptimizerError if the copy cannot step.
     """
@@ -39,15 +39,17 @@ def tried(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tried:
         )
     weight = torch.nn.Parameter(parameter.detach().clone())
     other = _copy(optimizer, group, parameter, weight)
+    numbers = torch.arange(1, weight.numel() + 1, device=weight.device) % 7 - 2.5
+    some = numbers.reshape(weight.shape).to(weight.dtype)
     devices = [parameter.device] if parameter.is_cuda else []
     overwrites = False
     try:
         with torch.random.fork_rng(devices):
             for _ in range(2):
-                weight.grad = torch.ones_like(weight)
+                weight.grad = some.clone()
                 type(optimizer).step(other)  # not what a scheduler made of it
                 grad = weight.grad
-                overwrites |= grad is None or not bool((grad == 1).all())
+                overwrites |= grad is None or not torch.equal(grad, some)
     except Exception as error:
         raise OptimizerError(
             f"{name} cannot be recorded: what it keeps was to be found out by a step of a copy, "

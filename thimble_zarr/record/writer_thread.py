@@ -18,9 +18,11 @@ from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, row_size
 from thimble_zarr.record.audit.audit import Audit, OnFinding
+from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.audit.thread import AuditThread
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.capture import LiveOptimizer
+from thimble_zarr.record.counting import StepCounts
 from thimble_zarr.record.parameters import RecordedParameter
 from thimble_zarr.record.replay.keyframes import Keyframes
 from thimble_zarr.record.replay.torch_steps import prepare
@@ -62,6 +64,7 @@ class BlockWriter:
         self.audit = None if audit is None else Audit(schemas, ids, audit)
         self._auditor = AuditThread(self.audit) if self.audit and audit_every_step else None
         self.keyframes = None if keep == "all" else Keyframes(schemas, ids)
+        self._news: deque[str] = deque()
         self.stopwatch = Stopwatch()
         self._n_buffers = _count_buffers(schemas.values(), memory_bytes=memory_bytes)
         devices = {schema.device for schema in schemas.values()}
@@ -177,7 +180,7 @@ class BlockWriter:
     @property
     def is_idle(self) -> bool:
         """Whether there is room, nothing is pending, nothing failed and nothing was found."""
-        is_silent = all(one.is_silent for one in (self.audit, self.keyframes) if one is not None)
+        is_silent = not self._news and (self.audit is None or self.audit.is_silent)
         is_silent = is_silent and (self._auditor is None or self._auditor.is_idle)
         return is_silent and not self.block.is_full and not self._pending and self._error is None
 
@@ -191,9 +194,10 @@ class BlockWriter:
 
     def news(self) -> Iterator[str]:
         """Yield what training was not told yet; raise AuditError where that is due."""
-        for one in (self.keyframes, self.audit):
-            if one is not None:
-                yield from one.news()
+        while self._news:
+            yield self._news.popleft()
+        if self.audit is not None:
+            yield from self.audit.news()
 
     def is_whole(self, step: int) -> bool:
         """Whether all of the next row, that of a step, must be copied."""
@@ -237,12 +241,12 @@ class BlockWriter:
         last = block.counts(n_sound, before)
         if n_sound:
             audits_now, watch = self.audit is not None and self._auditor is None, Stopwatch()
-            if self.keyframes is not None:
-                with watch.time("audit_s"):
-                    self.keyframes.fill(block, n_sound, before)
-            if self.audit is not None and audits_now:
-                with watch.time("audit_s"):
+            with watch.time("audit_s"):
+                apart = self._fill(block, n_sound, before)
+                if self.audit is not None and audits_now:
                     audited = self.audit.check(block, n_sound, self._store.path)
+                    if apart is not None:
+                        audited = self.audit.add(apart, apart.step - (apart.since or 0))
             self._store.commit_block(
                 first,
                 n_sound,
@@ -259,6 +263,15 @@ class BlockWriter:
             self._counts_before = {first: before, first + n_sound: last}
         if n_sound < block.n_rows:
             block.counts(n_sound + 1, before).check(last)
+
+    def _fill(self, block: Block, n_rows: int, before: StepCounts) -> AuditFinding | None:
+        """Fill rows in; return what is wrong with them, and warn of it if there is no audit."""
+        if self.keyframes is None:
+            return None
+        apart = self.keyframes.fill(block, n_rows, before, self._store.path)
+        if apart is not None and self.audit is None:
+            self._news.append(str(apart))
+        return apart
 
     def _collect(self) -> None:
         future, block = self._pending[0]

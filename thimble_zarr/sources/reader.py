@@ -6,7 +6,7 @@ zero, that half is left out.
 """
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,8 @@ from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import SOURCE_FILE, TOKEN_DIMS, Json, Schema, TokenLabels
+from thimble_zarr.optim.programs.kernel import StepNumbers
+from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.sources.containers.array import named_errors
 from thimble_zarr.sources.recorded import RecordedRun, Series
@@ -226,6 +228,25 @@ class OpenedFile:
             with named_errors(reader.path):
                 self._read(series, native, there, ids, bits[there.start - rows[0] :])
         return bits.astype(storage_dtype(native), copy=False)
+
+    def read_together(
+        self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
+    ) -> None:
+        """Read stored bits of several variables, each into an array."""
+        for name, out in outs.items():
+            bits = self.read(name, rows, tokens, out)
+            if bits is not out:
+                out[...] = bits
+
+    def predicted(
+        self,
+        rows: tuple[int, int],
+        tokens: Indices,
+        program: PortableProgram,
+        numbers: StepNumbers,
+    ) -> np.ndarray:
+        """Return that no row is known to be what a program makes of the row before."""
+        return np.zeros(rows[1] - rows[0], bool)
 
     def _read(
         self, series: Series, native: str, rows: range, ids: np.ndarray, bits: np.ndarray

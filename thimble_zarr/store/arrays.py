@@ -1,7 +1,9 @@
 """A parameter's arrays in a store: which files hold which rows of them, and what they say."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from thimble_zarr import tuning
 from thimble_zarr.errors import DamagedStoreError, StoreError
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.store.coding.compression import COMPRESSIONS
@@ -46,6 +49,53 @@ def decoding(files: Files, what: str, key: str | None = None) -> Iterator[None]:
         ) from error
 
 
+Parts = Mapping[str, np.ndarray]
+"""Rows of some tokens by variable."""
+
+
+class SharedParts:
+    """Parts of chunks that were computed, for all threads that read.
+
+    Whoever wants one variable has all of them computed, and the others are asked for next.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[Any, Future[Parts]] = {}
+        self._n_bytes = 0
+
+    def get(self, key: Any, compute: Callable[[], Parts]) -> Parts:
+        """Return what was computed under a key, or is now."""
+        with self._lock:
+            known = self._known.get(key)
+            future = self._known[key] = known or Future()
+        if known is None:
+            try:
+                future.set_result(compute())
+            except BaseException as error:
+                future.set_exception(error)
+                with self._lock:
+                    self._known.pop(key, None)
+                raise
+            self._keep(future.result())
+        return future.result()
+
+    def _keep(self, parts: Parts) -> None:
+        """Count what was computed, and let go of what was computed first."""
+        with self._lock:
+            self._n_bytes += _n_bytes(parts)
+            for key, future in [*self._known.items()]:
+                if self._n_bytes <= tuning.TUNING.decoded_bytes:
+                    return
+                if future.done():
+                    del self._known[key]
+                    self._n_bytes -= _n_bytes(future.result())
+
+
+def _n_bytes(parts: Parts) -> int:
+    return sum(bits.nbytes for bits in parts.values())
+
+
 @dataclass(frozen=True)
 class StoredArrays:
     """The arrays of a parameter in a store, of which `commit.n_rows` rows are committed."""
@@ -54,6 +104,7 @@ class StoredArrays:
     group: str
     schema: Schema
     commit: Commit
+    shared: SharedParts = field(default_factory=SharedParts, compare=False, repr=False)
     _known: dict[str, Declared] = field(default_factory=dict, compare=False)
 
     @property

@@ -5,7 +5,7 @@ at a time asks for each of its shards again and again, and opening one takes as 
 chunk of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Self
@@ -18,13 +18,19 @@ from thimble_zarr.errors import StoreError
 from thimble_zarr.format.indexing import ChunkPart, Indices, as_range, by_chunk
 from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.schema import Schema
-from thimble_zarr.store.arrays import StoredArrays
+from thimble_zarr.optim.programs.kernel import StepNumbers
+from thimble_zarr.optim.programs.program import PortableProgram
+from thimble_zarr.store.arrays import Parts, StoredArrays
 from thimble_zarr.store.coding.chunk_decoder import ChunkDecoder
 from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, ShardFile
 from thimble_zarr.store.files.objects import aside
 
 Spans = Sequence[tuple[int, int]]
 """Rows, `(start, stop)`, each within one block."""
+
+
+Take = slice | np.ndarray
+"""Some tokens of a chunk, or of what is read."""
 
 
 class OpenedRows:
@@ -55,40 +61,113 @@ class OpenedRows:
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Read stored bits as `StoreReader.read` does."""
-        block_steps = self._schema.layout.block_steps
-        chunks, spans = self._chunks(tokens), [*split_range(*rows, block_steps)]
-        shape = rows[1] - rows[0], len(tokens), self._schema.n_dims
         if out is None:
+            shape = rows[1] - rows[0], len(tokens), self._schema.n_dims
             out = np.empty(shape, storage_dtype(self._schema.dtypes[name]))
-        row = f"V{out.itemsize * shape[2]}"  # what is copied at once, in half the time
-        for at, (start, stop) in enumerate(spans):
-            self._tell_of_read(name, spans[at:], chunks)
-            offset = start % block_steps
-            steps = slice(offset, offset + stop - start)
-            into = out[start - rows[0] : stop - rows[0]]
-            if name not in self._schema.arrays:
-                for chunk, take, where in chunks:
-                    part = self._decoder.chunk(name, start, chunk, take)[steps]
-                    into.view(row)[:, where] = part.astype(out.dtype, copy=False).view(row)
-                continue
-            with self._arrays.decoding(name, start):
-                shard = self._shard(name, start)
-                for chunk, take, where in chunks:
-                    if isinstance(take, slice) and isinstance(where, slice):
-                        place = into[:, where].transpose(CHUNK_ORDER)
-                        if shard.can_decode_into(place):
-                            shard.decode(chunk, place)
-                            continue
-                    part = shard.decode(chunk)[take][:, steps].astype(out.dtype, copy=False)
-                    into.view(row)[:, where] = part.view(row).transpose(CHUNK_ORDER)
+        self.read_together({name: out}, rows, tokens)
         return out
+
+    def read_together(
+        self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
+    ) -> None:
+        """Read stored bits of several variables, each into an array, as `read` does."""
+        coded = outs.keys() - self._schema.arrays.keys()
+        chunks, spans = self._chunks(tokens), [*split_range(*rows, self._schema.layout.block_steps)]
+        for at, (start, stop) in enumerate(spans):
+            self._tell_of_read([*outs], spans[at:], chunks)
+            into = {name: out[start - rows[0] : stop - rows[0]] for name, out in outs.items()}
+            if coded and len(outs) > 1:
+                self._decode(into, (start, stop), chunks)
+                continue
+            for name, of_rows in into.items():
+                read = self._read_shared if name in coded else self._read_stored
+                read(name, (start, stop), chunks, of_rows)
+
+    def _read_stored(
+        self, name: str, rows: tuple[int, int], chunks: list[ChunkPart], out: np.ndarray
+    ) -> None:
+        """Read rows of a block of a variable that is stored as it is."""
+        with self._arrays.decoding(name, rows[0]):
+            shard = self._shard(name, rows[0])
+            for chunk, take, where in chunks:
+                place = _place(out, take, where)
+                if place is not None and shard.can_decode_into(place):
+                    shard.decode(chunk, place)
+                else:
+                    self._put(shard.decode(chunk), rows, take, out, where)
+
+    def _decode(
+        self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], chunks: list[ChunkPart]
+    ) -> None:
+        """Read rows of a block of variables that are computed together."""
+        shape = self._decoder.shape
+        for chunk, take, where in chunks:
+            into = {}
+            for name, out in outs.items():
+                place = _place(out, take, where)
+                if place is not None and place.shape == shape and place.flags.c_contiguous:
+                    into[name] = place
+            whole = self._decoder.chunk(rows[0], chunk, into)
+            for name in outs.keys() - into.keys():
+                self._put(whole[name], rows, take, outs[name], where)
+
+    def _read_shared(
+        self, name: str, rows: tuple[int, int], chunks: list[ChunkPart], out: np.ndarray
+    ) -> None:
+        """Read rows of a block of a variable that is computed; the others are asked for next."""
+        coded = [of.variable for of in self._schema.arrays.values() if of.is_keyframe]
+        for chunk, take, where in chunks:
+
+            def decoded(chunk: int = chunk, take: Take = take) -> Parts:
+                whole = self._decoder.chunk(rows[0], chunk)
+                return {one: self._part(whole[one], rows, take).copy() for one in coded}
+
+            key = rows, chunk, take.tobytes() if isinstance(take, np.ndarray) else str(take)
+            out[:, where] = self._arrays.shared.get(key, decoded)[name].transpose(CHUNK_ORDER)
+
+    def _put(
+        self,
+        decoded: np.ndarray,
+        rows: tuple[int, int],
+        take: Take,
+        out: np.ndarray,
+        where: Take,
+    ) -> None:
+        """Copy rows of some tokens of a chunk."""
+        row = f"V{out.itemsize * out.shape[-1]}"  # what is copied at once, in half the time
+        part = self._part(decoded, rows, take).astype(out.dtype, copy=False)
+        out.view(row)[:, where] = part.view(row).transpose(CHUNK_ORDER)
+
+    def _part(self, decoded: np.ndarray, rows: tuple[int, int], take: Take) -> np.ndarray:
+        """Return rows of a block of some tokens in a chunk of it."""
+        first = rows[0] % self._schema.layout.block_steps
+        return decoded[take][:, first : first + rows[1] - rows[0]]
+
+    def predicted(
+        self,
+        rows: tuple[int, int],
+        tokens: Indices,
+        program: PortableProgram,
+        numbers: StepNumbers,
+    ) -> np.ndarray:
+        """Return which rows are stored as what a program makes of the row before (`Rows`)."""
+        found = np.zeros(rows[1] - rows[0], bool)
+        if self._schema.coding.program is None:
+            return found
+        chunks = [chunk for chunk, _, _ in self._chunks(tokens)]
+        for start, stop in split_range(*rows, self._schema.layout.block_steps):
+            at = slice(start - rows[0], stop - rows[0])
+            found[at] = self._decoder.predicted((start, stop), chunks, program, numbers[at])
+        return found
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
         """Say that `read` will be asked for these of several variables, so the disk may begin."""
         chunks = self._chunks(tokens)
         self._tell(names, [*split_range(*rows, self._schema.layout.block_steps)], chunks)
 
-    def _tell_of_read(self, name: str, spans: Spans, chunks: Sequence[ChunkPart]) -> None:
+    def _tell_of_read(
+        self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]
+    ) -> None:
         """Do nothing: a disk that is not told has begun as soon as it is asked."""
 
     def _tell(self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]) -> None:
@@ -150,8 +229,10 @@ class RemoteRows(OpenedRows):
         self._told.clear()
         super().__exit__(*error)
 
-    def _tell_of_read(self, name: str, spans: Spans, chunks: Sequence[ChunkPart]) -> None:
-        self._tell([name], spans, chunks)
+    def _tell_of_read(
+        self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]
+    ) -> None:
+        self._tell(names, spans, chunks)
 
     def _tell(self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]) -> None:
         wanted = [chunk for chunk, _, _ in chunks]
@@ -200,3 +281,13 @@ def _placed(schema: Schema, tokens: Indices) -> Indices:
     if isinstance(tokens, range):
         tokens = np.arange(tokens.start, tokens.stop, tokens.step)
     return as_range(schema.places[tokens])
+
+
+def _place(out: np.ndarray, take: Take, where: Take) -> np.ndarray | None:
+    """Return where tokens of a chunk go, `(token, step, dim)`, if that is a view; else None.
+
+    If as many tokens as the chunk has go there, they are all of it, in their order.
+    """
+    if isinstance(take, slice) and isinstance(where, slice):
+        return out[:, where].transpose(CHUNK_ORDER)
+    return None

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_the_page_on_servers_says_what_can_be_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     replace(bucket, directory="").upload(toy_path)
+    shutil.copytree(toy_path, "run.zarr")
     for block in blocks((ROOT / "docs" / "remote.md").read_text(encoding="utf-8")):
         if block.not_run is not None and block.language == "console":
             for command in block.commands:

@@ -66,14 +66,16 @@ def _may_differ(window: Window) -> np.ndarray:
     All where there is no program, and those that follow none.
     """
     source, rows = window.source, window.rows
-    if source.program is None:
+    if source.program is None or source.step_numbers is None:
         return np.ones(len(rows), bool)
     names = recurrences(source.reader.schema)
-    differs = ~window.follows
+    differs, is_known = ~window.follows, window.predicted
     # The rows before are in the memory of the rows, but for the first one.
     consecutive = bool((np.diff(rows) == 1).all())
     cuts = [slice(0, 1), slice(1, len(rows))] if consecutive else [slice(0, len(rows))]
     for steps in cuts[: len(rows)]:
+        if is_known[steps].all():
+            continue
         if steps.start:
             before = {name: window.bits(name)[:-1] for name in names}
         else:
@@ -82,9 +84,8 @@ def _may_differ(window: Window) -> np.ndarray:
         found = source.program.differs(
             before,
             window.bits("grad")[steps],
-            {name: values[rows[steps]] for name, values in source.numbers.items()},
+            source.step_numbers[rows[steps]],
             {name: window.bits(name)[steps] for name in names},
-            taken=~source.skipped[rows[steps]],
         )
         differs[steps] |= np.logical_or.reduce([*found.values()])
     return differs

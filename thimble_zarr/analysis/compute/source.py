@@ -17,6 +17,7 @@ from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.reader import Reader, not_begun
 from thimble_zarr.format.schema import TokenLabels
 from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 
@@ -64,6 +65,13 @@ class Source(RecordedRows):
         derived = [optimizer.derived(dict(zip(names, row, strict=True))) for row in rows]
         columns = {of.name: np.array([row[of.name] for row in derived]) for of in optimizer.DERIVED}
         return columns | self.recorded
+
+    @cached_property
+    def step_numbers(self) -> StepNumbers | None:
+        """What `program` computes with in each row besides arrays; None where there is none."""
+        if self.program is None:
+            return None
+        return self.program.numbers(self.numbers, self.follows & ~self.skipped)
 
     @cached_property
     def scalars(self) -> dict[str, np.ndarray]:

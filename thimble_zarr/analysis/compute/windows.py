@@ -38,13 +38,15 @@ Floats = npt.NDArray[np.floating]
 class _Piece:
     """The bits of some tokens at consecutive rows, read when asked for, each chunk once.
 
-    It is used for one block of rows after the other. `memories` are those of all pieces of a pass.
+    It is used for one block of rows after the other. `memories` are those of all pieces of a pass,
+    and `inputs` variables that are read together.
     """
 
     source: Source
     tokens: Indices
     opened: Rows
     memories: dict[tuple[str, type[np.generic]], np.ndarray]
+    inputs: tuple[str, ...] = ()
     rows: tuple[int, int] = (0, 0)
     shared: dict[Any, Any] = field(default_factory=dict)
     _bits: dict[str, np.ndarray] = field(default_factory=dict)
@@ -73,17 +75,28 @@ class _Piece:
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's bits, shape `(step, token, dim)`."""
         if name not in self._bits:
-            schema = self.source.reader.schema
             rows = self.rows[0] - self._has_row_before, self.rows[1]
-            shape = len(self.tokens), rows[1] - rows[0], schema.n_dims
-            dtype = storage_dtype(schema.dtypes[name]).type
-            # As chunks have them, so that those are decoded where they are needed.
-            memory = self.memory(f"bits of {name}", shape, dtype).transpose(1, 0, 2)
-            bits = self.opened.read(name, rows, self.tokens, memory)
-            if self._has_row_before:
-                self._before[name] = bits[:1]
-            self._bits[name] = bits[self._has_row_before :]
+            names = self.inputs if name in self.inputs else (name,)
+            found = {name: self._memory_of(name, rows[1] - rows[0]) for name in names}
+            if names is self.inputs:
+                self.opened.read_together(found, rows, self.tokens)
+            else:
+                found[name] = self.opened.read(name, rows, self.tokens, found[name])
+            for one, bits in found.items():
+                if self._has_row_before:
+                    self._before[one] = bits[:1]
+                self._bits[one] = bits[self._has_row_before :]
         return self._bits[name]
+
+    def _memory_of(self, name: str, n_rows: int) -> np.ndarray:
+        """Return memory for bits, as chunks have them, which so are decoded where they are needed.
+
+        The shape is `(step, token, dim)`.
+        """
+        schema = self.source.reader.schema
+        shape = len(self.tokens), n_rows, schema.n_dims
+        dtype = storage_dtype(schema.dtypes[name]).type
+        return self.memory(f"bits of {name}", shape, dtype).transpose(1, 0, 2)
 
     def before(self, name: str) -> np.ndarray:
         """Return a variable's bits at the row before, shape `(1, token, dim)`.
@@ -239,6 +252,18 @@ class Window:
         """Return a variable's stored bits at the window's rows; do not write to them."""
         return self._select(self._piece.bits(name)[self.of_rows(_steps)])
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """Which rows are read by taking the step that the check would take, bool `(step,)`."""
+        program, numbers = self.source.program, self.source.step_numbers
+        if program is None or numbers is None:
+            return np.zeros(len(self.rows), bool)
+        piece = self._piece
+        found = piece.opened.predicted(
+            piece.rows, piece.tokens, program, numbers[slice(*piece.rows)]
+        )
+        return found[self.of_rows(_steps)]
+
     def bits_before(self, name: str) -> Iterator[np.ndarray]:
         """Yield the stored bits at each row before, those of row 0 before row 0 too."""
         bits = self._piece.bits(name)
@@ -299,7 +324,8 @@ def windows_of(
     """Do what `iter_windows` does for tokens that are already cut into groups.
 
     All groups have their windows of a block of steps, then all of the next block. They are read
-    from `opened`, or, if None, from what is opened for this.
+    from `opened`, one variable when it is asked for; or, if None, from what is opened for this, all
+    of `inputs` together.
     """
     if 0 in (len(rows), len(dims), len(groups)):
         return
@@ -310,7 +336,10 @@ def windows_of(
     start = 0
     with source.reader.opened() if opened is None else nullcontext(opened) as opened_rows:
         memories = dict[tuple[str, type[np.generic]], np.ndarray]()
-        pieces = [(_Piece(source, ids, opened_rows, memories), where) for ids, where in groups]
+        together = tuple(inputs) if opened is None else ()
+        pieces = [
+            (_Piece(source, ids, opened_rows, memories, together), where) for ids, where in groups
+        ]
         n_ahead = 1
         if isinstance(source.reader.path, Url):
             n_ahead = tuning.TUNING.windows_ahead

@@ -4,7 +4,7 @@ Weights are read once, where those of all tokens at a block's rows fit the memor
 are over a block, and the first leaves its weights to the second. Else both are over all rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,8 @@ from thimble_zarr.analysis.compute.windows import Window, row_groups, token_grou
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice
 from thimble_zarr.format.reader import Rows
+from thimble_zarr.optim.programs.kernel import StepNumbers
+from thimble_zarr.optim.programs.program import PortableProgram
 
 Place = tuple[slice, slice | np.ndarray]
 """Where a part lies: among the rows, and among the selected tokens."""
@@ -115,6 +117,16 @@ class _Held:
         found = self.rows.read(name, rows, tokens)
         self._held[key] = rows, found
         return found
+
+    def read_together(self, outs: Mapping[str, np.ndarray], rows: _Span, tokens: Indices) -> None:
+        """Read stored bits of several variables, of which none is held."""
+        self.rows.read_together(outs, rows, tokens)
+
+    def predicted(
+        self, rows: _Span, tokens: Indices, program: PortableProgram, numbers: StepNumbers
+    ) -> np.ndarray:
+        """Return which rows are read by having a program take the step from the row before."""
+        return self.rows.predicted(rows, tokens, program, numbers)
 
     def will_read(self, names: Sequence[str], rows: _Span, tokens: Indices) -> None:
         """Say that `read` will be asked for these, so that the disk may begin."""

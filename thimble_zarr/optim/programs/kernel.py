@@ -1,7 +1,7 @@
 """What a program is made of: its arithmetic for one element, and the numbers of a step."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -70,7 +70,7 @@ class StepNumbers:
     Attributes
     ----------
     ways
-        The branches that each step takes.
+        The branches that each step takes, an array of sets of names.
     names, table
         Numbers of each step, in the dtype that is computed in: their names, and shape
         `(step, name)`, without gaps.
@@ -78,12 +78,12 @@ class StepNumbers:
         Which steps are taken, bool.
     """
 
-    ways: Sequence[frozenset[str]]
+    ways: np.ndarray
     names: tuple[str, ...]
     table: np.ndarray
     taken: np.ndarray
 
-    def __getitem__(self, steps: slice) -> "StepNumbers":
+    def __getitem__(self, steps: slice | np.ndarray) -> "StepNumbers":
         return replace(
             self, ways=self.ways[steps], table=self.table[steps], taken=self.taken[steps]
         )

@@ -108,7 +108,7 @@ class PortableProgram:
     ) -> Taken:
         """Return the same as `steps`, but of steps that each begin from a row of their own.
 
-        `before` has these rows, with steps first.
+        `before` has these rows, with steps first. A row of `out` may be the next of them.
         """
         rows = {name: before[name] for name in self.variables}
         return self._run(rows, grads, scalars, taken, out, own_rows=True)
@@ -235,7 +235,8 @@ class PortableProgram:
             derived = [self.optimizer.derived(dict(zip(names, row, strict=True))) for row in rows]
             known |= {name: np.array([of[name] for of in derived]) for name in missing}
         ways = self.kernel.ways(self.optimizer, known)
-        names_of = [
+        names_of = np.empty(len(taken), object)
+        names_of[:] = [
             frozenset(name for name, takes in ways.items() if takes[index])
             for index in range(len(taken))
         ]

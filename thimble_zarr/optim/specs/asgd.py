@@ -46,7 +46,7 @@ class ASGD(Elementwise):
     HAS_ROOT: ClassVar = False
     ROUNDINGS_OF_W: ClassVar = 2
     RATE: ClassVar = "eta"
-    STATES: ClassVar = (State("ax", "mean of the weights after the step"),)
+    STATES: ClassVar = (State("ax", "mean of the weights after the step", of_weights=True),)
     SCALARS: ClassVar = (
         LEARNING_RATE,
         Scalar("lambd", "decay term", "lambd"),

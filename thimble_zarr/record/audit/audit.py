@@ -101,6 +101,18 @@ class Audit:
             return None
         return self.of_block
 
+    def add(self, finding: AuditFinding, n_steps: int) -> AuditCounts:
+        """Take a finding of others about steps of the block, to be told first, and count them.
+
+        Return what is known of the block.
+        """
+        unexplained = AuditCounts(n_steps, n_steps)
+        self.counts += unexplained
+        self.of_block += unexplained
+        if callable(self._on_finding) or not self._has_told:
+            self._finding = finding
+        return self.of_block
+
     def tell(self) -> None:
         """Tell what `check` found, now that it is committed."""
         finding, self._finding = self._finding, None

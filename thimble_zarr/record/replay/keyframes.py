@@ -7,18 +7,20 @@ are missing: nobody knows them, and nothing is made up.
 """
 
 import itertools
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
 from thimble_zarr.bits import decode, fill_value, is_nan, patterns
+from thimble_zarr.causes.cause import ROWS_NOT_KEPT
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
+from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
 from thimble_zarr.record.replay.torch_steps import Bits, TorchSteps, why_not
@@ -27,7 +29,7 @@ from thimble_zarr.record.replay.torch_steps import Bits, TorchSteps, why_not
 class Keyframes:
     """Fills in the rows of blocks, in their order, that training did not copy whole.
 
-    All but `refused`, `groups`, `is_on`, `is_silent` and `news` belongs to the writer thread.
+    `fill` belongs to the writer thread.
 
     Attributes
     ----------
@@ -44,63 +46,54 @@ class Keyframes:
         reasons = {group: why_not(schema) for group, schema in schemas.items()}
         self.refused = {group: why for group, why in reasons.items() if why}
         self._steps = {
-            group: _Steps(schema, ids.get(group))
+            group: _Steps(group, schema, ids.get(group))
             for group, schema in schemas.items()
             if not reasons[group]
         }
         self.groups = frozenset(self._steps)
         self.is_on = bool(self._steps)
-        self._news: deque[str] = deque()
 
-    def fill(self, block: Block, n_rows: int, before: StepCounts) -> None:
+    def fill(
+        self, block: Block, n_rows: int, before: StepCounts, path: Path
+    ) -> AuditFinding | None:
         """Fill in the first rows of a block as far as they were not copied whole.
 
         `before` are the counts at the row before the block. Rows behind the last whole one are
-        missing until the block is filled again, with more rows.
+        missing until the block is filled again, with more rows. Return the first keyframe that the
+        gradients do not lead to, if there is one.
         """
-        whole = np.flatnonzero(block.is_whole[:n_rows]).tolist()
+        whole, found = np.flatnonzero(block.is_whole[:n_rows]).tolist(), list[AuditFinding]()
         for start, stop in itertools.pairwise(whole):
-            if stop - start > 1:
-                self._fill(block, slice(start + 1, stop + 1), before)
+            for group, steps in self._steps.items() if stop - start > 1 else ():
+                rows, count = slice(start + 1, stop + 1), float(before.counts[group])
+                if (apart := steps.fill(block, rows, count)) is not None:
+                    found.append(steps.finding(apart, path, block.steps[start : stop + 1]))
+                    self.is_on = False
         block.is_whole[: whole[-1] + 1] = True
-        for group, steps in self._steps.items():
-            steps.leave_out(block, group, slice(whole[-1] + 1, n_rows))
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether there is nothing to report."""
-        return not self._news
-
-    def news(self) -> Iterator[str]:
-        """Yield what training was not told yet."""
-        while self._news:
-            yield self._news.popleft()
-
-    def _fill(self, block: Block, rows: slice, before: StepCounts) -> None:
-        """Fill in consecutive rows, the last of which is whole, as is the one before the first."""
-        for group, steps in self._steps.items():
-            apart = steps.fill(block, group, rows, float(before.counts[group]))
-            if apart is not None:
-                self._news.append(apart)
-                self.is_on = False
+        for steps in self._steps.values():
+            steps.leave_out(block, slice(whole[-1] + 1, n_rows))
+        return found[0] if found else None
 
 
 @dataclass(frozen=True)
 class _Apart:
-    """The first element of a row that is not what the gradients before it make of a keyframe."""
+    """The first element of a row that is not what the gradients before it make of a keyframe.
+
+    `n_wrong` says of how many elements that is so, by variable.
+    """
 
     name: str
-    token: int
-    dim: int
+    element: int
     recorded: np.ndarray
     computed: np.ndarray
+    n_wrong: Mapping[str, int]
 
 
 class _Steps:
     """Takes the steps of one parameter again: by a portable program, if that has torch's bits."""
 
-    def __init__(self, schema: Schema, ids: np.ndarray | None) -> None:
-        self.schema, self._ids = schema, ids
+    def __init__(self, group: str, schema: Schema, ids: np.ndarray | None) -> None:
+        self.group, self.schema, self._ids = group, schema, ids
         self._names = tuple(name for name in schema.dtypes if name != "grad")
         self._torch = TorchSteps(schema, ids)
         # Without vector instructions torch rounds otherwise, as it does elements that are alone.
@@ -112,34 +105,59 @@ class _Steps:
     def _alone(self) -> np.ndarray:
         return self._torch.alone()
 
-    def leave_out(self, block: Block, group: str, rows: slice) -> None:
+    def leave_out(self, block: Block, rows: slice) -> None:
         """Have rows of a block missing."""
         bits = block.bits()
         for name in self._names:
-            bits[array_path(group, name)][rows] = fill_value(self.schema.dtypes[name])
-        block.missing[group][rows] = True
+            bits[array_path(self.group, name)][rows] = fill_value(self.schema.dtypes[name])
+        block.missing[self.group][rows] = True
 
-    def fill(self, block: Block, group: str, rows: slice, count_before: float) -> str | None:
-        """Fill in rows but for the last, which is there; return what is wrong, if anything is.
+    def fill(self, block: Block, rows: slice, count_before: float) -> _Apart | None:
+        """Fill in consecutive rows, the last of which is whole, as is the one before the first.
 
-        `count_before` is what the optimizer counted at the row before the block.
+        `count_before` is what the optimizer counted at the row before the block. Return what is
+        wrong with the last row, if anything is: then those before it are missing.
         """
-        every = block.bits()
-        bits = {name: every[array_path(group, name)] for name in self.schema.dtypes}
-        of_rows = {name: block.scalars[array_path(group, name)] for name in self.schema.numbers}
-        taken = (np.diff(of_rows[COUNT], prepend=count_before) != 0)[rows]
-        numbers = {name: values[rows] for name, values in of_rows.items()}
-        filled = slice(rows.start, rows.stop - 1)
-        apart = None
+        every, path = block.bits(), partial(array_path, self.group)
+        bits = {name: every[path(name)] for name in self.schema.dtypes}
+        counts = block.scalars[path(COUNT)]
+        taken = (np.diff(counts, prepend=count_before) != 0)[rows]
+        numbers = {name: block.scalars[path(name)][rows] for name in self.schema.numbers}
+        filled, apart = slice(rows.start, rows.stop - 1), None
         if self._program is None or not self._predict(self._program, bits, rows, numbers, taken):
             apart = self._replay(bits, rows, numbers, taken, [*self._torch.parts()])
         elif len(self._alone):
             apart = self._replay(bits, rows, numbers, taken, [self._alone])
-        block.missing[group][filled] = False
-        if apart is None:
-            return None
-        self.leave_out(block, group, filled)
-        return self._message(apart, group, block.steps[rows.start - 1 : rows.stop].tolist())
+        block.missing[self.group][filled] = False
+        if apart is not None:
+            self.leave_out(block, filled)
+        return apart
+
+    def finding(self, apart: _Apart, path: Path, steps: np.ndarray) -> AuditFinding:
+        """Return what is wrong in words and numbers, given the steps from keyframe to keyframe."""
+        first, *between, last = steps.tolist()
+        token, dim = divmod(apart.element, self.schema.n_dims)
+        recorded, computed = (
+            float(decode(bits.reshape(1), self.schema.dtypes[apart.name], np.float64)[0])
+            for bits in (apart.recorded, apart.computed)
+        )
+        which = f"{between[0]:,}" if len(between) == 1 else f"{between[0]:,} to {between[-1]:,}"
+        return AuditFinding(
+            path=path,
+            parameter=self.schema.parameter or self.group,
+            step=last,
+            since=first,
+            token=token if self._ids is None else int(self._ids[token]),
+            dim=dim,
+            variable=apart.name,
+            recorded=recorded,
+            computed=computed,
+            n_wrong=apart.n_wrong,
+            code=ROWS_NOT_KEPT.code,
+            cause="Something besides the optimizer changed W or a state in between. W and the "
+            f"states are missing at step{'s' * (len(between) > 1)} {which}. From now on every row "
+            "is copied whole.",
+        )
 
     def _predict(
         self,
@@ -177,6 +195,7 @@ class _Steps:
     ) -> _Apart | None:
         """Fill parts of rows in by torch's own code; return where they do not end as the last."""
         flat = {name: of.reshape(len(of), -1) for name, of in bits.items()}
+        n_wrong, found = dict[str, int](), list[tuple[int, str, np.ndarray, np.ndarray]]()
         for part in parts:
             after: Bits = {name: flat[name][rows.start - 1, part] for name in self._names}
             for index, row in enumerate(range(rows.start, rows.stop)):
@@ -191,25 +210,13 @@ class _Steps:
                 recorded = flat[name][rows.stop - 1, part]
                 is_off = patterns(recorded) != patterns(after[name])
                 is_off &= ~(is_nan(recorded) & is_nan(after[name]))
-                if is_off.any():
-                    place = int(is_off.argmax())
-                    element = part.start + place if isinstance(part, slice) else int(part[place])
-                    token, dim = divmod(element, self.schema.n_dims)
-                    return _Apart(name, token, dim, recorded[place], after[name][place])
-        return None
-
-    def _message(self, apart: _Apart, group: str, steps: list[int]) -> str:
-        recorded, computed = (
-            float(decode(bits.reshape(1), self.schema.dtypes[apart.name], np.float64)[0])
-            for bits in (apart.recorded, apart.computed)
-        )
-        of = self.schema.parameter or group
-        token = apart.token if self._ids is None else int(self._ids[apart.token])
-        where = f"step {steps[1]:,}" if len(steps) == 3 else f"steps {steps[1]:,} to {steps[-2]:,}"
-        return (
-            f"W and the states{f' of {of}' if of else ''} are missing at {where}: the recorded "
-            f"gradients do not lead from step {steps[0]:,} to step {steps[-1]:,}, where at token "
-            f"{token}, dim {apart.dim}, {apart.name} is {recorded!r}, and torch's steps give "
-            f"{computed!r}. Something besides the optimizer changed W or a state. From now on "
-            "every row is copied whole"
-        )
+                if places := np.flatnonzero(is_off).tolist():
+                    n_wrong[name] = n_wrong.get(name, 0) + len(places)
+                    one = places[0]
+                    element = part.start + one if isinstance(part, slice) else int(part[one])
+                    found.append((element, name, recorded[one], after[name][one]))
+        if not found:
+            return None
+        element, name, recorded, computed = min(found, key=lambda one: one[0])
+        ordered = {name: n_wrong[name] for name in self._names if name in n_wrong}
+        return _Apart(name, element, recorded, computed, ordered)

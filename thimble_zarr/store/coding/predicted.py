@@ -76,34 +76,27 @@ class Prediction:
             np.bitwise_xor(patterns(bits[1:]), patterns(predicted[name]), out=left[name][1:])
         return left
 
-    def restore(
-        self, first: Bits, grads: np.ndarray | None, residuals: Bits
-    ) -> dict[str, np.ndarray]:
-        """Return all rows.
+    def restore(self, rows: Bits, grads: np.ndarray | None, residuals: Bits) -> None:
+        """Compute, in place, all rows from the first.
 
         Parameters
         ----------
-        first
-            The first row, shape `(token, dim)`.
+        rows
+            The rows of each variable, of which the first is known.
         grads
             The gradients, None where they are not recorded.
         residuals
             Those of each row, of the variables that have any that is not zero.
         """
-        n_rows = self.n_rows
-        rows = {name: np.empty((n_rows, *bits.shape), bits.dtype) for name, bits in first.items()}
-        for name, bits in first.items():
-            rows[name][0] = bits
-        is_off = np.zeros(n_rows, bool)
+        is_off = np.zeros(self.n_rows, bool)
         for of in residuals.values():
             is_off |= of.any(axis=(1, 2))
-        ends = [0, *np.flatnonzero(is_off).tolist(), n_rows - 1]
+        ends = [0, *np.flatnonzero(is_off).tolist(), self.n_rows - 1]
         for start, stop in itertools.pairwise(ends):
             self._go_on(rows, grads, start, stop)
             for name, of in residuals.items():
                 if start < stop:
                     patterns(rows[name][stop])[...] ^= of[stop]
-        return rows
 
     def _go_on(self, rows: Bits, grads: np.ndarray | None, start: int, stop: int) -> None:
         """Predict the rows behind `start` up to `stop`, each from the one before."""
@@ -112,9 +105,18 @@ class Prediction:
             for bits in rows.values():
                 bits[steps] = bits[start]
         elif start < stop:
-            before = {name: bits[start] for name, bits in rows.items()}
+            before = {name: bits[start:stop] for name, bits in rows.items()}
             into = {name: bits[steps] for name, bits in rows.items()}
-            self.program.steps(before, grads[steps], self.numbers[steps], out=into)
+            self.program.predict(before, grads[steps], self.numbers[steps], out=into)
+
+    def takes(self, steps: slice, program: PortableProgram, numbers: StepNumbers) -> np.ndarray:
+        """Return which of some rows it predicts as a program does with some numbers, bool."""
+        if self.program != program or self.numbers is None:
+            return np.zeros(len(numbers.taken), bool)
+        ours = self.numbers[steps]
+        same: np.ndarray = (ours.table == numbers.table).all(axis=1)
+        same &= (ours.ways == numbers.ways) & ours.taken & numbers.taken
+        return same
 
 
 def derive(schema: Schema, numbers: Mapping[str, np.ndarray]) -> None:

@@ -163,6 +163,11 @@ class ShardFile:
     def __exit__(self, *error: object) -> None:
         self._file.__exit__(*error)
 
+    @property
+    def published_as(self) -> str:
+        """What its chunks were known by when it was uploaded, if anybody knows."""
+        return self._file.published_as
+
     def will_open(self) -> None:
         """Say that it will be opened, so that its index may be fetched."""
         self.files.will_open([self.key], self._index_bytes)

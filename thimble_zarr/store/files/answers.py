@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from thimble_zarr.errors import ThimbleError
 from thimble_zarr.format.location import Url
-from thimble_zarr.store.files.base import PlaceError
+from thimble_zarr.store.files.base import BusyError, PlaceError
 
 _DENIED = "check what the environment says, and who may do this (docs/remote.md)"
 _OLD = "the credentials have expired; get new ones"
@@ -31,16 +31,17 @@ _MEANINGS: dict[str, str] = {
     "503": "the server has too much to do, and was asked often enough; try again later",
     "5..": "the server failed; try again later",
     "dns error": "there is no server of that name",
-    "Connection refused": "no server listens there",
+    "Connection refused": "no server listens there; try again later",
     "timed out": "the server did not answer in time; try again later",
     "TimedOut": "the server did not answer in time; try again later",
     "missing region": "set AWS_REGION",
     "without LOCATION": "the bucket is in another region; set AWS_REGION",
     "Range request not supported": "the server returns whole files only; it must serve ranges",
+    "IncompleteBody": "the connection was cut; try again later",
+    "IncompleteMessage": "the connection was cut; try again later",
     "connection closed": "the connection was cut; try again later",
     "connection error": "the connection was cut; try again later",
-    "decoding response body": "the connection was cut; try again later",
-    "error sending request": "the server cannot be reached",
+    "error sending request": "the server cannot be reached; try again later",
 }
 """What is in an answer, or in what the library makes of it: the first that is found counts."""
 
@@ -61,7 +62,9 @@ def named_errors(path: Url, key: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Without the error it comes from: that has the whole answer.
-        raise PlaceError(f"{path / key if key else path}: {_in_words(str(error))}") from None
+        words = _in_words(str(error))
+        kind = BusyError if "try again later" in words else PlaceError
+        raise kind(f"{path / key if key else path}: {words}") from None
 
 
 def _in_words(text: str) -> str:

@@ -25,6 +25,10 @@ class PlaceError(StoreError):
     """A place that is no disk cannot be read or written."""
 
 
+class BusyError(PlaceError):
+    """A server cannot be reached, or does not answer as it should; it may do so later."""
+
+
 class NotListedError(PlaceError):
     """A place does not tell which files it has."""
 
@@ -43,6 +47,13 @@ class OpenFile(Protocol):
     @property
     def n_bytes(self) -> int:
         """Its size when it was opened."""
+
+    @property
+    def published_as(self) -> str:
+        """What its chunks were known by when it was uploaded; empty where that is not known.
+
+        Whoever uploads another file in its place, puts another word there, or none.
+        """
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Return bytes from `offset` on, fewer only where the file ends."""

@@ -27,6 +27,8 @@ _PLAIN = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BI
 class LocalFile:
     """An open file (`OpenFile`)."""
 
+    published_as = ""
+
     def __init__(self, path: str) -> None:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | _PLAIN)

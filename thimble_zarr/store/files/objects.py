@@ -10,6 +10,7 @@ A server's answer may repeat it, and so nothing of an answer is shown but a code
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, lru_cache
@@ -36,6 +37,7 @@ class _Part:
     content: memoryview
     n_bytes: int
     version: object
+    published_as: str = ""
 
     @property
     def stop(self) -> int:
@@ -60,7 +62,7 @@ class ObjectFile:
         self._fetch, self._first = fetch, first
         self._fetched: list[_Fetched] = []
         self._told: set[tuple[int, int]] = set()
-        self.n_bytes = first.n_bytes
+        self.n_bytes, self.published_as = first.n_bytes, first.published_as
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +166,7 @@ class ObjectFiles:
     @property
     def is_there(self) -> bool:
         """Whether anything is at the address; where nobody can tell, yes."""
-        return not self._is_listed or any(self.list())
+        return not self.is_listed or any(self.list())
 
     @property
     def is_vacant(self) -> bool:
@@ -199,25 +201,45 @@ class ObjectFiles:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys below a prefix of whole parts."""
-        return (found["path"] for found in self._listed(prefix))
+        return (found["path"] for found in self.found(prefix))
 
     def total_bytes(self) -> int:
         """Return the size of all files."""
-        return sum(found["size"] for found in self._listed(""))
+        return sum(found["size"] for found in self.found())
+
+    def put(self, key: str, content: bytes, published_as: str = "") -> str | None:
+        """Upload a file, which is there once all of it is; return what the server calls it."""
+        options: dict[str, Any] = {"use_multipart": len(content) > 2 * PART_BYTES}
+        if published_as:
+            options["attributes"] = {_PUBLISHED_AS: published_as}
+        with named_errors(self.path, key):
+            put = self._obstore.put
+            tag: str | None = put(
+                self._server, key, content, chunk_size=PART_BYTES, max_concurrency=4, **options
+            )["e_tag"]
+        return tag
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove files, which may be gone already."""
+        for key in keys:
+            with suppress(FileNotFoundError), named_errors(self.path, key):
+                self._obstore.delete(self._server, key)
 
     def writer(self, stopwatch: Stopwatch | None = None) -> FileWriter:
         """Raise ConfigError: a store is written on a disk, and then published."""
         raise ConfigError(f"nothing is recorded at {self.path} itself; name a path of this machine")
 
-    def _listed(self, prefix: str) -> Iterator[Any]:
-        if not self._is_listed:
+    def found(self, prefix: str = "") -> Iterator[Any]:
+        """Yield what the server says of each file: `path`, `size` and `e_tag`."""
+        if not self.is_listed:
             raise NotListedError(f"a web server does not tell which files are at {self.path}")
         with named_errors(self.path, prefix):
             for found in self._obstore.list(self._server, prefix or None):
                 yield from found
 
     @property
-    def _is_listed(self) -> bool:
+    def is_listed(self) -> bool:
+        """Whether the server tells which files there are."""
         return self.path.partition(":")[0] in _SERVED_LISTS
 
     def _first(self, key: str, tail_bytes: int) -> _Part:
@@ -237,7 +259,8 @@ class ObjectFiles:
                 found = self._obstore.get(self._server, key)
             meta, content = found.meta, memoryview(found.bytes())
         version = meta["e_tag"] or meta["last_modified"]
-        return _Part(found.range[0], content, meta["size"], version)
+        published_as = str(found.attributes.get(_PUBLISHED_AS, ""))
+        return _Part(found.range[0], content, meta["size"], version, published_as)
 
     @cached_property
     def _obstore(self) -> Any:
@@ -256,6 +279,12 @@ class ObjectFiles:
     def __reduce__(self) -> tuple[type, tuple[Url]]:
         return ObjectFiles, (self.path,)
 
+
+_PUBLISHED_AS = "thimble-published-as"
+"""What is kept beside a file that was uploaded. Whoever replaces the file, replaces it too."""
+
+PART_BYTES = 2**24
+"""Length of the parts that a large file is uploaded in."""
 
 _NO_RANGE = "416 Range Not Satisfiable"
 

@@ -4,6 +4,7 @@ Something stored them again, with good checksums. Only such chunks are decoded, 
 them costs next to nothing.
 """
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ from thimble_zarr.store.integrity.expected import Expected
 from thimble_zarr.store.integrity.files import differing_chunks
 from thimble_zarr.store.keys import array_of, chunk_index, shard_key, split_array_key
 from thimble_zarr.store.ledger import Commit, FileChecksums, FileRecord, Ledger
+
+
+def name_of_chunks(record: FileRecord) -> str:
+    """Return what a shard's chunks are known by, in a few characters; nothing of another file."""
+    if record.chunks is None:
+        return ""
+    return hashlib.sha256(record.chunks.astype("<u4").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ class StoreIntegrity:
         """Return the chunks of a shard that do not have the values that a line tells of."""
         _, name = split_array_key(array_of(key))
         with self.arrays.block(name, record.first_row) as shard:
+            if shard.published_as == name_of_chunks(record):
+                return []
             return list(differing_chunks(shard, record, shard.stored_checksums()))
 
     def _checksums(self, key: str, record: FileRecord) -> FileChecksums:

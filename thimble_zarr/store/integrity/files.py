@@ -42,9 +42,9 @@ def compare_file(expected: Expected, key: str) -> Comparison:
     committed, problem = expected.ledger.records.get(key), ""
     try:
         for record in chain([committed] if committed else [], expected.promised(key)):
-            if not (difference := _difference(expected, key, record)):
+            if not (differs := difference(expected, key, record)):
                 return Comparison(FileState.RECORDED, record)
-            problem = problem or difference
+            problem = problem or differs
         itself = _record_of(expected, key)
     except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError) as error:
         if isinstance(error, OSError):
@@ -116,7 +116,7 @@ def _ends_before(row: int) -> str:
     return f"end the store before row {row}"
 
 
-def _difference(expected: Expected, key: str, record: FileRecord) -> str:
+def difference(expected: Expected, key: str, record: FileRecord) -> str:
     """Return how a file differs from a record, nothing if it holds the recorded values."""
     if record.chunks is None:
         n_bytes = expected.files.size(key)

@@ -1,0 +1,199 @@
+"""A store that is copied to a server, also while it is recorded, and back."""
+
+import random
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+import thimble_zarr
+from tests.store.files.conftest import Bucket
+from tests.support import stores
+from tests.support.commands import fails, succeeds
+from tests.support.faults import flip_in_place
+from tests.support.zoo import Recorded
+from thimble_zarr.errors import DamagedStoreError, StoreError, StoreExistsError
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.files.objects import ObjectFiles
+from thimble_zarr.store.keys import COMMIT, HOLDER, LOCK
+from thimble_zarr.store.reader import StoreReader
+from thimble_zarr.store.remote import publish as publishing
+from thimble_zarr.store.remote.copying import Copied, copy_committed
+from thimble_zarr.store.remote.target import Server
+
+BOOKKEEPING_OF_A_WRITER = {LOCK, HOLDER}
+
+
+def contents(files: LocalFiles | ObjectFiles) -> dict[str, bytes]:
+    return {key: files.get(key) for key in files.list() if key not in BOOKKEEPING_OF_A_WRITER}
+
+
+def is_copied(store: Path, url: str) -> bool:
+    return contents(LocalFiles(store)) == contents(ObjectFiles(url))
+
+
+def test_a_store_goes_to_a_server_and_back(bucket: Bucket, zoo: Recorded, tmp_path: Path) -> None:
+    url, back = bucket.url("run.zarr"), tmp_path / "back.zarr"
+    told = succeeds("publish", zoo.path, url).stdout
+    assert "closed; " in told
+    assert f"thimble-zarr check {url}" in told
+    assert is_copied(zoo.path, url)
+    bucket.log.clear()
+    assert " 0 files written, 0 B" in succeeds("publish", zoo.path, url).stdout
+    assert "PUT" not in {request.method for request in bucket.log.requests}
+    succeeds("fetch", url, back)
+    assert contents(LocalFiles(back)) == contents(LocalFiles(zoo.path))
+    assert thimble_zarr.verify(back).holds
+    assert thimble_zarr.verify(url).holds
+    assert " 0 files written, 0 B" in succeeds("fetch", url, back).stdout
+
+
+def test_nothing_else_is_overwritten(bucket: Bucket, toy_path: Path, tmp_path: Path) -> None:
+    stores.write_run(tmp_path / "other.zarr")
+    url = bucket.upload(tmp_path / "other.zarr")
+    bucket.put("files.zarr", "a", b"1")
+    shutil.copytree(toy_path, tmp_path / "there.zarr")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "a").write_text("1")
+    for command in (
+        ("publish", toy_path, url),
+        ("publish", toy_path, bucket.url("files.zarr")),
+        ("fetch", url, tmp_path / "there.zarr"),
+        ("fetch", url, tmp_path / "taken"),
+    ):
+        assert "choose another place" in fails(2, *command)
+    assert is_copied(tmp_path / "other.zarr", url)
+    assert "name an s3:// or gs://" in fails(2, "publish", toy_path, "http://127.0.0.1/run.zarr")
+    assert "is no address" in fails(2, "publish", toy_path, tmp_path / "new.zarr")
+    assert "nothing at" in fails(3, "publish", tmp_path / "nothing.zarr", url)
+
+
+def test_damage_is_not_published(bucket: Bucket, toy_copy: Path) -> None:
+    file = toy_copy / "W" / "c.1.0.0"
+    content = bytearray(file.read_bytes())
+    content[9] ^= 1
+    file.write_bytes(content)
+    url = bucket.url("run.zarr")
+    with pytest.raises(DamagedStoreError, match=r"W/c\.1\.0\.0 is not what was committed"):
+        thimble_zarr.publish(toy_copy, url)
+    with pytest.raises(StoreError):
+        thimble_zarr.open_dataset(url)  # no commit is there
+
+
+def test_an_older_copy_does_not_replace_a_newer_one(bucket: Bucket, tmp_path: Path) -> None:
+    url, path, old = bucket.url("run.zarr"), tmp_path / "run.zarr", tmp_path / "old.zarr"
+    writer = stores.create(path)
+    for n_rows in (1, 3, 4, 8):
+        stores.commit(writer, n_rows)
+        if n_rows == 4:
+            shutil.copytree(path, old)
+        thimble_zarr.publish(path, url)
+        assert stores.check_rows(url) == n_rows
+    writer.close()
+    with pytest.raises(StoreExistsError, match=r"holds 8 rows, and .* has not all"):
+        thimble_zarr.publish(old, url)
+
+
+class CutOffError(Exception):
+    """The network is gone, or the process that publishes."""
+
+
+class CutOff(Server):
+    """A server that is gone after so many files."""
+
+    def __init__(self, files: ObjectFiles, n_files: int) -> None:
+        super().__init__(files)
+        self.n_files = n_files
+
+    def put(self, key: str, content: bytes, published_as: str) -> None:
+        if self.n_files == 0:
+            raise CutOffError
+        self.n_files -= 1
+        super().put(key, content, published_as)
+
+
+def test_whoever_reads_while_it_is_published_sees_whole_commits(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    """Publishing is cut off after each number of files, after each commit of a writer."""
+    rng, path, url = random.Random(0), tmp_path / "run.zarr", bucket.url("run.zarr")
+    writer, files = stores.create(path), LocalFiles(path)
+    seen = 0
+    for n_rows in stores.COMMITS:
+        stores.commit(writer, n_rows)
+        for _ in range(4):
+            server = CutOff(ObjectFiles(url), rng.randrange(9))
+            with suppress(CutOffError):
+                copy_committed(files, server, lambda done, total: None, Copied())
+            if (now := readable(url)) is not None:
+                assert now in (seen, n_rows)
+                seen = now
+    writer.close()
+    thimble_zarr.publish(path, url)
+    assert is_copied(path, url)
+
+
+def readable(url: str) -> int | None:
+    """Return the rows of a copy, each compared with the truth; None where nothing is committed."""
+    if COMMIT not in [*ObjectFiles(url).list()] or "zarr.json" not in [*ObjectFiles(url).list()]:
+        return None
+    return stores.check_rows(url)
+
+
+def test_a_run_is_followed_until_it_ends(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_POLL_S", 0.02)
+    path, url, published = tmp_path / "run.zarr", bucket.url("run.zarr"), []
+    writer = stores.create(path)
+    follower = Thread(
+        target=thimble_zarr.publish,
+        args=(path, url),
+        kwargs={"follow": True, "on_commit": lambda copied: published.append(copied.n_rows)},
+    )
+    follower.start()
+    for n_rows in stores.COMMITS:
+        stores.commit(writer, n_rows)
+        while published[-1:] != [n_rows]:
+            assert follower.is_alive()
+    assert "being recorded, or cut off" in StoreReader.open(url).kind
+    writer.close()
+    follower.join(20)
+    assert not follower.is_alive()
+    assert is_copied(path, url)
+    assert StoreReader.open(url).commit.complete
+
+
+def test_a_run_that_was_cut_off_is_followed_to_where_it_ended(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_POLL_S", 0.02)
+    path, url = tmp_path / "run.zarr", bucket.url("run.zarr")
+    writer = stores.create(path)
+    stores.commit(writer, 3)
+    shutil.copytree(path, tmp_path / "cut.zarr", ignore=shutil.ignore_patterns("writer.json"))
+    writer.close()
+    told = succeeds("publish", tmp_path / "cut.zarr", url, "--follow")
+    assert "not closed" in told.stdout
+    assert "Published to step 2" in told.stderr
+    assert stores.check_rows(url) == 3
+
+
+def test_a_chunk_of_a_published_store_that_was_changed_is_found(
+    bucket: Bucket, toy_copy: Path
+) -> None:
+    copied, published = bucket.upload(toy_copy, "copied.zarr"), bucket.url("run.zarr")
+    thimble_zarr.publish(toy_copy, published)
+    n_requests = []
+    for url in (copied, published):
+        bucket.log.clear()
+        assert thimble_zarr.check(url, tokens="all").holds
+        n_requests.append(len([of for of in bucket.log.requests if "/c." in of.path]))
+    assert n_requests[1] < n_requests[0]  # nobody asks for checksums of chunks
+    flip_in_place(toy_copy, "exp_avg", (2, 9, 1), 3)
+    key = "exp_avg/c.0.0.0"
+    bucket.put("run.zarr", key, (toy_copy / key).read_bytes())
+    (found,) = StoreReader.open(published).integrity.altered_chunks((0, 13))
+    assert (found.file, found.first_row) == (key, 0)

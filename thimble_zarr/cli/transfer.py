@@ -1,0 +1,77 @@
+"""`publish` and `fetch`: a store copied to a server, and back."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from thimble_zarr.cli.options import LOCATION, QUIET
+from thimble_zarr.format.layout import human_bytes
+from thimble_zarr.format.location import Location
+from thimble_zarr.interrupts import terminated_cleanly
+
+if TYPE_CHECKING:
+    from thimble_zarr.store.remote.copying import Copied
+
+
+@click.command(short_help="Copy a store to an object store, while it is recorded, too.")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("url", type=LOCATION)
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Go on until the recording has ended, and publish each commit.",
+)
+@QUIET
+def publish(store: Path, url: Location, *, follow: bool, quiet: bool) -> None:
+    """Copy what is committed of STORE to URL, such as s3://bucket/run.zarr, every file verified.
+
+    Whoever reads URL sees one commit or the next, and never half of one. A copy that was cut off is
+    gone on with when the command is given again: what is there is skipped. Something else that lies
+    at URL is never overwritten.
+
+    With --follow a server that cannot be reached for a while is waited for. If the writer of STORE
+    is gone, what it committed is published, and the command ends.
+    """
+    from thimble_zarr.cli.progress import progress
+    from thimble_zarr.store.remote.publish import publish as publish_store
+
+    def tell(copied: "Copied") -> None:
+        if follow and not quiet:
+            click.echo(f"Published to step {copied.n_rows - 1:,}", err=True)
+
+    with terminated_cleanly(), progress("publishing", unit="B", quiet=quiet) as bar:
+        copied = publish_store(store, str(url), follow=follow, progress=bar.reach, on_commit=tell)
+    _say("Published", copied, url, quiet=quiet)
+
+
+@click.command(short_help="Copy a store from a server to this machine.")
+@click.argument("url", type=LOCATION)
+@click.argument("store", type=click.Path(path_type=Path))
+@QUIET
+def fetch(url: Location, store: Path, *, quiet: bool) -> None:
+    """Copy what is committed of the store at URL to STORE, every file verified.
+
+    A copy that was cut off is gone on with when the command is given again. Something else that
+    lies at STORE is never overwritten.
+    """
+    from thimble_zarr.cli.progress import progress
+    from thimble_zarr.store.remote.publish import fetch as fetch_store
+
+    with progress("fetching", unit="B", quiet=quiet) as bar:
+        copied = fetch_store(str(url), store, progress=bar.reach)
+    _say("Fetched", copied, store, quiet=quiet)
+
+
+def _say(done: str, copied: "Copied", where: Location, *, quiet: bool) -> None:
+    """Say what was copied, and what can be done with it."""
+    if quiet:
+        return
+    click.echo(
+        f"{done:<9} {copied.n_rows - 1:,} steps, {'closed' if copied.complete else 'not closed'}; "
+        f"{copied.n_files:,} files written, {human_bytes(copied.n_bytes)}; "
+        f"{copied.n_skipped:,} were there\n"
+        f"{'Store':<9} {where}\n"
+        f"{'Next':<9} thimble-zarr check {shlex.quote(str(where))}"
+    )

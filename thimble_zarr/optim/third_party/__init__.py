@@ -1,0 +1,1 @@
+"""Optimizers of other packages, each in a file of its own."""

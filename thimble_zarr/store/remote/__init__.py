@@ -1,0 +1,1 @@
+"""A store copied to a server, and back."""

@@ -1,0 +1,283 @@
+"""Copy what is committed of a store, in an order in which whoever reads the copy never sees half.
+
+The ledger goes first, because a line is a promise: it must be there before any file that it tells
+of. Then go the files that it tells of and the metadata of arrays, then the commit record, and at
+last the metadata of the root. A copy that was cut off is gone on with: what is there is skipped.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+
+from thimble_zarr.errors import DamagedStoreError, StoreExistsError
+from thimble_zarr.store.contents import Contents
+from thimble_zarr.store.files.base import Files
+from thimble_zarr.store.files.memory import MemoryFiles
+from thimble_zarr.store.integrity.altered import name_of_chunks
+from thimble_zarr.store.integrity.expected import Expected
+from thimble_zarr.store.integrity.files import difference
+from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA
+from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines
+from thimble_zarr.store.remote.target import Target
+
+Reach = Callable[[int, int], object]
+"""Called with the bytes that were looked at, and those there are."""
+
+_AT_ONCE = 4
+"""Files that are copied at once. Each is held in memory."""
+
+
+class MovedOnError(Exception):
+    """The writer has committed while files were copied: begin again."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was committed of a store at a moment.
+
+    Attributes
+    ----------
+    commit, record
+        The commit record, and its bytes.
+    lines
+        The ledger as far as it is committed, and the whole lines behind: of a commit that is being
+        made, or was cut off, files may be there already.
+    expected, promised
+        What the store should hold, and what the lines behind the commit say of files.
+    """
+
+    files: Files
+    commit: Commit
+    record: bytes
+    lines: bytes
+    expected: Expected
+    promised: Mapping[str, list[FileRecord]]
+
+    @classmethod
+    def read(cls, files: Files) -> "Snapshot":
+        """Read commit record and ledger.
+
+        Raises NotAStoreError, UnsupportedFormatError or DamagedStoreError.
+        """
+        Contents.read(files)
+        record = files.get(COMMIT)
+        commit = Commit.read(MemoryFiles({COMMIT: record}))
+        found = [*read_lines(files)]
+        committed = [line for line in found if line.stop <= commit.ledger_bytes]
+        behind = [line for line in found[len(committed) :] if line.entry is not None]
+        lines = b"".join(line.content for line in (*committed, *behind))
+        try:
+            ledger = Ledger.read(MemoryFiles({LEDGER: lines}), commit)
+        except ValueError as error:
+            raise DamagedStoreError(
+                f"{files.path}: the ledger is not the one that was committed; "
+                "`thimble-zarr verify` tells more"
+            ) from error
+        promised: dict[str, list[FileRecord]] = {}
+        for line in behind:
+            for key, told in line.records().items():
+                promised.setdefault(key, []).append(told)
+        expected = Expected(files, commit, commit.n_rows, ledger, commit.ledger_bytes)
+        return cls(files, commit, record, lines, expected, promised)
+
+    @property
+    def records(self) -> Mapping[str, FileRecord]:
+        """What is committed of each file."""
+        return self.expected.ledger.records
+
+    def fitting(self, key: str, content: bytes) -> FileRecord:
+        """Return the record that content fits; raise DamagedStoreError or MovedOnError if none."""
+        files = MemoryFiles({key: content})
+        one = Expected(files, ledger=self.expected.ledger)
+        problem = ""
+        for record in chain([self.records[key]], self.promised.get(key, [])):
+            if not (problem := _difference(one, key, record)):
+                return record
+        if self.files.get(COMMIT) != self.record or self._has_grown():
+            raise MovedOnError
+        raise DamagedStoreError(
+            f"{self.files.path}: {key} is not what was committed: {problem}; nothing of it is "
+            "copied; `thimble-zarr verify` tells more"
+        )
+
+    def _has_grown(self) -> bool:
+        return self.files.size(LEDGER) > len(self.lines)
+
+
+def _difference(expected: Expected, key: str, record: FileRecord) -> str:
+    try:
+        return difference(expected, key, record)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+
+
+@dataclass
+class Copied:
+    """What was copied, and what was there before.
+
+    Attributes
+    ----------
+    n_rows, complete
+        Rows that the copy has, and whether the recording has ended.
+    n_files, n_bytes
+        Files that were written, and their size.
+    n_skipped
+        Files that were there.
+    """
+
+    n_rows: int = 0
+    complete: bool = False
+    n_files: int = 0
+    n_bytes: int = 0
+    n_skipped: int = 0
+
+
+def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -> None:
+    """Copy what is committed now, and note it in `copied`.
+
+    Raises
+    ------
+    StoreExistsError
+        If something else is there.
+    MovedOnError
+        If the writer was quicker.
+    """
+    snapshot = Snapshot.read(files)
+    if not snapshot.commit.n_rows:
+        return
+    sizes = target.sizes()
+    n_known = _known_bytes(snapshot, target, sizes)
+    if target_record(target, sizes) == snapshot.record and METADATA in sizes:
+        copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
+        return
+    copy = _Copy(snapshot, target, copied, reach)
+    copy.write(LEDGER, snapshot.lines)
+    copy.files_of_blocks({key for key in sizes if sizes[key] == copy.size(key)}, n_known)
+    documents = [key for key in snapshot.expected.ledger.metadata if key != METADATA]
+    copy.documents(documents)
+    target.sync()
+    copy.write(COMMIT, snapshot.record)
+    copy.write(METADATA, files.get(METADATA))
+    target.delete(key for key in _removed(snapshot, n_known) if key in sizes)
+    copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
+
+
+def target_record(target: Target, sizes: Mapping[str, int]) -> bytes | None:
+    """Return the bytes of the commit record of a copy, None where there is none."""
+    return target.files.get(COMMIT) if COMMIT in sizes else None
+
+
+def _known_bytes(snapshot: Snapshot, target: Target, sizes: Mapping[str, int]) -> int:
+    """Return how much of the ledger the copy has committed; raise StoreExistsError if it is none.
+
+    What a commit tells of was seen to be there when it was made.
+    """
+    where = target.files.path
+    record, commit = target_record(target, sizes), Commit()
+    if record is not None:
+        commit = Commit.read(MemoryFiles({COMMIT: record}))
+        n_bytes = commit.ledger_bytes
+        if n_bytes > snapshot.commit.ledger_bytes:
+            raise StoreExistsError(
+                f"{where} holds {commit.n_rows:,} rows, and {snapshot.files.path} has not all that "
+                "was committed there; choose another place"
+            )
+        is_same = zlib.crc32(snapshot.lines[:n_bytes]) == commit.ledger_crc32
+    elif LEDGER in sizes:
+        lines = read_lines(target.files)
+        is_same = next(lines, _NONE).content == next(_lines(snapshot.lines), _NONE).content
+    else:
+        is_same = not sizes
+    if not is_same:
+        raise StoreExistsError(
+            f"{where} holds something else than {snapshot.files.path}, and is never overwritten; "
+            "choose another place"
+        )
+    return commit.ledger_bytes
+
+
+_NONE = Line(0, b"", None)
+
+
+def _lines(content: bytes) -> Iterator[Line]:
+    return read_lines(MemoryFiles({LEDGER: content}))
+
+
+def _removed(snapshot: Snapshot, n_known: int) -> Iterable[str]:
+    """Yield the files that were removed, or dropped, since a copy was made."""
+    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes]):
+        if line.start >= n_known and line.entry is not None:
+            yield from (key for key in line.entry.removed if key not in snapshot.records)
+
+
+@dataclass
+class _Copy:
+    """Writes files, several at once, and counts them."""
+
+    snapshot: Snapshot
+    target: Target
+    copied: Copied
+    reach: Reach
+
+    def size(self, key: str) -> int:
+        """Return the size of a committed file, -1 of others."""
+        record = self.snapshot.records.get(key)
+        return -1 if record is None else record.n_bytes
+
+    def files_of_blocks(self, there: set[str], n_known: int) -> None:
+        """Write all committed files but those that a commit of the copy tells of."""
+        records = self.snapshot.records
+        n_done, total = 0, sum(record.n_bytes for record in records.values())
+        missing = []
+        for key, record in records.items():
+            if key in there and record.line < n_known:
+                self.copied.n_skipped += 1
+                n_done += record.n_bytes
+            else:
+                missing.append(key)
+        for key, n_bytes in self._each(self._copy_file, missing):
+            self._count(n_bytes)
+            n_done += records[key].n_bytes
+            self.reach(n_done, total)
+
+    def documents(self, keys: Iterable[str]) -> None:
+        """Write metadata."""
+        files = self.snapshot.files
+        for _, n_bytes in self._each(lambda key: self._write(key, files.get(key)), [*keys]):
+            self._count(n_bytes)
+
+    def _each(
+        self, call: Callable[[str], int | None], keys: Sequence[str]
+    ) -> Iterator[tuple[str, int | None]]:
+        """Make a call for each key, several at once, and yield what they return, in order."""
+        executor = ThreadPoolExecutor(_AT_ONCE)
+        try:
+            yield from zip(keys, executor.map(call, keys), strict=True)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _copy_file(self, key: str) -> int | None:
+        content = self.snapshot.files.get(key)
+        record = self.snapshot.fitting(key, content)
+        return self._write(key, content, name_of_chunks(record))
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write a file, unless it is there."""
+        self._count(self._write(key, content))
+        self.target.sync()
+
+    def _write(self, key: str, content: bytes, published_as: str = "") -> int | None:
+        """Write a file, and return its size, None if it is there."""
+        if self.target.has(key, content):
+            return None
+        self.target.put(key, content, published_as)
+        return len(content)
+
+    def _count(self, n_bytes: int | None) -> None:
+        if n_bytes is None:
+            self.copied.n_skipped += 1
+        else:
+            self.copied.n_files += 1
+            self.copied.n_bytes += n_bytes

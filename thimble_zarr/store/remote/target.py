@@ -1,0 +1,123 @@
+"""Where a copy of a store is written: on a server, or on a disk."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from threading import Lock
+from typing import Protocol
+
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.store.contents import disk_errors_named
+from thimble_zarr.store.files.base import Files, PlaceError
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.files.objects import PART_BYTES, ObjectFiles
+
+
+class Target(Protocol):
+    """Takes files, in several threads. What `put` returned from is there for good after `sync`."""
+
+    @property
+    def files(self) -> Files:
+        """What is there."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the size of each file that is there."""
+
+    def has(self, key: str, content: bytes) -> bool:
+        """Return whether a file is there with that content, as far as that can be told quickly."""
+
+    def put(self, key: str, content: bytes, published_as: str) -> None:
+        """Write a file, and see that it is there; `published_as` is what chunks are known by."""
+
+    def sync(self) -> None:
+        """Give every file its key for good."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove files."""
+
+
+class Server:
+    """A place in an object store, which says of each file the MD5 of what it received."""
+
+    def __init__(self, files: ObjectFiles) -> None:
+        if not files.is_listed:
+            raise ConfigError(f"nothing can be put to {files.path}; name an s3:// or gs:// address")
+        self.files = files
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[int, str | None]]:
+        return {of["path"]: (of["size"], of["e_tag"]) for of in self.files.found()}
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the size of each file that was there when it was first asked."""
+        return {key: size for key, (size, _) in self._found.items()}
+
+    def has(self, key: str, content: bytes) -> bool:
+        """Return whether it was there with that size and MD5."""
+        size, tag = self._found.get(key, (-1, None))
+        return size == len(content) and tag in _tags(content)
+
+    def put(self, key: str, content: bytes, published_as: str) -> None:
+        """Upload a file; it is there, whole, once the server confirms its checksum."""
+        tag = self.files.put(key, content, published_as)
+        if tag not in _tags(content) and self.files.get(key) != content:
+            where = self.files.path / key
+            raise PlaceError(f"{where}: the server has something else than was sent")
+        self._found[key] = len(content), tag
+
+    def sync(self) -> None:
+        """Do nothing: what is put is there."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove files."""
+        for key in keys:
+            self.files.delete([key])
+            self._found.pop(key, None)
+
+
+def _tags(content: bytes) -> tuple[str, str]:
+    """Return what a server may call a file: its MD5, or that of the MD5s of its parts."""
+    parts = [content[at : at + PART_BYTES] for at in range(0, len(content), PART_BYTES)]
+    in_parts = _md5(b"".join(map(_md5, parts))).hex()
+    return f'"{_md5(content).hex()}"', f'"{in_parts}-{len(parts)}"'
+
+
+def _md5(content: bytes) -> bytes:
+    return hashlib.md5(content, usedforsecurity=False).digest()
+
+
+class Disk:
+    """A directory of this machine."""
+
+    def __init__(self, files: LocalFiles) -> None:
+        self.files = files
+        self._writer, self._lock = files.writer(), Lock()
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the size of each file that is there."""
+        return {key: self.files.size(key) for key in self.files.list()}
+
+    def has(self, key: str, content: bytes) -> bool:
+        """Return whether a file is there with that content."""
+        try:
+            return self.files.get(key) == content
+        except FileNotFoundError:
+            return False
+
+    def put(self, key: str, content: bytes, published_as: str) -> None:
+        """Write a file."""
+        with self._lock, disk_errors_named(f"write {self.files.path}", "name another place"):
+            self._writer.put(key, [content])
+
+    def sync(self) -> None:
+        """Give every file its key for good."""
+        with disk_errors_named(f"write {self.files.path}", "name another place"):
+            self._writer.sync()
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove files."""
+        self._writer.delete(keys)
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self._writer.close()
