@@ -192,6 +192,8 @@ def test_each_run_of_a_file_of_several_is_opened(
     for name in layouts.VARIABLES:
         bits = readers[0].read(name, (1, N_ROWS))
         np.testing.assert_array_equal(bits, layouts.bits(run.tensors[name][1:]))
+    alone = save(tmp_path / "W.safetensors", {"W": torch.stack(2 * [run.tensors["W"]])})
+    assert [of.schema.dtypes for of in open_recording(alone)] == 2 * [{"W": "bfloat16"}]
     other = readers[1].read("W", (0, N_ROWS))
     assert (other[0] == readers[0].read("W", (0, 1))[0]).all()
     assert (other[1:] != readers[0].read("W", (1, N_ROWS))).any()

@@ -51,6 +51,8 @@ class Checkpoint:
         for name, parameter in model.named_parameters():
             tensors[f"model.{name}"] = parameter.detach()
             for state, value in optimizer.state[parameter].items():
+                if value is None:  # SGD's buffer without momentum
+                    continue
                 tensors[f"optimizer.{name}.{state}"] = value
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         return cls(step, {name: tensor.contiguous() for name, tensor in copies.items()})
@@ -76,6 +78,11 @@ class Checkpoint:
                 if key.startswith(prefix)
             }
         optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+        for parameter in (own for group in optimizer.param_groups for own in group["params"]):
+            held = optimizer.state[parameter]
+            for key, saved in states[numbers[id(parameter)]].items():
+                if held[key].dtype != saved.dtype:  # torch casts numbers to the parameter's dtype
+                    held[key] = saved.to(held[key].device)
         torch.set_rng_state(self.tensors[f"{_RANDOM}.cpu"])
         for name, state in self.tensors.items():
             if name.startswith(f"{_RANDOM}.cuda."):

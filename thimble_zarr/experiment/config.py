@@ -16,9 +16,34 @@ from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
 AUTO = "auto"
 """The compute dtype that the machine decides."""
 
+OPTIMIZERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "adadelta": ("Adadelta", ("rho", "eps", "weight_decay")),
+    "adagrad": ("Adagrad", ("lr_decay", "eps", "weight_decay")),
+    "adam": ("Adam", ("beta1", "beta2", "eps", "weight_decay", "amsgrad")),
+    "adamax": ("Adamax", ("beta1", "beta2", "eps", "weight_decay")),
+    "adamw": ("AdamW", ("beta1", "beta2", "eps", "weight_decay", "amsgrad")),
+    "asgd": ("ASGD", ("lambd", "alpha", "t0", "weight_decay")),
+    "nadam": ("NAdam", ("beta1", "beta2", "eps", "momentum_decay", "weight_decay")),
+    "radam": ("RAdam", ("beta1", "beta2", "eps", "weight_decay")),
+    "rmsprop": ("RMSprop", ("alpha", "eps", "momentum", "weight_decay", "centered")),
+    "rprop": ("Rprop", ("etaminus", "etaplus", "step_size_min", "step_size_max")),
+    "sgd": ("SGD", ("momentum", "dampening", "weight_decay", "nesterov")),
+}
+"""The class of each optimizer in `torch.optim`, and which settings are its own."""
+
+_PAIRS = {
+    "betas": ("beta1", "beta2"),
+    "etas": ("etaminus", "etaplus"),
+    "step_sizes": ("step_size_min", "step_size_max"),
+}
+"""What torch takes two settings as."""
+
+_FUSED = ("adagrad", "adam", "adamw", "sgd")
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "compute_dtype": (AUTO, "float32", "bfloat16"),
+    "optimizer": (*OPTIMIZERS,),
     "optimizer_impl": ("single", "foreach", "fused"),
     "record_tokens": ("all", "live", "dead"),
     "coding": get_args(CodingName),
@@ -29,11 +54,28 @@ HELP: Mapping[str, str] = {
     "steps": "Optimizer steps.",
     "batch_size": "Sequences per step.",
     "seq_len": "Tokens per sequence.",
+    "optimizer": "Which of torch's optimizers trains. Each has settings of its own.",
     "lr": "Learning rate.",
-    "weight_decay": "Decoupled weight decay.",
+    "weight_decay": "Weight decay: decoupled in AdamW, added to the gradient in others.",
     "beta1": "Decay rate of the first moment.",
     "beta2": "Decay rate of the second moment.",
-    "eps": "Added to AdamW's denominator.",
+    "eps": "Added to the optimizer's denominator.",
+    "amsgrad": "Divide by the largest second moment so far (adam, adamw).",
+    "momentum": "Factor of the momentum buffer (sgd, rmsprop).",
+    "dampening": "Dampening of the gradient in the buffer (sgd).",
+    "nesterov": "Nesterov's momentum (sgd).",
+    "alpha": "Decay rate of the mean of squared gradients (rmsprop), or power of the decay of the "
+    "learning rate (asgd).  [default: torch's, 0.99 or 0.75]",
+    "centered": "Divide by the standard deviation (rmsprop).",
+    "rho": "Decay rate of the means (adadelta).",
+    "lr_decay": "Decay of the learning rate (adagrad).",
+    "momentum_decay": "How fast the momentum grows (nadam).",
+    "lambd": "Decay term (asgd).",
+    "t0": "Step from which weights are averaged (asgd).",
+    "etaminus": "Factor of step sizes where the gradient's sign changed (rprop).",
+    "etaplus": "Factor of step sizes where it did not (rprop).",
+    "step_size_min": "Least step size (rprop).",
+    "step_size_max": "Largest step size (rprop).",
     "dtype": "Dtype of parameters, gradients and optimizer states, and so of the record.",
     "compute_dtype": "Dtype of forward and backward. auto: float32 for a bfloat16 model on a CPU "
     "without fast bfloat16, else --dtype.",
@@ -45,7 +87,7 @@ HELP: Mapping[str, str] = {
     "layers": "Transformer layers.",
     "heads": "Attention heads.",
     "init_scale": "Standard deviation of the embedding at the start.",
-    "optimizer_impl": "Which of torch's implementations of AdamW runs.",
+    "optimizer_impl": "Which of torch's implementations of the optimizer runs.",
     "double_shift": "Train on the token after next, as the original notebook did by mistake.",
     "corpus": "Text file to train on (UTF-8).  [default: the Python standard library's docs]",
     "tokenizer": "Tokenizer (tokenizers JSON).  [default: a BPE of the standard library]",
@@ -73,11 +115,27 @@ class TrainingConfig:
     steps: int = 1000
     batch_size: int = 128
     seq_len: int = 128
+    optimizer: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    amsgrad: bool = False
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    alpha: float | None = None
+    centered: bool = False
+    rho: float = 0.9
+    lr_decay: float = 0.0
+    momentum_decay: float = 0.004
+    lambd: float = 1e-4
+    t0: float = 1e6
+    etaminus: float = 0.5
+    etaplus: float = 1.2
+    step_size_min: float = 1e-6
+    step_size_max: float = 50.0
     dtype: str = "bfloat16"
     compute_dtype: str = AUTO
     loss_chunk: int = 512
@@ -114,10 +172,57 @@ class TrainingConfig:
         self._require(
             "hidden_dim", self.hidden_dim % self.heads == 0, f"a multiple of heads ({self.heads})"
         )
+        self._check_optimizer()
         if self.schedule is not None and not count_rows(self.schedule, self.steps):
             raise ConfigError(
                 f"the schedule {self.schedule} includes none of the {self.steps} steps"
             )
+
+    def _check_optimizer(self) -> None:
+        """Raise ConfigError if a setting is none of the optimizer's, or cannot work with it."""
+        own = OPTIMIZERS[self.optimizer][1]
+        for setting in fields(self):
+            name, whose = (
+                setting.name,
+                [of for of, (_, its) in OPTIMIZERS.items() if setting.name in its],
+            )
+            if whose and name not in own and getattr(self, name) != setting.default:
+                raise ConfigError(
+                    f"{name} is a setting of {', '.join(whose)}, and the optimizer is "
+                    f"{self.optimizer}"
+                )
+        for name in own:
+            value = getattr(self, name)
+            is_sound = value is None or 0 <= value < math.inf
+            self._require(name, is_sound, "a number from 0 up")
+        is_fused = self.optimizer_impl == "fused"
+        if is_fused and self.optimizer not in _FUSED:
+            raise ConfigError(
+                f"{self.optimizer} has no fused implementation; only {', '.join(_FUSED)} have"
+            )
+        if is_fused and self.optimizer == "sgd" and self.dtype == "bfloat16":
+            raise ConfigError(
+                "torch's fused SGD skips elements in bfloat16 (pytorch#191763); use --dtype float32"
+            )
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ConfigError("nesterov needs a momentum, and no dampening")
+        self._require("rho", self.rho <= 1, "at most 1")
+        self._require("etaminus", 0 < self.etaminus < 1, "between 0 and 1")
+        self._require("etaplus", self.etaplus > 1, "more than 1")
+
+    @property
+    def optimizer_options(self) -> dict[str, object]:
+        """What the optimizer's class is made with, besides the parameters."""
+        own = {name: getattr(self, name) for name in OPTIMIZERS[self.optimizer][1]}
+        options: dict[str, object] = {"lr": self.lr}
+        for pair, names in _PAIRS.items():
+            if names[0] in own:
+                options[pair] = tuple(own.pop(name) for name in names)
+        options |= {name: value for name, value in own.items() if value is not None}
+        options["foreach"] = self.optimizer_impl == "foreach"
+        if self.optimizer in _FUSED:
+            options["fused"] = self.optimizer_impl == "fused"
+        return options
 
     @property
     def schedule(self) -> Schedule | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.config import OPTIMIZERS, TrainingConfig
 
 
 def build_model(config: TrainingConfig, device: torch.device) -> GPT2LMHeadModel:
@@ -41,17 +41,11 @@ def embedding(model: GPT2LMHeadModel) -> nn.Parameter:
     return weight
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over all parameters, in the chosen implementation."""
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        foreach=config.optimizer_impl == "foreach",
-        fused=config.optimizer_impl == "fused",
-    )
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of all parameters, in the chosen implementation."""
+    kind = getattr(torch.optim, OPTIMIZERS[config.optimizer][0])
+    optimizer: torch.optim.Optimizer = kind(model.parameters(), **config.optimizer_options)
+    return optimizer
 
 
 def language_loss(

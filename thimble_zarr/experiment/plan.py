@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import psutil
 
 from thimble_zarr.errors import DiskSpaceError
-from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.config import OPTIMIZERS, TrainingConfig
 from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
 from thimble_zarr.format.coding import Coding
 from thimble_zarr.format.layout import (
@@ -19,8 +19,8 @@ from thimble_zarr.format.layout import (
 )
 from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import chosen_variables
-from thimble_zarr.optim.base import COUNT
-from thimble_zarr.optim.specs.adam import Adam
+from thimble_zarr.optim.base import COUNT, Optimizer
+from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.record.schedule import count_rows
 from thimble_zarr.store.contents import is_begun
 from thimble_zarr.store.reader import StorePath, StoreReader
@@ -97,8 +97,8 @@ def plan_run(
     if overwrite and is_begun(store):
         free_disk_bytes += StoreReader.open_each(store)[0].disk_bytes()
     compute_dtype = choose_compute_dtype(config)
-    adamw = Adam(name="AdamW", implementation=config.optimizer_impl, decoupled_weight_decay=True)
-    variables = chosen_variables(adamw, config.recorded_variables)
+    optimizer = _optimizer(config)
+    variables = chosen_variables(optimizer, config.recorded_variables)
     elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
     return RunPlan(
         storage=plan_storage(
@@ -106,14 +106,14 @@ def plan_run(
             config.vocab_size,  # how many of them are live is known when the corpus is read
             config.hidden_dim,
             dict.fromkeys(variables, _ITEMSIZES[config.dtype]),
-            n_scalars=len(("loss", *adamw.scalars, COUNT, "step")),
+            n_scalars=len(("loss", *optimizer.scalars, COUNT, "step")),
             memory_bytes=memory_bytes or default_memory_bytes(config.coding),
             predicted=[name for name in variables if Coding(config.coding).predicts(name)],
             audited=audited,
         ),
         # It has the whole run in RAM, the states in float32, and saves it once.
         notebook_array_bytes={
-            name: elements * (2 if name in ("W", "grad") else 4) for name in adamw.variables
+            name: elements * (2 if name in ("W", "grad") else 4) for name in optimizer.variables
         },
         compute_dtype=compute_dtype,
         training_bytes=training_bytes(replace(config, compute_dtype=compute_dtype.name)),
@@ -123,6 +123,17 @@ def plan_run(
         free_memory_bytes=psutil.virtual_memory().available,
         free_disk_bytes=free_disk_bytes,
     )
+
+
+def _optimizer(config: TrainingConfig) -> Optimizer:
+    """Return what the optimizer is that trains, as far as it decides what is recorded."""
+    name = OPTIMIZERS[config.optimizer][0]
+    flags = ("maximize", "capturable", "differentiable", "decoupled_weight_decay")
+    known: dict[str, object] = dict.fromkeys((*flags, "amsgrad", "fused", "foreach"), False)
+    known |= {"initial_accumulator_value": 0.0, "betas": (0.0, 0.0)} | config.optimizer_options
+    if name == "AdamW":
+        known["decoupled_weight_decay"] = True
+    return REGISTRY[name].from_group(known, type(name, (), {}))
 
 
 def training_bytes(config: TrainingConfig) -> int:
@@ -135,7 +146,8 @@ def training_bytes(config: TrainingConfig) -> int:
     d, positions = config.hidden_dim, config.batch_size * config.seq_len
     itemsize, compute_itemsize = _ITEMSIZES[config.dtype], _ITEMSIZES[config.compute_dtype]
     n_parameters = (config.vocab_size + config.seq_len) * d + config.layers * 12 * d**2
-    parameters = 4 * n_parameters * itemsize  # with gradients and two moments
+    n_arrays = len(_optimizer(config).variables)  # with gradients and states
+    parameters = n_arrays * n_parameters * itemsize
     if config.compute_dtype != config.dtype:
         parameters += 2 * n_parameters * compute_itemsize  # copies and their gradients
     logits = min(config.loss_chunk or positions, positions) * config.vocab_size * 3 * 4

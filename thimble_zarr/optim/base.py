@@ -287,10 +287,10 @@ def tensor_dtype(value: object) -> str | None:
 
 def chosen_program(group: Mapping[str, object], *, differentiable: bool) -> str:
     """Return which of its programs torch runs for a group, which may leave the choice to it."""
-    from torch.optim.optimizer import _default_to_fused_or_foreach
-
     foreach, fused = group["foreach"], group.get("fused")  # not every optimizer has that
     if foreach is None and fused is None:
+        from torch.optim.optimizer import _default_to_fused_or_foreach
+
         parameters: Any = group["params"]
         _, foreach = _default_to_fused_or_foreach(parameters, differentiable)
     return "fused" if fused else "foreach" if foreach else "single"

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -88,7 +89,7 @@ def bucket(
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield Bucket(s3_between, web_between, request.node.name.partition("[")[0])
+    yield Bucket(s3_between, web_between, re.sub(r"\W+", "-", request.node.name))
     for one in (s3_between, web_between):
         one.log.clear()
         one.log.latency_s = 0.0

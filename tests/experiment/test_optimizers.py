@@ -1,0 +1,91 @@
+"""Every optimizer that `--optimizer` names trains, is recorded, checked, and resumed to the bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.support.tiny import DATA, TINY
+from thimble_zarr.errors import ConfigError
+from thimble_zarr.experiment.checkpoints import Checkpoint
+from thimble_zarr.experiment.config import OPTIMIZERS, TrainingConfig
+from thimble_zarr.experiment.plan import plan_run
+from thimble_zarr.experiment.trainer import Training
+from thimble_zarr.optim.registry import REGISTRY
+
+OWN = {
+    "adadelta": {"rho": 0.8, "lr": 1.0},
+    "adagrad": {"lr_decay": 0.1},
+    "adamw": {"amsgrad": True},
+    "asgd": {"lambd": 0.1, "t0": 2.0, "alpha": 0.5},
+    "nadam": {"momentum_decay": 0.1, "beta1": 0.8},
+    "rmsprop": {"momentum": 0.9, "centered": True, "alpha": 0.9},
+    "rprop": {"etaplus": 1.3, "step_size_max": 0.1, "weight_decay": 0.0},
+    "sgd": {"momentum": 0.9, "nesterov": True},
+}
+
+
+def config(name: str) -> TrainingConfig:
+    return replace(TINY, optimizer=name, dtype="bfloat16", **OWN.get(name, {}))
+
+
+def test_its_settings_are_those_of_the_registry() -> None:
+    assert {kind for kind, _ in OPTIMIZERS.values()} == {*REGISTRY}
+    for kind, own in OPTIMIZERS.values():
+        numbers = {of.name for of in REGISTRY[kind].SCALARS if of.held is None}
+        flags = {"amsgrad", "nesterov", "centered"} & {*own}
+        assert numbers - {"learning_rate"} == {*own} - flags
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_trains_with_its_settings_and_resumes_to_the_bit(name: str) -> None:
+    whole = Training(config(name), DATA)
+    assert type(whole.optimizer).__name__ == OPTIMIZERS[name][0]
+    group = whole.optimizer.param_groups[0]
+    for setting, value in OWN.get(name, {}).items():
+        held = {"beta1": "betas", "etaplus": "etas", "step_size_max": "step_sizes"}.get(setting)
+        if setting == "weight_decay":
+            assert setting not in group
+            continue
+        assert value in group[held] if held else group[setting] == value
+    assert TrainingConfig.from_settings(config(name).to_json()) == config(name)
+    for _ in range(3):
+        whole.step()
+    checkpoint = Checkpoint.take(3, whole.model, whole.optimizer)
+    second = Training(config(name), DATA, checkpoint)
+    for _ in range(3):
+        assert whole.step() == second.step()
+    for one, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        for state, value in whole.optimizer.state[one].items():
+            assert value is None or torch.equal(value, second.optimizer.state[other][state])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_plan_counts_what_it_keeps(name: str, tmp_path) -> None:
+    spec = config(name)
+    training = Training(spec, DATA)
+    training.step()
+    held = training.optimizer.state[training.embedding].values()
+    n_states = sum(getattr(of, "shape", None) == training.embedding.shape for of in held)
+    plan = plan_run(spec, tmp_path / "run.zarr")
+    assert len(plan.notebook_array_bytes) == n_states + 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"momentum": 0.9}, "momentum is a setting of rmsprop, sgd, and the optimizer is adamw"),
+        ({"optimizer": "sgd", "beta1": 0.5}, "beta1 is a setting of"),
+        ({"optimizer": "rprop", "weight_decay": 0.1}, "weight_decay is a setting of"),
+        ({"optimizer": "rmsprop", "optimizer_impl": "fused"}, "no fused implementation"),
+        ({"optimizer": "sgd", "optimizer_impl": "fused"}, "skips elements in bfloat16"),
+        ({"optimizer": "sgd", "nesterov": True}, "nesterov needs a momentum"),
+        ({"optimizer": "rprop", "etaplus": 0.5}, "etaplus is 0.5, but must be more than 1"),
+        ({"optimizer": "sgd", "momentum": -1.0}, "momentum is -1.0, but must be a number from 0"),
+        ({"optimizer": "muon"}, "optimizer is 'muon', but must be one of"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        TrainingConfig(**settings)
