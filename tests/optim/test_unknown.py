@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from thimble_zarr import Recorder, check, diff, open_dataset, write_report
 from thimble_zarr.cli.main import cli
@@ -147,6 +148,54 @@ def test_finding_out_changes_nothing() -> None:
     assert not optimizer.state
     assert torch.equal(torch.random.get_rng_state(), state)
     assert scheduler.last_epoch == 0
+
+
+class Remembering(SignedMomentum):
+    """Draws its own random numbers, counts, and steps what it has noted besides its groups."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params)
+        self.generator, self.counted = torch.Generator().manual_seed(1), [0]
+        self.weights = [*params]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.counted[0] += 1
+        for weight in self.weights:
+            if weight.grad is not None:
+                weight -= torch.rand(weight.shape, generator=self.generator) * weight.grad
+
+
+class Around(torch.optim.Optimizer):
+    """Has another optimizer step."""
+
+    def __init__(self, inner) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner = [inner]
+
+    def step(self, closure=None):
+        self.inner[0].step()
+
+
+def test_finding_out_changes_nothing_that_an_optimizer_has_besides(tmp_path: Path) -> None:
+    weights = [parameter(), parameter()]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    before, told = weights[0].detach().clone(), []
+    optimizer, state = Remembering(weights), torch.Generator().manual_seed(1).get_state()
+    hook = register_optimizer_step_post_hook(lambda *given: told.append(given))
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weights[0]):
+        assert optimizer.counted == [0]
+        assert torch.equal(optimizer.generator.get_state(), state)
+        inner = torch.optim.AdamW(weights)
+        with pytest.raises(OptimizerError, match="Around cannot be recorded: AdamW takes its"):
+            Recorder(tmp_path / "around.zarr", Around(inner), parameter=weights[0])
+        assert all(torch.equal(weight, before) for weight in weights)
+        assert not inner.state
+        assert not told
+        optimizer.step()
+        assert [of for of, *_ in told] == [optimizer]
+    hook.remove()
 
 
 def test_it_is_resumed(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What a lazy array reads and computes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import dask
 import numpy as np
@@ -59,19 +60,19 @@ class Reads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, tuple[int, int], list[int]]] = []
         self.chunks: list[tuple[str, int]] = []
-        real, real_decode = OpenedRows.read, ShardFile.decode
+        real, real_decode = OpenedRows.read_together, ShardFile.decode
 
-        def read(
-            opened: OpenedRows, name: str, rows: tuple[int, int], *options: object
-        ) -> np.ndarray:
-            self.calls.append((name, rows, np.asarray(options[0]).tolist()))
-            return real(opened, name, rows, *options)
+        def read_together(
+            opened: OpenedRows, outs: Mapping[str, np.ndarray], rows: tuple[int, int], *tokens: Any
+        ) -> None:
+            self.calls.extend((name, rows, np.asarray(*tokens).tolist()) for name in outs)
+            real(opened, outs, rows, *tokens)
 
         def decode(shard: ShardFile, chunk: int, *options: object) -> np.ndarray:
             self.chunks.append(("/".join(shard.key.split("/")[-2:]), chunk))
             return real_decode(shard, chunk, *options)
 
-        monkeypatch.setattr(OpenedRows, "read", read)
+        monkeypatch.setattr(OpenedRows, "read_together", read_together)
         monkeypatch.setattr(ShardFile, "decode", decode)
 
     @property

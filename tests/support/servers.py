@@ -98,7 +98,8 @@ class Fault:
     """What happens to requests whose method and path fit, as often as `times` says.
 
     A `status` is an answer with a `code`, as S3 gives it. Else `what` happens: "cut" in the middle
-    of the body, "hang" instead of an answer, or "lost", an answer to what was done.
+    of the body, "hang" instead of an answer, "lost", an answer to what was done, or "altered", what
+    was sent.
     """
 
     what: str = "status"
@@ -154,13 +155,15 @@ class _Between(BaseHTTPRequestHandler):
         with self.server.counted():
             time.sleep(log.latency_s)
         if fault is not None and fault.what == "hang":
-            time.sleep(2)
+            time.sleep(0.8)
             self.close_connection = True
             return
         if fault is not None and fault.what == "status":
             error = f"<Error><Code>{fault.code}</Code><Message>{SECRET}</Message></Error>".encode()
             self._answer(fault.status, {}, error)
             return
+        if fault is not None and fault.what == "altered":
+            body, fault = bytes([body[0] ^ 1]) + body[1:], None
         with closing(http.client.HTTPConnection("127.0.0.1", self.server.upstream)) as upstream:
             upstream.request(self.command, self.path, body, dict(self.headers))
             found = upstream.getresponse()

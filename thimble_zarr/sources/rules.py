@@ -96,6 +96,11 @@ def run_of(
     )
 
 
+def single_run(contents: FileContents) -> Sequence[RecordedRun]:
+    """Return the one run in a file that follows the rules, as a layout does."""
+    return [run_of(contents)]
+
+
 def _series(contents: FileContents) -> dict[str, Series]:
     """Return where the rows of each variable are."""
     found = {ours: contents.named(names) for ours, names in VARIABLES.items()}

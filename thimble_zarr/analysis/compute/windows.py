@@ -75,11 +75,14 @@ class _Piece:
     def bits(self, name: str) -> np.ndarray:
         """Return a variable's bits, shape `(step, token, dim)`."""
         if name not in self._bits:
-            names = self.inputs if name in self.inputs else (name,)
             rows = self.rows[0] - self._has_row_before, self.rows[1]
-            outs = {name: self._memory_of(name, rows[1] - rows[0]) for name in names}
-            self.opened.read_together(outs, rows, self.tokens)
-            for one, bits in outs.items():
+            names = self.inputs if name in self.inputs else (name,)
+            found = {name: self._memory_of(name, rows[1] - rows[0]) for name in names}
+            if names is self.inputs:
+                self.opened.read_together(found, rows, self.tokens)
+            else:
+                found[name] = self.opened.read(name, rows, self.tokens, found[name])
+            for one, bits in found.items():
                 if self._has_row_before:
                     self._before[one] = bits[:1]
                 self._bits[one] = bits[self._has_row_before :]

@@ -5,12 +5,10 @@ is the gradient of step k+1. `h_mean`, `centroid`, `delta_W_prime` and `last_mot
 taken: the last three follow from `W`.
 """
 
-from collections.abc import Sequence
-
 from thimble_zarr.sources.containers.array import FileContents
 from thimble_zarr.sources.layouts import thimble_8
-from thimble_zarr.sources.recorded import Layout, RecordedRun
-from thimble_zarr.sources.rules import run_of
+from thimble_zarr.sources.recorded import Layout
+from thimble_zarr.sources.rules import single_run
 
 _LIVE = ("h_mean", "centroid", "delta_W_prime", "last_motion_step")
 
@@ -19,8 +17,4 @@ def _recognises(contents: FileContents) -> bool:
     return thimble_8.LAYOUT.recognises(contents) and any(name in contents.arrays for name in _LIVE)
 
 
-def _runs(contents: FileContents) -> Sequence[RecordedRun]:
-    return [run_of(contents)]
-
-
-LAYOUT = Layout("a Crucible file", _recognises, _runs)
+LAYOUT = Layout("a Crucible file", _recognises, single_run)

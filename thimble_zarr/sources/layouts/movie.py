@@ -5,15 +5,7 @@
 names, and which no other layout has, is read alike, with what states it has.
 """
 
-from collections.abc import Sequence
+from thimble_zarr.sources.recorded import Layout
+from thimble_zarr.sources.rules import has_weights, single_run
 
-from thimble_zarr.sources.containers.array import FileContents
-from thimble_zarr.sources.recorded import Layout, RecordedRun
-from thimble_zarr.sources.rules import has_weights, run_of
-
-
-def _runs(contents: FileContents) -> Sequence[RecordedRun]:
-    return [run_of(contents)]
-
-
-LAYOUT = Layout("a safetensors file", has_weights, _runs)
+LAYOUT = Layout("a safetensors file", has_weights, single_run)

@@ -5,19 +5,13 @@ of which the last has room for rows beyond the last step. Attributes of the root
 hyper-parameters. Other HDF5 files whose datasets have those names are read alike.
 """
 
-from collections.abc import Sequence
-
 from thimble_zarr.sources.containers.array import FileContents
-from thimble_zarr.sources.recorded import Layout, RecordedRun
-from thimble_zarr.sources.rules import has_weights, run_of
+from thimble_zarr.sources.recorded import Layout
+from thimble_zarr.sources.rules import has_weights, single_run
 
 
 def _recognises(contents: FileContents) -> bool:
     return contents.container == "HDF5" and has_weights(contents)
 
 
-def _runs(contents: FileContents) -> Sequence[RecordedRun]:
-    return [run_of(contents)]
-
-
-LAYOUT = Layout("an HDF5 file", _recognises, _runs)
+LAYOUT = Layout("an HDF5 file", _recognises, single_run)

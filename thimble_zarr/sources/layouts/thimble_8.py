@@ -5,19 +5,13 @@ numbers of bfloat16 values; Thimble 9 has none of them. `loss` has a 0.0 for the
 `dead_mask` is of the whole vocabulary, and `dead_indices` are the ids of the n tokens.
 """
 
-from collections.abc import Sequence
-
 from thimble_zarr.sources.containers.array import FileContents
-from thimble_zarr.sources.recorded import Layout, RecordedRun
-from thimble_zarr.sources.rules import TOKEN_IDS, has_weights, run_of
+from thimble_zarr.sources.recorded import Layout
+from thimble_zarr.sources.rules import TOKEN_IDS, has_weights, single_run
 
 
 def _recognises(contents: FileContents) -> bool:
     return has_weights(contents) and any(name in contents.arrays for name in TOKEN_IDS)
 
 
-def _runs(contents: FileContents) -> Sequence[RecordedRun]:
-    return [run_of(contents)]
-
-
-LAYOUT = Layout("a file of dead tokens", _recognises, _runs)
+LAYOUT = Layout("a file of dead tokens", _recognises, single_run)

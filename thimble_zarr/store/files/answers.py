@@ -31,16 +31,17 @@ _MEANINGS: dict[str, str] = {
     "503": "the server has too much to do, and was asked often enough; try again later",
     "5..": "the server failed; try again later",
     "dns error": "there is no server of that name",
-    "Connection refused": "no server listens there",
+    "Connection refused": "no server listens there; try again later",
     "timed out": "the server did not answer in time; try again later",
     "TimedOut": "the server did not answer in time; try again later",
     "missing region": "set AWS_REGION",
     "without LOCATION": "the bucket is in another region; set AWS_REGION",
     "Range request not supported": "the server returns whole files only; it must serve ranges",
+    "IncompleteBody": "the connection was cut; try again later",
+    "IncompleteMessage": "the connection was cut; try again later",
     "connection closed": "the connection was cut; try again later",
     "connection error": "the connection was cut; try again later",
-    "decoding response body": "the connection was cut; try again later",
-    "error sending request": "the server cannot be reached",
+    "error sending request": "the server cannot be reached; try again later",
 }
 """What is in an answer, or in what the library makes of it: the first that is found counts."""
 
