@@ -90,4 +90,4 @@ def _as(number: Any, value: float) -> Any:
     """Return a recorded number as the group has it: a whole one, or a tensor, if that is one."""
     if hasattr(number, "new_tensor"):
         return number.new_tensor(value)
-    return int(value) if isinstance(number, int) else value
+    return int(value) if isinstance(number, int) and value.is_integer() else value
