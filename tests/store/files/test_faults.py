@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import thimble_zarr
-from tests.store.files.conftest import Bucket
-from tests.store.files.test_publish import is_copied
+from tests.store.files.conftest import Bucket, is_copied
 from tests.support import stores
 from tests.support.commands import fails
 from tests.support.documents import ROOT

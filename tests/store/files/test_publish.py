@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 
 import thimble_zarr
-from tests.store.files.conftest import Bucket
+from tests.store.files.conftest import Bucket, contents, is_copied
 from tests.support import stores
 from tests.support.commands import fails, succeeds
 from tests.support.faults import flip_in_place
@@ -19,22 +19,12 @@ from thimble_zarr.errors import DamagedStoreError, StoreError, StoreExistsError
 from thimble_zarr.store.files.base import ChangedError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
-from thimble_zarr.store.keys import COMMIT, HOLDER, LOCK
+from thimble_zarr.store.keys import COMMIT
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import publish as publishing
 from thimble_zarr.store.remote.copying import Copied, copy_committed
 from thimble_zarr.store.remote.target import Server
 from thimble_zarr.store.writer import StoreWriter
-
-BOOKKEEPING_OF_A_WRITER = {LOCK, HOLDER}
-
-
-def contents(files: LocalFiles | ObjectFiles) -> dict[str, bytes]:
-    return {key: files.get(key) for key in files.list() if key not in BOOKKEEPING_OF_A_WRITER}
-
-
-def is_copied(store: Path, url: str) -> bool:
-    return contents(LocalFiles(store)) == contents(ObjectFiles(url))
 
 
 def test_a_store_goes_to_a_server_and_back(bucket: Bucket, zoo: Recorded, tmp_path: Path) -> None:
@@ -126,7 +116,7 @@ def test_whoever_reads_while_it_is_published_sees_whole_commits(
     seen = 0
     for n_rows in stores.COMMITS:
         stores.commit(writer, n_rows)
-        for _ in range(4):
+        for _ in range(3):
             server = CutOff(ObjectFiles(url), rng.randrange(9))
             with suppress(CutOffError):
                 copy_committed(files, server, lambda done, total: None, Copied())
@@ -163,6 +153,8 @@ def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
         n_seen.add(n_rows)
         rows = reader.read("W", (0, n_rows)).tobytes()
         assert rows in (before[:n_rows].tobytes(), after[:n_rows].tobytes())
+        if n_rows == 9:
+            break
     assert n_seen == {10, 3, 9}
     with pytest.raises(ChangedError):
         opened.read("W", (8, 9), range(3, 11))
