@@ -15,9 +15,6 @@ import pytest
 
 from tests.support.servers import Between, Log, Weed, between, weed
 from thimble_zarr.format.location import Url
-from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.files.objects import ObjectFiles
-from thimble_zarr.store.keys import HOLDER, LOCK
 
 BUCKET = "bucket"
 
@@ -105,14 +102,3 @@ def bucket(
     for one in (s3_between, web_between):
         one.log.clear()
         one.log.latency_s = 0.0
-
-
-BOOKKEEPING_OF_A_WRITER = {LOCK, HOLDER}
-
-
-def contents(files: LocalFiles | ObjectFiles) -> dict[str, bytes]:
-    return {key: files.get(key) for key in files.list() if key not in BOOKKEEPING_OF_A_WRITER}
-
-
-def is_copied(store: Path, url: str) -> bool:
-    return contents(LocalFiles(store)) == contents(ObjectFiles(url))

@@ -9,9 +9,10 @@ from threading import Thread
 import pytest
 
 import thimble_zarr
-from tests.store.files.conftest import Bucket, contents, is_copied
+from tests.store.files.conftest import Bucket
 from tests.support import stores
 from tests.support.commands import fails, succeeds
+from tests.support.copies import contents, is_copied
 from tests.support.faults import flip_in_place
 from tests.support.runs import token_labels
 from tests.support.zoo import Recorded
