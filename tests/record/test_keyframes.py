@@ -17,6 +17,7 @@ from thimble_zarr import Recorder, check, every, recode
 from thimble_zarr.bits import is_nan, same_bits
 from thimble_zarr.errors import AuditError, ConfigError
 from thimble_zarr.format.audited import AuditCounts
+from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.record import block as block_module
 from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.replay import keyframes
@@ -25,8 +26,14 @@ from thimble_zarr.store.reader import StoreReader
 BLOCK, MEMORY = 16, 22_000
 """Blocks of so many rows of 11 x 5 in bfloat16, and the memory that gives them."""
 
+IN_FLOAT16 = ("ASGD", "NAdam", "Rprop")
+
 KINDS = [
-    *kinds(flags=False),
+    *kinds(
+        *(name for name in REGISTRY if name not in IN_FLOAT16), natives=("bfloat16",), flags=False
+    ),
+    *kinds(*IN_FLOAT16, natives=("float16",), flags=False),
+    *kinds("AdamW", natives=("float32",), flags=False),
     pytest.param(
         Kind("Adam", "bfloat16", {"weight_decay": 0.1, "foreach": True}, change_betas),
         id="Adam-foreach-bfloat16-betas",  # whose last elements round otherwise than the program

@@ -23,8 +23,9 @@ ACCOUNT["disable_oauth"] = True
 """Nobody's, at Google Cloud Storage, whose protocol is that of S3 where files are read."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """Ended with these tests: while it has nothing to do it takes a fortieth of a core."""
     with weed(tmp_path_factory.mktemp("weed")) as running:
         with closing(http.client.HTTPConnection("127.0.0.1", running.s3)) as connection:
             connection.request("PUT", f"/{BUCKET}")
@@ -32,13 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3_between(server: Weed) -> Iterator[Between]:
     with between(server.s3) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def web_between(server: Weed) -> Iterator[Between]:
     with between(server.filer) as running:
         yield running
