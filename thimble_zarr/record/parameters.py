@@ -22,6 +22,8 @@ from thimble_zarr.errors import MAX_LISTED, ConfigError, OptimizerError, listed
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import plan_layouts
 from thimble_zarr.format.schema import (
+    NOTEBOOK_FILE,
+    SOURCE_FILE,
     Json,
     Schema,
     TokenLabels,
@@ -141,6 +143,8 @@ def declare(
     coding: CodingName,
 ) -> dict[str, Schema]:
     """Return the schema of each parameter; the arguments are those of `Recorder`."""
+    if taken := {NOTEBOOK_FILE, SOURCE_FILE} & {*(attrs or {})}:
+        raise ConfigError(f"attrs has {listed(taken)}, which say of a run that it was imported")
     dtypes = {
         group: {name: one.dtypes[name] for name in chosen_variables(one.optimizer, variables)}
         for group, one in recorded.items()
