@@ -106,6 +106,9 @@ def test_a_directory_of_safetensors_files_is_one_checkpoint(
     assert [of.step for of in open_checkpoints(inside, NAME)] == [*STEPS]
 
 
+METADATA = "torch.distributed.checkpoint.metadata"
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("evil",)
@@ -118,12 +121,34 @@ def test_an_index_that_would_run_code_is_not_read(
     folder = distributed(tmp_path / "step_1", model(run, 1))
     for content, error, message in (
         (pickle.dumps(Evil()), NotAStoreError, "asks for posix.mkdir"),
+        # `dataclass` compiles the names of fields.
+        (f"c{METADATA}\ndataclass\n.".encode(), NotAStoreError, f"asks for {METADATA}.dataclass"),
         ((folder / ".metadata").read_bytes()[:50], DamagedStoreError, "cannot be read"),
     ):
         (folder / ".metadata").write_bytes(content)
         with pytest.raises(error, match=message):
             open_checkpoints([folder], NAME)
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_tensor_of_which_an_index_has_a_part_only_is_not_read(
+    tmp_path: Path, run: Trajectory
+) -> None:
+    folder = distributed(tmp_path / "step_1", model(run, 1))
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    index.state_dict_metadata[f"transformer.{NAME}"].chunks.clear()
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(DamagedStoreError, match=rf"does not say where all of .*{NAME} lies"):
+        open_checkpoints([folder], NAME)
+
+
+def test_a_tensor_in_two_files_of_a_directory_is_not_chosen_from(
+    tmp_path: Path, run: Trajectory
+) -> None:
+    for name, step in (("ema", 0), ("model", 1)):
+        save(tmp_path / f"{name}.safetensors", model(run, step))
+    with pytest.raises(NotAStoreError, match=r"is in model\.safetensors and in another file"):
+        open_checkpoints([tmp_path], NAME)
 
 
 def test_checkpoints_that_do_not_fit_together_are_refused(tmp_path: Path, run: Trajectory) -> None:

@@ -82,5 +82,8 @@ def on_disk(path: str | os.PathLike[str]) -> Path:
     """Return a path that is written to; raise ConfigError if it is an address."""
     location = located(path)
     if isinstance(location, Url):
-        raise ConfigError(f"nothing writes to {location} itself; name a path of this machine")
+        raise ConfigError(
+            f"nothing writes to {location} itself; name a path of this machine, and copy the store "
+            "with `thimble-zarr publish`"
+        )
     return location

@@ -1,6 +1,7 @@
 """A store on a server: a real one, and one in between that counts requests and makes faults."""
 
 import http.client
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from tests.support.servers import Between, Log, Weed, between, weed
 from thimble_zarr.format.location import Url
 
 BUCKET = "bucket"
+
+ACCOUNT = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+ACCOUNT["disable_oauth"] = True
+"""Nobody's, at Google Cloud Storage, whose protocol is that of S3 where files are read."""
 
 
 @pytest.fixture(scope="session")
@@ -82,12 +87,16 @@ def bucket(
     web_between: Between,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Bucket]:
     for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_between.address)
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+    account = tmp_path_factory.mktemp("google") / "account.json"
+    account.write_text(json.dumps(ACCOUNT | {"gcs_base_url": s3_between.address}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield Bucket(s3_between, web_between, re.sub(r"\W+", "-", request.node.name))
     for one in (s3_between, web_between):

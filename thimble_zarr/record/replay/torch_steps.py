@@ -18,6 +18,8 @@ Bits = Mapping[str, np.ndarray]
 
 def why_not(schema: Schema) -> str:
     """Return why steps of a parameter cannot be taken again; empty where they can."""
+    if not schema.optimizer.CAN_BE_REPLAYED:
+        return f"nobody told how {schema.optimizer.name} takes a step (register_optimizer)"
     missing = [name for name in schema.optimizer.variables if name not in schema.dtypes]
     if missing:
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not recorded"

@@ -6,13 +6,14 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES
-from thimble_zarr.errors import DamagedStoreError, NotAStoreError
+from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.sources.containers.array import FileArray, whole
 from thimble_zarr.sources.containers.safetensors import read_safetensors
 
@@ -57,7 +58,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return _distributed(path)
     arrays: dict[str, FileArray] = {}
     for file in sorted(path.glob("*.safetensors")):
-        arrays |= read_safetensors(file).arrays
+        found = read_safetensors(file).arrays
+        if twice := arrays.keys() & found.keys():
+            raise NotAStoreError(
+                f"{min(twice)} is in {file.name} and in another file of it; name one of the files"
+            )
+        arrays |= found
     if not arrays:
         raise NotAStoreError(f"it is a directory with neither {METADATA} nor safetensors files")
     return SafetensorsCheckpoint(path, arrays)
@@ -109,11 +115,14 @@ class DistributedCheckpoint:
 
 _ALLOWED = re.compile(
     r"torch\.(Size|bfloat16|(float|u?int)\d+|bool)"
-    r"|torch\.distributed\.checkpoint\.(metadata\.\w+|filesystem\._Storage\w+)"
+    r"|torch\.distributed\.checkpoint\.metadata\.(Metadata(Index)?|(Tensor|Bytes)StorageMetadata"
+    r"|TensorProperties|ChunkStorageMetadata|StorageMeta|_MEM_FORMAT_ENCODING)"
+    r"|torch\.distributed\.checkpoint\.filesystem\._Storage(Info|Prefix)"
     r"|torch\.serialization\._get_layout"
     r"|pathlib\.\w*Path|collections\.OrderedDict"
 )
-"""What the index of a distributed checkpoint is made of."""
+"""What the index of a distributed checkpoint is made of: classes, by name. A module of torch has
+more in it, such as `dataclass`, which compiles what it is given as the name of a field."""
 
 
 class _IndexOnly(pickle.Unpickler):
@@ -137,12 +146,18 @@ def _distributed(path: Path) -> DistributedCheckpoint:
     content = (path / METADATA).read_bytes()
     try:
         index = _IndexOnly(io.BytesIO(content)).load()
+        tensors = {
+            name: of for name, of in index.state_dict_metadata.items() if hasattr(of, "properties")
+        }
+        for name, of in tensors.items():
+            # torch would leave what no file has as it found the memory.
+            if sum(prod(chunk.sizes) for chunk in of.chunks) < prod(of.size):
+                raise DamagedStoreError(f"its {METADATA} does not say where all of {name} lies")
         known = {
             name: TensorInfo(tuple(of.size), _native(of.properties.dtype))
-            for name, of in index.state_dict_metadata.items()
-            if hasattr(of, "properties")
+            for name, of in tensors.items()
         }
-    except NotAStoreError:
+    except StoreError:
         raise
     except Exception as error:  # whatever a broken pickle raises
         raise DamagedStoreError(f"its {METADATA} cannot be read: {error!r}") from error

@@ -320,13 +320,12 @@ def _check_process(path: Url) -> None:
 
 def _connect(path: Url, obstore: Any) -> Any:
     """Return what talks to a server, with what the environment says of it."""
-    scheme = path.partition(":")[0]
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else path
     options = {
         "timeout": timedelta(minutes=10),  # the body included
         "read_timeout": timedelta(seconds=tuning.TUNING.request_timeout_s),
         "connect_timeout": timedelta(seconds=min(5, tuning.TUNING.request_timeout_s)),
-        "allow_http": endpoint.startswith("http://"),
+        # Where the environment names another server, it says by which protocol.
+        "allow_http": not path.startswith("https:"),
     }
     retries = {
         "max_retries": tuning.TUNING.request_retries,
