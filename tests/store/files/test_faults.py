@@ -16,9 +16,9 @@ import pytest
 
 import thimble_zarr
 from tests.store.files.conftest import Bucket
-from tests.store.files.test_publish import is_copied
 from tests.support import stores
 from tests.support.commands import fails
+from tests.support.copies import is_copied
 from tests.support.documents import ROOT
 from tests.support.servers import SECRET, Fault
 from tests.support.tuned import tuned

@@ -12,26 +12,17 @@ import thimble_zarr
 from tests.store.files.conftest import Bucket
 from tests.support import stores
 from tests.support.commands import fails, succeeds
+from tests.support.copies import contents, is_copied
 from tests.support.faults import flip_in_place
 from tests.support.zoo import Recorded
 from thimble_zarr.errors import DamagedStoreError, StoreError, StoreExistsError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
-from thimble_zarr.store.keys import COMMIT, HOLDER, LOCK
+from thimble_zarr.store.keys import COMMIT
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import publish as publishing
 from thimble_zarr.store.remote.copying import Copied, copy_committed
 from thimble_zarr.store.remote.target import Server
-
-BOOKKEEPING_OF_A_WRITER = {LOCK, HOLDER}
-
-
-def contents(files: LocalFiles | ObjectFiles) -> dict[str, bytes]:
-    return {key: files.get(key) for key in files.list() if key not in BOOKKEEPING_OF_A_WRITER}
-
-
-def is_copied(store: Path, url: str) -> bool:
-    return contents(LocalFiles(store)) == contents(ObjectFiles(url))
 
 
 def test_a_store_goes_to_a_server_and_back(bucket: Bucket, zoo: Recorded, tmp_path: Path) -> None:
