@@ -143,8 +143,6 @@ def declare(
     coding: CodingName,
 ) -> dict[str, Schema]:
     """Return the schema of each parameter; the arguments are those of `Recorder`."""
-    if taken := {NOTEBOOK_FILE, SOURCE_FILE} & {*(attrs or {})}:
-        raise ConfigError(f"attrs has {listed(taken)}, which say of a run that it was imported")
     dtypes = {
         group: {name: one.dtypes[name] for name in chosen_variables(one.optimizer, variables)}
         for group, one in recorded.items()
@@ -172,10 +170,20 @@ def declare(
             schedule=None if schedule is None else str(schedule),
             software=_SOFTWARE,
             created=created,
-            attrs=attrs or {},
+            attrs=_checked_attrs(attrs or {}),
         ).labelled(one.labels)
         for (group, one), layout in zip(recorded.items(), layouts, strict=True)
     }
+
+
+def _checked_attrs(attrs: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Return attributes; raise ConfigError if they say of a run that it was imported."""
+    if taken := sorted({NOTEBOOK_FILE, SOURCE_FILE} & {*attrs}):
+        raise ConfigError(
+            f"attrs has {listed(taken)}, by which a run is known that was imported; choose another "
+            "name"
+        )
+    return attrs
 
 
 def _by_group(
