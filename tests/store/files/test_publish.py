@@ -1,11 +1,14 @@
 """A store that is copied to a server, also while it is recorded, and back."""
 
+import json
 import random
 import shutil
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import pytest
 
 import thimble_zarr
@@ -20,7 +23,8 @@ from thimble_zarr.errors import DamagedStoreError, StoreError, StoreExistsError
 from thimble_zarr.store.files.base import ChangedError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
-from thimble_zarr.store.keys import COMMIT
+from thimble_zarr.store.keys import COMMIT, LEDGER
+from thimble_zarr.store.ledger import Commit, seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import publish as publishing
 from thimble_zarr.store.remote.copying import Copied, copy_committed
@@ -74,6 +78,50 @@ def test_damage_is_not_published(bucket: Bucket, toy_copy: Path) -> None:
         thimble_zarr.publish(toy_copy, url)
     with pytest.raises(StoreError):
         thimble_zarr.open_dataset(url)  # no commit is there
+
+
+def test_damaged_metadata_are_not_copied(toy_copy: Path, tmp_path: Path) -> None:
+    file = toy_copy / "W" / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"zarr_format": 2}))
+    with pytest.raises(DamagedStoreError, match=r"W/zarr\.json: its zarr_format is not what was"):
+        thimble_zarr.fetch(str(toy_copy), tmp_path / "fetched.zarr")
+
+
+def test_what_is_missing_of_a_copy_is_copied_again(toy_path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.zarr"
+    thimble_zarr.fetch(str(toy_path), copy)
+    for key in ("W/c.1.0.0", "W/zarr.json"):
+        (copy / key).unlink()
+        assert thimble_zarr.fetch(str(toy_path), copy).n_files == 1
+        assert contents(LocalFiles(copy)) == contents(LocalFiles(toy_path))
+
+
+def test_a_store_without_a_row_is_not_copied(tmp_path: Path) -> None:
+    writer = stores.create(tmp_path / "empty.zarr")
+    message = fails(3, "fetch", tmp_path / "empty.zarr", tmp_path / "copy.zarr")
+    assert "has no committed step" in message
+    writer.close()
+
+
+def test_a_ledger_cannot_name_a_place_outside(
+    bucket: Bucket, toy_copy: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside" / "zarr.json"
+    (toy_copy / str(outside)[1:]).parent.mkdir(parents=True)
+    (toy_copy / str(outside)[1:]).write_text("{}")
+    first, *rest = (toy_copy / LEDGER).read_bytes().splitlines(keepends=True)
+    entry = json.loads(first)
+    del entry["crc32"]
+    entry["metadata"][str(outside)] = {}
+    lines = b"".join([seal(entry) + b"\n", *rest])
+    (toy_copy / LEDGER).write_bytes(lines)
+    commit = msgspec.structs.replace(
+        Commit.read(LocalFiles(toy_copy)), ledger_bytes=len(lines), ledger_crc32=zlib.crc32(lines)
+    )
+    (toy_copy / COMMIT).write_bytes(commit.to_bytes())
+    with pytest.raises(DamagedStoreError):
+        thimble_zarr.fetch(bucket.upload(toy_copy), tmp_path / "fetched.zarr")
+    assert not outside.exists()
 
 
 def test_an_older_copy_does_not_replace_a_newer_one(bucket: Bucket, tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 
 from thimble_zarr.errors import DamagedStoreError, StoreExistsError
-from thimble_zarr.store.contents import Contents
+from thimble_zarr.store.contents import Contents, reading
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.memory import MemoryFiles
 from thimble_zarr.store.integrity.altered import name_of_chunks
-from thimble_zarr.store.integrity.expected import Expected
+from thimble_zarr.store.integrity.expected import Expected, read_found
 from thimble_zarr.store.integrity.files import difference
+from thimble_zarr.store.integrity.metadata import document_difference
 from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA
 from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines
 from thimble_zarr.store.remote.target import Target
@@ -64,7 +65,8 @@ class Snapshot:
         """
         Contents.read(files)
         record = files.get(COMMIT)
-        commit = Commit.read(MemoryFiles({COMMIT: record}))
+        with reading(files.path):
+            commit = Commit.read(MemoryFiles({COMMIT: record}))
         found = [*read_lines(files)]
         committed = [line for line in found if line.stop <= commit.ledger_bytes]
         behind = [line for line in found[len(committed) :] if line.entry is not None]
@@ -88,6 +90,23 @@ class Snapshot:
         """What is committed of each file."""
         return self.expected.ledger.records
 
+    def is_in(self, sizes: Mapping[str, int]) -> bool:
+        """Return whether all its files are among those that are somewhere, in their sizes."""
+        sound = all(sizes.get(key) == record.n_bytes for key, record in self.records.items())
+        return sound and {METADATA, *self.expected.ledger.metadata} <= sizes.keys()
+
+    def document(self, key: str) -> bytes:
+        """Return metadata; raise DamagedStoreError or MovedOnError if they are not as declared."""
+        content = self.files.get(key)
+        found, problem = read_found(MemoryFiles({key: content}), key)
+        declared = self.expected.ledger.metadata.get(key, found)
+        if problem := problem or document_difference(self.expected, found, declared):
+            self.check_not_moved_on()
+            raise DamagedStoreError(
+                f"{self.files.path}: {key}: {problem}; `thimble-zarr verify` tells more"
+            )
+        return content
+
     def fitting(self, key: str, content: bytes) -> FileRecord:
         """Return the record that content fits; raise DamagedStoreError or MovedOnError if none."""
         files = MemoryFiles({key: content})
@@ -96,15 +115,16 @@ class Snapshot:
         for record in chain([self.records[key]], self.promised.get(key, [])):
             if not (problem := _difference(one, key, record)):
                 return record
-        if self.files.get(COMMIT) != self.record or self._has_grown():
-            raise MovedOnError
+        self.check_not_moved_on()
         raise DamagedStoreError(
             f"{self.files.path}: {key} is not what was committed: {problem}; nothing of it is "
             "copied; `thimble-zarr verify` tells more"
         )
 
-    def _has_grown(self) -> bool:
-        return self.files.size(LEDGER) > len(self.lines)
+    def check_not_moved_on(self) -> None:
+        """Raise MovedOnError if the writer has committed, or begun to, since it was read."""
+        if self.files.get(COMMIT) != self.record or self.files.size(LEDGER) > len(self.lines):
+            raise MovedOnError
 
 
 def _difference(expected: Expected, key: str, record: FileRecord) -> str:
@@ -150,7 +170,7 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
         return
     sizes = target.sizes()
     n_known = _known_bytes(snapshot, target, sizes)
-    if target_record(target, sizes) == snapshot.record and METADATA in sizes:
+    if target_record(target, sizes) == snapshot.record and snapshot.is_in(sizes):
         copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
         return
     copy = _Copy(snapshot, target, copied, reach)
@@ -162,7 +182,7 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
     copy.documents(documents)
     target.sync()
     copy.write(COMMIT, snapshot.record)
-    copy.write(METADATA, files.get(METADATA))
+    copy.write(METADATA, snapshot.document(METADATA))
     target.delete(key for key in _removed(snapshot, n_known) if key in sizes)
     copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
 
@@ -180,7 +200,8 @@ def _known_bytes(snapshot: Snapshot, target: Target, sizes: Mapping[str, int]) -
     where = target.files.path
     record, commit = target_record(target, sizes), Commit()
     if record is not None:
-        commit = Commit.read(MemoryFiles({COMMIT: record}))
+        with reading(where):
+            commit = Commit.read(MemoryFiles({COMMIT: record}))
         n_bytes = commit.ledger_bytes
         if n_bytes > snapshot.commit.ledger_bytes:
             raise StoreExistsError(
@@ -264,8 +285,8 @@ class _Copy:
 
     def documents(self, keys: Iterable[str]) -> None:
         """Write metadata."""
-        files = self.snapshot.files
-        for _, n_bytes in self._each(lambda key: self._write(key, files.get(key)), [*keys]):
+        document = self.snapshot.document
+        for _, n_bytes in self._each(lambda key: self._write(key, document(key)), [*keys]):
             self._count(n_bytes)
 
     def _each(
