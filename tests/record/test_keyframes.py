@@ -1,6 +1,8 @@
 """Rows of which training copied the gradient only: filled in to the bit, or missing and said so."""
 
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,13 @@ from thimble_zarr import Recorder, check, every, recode
 from thimble_zarr.bits import is_nan, same_bits
 from thimble_zarr.errors import AuditError, ConfigError
 from thimble_zarr.format.audited import AuditCounts
+from thimble_zarr.optim.lanes import Lanes
 from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.record import block as block_module
 from thimble_zarr.record.audit.finding import AuditFinding
+from thimble_zarr.record.parameters import choose, declare
 from thimble_zarr.record.replay import keyframes
+from thimble_zarr.record.replay.torch_steps import TorchSteps
 from thimble_zarr.store.reader import StoreReader
 
 BLOCK, MEMORY = 16, 22_000
@@ -364,6 +369,28 @@ def test_what_cannot_be_taken_again_is_copied_whole(path: Path) -> None:
     reader = StoreReader.open(path)
     assert not is_nan(reader.read("W", (0, 6))).any()
     assert [*reader.read_history().missing] == []
+
+
+def test_places_of_elements_take_no_memory_of_a_whole_row() -> None:
+    weight = nn.Parameter(torch.zeros(2**15 + 3, 31))
+    schema = declare(
+        choose(torch.optim.SGD([weight]), weight)[1],
+        variables=None,
+        schedule=None,
+        attrs=None,
+        memory_bytes=2**28,
+        coding="plain",
+    )[""]
+    schema = replace(schema, n_threads=2)
+    tracemalloc.start()
+    alone = TorchSteps(schema, None).alone()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    every = np.arange(weight.numel())
+    lanes = Lanes.of("foreach", n_elements=weight.numel(), n_threads=2)
+    np.testing.assert_array_equal(alone, np.flatnonzero(lanes.are_alone(every)))
+    assert len(alone)
+    assert peak < every.nbytes
 
 
 def test_other_ways_to_keep_are_refused(path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.support.runs import N_LIVE, N_STEPS, N_TOKENS, record, token_labels
 from thimble_zarr import TokenLabels
 from thimble_zarr.errors import ConfigError, NotAStoreError, StoreExistsError
 from thimble_zarr.sources.exporting import export_notebook
+from thimble_zarr.sources.importing import import_file
 from thimble_zarr.sources.open import open_file_alone
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
@@ -29,6 +30,14 @@ def test_an_import_holds_what_the_run_held(tmp_path: Path, file: Path) -> None:
     assert reader.commit.complete
     assert set(reader.schema.dtypes.values()) == {"bfloat16"}
     assert source.narrow_states
+
+
+def test_a_file_in_the_store_that_would_be_replaced_stays(tmp_path: Path, file: Path) -> None:
+    import_notebook(file, tmp_path / "run.zarr")
+    inside = file.rename(tmp_path / "run.zarr" / file.name)
+    with pytest.raises(ConfigError, match=r"lies in .* which would be replaced"):
+        import_file(open_file_alone(inside), tmp_path / "run.zarr", overwrite=True)
+    assert inside.exists()
 
 
 def test_labels_are_kept(tmp_path: Path, file: Path) -> None:
@@ -113,6 +122,7 @@ MEASURE = """
 from pathlib import Path
 from thimble_zarr.sources.exporting import export_notebook
 from tests.support.notebook_file import import_notebook
+from thimble_zarr.sources.importing import import_file
 from thimble_zarr.sources.open import open_file_alone
 small, large, store, again = map(Path, sys.argv[1:])
 export_notebook(import_notebook(small, store), again)

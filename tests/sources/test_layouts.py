@@ -254,6 +254,9 @@ def test_a_learning_rate_that_changed_is_told(tmp_path: Path) -> None:
         ("fast", "'fast' is no learning rate"),
         ("linear:1e-3", "is no learning rate"),
         ("linear:1e-3:0", "no number of steps"),
+        ("linear:1e-3:inf", "no number of steps"),
+        ("linear:1e-3:nan", "no number of steps"),
+        ("linear:nan:100", "not finite"),
         ("nan", "not finite"),
         (str(file), "cannot read a learning rate"),
     ):
@@ -357,6 +360,37 @@ def test_hdf5_cut_in_any_way_is_read(tmp_path: Path, run: Trajectory) -> None:
         np.testing.assert_array_equal(reader.read("W", (0, N_ROWS)), W)
         np.testing.assert_array_equal(reader.read("W", (4, 9), range(3, 20)), W[4:9, 3:20])
         assert reader.read_scalars()["beta1"][1] == 0.9
+
+
+def test_hdf5_numbers_that_numpy_has_not_are_converted_by_hdf5(
+    tmp_path: Path, run: Trajectory
+) -> None:
+    """Floats of 16 bits with the exponent of float32, and integers within wider ones."""
+    W = run.tensors["W"].float().numpy()
+    bfloat16, shifted = h5py.h5t.IEEE_F32LE.copy(), h5py.h5t.STD_U16LE.copy()
+    bfloat16.set_fields(15, 7, 8, 0, 7)
+    bfloat16.set_size(2)
+    shifted.set_precision(12)
+    shifted.set_offset(4)
+    file = tmp_path / "run.h5"
+    for dtype, numbers in ((bfloat16, W), (shifted, layouts.bits(run.tensors["W"]) & 0xFFF)):
+        with h5py.File(file, "w") as written:
+            space = h5py.h5s.create_simple(W.shape)
+            of = h5py.h5d.create(written.id, b"W", dtype, space)
+            of.write(h5py.h5s.ALL, h5py.h5s.ALL, numbers)
+            h5py.h5d.create(written.id, b"when", h5py.h5t.UNIX_D32LE, space)  # of no dtype
+            written.attrs["seed"] = h5py.Empty("f")
+        reader = open_file_alone(file)
+        np.testing.assert_array_equal(reader.read("W", (0, N_ROWS)).view(numbers.dtype), numbers)
+
+
+def test_hdf5_of_several_runs_is_refused(tmp_path: Path) -> None:
+    file, runs = tmp_path / "run.h5", np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2)
+    with h5py.File(file, "w") as written:
+        W = written.create_dataset("W", runs.shape, np.float32, chunks=(1, 2, 2, 2))
+        for run in (2, 0, 1):  # they lie in the order in which they were written
+            W[run] = runs[run]
+    refused(file, NotAStoreError, r"W has shape \(3, 2, 2, 2\), expected \(step, token, dim\)")
 
 
 def test_hdf5_that_lies_elsewhere_is_not_read(tmp_path: Path, files: dict[str, Path]) -> None:

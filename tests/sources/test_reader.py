@@ -72,11 +72,31 @@ def test_a_number_that_bfloat16_lacks_is_never_rounded_in_place(
         reader.read("exp_avg", (0, N_ROWS), (2, 3))
 
 
+def test_a_file_that_was_replaced_is_not_taken_for_the_one_that_was_opened(
+    tmp_path: Path, file: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    reader = open_file_alone(file)
+    tensors["W"] += 1
+    other = save(tmp_path / "other.safetensors", tensors)
+    assert other.stat().st_size == file.stat().st_size
+    with pytest.raises(DamagedStoreError, match=r"was changed .* open it again"), reader.opened():
+        other.replace(file)
+    with pytest.raises(DamagedStoreError, match=r"was changed .* open it again"):
+        reader.read("W", (0, 1))
+    assert open_file_alone(file).read("W", (0, 1)).any()
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_told(file: Path) -> None:
     reader = open_file_alone(file)
-    file.write_bytes(file.read_bytes()[:-N_DIMS])
+
+    def read() -> None:
+        with reader.opened() as opened:
+            file.write_bytes(file.read_bytes()[:-N_DIMS])
+            for name in reader.schema.dtypes:
+                opened.read(name, (0, N_ROWS))
+
     with pytest.raises(DamagedStoreError, match=f"{file}: it was cut off after it was opened"):
-        [reader.read(name, (0, N_ROWS)) for name in reader.schema.dtypes]
+        read()
     file.unlink()
     with pytest.raises(StoreError, match="No such file"):
         reader.read("W", (0, 1))

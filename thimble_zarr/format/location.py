@@ -45,7 +45,7 @@ class Url(str):
         return super().__new__(cls, text.rstrip("/"))
 
     def __truediv__(self, part: str) -> "Url":
-        return Url(f"{self}/{part}")
+        return str.__new__(Url, f"{self}/{part}")  # names of parameters may have any character
 
     @property
     def name(self) -> str:

@@ -109,7 +109,7 @@ def _copy(
 @contextmanager
 def _no_global_hooks() -> Iterator[None]:
     """Have no hooks that are called for the steps of every optimizer."""
-    every: list[dict[int, Any]] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
+    every: tuple[Any, ...] = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
     held = [dict(hooks) for hooks in every]
     for hooks in every:
         hooks.clear()

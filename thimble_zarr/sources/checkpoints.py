@@ -16,7 +16,7 @@ from thimble_zarr.format.schema import SOURCE_FILE, Schema, TokenLabels, dims_of
 from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.sources.containers.array import named_errors
 from thimble_zarr.sources.containers.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from thimble_zarr.sources.importing import ByteCount, Progress, write_store
+from thimble_zarr.sources.importing import ByteCount, Progress, check_apart, write_store
 from thimble_zarr.store.contents import check_vacant
 from thimble_zarr.store.reader import StorePath, StoreReader
 
@@ -147,6 +147,7 @@ def import_checkpoints(
     array([100, 200, 300])
     """
     check_vacant(path, overwrite=overwrite)
+    check_apart(paths, path)
     snapshots = open_checkpoints(paths, parameter)
     schema = _schema(snapshots, parameter)
     steps = np.array([of.step for of in snapshots])

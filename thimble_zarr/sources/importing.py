@@ -1,6 +1,6 @@
 """A store made of a run in another file, in bounded memory."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from thimble_zarr.bits import storage_dtype
-from thimble_zarr.errors import StoreError, ThimbleError
+from thimble_zarr.errors import ConfigError, StoreError, ThimbleError
 from thimble_zarr.format.layout import plan_layout, split_range
 from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import NOTEBOOK_FILE, Schema, TokenLabels
@@ -53,6 +53,14 @@ def all_or_nothing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
         raise
 
 
+def check_apart(files: Iterable[Path], path: StorePath) -> None:
+    """Raise ConfigError if a file that is imported lies in the store that would be replaced."""
+    store = on_disk(path).resolve()
+    for file in files:
+        if file.resolve().is_relative_to(store):
+            raise ConfigError(f"{file} lies in {path}, which would be replaced; name another store")
+
+
 def import_file(
     reader: FileReader,
     path: StorePath,
@@ -67,6 +75,7 @@ def import_file(
     if the store cannot be created or written.
     """
     check_vacant(path, overwrite=overwrite)
+    check_apart([reader.path], path)
     if (attribute := reader.schema.attrs.get(NOTEBOOK_FILE)) is not None:
         NotebookLayout.from_attribute(attribute).check_all_kept()
     sizes = {name: _n_bytes(reader, name) for name in reader.run.series}

@@ -39,12 +39,11 @@ def read_learning_rate(spec: str, n_rows: int) -> np.ndarray:
     if kind == "linear":
         peak, _, steps = rest.partition(":")
         n_steps = _number(steps, spec)
-        if n_steps < 1 or n_steps != int(n_steps):
+        if n_steps < 1 or not n_steps.is_integer():
             raise ConfigError(f"the learning rate {spec!r} has no number of steps: {_EXPECTED}")
         base = _number(peak, spec)
         rates[1:] = [base * max(0.0, (n_steps - step) / n_steps) for step in range(n_rows - 1)]
-        return rates
-    if Path(spec).is_file():
+    elif Path(spec).is_file():
         given = _from_file(Path(spec))
         if len(given) not in (n_rows, n_rows - 1):
             raise ConfigError(

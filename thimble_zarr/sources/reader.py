@@ -49,6 +49,7 @@ class FileReader:
     run: RecordedRun = field(compare=False)
     labels: TokenLabels = field(compare=False)
     learning_rate: np.ndarray | None = field(default=None, compare=False)
+    opened_as: str = field(default="", compare=False)
 
     recording: ClassVar = Recording(State.CLOSED)
     integrity: ClassVar = None  # the file has no checksums
@@ -64,12 +65,13 @@ class FileReader:
         if not path.exists():
             raise NotAStoreError(f"there is nothing at {path}; check the path")
         with named_errors(path):
+            opened_as = _identity(path)
             contents = contents_of(path)
             layout = layout_of(contents)
             readers = []
             for run in layout.runs(contents):
                 schema = _schema(path, layout.kind, run, _dtypes(run))
-                reader = cls(path, schema, layout.kind, run, run.labels)
+                reader = cls(path, schema, layout.kind, run, run.labels, opened_as=opened_as)
                 reader._check_first_gradient()
                 last = reader.n_rows - 1
                 readers.append(reader.narrowed((min(1, last), last // 2, last)))
@@ -131,8 +133,7 @@ class FileReader:
     @property
     def identity(self) -> str:
         """What the file is known by: its size, and when it was written."""
-        status = self.path.stat()
-        return f"{status.st_size}:{status.st_mtime_ns}"
+        return _identity(self.path)
 
     def rows_since(self, identity: str) -> int:
         """Return all rows if the file is the same, else 0."""
@@ -147,7 +148,7 @@ class FileReader:
     ) -> np.ndarray:
         """Return the bits of a variable as a store would hold them, and as `Reader.read` says.
 
-        Raises DamagedStoreError if the file was cut off since it was opened, or numbers that were
+        Raises DamagedStoreError if the file was changed since it was opened, or numbers that were
         taken for bfloat16 are none, and StoreError if it cannot be read.
         """
         with self.opened() as opened:
@@ -157,7 +158,15 @@ class FileReader:
     def opened(self) -> Iterator["OpenedFile"]:
         """Return the same rows for one thread; the file is opened once for each variable."""
         with ExitStack() as files:
+            self._check_same()
             yield OpenedFile(self, files)
+            self._check_same()
+
+    def _check_same(self) -> None:
+        """Raise DamagedStoreError if the file is another one than was opened."""
+        with named_errors(self.path):
+            if self.identity != self.opened_as:
+                raise DamagedStoreError("it was changed after it was opened; open it again")
 
     def read_scalars(self) -> dict[str, np.ndarray]:
         """Return every per-step scalar; NaN of what the file does not say."""
@@ -266,6 +275,11 @@ class OpenedFile:
             array.read_rows(opened, range(row, row + 1), columns, part)
             found = _narrow(part[0], series.name, row + series.shift) if is_narrow else part[0]
             bits[row - at.start] = found[wanted]
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def _memory(out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

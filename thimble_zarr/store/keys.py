@@ -24,6 +24,7 @@ HOLDER = f"{BOOKKEEPING}/writer.json"
 METADATA = "zarr.json"
 
 _CHUNK = re.compile(r"(?:[^/\\\0]+/)+c\.\d+(?:\.\d+)*")
+_METADATA = re.compile(r"(?:[^/\\\0]+/)*zarr\.json")
 
 
 def metadata_key(node: str = "") -> str:
@@ -50,6 +51,11 @@ def vector_key(array: str, chunk: int = 0) -> str:
 def is_chunk_key(key: str) -> bool:
     """Return whether a key names a chunk or shard, of a directory within the store."""
     return bool(_CHUNK.fullmatch(key)) and not {".", ".."} & set(key.split("/"))
+
+
+def is_metadata_key(key: str) -> bool:
+    """Return whether a key names metadata, of the root or of a directory within the store."""
+    return bool(_METADATA.fullmatch(key)) and not {".", ".."} & set(key.split("/"))
 
 
 def array_of(key: str) -> str:

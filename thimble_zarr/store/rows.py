@@ -235,11 +235,14 @@ class RemoteRows(OpenedRows):
     ) -> None:
         """Read stored bits of several variables, again if a shard was replaced meanwhile.
 
-        A later commit stores the block with more rows, and the same in those before.
+        A later commit stores the block with more rows, and the same in those before, unless rows
+        were taken back.
         """
         try:
             super().read_together(outs, rows, tokens)
         except ChangedError:
+            if self._decoder.was_cut_off():
+                raise
             self.__exit__()
             super().read_together(outs, rows, tokens)
 

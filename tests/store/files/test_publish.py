@@ -1,11 +1,14 @@
 """A store that is copied to a server, also while it is recorded, and back."""
 
+import json
 import random
 import shutil
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import pytest
 
 import thimble_zarr
@@ -14,15 +17,19 @@ from tests.support import stores
 from tests.support.commands import fails, succeeds
 from tests.support.copies import contents, is_copied
 from tests.support.faults import flip_in_place
+from tests.support.runs import token_labels
 from tests.support.zoo import Recorded
 from thimble_zarr.errors import DamagedStoreError, StoreError, StoreExistsError
+from thimble_zarr.store.files.base import ChangedError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
-from thimble_zarr.store.keys import COMMIT
+from thimble_zarr.store.keys import COMMIT, LEDGER
+from thimble_zarr.store.ledger import Commit, seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import publish as publishing
 from thimble_zarr.store.remote.copying import Copied, copy_committed
 from thimble_zarr.store.remote.target import Server
+from thimble_zarr.store.writer import StoreWriter
 
 
 def test_a_store_goes_to_a_server_and_back(bucket: Bucket, zoo: Recorded, tmp_path: Path) -> None:
@@ -73,6 +80,50 @@ def test_damage_is_not_published(bucket: Bucket, toy_copy: Path) -> None:
         thimble_zarr.open_dataset(url)  # no commit is there
 
 
+def test_damaged_metadata_are_not_copied(toy_copy: Path, tmp_path: Path) -> None:
+    file = toy_copy / "W" / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"zarr_format": 2}))
+    with pytest.raises(DamagedStoreError, match=r"W/zarr\.json: its zarr_format is not what was"):
+        thimble_zarr.fetch(str(toy_copy), tmp_path / "fetched.zarr")
+
+
+def test_what_is_missing_of_a_copy_is_copied_again(toy_path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.zarr"
+    thimble_zarr.fetch(str(toy_path), copy)
+    for key in ("W/c.1.0.0", "W/zarr.json"):
+        (copy / key).unlink()
+        assert thimble_zarr.fetch(str(toy_path), copy).n_files == 1
+        assert contents(LocalFiles(copy)) == contents(LocalFiles(toy_path))
+
+
+def test_a_store_without_a_row_is_not_copied(tmp_path: Path) -> None:
+    writer = stores.create(tmp_path / "empty.zarr")
+    message = fails(3, "fetch", tmp_path / "empty.zarr", tmp_path / "copy.zarr")
+    assert "has no committed step" in message
+    writer.close()
+
+
+def test_a_ledger_cannot_name_a_place_outside(
+    bucket: Bucket, toy_copy: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside" / "zarr.json"
+    (toy_copy / str(outside)[1:]).parent.mkdir(parents=True)
+    (toy_copy / str(outside)[1:]).write_text("{}")
+    first, *rest = (toy_copy / LEDGER).read_bytes().splitlines(keepends=True)
+    entry = json.loads(first)
+    del entry["crc32"]
+    entry["metadata"][str(outside)] = {}
+    lines = b"".join([seal(entry) + b"\n", *rest])
+    (toy_copy / LEDGER).write_bytes(lines)
+    commit = msgspec.structs.replace(
+        Commit.read(LocalFiles(toy_copy)), ledger_bytes=len(lines), ledger_crc32=zlib.crc32(lines)
+    )
+    (toy_copy / COMMIT).write_bytes(commit.to_bytes())
+    with pytest.raises(DamagedStoreError):
+        thimble_zarr.fetch(bucket.upload(toy_copy), tmp_path / "fetched.zarr")
+    assert not outside.exists()
+
+
 def test_an_older_copy_does_not_replace_a_newer_one(bucket: Bucket, tmp_path: Path) -> None:
     url, path, old = bucket.url("run.zarr"), tmp_path / "run.zarr", tmp_path / "old.zarr"
     writer = stores.create(path)
@@ -114,13 +165,48 @@ def test_whoever_reads_while_it_is_published_sees_whole_commits(
     seen = 0
     for n_rows in stores.COMMITS:
         stores.commit(writer, n_rows)
-        for _ in range(4):
+        for _ in range(3):
             server = CutOff(ObjectFiles(url), rng.randrange(9))
             with suppress(CutOffError):
                 copy_committed(files, server, lambda done, total: None, Copied())
             if (now := readable(url)) is not None:
                 assert now in (seen, n_rows)
                 seen = now
+    writer.close()
+    thimble_zarr.publish(path, url)
+    assert is_copied(path, url)
+
+
+def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    path, url = tmp_path / "run.zarr", bucket.url("run.zarr")
+    stores.write_run(path)
+    thimble_zarr.publish(path, url)
+    before = StoreReader.open(path).read("W", (0, stores.N_ROWS))
+    writer = StoreWriter.resume(path, stores.SCHEMA, labels=token_labels(), kept_rows=3)
+    for n_rows in (4, 8, 9):
+        first = (n_rows - 1) // stores.BLOCK_STEPS * stores.BLOCK_STEPS
+        bits = stores.block(first // stores.BLOCK_STEPS)
+        bits["W"][max(0, 3 - first) :] ^= 1
+        writer.commit_block(first, n_rows - first, bits, stores.scalars(first))
+    opened = StoreReader.open(url).opened()
+    opened.read("W", (8, 9), range(3))
+    after, n_seen = StoreReader.open(path).read("W", (0, 9)), set()
+    for n_files in range(1, 40):
+        with suppress(CutOffError):
+            server = CutOff(ObjectFiles(url), n_files % 4)
+            copy_committed(LocalFiles(path), server, lambda done, total: None, Copied())
+        reader = StoreReader.open(url)
+        n_rows = reader.n_rows
+        n_seen.add(n_rows)
+        rows = reader.read("W", (0, n_rows)).tobytes()
+        assert rows in (before[:n_rows].tobytes(), after[:n_rows].tobytes())
+        if n_rows == 9:
+            break
+    assert n_seen == {10, 3, 9}
+    with pytest.raises(ChangedError):
+        opened.read("W", (8, 9), range(3, 11))
     writer.close()
     thimble_zarr.publish(path, url)
     assert is_copied(path, url)

@@ -70,8 +70,11 @@ class TorchSteps:
 
     def alone(self) -> np.ndarray:
         """Return the elements that torch takes one at a time: at most 63 a thread."""
-        places = self._places(np.arange(self._schema.n_tokens * self._schema.n_dims))
-        return np.flatnonzero(self._lanes.are_alone(places))
+        found = []
+        for part in self.parts():
+            places = self._places(np.arange(part.start, part.stop))
+            found.append(part.start + np.flatnonzero(self._lanes.are_alone(places)))
+        return np.concatenate(found)
 
     def _pieces(self, part: slice | np.ndarray) -> list[Piece]:
         """Return how torch goes through a part of a row."""

@@ -121,12 +121,16 @@ def read_hdf5(path: Path) -> FileContents:
         links = {name: file.get(name, getlink=True) for name in file}
         inside = (name for name, link in links.items() if isinstance(link, h5py.HardLink))
         datasets = {name: file[name] for name in inside if isinstance(file[name], h5py.Dataset)}
-        settings: dict[str, Any] = {name: _setting(value) for name, value in file.attrs.items()}
+        settings: dict[str, Any] = {
+            name: _setting(file.attrs[name])
+            for name in file.attrs
+            if _has(file.attrs.get_id(name), h5py.h5t.STRING)
+        }
         has_user_block = file.userblock_size > 0
         arrays = {
             name: _array(path, name, of, by_place=not has_user_block)
             for name, of in datasets.items()
-            if of.dtype.kind in "biuf" and of.shape is not None
+            if _has(of.id)
         }
     for name, array in arrays.items():
         if array.shape == ():
@@ -134,6 +138,14 @@ def read_hdf5(path: Path) -> FileContents:
     return FileContents(
         path, "HDF5", {name: of for name, of in arrays.items() if of.shape}, settings
     )
+
+
+def _has(of: Any, *more: int) -> bool:
+    """Return whether a dataset or an attribute has numbers, or what else is asked for."""
+    from h5py import h5t
+
+    known = (h5t.INTEGER, h5t.FLOAT, h5t.ENUM, *more)
+    return of.get_type().get_class() in known and of.shape is not None
 
 
 def _setting(value: Any) -> Any:
@@ -151,7 +163,7 @@ def _array(path: Path, name: str, dataset: "h5py.Dataset", *, by_place: bool) ->
     if dataset.is_virtual or dataset.external:
         raise NotAStoreError(f"{name} lies in other files; write it into this one (h5repack does)")
     is_compressed = dataset.id.get_create_plist().get_nfilters() > 0
-    if by_place and dtype == little and dtype.kind in "uf" and shape and not is_compressed:
+    if by_place and shape and not is_compressed and _is_as_in_memory(dataset):
         offsets, piece_rows = _offsets(name, dataset)
         if offsets:
             _check_there(path, name, shape, little, (offsets, piece_rows))
@@ -164,6 +176,17 @@ def _array(path: Path, name: str, dataset: "h5py.Dataset", *, by_place: bool) ->
         )
     _check_written(name, dataset)
     return DatasetArray(path, name, shape, little, native, has_whole_rows=len(shape) > 2)
+
+
+def _is_as_in_memory(dataset: "h5py.Dataset") -> bool:
+    """Return whether numbers lie in the file as in memory: little-endian, and with all their bits.
+
+    HDF5 has floats that NumPy has not, such as bfloat16: h5py makes other ones of them.
+    """
+    from h5py import h5t
+
+    little = dataset.dtype.newbyteorder("<")
+    return little.kind in "uf" and dataset.id.get_type().equal(h5t.py_create(little))
 
 
 def _check_there(

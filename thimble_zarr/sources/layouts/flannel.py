@@ -17,7 +17,7 @@ _OF_RUNS = frozenset(name for names in VARIABLES.values() for name in names) | {
 
 def _recognises(contents: FileContents) -> bool:
     _, W = contents.named(WEIGHTS)
-    return isinstance(W, RawArray) and len(W.shape) == 4
+    return contents.container == "safetensors" and W is not None and len(W.shape) == 4
 
 
 def _runs(contents: FileContents) -> Sequence[RecordedRun]:

@@ -37,7 +37,7 @@ def compare_documents(
         found[key], problem = read_found(expected.files, key)
         if not problem:
             arguments = expected, found[key], declared
-            problem = _difference(*arguments) if is_declared else misfit(key, declared)
+            problem = document_difference(*arguments) if is_declared else misfit(key, declared)
         problems[key], right[key] = problem, without_copies(declared if problem else found[key])
         lengths.append(0 if problem else _length(found[key]) * rows_an_item(found[key]))
     is_trimmed = n_rows < expected.n_rows or was_closed(expected)
@@ -85,7 +85,7 @@ def _length(document: Document) -> int:
     return shape[0] if type(shape[0]) is int else 0
 
 
-def _difference(expected: Expected, found: Document, declared: Document) -> str:
+def document_difference(expected: Expected, found: Document, declared: Document) -> str:
     """Return in what a document differs from the declared one, in more than may change."""
     for name in sorted((found.keys() | declared.keys()) - {"shape", CONSOLIDATED}):
         if (name in found) != (name in declared) or not is_same(found[name], declared[name]):
@@ -130,7 +130,7 @@ def _wrong_copy(expected: Expected, group: str, copies: object) -> str:
     for path, declared in below(group, expected.ledger.metadata):
         copy, problem = copied.get(path), "it is missing"
         if isinstance(copy, dict):
-            problem = _difference(expected, copy, declared)
+            problem = document_difference(expected, copy, declared)
         if problem:
             return f"its copy of the metadata of {path} is wrong: {problem}"
     return ""

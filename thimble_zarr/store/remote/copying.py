@@ -2,7 +2,8 @@
 
 The ledger goes first, because a line is a promise: it must be there before any file that it tells
 of. Then go the files that it tells of and the metadata of arrays, then the commit record, and at
-last the metadata of the root. A copy that was cut off is gone on with: what is there is skipped.
+last the metadata of the root. Where rows were taken back, the copy is first cut as the store was. A
+copy that was cut off is gone on with: what is there is skipped.
 """
 
 import zlib
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 
 from thimble_zarr.errors import DamagedStoreError, StoreExistsError
-from thimble_zarr.store.contents import Contents
+from thimble_zarr.store.contents import Contents, reading
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.memory import MemoryFiles
 from thimble_zarr.store.integrity.altered import name_of_chunks
-from thimble_zarr.store.integrity.expected import Expected
+from thimble_zarr.store.integrity.expected import Expected, read_found
 from thimble_zarr.store.integrity.files import difference
+from thimble_zarr.store.integrity.metadata import document_difference
 from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA
 from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines
 from thimble_zarr.store.remote.target import Target
@@ -63,7 +65,8 @@ class Snapshot:
         """
         Contents.read(files)
         record = files.get(COMMIT)
-        commit = Commit.read(MemoryFiles({COMMIT: record}))
+        with reading(files.path):
+            commit = Commit.read(MemoryFiles({COMMIT: record}))
         found = [*read_lines(files)]
         committed = [line for line in found if line.stop <= commit.ledger_bytes]
         behind = [line for line in found[len(committed) :] if line.entry is not None]
@@ -87,6 +90,23 @@ class Snapshot:
         """What is committed of each file."""
         return self.expected.ledger.records
 
+    def is_in(self, sizes: Mapping[str, int]) -> bool:
+        """Return whether all its files are among those that are somewhere, in their sizes."""
+        sound = all(sizes.get(key) == record.n_bytes for key, record in self.records.items())
+        return sound and {METADATA, *self.expected.ledger.metadata} <= sizes.keys()
+
+    def document(self, key: str) -> bytes:
+        """Return metadata; raise DamagedStoreError or MovedOnError if they are not as declared."""
+        content = self.files.get(key)
+        found, problem = read_found(MemoryFiles({key: content}), key)
+        declared = self.expected.ledger.metadata.get(key, found)
+        if problem := problem or document_difference(self.expected, found, declared):
+            self.check_not_moved_on()
+            raise DamagedStoreError(
+                f"{self.files.path}: {key}: {problem}; `thimble-zarr verify` tells more"
+            )
+        return content
+
     def fitting(self, key: str, content: bytes) -> FileRecord:
         """Return the record that content fits; raise DamagedStoreError or MovedOnError if none."""
         files = MemoryFiles({key: content})
@@ -95,15 +115,16 @@ class Snapshot:
         for record in chain([self.records[key]], self.promised.get(key, [])):
             if not (problem := _difference(one, key, record)):
                 return record
-        if self.files.get(COMMIT) != self.record or self._has_grown():
-            raise MovedOnError
+        self.check_not_moved_on()
         raise DamagedStoreError(
             f"{self.files.path}: {key} is not what was committed: {problem}; nothing of it is "
             "copied; `thimble-zarr verify` tells more"
         )
 
-    def _has_grown(self) -> bool:
-        return self.files.size(LEDGER) > len(self.lines)
+    def check_not_moved_on(self) -> None:
+        """Raise MovedOnError if the writer has committed, or begun to, since it was read."""
+        if self.files.get(COMMIT) != self.record or self.files.size(LEDGER) > len(self.lines):
+            raise MovedOnError
 
 
 def _difference(expected: Expected, key: str, record: FileRecord) -> str:
@@ -149,17 +170,19 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
         return
     sizes = target.sizes()
     n_known = _known_bytes(snapshot, target, sizes)
-    if target_record(target, sizes) == snapshot.record and METADATA in sizes:
+    if target_record(target, sizes) == snapshot.record and snapshot.is_in(sizes):
         copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
         return
     copy = _Copy(snapshot, target, copied, reach)
     copy.write(LEDGER, snapshot.lines)
+    if (cut := _cut(snapshot, n_known)) is not None and n_known:
+        copy.write(COMMIT, cut.to_bytes())
     copy.files_of_blocks({key for key in sizes if sizes[key] == copy.size(key)}, n_known)
     documents = [key for key in snapshot.expected.ledger.metadata if key != METADATA]
     copy.documents(documents)
     target.sync()
     copy.write(COMMIT, snapshot.record)
-    copy.write(METADATA, files.get(METADATA))
+    copy.write(METADATA, snapshot.document(METADATA))
     target.delete(key for key in _removed(snapshot, n_known) if key in sizes)
     copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
 
@@ -177,7 +200,8 @@ def _known_bytes(snapshot: Snapshot, target: Target, sizes: Mapping[str, int]) -
     where = target.files.path
     record, commit = target_record(target, sizes), Commit()
     if record is not None:
-        commit = Commit.read(MemoryFiles({COMMIT: record}))
+        with reading(where):
+            commit = Commit.read(MemoryFiles({COMMIT: record}))
         n_bytes = commit.ledger_bytes
         if n_bytes > snapshot.commit.ledger_bytes:
             raise StoreExistsError(
@@ -203,6 +227,23 @@ _NONE = Line(0, b"", None)
 
 def _lines(content: bytes) -> Iterator[Line]:
     return read_lines(MemoryFiles({LEDGER: content}))
+
+
+def _cut(snapshot: Snapshot, n_known: int) -> Commit | None:
+    """Return what was committed when rows were taken back since a copy was made, where any were.
+
+    Blocks that were recorded again have the keys of those that were taken back: before they go, the
+    copy must not count these any more.
+    """
+    cut, crc32 = None, 0
+    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes]):
+        crc32 = zlib.crc32(line.content, crc32)
+        if line.start < n_known or line.entry is None or line.entry.resumed is None:
+            continue
+        n_rows = line.entry.rows[1]
+        if cut is None or n_rows < cut.n_rows:
+            cut = Commit(n_rows=n_rows, ledger_bytes=line.stop, ledger_crc32=crc32)
+    return cut
 
 
 def _removed(snapshot: Snapshot, n_known: int) -> Iterable[str]:
@@ -244,8 +285,8 @@ class _Copy:
 
     def documents(self, keys: Iterable[str]) -> None:
         """Write metadata."""
-        files = self.snapshot.files
-        for _, n_bytes in self._each(lambda key: self._write(key, files.get(key)), [*keys]):
+        document = self.snapshot.document
+        for _, n_bytes in self._each(lambda key: self._write(key, document(key)), [*keys]):
             self._count(n_bytes)
 
     def _each(

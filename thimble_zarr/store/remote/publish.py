@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from thimble_zarr.errors import ConfigError, StoreError
-from thimble_zarr.format.location import Url, located, on_disk
+from thimble_zarr.format.location import Location, Url, located, on_disk
 from thimble_zarr.format.reader import State
 from thimble_zarr.store.contents import StorePath, why_empty
 from thimble_zarr.store.files.base import BusyError, Files
@@ -68,14 +68,13 @@ def publish(
         try:
             before = copied.n_rows, copied.complete
             _copy(files, target, progress, copied)
-            if copied.n_rows == 0 and not follow:
-                raise StoreError(f"{files.path} has no committed step yet: {why_empty(files.path)}")
             if (copied.n_rows, copied.complete) != before:
                 on_commit(copied)
         except BusyError:
             if not follow:
                 raise
         if copied.complete or not follow or not _goes_on(files):
+            _check_begun(copied, files.path)
             return copied
 
 
@@ -126,7 +125,13 @@ def fetch(url: str, store: StorePath, *, progress: Reach = lambda done, total: N
         _copy(files_at(url), target, progress, copied)
     finally:
         target.close()
+    _check_begun(copied, located(url))
     return copied
+
+
+def _check_begun(copied: Copied, path: Location) -> None:
+    if not copied.n_rows:
+        raise StoreError(f"{path} has no committed step yet: {why_empty(path)}")
 
 
 def _copy(files: Files, target: Target, progress: Reach, copied: Copied) -> None:
