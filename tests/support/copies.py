@@ -1,4 +1,4 @@
-"""Whether a store on a server is the one on this machine."""
+"""Whether a copy of a store on a server is the store."""
 
 from pathlib import Path
 
@@ -6,11 +6,10 @@ from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
 from thimble_zarr.store.keys import HOLDER, LOCK
 
-BOOKKEEPING_OF_A_WRITER = {LOCK, HOLDER}
-
 
 def contents(files: LocalFiles | ObjectFiles) -> dict[str, bytes]:
-    return {key: files.get(key) for key in files.list() if key not in BOOKKEEPING_OF_A_WRITER}
+    """Return every file but a writer's bookkeeping, by its key."""
+    return {key: files.get(key) for key in files.list() if key not in (LOCK, HOLDER)}
 
 
 def is_copied(store: Path, url: str) -> bool:
