@@ -120,11 +120,11 @@ def test_nobody_who_leaves_waits_for_it(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "begun").read_text()), 0)
 
 
-@pytest.mark.parametrize("name", ["torch", "distributed"])
+@pytest.mark.parametrize("name", ["torch", "distributed", "obstore"])
 def test_it_is_made_here_where_no_process_can_be_forked_safely(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for known in ("torch", "distributed"):
+    for known in ("torch", "distributed", "obstore"):
         monkeypatch.delitem(sys.modules, known, raising=False)
     monkeypatch.setattr(module, "n_cpus", lambda: 2)
     assert module._can_fork() == (sys.platform == "linux")

@@ -27,7 +27,7 @@ def test_help_is_shown(flag: str, command: str | None) -> None:
 
 def test_the_commands_are_these() -> None:
     names = {"train", "demo", "plan", "check", "info", "tokens", "import", "export"}
-    names |= {"verify", "repair", "summary", "report", "view", "diff", "recode"}
+    names |= {"verify", "repair", "summary", "report", "view", "diff", "recode", "publish", "fetch"}
     assert set(cli.commands) == names
 
 
