@@ -247,6 +247,30 @@ def test_where_two_runs_differ_is_found(run: tuple[Path, list], tmp_path: Path) 
     assert not diff(run[0], tmp_path / "changed.zarr", values=True).is_equal
 
 
+class Doubled(torch.optim.Optimizer):
+    """Has no learning rate, and names of groups and states that are the same, or have a dot."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, {"momentum": 0.5, "betas": (0.9,), "beta1": 0.1, "a.b": 1.0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            self.state[p].setdefault("with.dot", torch.zeros_like(p))
+            p.sub_(momentum.mul_(0.5).add_(p.grad))
+
+
+def test_names_that_are_the_same_are_told_apart(tmp_path: Path) -> None:
+    weight = parameter()
+    train(tmp_path / "run.zarr", Doubled([weight]), weight)
+    ds = open_dataset(tmp_path / "run.zarr")
+    assert ds["momentum"].dims == ("step", "token", "dim")
+    for name, value in {"momentum_of_group": 0.5, "beta1": 0.9, "beta1_of_group": 0.1}.items():
+        np.testing.assert_array_equal(ds[name][1:], value)
+    assert check(tmp_path / "run.zarr").holds
+
+
 class Failing(SignedMomentum):
     def step(self, closure=None):
         closure()

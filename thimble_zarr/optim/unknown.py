@@ -7,7 +7,7 @@ and which they are is kept with the run: to read it nobody needs the optimizer's
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -135,12 +135,14 @@ def _class_of(
     Raises TypeError if that cannot be in a store.
     """
     states = [State(_name(name, "state"), f"{name} after the step", first=None) for name in kept]
-    scalars = [_scalar(name) for name in numbers]
-    scalars += [
-        Scalar(_name(name, "state"), f"{name} after the step", name, held="after", first=_nothing)
-        for name in held
-    ]
-    names = [*(state.name for state in states), *(scalar.name for scalar in scalars)]
+    names = [state.name for state in states]
+    scalars = list[Scalar]()
+    for of, kind in (
+        *((_scalar(name), "group") for name in numbers),
+        *((_held(name), "state") for name in held),
+    ):
+        scalars.append(replace(of, name=f"{of.name}_of_{kind}") if of.name in names else of)
+        names.append(scalars[-1].name)
     if len({*names}) < len(names):
         raise TypeError(f"several states or numbers have one name among {', '.join(names)}")
     content = {
@@ -150,6 +152,11 @@ def _class_of(
         "__module__": __name__,
     }
     return type("Unknown", (Unknown,), content)
+
+
+def _held(name: str) -> Scalar:
+    called = _name(name, "state")
+    return Scalar(called, f"{name} after the step", name, held="after", first=_nothing)
 
 
 def _nothing(group: Mapping[str, Any]) -> float:
@@ -209,6 +216,8 @@ def found(
                 held.append(key)
     numbers = ["lr"]
     for key, value in group.items():
+        if "." in str(key):
+            continue  # it would be taken for a number in a sequence
         if is_number(value):
             numbers.append(key)
         elif isinstance(value, list | tuple) and key != "params":
@@ -231,7 +240,7 @@ def _callable(names: Any, kind: str) -> tuple[str, ...]:
     kept = []
     for name in names:
         try:
-            _name(str(name).replace(".", "_"), kind)
+            _name(str(name).replace(".", "_") if kind == "group" else str(name), kind)
         except TypeError:
             continue
         kept.append(name)

@@ -134,8 +134,11 @@ def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool)
 
 
 def _check_scalars(source: Source) -> None:
-    """Raise unless the hyper-parameters are known that every step needs."""
-    if unknown := unknown_scalars(source.reader.schema, source.recorded):
+    """Raise unless the hyper-parameters are known that every step needs which is taken again."""
+    schema = source.reader.schema
+    if not schema.optimizer.CAN_BE_REPLAYED:
+        return
+    if unknown := unknown_scalars(schema, source.recorded):
         told = "--learning-rate tells the learning rate" if "learning_rate" in unknown else ""
         raise SelectionError(
             f"no step can be checked: {source.reader.path} does not say {listed(unknown)}"

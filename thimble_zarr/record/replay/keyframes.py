@@ -2,8 +2,9 @@
 
 Training copies the first and the last row of a block whole, its *keyframes*. From one to the other
 the recorded gradients lead, step by step. If the last step ends with the bits of the keyframe, the
-rows between are what they were, and the block goes on as if all of it had been copied. If not, they
-are missing: nobody knows them, and nothing is made up.
+rows between are taken for what they were, and the block goes on as if all of it had been copied. If
+not, they are missing: nobody knows them, and nothing is made up. A change of a state that has faded
+by the last row, and left no trace in `W`, is not seen.
 """
 
 import itertools
