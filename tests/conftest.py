@@ -59,13 +59,14 @@ SLOW = frozenset(
         *("health", "lattice", "summary", "summary_kept", "vocabulary"),
         *("architecture", "batches", "demo", "docs", "examples", "readme", "train"),
         *("vocabulary_of_optimizers", "run", "report", "view"),
+        *("audit", "keyframes", "predicted", "predicted_check"),
     )
 )
 """Files that take most of the time, and test arithmetic, the disk, memory and documents: another
 Python changes little there, and `make quick` leaves them out."""
 
-SLOW_FOLDERS = frozenset({"browser", "report"})
-"""Likewise: what is drawn."""
+SLOW_FOLDERS = frozenset({"browser", "report", "optim", "files"})
+"""Likewise: what is drawn, what torch computes, and what a server answers."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,11 +26,8 @@ from thimble_zarr.store.reader import StoreReader
 
 N_STEPS = 5
 
-EVERY = 41
-"""Of some 2100 places that a run passes, one in so many is tried. With 1 it takes minutes."""
-
-EVERY_OF_IMPORT = 47
-"""Of some 2000 places."""
+every = pytest.mark.parametrize("every", [89, pytest.param(11, marks=pytest.mark.soak)])
+"""Of some 2000 places that a run passes, one in so many is tried. With 1 it takes minutes."""
 
 TRACED = {
     str(file)
@@ -161,8 +158,11 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[Place]:
     return interrupter.seen
 
 
-def test_ctrl_c_at_any_bytecode_loses_no_row(tmp_path: Path, passed: Counter[Place]) -> None:
-    tried = sorted(passed)[::EVERY]
+@every
+def test_ctrl_c_at_any_bytecode_loses_no_row(
+    tmp_path: Path, passed: Counter[Place], every: int
+) -> None:
+    tried = sorted(passed)[::every]
     n_interrupted = 0
     for index, place in enumerate(tried):
         try:
@@ -200,13 +200,14 @@ def import_(file: Path, interrupter: Interrupter) -> bool:
     return False
 
 
-def test_ctrl_c_at_any_bytecode_of_an_import_leaves_nothing(tmp_path: Path) -> None:
+@every
+def test_ctrl_c_at_any_bytecode_of_an_import_leaves_nothing(tmp_path: Path, every: int) -> None:
     """And ends: a lock that it left taken would be waited for, for ever."""
     file = save(tmp_path / "run.safetensors", notebook_tensors(record(tmp_path / "run")))
     interrupter = Interrupter()
     import_(file, interrupter)
     n_interrupted = 0
-    tried = sorted(interrupter.seen)[::EVERY_OF_IMPORT]
+    tried = sorted(interrupter.seen)[::every]
     for place in tried:
         for time in (1, interrupter.seen[place]):
             n_interrupted += import_(file, Interrupter(place, time))

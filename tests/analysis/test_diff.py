@@ -738,7 +738,7 @@ def recorded(
 
 
 @given(recordings(), recordings(), st.booleans(), st.booleans(), st.data())
-@settings(max_examples=150)
+@settings(max_examples=50)  # others in each run
 def test_whatever_was_recorded_the_first_difference_is_found(
     one: tuple[Schema, np.ndarray, np.ndarray],
     other: tuple[Schema, np.ndarray, np.ndarray],

@@ -12,13 +12,11 @@ from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.trainer import Training
 from thimble_zarr.store.reader import StoreReader
 
-SMALL = ("--steps", "5", "--batch-size", "2", "--seq-len", "16")
-
 
 @pytest.fixture
-def train(tmp_path: Path, default_data: object) -> Callable[..., Result]:
+def train(tmp_path: Path, tiny: tuple[str, ...]) -> Callable[..., Result]:
     path = str(tmp_path / "run.zarr")
-    return lambda *options: CliRunner().invoke(cli, ["train", path, *SMALL, *options])
+    return lambda *options: CliRunner().invoke(cli, ["train", path, *tiny, *options])
 
 
 @pytest.fixture

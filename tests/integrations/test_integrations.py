@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +19,7 @@ from thimble_zarr.store.writer import StoreWriter
 
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
-lightning = pytest.importorskip("pytorch_lightning")
 
-from thimble_zarr.integrations.lightning import ThimbleCallback as LightningCallback  # noqa: E402
 from thimble_zarr.integrations.transformers import ThimbleCallback  # noqa: E402
 
 # What Lightning's own code does with what it stands on.
@@ -136,7 +134,7 @@ def test_a_trainer_of_transformers(optim: str, path: Path) -> None:
 def test_an_error_of_training_is_not_hidden_by_one_of_the_disk(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_space(*args: object) -> None:
+    def no_space(*args: object, **options: object) -> None:
         raise OSError("no space left")
 
     def run() -> None:
@@ -205,49 +203,21 @@ raise SystemExit(7)
     assert_exact(path, n_steps=6)
 
 
-class Module(lightning.LightningModule):
-    """An embedding and a linear layer."""
+@pytest.fixture(scope="module")
+def lightning() -> ModuleType:
+    """Lightning's module and trainer, where Lightning is."""
+    pytest.importorskip("pytorch_lightning")
+    from tests.support import lightning
 
-    def __init__(self, *, fused: bool = False, fails_at: int | None = None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding, self.head = nn.Embedding(11, 5), nn.Linear(5, 11)
-        self.fused, self.fails_at = fused, fails_at
-        self.losses: list[float] = []
-
-    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
-        if index == self.fails_at:
-            raise OSError("the corpus is gone")
-        loss = nn.functional.cross_entropy(self.head(self.embedding(batch[0])), batch[0])
-        self.losses.append(loss.item())
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-2, fused=self.fused)
-
-
-def fit(module: Module, callback: LightningCallback, directory: Path, **options: object) -> None:
-    tokens = torch.randint(0, 11, (24,), generator=torch.Generator().manual_seed(7))
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(tokens), batch_size=4)
-    lightning.Trainer(
-        max_epochs=1,
-        callbacks=[callback],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(directory),
-        **options,
-    ).fit(module, data)
+    return lightning
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_trainer_of_lightning(fused: bool, path: Path) -> None:
-    module = Module(fused=fused)
-    fit(
+def test_a_trainer_of_lightning(fused: bool, path: Path, lightning: ModuleType) -> None:
+    module = lightning.Module(fused=fused)
+    lightning.fit(
         module,
-        LightningCallback(path, parameters="embedding.weight"),
+        lightning.ThimbleCallback(path, parameters="embedding.weight"),
         path.parent,
         accumulate_grad_batches=2,
         # Lightning refuses to clip what a fused optimizer could be about to unscale.
@@ -258,25 +228,27 @@ def test_a_trainer_of_lightning(fused: bool, path: Path) -> None:
     np.testing.assert_allclose(open_dataset(path).loss[1:], expected, rtol=1e-6)
 
 
-def test_losses_of_a_resumed_lightning_training(path: Path) -> None:
-    module = Module()
+def test_losses_of_a_resumed_lightning_training(path: Path, lightning: ModuleType) -> None:
+    module = lightning.Module()
     optimizer = module.configure_optimizers()
     module.configure_optimizers = lambda: optimizer  # as restored from a checkpoint
     for options in ({}, {"resume": True}):
-        callback = LightningCallback(path, parameters="embedding.weight", **options)
-        fit(module, callback, path.parent, accumulate_grad_batches=2)
+        callback = lightning.ThimbleCallback(path, parameters="embedding.weight", **options)
+        lightning.fit(module, callback, path.parent, accumulate_grad_batches=2)
     expected = np.array(module.losses).reshape(6, 2).mean(axis=1)
     np.testing.assert_allclose(open_dataset(path).loss[1:], expected, rtol=1e-6)
 
 
-def test_losses_of_a_step_that_was_skipped_are_no_other_steps(path: Path) -> None:
+def test_losses_of_a_step_that_was_skipped_are_no_other_steps(
+    path: Path, lightning: ModuleType
+) -> None:
     """As under a precision plugin with a GradScaler: Lightning counts the step."""
-    module = Module()
+    module = lightning.Module()
     optimizer = module.configure_optimizers()
     trainer = SimpleNamespace(
         is_global_zero=True, optimizers=[optimizer], global_step=0, accumulate_grad_batches=2
     )
-    callback = LightningCallback(path, parameters="embedding.weight")
+    callback = lightning.ThimbleCallback(path, parameters="embedding.weight")
     callback.on_train_start(trainer, module)
     for batch, loss in enumerate([100.0, 300.0, 1.0, 3.0, 500.0, 700.0, 5.0, 7.0], start=1):
         if batch % 2 == 0:
@@ -290,17 +262,19 @@ def test_losses_of_a_step_that_was_skipped_are_no_other_steps(path: Path) -> Non
     assert open_dataset(path).loss[1:].values.tolist() == [2.0, 6.0]
 
 
-def test_lightning_training_that_fails_is_recorded_up_to_there(path: Path) -> None:
-    callback = LightningCallback(path, parameters="embedding.weight")
+def test_lightning_training_that_fails_is_recorded_up_to_there(
+    path: Path, lightning: ModuleType
+) -> None:
+    callback = lightning.ThimbleCallback(path, parameters="embedding.weight")
     with pytest.raises(OSError, match="the corpus is gone"):
-        fit(Module(fails_at=4), callback, path.parent)
+        lightning.fit(lightning.Module(fails_at=4), callback, path.parent)
     assert_exact(path, n_steps=4)
 
 
-def test_an_optimizer_that_a_module_does_not_have(path: Path) -> None:
-    callback = LightningCallback(path, parameters="embedding.weight", optimizer=1)
+def test_an_optimizer_that_a_module_does_not_have(path: Path, lightning: ModuleType) -> None:
+    callback = lightning.ThimbleCallback(path, parameters="embedding.weight", optimizer=1)
     with pytest.raises(ConfigError, match="optimizer=1, but the module configures 1"):
-        fit(Module(), callback, path.parent)
+        lightning.fit(lightning.Module(), callback, path.parent)
     assert not path.exists()
 
 
@@ -320,9 +294,9 @@ def accelerator() -> Iterator[object]:
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_wrappers_are_taken_off(accelerator: object) -> None:
+def test_wrappers_are_taken_off(accelerator: object, lightning: ModuleType) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(3, 2))])
-    wrap: Callable[[object], object] = lightning.core.optimizer.LightningOptimizer
+    wrap: Callable[[object], object] = lightning.pytorch_lightning.core.optimizer.LightningOptimizer
     assert torch_optimizer(accelerator.prepare(optimizer)) is optimizer
     assert torch_optimizer(wrap(optimizer)) is optimizer
     assert torch_optimizer(optimizer) is optimizer

@@ -37,6 +37,11 @@ def test_a_program_gives_torchs_bits(kind: Kind) -> None:
     assert {name: share for name, share in different.items() if share > allowed.get(name, 0)} == {}
 
 
+def test_a_learning_rate_that_decays_is_fused_as_torchs_compiler_does() -> None:
+    kind = Kind("Adagrad", "float64", {"fused": True, "lr_decay": 0.1})
+    assert n_different(kind, 12) == {"W": 0, "sum": 0}
+
+
 @pytest.mark.parametrize("kind", kinds(natives=("bfloat16", "float64"))[::3])
 def test_many_steps_are_the_same_as_one_after_the_other(kind: Kind) -> None:
     of, rows = program(kind), list(steps(kind, 5, SHAPE))

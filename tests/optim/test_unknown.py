@@ -1,5 +1,7 @@
 """Optimizers of which nobody wrote a spec: recorded, read without their class, checked as far."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from thimble_zarr import Recorder, check, open_dataset, write_report
+from thimble_zarr import Recorder, check, diff, open_dataset, write_report
 from thimble_zarr.cli.main import cli
 from thimble_zarr.errors import DamagedStoreError, OptimizerError
 from thimble_zarr.store.reader import StoreReader
@@ -147,6 +150,54 @@ def test_finding_out_changes_nothing() -> None:
     assert scheduler.last_epoch == 0
 
 
+class Remembering(SignedMomentum):
+    """Draws its own random numbers, counts, and steps what it has noted besides its groups."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params)
+        self.generator, self.counted = torch.Generator().manual_seed(1), [0]
+        self.weights = [*params]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.counted[0] += 1
+        for weight in self.weights:
+            if weight.grad is not None:
+                weight -= torch.rand(weight.shape, generator=self.generator) * weight.grad
+
+
+class Around(torch.optim.Optimizer):
+    """Has another optimizer step."""
+
+    def __init__(self, inner) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner = [inner]
+
+    def step(self, closure=None):
+        self.inner[0].step()
+
+
+def test_finding_out_changes_nothing_that_an_optimizer_has_besides(tmp_path: Path) -> None:
+    weights = [parameter(), parameter()]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    before, told = weights[0].detach().clone(), []
+    optimizer, state = Remembering(weights), torch.Generator().manual_seed(1).get_state()
+    hook = register_optimizer_step_post_hook(lambda *given: told.append(given))
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weights[0]):
+        assert optimizer.counted == [0]
+        assert torch.equal(optimizer.generator.get_state(), state)
+        inner = torch.optim.AdamW(weights)
+        with pytest.raises(OptimizerError, match="Around cannot be recorded: AdamW takes its"):
+            Recorder(tmp_path / "around.zarr", Around(inner), parameter=weights[0])
+        assert all(torch.equal(weight, before) for weight in weights)
+        assert not inner.state
+        assert not told
+        optimizer.step()
+        assert [of for of, *_ in told] == [optimizer]
+    hook.remove()
+
+
 def test_it_is_resumed(tmp_path: Path) -> None:
     weight = parameter()
     optimizer = SignedMomentum([weight])
@@ -172,6 +223,30 @@ def test_schedule_free_which_overwrites_the_gradient(tmp_path: Path) -> None:
     assert check(tmp_path / "run.zarr").holds
 
 
+def test_nothing_takes_its_steps_again_while_it_is_recorded(tmp_path: Path) -> None:
+    weight = parameter()
+    why = "nobody told how SignedMomentum takes a step"
+    for name, option in {"audit": "raise", "keep": "keyframes"}.items():
+        path = tmp_path / f"{name}.zarr"
+        with pytest.warns(UserWarning, match=why):
+            rows = train(path, SignedMomentum([weight]), weight, **{name: option})
+        np.testing.assert_array_equal(open_dataset(path).W, torch.stack(rows))
+
+
+def test_where_two_runs_differ_is_found(run: tuple[Path, list], tmp_path: Path) -> None:
+    weight = parameter()
+    with torch.no_grad():
+        weight[3, 2] += 1
+    train(tmp_path / "other.zarr", SignedMomentum([weight]), weight)
+    found = diff(run[0], tmp_path / "other.zarr")
+    assert not found.is_equal
+    assert found.cause is not None
+    assert found.cause.code == "initial-weights"
+    shutil.copytree(run[0], tmp_path / "changed.zarr")
+    zarr.open_group(tmp_path / "changed.zarr")["W"][5, 3, 2] += 1
+    assert not diff(run[0], tmp_path / "changed.zarr", values=True).is_equal
+
+
 class Failing(SignedMomentum):
     def step(self, closure=None):
         closure()
@@ -191,9 +266,6 @@ def test_those_of_torch_without_a_spec_are_recorded(name: str, tmp_path: Path) -
 
 
 def test_a_name_that_is_a_path_is_not_read(run: tuple[Path, list], tmp_path: Path) -> None:
-    import json
-    import shutil
-
     path = tmp_path / "run.zarr"
     shutil.copytree(run[0], path)
     text = (path / "zarr.json").read_text().replace('"momentum"', '"../momentum"')

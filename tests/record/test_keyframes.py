@@ -1,6 +1,8 @@
 """Rows of which training copied the gradient only: filled in to the bit, or missing and said so."""
 
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +12,37 @@ from torch import nn
 
 from tests.support.alien import ALIENS, Training
 from tests.support.draws import draw, gradient
-from tests.support.optimizers import Kind, kinds
+from tests.support.optimizers import Kind, change_betas, kinds
 from tests.support.runs import Loop, threads
 from tests.support.zoo import record_zoo
 from thimble_zarr import Recorder, check, every, recode
 from thimble_zarr.bits import is_nan, same_bits
 from thimble_zarr.errors import AuditError, ConfigError
 from thimble_zarr.format.audited import AuditCounts
+from thimble_zarr.optim.lanes import Lanes
+from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.record import block as block_module
 from thimble_zarr.record.audit.finding import AuditFinding
+from thimble_zarr.record.parameters import choose, declare
 from thimble_zarr.record.replay import keyframes
+from thimble_zarr.record.replay.torch_steps import TorchSteps
 from thimble_zarr.store.reader import StoreReader
 
 BLOCK, MEMORY = 16, 22_000
 """Blocks of so many rows of 11 x 5 in bfloat16, and the memory that gives them."""
 
+IN_FLOAT16 = ("ASGD", "NAdam", "Rprop")
+
 KINDS = [
-    *kinds("AdamW", "SGD", natives=("bfloat16",)),
-    *kinds("Adam", natives=("bfloat16",)),
-    *kinds("AdamW", natives=("float32",)),
-    *kinds("ASGD", "NAdam", "Rprop", natives=("float16",)),
+    *kinds(
+        *(name for name in REGISTRY if name not in IN_FLOAT16), natives=("bfloat16",), flags=False
+    ),
+    *kinds(*IN_FLOAT16, natives=("float16",), flags=False),
+    *kinds("AdamW", natives=("float32",), flags=False),
+    pytest.param(
+        Kind("Adam", "bfloat16", {"weight_decay": 0.1, "foreach": True}, change_betas),
+        id="Adam-foreach-bfloat16-betas",  # whose last elements round otherwise than the program
+    ),
 ]
 
 
@@ -92,13 +105,6 @@ def test_rows_are_those_that_are_copied_whole(tmp_path: Path, kind: Kind) -> Non
     take_steps(tmp_path / "all", kind)
     take_steps(tmp_path / "keyframes", kind, then=flush, keep="keyframes")
     assert_same_rows(tmp_path / "all", tmp_path / "keyframes")
-
-
-@pytest.mark.soak
-@pytest.mark.filterwarnings("ignore:no gradient at step")
-@pytest.mark.parametrize("kind", [*kinds(), *kinds(odd=True)])
-def test_rows_of_every_program_are_those_that_are_copied_whole(tmp_path: Path, kind: Kind) -> None:
-    test_rows_are_those_that_are_copied_whole(tmp_path, kind)
 
 
 @pytest.mark.filterwarnings("ignore:no gradient at step")
@@ -363,6 +369,28 @@ def test_what_cannot_be_taken_again_is_copied_whole(path: Path) -> None:
     reader = StoreReader.open(path)
     assert not is_nan(reader.read("W", (0, 6))).any()
     assert [*reader.read_history().missing] == []
+
+
+def test_places_of_elements_take_no_memory_of_a_whole_row() -> None:
+    weight = nn.Parameter(torch.zeros(2**15 + 3, 31))
+    schema = declare(
+        choose(torch.optim.SGD([weight]), weight)[1],
+        variables=None,
+        schedule=None,
+        attrs=None,
+        memory_bytes=2**28,
+        coding="plain",
+    )[""]
+    schema = replace(schema, n_threads=2)
+    tracemalloc.start()
+    alone = TorchSteps(schema, None).alone()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    every = np.arange(weight.numel())
+    lanes = Lanes.of("foreach", n_elements=weight.numel(), n_threads=2)
+    np.testing.assert_array_equal(alone, np.flatnonzero(lanes.are_alone(every)))
+    assert len(alone)
+    assert peak < every.nbytes
 
 
 def test_other_ways_to_keep_are_refused(path: Path) -> None:

@@ -1,12 +1,17 @@
 """Which parameters a recorder takes, and what it calls them."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from tests.support.runs import token_labels
+from thimble_zarr import Recorder
 from thimble_zarr.errors import ConfigError, OptimizerError
 from thimble_zarr.record.parameters import RecordedParameter, choose
+from thimble_zarr.store.reader import StoreReader
 
 
 class Model(nn.Module):
@@ -205,3 +210,19 @@ def test_the_optimizer_must_own_all(model: Model) -> None:
     assert list(chosen(optimizer, "wte.*", model=model)) == ["wte.weight"]
     with pytest.raises(OptimizerError, match=r"does not own the parameter wpe.weight, blocks.0.w"):
         chosen(optimizer, "*", model=model)
+
+
+def test_attrs_do_not_say_that_a_run_was_imported(
+    model: Model, optimizer: torch.optim.Optimizer, tmp_path: Path
+) -> None:
+    for name in ("source_file", "notebook_file"):
+        with pytest.raises(ConfigError, match=f"attrs has {name}"):
+            Recorder(tmp_path / "run.zarr", optimizer, parameters=model, attrs={name: "a.py"})
+    with Recorder(tmp_path / "run.zarr", optimizer, parameters="wte.weight", model=model):
+        model.wte.weight.grad = torch.ones_like(model.wte.weight)
+        optimizer.step()
+    schema = StoreReader.open_each(tmp_path / "run.zarr")[0].schema
+    for known in ([], [1], [0, 9, 2], ["a", 1], 3, None):
+        odd = replace(schema, attrs={"source_file": {"whole_rows": known}})
+        assert odd.whole_rows(13) == range(13)
+    assert replace(odd, attrs={"source_file": {"whole_rows": [0, 2]}}).whole_rows(13) == range(2)

@@ -23,6 +23,7 @@ from thimble_zarr.errors import (
     DamagedStoreError,
     NotAStoreError,
     SelectionError,
+    ThimbleError,
 )
 from thimble_zarr.report.html import checks, silent, summed_up, write_report
 from thimble_zarr.sources.containers.array import RawArray
@@ -315,6 +316,23 @@ def test_hdf5_files_that_are_not_whole_are_refused(
     with h5py.File(cut, "w") as file:
         file.create_dataset("W", shape, np.uint16)
     refused(cut, DamagedStoreError, "rows of W from 0 on were never written")
+
+
+def test_a_flipped_bit_of_hdf5_is_our_error_or_none(tmp_path: Path, files: dict[str, Path]) -> None:
+    rng, n_refused = np.random.default_rng(4), 0
+    for name in ("thimble_6", "thimble_7"):
+        content = files[name].read_bytes()
+        for at in rng.integers(0, 12_000, 40):
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << int(rng.integers(8))
+            (tmp_path / "flipped.h5").write_bytes(flipped)
+            try:
+                for reader in FileReader.open_each(tmp_path / "flipped.h5"):
+                    for variable in reader.schema.dtypes:
+                        reader.read(variable, (0, reader.n_rows))
+            except ThimbleError:
+                n_refused += 1
+    assert n_refused > 20
 
 
 def test_chunks_larger_than_memory_are_read_by_their_place(files: dict[str, Path]) -> None:

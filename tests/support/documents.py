@@ -94,8 +94,8 @@ def recipe(*targets: str) -> list[str]:
     return shown.stdout.replace("\\\n", " ").splitlines()
 
 
-DEMO_STEPS = 41
-"""As long a table as of 150 steps, whose first and last are shown, in a third of the time."""
+DEMO_STEPS = 23
+"""As long a table as of 150 steps, whose first and last are shown, in a sixth of the time."""
 
 N_PANELS = 2
 """Of a report. All of them, at that size, are in `cli/test_demo` and in `browser/`."""

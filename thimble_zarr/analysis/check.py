@@ -154,10 +154,11 @@ def _check(
     at = {name: subset.tokens for name, subset in subsets.items()}
     audit = Audit.of(selected, formula=formula, replay=replay, extended=extended, subsets=at)
     with computed(audit.reduction, resources, replay=replay, progress=progress) as numbers:
+        measurements = measured([*subsets.values()])  # while others compute
         checked = audit.reduction.selected
         altered = find_altered(checked, before_block=numbers.reach) if looks_for_causes else ()
         tables = tabulated(audit, numbers.result())
-    results, steps, measurements = [], selected.steps, measured([*subsets.values()])
+    results, steps = [], selected.steps
     for table, known, (name, subset) in zip(tables, measurements, subsets.items(), strict=True):
         findings = find_causes(subset, table, altered) if looks_for_causes else find_missing(subset)
         of_subset = SubsetResult(

@@ -47,18 +47,21 @@ def check_size(content: bytes) -> None:
 
 
 def _check_depth(value: Any, max_depth: int) -> None:
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(max_depth):
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in _NESTED
         ]
         if not level:
             return
     raise ValueError(f"it is nested more than {max_depth} deep")
+
+
+_NESTED = (dict, list)
+"""What JSON makes of that, and nothing that is derived from it: to ask for a type takes no time."""
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Json]:

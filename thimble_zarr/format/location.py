@@ -45,7 +45,7 @@ class Url(str):
         return super().__new__(cls, text.rstrip("/"))
 
     def __truediv__(self, part: str) -> "Url":
-        return Url(f"{self}/{part}")
+        return str.__new__(Url, f"{self}/{part}")  # names of parameters may have any character
 
     @property
     def name(self) -> str:
@@ -82,5 +82,8 @@ def on_disk(path: str | os.PathLike[str]) -> Path:
     """Return a path that is written to; raise ConfigError if it is an address."""
     location = located(path)
     if isinstance(location, Url):
-        raise ConfigError(f"nothing writes to {location} itself; name a path of this machine")
+        raise ConfigError(
+            f"nothing writes to {location} itself; name a path of this machine, and copy the store "
+            "with `thimble-zarr publish`"
+        )
     return location

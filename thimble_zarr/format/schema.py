@@ -295,9 +295,10 @@ class Schema:
         """
         source = self.attrs.get(SOURCE_FILE)
         known = source.get("whole_rows") if isinstance(source, Mapping) else None
-        if not isinstance(known, Sequence) or not all(isinstance(row, int) for row in known):
-            return range(n_rows)
-        return range(*known[:2])[:n_rows]  # type: ignore[arg-type]
+        match known:
+            case [int(first), int(stop)]:
+                return range(first, stop)[:n_rows]
+        return range(n_rows)
 
     @property
     def caveat(self) -> str | None:

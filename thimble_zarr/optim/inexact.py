@@ -53,8 +53,10 @@ class Inexact:
         return cls(values, np.zeros_like(values), unit, least, largest)
 
     def rounded(self, n: int = 1) -> "Inexact":
-        """Return the same after so many roundings."""
-        error = self.error + n * (self.unit * abs(self.value) + self.least)
+        """Return the same after so many roundings, of numbers as large as they may be."""
+        error = self.error
+        for _ in range(n):
+            error = error + self.unit * (abs(self.value) + error) + self.least
         overflows = abs(self.value) + error > self.largest
         return self._with(self.value, np.where(overflows, np.inf, error))
 
@@ -139,8 +141,9 @@ class _Condition:
 
 def _root(number: Inexact) -> Inexact:
     value = np.sqrt(number.value)
-    least = np.sqrt(np.maximum(number.value - number.error, 0.0))
-    return number._with(value, value - least).rounded(_ROOT_ROUNDINGS)
+    ends = np.maximum(number.value - number.error, 0.0), number.value + number.error
+    error = np.maximum(*(abs(value - np.sqrt(end)) for end in ends))
+    return number._with(value, error).rounded(_ROOT_ROUNDINGS)
 
 
 def _maximum(a: Inexact, b: Inexact) -> Inexact:

@@ -80,7 +80,9 @@ def live_step(
     if not is_first:
         optimizer.state[weight] |= kept
     weight.grad = tensors["grad"]
-    optimizer.step()
+    step: Any = type(optimizer).step
+    # Without torch's wrapper of it, which calls the hooks that training has for all optimizers.
+    (step.__wrapped__ if hasattr(step, "hooked") else step)(optimizer)
     tensors["W"] = weight.detach()
     for name in names:
         tensors[name] = optimizer.state[weight][name]
@@ -90,4 +92,5 @@ def _as(number: Any, value: float) -> Any:
     """Return a recorded number as the group has it: a whole one, or a tensor, if that is one."""
     if hasattr(number, "new_tensor"):
         return number.new_tensor(value)
-    return int(value) if isinstance(number, int) else value
+    # What is a whole number by default need not be one in a run: a weight decay of 0.
+    return int(value) if isinstance(number, int) and value.is_integer() else value

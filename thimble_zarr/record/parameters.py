@@ -22,6 +22,8 @@ from thimble_zarr.errors import MAX_LISTED, ConfigError, OptimizerError, listed
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import plan_layouts
 from thimble_zarr.format.schema import (
+    NOTEBOOK_FILE,
+    SOURCE_FILE,
     Json,
     Schema,
     TokenLabels,
@@ -168,10 +170,20 @@ def declare(
             schedule=None if schedule is None else str(schedule),
             software=_SOFTWARE,
             created=created,
-            attrs=attrs or {},
+            attrs=_checked_attrs(attrs or {}),
         ).labelled(one.labels)
         for (group, one), layout in zip(recorded.items(), layouts, strict=True)
     }
+
+
+def _checked_attrs(attrs: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Return attributes; raise ConfigError if they say of a run that it was imported."""
+    if taken := sorted({NOTEBOOK_FILE, SOURCE_FILE} & {*attrs}):
+        raise ConfigError(
+            f"attrs has {listed(taken)}, by which a run is known that was imported; choose another "
+            "name"
+        )
+    return attrs
 
 
 def _by_group(

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -241,7 +242,8 @@ class BlockWriter:
         last = block.counts(n_sound, before)
         if n_sound:
             audits_now, watch = self.audit is not None and self._auditor is None, Stopwatch()
-            with watch.time("audit_s"):
+            takes_again = audits_now or self.keyframes is not None
+            with watch.time("audit_s") if takes_again else nullcontext():
                 apart = self._fill(block, n_sound, before)
                 if self.audit is not None and audits_now:
                     audited = self.audit.check(block, n_sound, self._store.path)

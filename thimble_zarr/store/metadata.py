@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from msgspec import Meta, convert
+from msgspec.json import format as laid_out
 
 from thimble_zarr.bits import BFLOAT16_RECIPE
 from thimble_zarr.errors import ConfigError, DamagedStoreError
@@ -285,7 +286,8 @@ def _check_readable(
 
 def encoded(document: Document) -> bytes:
     """Return a document as it is written, with its copies of others in a single line."""
-    return json.dumps(document, indent=None if CONSOLIDATED in document else 2).encode()
+    text = json.dumps(document).encode()  # which encodes in Python if it is to indent: much slower
+    return text if CONSOLIDATED in document else laid_out(text, indent=2)
 
 
 def resize(documents: Mapping[str, dict[str, Any]], n_rows: int) -> None:

@@ -23,6 +23,7 @@ from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.store.arrays import Parts, StoredArrays
 from thimble_zarr.store.coding.chunk_decoder import ChunkDecoder
 from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, ShardFile
+from thimble_zarr.store.files.base import ChangedError
 from thimble_zarr.store.files.objects import aside
 
 Spans = Sequence[tuple[int, int]]
@@ -228,6 +229,22 @@ class RemoteRows(OpenedRows):
         self._opening.clear()
         self._told.clear()
         super().__exit__(*error)
+
+    def read_together(
+        self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
+    ) -> None:
+        """Read stored bits of several variables, again if a shard was replaced meanwhile.
+
+        A later commit stores the block with more rows, and the same in those before, unless rows
+        were taken back.
+        """
+        try:
+            super().read_together(outs, rows, tokens)
+        except ChangedError:
+            if self._decoder.was_cut_off():
+                raise
+            self.__exit__()
+            super().read_together(outs, rows, tokens)
 
     def _tell_of_read(
         self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]

@@ -1,6 +1,7 @@
 """A store on a server: a real one, and one in between that counts requests and makes faults."""
 
 import http.client
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,9 +18,14 @@ from thimble_zarr.format.location import Url
 
 BUCKET = "bucket"
 
+ACCOUNT = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+ACCOUNT["disable_oauth"] = True
+"""Nobody's, at Google Cloud Storage, whose protocol is that of S3 where files are read."""
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """Ended with these tests: while it has nothing to do it takes a fortieth of a core."""
     with weed(tmp_path_factory.mktemp("weed")) as running:
         with closing(http.client.HTTPConnection("127.0.0.1", running.s3)) as connection:
             connection.request("PUT", f"/{BUCKET}")
@@ -27,13 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3_between(server: Weed) -> Iterator[Between]:
     with between(server.s3) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def web_between(server: Weed) -> Iterator[Between]:
     with between(server.filer) as running:
         yield running
@@ -82,12 +88,16 @@ def bucket(
     web_between: Between,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Bucket]:
     for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_between.address)
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+    account = tmp_path_factory.mktemp("google") / "account.json"
+    account.write_text(json.dumps(ACCOUNT | {"gcs_base_url": s3_between.address}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield Bucket(s3_between, web_between, re.sub(r"\W+", "-", request.node.name))
     for one in (s3_between, web_between):

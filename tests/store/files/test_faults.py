@@ -11,19 +11,21 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 
 import thimble_zarr
 from tests.store.files.conftest import Bucket
-from tests.store.files.test_publish import is_copied
 from tests.support import stores
 from tests.support.commands import fails
+from tests.support.copies import is_copied
 from tests.support.documents import ROOT
 from tests.support.servers import SECRET, Fault
 from tests.support.tuned import tuned
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.location import Url
 from thimble_zarr.store.files.base import BusyError, ChangedError, PlaceError
+from thimble_zarr.store.files.objects import ObjectFile
 from thimble_zarr.store.reader import StoreReader
 
 BUSY = "the server has too much to do, and was asked often enough"
@@ -58,7 +60,7 @@ OTHERS = {
     "has no such bucket": "there is no such bucket",
     "returns whole files where a part was asked for": "the server returns whole files only",
     "has a shorter file than was committed": "the checksum of the index does not match",
-    "has another file than when it was opened": "was replaced while it was read",
+    "replaces a file while it is read, time and again": "was replaced while it was read",
     "has another file than was uploaded": "the server has something else than was sent",
 }
 """What else is an error."""
@@ -144,12 +146,28 @@ def test_a_file_that_is_not_the_one_that_was_committed(
     with pytest.raises(DamagedStoreError, match=words):
         StoreReader.open(url).read("W", (0, stores.N_ROWS))
     bucket.put("run.zarr", "W/c.1.0.0", content)
+
+
+def test_a_file_that_is_replaced_while_it_is_read(
+    bucket: Bucket, store: tuple[Path, Url], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, url = store
+    key, expected = "W/c.1.0.0", StoreReader.open(path).read("W", (4, 8))
+    content = (path / key).read_bytes()
     with StoreReader.open(url).opened() as rows:
         rows.read("W", (4, 8), range(3))
-        bucket.put("run.zarr", "W/c.1.0.0", (path / "W" / "c.2.0.0").read_bytes())
-        words = OTHERS["has another file than when it was opened"]
-        with pytest.raises(ChangedError, match=words):
-            rows.read("W", (4, 8), range(3, 11))
+        bucket.put("run.zarr", key, content + content)  # the same chunks, as a later commit has
+        np.testing.assert_array_equal(rows.read("W", (4, 8), range(11)), expected)
+        rows.read("W", (4, 8), range(3))
+
+        def replaced(file: ObjectFile, asked: object) -> None:
+            raise ChangedError("a file was replaced while it was read; give the command again")
+
+        monkeypatch.setattr(ObjectFile, "_same", replaced)
+        with pytest.raises(
+            ChangedError, match=OTHERS["replaces a file while it is read, time and again"]
+        ):
+            rows.read("W", (4, 8), range(11))
 
 
 def test_a_file_that_did_not_arrive_as_it_was_sent(bucket: Bucket, store: tuple[Path, Url]) -> None:

@@ -44,14 +44,14 @@ def test_files_are_read(bucket: Bucket) -> None:
         files.writer()
 
 
-@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "http"])
 def test_ranges_are_read_in_few_requests(
     bucket: Bucket, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned(monkeypatch, opening_bytes=100, request_bytes=1000)
     bucket.put("x.zarr", "a", CONTENT)
     files = ObjectFiles(bucket.url("x.zarr", scheme))
-    log = bucket.log if scheme == "s3" else bucket.web.log
+    log = bucket.web.log if scheme == "http" else bucket.log
     log.clear()
     with files.open("a", 50) as file:
         assert file.n_bytes == len(CONTENT)

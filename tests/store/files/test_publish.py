@@ -15,27 +15,21 @@ import thimble_zarr
 from tests.store.files.conftest import Bucket
 from tests.support import stores
 from tests.support.commands import fails, succeeds
+from tests.support.copies import contents, is_copied
 from tests.support.faults import flip_in_place
+from tests.support.runs import token_labels
 from tests.support.zoo import Recorded
 from thimble_zarr.errors import DamagedStoreError, StoreError, StoreExistsError
+from thimble_zarr.store.files.base import ChangedError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
-from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK
+from thimble_zarr.store.keys import COMMIT, LEDGER
 from thimble_zarr.store.ledger import Commit, seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import publish as publishing
 from thimble_zarr.store.remote.copying import Copied, copy_committed
 from thimble_zarr.store.remote.target import Server
-
-BOOKKEEPING_OF_A_WRITER = {LOCK, HOLDER}
-
-
-def contents(files: LocalFiles | ObjectFiles) -> dict[str, bytes]:
-    return {key: files.get(key) for key in files.list() if key not in BOOKKEEPING_OF_A_WRITER}
-
-
-def is_copied(store: Path, url: str) -> bool:
-    return contents(LocalFiles(store)) == contents(ObjectFiles(url))
+from thimble_zarr.store.writer import StoreWriter
 
 
 def test_a_store_goes_to_a_server_and_back(bucket: Bucket, zoo: Recorded, tmp_path: Path) -> None:
@@ -171,13 +165,48 @@ def test_whoever_reads_while_it_is_published_sees_whole_commits(
     seen = 0
     for n_rows in stores.COMMITS:
         stores.commit(writer, n_rows)
-        for _ in range(4):
+        for _ in range(3):
             server = CutOff(ObjectFiles(url), rng.randrange(9))
             with suppress(CutOffError):
                 copy_committed(files, server, lambda done, total: None, Copied())
             if (now := readable(url)) is not None:
                 assert now in (seen, n_rows)
                 seen = now
+    writer.close()
+    thimble_zarr.publish(path, url)
+    assert is_copied(path, url)
+
+
+def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    path, url = tmp_path / "run.zarr", bucket.url("run.zarr")
+    stores.write_run(path)
+    thimble_zarr.publish(path, url)
+    before = StoreReader.open(path).read("W", (0, stores.N_ROWS))
+    writer = StoreWriter.resume(path, stores.SCHEMA, labels=token_labels(), kept_rows=3)
+    for n_rows in (4, 8, 9):
+        first = (n_rows - 1) // stores.BLOCK_STEPS * stores.BLOCK_STEPS
+        bits = stores.block(first // stores.BLOCK_STEPS)
+        bits["W"][max(0, 3 - first) :] ^= 1
+        writer.commit_block(first, n_rows - first, bits, stores.scalars(first))
+    opened = StoreReader.open(url).opened()
+    opened.read("W", (8, 9), range(3))
+    after, n_seen = StoreReader.open(path).read("W", (0, 9)), set()
+    for n_files in range(1, 40):
+        with suppress(CutOffError):
+            server = CutOff(ObjectFiles(url), n_files % 4)
+            copy_committed(LocalFiles(path), server, lambda done, total: None, Copied())
+        reader = StoreReader.open(url)
+        n_rows = reader.n_rows
+        n_seen.add(n_rows)
+        rows = reader.read("W", (0, n_rows)).tobytes()
+        assert rows in (before[:n_rows].tobytes(), after[:n_rows].tobytes())
+        if n_rows == 9:
+            break
+    assert n_seen == {10, 3, 9}
+    with pytest.raises(ChangedError):
+        opened.read("W", (8, 9), range(3, 11))
     writer.close()
     thimble_zarr.publish(path, url)
     assert is_copied(path, url)

@@ -232,7 +232,8 @@ class Inquiry:
         except (ConfigError, SelectionError):  # what the replay needs was not recorded
             return None
         # A run that diverged does not hold, but NaN may well follow from the NaN of a gradient.
-        differs = any(counts(of.numbers, "n_beyond").any() for of in result)
+        replayed = (of.numbers for of in result if "n_beyond" in of.numbers)
+        differs = any(counts(numbers, "n_beyond").any() for numbers in replayed)
         if not differs and not result.findings:
             return None
         return "".join(f" ({finding.code}: {finding.message})" for finding in result.findings[:1])

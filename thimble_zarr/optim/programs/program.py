@@ -173,7 +173,8 @@ class PortableProgram:
         numbers = self._numbers_of(scalars, len(grads), taken)
         after = dict(out or {})
         for name in self.variables:
-            after.setdefault(name, np.empty(grads.shape, storage_dtype(self.native)))
+            if name not in after:
+                after[name] = np.empty(grads.shape, storage_dtype(self.native))
         rows, grads, into = self._grouped(before, grads, after)
         for piece in self._pieces(grads):
             for steps in numbers.alike():

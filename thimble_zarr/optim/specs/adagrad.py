@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from thimble_zarr.optim.base import (
     COUNT,
     EPS,
@@ -26,7 +28,7 @@ from thimble_zarr.optim.base import (
 )
 from thimble_zarr.optim.elementwise import DECAYS, Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays
-from thimble_zarr.optim.programs.arithmetic import Arithmetic
+from thimble_zarr.optim.programs.arithmetic import Arithmetic, fma64
 from thimble_zarr.optim.programs.kernel import Numbers
 
 if TYPE_CHECKING:
@@ -79,7 +81,10 @@ class Adagrad(Elementwise):
         narrow: Callable[[Any], Any],
     ) -> dict[str, Any]:
         """Return the numbers of a step."""
-        passed = 1 + (scalars[COUNT] - 1) * scalars["lr_decay"]
+        waited, decay = scalars[COUNT] - 1, scalars["lr_decay"]
+        passed = 1 + waited * decay
+        if self.implementation == "fused" and isinstance(waited, np.ndarray):
+            passed = fma64(waited, decay, np.ones_like(waited))  # as its compiler fuses it
         minus_rate = -scalars["learning_rate"] / passed
         return {
             "decay": narrow(scalars["weight_decay"]),

@@ -18,6 +18,8 @@ Bits = Mapping[str, np.ndarray]
 
 def why_not(schema: Schema) -> str:
     """Return why steps of a parameter cannot be taken again; empty where they can."""
+    if not schema.optimizer.CAN_BE_REPLAYED:
+        return f"nobody told how {schema.optimizer.name} takes a step (register_optimizer)"
     missing = [name for name in schema.optimizer.variables if name not in schema.dtypes]
     if missing:
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not recorded"
@@ -68,8 +70,11 @@ class TorchSteps:
 
     def alone(self) -> np.ndarray:
         """Return the elements that torch takes one at a time: at most 63 a thread."""
-        places = self._places(np.arange(self._schema.n_tokens * self._schema.n_dims))
-        return np.flatnonzero(self._lanes.are_alone(places))
+        found = []
+        for part in self.parts():
+            places = self._places(np.arange(part.start, part.stop))
+            found.append(part.start + np.flatnonzero(self._lanes.are_alone(places)))
+        return np.concatenate(found)
 
     def _pieces(self, part: slice | np.ndarray) -> list[Piece]:
         """Return how torch goes through a part of a row."""

@@ -5,10 +5,10 @@ their place in the file, without HDF5: it would keep a lock, and a chunk may be 
 Everything else is read by h5py.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thimble_zarr.bits import NATIVE_DTYPES
-from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError
+from thimble_zarr.errors import ConfigError, DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.format.layout import human_bytes
 from thimble_zarr.sources.containers.array import FileArray, FileContents, RawArray, number, whole
 
@@ -63,14 +63,12 @@ class DatasetArray:
         self, opened: "h5py.Dataset", rows: range, columns: tuple[int, int], out: np.ndarray
     ) -> None:
         """Read rows; HDF5 decompresses every chunk that one of them lies in."""
-        where = (slice(rows.start, rows.stop), slice(*columns))[: max(1, len(self.shape))]
-        try:
+        where = (slice(rows.start, rows.stop), slice(*columns))[: len(self.shape)]
+        with _h5py_errors():
             if self.shape:
-                opened.read_direct(out, where if len(self.shape) > 1 else where[:1])
+                opened.read_direct(out, where)
             else:
                 out[...] = opened[()]
-        except OSError as error:
-            raise DamagedStoreError(f"HDF5 cannot read {self.name}: {error}") from error
 
 
 @contextmanager
@@ -96,8 +94,19 @@ def opened_file(path: Path) -> Iterator["h5py.File"]:
             f"it begins as an HDF5 file, but is not a whole one ({error}); copy it again, or close "
             "it where it is written"
         ) from error
-    with file:
+    with file, _h5py_errors():
         yield file
+
+
+@contextmanager
+def _h5py_errors() -> Iterator[None]:
+    """Say in one way what h5py says in many."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DamagedStoreError(f"HDF5 cannot read it ({error}); copy it again") from error
 
 
 def read_hdf5(path: Path) -> FileContents:
@@ -217,13 +226,15 @@ def _offsets(name: str, dataset: "h5py.Dataset") -> tuple[tuple[int, ...], int]:
 def _check_written(name: str, dataset: "h5py.Dataset") -> None:
     """Raise unless all chunks are there: HDF5 reads one that is not as zeros."""
     if dataset.chunks is None:
-        is_missing = dataset.size > 0 and dataset.id.get_storage_size() == 0
-        _check_all(name, iter([0] if is_missing else []))
+        n_bytes = dataset.size * dataset.dtype.itemsize
+        _check_all(name, iter([0] if dataset.id.get_storage_size() < n_bytes else []))
         return
-    found: set[tuple[int, ...]] = set()
-    dataset.id.chunk_iter(lambda of: found.add(of.chunk_offset))
-    axes = (range(0, n, chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-    _check_all(name, (at[0] for at in product(*axes) if at not in found))
+    n_chunks = Counter[int]()  # of the same rows, by the first
+    dataset.id.chunk_iter(lambda of: n_chunks.update([of.chunk_offset[0]]))
+    axes = zip(dataset.shape[1:], dataset.chunks[1:], strict=True)
+    n_expected = prod(-(-length // chunk) for length, chunk in axes)
+    starts = range(0, dataset.shape[0], dataset.chunks[0])
+    _check_all(name, (start for start in starts if n_chunks[start] < n_expected))
 
 
 def _check_all(name: str, missing: Iterator[int]) -> None:

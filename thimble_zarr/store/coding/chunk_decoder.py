@@ -165,7 +165,7 @@ class ChunkDecoder:
         """Raise what is wrong where decoded values are not those that were recorded."""
         arrays = self._arrays
         with arrays.decoding(name, row):
-            if self._was_cut_off():
+            if self.was_cut_off():
                 raise StoreError(
                     f"{arrays.files.path} was cut off and gone on with after it was opened; open "
                     "it again"
@@ -175,7 +175,7 @@ class ChunkDecoder:
                 "computes something else here, or a file was changed"
             )
 
-    def _was_cut_off(self) -> bool:
+    def was_cut_off(self) -> bool:
         """Whether rows may be others than those that were committed when the store was opened.
 
         A block that is stored again with more rows still has the same in those before.

@@ -58,8 +58,8 @@ class _Fetched:
 class ObjectFile:
     """A file on a server (`OpenFile`), of which some bytes are there: those it was opened with."""
 
-    def __init__(self, fetch: Callable[[dict[str, Any]], _Part], first: _Part) -> None:
-        self._fetch, self._first = fetch, first
+    def __init__(self, name: str, fetch: Callable[[dict[str, Any]], _Part], first: _Part) -> None:
+        self._name, self._fetch, self._first = name, fetch, first
         self._fetched: list[_Fetched] = []
         self._told: set[tuple[int, int]] = set()
         self.n_bytes, self.published_as = first.n_bytes, first.published_as
@@ -121,10 +121,15 @@ class ObjectFile:
         """Return bytes of the file that was opened; raise ChangedError if it is no longer there."""
         part = self._fetch(asked)
         if (part.n_bytes, part.version) != (self.n_bytes, self._first.version):
-            raise ChangedError("a file was replaced while it was read; give the command again")
+            raise ChangedError(
+                f"{self._name} was replaced while it was read; give the command again"
+            )
         start, stop = asked["range"]
         if (part.start, part.stop) != (start, stop):
-            raise PlaceError(f"{stop - start} bytes were asked for, and {len(part.content)} came")
+            n_bytes = len(part.content)
+            raise PlaceError(
+                f"{self._name}: {stop - start} bytes were asked for, and {n_bytes} came"
+            )
         return part
 
 
@@ -182,7 +187,7 @@ class ObjectFiles:
         """Open a file: with the bytes at its end, or if there are none with those at its start."""
         ahead = self._ahead.pop((key, tail_bytes), None)
         first = self._first(key, tail_bytes) if ahead is None else ahead.result()
-        return ObjectFile(lambda asked: self._fetch(key, asked), first)
+        return ObjectFile(self.path / key, lambda asked: self._fetch(key, asked), first)
 
     def will_open(self, keys: Iterable[str], tail_bytes: int = 0) -> None:
         """Begin to open files."""
@@ -320,13 +325,12 @@ def _check_process(path: Url) -> None:
 
 def _connect(path: Url, obstore: Any) -> Any:
     """Return what talks to a server, with what the environment says of it."""
-    scheme = path.partition(":")[0]
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else path
     options = {
         "timeout": timedelta(minutes=10),  # the body included
         "read_timeout": timedelta(seconds=tuning.TUNING.request_timeout_s),
         "connect_timeout": timedelta(seconds=min(5, tuning.TUNING.request_timeout_s)),
-        "allow_http": endpoint.startswith("http://"),
+        # Where the environment names another server, it says by which protocol.
+        "allow_http": not path.startswith("https:"),
     }
     retries = {
         "max_retries": tuning.TUNING.request_retries,

@@ -2,7 +2,8 @@
 
 The ledger goes first, because a line is a promise: it must be there before any file that it tells
 of. Then go the files that it tells of and the metadata of arrays, then the commit record, and at
-last the metadata of the root. A copy that was cut off is gone on with: what is there is skipped.
+last the metadata of the root. Where rows were taken back, the copy is first cut as the store was. A
+copy that was cut off is gone on with: what is there is skipped.
 """
 
 import zlib
@@ -174,6 +175,8 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
         return
     copy = _Copy(snapshot, target, copied, reach)
     copy.write(LEDGER, snapshot.lines)
+    if (cut := _cut(snapshot, n_known)) is not None and n_known:
+        copy.write(COMMIT, cut.to_bytes())
     copy.files_of_blocks({key for key in sizes if sizes[key] == copy.size(key)}, n_known)
     documents = [key for key in snapshot.expected.ledger.metadata if key != METADATA]
     copy.documents(documents)
@@ -224,6 +227,23 @@ _NONE = Line(0, b"", None)
 
 def _lines(content: bytes) -> Iterator[Line]:
     return read_lines(MemoryFiles({LEDGER: content}))
+
+
+def _cut(snapshot: Snapshot, n_known: int) -> Commit | None:
+    """Return what was committed when rows were taken back since a copy was made, where any were.
+
+    Blocks that were recorded again have the keys of those that were taken back: before they go, the
+    copy must not count these any more.
+    """
+    cut, crc32 = None, 0
+    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes]):
+        crc32 = zlib.crc32(line.content, crc32)
+        if line.start < n_known or line.entry is None or line.entry.resumed is None:
+            continue
+        n_rows = line.entry.rows[1]
+        if cut is None or n_rows < cut.n_rows:
+            cut = Commit(n_rows=n_rows, ledger_bytes=line.stop, ledger_crc32=crc32)
+    return cut
 
 
 def _removed(snapshot: Snapshot, n_known: int) -> Iterable[str]:

@@ -1,0 +1,33 @@
+"""Bounds of the running error analysis, against the worst that rounding can do."""
+
+import numpy as np
+import torch
+
+from thimble_zarr.optim.formula import Precision
+from thimble_zarr.optim.inexact import RUNNING, Inexact
+
+BFLOAT16 = Precision.of("bfloat16", scalars="float32")
+
+
+def test_a_root_of_less_than_its_error_is_bounded() -> None:
+    p = BFLOAT16
+    for value, error in ((0.0, 1.0), (0.1, 1.0), (0.0, p.least), (p.least, p.least), (3.0, 1.0)):
+        number = Inexact(np.array(value), np.array(error), p.unit_roundoff, p.least, p.largest)
+        root = RUNNING.sqrt(number)
+        for other in (max(value - error, 0.0), value + error):
+            assert abs(np.sqrt(other) - root.value) <= root.error
+
+
+def test_roundings_of_what_cancelled_are_bounded() -> None:
+    def bfloat16(value: float) -> float:
+        return float(torch.tensor(value, dtype=torch.float64).to(torch.bfloat16))
+
+    generator = np.random.default_rng(0)
+    worst = 0.0
+    for _ in range(300):  # nothing is left of the numbers, and of the others -1, by rounding alone
+        number = Inexact.exact(256.0, BFLOAT16) + 1.0 - 257.0
+        other = bfloat16(bfloat16(256.0 + 1.0) - 257.0)
+        for factor in map(bfloat16, generator.uniform(0.5, 1, size=12)):
+            number, other = number * factor, bfloat16(other * factor)
+        worst = max(worst, abs(other - float(number.value)) / float(number.error))
+    assert 0.9 < worst <= 1
