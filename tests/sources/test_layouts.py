@@ -305,7 +305,7 @@ def test_hdf5_files_that_are_not_whole_are_refused(
         refused(cut, DamagedStoreError, "begins as an HDF5 file, but is not a whole one")
     reader = open_file_alone(layouts.thimble_7(run, tmp_path))
     reader.path.write_bytes(content[: len(content) // 3])
-    with pytest.raises(DamagedStoreError, match=r"thimble_7\.h5: it was cut off after"):
+    with pytest.raises(DamagedStoreError, match=r"thimble_7\.h5: it was changed after"):
         [reader.read(name, (0, N_ROWS)) for name in layouts.VARIABLES]
     for options in ({}, {"compression": "gzip"}):
         with h5py.File(cut, "w") as file:
@@ -382,6 +382,37 @@ def test_hdf5_numbers_that_numpy_has_not_are_converted_by_hdf5(
             written.attrs["seed"] = h5py.Empty("f")
         reader = open_file_alone(file)
         np.testing.assert_array_equal(reader.read("W", (0, N_ROWS)).view(numbers.dtype), numbers)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error", "message"),
+    [
+        ({"W": (3, 2, 5, 2), "losses": (3,)}, NotAStoreError, r"losses has shape \(\)"),
+        ({"W": (0, 2, 5, 2)}, NotAStoreError, "there is no run in it"),
+        (
+            {"W": (2, 5, 2), "token_occurrence_counts": (5,)},
+            CorpusError,
+            "are not counts: whole numbers",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(
+    tmp_path: Path, arrays: dict[str, tuple[int, ...]], error: type[Exception], message: str
+) -> None:
+    tensors = {name: torch.full(shape, 0.5) for name, shape in arrays.items()}
+    with pytest.raises(error, match=message):
+        open_recording(save(tmp_path / "run.safetensors", tensors))
+
+
+def test_states_of_which_the_first_step_cannot_be_told_are_refused(tmp_path: Path) -> None:
+    """As many rows as steps: of steps 1 to N, or of the initial state and all but the last."""
+    moments = torch.ones(3, 5, 2)
+    tensors = {"W": torch.ones(4, 5, 2), "m": moments}
+    assert (
+        open_recording(save(tmp_path / "run.safetensors", tensors))[0].run.series["exp_avg"].shift
+    )
+    moments[0] = 0
+    refused(save(tmp_path / "run.safetensors", tensors), NotAStoreError, "m has a row less than W")
 
 
 def test_hdf5_of_several_runs_is_refused(tmp_path: Path) -> None:

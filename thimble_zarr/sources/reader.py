@@ -73,6 +73,7 @@ class FileReader:
                 schema = _schema(path, layout.kind, run, _dtypes(run))
                 reader = cls(path, schema, layout.kind, run, run.labels, opened_as=opened_as)
                 reader._check_first_gradient()
+                reader._check_first_states()
                 last = reader.n_rows - 1
                 readers.append(reader.narrowed((min(1, last), last // 2, last)))
         return readers
@@ -100,6 +101,19 @@ class FileReader:
                 f"{grad.name} of row 0, the initial state, is not zero; row t must have the "
                 "gradient that step t consumed, and row 0 has none"
             )
+
+    def _check_first_states(self) -> None:
+        """Raise NotAStoreError if states of steps 1 to N look like those of 0 to N-1."""
+        for name in ("exp_avg", "exp_avg_sq"):
+            series = self.run.series.get(name)
+            if series is None or not series.shift or len(series.rows) < 2:
+                continue
+            if [row.any() for row in _file_rows(series, range(2))] == [False, True]:
+                raise NotAStoreError(
+                    f"{series.name} has a row less than W, as of steps 1 to {self.n_rows - 1:,}, "
+                    "but begins with zeros, as of the initial state; which steps it is of cannot "
+                    "be told"
+                )
 
     def narrowed(
         self, rows: Iterable[int], *, on_bytes: Callable[[int], object] = lambda n_bytes: None

@@ -53,7 +53,7 @@ def is_chunk_key(key: str) -> bool:
     return bool(_CHUNK.fullmatch(key)) and not {".", ".."} & set(key.split("/"))
 
 
-def is_metadata_key(key: str) -> bool:
+def is_metadata(key: str) -> bool:
     """Return whether a key names metadata, of the root or of a directory within the store."""
     return bool(_METADATA.fullmatch(key)) and not {".", ".."} & set(key.split("/"))
 

@@ -32,14 +32,7 @@ from thimble_zarr.format.documents import (
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.versions import FORMAT_VERSION, is_read
 from thimble_zarr.store.files.base import Files, OpenFile
-from thimble_zarr.store.keys import (
-    COMMIT,
-    LEDGER,
-    METADATA,
-    array_of,
-    is_chunk_key,
-    is_metadata_key,
-)
+from thimble_zarr.store.keys import COMMIT, LEDGER, METADATA, array_of, is_chunk_key, is_metadata
 
 T = TypeVar("T")
 
@@ -306,9 +299,8 @@ class Ledger:
         """Take a line at its word; raise ValueError, and change nothing, if it cannot be read."""
         records, entry = line.records(self.prefix), line.entry
         assert entry is not None
-        for key in entry.metadata:
-            if not is_metadata_key(key):
-                raise ValueError(f"it has metadata {key!r}, as no store has")
+        if not all(map(is_metadata, entry.metadata)):
+            raise ValueError("it has metadata of a place that no store has")
         first_row, end_row = entry.rows
         if entry.resumed is not None:  # the run went on from there
             self.ends = {row: end for row, end in self.ends.items() if row < end_row}

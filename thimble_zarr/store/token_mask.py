@@ -72,6 +72,8 @@ def labels_from(arrays: Mapping[str, np.ndarray], n_tokens: int) -> TokenLabels:
     count = arrays.get(_COUNTS)
     if count is not None:
         _check_length(_COUNTS, count, n_tokens)
+        if count.dtype.kind not in "iu" or (count < 0).any():
+            raise CorpusError(f"{_COUNTS} are not counts: whole numbers from 0 up")
     if not lives:
         return TokenLabels() if count is None else TokenLabels.from_counts(count)
     if any(not np.array_equal(live, lives[0]) for live in lives):

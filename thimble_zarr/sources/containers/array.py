@@ -72,7 +72,7 @@ class RawArray:
         """Return the array at an index of the first axis. The array must lie in one piece."""
         shape = self.shape[1:]
         offset = self.offsets[0] + index * prod(shape) * self.dtype.itemsize
-        return replace(self, shape=shape, offsets=(offset,), piece_rows=max(1, *shape[:1]))
+        return replace(self, shape=shape, offsets=(offset,), piece_rows=max((1, *shape[:1])))
 
     def opened(self) -> BinaryIO:
         """Open the file."""

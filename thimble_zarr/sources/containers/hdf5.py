@@ -226,7 +226,7 @@ def _offsets(name: str, dataset: "h5py.Dataset") -> tuple[tuple[int, ...], int]:
 def _check_written(name: str, dataset: "h5py.Dataset") -> None:
     """Raise unless all chunks are there: HDF5 reads one that is not as zeros."""
     if dataset.chunks is None:
-        n_bytes = dataset.size * dataset.dtype.itemsize
+        n_bytes = dataset.size * dataset.id.get_type().get_size()  # a number in the file
         _check_all(name, iter([0] if dataset.id.get_storage_size() < n_bytes else []))
         return
     n_chunks = Counter[int]()  # of the same rows, by the first

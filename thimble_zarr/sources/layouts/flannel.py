@@ -24,6 +24,8 @@ def _runs(contents: FileContents) -> Sequence[RecordedRun]:
     name, W = contents.named(WEIGHTS)
     assert W is not None
     n_runs = W.shape[0]
+    if not n_runs:
+        raise NotAStoreError(f"{name} has shape {W.shape}: there is no run in it")
     several = {of: array for of, array in contents.arrays.items() if of in _OF_RUNS}
     for other, array in several.items():
         if array.shape[0] != n_runs:
