@@ -68,6 +68,7 @@ def assert_same_rows(path: Path, other: Path) -> None:
         for name, values in numbers[0].items():
             np.testing.assert_array_equal(values, numbers[1][name], err_msg=name)
         assert [*one.read_history().missing] == [*two.read_history().missing] == []
+        assert not one.read_history().filled
 
 
 def take_steps(
@@ -75,6 +76,7 @@ def take_steps(
     kind: Kind,
     *,
     n_steps: int = 37,
+    without: tuple[int, ...] = (1, 7, 8, 20),
     then: Callable[[Recorder, int], object] = lambda recorder, step: None,
     **options: object,
 ) -> None:
@@ -85,7 +87,7 @@ def take_steps(
     with Recorder(path, optimizer, parameter=parameter, memory_bytes=MEMORY, **options) as recorder:
         for step in range(1, n_steps + 1):
             parameter.grad = gradient(shape, generator).to(kind.dtype)
-            if step in (1, 7, 8, 20):
+            if step in without:
                 parameter.grad = None
             optimizer.step()
             recorder.log(loss=step)
@@ -201,7 +203,8 @@ def flip(training: Training) -> None:
 def test_rows_that_the_gradients_do_not_prove_are_missing(path: Path, name: str) -> None:
     at = BLOCK + 5
     with pytest.warns(
-        UserWarning, match=r"step 31 does not follow from step 16: at .*missing at steps 17 to 30"
+        UserWarning,
+        match=r"step 31 does not follow from step 16: at .*steps 17 to 30 are not known",
     ):
         alien_run(path, ALIENS[name].plant, at=at)
     reader = StoreReader.open(path)
@@ -239,7 +242,7 @@ def test_an_audit_tells_of_it(path: Path, audit: str) -> None:
 
 
 def test_what_is_missing_is_said_of_a_copy_too(path: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="missing"):
+    with pytest.warns(UserWarning, match="are not known"):
         alien_run(path, flip, at=BLOCK + 5)
     (reader,) = recode(path, tmp_path / "copy", coding="predicted", memory_bytes=200_000)
     assert reader.schema.layout.block_steps != BLOCK
@@ -340,7 +343,7 @@ def test_a_run_goes_on(tmp_path: Path, stop: int) -> None:
 
 
 def test_a_run_that_goes_on_still_says_what_is_missing(path: Path) -> None:
-    with pytest.warns(UserWarning, match="missing at steps 17 to 22"):
+    with pytest.warns(UserWarning, match="steps 17 to 23 are not known"):
         loop = alien_run(path, flip, at=BLOCK + 5, n_steps=BLOCK + 7)
     with Recorder(
         path,
@@ -353,8 +356,42 @@ def test_a_run_that_goes_on_still_says_what_is_missing(path: Path) -> None:
         for _ in range(BLOCK):
             loop.step()
     reader = StoreReader.open(path)
-    assert [*reader.read_history().missing] == [(BLOCK + 1, BLOCK + 7)]
+    assert [*reader.read_history().missing] == [(BLOCK + 1, BLOCK + 8)]
     assert check(path, tokens="all", steps=f"{BLOCK + 8}:{2 * BLOCK + 7}").holds
+
+
+@pytest.mark.parametrize("n_steps", [1, 3], ids=["the row before is whole", "it is not"])
+def test_what_changed_before_a_flush_is_told(path: Path, n_steps: int) -> None:
+    """What is copied at a flush may not be what the last step left: nobody knows that row."""
+    loop = Loop()
+    recorder = Recorder(
+        path, loop.optimizer, parameter=loop.weight, keep="keyframes", memory_bytes=MEMORY
+    )
+    for _ in range(n_steps):
+        loop.step()
+    flip(Training(loop, recorder, np.random.default_rng(0)))
+    recorder.flush()
+    with pytest.warns(UserWarning, match=f"step {n_steps} does not follow from step 0"):
+        loop.step()
+    for _ in range(4):
+        loop.step()
+    recorder.close()
+    reader = StoreReader.open(path)
+    assert [*reader.read_history().missing] == [(1, n_steps + 1)]
+    assert check(path, tokens="all", steps=f"{n_steps + 2}:{n_steps + 5}").holds
+    (subset,) = [*check(path, tokens="all")]
+    assert [finding.code for finding in subset.findings] == ["rows-not-kept"]
+
+
+def test_the_store_says_which_rows_were_worked_out(path: Path, tmp_path: Path) -> None:
+    take_steps(path, Kind("AdamW", "bfloat16"), without=(), keep="keyframes")
+    (copy,) = recode(path, tmp_path / "copy", memory_bytes=200_000)
+    for reader in (StoreReader.open(path), copy):
+        filled = sorted(row for rows in reader.read_history().filled for row in range(*rows))
+        assert filled == [*range(1, 15), *range(17, 31), *range(33, 37)]
+    result = check(path, tokens="all")
+    assert result.holds
+    assert "32 of these rows were not copied" in result.verdict
 
 
 def test_what_cannot_be_taken_again_is_copied_whole(path: Path) -> None:

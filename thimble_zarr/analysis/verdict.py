@@ -48,6 +48,12 @@ def verdict(
     if reader.schema.caveat and not judged.holds:
         text = f"{judged.text} It cannot hold: {reader.schema.caveat}."
         judged = replace(judged, text=text)
+    if judged.holds and (n_filled := _n_filled(table, reader)):
+        text = (
+            f"{judged.text} {n_filled:,} of these rows were not copied (keep='keyframes'): the "
+            "recorded gradients lead from keyframe to keyframe."
+        )
+        judged = replace(judged, text=text)
     if unended := _unended(reader):
         return replace(judged, text=f"{judged.text} {unended}", has_ended=False)
     if planned := stopped_of(reader):
@@ -72,6 +78,15 @@ def _bare_verdict(table: AnyTable) -> Verdict:
         f"{table.attrs['optimizer']} takes a step is not known here, so whether rows follow from "
         "the row before was not checked.",
     )
+
+
+def _n_filled(table: AnyTable, reader: Reader) -> int:
+    """Return how many of the checked rows were worked out between keyframes."""
+    filled = reader.read_history().filled
+    if not filled:
+        return 0
+    steps, checked = reader.read_steps(), np.asarray(table["step"])
+    return int(sum(np.isin(steps[first:stop], checked).sum() for first, stop in filled))
 
 
 def _failed(step: int, text: str) -> Verdict:

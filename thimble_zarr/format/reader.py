@@ -227,14 +227,15 @@ class History:
     audits
         How many steps were audited while they were recorded, by the first row of each block of
         which that is known.
-    missing
-        Rows, each as `(first, stop)`, of which only the gradient is recorded: their `W` and states
-        were not copied, and could not be proven (`record.replay.keyframes`).
+    filled, missing
+        Rows, each as `(first, stop)`, of which only the gradient was copied. Their `W` and states
+        were worked out from one keyframe to the next, or could not be (`record.replay.keyframes`).
     """
 
     overhead: Mapping[int, Overhead] = field(default_factory=dict)
     resumed_after: Sequence[int] = ()
     audits: Mapping[int, AuditCounts] = field(default_factory=dict)
+    filled: Sequence[tuple[int, int]] = ()
     missing: Sequence[tuple[int, int]] = ()
 
 

@@ -1,6 +1,6 @@
 """A block in memory: rows of everything recorded, filled by training and written whole."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ class Block:
     group the indices, on their device, of the rows to record, where not all are.
 
     Of the parameters whose groups are `filled_in` a row may have the gradient only. `is_whole` says
-    of each row whether it has everything, and `missing` by group whether nobody knows the rest.
+    of each row whether it has everything, `is_late` whether some of that was copied later than its
+    step. By group `filled` says which rows were worked out, and `missing` which nobody knows.
     """
 
     def __init__(
@@ -37,15 +38,15 @@ class Block:
     ) -> None:
         self._schemas = schemas
         (self.block_steps,) = {schema.layout.block_steps for schema in schemas.values()}
-        self.steps, self.is_whole = (np.empty(self.block_steps, of) for of in (np.int64, bool))
-        self.missing = {group: np.zeros(self.block_steps, bool) for group in schemas}
+        self.steps = np.empty(self.block_steps, np.int64)
+        self.is_whole, self.is_late = np.ones((2, self.block_steps), bool)
+        self.filled, self.missing = _marks(schemas, self.block_steps)
         self._streams = streams
         self._arrived: list[Callable[[], None]] = []
         self._filled_in, self._early = set[str](), set[str]()
         self._stream_of = dict[str, SideStream]()
-        self._rows: dict[str, Tensor] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self._scalars: dict[str, Tensor] = {}
+        self._rows = dict[str, Tensor]()
+        self._tensors, self._scalars = dict[str, Tensor](), dict[str, Tensor]()
         loss = torch.empty(self.block_steps, dtype=torch.float64)
         for group, schema in schemas.items():
             stream = streams.get(schema.device)
@@ -78,7 +79,8 @@ class Block:
         """Forget all rows and begin at `first_row`."""
         self.first_row, self.n_rows = first_row, 0
         self.is_whole[:] = True
-        for rows in self.missing.values():
+        self.is_late[:] = False
+        for rows in (*self.filled.values(), *self.missing.values()):
             rows[:] = False
         for values in self.scalars.values():
             values.fill(np.nan)
@@ -97,8 +99,10 @@ class Block:
             for name in reader.schema.dtypes if self.n_rows else ():
                 rows = reader.read(name, (first, n_rows))
                 bits[array_path(reader.group, name)][: self.n_rows] = rows
-            for start, stop in reader.read_history().missing:
-                self.missing[reader.group][max(start - first, 0) : max(stop - first, 0)] = True
+            history = reader.read_history()
+            for of, marked in ((self.filled, history.filled), (self.missing, history.missing)):
+                for start, stop in marked:
+                    of[reader.group][max(start - first, 0) : max(stop - first, 0)] = True
         return StepCounts.at_row(first - 1, steps, counts)
 
     def take_early(self, tensors: Mapping[str, Tensor | None]) -> None:
@@ -149,16 +153,20 @@ class Block:
         if last >= 0 and not self.is_whole[last]:
             for name in self._filled_in:
                 self._take_row(name, tensors[name], last)
-            self.is_whole[last] = True
+            self.is_whole[last] = self.is_late[last] = True
 
-    def missing_rows(self, n_rows: int) -> dict[str, list[tuple[int, int]]]:
-        """Return by group which of the first rows are missing, as `(first, stop)` of the store."""
-        found = {}
-        for group, missing in self.missing.items():
-            edges = np.flatnonzero(np.diff(missing[:n_rows], prepend=False, append=False))
-            rows = (self.first_row + edges).tolist()
-            if rows:
-                found[group] = [*zip(rows[::2], rows[1::2], strict=True)]
+    def marked_rows(self, n_rows: int) -> dict[str, dict[str, list[tuple[int, int]]]]:
+        """Return which of the first rows are `filled` and `missing`, by group.
+
+        They are `(first, stop)` of the store.
+        """
+        found: dict[str, dict[str, list[tuple[int, int]]]] = {"filled": {}, "missing": {}}
+        for name, marks in (("filled", self.filled), ("missing", self.missing)):
+            for group, is_marked in marks.items():
+                edges = np.flatnonzero(np.diff(is_marked[:n_rows], prepend=False, append=False))
+                rows = (self.first_row + edges).tolist()
+                if rows:
+                    found[name][group] = [*zip(rows[::2], rows[1::2], strict=True)]
         return found
 
     def set_last_loss(self, loss: float) -> None:
@@ -214,6 +222,12 @@ class Block:
     def bits(self) -> dict[str, np.ndarray]:
         """Return each variable as stored: views, shape `(block_steps, token, dim)`."""
         return {name: as_rows(tensor_bits(rows)) for name, rows in self._tensors.items()}
+
+
+def _marks(groups: Iterable[str], n_rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield two marks for each row, by group, not set."""
+    for _ in range(2):
+        yield {group: np.zeros(n_rows, bool) for group in groups}
 
 
 def _copy(row: Tensor, tensor: Tensor, indices: Tensor | None) -> None:

@@ -257,7 +257,7 @@ class BlockWriter:
                 spent + watch.lap(),
                 block.steps,
                 audit=audited,
-                missing=block.missing_rows(n_sound),
+                marked=block.marked_rows(n_sound),
             )
             if self.audit is not None and audits_now:
                 self.audit.tell()

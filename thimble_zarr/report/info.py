@@ -34,8 +34,7 @@ def as_text(store: Location, readers: Sequence[Reader], every: Sequence[Reader])
         rows.append(("Overhead", words))
     if audited := _audited(run):
         rows.append(("Audit", f"{audited}, while it was recorded"))
-    if n_missing := sum(_n_missing(reader) for reader in readers):
-        rows.append(("Missing", f"W and states of {n_missing:,} rows, which were not copied"))
+    rows += _not_copied(readers)
     disk_bytes, raw_bytes = run.disk_bytes(), _raw_bytes(every)
     ratio = f", {disk_bytes / raw_bytes:.2f} of the uncompressed size" if raw_bytes else ""
     n_steps = schema.layout.block_steps
@@ -73,7 +72,8 @@ def as_json(store: Location, readers: Sequence[Reader], every: Sequence[Reader])
         "disk_bytes": run.disk_bytes(),
         "raw_bytes": _raw_bytes(every),
         "audit": audited and audited.to_json(),
-        "n_missing": sum(map(_n_missing, every)),
+        "n_filled": sum(_n_rows(reader.read_history().filled) for reader in every),
+        "n_missing": sum(_n_rows(reader.read_history().missing) for reader in every),
         "resumed_after": [*run.read_history().resumed_after],
         "overhead": overhead
         and asdict(overhead) | {name: getattr(overhead, name) for name in shares},
@@ -159,9 +159,21 @@ def _overhead(reader: Reader) -> Overhead | None:
     return overhead if overhead.n_steps else None
 
 
-def _n_missing(reader: Reader) -> int:
-    """Return of how many rows only the gradient is recorded."""
-    return sum(stop - first for first, stop in reader.read_history().missing)
+def _not_copied(readers: Sequence[Reader]) -> list[tuple[str, str]]:
+    """Return how many rows were worked out between keyframes, and how many could not be."""
+    histories = [reader.read_history() for reader in readers]
+    filled = sum(_n_rows(history.filled) for history in histories)
+    missing = sum(_n_rows(history.missing) for history in histories)
+    rows = []
+    if filled:
+        rows.append(("Keyframes", f"{filled:,} rows were not copied: the gradients lead to them"))
+    if missing:
+        rows.append(("Missing", f"W and states of {missing:,} rows, to which no gradients lead"))
+    return rows
+
+
+def _n_rows(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - first for first, stop in ranges)
 
 
 def _audited(reader: Reader) -> AuditCounts | None:

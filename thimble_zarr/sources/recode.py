@@ -220,12 +220,7 @@ def _copy_block(
 ) -> None:
     """Copy some rows, which are a block of the new store; numbers and steps are of all rows."""
     arrays = dict[str, np.ndarray]()
-    missing: dict[str, list[tuple[int, int]]] = {}
     for reader in readers:
-        for first, stop in reader.read_history().missing:
-            if first < rows[1] and stop > rows[0]:
-                of_block = max(first, rows[0]), min(stop, rows[1])
-                missing.setdefault(reader.group, []).append(of_block)
         schema = schemas[reader.group]
         shape = schema.layout.block_steps, schema.n_tokens, schema.n_dims
         bits = {name: np.empty(shape, storage_dtype(of)) for name, of in schema.dtypes.items()}
@@ -235,7 +230,12 @@ def _copy_block(
         arrays |= {array_path(reader.group, name): of for name, of in bits.items()}
     scalars = {path: values[slice(*rows)] for path, values in numbers.items()}
     writer.commit_block(
-        rows[0], rows[1] - rows[0], arrays, scalars, steps=steps[slice(*rows)], missing=missing
+        rows[0],
+        rows[1] - rows[0],
+        arrays,
+        scalars,
+        steps=steps[slice(*rows)],
+        marked=_marked(readers, rows),
     )
 
 
@@ -283,3 +283,18 @@ def _differs(one: StoreReader, other: StoreReader, what: str) -> DamagedStoreErr
         f"{other.path / other.group}: {what} is not as in {one.path}: one of the two was changed, "
         "or a disk is faulty; remove the copy and recode again"
     )
+
+
+def _marked(
+    readers: Sequence[StoreReader], rows: tuple[int, int]
+) -> dict[str, dict[str, list[tuple[int, int]]]]:
+    """Return which of some rows are said to be filled in, or missing."""
+    found: dict[str, dict[str, list[tuple[int, int]]]] = {"filled": {}, "missing": {}}
+    for reader in readers:
+        history = reader.read_history()
+        for name, marked in (("filled", history.filled), ("missing", history.missing)):
+            for first, stop in marked:
+                if first < rows[1] and stop > rows[0]:
+                    part = max(first, rows[0]), min(stop, rows[1])
+                    found[name].setdefault(reader.group, []).append(part)
+    return found

@@ -50,6 +50,7 @@ _SEAL = b', "crc32": '
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Crc = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+Marked = dict[str, list[tuple[Count, Count]]]  # by group, as first row and behind the last
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,10 +123,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `rows` are the first row of the block and the one behind its last. `chunks` has for each array
     with shards the `Checksums` of each chunk of its shard, 0 of one that is left out, and `values`
     for each array of keyframes the checksum of each chunk of its variable, once that is decoded.
-    `missing` are by group the rows, as first and behind the last, of which only the gradient is
-    known. `metadata`, every document, are in the first line and after a repair. A cut says when the
-    run was `resumed` after the last of the rows, and which files are `removed`; a repair what was
-    `repaired`, which arrays are `dropped`, and which commit record it `replaces`.
+    `filled` and `missing` are by group the rows, as first and behind the last, of which only the
+    gradient was copied: the rest was worked out, or is not known. `metadata`, every document, are
+    in the first line and after a repair. A cut says when the run was `resumed` after the last of
+    the rows, and which files are `removed`; a repair what was `repaired`, which arrays are
+    `dropped`, and which commit record it `replaces`.
     """
 
     rows: tuple[Count, Count]
@@ -135,7 +137,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, dict[str, Any]] = {}
     overhead: dict[str, int | float] | None = None
     audit: dict[str, Count] | None = None
-    missing: dict[str, list[tuple[Count, Count]]] = {}
+    filled: Marked = {}
+    missing: Marked = {}
     removed: list[str] = []
     dropped: list[str] = []
     resumed: str | None = None
@@ -262,8 +265,8 @@ class Ledger:
         What recording took, by the first row of each block: all commits of it together.
     audits
         How many steps of a block were audited, by its first row, where they were.
-    missing
-        By group the rows of a block that are missing, by its first row, where any are.
+    marked
+        By the first row of a block which of its rows are filled in, and which missing, by group.
     resumed_after, repairs
         Steps after which the run was resumed, and what repairs did, in their own words.
     """
@@ -274,7 +277,7 @@ class Ledger:
     metadata: dict[str, Document] = field(default_factory=dict)
     overhead: dict[int, Overhead] = field(default_factory=dict)
     audits: dict[int, AuditCounts] = field(default_factory=dict)
-    missing: dict[int, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
+    marked: dict[int, tuple[Marked, Marked]] = field(default_factory=dict)
     resumed_after: list[int] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
 
@@ -305,7 +308,7 @@ class Ledger:
         if entry.resumed is not None:  # the run went on from there
             self.ends = {row: end for row, end in self.ends.items() if row < end_row}
             self.audits = {row: of for row, of in self.audits.items() if row < end_row}
-            self.missing = {row: of for row, of in self.missing.items() if row < end_row}
+            self.marked = {row: of for row, of in self.marked.items() if row < end_row}
             self.resumed_after.append(end_row - 1)
             for key in entry.removed:
                 self.records.pop(key, None)
@@ -319,7 +322,7 @@ class Ledger:
         if isinstance(entry.repaired, list):
             self.repairs += entry.repaired
         if entry.resumed is None and entry.repaired is None:  # a block was written
-            self.missing[first_row] = entry.missing
+            self.marked[first_row] = entry.filled, entry.missing
         if entry.audit is not None:
             self.audits[first_row] = AuditCounts.from_json(entry.audit)
         if entry.overhead is not None:

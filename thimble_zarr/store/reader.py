@@ -247,10 +247,17 @@ class StoreReader:
         """Return what recording took, where it was resumed and what is missing: the ledger says."""
         with decoding(self.files, "the ledger"):
             ledger = Ledger.read(self.files, self.commit, prefix=None)
-        missing = [rows for of in ledger.missing.values() for rows in of.get(self.group, ())]
-        # A cut may have left fewer rows of a block.
-        kept = [(first, min(stop, self.n_rows)) for first, stop in missing if first < self.n_rows]
-        return History(ledger.overhead, ledger.resumed_after, ledger.audits, kept)
+        filled, missing = (
+            # A cut may have left fewer rows of a block.
+            [
+                (first, min(stop, self.n_rows))
+                for marked in ledger.marked.values()
+                for first, stop in marked[kind].get(self.group, ())
+                if first < self.n_rows
+            ]
+            for kind in (0, 1)
+        )
+        return History(ledger.overhead, ledger.resumed_after, ledger.audits, filled, missing)
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store, where nobody tells of those committed."""

@@ -45,6 +45,9 @@ from thimble_zarr.store.per_step import PerStepValues, coordinates
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.resume import check_resumable, leftovers, plan_cut
 
+MarkedRows = Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]
+"""Rows as `(first, stop)`, by what is said of them and by the group of the parameter."""
+
 FileSizes = dict[str, dict[str, int]]
 """What a line of the ledger says of files: the size, and unless it is a shard the CRC-32."""
 
@@ -203,7 +206,7 @@ class StoreWriter:
         steps: np.ndarray | None = None,
         *,
         audit: AuditCounts | None = None,
-        missing: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+        marked: MarkedRows | None = None,
     ) -> None:
         """Write one block and commit it. When this returns, its rows survive a power loss.
 
@@ -226,9 +229,8 @@ class StoreWriter:
             The step of each row, ascending, int64. Row t is of step t by default.
         audit
             How many of the steps were audited, where they were.
-        missing
-            By group of a parameter the rows, each as `(first, stop)`, of which all but the gradient
-            is missing in `arrays`, where any are.
+        marked
+            The rows of which all but the gradient was worked out (`filled`), or is `missing`.
 
         Raises
         ------
@@ -254,7 +256,7 @@ class StoreWriter:
         entry = {"rows": (first_row, end_row), **told}
         entry |= {} if self._ledger.ledger_bytes else {"metadata": self._documents}
         entry |= {} if audit is None else {"audit": audit.to_json()}
-        entry |= {"missing": dict(missing)} if missing else {}
+        entry |= {name: rows for name, rows in (marked or {}).items() if rows}
         if overhead is not None:
             spent = overhead + self._stopwatch.lap()
             entry["overhead"] = spent.to_json()

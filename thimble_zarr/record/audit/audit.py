@@ -198,7 +198,7 @@ class Audit:
             for name, values in scalars.items():
                 values.insert(0, np.array([known.get(name, np.nan)]))
         shift = len(steps) - 1 - block.first_row
-        missing = block.missing_rows(n_rows).get(part.group, [])
+        missing = block.marked_rows(n_rows)["missing"].get(part.group, [])
         bits = block.bits()
         return HeldRows(
             schema=part.schema,

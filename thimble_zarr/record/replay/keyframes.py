@@ -65,12 +65,16 @@ class Keyframes:
         """
         whole, found = np.flatnonzero(block.is_whole[:n_rows]).tolist(), list[AuditFinding]()
         for start, stop in itertools.pairwise(whole):
-            for group, steps in self._steps.items() if stop - start > 1 else ():
+            is_proof = stop - start > 1 or block.is_late[stop]
+            for group, steps in self._steps.items() if is_proof else ():
                 rows, count = slice(start + 1, stop + 1), float(before.counts[group])
                 if (apart := steps.fill(block, rows, count)) is not None:
-                    found.append(steps.finding(apart, path, block.steps[start : stop + 1]))
+                    of_rows = block.steps[start : stop + 1]
+                    unknown = block.steps[: stop + 1][block.missing[group][: stop + 1]]
+                    found.append(steps.finding(apart, path, of_rows, unknown))
                     self.is_on = False
         block.is_whole[: whole[-1] + 1] = True
+        block.is_late[:] = False
         for steps in self._steps.values():
             steps.leave_out(block, slice(whole[-1] + 1, n_rows))
         return found[0] if found else None
@@ -130,19 +134,28 @@ class _Steps:
         elif len(self._alone):
             apart = self._replay(bits, rows, numbers, taken, [self._alone])
         block.missing[self.group][filled] = False
+        block.filled[self.group][filled] = apart is None
         if apart is not None:
             self.leave_out(block, filled)
+            # What was copied later than its step may not be what the step left.
+            block.missing[self.group][rows.stop - 1] = block.is_late[rows.stop - 1]
         return apart
 
-    def finding(self, apart: _Apart, path: Path, steps: np.ndarray) -> AuditFinding:
-        """Return what is wrong in words and numbers, given the steps from keyframe to keyframe."""
-        first, *between, last = steps.tolist()
+    def finding(
+        self, apart: _Apart, path: Path, steps: np.ndarray, unknown: np.ndarray
+    ) -> AuditFinding:
+        """Return what is wrong in words and numbers.
+
+        Given are the steps from keyframe to keyframe, and those whose rows are missing.
+        """
+        first, last = int(steps[0]), int(steps[-1])
+        missing = [step for step in unknown.tolist() if step > first]
         token, dim = divmod(apart.element, self.schema.n_dims)
         recorded, computed = (
             float(decode(bits.reshape(1), self.schema.dtypes[apart.name], np.float64)[0])
             for bits in (apart.recorded, apart.computed)
         )
-        which = f"{between[0]:,}" if len(between) == 1 else f"{between[0]:,} to {between[-1]:,}"
+        which = f"{missing[0]:,}" if len(missing) == 1 else f"{missing[0]:,} to {missing[-1]:,}"
         return AuditFinding(
             path=path,
             parameter=self.schema.parameter or self.group,
@@ -155,9 +168,9 @@ class _Steps:
             computed=computed,
             n_wrong=apart.n_wrong,
             code=ROWS_NOT_KEPT.code,
-            cause="Something besides the optimizer changed W or a state in between. W and the "
-            f"states are missing at step{'s' * (len(between) > 1)} {which}. From now on every row "
-            "is copied whole.",
+            cause="Something besides the optimizer changed W or a state in between, or before the "
+            f"last was copied. W and the states of step{'s' * (len(missing) > 1)} {which} are not "
+            "known. From now on every row is copied whole.",
         )
 
     def _predict(
@@ -176,7 +189,8 @@ class _Steps:
         of_steps, last = program.numbers(known, taken), rows.stop - 1
         before = {name: bits[name][rows.start - 1] for name in self._names}
         out = {name: bits[name][rows.start : last] for name in self._names}
-        program.steps(before, bits["grad"][rows.start : last], of_steps[:-1], out=out)
+        if last > rows.start:
+            program.steps(before, bits["grad"][rows.start : last], of_steps[:-1], out=out)
         held = {name: bits[name][last - 1] for name in self._names}
         after = program.steps(held, bits["grad"][last : last + 1], of_steps[-1:])
         for name, made in after.items():
