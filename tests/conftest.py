@@ -8,6 +8,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,3 +176,13 @@ def coding(request: pytest.FixtureRequest) -> Iterator[str]:
     name = getattr(request, "param", "plain")
     with stores.coded(name):
         yield name
+
+
+@pytest.fixture(autouse=True)
+def _forks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests that read no server fork processes, as who has read none does.
+
+    Those have what a test has planted.
+    """
+    if request.node.path.parent.name != "files":
+        monkeypatch.delitem(sys.modules, "obstore", raising=False)

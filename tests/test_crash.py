@@ -223,7 +223,7 @@ def fail_at(path: Path, kind: str, n_sound: int, code: int) -> bool:
         repair(path)
         assert verify(path).findings == []
         assert stores.check_rows(path) >= committed
-    assert not [thread for thread in threading.enumerate() if "thimble-zarr" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "thimble-zarr-writer" in thread.name]
     return bool(failed)
 
 

@@ -146,7 +146,7 @@ def check_nothing_is_lost(path: Path, interrupter: Interrupter) -> bool:
     assert reader.commit.complete
     assert len(weights) + 1 <= reader.n_rows <= len(weights) + 2
     np.testing.assert_array_equal(reader.read("W", (1, len(weights) + 1)), torch.stack(weights))
-    assert not any("thimble-zarr" in thread.name for thread in threading.enumerate())
+    assert not any("thimble-zarr-writer" in thread.name for thread in threading.enumerate())
     return interrupted
 
 
@@ -195,7 +195,7 @@ def import_(file: Path, interrupter: Interrupter) -> bool:
         return not path.exists()
     finally:
         interrupter.stop()
-        assert not any("thimble-zarr" in thread.name for thread in threading.enumerate())
+        assert not any("thimble-zarr-writer" in thread.name for thread in threading.enumerate())
         shutil.rmtree(path, ignore_errors=True)
     return False
 

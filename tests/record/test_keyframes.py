@@ -383,6 +383,22 @@ def test_what_changed_before_a_flush_is_told(path: Path, n_steps: int) -> None:
     assert [finding.code for finding in subset.findings] == ["rows-not-kept"]
 
 
+def test_an_error_costs_the_rows_between_keyframes_and_no_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        raise ZeroDivisionError("of the test")
+
+    monkeypatch.setattr(keyframes._Steps, "fill", fail)
+    with pytest.warns(UserWarning, match="cannot be worked out: ZeroDivisionError: of the test"):
+        alien_run(path, lambda training: None, at=1)
+    reader = StoreReader.open(path)
+    assert reader.n_rows == 3 * BLOCK + 1
+    assert next(iter(reader.read_history().missing)) == (1, BLOCK - 1)
+    assert is_nan(reader.read("W", (1, BLOCK - 1))).all()
+    assert not is_nan(reader.read("W", (2 * BLOCK + 1, 3 * BLOCK + 1))).any()
+
+
 def test_the_store_says_which_rows_were_worked_out(path: Path, tmp_path: Path) -> None:
     take_steps(path, Kind("AdamW", "bfloat16"), without=(), keep="keyframes")
     (copy,) = recode(path, tmp_path / "copy", memory_bytes=200_000)

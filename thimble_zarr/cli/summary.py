@@ -33,7 +33,8 @@ def info(store: Location, *, parameters: tuple[str, ...], format_: str) -> None:
       store           path
       n_rows          rows recorded, the initial state included
       n_skipped       steps that the optimizer skipped
-      n_missing       rows of which weights and states were not copied
+      n_filled        rows of which weights and states were worked out between keyframes
+      n_missing       rows of which weights and states are not known
       complete        whether the recording ended
       recording       closed, recording, cut-off, or unknown
       disk_bytes      size on disk

@@ -270,7 +270,16 @@ class BlockWriter:
         """Fill rows in; return what is wrong with them, and warn of it if there is no audit."""
         if self.keyframes is None:
             return None
-        apart = self.keyframes.fill(block, n_rows, before, self._store.path)
+        try:
+            apart = self.keyframes.fill(block, n_rows, before, self._store.path)
+        except Exception as error:  # a run is worth more than its rows between keyframes
+            self.keyframes.give_up(block, n_rows)
+            self._news.append(
+                f"rows between keyframes at steps {block.steps[0]:,} to {block.steps[n_rows - 1]:,}"
+                f" cannot be worked out: {type(error).__name__}: {error}. W and the states are "
+                "missing there, and from now on every row is copied whole"
+            )
+            return None
         if apart is not None and self.audit is None:
             self._news.append(str(apart))
         return apart

@@ -293,7 +293,7 @@ class OpenedFile:
 
 def _identity(path: Path) -> str:
     status = path.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
 
 
 def _memory(out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -79,6 +79,14 @@ class Keyframes:
             steps.leave_out(block, slice(whole[-1] + 1, n_rows))
         return found[0] if found else None
 
+    def give_up(self, block: Block, n_rows: int) -> None:
+        """Have all rows missing that were not copied whole, and every row to come copied whole."""
+        self.is_on = False
+        for row in np.flatnonzero(~block.is_whole[:n_rows]).tolist():
+            for steps in self._steps.values():
+                steps.leave_out(block, slice(row, row + 1))
+        block.is_whole[:n_rows] = True
+
 
 @dataclass(frozen=True)
 class _Apart:
