@@ -119,7 +119,7 @@ _ALLOWED = re.compile(
     r"|TensorProperties|ChunkStorageMetadata|StorageMeta|_MEM_FORMAT_ENCODING)"
     r"|torch\.distributed\.checkpoint\.filesystem\._Storage(Info|Prefix)"
     r"|torch\.serialization\._get_layout"
-    r"|pathlib\.\w*Path|collections\.OrderedDict"
+    r"|pathlib(\._local)?\.\w*Path|collections\.OrderedDict"  # Python 3.13 has them in _local
 )
 """What the index of a distributed checkpoint is made of: classes, by name. A module of torch has
 more in it, such as `dataclass`, which compiles what it is given as the name of a field."""
