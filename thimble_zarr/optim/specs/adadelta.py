@@ -15,7 +15,7 @@ since :math:`u_t = \rho u_{t-1} + (1 - \rho) \Delta^2`, where the change is
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from thimble_zarr.optim.base import (
     EPS,
@@ -28,9 +28,6 @@ from thimble_zarr.optim.elementwise import Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

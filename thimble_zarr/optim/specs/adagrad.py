@@ -14,7 +14,7 @@ gradient.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from thimble_zarr.optim.elementwise import DECAYS, Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays
 from thimble_zarr.optim.programs.arithmetic import Arithmetic, fma64
 from thimble_zarr.optim.programs.kernel import Numbers
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

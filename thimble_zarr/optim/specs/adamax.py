@@ -13,7 +13,7 @@ so in both already.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from thimble_zarr.optim.base import (
     BETA1,
@@ -30,9 +30,6 @@ from thimble_zarr.optim.formula import Arrays
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
 from thimble_zarr.optim.specs.adam import moments
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

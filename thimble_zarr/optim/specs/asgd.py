@@ -14,7 +14,7 @@ is the mean of the weights, into which the share :math:`\mu_t` of the new ones e
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,10 +28,6 @@ from thimble_zarr.optim.elementwise import Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays, Scalars
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-
-if TYPE_CHECKING:
-    pass
-
 
 REPLACES = "replaces"
 """The branch of steps whose weights replace their mean."""

@@ -17,7 +17,7 @@ decoupled as that of AdamW.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,10 +36,6 @@ from thimble_zarr.optim.formula import Arrays, Scalars
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
 from thimble_zarr.optim.specs.adam import moments
-
-if TYPE_CHECKING:
-    pass
-
 
 RECTIFIED = "rectified"
 """The branch of steps that are divided by the second moment."""
