@@ -245,6 +245,10 @@ class StoreReader:
 
     def read_history(self) -> History:
         """Return what recording took, where it was resumed and what is missing: the ledger says."""
+        return self._history
+
+    @cached_property
+    def _history(self) -> History:
         with decoding(self.files, "the ledger"):
             ledger = Ledger.read(self.files, self.commit, prefix=None)
         filled, missing = (
