@@ -7,14 +7,14 @@ does not explain. What torch does not explain either is wrong.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from thimble_zarr.bits import decode, is_nan, patterns
+from thimble_zarr.bits import patterns
 from thimble_zarr.causes.catalogue import Finding, explain
 from thimble_zarr.causes.evidence import Evidence, Failure
 from thimble_zarr.causes.recorded_rows import RecordedRows
@@ -27,7 +27,7 @@ from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_of
 from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.audit.held_rows import HeldRows
-from thimble_zarr.record.replay.torch_steps import Bits, TorchSteps
+from thimble_zarr.record.replay.torch_steps import Bits, TorchSteps, Wrong
 
 _MOST_ROWS = 16
 """Rows that a portable program takes at once."""
@@ -41,29 +41,15 @@ _MOST_PLACES = 4 * AUDIT_ELEMENTS
 
 @dataclass(frozen=True)
 class Difference:
-    """What is wrong with the step to a row of a block.
-
-    `n_wrong` says of each variable how many elements are, and `first` which of the flattened row is
-    the first, where any are. `recorded` and `computed` are the bits of the first of all, which is
-    of the variable `name`.
-    """
+    """What is wrong with the step to a row of a block."""
 
     part: "ParameterAudit"
     row: int
-    n_wrong: Mapping[str, int]
-    first: Mapping[str, int]
-    name: str
-    recorded: np.ndarray
-    computed: np.ndarray
+    wrong: Wrong
 
     def finding(self, path: Path, held: HeldRows) -> AuditFinding:
         """Return it in words and numbers, with its cause."""
-        schema, ids = self.part.schema, self.part.ids
-        token, dim = divmod(self.first[self.name], schema.n_dims)
-        recorded, computed = (
-            float(decode(bits.reshape(1), schema.dtypes[self.name], np.float64)[0])
-            for bits in (self.recorded, self.computed)
-        )
+        schema = self.part.schema
         try:
             cause = self.part.explain(self, held)
             code, message = cause.code, cause.message
@@ -73,12 +59,7 @@ class Difference:
             path=path,
             parameter=schema.parameter or self.part.group,
             step=int(held.steps[held.n_before + self.row]),
-            token=token if ids is None else int(ids[token]),
-            dim=dim,
-            variable=self.name,
-            recorded=recorded,
-            computed=computed,
-            n_wrong=self.n_wrong,
+            **self.wrong.place(schema, self.part.ids),
             code=code,
             cause=message,
         )
@@ -134,7 +115,7 @@ class ParameterAudit:
 
     def explain(self, difference: Difference, held: HeldRows) -> Finding:
         """Name what is wrong with a row and those after it that do not follow either."""
-        wrong = {held.n_before + row: one for row, one in self._found.items()}
+        wrong = {held.n_before + row: one.wrong for row, one in self._found.items()}
         first = held.n_before + difference.row
         failing = [*itertools.takewhile(wrong.__contains__, range(first, held.n_rows))]
         none, n_dims = (-1, -1), self.schema.n_dims
@@ -247,29 +228,15 @@ class ParameterAudit:
             name: of.reshape(-1) for name, of in (before | {"grad": bits["grad"][row]}).items()
         }
         recorded = {name: bits[name][row].reshape(-1) for name in self.names}
-        n_wrong: dict[str, int] = {}
-        firsts: list[tuple[int, str, np.ndarray, np.ndarray]] = []
-        for of_all in self._torch.parts(None if elements is None else len(elements)):
-            part = of_all if elements is None else elements[of_all]
-            after: Bits = {name: inputs[name][part] for name in self.names}
-            if is_taken:
-                after = self._torch.step(
-                    {name: of[part] for name, of in inputs.items()}, part, scalars
-                )
-            for name in (*self.names[1:], "W"):  # whatever is wrong in a state makes W wrong
-                held = recorded[name][part]
-                is_off = patterns(held) != patterns(after[name])
-                is_off &= ~(is_nan(held) & is_nan(after[name]))
-                if n_off := int(np.count_nonzero(is_off)):
-                    n_wrong[name] = n_wrong.get(name, 0) + n_off
-                    one = int(is_off.argmax())
-                    element = part.start + one if isinstance(part, slice) else int(part[one])
-                    firsts.append((element, name, held[one], after[name][one]))
-        if not firsts:
-            return None
-        _, name, *values = min(firsts, key=lambda first: first[0])
-        ordered = {name: n_wrong[name] for name in self.names if name in n_wrong}
-        first: dict[str, int] = {}
-        for element, of, *_ in firsts:  # ascending
-            first.setdefault(of, element)
-        return Difference(self, row, ordered, first, name, *values)
+
+        def parts() -> Iterator[tuple[slice | np.ndarray, Bits, Bits]]:
+            for of_all in self._torch.parts(None if elements is None else len(elements)):
+                part = of_all if elements is None else elements[of_all]
+                of_part = {name: of[part] for name, of in inputs.items()}
+                after: Bits = of_part
+                if is_taken:
+                    after = self._torch.step(of_part, part, scalars)
+                yield part, {name: of[part] for name, of in recorded.items()}, after
+
+        wrong = Wrong.of(self.names, parts())
+        return None if wrong is None else Difference(self, row, wrong)

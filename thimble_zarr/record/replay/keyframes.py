@@ -8,14 +8,13 @@ by the last row, and left no trace in `W`, is not seen.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from thimble_zarr.bits import decode, fill_value, is_nan, patterns
+from thimble_zarr.bits import fill_value, patterns
 from thimble_zarr.causes.cause import ROWS_NOT_KEPT
 from thimble_zarr.format.schema import Schema, array_path
 from thimble_zarr.optim.base import COUNT
@@ -24,7 +23,7 @@ from thimble_zarr.optim.programs.registry import program_of
 from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.block import Block
 from thimble_zarr.record.counting import StepCounts
-from thimble_zarr.record.replay.torch_steps import Bits, TorchSteps, why_not
+from thimble_zarr.record.replay.torch_steps import Bits, TorchSteps, Wrong, why_not
 
 
 class Keyframes:
@@ -88,20 +87,6 @@ class Keyframes:
         block.is_whole[:n_rows] = True
 
 
-@dataclass(frozen=True)
-class _Apart:
-    """The first element of a row that is not what the gradients before it make of a keyframe.
-
-    `n_wrong` says of how many elements that is so, by variable.
-    """
-
-    name: str
-    element: int
-    recorded: np.ndarray
-    computed: np.ndarray
-    n_wrong: Mapping[str, int]
-
-
 class _Steps:
     """Takes the steps of one parameter again: by a portable program, if that has torch's bits."""
 
@@ -125,7 +110,7 @@ class _Steps:
             bits[array_path(self.group, name)][rows] = fill_value(self.schema.dtypes[name])
         block.missing[self.group][rows] = True
 
-    def fill(self, block: Block, rows: slice, count_before: float) -> _Apart | None:
+    def fill(self, block: Block, rows: slice, count_before: float) -> Wrong | None:
         """Fill in consecutive rows, the last of which is whole, as is the one before the first.
 
         `count_before` is what the optimizer counted at the row before the block. Return what is
@@ -150,7 +135,7 @@ class _Steps:
         return apart
 
     def finding(
-        self, apart: _Apart, path: Path, steps: np.ndarray, unknown: np.ndarray
+        self, apart: Wrong, path: Path, steps: np.ndarray, unknown: np.ndarray
     ) -> AuditFinding:
         """Return what is wrong in words and numbers.
 
@@ -158,23 +143,13 @@ class _Steps:
         """
         first, last = int(steps[0]), int(steps[-1])
         missing = [step for step in unknown.tolist() if step > first]
-        token, dim = divmod(apart.element, self.schema.n_dims)
-        recorded, computed = (
-            float(decode(bits.reshape(1), self.schema.dtypes[apart.name], np.float64)[0])
-            for bits in (apart.recorded, apart.computed)
-        )
         which = f"{missing[0]:,}" if len(missing) == 1 else f"{missing[0]:,} to {missing[-1]:,}"
         return AuditFinding(
             path=path,
             parameter=self.schema.parameter or self.group,
             step=last,
             since=first,
-            token=token if self._ids is None else int(self._ids[token]),
-            dim=dim,
-            variable=apart.name,
-            recorded=recorded,
-            computed=computed,
-            n_wrong=apart.n_wrong,
+            **apart.place(self.schema, self._ids),
             code=ROWS_NOT_KEPT.code,
             cause="Something besides the optimizer changed W or a state in between, or before the "
             f"last was copied. W and the states of step{'s' * (len(missing) > 1)} {which} are not "
@@ -215,31 +190,21 @@ class _Steps:
         numbers: Bits,
         taken: np.ndarray,
         parts: Sequence[slice | np.ndarray],
-    ) -> _Apart | None:
+    ) -> Wrong | None:
         """Fill parts of rows in by torch's own code; return where they do not end as the last."""
         flat = {name: of.reshape(len(of), -1) for name, of in bits.items()}
-        n_wrong, found = dict[str, int](), list[tuple[int, str, np.ndarray, np.ndarray]]()
-        for part in parts:
-            after: Bits = {name: flat[name][rows.start - 1, part] for name in self._names}
-            for index, row in enumerate(range(rows.start, rows.stop)):
-                if taken[index]:
-                    scalars = {name: float(values[index]) for name, values in numbers.items()}
-                    inputs = {**after, "grad": flat["grad"][row, part]}
-                    after = self._torch.step(inputs, part, scalars)
-                if row < rows.stop - 1:
-                    for name, of in after.items():
-                        flat[name][row, part] = of
-            for name in (*self._names[1:], "W"):  # whatever is wrong in a state makes W wrong
-                recorded = flat[name][rows.stop - 1, part]
-                is_off = patterns(recorded) != patterns(after[name])
-                is_off &= ~(is_nan(recorded) & is_nan(after[name]))
-                if places := np.flatnonzero(is_off).tolist():
-                    n_wrong[name] = n_wrong.get(name, 0) + len(places)
-                    one = places[0]
-                    element = part.start + one if isinstance(part, slice) else int(part[one])
-                    found.append((element, name, recorded[one], after[name][one]))
-        if not found:
-            return None
-        element, name, recorded, computed = min(found, key=lambda one: one[0])
-        ordered = {name: n_wrong[name] for name in self._names if name in n_wrong}
-        return _Apart(name, element, recorded, computed, ordered)
+
+        def filled() -> Iterator[tuple[slice | np.ndarray, Bits, Bits]]:
+            for part in parts:
+                after: Bits = {name: flat[name][rows.start - 1, part] for name in self._names}
+                for index, row in enumerate(range(rows.start, rows.stop)):
+                    if taken[index]:
+                        scalars = {name: float(values[index]) for name, values in numbers.items()}
+                        inputs = {**after, "grad": flat["grad"][row, part]}
+                        after = self._torch.step(inputs, part, scalars)
+                    if row < rows.stop - 1:
+                        for name, of in after.items():
+                            flat[name][row, part] = of
+                yield part, {name: flat[name][rows.stop - 1, part] for name in self._names}, after
+
+        return Wrong.of(self._names, filled())

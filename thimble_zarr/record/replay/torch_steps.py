@@ -1,12 +1,14 @@
 """Steps of one recorded parameter, taken again with torch's own code, a part of a row at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 
-from thimble_zarr.bits import fill_value
+from thimble_zarr.bits import decode, fill_value, is_nan, patterns
 from thimble_zarr.format.layout import AUDIT_ELEMENTS
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
@@ -105,3 +107,62 @@ class TorchSteps:
             n_elements=self._schema.n_elements,
             n_threads=self._schema.n_threads,
         )
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Elements of a flattened row that have other bits than its steps give.
+
+    `n_wrong` says of each variable how many they are, and `first` which is the first, where there
+    are any. `recorded` and `computed` are the bits of the first of all, which is of the variable
+    `name`.
+    """
+
+    n_wrong: Mapping[str, int]
+    first: Mapping[str, int]
+    name: str
+    recorded: np.ndarray
+    computed: np.ndarray
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], parts: Iterable[tuple[slice | np.ndarray, Bits, Bits]]
+    ) -> Self | None:
+        """Return what is wrong with parts of a row, ascending; None if nothing is.
+
+        Of each part come its elements, and the variables as recorded and as computed. NaN is as
+        good as any other.
+        """
+        n_wrong, firsts = dict[str, int](), list[tuple[int, str, np.ndarray, np.ndarray]]()
+        for part, recorded, computed in parts:
+            for name in (*names[1:], "W"):  # whatever is wrong in a state makes W wrong
+                is_off = patterns(recorded[name]) != patterns(computed[name])
+                is_off &= ~(is_nan(recorded[name]) & is_nan(computed[name]))
+                if n_off := int(np.count_nonzero(is_off)):
+                    n_wrong[name] = n_wrong.get(name, 0) + n_off
+                    one = int(is_off.argmax())
+                    element = part.start + one if isinstance(part, slice) else int(part[one])
+                    firsts.append((element, name, recorded[name][one], computed[name][one]))
+        if not firsts:
+            return None
+        _, name, *values = min(firsts, key=lambda first: first[0])
+        first: dict[str, int] = {}
+        for element, of, *_ in firsts:
+            first.setdefault(of, element)
+        return cls({of: n_wrong[of] for of in names if of in n_wrong}, first, name, *values)
+
+    def place(self, schema: Schema, ids: np.ndarray | None) -> dict[str, Any]:
+        """Return where the first of all is, and its numbers, as an `AuditFinding` has them."""
+        token, dim = divmod(self.first[self.name], schema.n_dims)
+        recorded, computed = (
+            float(decode(bits.reshape(1), schema.dtypes[self.name], np.float64)[0])
+            for bits in (self.recorded, self.computed)
+        )
+        return {
+            "token": token if ids is None else int(ids[token]),
+            "dim": dim,
+            "variable": self.name,
+            "recorded": recorded,
+            "computed": computed,
+            "n_wrong": self.n_wrong,
+        }
