@@ -52,11 +52,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _root_of_correction(optimizer: "Adam", scalars: Mapping[str, float]) -> float:
+def _root_of_correction(optimizer: Optimizer, scalars: Mapping[str, Any]) -> Any:
     """Return the square root as torch's programs take it: the fused one is not in Python."""
     correction = 1 - scalars[BETA2.name] ** scalars[COUNT]
-    root: float = correction**0.5 if optimizer.implementation != "fused" else math.sqrt(correction)
-    return root
+    return math.sqrt(correction) if optimizer.implementation == "fused" else correction**0.5
 
 
 def _corrected(arrays: Arrays, scalars: Scalars, *, state: str, rate: str) -> np.ndarray:
@@ -84,6 +83,19 @@ def moments(second: str) -> tuple[Estimate, ...]:
     )
 
 
+BIAS_CORRECTION1 = Derived(
+    "bias_correction1",
+    "1 - beta1 ** count, as torch computed it",
+    lambda optimizer, scalars: 1 - scalars[BETA1.name] ** scalars[COUNT],
+)
+
+BIAS_CORRECTION2_SQRT = Derived(
+    "bias_correction2_sqrt",
+    "square root of 1 - beta2 ** count, as torch computed it",
+    _root_of_correction,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer, Formula):
     """`torch.optim.Adam` and `torch.optim.AdamW`.
@@ -107,16 +119,8 @@ class Adam(Optimizer, Formula):
     )
     SCALARS: ClassVar = (LEARNING_RATE, BETA1, BETA2, EPS, WEIGHT_DECAY)
     DERIVED: ClassVar = (
-        Derived(
-            "bias_correction1",
-            "1 - beta1 ** count, as torch computed it",
-            lambda optimizer, scalars: 1 - scalars[BETA1.name] ** scalars[COUNT],
-        ),
-        Derived(
-            "bias_correction2_sqrt",
-            "square root of 1 - beta2 ** count, as torch computed it",
-            _root_of_correction,
-        ),
+        BIAS_CORRECTION1,
+        BIAS_CORRECTION2_SQRT,
     )
     ESTIMATES: ClassVar = moments("exp_avg_sq")
     PROGRAM_FLAGS: ClassVar = (

@@ -18,18 +18,16 @@ from typing import Any, ClassVar
 from thimble_zarr.optim.base import (
     BETA1,
     BETA2,
-    COUNT,
     EPS,
     LEARNING_RATE,
     WEIGHT_DECAY,
-    Derived,
     State,
 )
 from thimble_zarr.optim.elementwise import Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-from thimble_zarr.optim.specs.adam import moments
+from thimble_zarr.optim.specs.adam import BIAS_CORRECTION1, moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +43,7 @@ class Adamax(Elementwise):
         State("exp_inf", "decaying maximum of gradients after the step", decay=BETA2.name),
     )
     SCALARS: ClassVar = (LEARNING_RATE, BETA1, BETA2, EPS, WEIGHT_DECAY)
-    DERIVED: ClassVar = (
-        Derived(
-            "bias_correction1",
-            "1 - beta1 ** count, as torch computed it",
-            lambda optimizer, scalars: 1 - scalars[BETA1.name] ** scalars[COUNT],
-        ),
-    )
+    DERIVED: ClassVar = (BIAS_CORRECTION1,)
     ESTIMATES: ClassVar = moments("exp_avg_sq")[:1]
 
     @property

@@ -34,7 +34,7 @@ from thimble_zarr.optim.elementwise import DECAYS, Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays, Scalars
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-from thimble_zarr.optim.specs.adam import moments
+from thimble_zarr.optim.specs.adam import BIAS_CORRECTION2_SQRT, moments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,11 +86,7 @@ class NAdam(Elementwise):
             "1 - beta2 ** count, as torch computed it",
             lambda optimizer, scalars: 1 - scalars[BETA2.name] ** scalars[COUNT],
         ),
-        Derived(
-            "bias_correction2_sqrt",
-            "square root of 1 - beta2 ** count, as torch computed it",
-            lambda optimizer, scalars: (1 - scalars[BETA2.name] ** scalars[COUNT]) ** 0.5,
-        ),
+        BIAS_CORRECTION2_SQRT,
         Derived("mu", "momentum of the step", lambda optimizer, scalars: _mu(scalars, 0)),
         Derived("mu_next", "that of the next", lambda optimizer, scalars: _mu(scalars, 1)),
     )

@@ -35,7 +35,7 @@ from thimble_zarr.optim.elementwise import DECAYS, Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays, Scalars
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-from thimble_zarr.optim.specs.adam import moments
+from thimble_zarr.optim.specs.adam import BIAS_CORRECTION1, BIAS_CORRECTION2_SQRT, moments
 
 RECTIFIED = "rectified"
 """The branch of steps that are divided by the second moment."""
@@ -72,16 +72,8 @@ class RAdam(Elementwise):
     )
     SCALARS: ClassVar = (LEARNING_RATE, BETA1, BETA2, EPS, WEIGHT_DECAY)
     DERIVED: ClassVar = (
-        Derived(
-            "bias_correction1",
-            "1 - beta1 ** count, as torch computed it",
-            lambda optimizer, scalars: 1 - scalars[BETA1.name] ** scalars[COUNT],
-        ),
-        Derived(
-            "bias_correction2_sqrt",
-            "square root of 1 - beta2 ** count, as torch computed it",
-            lambda optimizer, scalars: (1 - scalars[BETA2.name] ** scalars[COUNT]) ** 0.5,
-        ),
+        BIAS_CORRECTION1,
+        BIAS_CORRECTION2_SQRT,
         Derived("rectification", "r, 0 where nothing is rectified", _rectification),
     )
     ESTIMATES: ClassVar = moments("exp_avg_sq")
