@@ -157,7 +157,7 @@ def test_processes_of_a_check_have_their_own_connections(
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (("train", "s3://bucket/new.zarr", "--steps", 3), "nothing writes to"),
+        (("train", "http://127.0.0.1/new.zarr", "--steps", 3), "name an s3:// or gs://"),
         (("repair", "s3://bucket/run.zarr", "--apply"), "nothing writes to"),
     ],
 )

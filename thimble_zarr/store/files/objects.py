@@ -200,8 +200,7 @@ class ObjectFiles:
         """Return the size of a file in bytes."""
         if (ahead := self._ahead.get((key, 0))) is not None:
             return ahead.result().n_bytes
-        with named_errors(self.path, key):
-            n_bytes: int = self._obstore.head(self._server, key)["size"]
+        n_bytes: int = self.head(key)["size"]
         return n_bytes
 
     def list(self, prefix: str = "") -> Iterator[str]:
@@ -223,6 +222,27 @@ class ObjectFiles:
                 self._server, key, content, chunk_size=PART_BYTES, max_concurrency=4, **options
             )["e_tag"]
         return tag
+
+    def put_if(self, key: str, content: bytes, replacing: str | None = None) -> str | None:
+        """Upload a small file if there is none, or only in place of the one that is called so.
+
+        Return what the server calls it; None if something else is there.
+        """
+        mode = "create" if replacing is None else {"e_tag": replacing}
+        errors = self._obstore.exceptions
+        with named_errors(self.path, key):
+            try:
+                put = self._obstore.put
+                return str(put(self._server, key, content, mode=mode, use_multipart=False)["e_tag"])
+            except (errors.AlreadyExistsError, errors.PreconditionError):
+                return None
+            except (errors.NotSupportedError, NotImplementedError):
+                return self.put(key, content)
+
+    def head(self, key: str) -> Any:
+        """Return what the server says of a file."""
+        with named_errors(self.path, key):
+            return self._obstore.head(self._server, key)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files, which may be gone already."""
