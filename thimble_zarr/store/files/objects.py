@@ -20,6 +20,7 @@ from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.location import Url
 from thimble_zarr.format.overhead import Stopwatch
+from thimble_zarr.store.files import hub
 from thimble_zarr.store.files.answers import named_errors
 from thimble_zarr.store.files.base import ChangedError, FileWriter, NotListedError, PlaceError
 
@@ -345,12 +346,15 @@ def _check_process(path: Url) -> None:
 
 def _connect(path: Url, obstore: Any) -> Any:
     """Return what talks to a server, with what the environment says of it."""
-    options = {
+    address, more = str(path), dict[str, Any]()
+    if path.startswith(hub.SCHEME):
+        address, more = hub.web_address(path), {"default_headers": hub.headers()}
+    options = more | {
         "timeout": timedelta(minutes=10),  # the body included
         "read_timeout": timedelta(seconds=tuning.TUNING.request_timeout_s),
         "connect_timeout": timedelta(seconds=min(5, tuning.TUNING.request_timeout_s)),
         # Where the environment names another server, it says by which protocol.
-        "allow_http": not path.startswith("https:"),
+        "allow_http": not address.startswith("https:"),
     }
     retries = {
         "max_retries": tuning.TUNING.request_retries,
@@ -363,7 +367,7 @@ def _connect(path: Url, obstore: Any) -> Any:
     }
     _process[:] = _process or [os.getpid()]
     with named_errors(path, ""):
-        return obstore.store.from_url(path, client_options=options, retry_config=retries)
+        return obstore.store.from_url(address, client_options=options, retry_config=retries)
 
 
 def aside(call: Callable[..., T], *args: Any) -> "Future[T]":
