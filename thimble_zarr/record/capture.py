@@ -81,7 +81,10 @@ class LiveOptimizer:
         if self._spec is None:
             return {name: self._tried[name].optimizer for name in groups}
         spec = self._spec
-        return {name: spec.of(self.optimizer, group) for name, group in groups.items()}
+        return {
+            name: spec.of(self.optimizer, group).of_shape(tuple(self.parameters[name].shape))
+            for name, group in groups.items()
+        }
 
     def check_unchanged(self) -> None:
         """Raise OptimizerError unless the coming step is of the kind the recording started with."""
@@ -103,7 +106,8 @@ class LiveOptimizer:
     def states(self, name: str, spec: Optimizer) -> dict[str, Tensor | None]:
         """Return a parameter and its states by name, aliases: copy them before the next step.
 
-        A state that is not there yet has the value that it begins with, or is None.
+        A state that is not there yet has the value that it begins with, or is None. One that is
+        smaller than the parameter is spread over it.
         """
         parameter = self.parameters[name].detach()
         kept = self.optimizer.state.get(self.parameters[name], {})
@@ -112,6 +116,8 @@ class LiveOptimizer:
             tensor = kept.get(state.name)
             if tensor is None and state.first is not None:
                 tensor = parameter.new_full((), state.first).expand(parameter.shape)
+            if tensor is not None and state.single_along is not None:
+                tensor = tensor.expand(parameter.shape)
             tensors[state.name] = tensor
         return tensors
 
