@@ -337,6 +337,15 @@ def test_anybody_can_tell_how_to_take_whole_steps(
     assert not check(tmp_path / "off.zarr").holds
 
 
+def test_of_a_gradient_that_is_added_in_another_order_a_recording_warns(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(211, 13))
+    optimizer = torch.optim.Adafactor([weight])
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight):
+        weight.grad = torch.ones(13, 211).t()
+        with pytest.warns(UserWarning, match="is not contiguous. A step of Adafactor may add"):
+            optimizer.step()
+
+
 def test_a_recording_takes_none_of_its_steps_again(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Muon does not take a step element by element"):
         record(tmp_path / "run.zarr", "Muon", audit="raise")

@@ -135,6 +135,20 @@ class LiveOptimizer:
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
         return {name: self.parameters[name].grad for name in recorded}
 
+    def strided_gradient(self) -> str:
+        """Return a warning of a gradient whose sums a replay adds otherwise; empty if of none."""
+        for name, schema in self.schemas.items():
+            grad = self.parameters[name].grad
+            if schema.optimizer.ELEMENTWISE or grad is None or grad.is_contiguous():
+                continue
+            return (
+                f"the gradient{f' of {name}' if name else ''} is not contiguous. A step of "
+                f"{schema.optimizer.name} may add its elements in another order than the check "
+                "will, which then finds that rows do not follow; before a step, set "
+                "parameter.grad = parameter.grad.contiguous()"
+            )
+        return ""
+
     def variables(self) -> dict[str, Tensor | None]:
         """Return what is recorded as it is now, but for gradients, by path; aliases."""
         tensors: dict[str, Tensor | None] = {}

@@ -415,6 +415,8 @@ class Recorder:
                 self._writer.block.set_last_loss(self._loss)
                 self._loss, self._loss_step = None, step
             self._finish_step()
+            if strided := self._live.strided_gradient():
+                self._warn_once("strided", strided)
             grads = self._live.gradients()
             if missing := [group for group, grad in grads.items() if grad is None]:
                 which = ", ".join(filter(None, missing))

@@ -42,7 +42,7 @@ class Muon(Whole):
     """
 
     STEP_KEY: ClassVar = None
-    STATES: ClassVar = (State(_MOMENTUM, "momentum after the step", decay="momentum"),)
+    STATES: ClassVar = (State(_MOMENTUM, "momentum buffer after the step", decay="momentum"),)
     SCALARS: ClassVar = (
         LEARNING_RATE,
         Scalar("momentum", "factor of the momentum buffer", "momentum"),
