@@ -160,8 +160,8 @@ def test_of_a_selection_only_the_momentum_of_muon_is_checked(runs: dict[str, Pat
     assert verdict == (
         "HOLDS as far as it can be checked: replayed by torch, all 260 values of momentum_buffer "
         "follow from the row before. W was not replayed: a step of Muon needs the whole parameter, "
-        "and only 20 of 55 elements are selected: select all tokens (--tokens all, or beside "
-        "others: --tokens dead,all)."
+        "and only 20 of 55 elements are selected: select all of it (--tokens all, or beside a "
+        "part: --tokens dead,all)."
     )
     verdict = check(runs["Adafactor"], tokens="dead").verdict
     assert verdict.startswith("HOLDS as far as it can be checked: all 260 weights are finite")
@@ -278,7 +278,22 @@ def test_faults_are_found_and_named(name: str, runs: dict[str, Path], tmp_path: 
     finding = found(scale)
     assert finding.code == "scaled-gradient"
     assert "1024 times" in finding.message
-    assert found(change).code in ("external-change", "torn-row")
+    assert found(change).code == "torn-row"
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_change_from_outside_is_found_and_named(name: str, tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)))
+    optimizer = getattr(torch.optim, name)([weight])
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight):
+        for step in range(7):
+            weight.grad = weight.detach().sin()
+            optimizer.step()
+            if step == 3:
+                weight.data[2] += 0.5
+    result = check(tmp_path / "run.zarr")
+    (finding,) = result.findings
+    assert (finding.code, finding.step) == ("external-change", 5)
 
 
 class Normed(torch.optim.Optimizer):
@@ -335,6 +350,23 @@ def test_anybody_can_tell_how_to_take_whole_steps(
 
     rewrite(tmp_path / "run.zarr", tmp_path / "off.zarr", off)
     assert not check(tmp_path / "off.zarr").holds
+
+
+def test_muon_beside_adamw_is_recorded_by_two(tmp_path: Path) -> None:
+    model = nn.Linear(5, 11)
+    muon = torch.optim.Muon([model.weight])
+    adamw = torch.optim.AdamW([model.bias])
+    with (
+        Recorder(tmp_path / "muon.zarr", muon, parameters=["weight"], model=model),
+        Recorder(tmp_path / "adamw.zarr", adamw, parameters=["bias"], model=model),
+    ):
+        for step in range(5):
+            model(torch.ones(3, 5) * step).square().sum().backward()
+            for optimizer in (muon, adamw):
+                optimizer.step()
+                optimizer.zero_grad()
+    for name in ("muon", "adamw"):
+        assert check(tmp_path / f"{name}.zarr").verdict.startswith("HOLDS to the bit")
 
 
 def test_of_a_gradient_that_is_added_in_another_order_a_recording_warns(tmp_path: Path) -> None:

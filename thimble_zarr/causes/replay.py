@@ -50,16 +50,12 @@ def why_in_part(schema: Schema, positions: np.ndarray) -> str:
     """Return why not all can be taken again of some elements of a parameter; empty if it can."""
     if replayed_names(schema, positions) == recurrences(schema):
         return ""
-    n_elements = _n_distinct(positions)
-    is_recorded = schema.whole_tokens in (None, schema.n_tokens)
-    what = f"only {n_elements:,} of {schema.n_elements:,} elements are "
-    how = (
-        f"select all {schema.row_name}s (--tokens all, or beside others: --tokens dead,all)"
-        if schema.has_tokens
-        else f"select all {schema.row_name}s"
-    )
-    return f"a step of {schema.optimizer.name} needs the whole parameter, and {what}" + (
-        f"selected: {how}" if is_recorded else "recorded: record all of it (without tokens=)"
+    how = "selected: select all of it (--tokens all, or beside a part: --tokens dead,all)"
+    if schema.whole_tokens not in (None, schema.n_tokens):
+        how = "recorded: record all of it (without tokens=)"
+    return (
+        f"a step of {schema.optimizer.name} needs the whole parameter, and only "
+        f"{_n_distinct(positions):,} of {schema.n_elements:,} elements are {how}"
     )
 
 

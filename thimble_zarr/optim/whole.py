@@ -37,6 +37,10 @@ class Whole(Live):
     """
 
     ELEMENTWISE: ClassVar[bool] = False
+    PROGRAM_FLAGS: ClassVar[tuple[str, ...]] = (
+        *Optimizer.PROGRAM_FLAGS,
+        *("processor", "lr_dtype"),
+    )
 
     implementation: str = "single"
     processor: str = ""
