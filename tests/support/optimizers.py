@@ -19,6 +19,9 @@ from thimble_zarr.optim.lanes import Lanes
 from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.optim.replay import Program
 
+ELEMENTWISE = tuple(name for name, spec in REGISTRY.items() if spec.ELEMENTWISE)
+"""Those of torch that are replayed on any elements; `tests/optim/test_whole.py` has the others."""
+
 IMPLEMENTATIONS = {
     "single": {"foreach": False},
     "foreach": {"foreach": True},
@@ -193,7 +196,7 @@ def kinds(
     there too, marked `soak`.
     """
     found, used = [], Counter[tuple[str, ...]]()
-    for name in names or REGISTRY:
+    for name in names or ELEMENTWISE:
         ways = every_kind(name, natives)
         pairs = {}
         for way, kind in ways.items():

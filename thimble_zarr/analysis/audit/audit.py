@@ -28,7 +28,13 @@ from thimble_zarr.analysis.compute.variables import (
 )
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
-from thimble_zarr.causes.replay import recurrences, replay_device
+from thimble_zarr.causes.replay import (
+    recurrences,
+    replay_device,
+    replayed_names,
+    why_in_part,
+    without_bound,
+)
 from thimble_zarr.errors import ConfigError, SelectionError, listed
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.schema import Schema
@@ -82,14 +88,17 @@ class Audit:
         selected = _checkable(selected)
         _check_scalars(source)
         attrs = {"dtype": schema.dtypes["W"], "optimizer": schema.optimizer.name}
-        if replay:
+        names = _replayed(selected, attrs) if replay else ()
+        if replay := bool(names):
             attrs |= {"device": replay_device(source), "replayed_by": TORCH}
             if source.program is None:
                 attrs["not_exact_because"] = not_exact_because(source)
             else:  # torch is asked where the program differs, and then there may be a reason
                 attrs |= {"replayed_by": source.program.name, "not_exact_because": ""}
         exact = None if replay and source.program else not attrs.get("not_exact_because")
-        tally = Tally(recurrences(schema) if replay else (), exact, extended, formula)
+        if exact is False:
+            attrs["not_judged"] = ", ".join(without_bound(schema, names))
+        tally = Tally(names, exact, extended, formula)
         statistics = Statistics(
             tally,
             tally.combine,
@@ -105,15 +114,28 @@ class Audit:
         return cls(Reduction(selected, statistics, classes.reshape(-1)), tally, members, attrs)
 
 
+def _replayed(selected: Selected, attrs: dict[str, str]) -> tuple[str, ...]:
+    """Return what can be taken again of a selection, and note why the rest cannot."""
+    schema = selected.source.reader.schema
+    if schema.optimizer.ELEMENTWISE:
+        return recurrences(schema)
+    names = replayed_names(schema, selected.positions)
+    if why := why_in_part(schema, selected.positions):
+        others = [name for name in recurrences(schema) if name not in names]
+        were = "were" if len(others) > 1 else "was"
+        attrs["not_replayed"] = f"{' and '.join(others)} {were} not replayed: {why}"
+    return names
+
+
 def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool) -> None:
     """Raise unless what is asked for can be computed of what was recorded."""
     if not schema.optimizer.CAN_BE_REPLAYED:
         return
     if not formula and not replay:
-        raise ConfigError(
-            "nothing is left to check with formula=False (--no-formula) and replay=False "
-            "(--no-replay)"
-        )
+        off = "formula=False (--no-formula) and replay=False (--no-replay)"
+        if schema.optimizer.formula is None:
+            off = f"replay=False (--no-replay), as no formula of {schema.optimizer.name} is known"
+        raise ConfigError(f"nothing is left to check with {off}")
     if not formula and extended:
         raise ConfigError(
             "extended columns are of the formula's table, and formula=False (--no-formula) turns "
@@ -271,8 +293,8 @@ def _count(elements: np.ndarray) -> np.ndarray:
 def _of_replay(part: Window, *, exact: bool | None) -> Iterator[np.ndarray]:
     after = replayed(part)
     comparisons = compare(part, after, exact=exact)
-    unexplained = _NONE
-    if (differs := comparisons["W"].differs).any():
+    unexplained = _NONE if "W" in after else np.full(1, np.nan)
+    if "W" in after and (differs := comparisons["W"].differs).any():
         replay = decode(after["W"], part.source.reader.schema.dtypes["W"], np.float64)
         difference = np.where(differs, part.current("W") - replay, 0.0)
         unexplained = _dot(difference, difference)

@@ -13,6 +13,7 @@ import numpy as np
 from thimble_zarr.analysis.compute.comparison import replayed
 from thimble_zarr.analysis.compute.windows import Floats, Window
 from thimble_zarr.bits import decode, encode, ordered, spacing, unit_roundoff
+from thimble_zarr.causes.replay import why_in_part
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import Estimate
@@ -125,8 +126,11 @@ def residual(window: Window) -> Floats:
 
 def unexplained(window: Window) -> Floats:
     """Return what the exact replay leaves of the observed change: zero in a sound record."""
-    bits = replayed(window)["W"]
-    replay = decode(bits, window.source.reader.schema.dtypes["W"], np.float64)
+    schema = window.source.reader.schema
+    bits = replayed(window).get("W")
+    if bits is None:
+        raise SelectionError(f"nothing is replayed: {why_in_part(schema, window.positions)}")
+    replay = decode(bits, schema.dtypes["W"], np.float64)
     current = window.current("W")
     # Infinite weights of a diverged run, replayed as such, leave nothing.
     return np.where(current == replay, 0.0, current - replay)

@@ -404,8 +404,10 @@ def token_groups(source: Source, tokens: Indices, *, cached: bool = False) -> li
 
 
 def window_tokens(schema: Schema) -> int:
-    """Return how many tokens a window has at most."""
+    """Return how many tokens a window has at most: all where a step needs the whole parameter."""
     layout = schema.layout
+    if not schema.optimizer.ELEMENTWISE:
+        return -(-schema.n_tokens // layout.chunk_tokens) * layout.chunk_tokens
     row_elements = min(
         tuning.TUNING.window_elements // layout.block_steps, tuning.TUNING.row_elements
     )
