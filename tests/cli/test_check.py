@@ -151,6 +151,7 @@ def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> No
     ds = open_dataset(trained)
     about = ["store", "tokens", "steps", "n_skipped", "n_steps", "rows", "summary"]
     replay = ["replay", "replay_device", "replayed_by", "not_exact_because"]
+    replay += ["not_replayed_because"]
     findings = ["findings", "health"]
     assert list(content) == [*about, *replay, *findings, "holds", "has_ended", "verdict"]
     total = 5 * 8 * int(ds.dead.sum())

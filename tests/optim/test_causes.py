@@ -11,16 +11,15 @@ from torch import nn
 
 from tests.support.draws import draw
 from tests.support.faults import Arrays, flip_bit, rewrite
-from tests.support.optimizers import VARIANTS, Kind, no_change
+from tests.support.optimizers import ELEMENTWISE, VARIANTS, Kind, no_change
 from tests.support.planted import numbers, put
 from thimble_zarr import Recorder, check
 from thimble_zarr.optim.base import Optimizer
-from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.store.reader import StoreReader
 
 N_TOKENS, N_STEPS, STEP = 37, 13, 6
 
-OTHERS = sorted({*REGISTRY} - {"Adam", "AdamW"})
+OTHERS = sorted({*ELEMENTWISE} - {"Adam", "AdamW"})
 """Of those there are faults in `tests/analysis/test_findings.py`."""
 
 

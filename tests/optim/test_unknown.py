@@ -282,13 +282,6 @@ def test_one_that_cannot_step_is_refused(tmp_path: Path) -> None:
         Recorder(tmp_path / "run.zarr", Failing([weight]), parameter=weight)
 
 
-@pytest.mark.parametrize("name", ["Muon", "Adafactor"])
-def test_those_of_torch_without_a_spec_are_recorded(name: str, tmp_path: Path) -> None:
-    weight = parameter()
-    train(tmp_path / "run.zarr", getattr(torch.optim, name)([weight]), weight)
-    assert check(tmp_path / "run.zarr").holds
-
-
 def test_a_name_that_is_a_path_is_not_read(run: tuple[Path, list], tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     shutil.copytree(run[0], path)

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.support.alien import ALIENS, Training
 from tests.support.draws import draw, gradient
-from tests.support.optimizers import Kind, change_betas, kinds
+from tests.support.optimizers import ELEMENTWISE, Kind, change_betas, kinds
 from tests.support.runs import Loop, threads
 from tests.support.zoo import record_zoo
 from thimble_zarr import Recorder, check, every, recode
@@ -20,7 +20,6 @@ from thimble_zarr.bits import is_nan, same_bits
 from thimble_zarr.errors import AuditError, ConfigError
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.optim.lanes import Lanes
-from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.record import block as block_module
 from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.parameters import choose, declare
@@ -35,7 +34,9 @@ IN_FLOAT16 = ("ASGD", "NAdam", "Rprop")
 
 KINDS = [
     *kinds(
-        *(name for name in REGISTRY if name not in IN_FLOAT16), natives=("bfloat16",), flags=False
+        *(name for name in ELEMENTWISE if name not in IN_FLOAT16),
+        natives=("bfloat16",),
+        flags=False,
     ),
     *kinds(*IN_FLOAT16, natives=("float16",), flags=False),
     *kinds("AdamW", natives=("float32",), flags=False),

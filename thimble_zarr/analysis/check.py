@@ -57,7 +57,8 @@ def check(
     tokens
         Which tokens: `all`, `live`, `dead`, ids, `@FILE` with ids, or `text:` and a token's text;
         or several subsets, such as `dead,live,all`. None means `dead` where it is known which
-        tokens are, else `all`.
+        tokens are, else `all`; `all` too where a step needs the whole parameter (Muon, Adafactor),
+        of which parts are checked as far as they can be.
     steps
         First and last step, such as `100:200`; all by default.
     parameters

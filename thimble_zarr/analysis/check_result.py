@@ -150,6 +150,7 @@ class SubsetResult(_Checked):
             "replay_device": numbers.attrs.get("device"),
             "replayed_by": numbers.attrs.get("replayed_by"),
             "not_exact_because": numbers.attrs.get("not_exact_because"),
+            "not_replayed_because": numbers.attrs.get("not_replayed"),
             "findings": [finding.to_json() for finding in self.findings],
             "health": [concern.to_json() for concern in self.health],
             "holds": self.holds,

@@ -31,10 +31,10 @@ def select(
     `tokens` are `all`, `live`, `dead`, ids separated by commas, `@FILE` with ids separated by white
     space or commas, or `text:` and a token's exact text, as `ds.text` has it. Or several subsets
     separated by commas: words, and besides them `@FILE`. None means `dead` where it is known which
-    tokens are, else `all`. A parameter without tokens has only `all`, its rows. `steps` are `A:B`,
-    both inclusive as labels are in xarray; either may be left out. A single `A` is that step alone,
-    and None means every step. Raises SelectionError if they cannot be read, are not there, or are
-    empty.
+    tokens are, and an optimizer steps each element by itself; else `all`. A parameter without
+    tokens has only `all`, its rows. `steps` are `A:B`, both inclusive as labels are in xarray;
+    either may be left out. A single `A` is that step alone, and None means every step. Raises
+    SelectionError if they cannot be read, are not there, or are empty.
     """
     schema = source.reader.schema
     if schema.has_tokens:
@@ -72,8 +72,8 @@ def _subsets(spec: str | None) -> list[str | None]:
 def select_tokens(source: Source, spec: str | None) -> tuple[str, np.ndarray]:
     """Return a subset's name, and where its tokens are among the recorded ones, ascending."""
     if spec is None:
-        dead = source.labels.dead
-        spec = "all" if dead is None or not dead.any() else "dead"
+        dead, is_elementwise = source.labels.dead, source.reader.schema.optimizer.ELEMENTWISE
+        spec = "dead" if is_elementwise and dead is not None and dead.any() else "all"
     if spec == "all":
         return spec, np.arange(len(source.token_ids))
     if spec in _WORDS:

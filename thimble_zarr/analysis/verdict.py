@@ -64,20 +64,36 @@ def verdict(
 
 def _judged(table: AnyTable) -> Verdict:
     if "recurrence" in table:
-        return _replay_verdict(table)
+        found = _replay_verdict(table)
+        return replace(found, text=f"{found.text} {_not_replayed(table)}".rstrip())
     return _formula_verdict(table) if "n_beyond_rounding" in table else _bare_verdict(table)
 
 
 def _bare_verdict(table: AnyTable) -> Verdict:
     if counts(table, NOT_FINITE).any():
         return _not_finite(table, "are finite")
-    return Verdict(
-        holds=True,
-        text=f"HOLDS as far as it can be checked: all {_total(table):,} weights are finite, no "
-        "recorded row is missing, and every chunk has its recorded checksum. How "
-        f"{table.attrs['optimizer']} takes a step is not known here, so whether rows follow from "
-        "the row before was not checked.",
+    why = _not_replayed(table) or (
+        f"How {table.attrs['optimizer']} takes a step is not known here, so whether rows follow "
+        "from the row before was not checked."
     )
+    return Verdict(holds=True, text=f"{_AS_FAR} {_of_record(table)}. {why}")
+
+
+_AS_FAR = "HOLDS as far as it can be checked:"
+
+
+def _of_record(table: AnyTable) -> str:
+    """Return what is known of rows that were not replayed."""
+    return (
+        f"all {_total(table):,} weights are finite, no recorded row is missing, and every chunk "
+        "has its recorded checksum"
+    )
+
+
+def _not_replayed(table: AnyTable) -> str:
+    """Return what of the rows was not replayed, and why; nothing if all was."""
+    why = table.attrs.get("not_replayed")
+    return f"{why}." if why else ""
 
 
 def _n_filled(table: AnyTable, reader: Reader) -> int:
@@ -156,22 +172,51 @@ def _replay_verdict(table: AnyTable) -> Verdict:
         )
     if counts(table, NOT_FINITE).any():
         return _not_finite(table, "follow from the row before")
-    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    values = f"{_total(table):,} values{' each' if len(names) > 1 else ''} of {listed}"
     # Tables of several runs have it only if it is the same of all.
     by = f" by {name}" if (name := table.attrs.get("replayed_by")) else ""
-    follow = f"replayed{by}, all {values} follow from the row before"
-    if counts(table, "n_different").any():
+    n_different = counts(table, "n_different").sum(axis=0)
+    not_judged = table.attrs.get("not_judged", "").split(", ")
+    if any(n for name, n in zip(names, n_different, strict=True) if name in not_judged):
+        return _verdict_without_bound(table, by, [*not_judged])
+    follow = f"replayed{by}, all {_values(table, names)} follow from the row before"
+    if n_different.any():
         max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
         text = (
             f"HOLDS within rounding: {follow}, at most {max_ulp:.0f} ULP apart. They need not be "
             f"equal to the bit, because {table.attrs['not_exact_because']}."
         )
+    elif table.attrs.get("not_replayed"):
+        text = f"{_AS_FAR} {follow}."
     else:
         text = f"HOLDS to the bit: {follow}."
         if has_formula(table):
             text += f" {_formula(table)} agrees within rounding; {_cosines(table)}."
     return Verdict(holds=True, text=text)
+
+
+def _verdict_without_bound(table: AnyTable, by: str, not_judged: Sequence[str]) -> Verdict:
+    """Judge a replay that nobody knows to be how near to the record."""
+    names = np.asarray(table["recurrence"]).tolist()
+    at = [index for index, name in enumerate(names) if name in not_judged]
+    judged = [name for name in names if name not in not_judged]
+    n_different = counts(table, "n_different").sum(axis=0)
+    differ = ", ".join(f"{n_different[index]:,} of {names[index]}" for index in at)
+    max_ulp = np.nanmax(np.asarray(table["max_ulp"])[:, at])
+    known = _of_record(table)
+    if judged:
+        known += f", and replayed{by}, all {_values(table, judged)} follow from the row before"
+    return Verdict(
+        holds=True,
+        text=f"{_AS_FAR} {known}. Of {_total(table):,} values in each array the replay gives other "
+        f"bits for {differ}, at most {max_ulp:.0f} ULP apart. That does not tell whether these "
+        f"follow: {table.attrs['not_exact_because']}, and how far rounding carries "
+        f"{table.attrs['optimizer']} then is not known.",
+    )
+
+
+def _values(table: AnyTable, names: Sequence[str]) -> str:
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{_total(table):,} values{' each' if len(names) > 1 else ''} of {listed}"
 
 
 def _formula(table: AnyTable) -> str:

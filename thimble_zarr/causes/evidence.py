@@ -14,12 +14,12 @@ import numpy as np
 from thimble_zarr import tuning
 from thimble_zarr.bits import decode, is_nan, patterns
 from thimble_zarr.causes.recorded_rows import RecordedRows
-from thimble_zarr.causes.replay import Replay, bounds, recurrences
+from thimble_zarr.causes.replay import Replay, bounds, recurrences, replayed_names
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.formula import Consumed, Formula
 
-_ROWS_KEPT = 32
+_ROWS_KEPT, _WHOLE_ROWS_KEPT = 32, 8
 
 Bits = dict[str, np.ndarray]
 
@@ -65,6 +65,20 @@ class Failure:
         places = np.unique(self.first[self.counts > 0], axis=0)
         return len(places) == 1 and bool(self.counts.max() == 1)
 
+    def suspect(self, *, of_whole: bool) -> tuple[int, int] | None:
+        """Return token and dim of what may be the only wrong element; None if there is none such.
+
+        With `of_whole` one wrong element of a state or gradient makes many weights wrong. Then it
+        is where the states are wrong, of which one may be so along a row, another along a column.
+        """
+        if not of_whole:
+            return self.start[1:3] if self.is_one_element else None
+        names = [name for name in self.n_wrong if name != "W"]
+        if not names:
+            return self.start[1:3] if self.n_wrong["W"] == 1 else None
+        token, dim = self.first[0, [self.names.index(name) for name in names]].max(axis=0).tolist()
+        return token, dim
+
     @property
     def start(self) -> tuple[int, int, int, str]:
         """Step, token and dim of the first element that is wrong, and its recurrence."""
@@ -78,7 +92,8 @@ class Evidence:
 
     Steps are given by their rows, and tokens by their positions among those recorded. `tokens` and
     `dims` are what was checked, and the rows in `sound` were found to follow from the rows before.
-    The sample has `n_elements`; by default as many as the tuning says.
+    The sample has `n_elements`; by default as many as the tuning says. It is the whole parameter
+    where a step needs that (`is_whole`) and all of it was checked.
     """
 
     def __init__(
@@ -95,22 +110,36 @@ class Evidence:
         self.failures = failures
         self.sound = sound
         self.schema: Schema = source.reader.schema
-        self.names = recurrences(self.schema)
-        self.dims = np.asarray(dims)
-        n_most = max(1, (n_elements or tuning.TUNING.sample_elements) // len(self.dims))
-        self.tokens = _sample(np.unique(tokens), n_most, failures)
-        self.row = lru_cache(_ROWS_KEPT)(self._read_row)
+        self.dims, self.tokens = np.asarray(dims), np.unique(tokens)
+        self.names = replayed_names(self.schema, self._positions)
+        self.is_whole = self.names == recurrences(self.schema)
+        self.is_whole &= not self.schema.optimizer.ELEMENTWISE
+        if not self.is_whole:
+            n_most = max(1, (n_elements or tuning.TUNING.sample_elements) // len(self.dims))
+            self.tokens = _sample(self.tokens, n_most, failures)
+        self.row = lru_cache(_WHOLE_ROWS_KEPT if self.is_whole else _ROWS_KEPT)(self._read_row)
+
+    @property
+    def _positions(self) -> np.ndarray:
+        positions: np.ndarray = (
+            self.source.token_ids[self.tokens][:, np.newaxis] * self.schema.n_dims + self.dims
+        )
+        return positions
 
     def part(self, token: int, dim: int | None = None) -> "Evidence":
-        """Return the evidence on a single token, or on an element of it."""
+        """Return the evidence on a single token, or on an element of it.
+
+        That is on everything, if a step needs everything.
+        """
+        if self.is_whole:
+            return self
         dims = self.dims if dim is None else np.array([dim])
         tokens = np.array([token])
         return Evidence(self.source, tokens, dims, self.failures, sound=self.sound)
 
     @cached_property
     def _replay(self) -> Replay:
-        ids = self.source.token_ids[self.tokens]
-        return Replay(self.source, ids[:, np.newaxis] * self.schema.n_dims + self.dims)
+        return Replay(self.source, self._positions)
 
     def _read_row(self, name: str, row: int) -> np.ndarray:
         bits: np.ndarray = self.source.reader.read(name, (row, row + 1), self.tokens)[0]
@@ -147,7 +176,8 @@ class Evidence:
 
     def inputs(self, step: int) -> Bits:
         """Return what a step takes: the states of the row before, and its gradient."""
-        return self.after(step - 1) | {"grad": self.row("grad", step)}
+        before = {name: self.row(name, step - 1) for name in recurrences(self.schema)}
+        return before | {"grad": self.row("grad", step)}
 
     def replay(
         self, step: int, inputs: Bits | None = None, scalars: dict[str, float] | None = None

@@ -1,5 +1,7 @@
 """Causes that make numbers other than they were: gradients, states and hyper-parameters."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from thimble_zarr.bits import decode, unit_roundoff
@@ -8,8 +10,11 @@ from thimble_zarr.causes.evidence import Evidence, Failure
 from thimble_zarr.optim.base import WEIGHT_DECAY
 from thimble_zarr.optim.formula import W_BEFORE
 
+_LARGEST_SCALE = 24
+"""The exponent of the largest factor of a gradient scaler that is tried."""
 
-@cause("scaled-gradient", is_everywhere=True, needs_formula=True)
+
+@cause("scaled-gradient", is_everywhere=True)
 def scaled_gradient(evidence: Evidence, failure: Failure) -> Facts | None:
     """The recorded gradient is {factor} times the one that the optimizer consumed.
 
@@ -18,18 +23,31 @@ def scaled_gradient(evidence: Evidence, failure: Failure) -> Facts | None:
     """
     if failure.states_are_right:
         return None
+    for factor in _possible_scales(evidence, failure):
+        # Where the product overflowed or lost bits, it cannot be undone to the bit.
+        if all(_is_scaled(evidence, step, factor) for step in failure.sampled):
+            return {"variable": "grad", "factor": f"{factor:g}"}
+    return None
+
+
+def _possible_scales(evidence: Evidence, failure: Failure) -> Sequence[float]:
+    """Return the powers of two that a gradient may be too large by: one, if a formula tells."""
+    if evidence.schema.optimizer.formula is None:
+        if evidence.mended(failure.steps[0]).mean() > 0.99:
+            return []  # with any other gradient most elements would follow, too
+        exponents = (*range(1, _LARGEST_SCALE + 1), *range(-1, -_LARGEST_SCALE - 1, -1))
+        return [2.0**exponent for exponent in exponents]
     ratios = np.array([_gradient_ratio(evidence, step) for step in failure.sampled])
     factors = np.unique(np.sign(ratios) * 2.0 ** np.round(np.log2(np.abs(ratios))))
     factor = float(factors[0])
-    if len(factors) > 1 or not np.isfinite(factor) or factor in (0.0, 1.0):
-        return None
-    stored = evidence.row("grad", failure.steps[0]).dtype
-    for step in failure.sampled:
-        mended = _encode(evidence.values("grad", step) / factor, stored)
-        # Where the product overflowed or lost bits, it cannot be undone to the bit.
-        if evidence.mended(step, {"grad": mended}).mean() < 0.999:
-            return None
-    return {"variable": "grad", "factor": f"{factor:g}"}
+    is_one = len(factors) == 1 and np.isfinite(factor) and factor not in (0.0, 1.0)
+    return [factor] if is_one else []
+
+
+def _is_scaled(evidence: Evidence, step: int, factor: float) -> bool:
+    recorded = evidence.row("grad", step).dtype
+    mended = _encode(evidence.values("grad", step) / factor, recorded)
+    return bool(evidence.mended(step, {"grad": mended}).mean() >= 0.999)
 
 
 @cause("rescaled-gradient", is_everywhere=True, needs_formula=True)

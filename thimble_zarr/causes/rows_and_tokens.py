@@ -26,10 +26,12 @@ def bit_flip(evidence: Evidence, failure: Failure) -> Facts | None:
 
     With it flipped back, every row follows from the row before.
     """
-    if len(failure.steps) > 2 or not failure.is_one_element:
+    place = failure.suspect(of_whole=evidence.is_whole)
+    if len(failure.steps) > 2 or place is None:
         return None
-    step, token, dim, _ = failure.start
+    step, (token, dim) = failure.steps[0], place
     element = evidence.part(token, dim)
+    at = (*np.nonzero(element.tokens == token)[0], *np.nonzero(element.dims == dim)[0])
     begin_at_zero = {s.name for s in element.schema.optimizer.states if s.first == 0}
     suspects = [(name, step) for name in (*element.names, "grad")]
     suspects += [(name, step - 1) for name in element.names]
@@ -38,10 +40,11 @@ def bit_flip(evidence: Evidence, failure: Failure) -> Facts | None:
         unsigned = np.dtype(f"u{recorded.dtype.itemsize}")
         is_zero = name in begin_at_zero and element.source.steps[row] == 0
         for bit in range(8 * unsigned.itemsize):
-            flipped = recorded.view(unsigned) ^ unsigned.type(1 << bit)
+            flipped = np.ascontiguousarray(recorded).view(unsigned).copy()
+            flipped[at] ^= unsigned.type(1 << bit)
             possible = not (is_zero and flipped.any())
             if possible and _follows(element, name, row, flipped.view(recorded.dtype)):
-                return {"variable": name, "bit": bit, "step": row}
+                return {"variable": name, "bit": bit, "step": row, "token": token, "dim": dim}
     return None
 
 

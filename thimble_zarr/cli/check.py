@@ -46,7 +46,7 @@ def _rows(text: str) -> int:
     metavar="SUBSET",
     help="Which tokens: all, live, dead, ids such as 17,42, @FILE with ids, or text:TEXT for the "
     "token with that text. Several subsets, such as dead,live,all, are checked in one pass.  "
-    "[default: dead where known, else all]",
+    "[default: dead where known, else all; all of muon and adafactor]",
 )
 @PARAMETERS
 @click.option(

@@ -370,6 +370,8 @@ def render_validation(store: Path) -> str:
     from thimble_zarr.store.reader import StoreReader
 
     source = Source.of(StoreReader.open(store))
+    if (optimizer := source.reader.schema.optimizer).formula is None:
+        return f"No formula of {optimizer.name} is known. `check` takes its steps again.\n"
     whole, _ = select(source, "all", None)
     checkable = source.steps[source.follows]
     steps = np.intersect1d(checkable, [*VALIDATION_STEPS, *checkable[-1:]])

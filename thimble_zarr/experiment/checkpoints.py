@@ -42,25 +42,24 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
     @classmethod
-    def take(cls, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Self:
+    def take(cls, step: int, model: nn.Module, *optimizers: torch.optim.Optimizer) -> Self:
         """Copy the state after a step."""
+        held = {weight: of for optimizer in optimizers for weight, of in optimizer.state.items()}
         tensors = {f"{_RANDOM}.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             states = torch.cuda.get_rng_state_all()
             tensors |= {f"{_RANDOM}.cuda.{index}": state for index, state in enumerate(states)}
         for name, parameter in model.named_parameters():
             tensors[f"model.{name}"] = parameter.detach()
-            for state, value in optimizer.state[parameter].items():
+            for state, value in held.get(parameter, {}).items():
                 if value is None:  # SGD's buffer without momentum
                     continue
                 tensors[f"optimizer.{name}.{state}"] = value
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         return cls(step, {name: tensor.contiguous() for name, tensor in copies.items()})
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Make model, optimizer and random numbers what they were, in the memory they have."""
-        owned = (own for group in optimizer.param_groups for own in group["params"])
-        numbers = {id(parameter): number for number, parameter in enumerate(owned)}  # torch's
+    def restore(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+        """Make model, optimizers and random numbers what they were, in the memory they have."""
         states: dict[int, dict[str, Tensor]] = {}
         for name, parameter in model.named_parameters():
             saved = self.tensors.get(f"model.{name}")
@@ -72,21 +71,29 @@ class Checkpoint:
             with torch.no_grad():
                 parameter.copy_(saved)
             prefix = f"optimizer.{name}."
-            states[numbers[id(parameter)]] = {
+            states[id(parameter)] = {
                 key.removeprefix(prefix): tensor.clone()
                 for key, tensor in self.tensors.items()
                 if key.startswith(prefix)
             }
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-        for parameter in (own for group in optimizer.param_groups for own in group["params"]):
-            held = optimizer.state[parameter]
-            for key, saved in states[numbers[id(parameter)]].items():
-                if held[key].dtype != saved.dtype:  # torch casts numbers to the parameter's dtype
-                    held[key] = saved.to(held[key].device)
+        for optimizer in optimizers:
+            _restore(optimizer, states)
         torch.set_rng_state(self.tensors[f"{_RANDOM}.cpu"])
         for name, state in self.tensors.items():
             if name.startswith(f"{_RANDOM}.cuda."):
                 torch.cuda.set_rng_state(state, int(name.rpartition(".")[2]))
+
+
+def _restore(optimizer: torch.optim.Optimizer, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Give an optimizer the states of its parameters, which are known by their identity."""
+    owned = [own for group in optimizer.param_groups for own in group["params"]]
+    by_number = {number: states[id(own)] for number, own in enumerate(owned)}  # torch's
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": by_number})
+    for parameter in owned:
+        held = optimizer.state[parameter]
+        for key, saved in states[id(parameter)].items():
+            if held[key].dtype != saved.dtype:  # torch casts numbers to the parameter's dtype
+                held[key] = saved.to(held[key].device)
 
 
 class Checkpoints:
@@ -107,10 +114,10 @@ class Checkpoints:
         """Return the steps of those that there are, in order."""
         return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._files.list()) if found)
 
-    def take(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def take(self, step: int, model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
         """Take a checkpoint after a step and save it, and note when the next is due."""
         start_s = time.perf_counter()
-        self.save(Checkpoint.take(step, model, optimizer))
+        self.save(Checkpoint.take(step, model, *optimizers))
         now_s = time.perf_counter()
         self._next_s = now_s + (now_s - start_s) / tuning.TUNING.checkpoint_share
 

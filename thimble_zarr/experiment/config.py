@@ -18,11 +18,19 @@ AUTO = "auto"
 
 OPTIMIZERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "adadelta": ("Adadelta", ("rho", "eps", "weight_decay")),
+    "adafactor": (
+        "Adafactor",
+        ("beta2_decay", "eps1", "eps2", "clipping_threshold", "weight_decay"),
+    ),
     "adagrad": ("Adagrad", ("lr_decay", "eps", "weight_decay")),
     "adam": ("Adam", ("beta1", "beta2", "eps", "weight_decay", "amsgrad")),
     "adamax": ("Adamax", ("beta1", "beta2", "eps", "weight_decay")),
     "adamw": ("AdamW", ("beta1", "beta2", "eps", "weight_decay", "amsgrad")),
     "asgd": ("ASGD", ("lambd", "alpha", "t0", "weight_decay")),
+    "muon": (
+        "Muon",
+        ("momentum", "nesterov", "eps", "ns_steps", "adjust_lr_fn", "weight_decay"),
+    ),
     "nadam": ("NAdam", ("beta1", "beta2", "eps", "momentum_decay", "weight_decay")),
     "radam": ("RAdam", ("beta1", "beta2", "eps", "weight_decay")),
     "rmsprop": ("RMSprop", ("alpha", "eps", "momentum", "weight_decay", "centered")),
@@ -33,18 +41,29 @@ OPTIMIZERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 _PAIRS = {
     "betas": ("beta1", "beta2"),
+    "eps": ("eps1", "eps2"),
     "etas": ("etaminus", "etaplus"),
     "step_sizes": ("step_size_min", "step_size_max"),
 }
 """What torch takes two settings as."""
 
+_TORCHS = {"clipping_threshold": "d"}
+"""What torch calls a setting otherwise."""
+
 _FUSED = ("adagrad", "adam", "adamw", "sgd")
+
+_SINGLE = ("muon",)
+"""Those that have no other implementation."""
+
+OF_MATRICES = ("muon",)
+"""Those that take matrices only. AdamW takes the other parameters, with the same learning rate."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "compute_dtype": (AUTO, "float32", "bfloat16"),
     "optimizer": (*OPTIMIZERS,),
     "optimizer_impl": ("single", "foreach", "fused"),
+    "adjust_lr_fn": ("original", "match_rms_adamw"),
     "record_tokens": ("all", "live", "dead"),
     "coding": get_args(CodingName),
 }
@@ -54,16 +73,24 @@ HELP: Mapping[str, str] = {
     "steps": "Optimizer steps.",
     "batch_size": "Sequences per step.",
     "seq_len": "Tokens per sequence.",
-    "optimizer": "Which of torch's optimizers trains. Each has settings of its own.",
+    "optimizer": "Which of torch's optimizers trains. Each has settings of its own. muon trains "
+    "the matrices, and adamw the other parameters with the same learning rate.",
     "lr": "Learning rate.",
     "weight_decay": "Weight decay: decoupled in AdamW, added to the gradient in others.",
     "beta1": "Decay rate of the first moment.",
     "beta2": "Decay rate of the second moment.",
     "eps": "Added to the optimizer's denominator.",
     "amsgrad": "Divide by the largest second moment so far (adam, adamw).",
-    "momentum": "Factor of the momentum buffer (sgd, rmsprop).",
+    "momentum": "Factor of the momentum buffer (sgd, rmsprop, muon).  [default: torch's, 0.95 of "
+    "muon, else 0]",
     "dampening": "Dampening of the gradient in the buffer (sgd).",
-    "nesterov": "Nesterov's momentum (sgd).",
+    "nesterov": "Nesterov's momentum (sgd, muon).  [default: torch's, only muon]",
+    "ns_steps": "Newton-Schulz iterations (muon).",
+    "adjust_lr_fn": "How the learning rate depends on the shape (muon).  [default: original]",
+    "beta2_decay": "Power of the decay of the second moment (adafactor).",
+    "eps1": "Least root of the second moment (adafactor).  [default: spacing of the dtype at 1]",
+    "eps2": "Least size of the weights, which a step is in proportion to (adafactor).",
+    "clipping_threshold": "Size from which an update is clipped (adafactor).",
     "alpha": "Decay rate of the mean of squared gradients (rmsprop), or power of the decay of the "
     "learning rate (asgd).  [default: torch's, 0.99 or 0.75]",
     "centered": "Divide by the standard deviation (rmsprop).",
@@ -122,9 +149,15 @@ class TrainingConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     amsgrad: bool = False
-    momentum: float = 0.0
+    momentum: float | None = None
     dampening: float = 0.0
-    nesterov: bool = False
+    nesterov: bool | None = None
+    ns_steps: int = 5
+    adjust_lr_fn: str | None = None
+    beta2_decay: float = -0.8
+    eps1: float | None = None
+    eps2: float = 1e-3
+    clipping_threshold: float = 1.0
     alpha: float | None = None
     centered: bool = False
     rho: float = 0.9
@@ -168,7 +201,9 @@ class TrainingConfig:
         for name in ("beta1", "beta2"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name, choices in CHOICES.items():
-            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+            value = getattr(self, name)
+            is_default = value is None and self.__dataclass_fields__[name].default is None
+            self._require(name, value in choices or is_default, f"one of {', '.join(choices)}")
         self._require(
             "hidden_dim", self.hidden_dim % self.heads == 0, f"a multiple of heads ({self.heads})"
         )
@@ -186,15 +221,34 @@ class TrainingConfig:
                 setting.name,
                 [of for of, (_, its) in OPTIMIZERS.items() if setting.name in its],
             )
-            if whose and name not in own and getattr(self, name) != setting.default:
+            value = getattr(self, name)
+            is_unset = value == setting.default or (setting.default is None and not value)
+            if whose and name not in own and not is_unset:
                 raise ConfigError(
                     f"{name} is a setting of {', '.join(whose)}, and the optimizer is "
                     f"{self.optimizer}"
                 )
         for name in own:
             value = getattr(self, name)
-            is_sound = value is None or 0 <= value < math.inf
-            self._require(name, is_sound, "a number from 0 up")
+            if value is None or isinstance(value, str):
+                continue
+            if name == "beta2_decay":
+                self._require(name, -math.inf < value <= 0, "a number up to 0")
+            else:
+                self._require(name, 0 <= value < math.inf, "a number from 0 up")
+        self._require("ns_steps", 1 <= self.ns_steps < 100, "from 1 to 99")
+        self._require("clipping_threshold", self.clipping_threshold >= 1, "at least 1")
+        self._check_implementation()
+        if self.optimizer == "sgd" and self.nesterov and (not self.momentum or self.dampening != 0):
+            raise ConfigError("nesterov needs a momentum, and no dampening")
+        self._require("rho", self.rho <= 1, "at most 1")
+        self._require("etaminus", 0 < self.etaminus < 1, "between 0 and 1")
+        self._require("etaplus", self.etaplus > 1, "more than 1")
+
+    def _check_implementation(self) -> None:
+        """Raise ConfigError unless torch has this implementation, and it does what it should."""
+        if self.optimizer in _SINGLE and self.optimizer_impl != "single":
+            raise ConfigError(f"{self.optimizer} has no {self.optimizer_impl} implementation")
         is_fused = self.optimizer_impl == "fused"
         if is_fused and self.optimizer not in _FUSED:
             raise ConfigError(
@@ -204,11 +258,6 @@ class TrainingConfig:
             raise ConfigError(
                 "torch's fused SGD skips elements in bfloat16 (pytorch#191763); use --dtype float32"
             )
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise ConfigError("nesterov needs a momentum, and no dampening")
-        self._require("rho", self.rho <= 1, "at most 1")
-        self._require("etaminus", 0 < self.etaminus < 1, "between 0 and 1")
-        self._require("etaplus", self.etaplus > 1, "more than 1")
 
     @property
     def optimizer_options(self) -> dict[str, object]:
@@ -218,8 +267,10 @@ class TrainingConfig:
         for pair, names in _PAIRS.items():
             if names[0] in own:
                 options[pair] = tuple(own.pop(name) for name in names)
-        options |= {name: value for name, value in own.items() if value is not None}
-        options["foreach"] = self.optimizer_impl == "foreach"
+        known = {name: value for name, value in own.items() if value is not None}
+        options |= {_TORCHS.get(name, name): value for name, value in known.items()}
+        if self.optimizer not in _SINGLE:
+            options["foreach"] = self.optimizer_impl == "foreach"
         if self.optimizer in _FUSED:
             options["fused"] = self.optimizer_impl == "fused"
         return options

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from thimble_zarr.experiment.config import OPTIMIZERS, TrainingConfig
+from thimble_zarr.experiment.config import OF_MATRICES, OPTIMIZERS, TrainingConfig
 
 
 def build_model(config: TrainingConfig, device: torch.device) -> GPT2LMHeadModel:
@@ -42,10 +42,25 @@ def embedding(model: GPT2LMHeadModel) -> nn.Parameter:
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of all parameters, in the chosen implementation."""
+    """Return the optimizer of all parameters that it takes, in the chosen implementation."""
     kind = getattr(torch.optim, OPTIMIZERS[config.optimizer][0])
-    optimizer: torch.optim.Optimizer = kind(model.parameters(), **config.optimizer_options)
+    parameters = (weight for weight in model.parameters() if _takes(config, weight))
+    optimizer: torch.optim.Optimizer = kind(parameters, **config.optimizer_options)
     return optimizer
+
+
+def build_optimizer_of_others(
+    model: nn.Module, config: TrainingConfig
+) -> torch.optim.Optimizer | None:
+    """Return the optimizer of the parameters that the chosen one does not take; None if it does."""
+    others = [weight for weight in model.parameters() if not _takes(config, weight)]
+    if not others:
+        return None
+    return torch.optim.AdamW(others, config.lr, weight_decay=config.weight_decay)
+
+
+def _takes(config: TrainingConfig, weight: Tensor) -> bool:
+    return weight.ndim == 2 or config.optimizer not in OF_MATRICES
 
 
 def language_loss(

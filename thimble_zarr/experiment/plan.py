@@ -1,5 +1,6 @@
 """What a run will take, before it starts: memory and disk, against what the machine has."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -99,7 +100,6 @@ def plan_run(
     compute_dtype = choose_compute_dtype(config)
     optimizer = _optimizer(config)
     variables = chosen_variables(optimizer, config.recorded_variables)
-    elements = (config.steps + 1) * config.vocab_size * config.hidden_dim
     return RunPlan(
         storage=plan_storage(
             count_rows(config.schedule, config.steps),
@@ -113,7 +113,8 @@ def plan_run(
         ),
         # It has the whole run in RAM, the states in float32, and saves it once.
         notebook_array_bytes={
-            name: elements * (2 if name in ("W", "grad") else 4) for name in optimizer.variables
+            name: n * (2 if name in ("W", "grad") else 4)
+            for name, n in _elements(config, optimizer).items()
         },
         compute_dtype=compute_dtype,
         training_bytes=training_bytes(replace(config, compute_dtype=compute_dtype.name)),
@@ -125,15 +126,27 @@ def plan_run(
     )
 
 
+def _elements(config: TrainingConfig, optimizer: Optimizer) -> dict[str, int]:
+    """Return how many elements a run has of each variable, as large as torch has them."""
+    shape = config.vocab_size, config.hidden_dim
+    elements = dict.fromkeys(optimizer.variables, (config.steps + 1) * math.prod(shape))
+    for state in optimizer.states:
+        if state.single_along is not None:
+            elements[state.name] //= shape[state.single_along]
+    return elements
+
+
 def _optimizer(config: TrainingConfig) -> Optimizer:
     """Return what the optimizer is that trains, as far as it decides what is recorded."""
     name = OPTIMIZERS[config.optimizer][0]
     flags = ("maximize", "capturable", "differentiable", "decoupled_weight_decay")
     known: dict[str, object] = dict.fromkeys((*flags, "amsgrad", "fused", "foreach"), False)
-    known |= {"initial_accumulator_value": 0.0, "betas": (0.0, 0.0)} | config.optimizer_options
+    known |= {"initial_accumulator_value": 0.0, "betas": (0.0, 0.0), "momentum": 0.0}
+    known |= {"nesterov": False, "adjust_lr_fn": None} | config.optimizer_options
     if name == "AdamW":
         known["decoupled_weight_decay"] = True
-    return REGISTRY[name].from_group(known, type(name, (), {}))
+    found = REGISTRY[name].from_group(known, type(name, (), {}))
+    return found.of_shape((config.vocab_size, config.hidden_dim))
 
 
 def training_bytes(config: TrainingConfig) -> int:
@@ -146,7 +159,8 @@ def training_bytes(config: TrainingConfig) -> int:
     d, positions = config.hidden_dim, config.batch_size * config.seq_len
     itemsize, compute_itemsize = _ITEMSIZES[config.dtype], _ITEMSIZES[config.compute_dtype]
     n_parameters = (config.vocab_size + config.seq_len) * d + config.layers * 12 * d**2
-    n_arrays = len(_optimizer(config).variables)  # with gradients and states
+    states = [of for of in _optimizer(config).states if of.single_along is None]
+    n_arrays = len(("W", "grad", *states))
     parameters = n_arrays * n_parameters * itemsize
     if config.compute_dtype != config.dtype:
         parameters += 2 * n_parameters * compute_itemsize  # copies and their gradients

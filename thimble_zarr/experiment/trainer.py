@@ -14,7 +14,13 @@ from thimble_zarr.experiment.checkpoints import Checkpoint, Checkpoints, Recorde
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.corpus import read_corpus
 from thimble_zarr.experiment.device import choose_compute_dtype, find_device
-from thimble_zarr.experiment.model import build_model, build_optimizer, embedding, language_loss
+from thimble_zarr.experiment.model import (
+    build_model,
+    build_optimizer,
+    build_optimizer_of_others,
+    embedding,
+    language_loss,
+)
 from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_tokens, read_tokenizer
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import default_memory_bytes
@@ -116,8 +122,9 @@ class Training:
     """A model being trained: one call of `step` is one optimizer step.
 
     `config` has the compute dtype that is used, also where `auto` was asked for, and the global
-    random seed is set from it. A checkpoint says where to resume, after step `start`. Raises
-    ConfigError, CorpusError or ResumeError if device, corpus or checkpoint do not fit.
+    random seed is set from it. `optimizer`, one of the `optimizers`, is that of the embedding. A
+    checkpoint says where to resume, after step `start`. Raises ConfigError, CorpusError or
+    ResumeError if device, corpus or checkpoint do not fit.
     """
 
     def __init__(
@@ -137,17 +144,20 @@ class Training:
         torch.manual_seed(config.seed)
         self.model = build_model(config, self._device)
         self.optimizer = build_optimizer(self.model, config)
+        others = build_optimizer_of_others(self.model, config)
+        self.optimizers = (self.optimizer,) if others is None else (self.optimizer, others)
         self.embedding = embedding(self.model)
         if checkpoint is not None:
-            checkpoint.restore(self.model, self.optimizer)
+            checkpoint.restore(self.model, *self.optimizers)
 
     def step(self) -> float:
         """Take one optimizer step and return its loss."""
         inputs, targets = (tokens.to(self._device) for tokens in next(self._batches))
         loss = language_loss(self.model, inputs, targets, self.config)
         torch.autograd.backward(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         return loss.item()
 
 
@@ -229,6 +239,6 @@ def _recorded_steps(
         recorder.log(loss=loss)
         is_full = (step + 1) % block_steps == 0
         if config.schedule is None and is_full and checkpoints.is_due:
-            checkpoints.take(step, training.model, training.optimizer)
+            checkpoints.take(step, training.model, *training.optimizers)
             checkpoints.prune(recorder.committed_step)
         yield Progress(step, loss, recorder.bytes_written, recorder.audited)

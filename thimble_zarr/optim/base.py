@@ -42,6 +42,9 @@ class State:
         where a state does not fade.
     of_weights
         Whether a step makes it of the weights after it, so that with them it is wrong, too.
+    single_along
+        The axis along which torch keeps one element, which is recorded for each element that the
+        parameter has there. None where a state has the parameter's shape.
     """
 
     name: str
@@ -49,6 +52,7 @@ class State:
     first: float | None = 0.0
     decay: str | None = None
     of_weights: bool = False
+    single_along: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class Optimizer(ABC):
         Names besides of the variables derived from the formula, and what those are, in words.
     ELEMENTWISE
         Whether an element's step depends on that element alone. If not, whole parameters are
-        replayed.
+        replayed (`whole.Whole`).
     CLASSES
         The classes of other packages that it is, with their modules; of torch's `REGISTRY` knows.
     CAN_BE_REPLAYED
@@ -209,10 +213,18 @@ class Optimizer(ABC):
         """Return what would step a group of a live optimizer: `from_group`, if that says it all."""
         return cls.from_group(group, type(optimizer))
 
+    def of_shape(self, shape: tuple[int, ...]) -> Self:
+        """Return what steps a parameter of a shape: the same, but for states that depend on it."""
+        return self
+
     @property
     def states(self) -> tuple[State, ...]:
         """The states that a run has."""
         return self.STATES
+
+    def elementwise(self, dtypes: Mapping[str, str]) -> tuple[str, ...]:
+        """Return which of `W` and the states a step takes element by element, in these dtypes."""
+        return ("W", *(state.name for state in self.states)) if self.ELEMENTWISE else ()
 
     @property
     def of_weights(self) -> frozenset[str]:

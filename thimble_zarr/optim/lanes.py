@@ -8,7 +8,7 @@ knows which that was.
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,12 +24,19 @@ _GRAIN = 2**15
 _settling = threading.Lock()
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """Let torch use one thread for an operation, in the calling thread only.
 
     Replays run side by side on small tensors. Some operations would divide even those (a square
     root does), and then all wait for each other: a thousand times as long as the work takes.
+    """
+    return threads(1)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let torch use so many threads for an operation, in the calling thread only.
+
     `torch.set_num_threads` is about the calling thread and those that have not called torch yet. In
     the main thread it is put back; in others, which are here to replay, it stays, and what new
     threads get is put back by one of them.
@@ -37,11 +44,11 @@ def one_thread() -> Iterator[None]:
     import torch
 
     n_threads = torch.get_num_threads()
-    if n_threads == 1:
+    if n_threads == n:
         yield
         return
     with _settling:
-        torch.set_num_threads(1)
+        torch.set_num_threads(n)
         if threading.current_thread() is not threading.main_thread():
             other = threading.Thread(target=torch.set_num_threads, args=(n_threads,))
             other.start()
@@ -126,6 +133,13 @@ class Piece:
     offsets: np.ndarray | slice
     length: int
 
+    @classmethod
+    def of_whole(cls, positions: np.ndarray) -> Self:
+        """Return all elements of a parameter, which are at these positions of it."""
+        n = len(positions)
+        is_in_order = bool((positions == np.arange(n)).all())
+        return cls(slice(n), slice(n) if is_in_order else positions, n)
+
     def place(self, bits: np.ndarray) -> np.ndarray:
         """Return the elements in place, a new flat array."""
         if self.is_all_of(bits):
@@ -136,4 +150,5 @@ class Piece:
 
     def is_all_of(self, bits: np.ndarray) -> bool:
         """Return whether the tensor has all of an array's elements in their order, and no more."""
-        return bits.size == self.length and isinstance(self.indices, slice)
+        is_in_order = isinstance(self.indices, slice) and isinstance(self.offsets, slice)
+        return bits.size == self.length and is_in_order

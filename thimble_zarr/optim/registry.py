@@ -8,10 +8,12 @@ from typing import Any, get_origin, get_type_hints
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.specs.adadelta import Adadelta
+from thimble_zarr.optim.specs.adafactor import Adafactor
 from thimble_zarr.optim.specs.adagrad import Adagrad
 from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.optim.specs.adamax import Adamax
 from thimble_zarr.optim.specs.asgd import ASGD
+from thimble_zarr.optim.specs.muon import Muon
 from thimble_zarr.optim.specs.nadam import NAdam
 from thimble_zarr.optim.specs.radam import RAdam
 from thimble_zarr.optim.specs.rmsprop import RMSprop
@@ -23,10 +25,12 @@ from thimble_zarr.optim.unknown import Unknown, is_name
 REGISTRY: Mapping[str, type[Optimizer]] = {
     "ASGD": ASGD,
     "Adadelta": Adadelta,
+    "Adafactor": Adafactor,
     "Adagrad": Adagrad,
     "Adam": Adam,
     "AdamW": Adam,
     "Adamax": Adamax,
+    "Muon": Muon,
     "NAdam": NAdam,
     "RAdam": RAdam,
     "RMSprop": RMSprop,
@@ -128,7 +132,7 @@ def read_optimizer(content: Mapping[str, object]) -> Optimizer:
         spec
         for spec in specs
         if {*content} <= {field.name for field in fields(spec)}
-        and content.get("function") == getattr(spec, "FUNCTION", None)
+        and content.get("function") in (None, getattr(spec, "FUNCTION", None))
     ]
     spec = named.get(str(content["name"]), known[0] if known else None)
     if spec is None:

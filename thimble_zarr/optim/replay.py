@@ -1,9 +1,9 @@
 """Exact replay: torch's own optimizer, run again on one recorded row.
 
-Element by element, an optimizer needs the row before, the gradient and the hyper-parameters, all of
-which are recorded. So torch's functional optimizer is called on them, with the flags of the run,
-and what it returns is compared with the next row bit by bit. Nothing of its arithmetic is written
-again here.
+An optimizer needs the row before, the gradient and the hyper-parameters, all of which are recorded:
+most element by element, some the whole parameter. So torch's functional optimizer is called on
+them, with the flags of the run, and what it returns is compared with the next row bit by bit.
+Nothing of its arithmetic is written again here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from thimble_zarr.bits import is_nan
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.lanes import Piece, one_thread
+from thimble_zarr.optim.lanes import Piece, threads
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,18 @@ class Program:
         Where it runs, as torch names it.
     are_copies
         Whether variables may have been kept in another dtype than torch had them in: that of `W`.
+    shape
+        That of the parameter, whose whole step is taken; None where pieces are flat.
+    n_threads
+        Threads that torch has for an operation: on sums over a whole parameter bits depend.
     """
 
     optimizer: Optimizer
     dtypes: Mapping[str, str]
     device: str
     are_copies: bool = False
+    shape: tuple[int, ...] | None = None
+    n_threads: int = 1
 
     def step(
         self,
@@ -69,7 +75,7 @@ class Program:
             if state.first is None and scalars[COUNT] <= 1 and is_nan(bits[state.name]).mean() > 0.5
         }
         after: dict[str, np.ndarray] = {}
-        with one_thread():
+        with threads(self.n_threads):
             for piece in pieces:
                 tensors: dict[str, Tensor | None] = {
                     name: None if name in absent else self._load(name, piece.place(bits[name]))
@@ -88,12 +94,14 @@ class Program:
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(bits).view(getattr(torch, self.dtypes[name]))
         held = self.dtypes["W" if self.are_copies else name]
-        return tensor.to(self.device, getattr(torch, held))
+        tensor = tensor.to(self.device, getattr(torch, held))
+        # In memory of torch's own, which is aligned as training had it.
+        return tensor if self.shape is None else tensor.reshape(self.shape).clone()
 
     def _bits(self, name: str, tensor: Tensor | None) -> np.ndarray:
         if tensor is None:
             raise RuntimeError(f"a step left no {name}")
         native = getattr(torch, self.dtypes[name])
-        held = tensor.to("cpu", native)
+        held = tensor.to("cpu", native).reshape(-1)
         bits: np.ndarray = (held.view(torch.uint16) if native == torch.bfloat16 else held).numpy()
         return bits

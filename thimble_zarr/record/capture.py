@@ -81,7 +81,10 @@ class LiveOptimizer:
         if self._spec is None:
             return {name: self._tried[name].optimizer for name in groups}
         spec = self._spec
-        return {name: spec.of(self.optimizer, group) for name, group in groups.items()}
+        return {
+            name: spec.of(self.optimizer, group).of_shape(tuple(self.parameters[name].shape))
+            for name, group in groups.items()
+        }
 
     def check_unchanged(self) -> None:
         """Raise OptimizerError unless the coming step is of the kind the recording started with."""
@@ -103,7 +106,8 @@ class LiveOptimizer:
     def states(self, name: str, spec: Optimizer) -> dict[str, Tensor | None]:
         """Return a parameter and its states by name, aliases: copy them before the next step.
 
-        A state that is not there yet has the value that it begins with, or is None.
+        A state that is not there yet has the value that it begins with, or is None. One that is
+        smaller than the parameter is spread over it.
         """
         parameter = self.parameters[name].detach()
         kept = self.optimizer.state.get(self.parameters[name], {})
@@ -112,6 +116,8 @@ class LiveOptimizer:
             tensor = kept.get(state.name)
             if tensor is None and state.first is not None:
                 tensor = parameter.new_full((), state.first).expand(parameter.shape)
+            if tensor is not None and state.single_along is not None:
+                tensor = tensor.expand(parameter.shape)
             tensors[state.name] = tensor
         return tensors
 
@@ -128,6 +134,20 @@ class LiveOptimizer:
         """Return the gradients that are recorded."""
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
         return {name: self.parameters[name].grad for name in recorded}
+
+    def strided_gradient(self) -> str:
+        """Return a warning of a gradient whose sums a replay adds otherwise; empty if of none."""
+        for name, schema in self.schemas.items():
+            grad = self.parameters[name].grad
+            if schema.optimizer.ELEMENTWISE or grad is None or grad.is_contiguous():
+                continue
+            return (
+                f"the gradient{f' of {name}' if name else ''} is not contiguous. A step of "
+                f"{schema.optimizer.name} may add its elements in another order than the check "
+                "will, which then finds that rows do not follow; before a step, set "
+                "parameter.grad = parameter.grad.contiguous()"
+            )
+        return ""
 
     def variables(self) -> dict[str, Tensor | None]:
         """Return what is recorded as it is now, but for gradients, by path; aliases."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import has_formula
 from thimble_zarr.analysis.check_result import ParameterResult, SubsetResult
 from thimble_zarr.analysis.health.condition import Concern
@@ -194,7 +195,8 @@ def _line(subset: SubsetResult) -> tuple[str, ...]:
         cosines = " to ".join(f"{numbers['cosine_similarity'][step]:.4f}" for step in (0, -1))
     steps, n_recorded = numbers["step"], subset.n_recorded
     some = f", {len(steps):,} of {n_recorded:,}" if len(steps) < n_recorded else ""
-    wrong = numbers["n_different" if "recurrence" in numbers else "n_beyond_rounding"]
+    judged = ("n_different", "n_beyond_rounding", NOT_FINITE)  # the last of what is not replayed
+    wrong = next(numbers[name] for name in judged if name in numbers)
     total = int(numbers["n_elements"]) * wrong.size
     rows = "" if schema.has_tokens else f" {schema.row_name}s"
     return (

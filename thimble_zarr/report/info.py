@@ -119,7 +119,9 @@ def _shape(schema: Schema) -> str:
 
 
 def _optimizer(schema: Schema) -> str:
-    return f"{schema.optimizer.name}, {schema.optimizer.implementation}"
+    optimizer = schema.optimizer
+    how = "" if optimizer.ELEMENTWISE else "; a step needs the whole parameter"
+    return f"{optimizer.name}, {optimizer.implementation}{how}"
 
 
 def _coding(schemas: Sequence[Schema]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ import numpy as np
 from thimble_zarr.analysis.compute.comparison import compare, not_exact_because, replayed
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.source import TORCH, Selected, Source
+from thimble_zarr.analysis.compute.sums import LEAST_SQUARE, step_sums
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,
@@ -27,7 +28,13 @@ from thimble_zarr.analysis.compute.variables import (
 )
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.bits import all_finite, decode, storage_dtype
-from thimble_zarr.causes.replay import recurrences, replay_device
+from thimble_zarr.causes.replay import (
+    recurrences,
+    replay_device,
+    replayed_names,
+    why_in_part,
+    without_bound,
+)
 from thimble_zarr.errors import ConfigError, SelectionError, listed
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.schema import Schema
@@ -81,14 +88,17 @@ class Audit:
         selected = _checkable(selected)
         _check_scalars(source)
         attrs = {"dtype": schema.dtypes["W"], "optimizer": schema.optimizer.name}
-        if replay:
+        names = _replayed(selected, attrs) if replay else ()
+        if replay := bool(names):
             attrs |= {"device": replay_device(source), "replayed_by": TORCH}
             if source.program is None:
                 attrs["not_exact_because"] = not_exact_because(source)
             else:  # torch is asked where the program differs, and then there may be a reason
                 attrs |= {"replayed_by": source.program.name, "not_exact_because": ""}
         exact = None if replay and source.program else not attrs.get("not_exact_because")
-        tally = Tally(recurrences(schema) if replay else (), exact, extended, formula)
+        if exact is False:
+            attrs["not_judged"] = ", ".join(without_bound(schema, names))
+        tally = Tally(names, exact, extended, formula)
         statistics = Statistics(
             tally,
             tally.combine,
@@ -104,15 +114,28 @@ class Audit:
         return cls(Reduction(selected, statistics, classes.reshape(-1)), tally, members, attrs)
 
 
+def _replayed(selected: Selected, attrs: dict[str, str]) -> tuple[str, ...]:
+    """Return what can be taken again of a selection, and note why the rest cannot."""
+    schema = selected.source.reader.schema
+    if schema.optimizer.ELEMENTWISE:
+        return recurrences(schema)
+    names = replayed_names(schema, selected.positions)
+    if why := why_in_part(schema, selected.positions):
+        others = [name for name in recurrences(schema) if name not in names]
+        were = "were" if len(others) > 1 else "was"
+        attrs["not_replayed"] = f"{' and '.join(others)} {were} not replayed: {why}"
+    return names
+
+
 def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool) -> None:
     """Raise unless what is asked for can be computed of what was recorded."""
     if not schema.optimizer.CAN_BE_REPLAYED:
         return
     if not formula and not replay:
-        raise ConfigError(
-            "nothing is left to check with formula=False (--no-formula) and replay=False "
-            "(--no-replay)"
-        )
+        off = "formula=False (--no-formula) and replay=False (--no-replay)"
+        if schema.optimizer.formula is None:
+            off = f"replay=False (--no-replay), as no formula of {schema.optimizer.name} is known"
+        raise ConfigError(f"nothing is left to check with {off}")
     if not formula and extended:
         raise ConfigError(
             "extended columns are of the formula's table, and formula=False (--no-formula) turns "
@@ -200,6 +223,16 @@ class Tally:
             yield from _of_replay(part, exact=self.exact)
 
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
+        """Yield its numbers: by machine code, or by NumPy where some are no ordinary ones."""
+        sums = None if self.extended else step_sums(part, bounded=not self.recurrences)
+        if sums is None or not sums.are_exact(part.dtype):
+            yield from self._by_numpy(part)
+            return
+        yield from (sums.predicted, sums.observed, sums.difference, sums.product, _NONE)
+        if sums.n_beyond is not None:
+            yield sums.n_beyond
+
+    def _by_numpy(self, part: Window) -> Iterator[np.ndarray]:
         previous, current = part.previous("W"), part.current("W")
         memory = part.memory("update"), part.memory("term")
         updated = update(part, out=memory)
@@ -220,7 +253,7 @@ class Tally:
         sums += [_dot(difference, difference), product]
         beyond = beyond or _beyond_float32(sums[2], difference)
         if beyond and part.dtype != np.float64:
-            yield from self._of_formula(part.in_float64())
+            yield from self._by_numpy(part.in_float64())
             return
         yield from sums
         yield _NONE if np.isfinite(sums[2]).all() else _count(~np.isfinite(difference))
@@ -252,10 +285,6 @@ def _beyond_float32(squares: np.ndarray, values: np.ndarray) -> bool:
     return bool(values.max() > 0 or values.min() < 0)  # `any` takes several times as long
 
 
-LEAST_SQUARE = 1e-25
-"""Sums of squares below are computed in float64: some squares may be no float32 number."""
-
-
 def _count(elements: np.ndarray) -> np.ndarray:
     counts: np.ndarray = np.count_nonzero(elements, axis=(1, 2))
     return counts
@@ -264,8 +293,8 @@ def _count(elements: np.ndarray) -> np.ndarray:
 def _of_replay(part: Window, *, exact: bool | None) -> Iterator[np.ndarray]:
     after = replayed(part)
     comparisons = compare(part, after, exact=exact)
-    unexplained = _NONE
-    if (differs := comparisons["W"].differs).any():
+    unexplained = _NONE if "W" in after else np.full(1, np.nan)
+    if "W" in after and (differs := comparisons["W"].differs).any():
         replay = decode(after["W"], part.source.reader.schema.dtypes["W"], np.float64)
         difference = np.where(differs, part.current("W") - replay, 0.0)
         unexplained = _dot(difference, difference)

@@ -23,8 +23,16 @@ from thimble_zarr.bits import (
     ulp_distance,
     unit_roundoff,
 )
-from thimble_zarr.causes.replay import Replay, bounds, recurrences, replay_device
+from thimble_zarr.causes.replay import (
+    Replay,
+    bounds,
+    recurrences,
+    replay_device,
+    replayed_names,
+)
+from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import COUNT
+from thimble_zarr.optim.whole import Whole, processor_of
 
 _FUSED_MULTIPLY_ADD = {"AVX2", "AVX512"}
 """Vector instructions, by torch's names, with which it rounds alike."""
@@ -33,20 +41,21 @@ _FUSED_MULTIPLY_ADD = {"AVX2", "AVX512"}
 def replayed(window: Window) -> dict[str, np.ndarray]:
     """Take the steps of a window again; all of the whole one when the first of its parts asks.
 
-    Returns for each recurrence the stored bits after the step, of shape `(step, token, dim)`,
-    missing at rows that follow none. Do not write to them.
+    Returns for each recurrence that can be taken again (`replayed_names`) the stored bits after the
+    step, of shape `(step, token, dim)`, missing at rows that follow none. Do not write to them.
     """
     return window.of_whole(_replayed)
 
 
 def _replayed(window: Window) -> dict[str, np.ndarray]:
-    names = recurrences(window.source.reader.schema)
+    schema = window.source.reader.schema
+    names = replayed_names(schema, window.positions)
     recorded = {name: window.bits(name) for name in names}
     after = dict(recorded)  # what is replayed is as recorded, until it is not
     indices = np.flatnonzero(_may_differ(window)).tolist()
     if not indices:
         return after
-    inputs = {name: list(window.bits_before(name)) for name in names}
+    inputs = {name: list(window.bits_before(name)) for name in recurrences(schema)}
     inputs["grad"] = list(window.bits("grad"))
     replay = window.of_tokens(_replay_of)
     for index in indices:
@@ -117,7 +126,22 @@ def not_exact_because(source: Source) -> str:
         reasons.append(f"it was recorded on a CPU that torch used as {schema.cpu_capability}")
     if not schema.contiguous:
         reasons.append("its parameter was not contiguous")
+    if not reasons and isinstance(schema.optimizer, Whole):
+        return _other_sums(schema, schema.optimizer.processor)
     return " and ".join(reasons)
+
+
+def _other_sums(schema: Schema, processor: str) -> str:
+    """Return why sums over a whole parameter may be others here; empty if they must be the same."""
+    import torch
+
+    here, made_by = processor_of(torch.device(schema.device)), schema.software["torch"]
+    vectors = torch.backends.cpu.get_cpu_capability()
+    if made_by != torch.__version__:
+        return f"it was recorded with torch {made_by}"
+    if schema.device == "cpu" and schema.cpu_capability != vectors:
+        return f"it was recorded on a CPU that torch used as {schema.cpu_capability}"
+    return "" if processor == here else f"it was recorded on {processor}"
 
 
 @dataclass(frozen=True)
@@ -155,12 +179,12 @@ def compare(
         exact = all(same.values()) or not not_exact_because(source)
     allowed = {}
     if not exact:
-        before = {name: window.previous(name) for name in recurrences(schema)}
+        before = {name: window.previous(name) for name in after}
         scalars = {name: window.scalar(name) for name in source.recorded}
         allowed = bounds(
             schema, before, window.current("grad"), scalars, ours=unit_roundoff("float64")
         )
-    begins = {state.name: state.first for state in schema.optimizer.states}
+    begins = {of.name: of.first for of in schema.optimizer.states if of.name in after}
     comparisons = {}
     for name, bits in after.items():
         recorded = window.bits(name)

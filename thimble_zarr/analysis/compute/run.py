@@ -28,7 +28,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -124,7 +124,11 @@ def computed(
         where = _on_cluster(client)
     else:
         needs = Needs.of(reduction, replay=replay)
-        needs_torch = replay and reduction.selected.source.program is None
+        source = reduction.selected.source
+        needs_torch = replay and source.program is None
+        if replay and not source.reader.schema.optimizer.ELEMENTWISE:
+            # Whole steps have threads of torch's own, which no forked process can use.
+            resources = replace(resources, workers=1)
         where = processes(needs, resources, needs_torch=needs_torch)
     with where as executor:
         yield Computation(reduction, executor, progress)

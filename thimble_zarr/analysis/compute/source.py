@@ -132,6 +132,15 @@ class Selected:
         ids: np.ndarray = self.source.token_ids[np.asarray(self.tokens, np.int64)]
         return ids
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Index of each element in the whole parameter, flattened: int64, `(token, dim)`."""
+        n_dims = self.source.reader.schema.n_dims
+        positions: np.ndarray = self.ids[:, np.newaxis] * n_dims + np.asarray(self.dims)
+        return positions
+
     def on_device(self, device: str | None) -> "Selected":
         """Return the same, with replays on `device`."""
+        if device == self.source.device:
+            return self  # whose source has read the scalars
         return replace(self, source=replace(self.source, device=device))
