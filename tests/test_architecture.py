@@ -13,6 +13,7 @@ import pytest
 
 import thimble_zarr
 from tests.support.rooms import MAY_IMPORT, OPENERS
+from thimble_zarr.optim.registry import SPECS
 
 ROOT = Path(thimble_zarr.__file__).parent
 
@@ -72,6 +73,7 @@ def test_a_room_imports_only_what_the_picture_allows() -> None:
 
 
 MAX_LINES, MAX_CODE_LINES, MAX_MODULES = 450, 40, 12
+MAX_LINES_OF_A_SPEC = 200
 
 
 def code_lines(file: Path) -> dict[str, int]:
@@ -101,16 +103,26 @@ _NO_CODE = {
 }
 
 
-def too_large(file: Path) -> dict[str, int]:
+def too_large(file: Path, *, most: int = MAX_LINES) -> dict[str, int]:
     """Return how many lines a file has, and each function in it, of which they are too many."""
     found = {name: n for name, n in code_lines(file).items() if n > MAX_CODE_LINES}
     n_lines = len(file.read_text().splitlines())
-    return found | ({"lines": n_lines} if n_lines > MAX_LINES else {})
+    return found | ({"lines": n_lines} if n_lines > most else {})
 
 
 def test_modules_and_functions_are_small() -> None:
     found = {module_name(file): too_large(file) for file in FILES}
     assert {name: large for name, large in found.items() if large} == {}
+
+
+def test_an_optimizer_is_one_small_file() -> None:
+    folders = (ROOT / "optim" / name for name in ("specs", "third_party"))
+    files = [file for folder in folders for file in folder.glob("*.py")]
+    found = {file.name: too_large(file, most=MAX_LINES_OF_A_SPEC) for file in files}
+    assert {name: large for name, large in found.items() if large} == {}
+    modules = [spec.__module__ for spec in SPECS]
+    assert {*modules} <= {module_name(file) for file in files}
+    assert len({*modules}) == len(modules)
 
 
 def test_what_is_too_large_is_seen(tmp_path: Path) -> None:

@@ -55,6 +55,19 @@ def test_it_is_the_independent_computation(
     assert int(accounting(part, replay=False).n_beyond_rounding.sum()) == 0
 
 
+@pytest.mark.parametrize("replay", [True, False])
+def test_numpy_and_machine_code_agree(
+    decaying: tuple[Path, History, torch.dtype, float],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    replay: bool,
+) -> None:
+    part = open_dataset(decaying[0])
+    compiled = accounting(part, replay=replay)
+    monkeypatch.setattr("thimble_zarr.analysis.compute.sums.is_available", lambda: False)
+    xr.testing.assert_allclose(accounting(part, replay=replay), compiled, rtol=1e-6)
+
+
 def test_windows_and_tasks_may_be_cut_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,19 @@ def test_it_is_refused_with_a_reason(kind: type[torch.optim.Optimizer], tmp_path
         Recorder(tmp_path / "run.zarr", kind([weight]), parameter=weight)
 
 
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_learning_rate_of_0_leaves_a_zero_its_sign(name: str) -> None:
+    kind = Kind(name, "float32", {"lr": 0.0, "foreach": True})
+    step = next(steps(kind, 1, SHAPE))
+    step.before["W"][:] = [0.0, -0.0, 0.0, -0.0, 1.0]
+    program = program_of(step.spec, dict.fromkeys(step.spec.variables, "float32"))
+    assert program is not None
+    before = {of: bits for of, bits in step.before.items() if of != "grad"}
+    taken = program.step(before, step.before["grad"], step.scalars)
+    replayed = step.replay()["W"].reshape(SHAPE)
+    assert (patterns(taken["W"]) == patterns(replayed)).all()
+
+
 def test_in_16_bits_programs_replace_torch() -> None:
     for name in set(ELEMENTWISE) - {"SGD"}:
         for program, native, (kind, *_) in cells(name):

@@ -18,8 +18,8 @@ from thimble_zarr import Recorder, every
 from thimble_zarr.bits import patterns
 from thimble_zarr.errors import DamagedStoreError, StoreError, UnsupportedFormatError
 from thimble_zarr.format.coding import PLAIN
-from thimble_zarr.optim.programs import adam as program_module
 from thimble_zarr.optim.programs import program as running_module
+from thimble_zarr.optim.specs.adam import Adam
 from thimble_zarr.sources import recode as recode_module
 from thimble_zarr.store.coding.predicted import Prediction
 from thimble_zarr.store.integrity.verify import verify
@@ -307,13 +307,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_program_that_computes_otherwise_is_refused(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, constant: str
 ) -> None:
-    real = program_module._coefficients
+    real = Adam.numbers
 
-    def coefficients(*arguments: object) -> dict[str, np.ndarray]:
+    def numbers(*arguments: object) -> dict[str, np.ndarray]:
         numbers = real(*arguments)
         return numbers | {constant: numbers[constant] * numbers[constant].dtype.type(1.25)}
 
-    monkeypatch.setattr(program_module, "_coefficients", coefficients)
+    monkeypatch.setattr(Adam, "numbers", numbers)
     reader = StoreReader.open(recorded)
     changed = "exp_avg_sq" if constant == "beta2" else "W"
     with pytest.raises(DamagedStoreError, match=r"program adamw-single/1 computes something else"):

@@ -14,7 +14,6 @@ from torch import nn
 from tests.support.draws import SHAPE, Options, draw, gradient, no_change
 from thimble_zarr.bits import decode
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.elementwise import Elementwise
 from thimble_zarr.optim.lanes import Lanes
 from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.optim.replay import Program
@@ -190,8 +189,8 @@ def kinds(
 ) -> list[object]:
     """Ways to run registered optimizers, few that have every pair which matters.
 
-    These are an optimizer and an implementation, a dtype, a variant; and, of those that do not
-    share their code (`Elementwise`), an implementation and a dtype. Without `flags` one of the
+    These are an optimizer and an implementation, a dtype, a variant; and, of those with a fused
+    program, an implementation and a dtype. Without `flags` one of the
     variants that have the same states is enough. With `EVERY_KIND` in the environment the rest is
     there too, marked `soak`.
     """
@@ -202,7 +201,7 @@ def kinds(
         for way, kind in ways.items():
             _, program, native, variant = way.split("-", 3)
             pairs[way] = {program, native, f"of {variant if flags else states_of(kind)}"}
-            if not issubclass(REGISTRY[name], Elementwise):
+            if name in FUSED:
                 pairs[way].add(f"{program}-{native}")
         missing = set().union(*pairs.values())
         chosen = []

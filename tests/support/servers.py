@@ -24,16 +24,17 @@ WEED_GRPC = 10_000
 
 @dataclass(frozen=True)
 class Weed:
-    """A server that runs: its S3, and its files by HTTP."""
+    """A server that runs: its S3, its files by HTTP, and all ports it has."""
 
     s3: int
     filer: int
+    ports: dict[str, int]
 
 
 @contextmanager
-def weed(directory: Path) -> Iterator[Weed]:
-    """Start a server, and end it with the block."""
-    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]:
+    """Start a server, or with the ports of one that was killed that one; kill it with the block."""
+    ports = ports or dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     command = [
         _program(),
         "server",
@@ -53,10 +54,17 @@ def weed(directory: Path) -> Iterator[Weed]:
             if process.poll() is not None:
                 raise RuntimeError((directory / "log").read_text())
             time.sleep(0.05)
-        yield Weed(ports["s3"], ports["filer"])
+        yield Weed(ports["s3"], ports["filer"], ports)
     finally:
         process.kill()
         process.wait()
+
+
+def make_bucket(server: Weed, name: str) -> None:
+    """Make a bucket, which SeaweedFS lets anyone do."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.s3)) as connection:
+        connection.request("PUT", f"/{name}")
+        assert connection.getresponse().status == 200
 
 
 def _program() -> str:

@@ -14,6 +14,7 @@ from thimble_zarr.cli.report import run_report
 from thimble_zarr.errors import SelectionError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import default_memory_bytes, human_bytes
+from thimble_zarr.format.location import Location, Url
 from thimble_zarr.interrupts import terminated_cleanly
 from thimble_zarr.report.text import aligned
 
@@ -95,6 +96,12 @@ DEMO = TrainingConfig(steps=150, batch_size=16)
 
 @click.command()
 @STORE
+@click.option(
+    "--spool",
+    type=click.Path(path_type=Path),
+    help="Where a run is recorded whose STORE is the address of a server.  "
+    "[default: the last name of the address, in the current directory]",
+)
 @config_options
 @MEMORY
 @click.option("--force", is_flag=True, help="Start even if the disk may not hold the run.")
@@ -126,8 +133,9 @@ DEMO = TrainingConfig(steps=150, batch_size=16)
 )
 @QUIET
 def train(
-    store: Path,
+    store: Location,
     *,
+    spool: Path | None,
     config: Path | None,
     memory: int | None,
     audit: Literal["warn", "raise"] | None,
@@ -146,6 +154,9 @@ def train(
     documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly, and what was
     recorded can be checked. `thimble-zarr train --resume STORE` continues a run that was stopped or
     killed, unless --every or --windows leaves out steps.
+
+    STORE may be an address, such as s3://bucket/run.zarr: the run is recorded in --spool, and
+    published from there meanwhile.
     """
     if resume and overwrite:
         raise click.UsageError(
@@ -153,7 +164,10 @@ def train(
         )
     if audit_every_step and (audit is None or keep != "all"):
         raise click.UsageError("--audit-every-step needs --audit, and --keep all")
-    run = _resumed(store, quiet=quiet) if resume else None
+    from thimble_zarr.store.remote.spool import Spool
+
+    at = Spool(store, spool, resume=resume)
+    run = _resumed(at.path, quiet=quiet) if resume else None
     chosen = config_from(config, settings, recorded=None if run is None else run.config)
     if run is not None:
         chosen, memory = run.resolve(chosen), memory or run.memory_bytes
@@ -161,7 +175,7 @@ def train(
         run.check_resumable()
     options: dict[str, Any] = {"overwrite": overwrite, "resume": resume}
     options |= {"audit": audit, "audit_every_step": audit_every_step, "keep": keep}
-    run_training(chosen, store, memory, force=force, quiet=quiet, **options)
+    run_training(chosen, at.path, memory, url=at.url, force=force, quiet=quiet, **options)
 
 
 def _resumed(store: Path, *, quiet: bool) -> "RecordedRun | None":
@@ -215,6 +229,7 @@ def run_training(
     *,
     overwrite: bool,
     quiet: bool,
+    url: Url | None = None,
     force: bool = False,
     resume: bool = False,
     audit: Literal["warn", "raise"] | None = None,
@@ -237,7 +252,7 @@ def run_training(
 
     data, training = trainer.load_data(config), _Training(config, quiet=quiet)
     say(_in_words(data))
-    how: dict[str, Any] = {"keep": keep, "overwrite": overwrite, "resume": resume}
+    how: dict[str, Any] = {"keep": keep, "overwrite": overwrite, "resume": resume, "url": url}
     how |= {"audit": audit, "audit_every_step": audit_every_step}
     try:
         with terminated_cleanly(), training.bar:
@@ -245,7 +260,7 @@ def run_training(
     except KeyboardInterrupt:
         say(training.summary(store))
         if training.last is not None and config.schedule is None:
-            say(_how_to_resume(store))
+            say(_how_to_resume(store, url))
         raise
     if not quiet:
         say(render_validation(store))
@@ -279,12 +294,13 @@ def _in_words(data: "TrainingData") -> str:
     )
 
 
-def _how_to_resume(store: Path) -> str:
+def _how_to_resume(store: Path, url: Url | None) -> str:
     """Return what to type, and the step it starts with: the one after the last checkpoint."""
     from thimble_zarr.experiment.checkpoints import Checkpoints
 
     step, path = max(Checkpoints(store).steps(), default=0) + 1, shlex.quote(str(store))
-    return f"Resume   thimble-zarr train --resume {path}  (from step {step:,} on)"
+    where = f"{shlex.quote(url)} --spool {path}" if url else path
+    return f"Resume   thimble-zarr train --resume {where}  (from step {step:,} on)"
 
 
 class _Training:

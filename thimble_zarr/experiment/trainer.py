@@ -24,6 +24,7 @@ from thimble_zarr.experiment.model import (
 from thimble_zarr.experiment.vocabulary import count_tokens, encode, label_tokens, read_tokenizer
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import default_memory_bytes
+from thimble_zarr.format.location import Url
 from thimble_zarr.format.schema import Json, TokenLabels
 from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.recorder import Recorder
@@ -171,6 +172,7 @@ def train(
     keep: Keep = "all",
     overwrite: bool = False,
     resume: bool = False,
+    url: Url | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Train as the config says and record what it says, every step by default.
@@ -178,7 +180,8 @@ def train(
     `data` are what `load_data` returns for the config. However training ends, by itself, by an
     error or by Ctrl-C, the recorded steps are on disk and the store is closed. Until the last step
     there are checkpoints beside the store to resume from, unless a schedule leaves out steps.
-    `audit`, `audit_every_step` and `keep` are the recorder's.
+    `audit`, `audit_every_step` and `keep` are the recorder's. With a `url` the store is published
+    there while it is recorded.
 
     With `resume` an existing store is resumed from its last checkpoint: it ends as the store of an
     uninterrupted run, bit for bit. Where nothing was committed, it starts from the beginning.
@@ -186,8 +189,7 @@ def train(
     not fit it.
     """
     checkpoints, checkpoint = Checkpoints(store), None
-    if memory_bytes is None:
-        memory_bytes = default_memory_bytes(config.coding)
+    memory_bytes = memory_bytes or default_memory_bytes(config.coding)
     if resume and (run := RecordedRun.read(store)) is not None:
         config = run.resolve(config)
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
@@ -198,15 +200,15 @@ def train(
         checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
     how: dict[str, Any] = {"keep": keep, "overwrite": overwrite, "resume": resume}
-    how |= {"audit": audit, "audit_every_step": audit_every_step}
+    how |= {"audit": audit, "audit_every_step": audit_every_step, "memory_bytes": memory_bytes}
+    how |= {"spool": store} if url else {}
     with Recorder(
-        store,
+        url or store,
         training.optimizer,
         parameter=training.embedding,
         **_what_to_record(config, data),
         **how,
         attrs={"config": training.config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
-        memory_bytes=memory_bytes,
         after_step=training.start if resume else None,
     ) as recorder:
         for progress in _recorded_steps(training, recorder, checkpoints):

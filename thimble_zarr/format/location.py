@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from thimble_zarr.errors import ConfigError
 
-SCHEMES = ("s3", "gs", "https", "http")
+SCHEMES = ("s3", "gs", "hf", "https", "http")
 """What an address may begin with."""
 
 

@@ -21,6 +21,7 @@ from thimble_zarr.optim.base import (
     LEARNING_RATE,
     WEIGHT_DECAY,
     Optimizer,
+    Scalar,
     chosen_program,
     tensor_dtype,
 )
@@ -101,15 +102,18 @@ class Elementwise(Optimizer, Formula):
     differentiable: bool = False
     lr_dtype: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", self.FUNCTION)  # stores of before have none
+
     @classmethod
-    def from_group(cls, group: Mapping[str, object], kind: type) -> Self:
+    def from_group(cls, group: Mapping[str, Any], kind: type) -> Self:
         """Return what would step a parameter group of a live optimizer of class `kind`."""
+        flags: dict[str, Any] = {name: bool(group[name]) for name in cls.FLAGS}
         return cls(
             name=kind.__name__,
-            function=cls.FUNCTION,
-            implementation=chosen_program(group, differentiable=bool(group["differentiable"])),
+            implementation=chosen_program(group, differentiable=flags.get("differentiable", False)),
             lr_dtype=tensor_dtype(LEARNING_RATE.read(group)),
-            **{name: bool(group[name]) for name in cls.FLAGS},
+            **flags,
             **cls.choices(group),
         )
 
@@ -144,7 +148,8 @@ class Elementwise(Optimizer, Formula):
     def take(self, a: Arithmetic, x: Numbers, c: Numbers, ways: Branches) -> dict[str, Any]:
         """Take a step, as torch does: return `W` and the states after it.
 
-        `x` has those before it and `grad`, `c` the `numbers` of the step.
+        `x` has those before it and `grad`, `c` the `numbers` of the step. Of a fused program
+        `a.rounded` rounds nothing, and what is returned is rounded.
         """
 
     @abstractmethod
@@ -197,14 +202,25 @@ class Elementwise(Optimizer, Formula):
         """Whether torch takes all tensors at once."""
         return self.implementation == "foreach"
 
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """Dtypes of the numbers that are tensors, by name."""
+        return {} if self.lr_dtype is None else {LEARNING_RATE.name: self.lr_dtype}
+
+    @property
+    def program(self) -> str:
+        """What portable programs are called, before implementation and version."""
+        return self.FUNCTION
+
     def kernel(self, native: str) -> Kernel | None:
         """Return the newest kernel; None if the arithmetic is that of tensors."""
-        if self.lr_dtype is not None or self.capturable or self.differentiable:
+        if self.tensors or self.capturable or self.differentiable:
             return None
+        # There torch leaves the square root to MKL, which does not always round it to the nearest.
         by_library = self.HAS_ROOT and self.implementation != "fused"
         return Kernel(
-            f"{self.FUNCTION}-{self.implementation}/{self.VERSION}",
-            _ways,
+            f"{self.program}-{self.implementation}/{self.VERSION}",
+            type(self).branches,
             _coefficients,
             _compute,
             apart_in=("float32", "float64") if by_library else (),
@@ -214,7 +230,7 @@ class Elementwise(Optimizer, Formula):
     def scalar_dtype(self) -> str:
         """These programs compute numbers in float32, on the device."""
         on_device = self.capturable or self.differentiable or self.implementation == "fused"
-        return "float32" if on_device or self.lr_dtype is not None else "float64"
+        return "float32" if on_device or self.tensors else "float64"
 
     @property
     def cancels(self) -> bool:
@@ -314,10 +330,10 @@ class Elementwise(Optimizer, Formula):
         ]
         with np.errstate(all="ignore"):
             if len({*kinds}) == 1:
-                return self.take(a, x, c, kinds[0])
+                return _compute(a, self, x, c, kinds[0])
             at = [slice(index, index + 1) for index in range(len(kinds))]
             parts = [
-                self.take(a, _at(x, of_step), _at(c, of_step), kind)
+                _compute(a, self, _at(x, of_step), _at(c, of_step), kind)
                 for of_step, kind in zip(at, kinds, strict=True)
             ]
         join = Inexact.joined if a is RUNNING else np.concatenate
@@ -328,7 +344,7 @@ class Elementwise(Optimizer, Formula):
         known = self._known(scalars, 0.0 if precision is None else precision.scalar_roundoff)
 
         def rounded(scalar: Any) -> Inexact:
-            number = _like(scalar, known[COUNT].value)
+            number = Inexact.like(scalar, known[COUNT].value)
             if precision is None:
                 return number
             native = Inexact.exact(number.value, precision)
@@ -352,7 +368,7 @@ class Elementwise(Optimizer, Formula):
                     for name, value in zip(names, row, strict=True)
                 }
                 for of in self.DERIVED:  # step by step, as they may branch
-                    found[of.name].append(_like(of.compute(self, exact), exact[COUNT].value))
+                    found[of.name].append(Inexact.like(of.compute(self, exact), exact[COUNT].value))
         return known | {
             name: Inexact(
                 np.array([number.value for number in numbers]).reshape(given[0].shape),
@@ -365,56 +381,50 @@ class Elementwise(Optimizer, Formula):
     def step(
         self, tensors: "dict[str, Tensor | None]", scalars: Mapping[str, float], *, device: str
     ) -> None:
-        """Call torch's function; it changes the states in place."""
+        """Call torch's function; it changes the states in place, or makes them."""
         import torch
 
         on_device = self.capturable and device != "cpu"  # no CPU can be captured
         counts_on = device if on_device or self.implementation == "fused" else "cpu"
+
+        def number(scalar: Scalar) -> "float | Tensor":
+            value, dtype = scalars[scalar.name], self.tensors.get(scalar.name)
+            if dtype is None:
+                return value
+            where = device if on_device else "cpu"
+            return torch.tensor(value, dtype=getattr(torch, dtype), device=where)
+
         numbers: dict[str, Any] = {
-            scalar.keyword: scalars[scalar.name]
+            scalar.keyword: number(scalar)
             for scalar in self.SCALARS
             if scalar.held is None and scalar.name not in self.NOT_TAKEN
         }
-        if self.lr_dtype is not None:
-            rate = scalars[LEARNING_RATE.name]
-            numbers["lr"] = torch.tensor(rate, dtype=getattr(torch, self.lr_dtype))
-        kept = {"step": scalars[COUNT] - 1} | dict(scalars)
-        lists = [
-            [torch.tensor(kept[name], dtype=torch.float32, device=counts_on)]
-            if name in kept
-            else [tensor]
-            if (tensor := tensors.get(name)) is not None
-            else []
-            for name in self.LISTS
-        ]
+        numbers_held = {"step": scalars[COUNT] - 1, **scalars}
+        lists: dict[str, list[Tensor | None]] = {
+            name: [tensors[name]] if name in tensors else [] for name in self.LISTS
+        }
+        for name in lists.keys() & numbers_held.keys():
+            value = torch.tensor(numbers_held[name], dtype=torch.float32, device=counts_on)
+            lists[name] = [value]
         flags = {name: getattr(self, name) for name in self.FLAGS}
         if "capturable" in flags:
             flags["capturable"] = on_device
         if "fused" in self.IMPLEMENTATIONS:
             flags["fused"] = self.implementation == "fused"
         module = importlib.import_module(f"torch.optim.{self.FUNCTION}")
-        getattr(module, self.FUNCTION)(*lists, foreach=self.is_foreach, **flags, **numbers)
+        take = getattr(module, self.FUNCTION)
+        take(*lists.values(), foreach=self.is_foreach, **flags, **numbers)
+        tensors.update({name: of[0] for name, of in lists.items() if name in tensors})
 
 
 def _at(numbers: Mapping[str, Any], steps: slice) -> dict[str, Any]:
     return {name: of[steps] for name, of in numbers.items()}
 
 
-def _like(number: Any, values: np.ndarray) -> Inexact:
-    """Return a number, which may be a plain one, as one of the shape of others."""
-    if isinstance(number, Inexact):
-        return number
-    return Inexact(number + 0.0 * values, 0.0 * values, 0.0)
-
-
 @lru_cache
 def _number_names(optimizer: Elementwise) -> tuple[str, ...]:
     ones = {name: np.ones(()) for name in (*optimizer.scalars, COUNT)}
     return tuple(optimizer._numbers(ones))
-
-
-def _ways(optimizer: Elementwise, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return optimizer.branches(scalars)
 
 
 def _coefficients(
@@ -424,12 +434,16 @@ def _coefficients(
     with np.errstate(all="ignore"):
         return optimizer.numbers(
             scalars,
-            lambda scalar: rounder.plain(scalar + 0.0 * like),
-            lambda scalar: rounder.narrow(scalar + 0.0 * like),
+            lambda scalar: rounder.plain(np.broadcast_to(scalar, like.shape)),
+            lambda scalar: rounder.narrow(np.broadcast_to(scalar, like.shape)),
         )
 
 
 def _compute(
     a: Arithmetic, optimizer: Elementwise, x: Numbers, c: Numbers, ways: Branches
 ) -> dict[str, Any]:
-    return optimizer.take(a, x, c, ways)
+    """Take a step: a fused program rounds only what it stores."""
+    if optimizer.implementation != "fused":
+        return optimizer.take(a, x, c, ways)
+    after = optimizer.take(replace(a, rounded=lambda number: number), x, c, ways)
+    return {name: a.rounded(of) for name, of in after.items()}

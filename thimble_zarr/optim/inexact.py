@@ -52,6 +52,13 @@ class Inexact:
         unit, least, largest = precision.unit_roundoff, precision.least, precision.largest
         return cls(values, np.zeros_like(values), unit, least, largest)
 
+    @classmethod
+    def like(cls, number: Any, values: np.ndarray) -> "Inexact":
+        """Return a number, which may be a plain one, as one of the shape of others."""
+        if isinstance(number, Inexact):
+            return number
+        return cls(number + 0.0 * values, 0.0 * values, 0.0)
+
     def rounded(self, n: int = 1) -> "Inexact":
         """Return the same after so many roundings, of numbers as large as they may be."""
         error = self.error

@@ -132,7 +132,7 @@ def read_optimizer(content: Mapping[str, object]) -> Optimizer:
         spec
         for spec in specs
         if {*content} <= {field.name for field in fields(spec)}
-        and content.get("function") == getattr(spec, "FUNCTION", None)
+        and content.get("function") in (None, getattr(spec, "FUNCTION", None))
     ]
     spec = named.get(str(content["name"]), known[0] if known else None)
     if spec is None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from thimble_zarr.errors import ConfigError, OptimizerError, RecordingError
+from thimble_zarr.errors import OptimizerError, RecordingError
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.layout import default_memory_bytes
@@ -24,10 +24,12 @@ from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
+from thimble_zarr.record.logged import Logged
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
 from thimble_zarr.record.schedule import as_schedule, row_choice
 from thimble_zarr.record.writer_thread import BlockWriter, Keep
 from thimble_zarr.store.reader import StorePath
+from thimble_zarr.store.remote.spool import Spool
 
 
 class Recorder:
@@ -42,7 +44,8 @@ class Recorder:
     Parameters
     ----------
     path
-        Store to create.
+        Store to create: its path, or its address on a server, such as `s3://bucket/run.zarr`. Then
+        it is recorded in `spool` and published behind: no step waits for the server.
     optimizer
         One of torch's that `thimble_zarr.optim` has a spec of, such as `torch.optim.AdamW`.
     parameter
@@ -110,6 +113,9 @@ class Recorder:
     after_step
         With `resume`: the step that the loop's own checkpoint was taken after. Recorded steps after
         it are dropped; the run takes them again.
+    spool
+        Where a run is recorded whose `path` is an address; `overwrite` and `resume` are about what
+        is there. It stays. By default the last name of the address, in the current directory.
 
     Raises
     ------
@@ -153,7 +159,9 @@ class Recorder:
         overwrite: bool = False,
         resume: bool = False,
         after_step: int | None = None,
+        spool: StorePath | None = None,
     ) -> None:
+        self._spool = Spool(path, spool, resume=resume)
         names: dict[str, Any] = {"model": model, "name": name, "labels": labels, "tokens": tokens}
         self._live, recorded = choose(optimizer, parameter, parameters=parameters, **names)
         self._schedule = steps = None if schedule is None else as_schedule(schedule)
@@ -164,21 +172,18 @@ class Recorder:
         how |= {"audit": audit, "audit_every_step": audit_every_step}
         self._writer = BlockWriter(self._live, recorded, memory_bytes=memory_bytes, **how)
         n_rows = None if n_steps is None or steps is not None else n_steps + 1
-        self._open(path, n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)
+        self._open(n_rows=n_rows, resume=resume, overwrite=overwrite, after_step=after_step)
 
-    def _warn_of_refused(self) -> None:
-        for group, what, why in self._writer.refused():
-            name = self._live.schemas[group].parameter or group or "the parameter"
-            warnings.warn(f"steps of {name} cannot be {what}: {why}", stacklevel=4)
-
-    def _open(self, path: StorePath, **options: Any) -> None:
-        self._warn_of_refused()
-        self._store = store = self._writer.open(path, **options)
+    def _open(self, **options: Any) -> None:
+        for message in self._writer.refused():
+            warnings.warn(message, stacklevel=3)
+        self._store = store = self._writer.open(self._spool.path, **options)
         with ExitStack() as undo:
             # Of a store that is there nothing was changed that a later run cannot go on with.
             undo.callback(store.release if store.n_rows else store.discard)
             self._start()
             undo.pop_all()
+        self._spool.publish()
 
     def _start(self) -> None:
         live, self._stopwatch = self._live, self._writer.stopwatch
@@ -187,9 +192,8 @@ class Recorder:
         self._calls = CallLock()
         self._row_end_s = 0.0
         self._begun = self._store.n_rows > 0
-        self._step = self._loss_step = self._start_step = max(0, live.counter.last.step)
-        self._loss: float | None = None
-        self._loss_follows_step: bool | None = None
+        self._step = max(0, live.counter.last.step)
+        self._logged = Logged(self._step)
         self._warned: set[str] = set()
         self._scope = ExitStack()
         is_early = any(schema.optimizer.changes_gradient for schema in self.schemas.values())
@@ -252,16 +256,7 @@ class Recorder:
         with self._calls.held():
             self._check()
             self._report()
-            if step is None:
-                if self._loss_follows_step is None:
-                    self._loss_follows_step = self.step > self._start_step
-                step = self.step if self._loss_follows_step else self.next_step
-            elif step not in (self.step, self.next_step):
-                raise ConfigError(
-                    f"a loss of step {step} was logged when {self.step} steps were taken; log it "
-                    "right before its step (step=recorder.next_step) or right after it "
-                    "(step=recorder.step)"
-                )
+            step = self._logged.step_of(step, self.step)
             if not self._is_recorded(step):
                 return
             value = float(torch.as_tensor(loss).item())
@@ -270,11 +265,7 @@ class Recorder:
                     "loss",
                     f"the loss of step {step} is {value}: recorded, and any later ones silently",
                 )
-            if step > self.step:
-                self._loss = value
-            elif step > self._loss_step:
-                self._writer.block.set_last_loss(value)
-                self._loss_step = step
+            self._logged.add(value, step, self.step, self._writer.block)
 
     def flush(self) -> None:
         """Commit every recorded row. When this returns they survive a crash of the machine.
@@ -293,7 +284,20 @@ class Recorder:
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
         steps, with a warning. In a forked process nothing is done: the recording is its parent's.
+
+        Of a recording that is published all is on the server then, or a warning says what is
+        missing there; Ctrl-C ends the waiting for that.
         """
+        try:
+            self._close()
+        finally:
+            self._finish_publishing()
+
+    def _finish_publishing(self) -> None:
+        if self._closed and not self._calls.is_forked and (message := self._spool.finish()):
+            warnings.warn(message, stacklevel=3)
+
+    def _close(self) -> None:
         if self._closed or self._calls.is_forked or self._calls.postpone(self.close):
             return
         with self._calls.held():
@@ -314,7 +318,7 @@ class Recorder:
                     f"none of {self._step:,} steps was recorded, and there is no store at "
                     f"{self._store.path}: the schedule {self._schedule} includes none of them",
                 )
-            if self._step > self._start_step and self._loss is not None:
+            if self._logged.is_late(self._step):
                 self._warn_once(
                     "side",
                     f"a loss was logged after the last step, {self.step}: the first one came "
@@ -330,14 +334,17 @@ class Recorder:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None:
-            self._loss = None  # of the step that was not reached
-        with self._scope:
-            try:
-                self.close()
-            except RecordingError as closing_error:
-                if error is None:
-                    raise
-                error.add_note(str(closing_error))
+            self._logged.forget()
+        try:
+            with self._scope:
+                try:
+                    self._close()
+                except RecordingError as closing_error:
+                    if error is None:
+                        raise
+                    error.add_note(str(closing_error))
+        finally:
+            self._finish_publishing()
 
     def _commit(self) -> None:
         """Commit every row; where the last is not whole, with what is there since its step."""
@@ -352,7 +359,7 @@ class Recorder:
 
     def _report(self) -> None:
         """Let training know what the writer thread found."""
-        for message in self._writer.news():
+        for message in (*self._writer.news(), *self._spool.news()):
             self._warn_once(message, message)
 
     def _before_step(self) -> None:
@@ -411,9 +418,7 @@ class Recorder:
             step = self._step + 1
             with self._stopwatch.time("copy_s"):
                 self._append_row(step)
-            if self._loss is not None:
-                self._writer.block.set_last_loss(self._loss)
-                self._loss, self._loss_step = None, step
+            self._logged.end_row(step, self._writer.block)
             self._finish_step()
             if strided := self._live.strided_gradient():
                 self._warn_once("strided", strided)

@@ -185,13 +185,15 @@ class BlockWriter:
         is_silent = is_silent and (self._auditor is None or self._auditor.is_idle)
         return is_silent and not self.block.is_full and not self._pending and self._error is None
 
-    def refused(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the groups whose steps cannot be taken again: what that would be for, and why."""
-        if self.audit is not None:
-            yield from ((group, "audited", why) for group, why in self.audit.unaudited.items())
+    def refused(self) -> Iterator[str]:
+        """Yield which parameters' steps cannot be taken again: what that would be for, and why."""
+        found = [] if self.audit is None else [(self.audit.unaudited, "audited")]
         if self.keyframes is not None:
-            kept = "left to keep='keyframes'"
-            yield from ((group, kept, why) for group, why in self.keyframes.refused.items())
+            found.append((self.keyframes.refused, "left to keep='keyframes'"))
+        for refused, what in found:
+            for group, why in refused.items():
+                name = self._live.schemas[group].parameter or group or "the parameter"
+                yield f"steps of {name} cannot be {what}: {why}"
 
     def news(self) -> Iterator[str]:
         """Yield what training was not told yet; raise AuditError where that is due."""

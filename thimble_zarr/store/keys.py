@@ -21,6 +21,7 @@ COMMIT = f"{BOOKKEEPING}/commit.json"
 LEDGER = f"{BOOKKEEPING}/blocks.jsonl"
 LOCK = f"{BOOKKEEPING}/lock"
 HOLDER = f"{BOOKKEEPING}/writer.json"
+PUBLISHER = f"{BOOKKEEPING}/publisher.json"
 METADATA = "zarr.json"
 
 _CHUNK = re.compile(r"(?:[^/\\\0]+/)+c\.\d+(?:\.\d+)*")

@@ -34,10 +34,10 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     since: str
 
     @classmethod
-    def read(cls, files: Files) -> Self | None:
+    def read(cls, files: Files, key: str = HOLDER) -> Self | None:
         """Return who left its name in a store, None where there is none that can be read."""
         try:
-            return msgspec.convert(read_document(files, HOLDER), cls)
+            return msgspec.convert(read_document(files, key), cls)
         except (OSError, ValueError):
             return None
 

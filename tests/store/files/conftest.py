@@ -1,19 +1,17 @@
 """A store on a server: a real one, and one in between that counts requests and makes faults."""
 
-import http.client
 import json
 import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import obstore
 import pytest
 
-from tests.support.servers import Between, Log, Weed, between, weed
+from tests.support.servers import Between, Log, Weed, between, make_bucket, weed
 from thimble_zarr.format.location import Url
 
 BUCKET = "bucket"
@@ -27,9 +25,7 @@ ACCOUNT["disable_oauth"] = True
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
     """Ended with these tests: while it has nothing to do it takes a fortieth of a core."""
     with weed(tmp_path_factory.mktemp("weed")) as running:
-        with closing(http.client.HTTPConnection("127.0.0.1", running.s3)) as connection:
-            connection.request("PUT", f"/{BUCKET}")
-            assert connection.getresponse().status == 200
+        make_bucket(running, BUCKET)
         yield running
 
 

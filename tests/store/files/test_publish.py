@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 import zlib
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -26,7 +26,7 @@ from thimble_zarr.store.files.objects import ObjectFiles
 from thimble_zarr.store.keys import COMMIT, LEDGER
 from thimble_zarr.store.ledger import Commit, seal
 from thimble_zarr.store.reader import StoreReader
-from thimble_zarr.store.remote import publish as publishing
+from thimble_zarr.store.remote import following
 from thimble_zarr.store.remote.copying import Copied, copy_committed
 from thimble_zarr.store.remote.target import Server
 from thimble_zarr.store.writer import StoreWriter
@@ -167,7 +167,7 @@ def test_whoever_reads_while_it_is_published_sees_whole_commits(
         stores.commit(writer, n_rows)
         for _ in range(3):
             server = CutOff(ObjectFiles(url), rng.randrange(9))
-            with suppress(CutOffError):
+            with suppress(CutOffError), closing(server):
                 copy_committed(files, server, lambda done, total: None, Copied())
             if (now := readable(url)) is not None:
                 assert now in (seen, n_rows)
@@ -194,8 +194,8 @@ def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
     opened.read("W", (8, 9), range(3))
     after, n_seen = StoreReader.open(path).read("W", (0, 9)), set()
     for n_files in range(1, 40):
-        with suppress(CutOffError):
-            server = CutOff(ObjectFiles(url), n_files % 4)
+        server = CutOff(ObjectFiles(url), n_files % 4)
+        with suppress(CutOffError), closing(server):
             copy_committed(LocalFiles(path), server, lambda done, total: None, Copied())
         reader = StoreReader.open(url)
         n_rows = reader.n_rows
@@ -222,7 +222,7 @@ def readable(url: str) -> int | None:
 def test_a_run_is_followed_until_it_ends(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "_POLL_S", 0.02)
+    monkeypatch.setattr(following, "POLL_S", 0.02)
     path, url, published = tmp_path / "run.zarr", bucket.url("run.zarr"), []
     writer = stores.create(path)
     follower = Thread(
@@ -246,7 +246,7 @@ def test_a_run_is_followed_until_it_ends(
 def test_a_run_that_was_cut_off_is_followed_to_where_it_ended(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "_POLL_S", 0.02)
+    monkeypatch.setattr(following, "POLL_S", 0.02)
     path, url = tmp_path / "run.zarr", bucket.url("run.zarr")
     writer = stores.create(path)
     stores.commit(writer, 3)

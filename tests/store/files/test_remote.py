@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import distributed
 import numpy as np
 import pytest
 
@@ -157,7 +158,7 @@ def test_processes_of_a_check_have_their_own_connections(
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (("train", "s3://bucket/new.zarr", "--steps", 3), "nothing writes to"),
+        (("train", "http://127.0.0.1/new.zarr", "--steps", 3), "name an s3:// or gs://"),
         (("repair", "s3://bucket/run.zarr", "--apply"), "nothing writes to"),
     ],
 )
@@ -201,3 +202,23 @@ def test_what_opens_a_server_goes_nowhere(
     assert SECRET not in repr(reader)
     error = fails(3, "info", bucket.url("run.zarr", "http") + "/nothing")
     assert SECRET not in error
+
+
+def test_two_workers_of_a_cluster_read_a_server(
+    bucket: Bucket, toy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(monkeypatch, task_steps=4)  # so that there is something to do for both
+    url = bucket.upload(toy_path)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=60
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.wait_for_workers(2)
+        result = thimble_zarr.check(url, tokens="all")
+        weights = thimble_zarr.open_dataset(url).W.compute()
+        readers = client.run(lambda: "obstore" in sys.modules)
+    assert [*readers.values()] == [True, True]
+    assert result.table.equals(thimble_zarr.check(toy_path, tokens="all", workers=1).table)
+    assert weights.equals(thimble_zarr.open_dataset(toy_path).W.compute())

@@ -13,6 +13,7 @@ import numpy as np
 from thimble_zarr.analysis.compute.comparison import compare, not_exact_because, replayed
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.source import TORCH, Selected, Source
+from thimble_zarr.analysis.compute.sums import LEAST_SQUARE, step_sums
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,
@@ -222,6 +223,16 @@ class Tally:
             yield from _of_replay(part, exact=self.exact)
 
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
+        """Yield its numbers: by machine code, or by NumPy where some are no ordinary ones."""
+        sums = None if self.extended else step_sums(part, bounded=not self.recurrences)
+        if sums is None or not sums.are_exact(part.dtype):
+            yield from self._by_numpy(part)
+            return
+        yield from (sums.predicted, sums.observed, sums.difference, sums.product, _NONE)
+        if sums.n_beyond is not None:
+            yield sums.n_beyond
+
+    def _by_numpy(self, part: Window) -> Iterator[np.ndarray]:
         previous, current = part.previous("W"), part.current("W")
         memory = part.memory("update"), part.memory("term")
         updated = update(part, out=memory)
@@ -242,7 +253,7 @@ class Tally:
         sums += [_dot(difference, difference), product]
         beyond = beyond or _beyond_float32(sums[2], difference)
         if beyond and part.dtype != np.float64:
-            yield from self._of_formula(part.in_float64())
+            yield from self._by_numpy(part.in_float64())
             return
         yield from sums
         yield _NONE if np.isfinite(sums[2]).all() else _count(~np.isfinite(difference))
@@ -272,10 +283,6 @@ def _beyond_float32(squares: np.ndarray, values: np.ndarray) -> bool:
         return False
     values = values[suspect]
     return bool(values.max() > 0 or values.min() < 0)  # `any` takes several times as long
-
-
-LEAST_SQUARE = 1e-25
-"""Sums of squares below are computed in float64: some squares may be no float32 number."""
 
 
 def _count(elements: np.ndarray) -> np.ndarray:

@@ -141,4 +141,6 @@ class Selected:
 
     def on_device(self, device: str | None) -> "Selected":
         """Return the same, with replays on `device`."""
+        if device == self.source.device:
+            return self  # whose source has read the scalars
         return replace(self, source=replace(self.source, device=device))

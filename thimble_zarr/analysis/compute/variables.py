@@ -69,9 +69,9 @@ def update(
     formula = _formula(window)
     memories = dict(zip(formula.update_inputs, out, strict=False))
     arrays = {name: _input(window, name, memories.get(name)) for name in formula.update_inputs}
-    change = formula.update(arrays, window.of_rows(_coefficients), out[0])
-    if len(skipped := window.of_rows(_skipped)):
-        change[skipped] = 0  # and there need not be any gradient
+    change = formula.update(arrays, window.of_rows(coefficients), out[0])
+    if len(steps := window.of_rows(skipped)):
+        change[steps] = 0  # and there need not be any gradient
     return change
 
 
@@ -80,11 +80,13 @@ def _input(window: Window, name: str, memory: np.ndarray | None = None) -> Float
     return window.previous("W") if name == W_BEFORE else window.decoded(name, memory)
 
 
-def _skipped(window: Window) -> np.ndarray:
+def skipped(window: Window) -> np.ndarray:
+    """Return which of the window's steps the optimizer skipped."""
     return np.flatnonzero(window.source.skipped[window.rows])
 
 
-def _coefficients(window: Window) -> Sequence[np.ndarray]:
+def coefficients(window: Window) -> Sequence[np.ndarray]:
+    """Return what the formula's update computes with besides arrays, shape `(step, 1, 1)`."""
     factors = _formula(window).coefficients(window.of_rows(step_scalars))
     return [factor.astype(window.dtype) for factor in factors]
 
@@ -94,20 +96,21 @@ def step_scalars(window: Window) -> dict[str, np.ndarray]:
     return {name: window.scalar(name) for name in window.source.scalars}
 
 
-def _decay_factor(window: Window) -> np.ndarray:
+def decay_factor(window: Window) -> np.ndarray:
+    """Return what weight decay multiplies `W` with, float64, shape `(step, 1, 1)`."""
     factor: np.ndarray = _formula(window).decay_factor(window.of_rows(step_scalars))
     return factor
 
 
 def decays(window: Window) -> bool:
     """Return whether weight decay acts on the weights at any of the steps."""
-    return bool(window.of_rows(_decay_factor).any())
+    return bool(window.of_rows(decay_factor).any())
 
 
 def decay(window: Window) -> Floats:
     """Return the change that the decay of the weights predicts."""
     previous = window.previous("W")
-    change: Floats = like(previous, window.of_rows(_decay_factor)) * previous
+    change: Floats = like(previous, window.of_rows(decay_factor)) * previous
     return change
 
 
@@ -210,12 +213,17 @@ def rounding_bound(
     window: Window, update: np.ndarray, out: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     """Return the largest residual that rounding can leave, computed in `out` (`Rounding.bound`)."""
-    rounding = window.of_rows(_rounding)  # None where elements decide it
+    rounding = window.of_rows(known_rounding)
     if rounding is None:
         names = _formula(window).update_inputs
         rounding = _rounding(window, {name: _input(window, name) for name in names})
     assert rounding is not None
     return rounding.bound(update, window.current("W"), window.previous("W"), out)
+
+
+def known_rounding(window: Window) -> Rounding | None:
+    """Return how far rounding can carry steps from the formula; None where elements decide."""
+    return _rounding(window)
 
 
 def _rounding(window: Window, arrays: Arrays | None = None) -> Rounding | None:

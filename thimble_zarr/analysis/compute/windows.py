@@ -179,6 +179,13 @@ class Window:
                     of_rows = self._of_rows if part_rows == n_rows else {}
                     yield at, Window(self._piece, steps, self._dims, of_rows, self, at, dtype)
 
+    @property
+    def is_solid(self) -> bool:
+        """Whether it has all dims, and rows of which each follows the one before."""
+        n_dims, consecutive = self.source.reader.schema.n_dims, self.of_rows(_steps)
+        is_whole = isinstance(self._dims, range) and self._dims == range(n_dims)
+        return is_whole and isinstance(consecutive, slice) and not len(self.of_rows(_alone))
+
     def in_float64(self) -> "Window":
         """Return the same part with numbers of float64."""
         return replace(self, dtype=np.float64, _current={}, _previous={})

@@ -79,7 +79,8 @@ def _write(kept: Kept, wanted: "_Wanted", executor: Executor, progress: Progress
     into = kept.aside if wanted.first_row == 0 else kept
     if wanted.first_row == 0:
         into.begin(selected, wanted.groups, chunk_rows=wanted.chunk_rows)
-    into.extend(selected.steps)
+    else:
+        into.extend(selected.steps)
     compute = partial(_compute_rows, selected, wanted.groups, wanted.native, into)
     running = deque((rows, executor.submit(compute, rows)) for rows in tasks)
     import thimble_zarr.analysis.dataset.open  # noqa: F401  # xarray and Dask, while others compute

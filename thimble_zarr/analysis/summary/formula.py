@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thimble_zarr.analysis.audit.audit import LEAST_SQUARE
+from thimble_zarr.analysis.compute.sums import LEAST_SQUARE
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,

@@ -157,13 +157,13 @@ class Kept:
             zarr.consolidate_metadata(self.path)
 
     def begin(self, selected: Selected, groups: Groups, *, chunk_rows: int) -> None:
-        """Put empty arrays there, and remove what is there."""
+        """Put arrays for all rows there, and remove what is there."""
         if self.group:
             zarr.create_group(self.path, overwrite=True, **_NOTHING)
         group: Any = zarr.create_group(self.path, path=self.group, overwrite=True, **_NOTHING)
         sizes = {
             "group": len(groups.names),
-            "step": 0,
+            "step": len(selected.rows),
             "token": len(selected.tokens),
             "dim": len(selected.dims),
             "quantile": len(QUANTILES),
@@ -181,7 +181,7 @@ class Kept:
                 attributes={"long_name": variable.long_name},
             )
         group["is_member"][:] = groups.is_member
-        for name, values in (("step", selected.steps[:0]), ("token", selected.ids)):
+        for name, values in (("step", selected.steps), ("token", selected.ids)):
             array = group.create_array(
                 name,
                 shape=values.shape,
@@ -192,7 +192,6 @@ class Kept:
                 compressors=_compressor(np.int64),
             )
             array[:] = values
-        self._consolidate()
 
     def extend(self, steps: np.ndarray) -> None:
         """Make room for so many rows, and write their steps."""

@@ -12,8 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from thimble_zarr.analysis.audit.audit import LEAST_SQUARE
 from thimble_zarr.analysis.compute.source import Selected
+from thimble_zarr.analysis.compute.sums import LEAST_SQUARE
 from thimble_zarr.analysis.compute.variables import step_scalars
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.analysis.summary.contents import Contents

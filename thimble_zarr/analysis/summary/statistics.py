@@ -5,7 +5,7 @@ Of sums: NumPy's own `sum`, `max` and `count_nonzero` along an axis take three t
 
 import numpy as np
 
-from thimble_zarr.analysis.audit.audit import LEAST_SQUARE
+from thimble_zarr.analysis.compute.sums import LEAST_SQUARE
 from thimble_zarr.analysis.summary.contents import QUANTILES
 
 

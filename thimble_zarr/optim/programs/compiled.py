@@ -88,21 +88,20 @@ class _Shape:
 
 
 @dataclass(frozen=True)
-class _Function:
-    """A function, and what holds its code."""
+class Function:
+    """A function of sizes and addresses, and what holds its code."""
 
     call: Any
     engine: Any
 
 
-@lru_cache(maxsize=256)
-def _function(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -> _Function:
-    """Return a compiled function of numbers of steps, groups and elements, and of tables."""
+def compiled(text: str, *, n_sizes: int, n_tables: int) -> Function:
+    """Return the function `run` that a text for LLVM defines, of sizes and of addresses."""
     from llvmlite import binding
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    module = binding.parse_assembly(_text(kernel, optimizer, ways, shape))
+    module = binding.parse_assembly(text)
     module.verify()
     machine = binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(),
@@ -112,9 +111,15 @@ def _function(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shap
     )
     engine = binding.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    sizes, tables = [ctypes.c_int64] * 3, [ctypes.c_void_p] * 4
+    sizes, tables = [ctypes.c_int64] * n_sizes, [ctypes.c_void_p] * n_tables
     function = ctypes.CFUNCTYPE(None, *sizes, *tables)(engine.get_function_address("run"))
-    return _Function(function, engine)
+    return Function(function, engine)
+
+
+@lru_cache(maxsize=256)
+def _function(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -> Function:
+    """Return a compiled function of numbers of steps, groups and elements, and of tables."""
+    return compiled(_text(kernel, optimizer, ways, shape), n_sizes=3, n_tables=4)
 
 
 def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -> str:
@@ -128,7 +133,7 @@ def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -
         "define void @run(i64 %n_steps, i64 %n_groups, i64 %n, ptr %arrays, ptr %strides, ptr %c, "
         "ptr %found) {",
         "entry:",
-        *(line for index in range(n_arrays) for line in _table(index)),
+        *(line for index in range(n_arrays) for line in table_lines(index)),
         f"  %n{LANES[0]} = and i64 %n, -{LANES[0]}",
         "  %n1 = add i64 %n, 0",
         "  %no_step = icmp eq i64 %n_steps, 0",
@@ -137,12 +142,12 @@ def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -
         "  br i1 %nothing, label %end, label %group",
         "group:",
         "  %g = phi i64 [0, %entry], [%g_next, %group_end]",
-        *(line for index in range(n_arrays) for line in _at("group", "g", "p", index)),
+        *(line for index in range(n_arrays) for line in pointer_lines("group", "g", "p", index)),
         "  br label %step",
         "step:",
         "  %t = phi i64 [0, %group], [%t_next, %step_end]",
-        *(line for index in range(n_arrays) for line in _at("step", "t", "group", index)),
-        *_coefficients(shape),
+        *(line for index in range(n_arrays) for line in pointer_lines("step", "t", "group", index)),
+        *coefficient_lines(Code(shape.native, 1).float, len(shape.coefficients)),
     ]
     tail = [
         "step_end:",
@@ -163,7 +168,7 @@ def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -
     return "\n".join([*head, *body, *tail, *sorted(declared)])
 
 
-def _table(index: int) -> list[str]:
+def table_lines(index: int) -> list[str]:
     """Return what reads an array's pointer, and how far its steps and groups are apart."""
     lines = [
         f"  %pp{index} = getelementptr i64, ptr %arrays, i64 {index}",
@@ -177,7 +182,7 @@ def _table(index: int) -> list[str]:
     return lines
 
 
-def _at(axis: str, number: str, start: str, index: int) -> list[str]:
+def pointer_lines(axis: str, number: str, start: str, index: int) -> list[str]:
     """Return what makes the pointer to a group of an array, or to a step of it."""
     return [
         f"  %{axis}_o{index} = mul i64 %{number}, %{axis}_s{index}",
@@ -185,8 +190,8 @@ def _at(axis: str, number: str, start: str, index: int) -> list[str]:
     ]
 
 
-def _coefficients(shape: _Shape) -> list[str]:
-    kind, n_coefficients = Code(shape.native, 1).float, len(shape.coefficients)
+def coefficient_lines(kind: str, n_coefficients: int) -> list[str]:
+    """Return what reads the numbers of a step, of a type."""
     lines = [f"  %c_first = mul i64 %t, {n_coefficients}"]
     for index in range(n_coefficients):
         lines += [

@@ -92,26 +92,16 @@ class Adagrad(Elementwise):
 
     def take(self, a: Arithmetic, x: Numbers, c: Numbers, ways: Branches) -> dict[str, Any]:
         """Take a step."""
-        if self.implementation == "fused":
-            return self._take_fused(a, x, c, ways)
         r, grad = a.rounded, self.gradient(a, x, c, ways)
         total = r(a.fma(grad, grad, x["sum"]))
         denominator = r(r(a.sqrt(total)) + c["eps"])
         # In place, torch multiplies with another number than otherwise.
         in_place = self.is_foreach and (DECAYS in ways or self.maximize)
-        scaled = c["minus_rate_narrow" if in_place else "minus_rate"] * grad
+        is_narrow = in_place or self.implementation == "fused"
+        scaled = c["minus_rate_narrow" if is_narrow else "minus_rate"] * grad
         if self.is_foreach:
             scaled = r(scaled)
         return {"W": r(x["W"] + scaled / denominator), "sum": total}
-
-    def _take_fused(self, a: Arithmetic, x: Numbers, c: Numbers, ways: Branches) -> dict[str, Any]:
-        """Take a step that rounds only what it stores."""
-        grad = -x["grad"] if self.maximize else x["grad"]
-        if DECAYS in ways:
-            grad = a.fma(x["W"], c["decay"], grad)
-        total = a.fma(grad, grad, x["sum"])
-        W = x["W"] + c["minus_rate_narrow"] * grad / (a.sqrt(total) + c["eps"])
-        return {"W": a.rounded(W), "sum": a.rounded(total)}
 
     def change(self, a: Arithmetic, x: Numbers, c: Numbers) -> Any:
         """Return the change of the weights."""

@@ -25,9 +25,9 @@ from thimble_zarr.optim.base import (
 )
 from thimble_zarr.optim.elementwise import Branches, Elementwise
 from thimble_zarr.optim.formula import Arrays
+from thimble_zarr.optim.moments import BIAS_CORRECTION1, estimates
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-from thimble_zarr.optim.specs.adam import BIAS_CORRECTION1, moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Adamax(Elementwise):
     )
     SCALARS: ClassVar = (LEARNING_RATE, BETA1, BETA2, EPS, WEIGHT_DECAY)
     DERIVED: ClassVar = (BIAS_CORRECTION1,)
-    ESTIMATES: ClassVar = moments("exp_avg_sq")[:1]
+    ESTIMATES: ClassVar = estimates("exp_avg_sq")[:1]
 
     @property
     def update_inputs(self) -> tuple[str, ...]:

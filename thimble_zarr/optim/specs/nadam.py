@@ -28,13 +28,11 @@ from thimble_zarr.optim.base import (
     WEIGHT_DECAY,
     Derived,
     Scalar,
-    State,
 )
-from thimble_zarr.optim.elementwise import DECAYS, Branches, Elementwise
-from thimble_zarr.optim.formula import Arrays, Scalars
+from thimble_zarr.optim.elementwise import Branches
+from thimble_zarr.optim.moments import BIAS_CORRECTION2_SQRT, Moments
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-from thimble_zarr.optim.specs.adam import BIAS_CORRECTION2_SQRT, moments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,24 +47,12 @@ def _mu(scalars: Mapping[str, Any], ahead: int) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NAdam(Elementwise):
-    """`torch.optim.NAdam`.
-
-    Attributes
-    ----------
-    decoupled_weight_decay
-        torch's flag of this name.
-    """
+class NAdam(Moments):
+    """`torch.optim.NAdam`."""
 
     FUNCTION: ClassVar = "nadam"
     LISTS: ClassVar = ("W", "grad", "exp_avg", "exp_avg_sq", _PRODUCT, "step")
-    FLAGS: ClassVar = (*Elementwise.FLAGS, "decoupled_weight_decay")
-    MEAN: ClassVar = BETA1.name
     ROUNDINGS_OF_W: ClassVar = 2
-    STATES: ClassVar = (
-        State("exp_avg", "first moment after the step", decay=BETA1.name),
-        State("exp_avg_sq", "second moment after the step", decay=BETA2.name),
-    )
     SCALARS: ClassVar = (
         LEARNING_RATE,
         BETA1,
@@ -90,9 +76,6 @@ class NAdam(Elementwise):
         Derived("mu", "momentum of the step", lambda optimizer, scalars: _mu(scalars, 0)),
         Derived("mu_next", "that of the next", lambda optimizer, scalars: _mu(scalars, 1)),
     )
-    ESTIMATES: ClassVar = moments("exp_avg_sq")
-
-    decoupled_weight_decay: bool = False
 
     @property
     def update_inputs(self) -> tuple[str, ...]:
@@ -106,30 +89,20 @@ class NAdam(Elementwise):
         narrow: Callable[[Any], Any],
     ) -> dict[str, Any]:
         """Return the numbers of a step."""
-        of_tensor = narrow if self.is_foreach else plain
-        rate, decay = scalars["learning_rate"], scalars["weight_decay"]
-        product, mu, mu_next = scalars[_PRODUCT], scalars["mu"], scalars["mu_next"]
+        rate, product = scalars["learning_rate"], scalars[_PRODUCT]
+        mu, mu_next = scalars["mu"], scalars["mu_next"]
         corrected = "bias_correction2_sqrt" if self.is_foreach else "bias_correction2"
         return {
-            "shrink": of_tensor(1 - rate * decay),
-            "decay": narrow(0.0 if self.decoupled_weight_decay else decay),
-            **self.weights(scalars["beta1"], plain),
-            "beta2": of_tensor(scalars["beta2"]),
-            "weight2": plain(1 - scalars["beta2"]),
+            **self.numbers_of_moments(scalars, plain, narrow),
             "correction": plain(scalars[corrected]),
-            "eps": narrow(scalars["eps"]),
             "of_grad": plain(-rate * (1.0 - mu) / (1.0 - product)),
             "of_first": plain(-rate * mu_next / (1.0 - product * mu_next)),
         }
 
     def take(self, a: Arithmetic, x: Numbers, c: Numbers, ways: Branches) -> dict[str, Any]:
         """Take a step."""
-        r, W = a.rounded, x["W"]
-        if DECAYS in ways and self.decoupled_weight_decay:
-            W, ways = r(W * c["shrink"]), ways - {DECAYS}
-        grad = self.gradient(a, x, c, ways)
-        first = self.moved(a, x["exp_avg"], grad, c, ways)
-        second = r(a.fma(c["weight2"] * grad, grad, r(x["exp_avg_sq"] * c["beta2"])))
+        r = a.rounded
+        W, grad, first, second = self.moved_moments(a, x, c, ways)
         denominator = r(r(self._root(a, second, c)) + c["eps"])
         W = r(W + c["of_grad"] * grad / denominator)
         W = r(W + c["of_first"] * first / denominator)
@@ -146,17 +119,6 @@ class NAdam(Elementwise):
         denominator = self._root(a, x["exp_avg_sq"], c) + c["eps"]
         grad = c["of_grad"] * self.real_gradient(a, x, c)
         return (grad + c["of_first"] * x["exp_avg"]) / denominator
-
-    def decay_factor(self, scalars: Scalars) -> Any:
-        """Return what decoupled weight decay multiplies `W` with."""
-        factor = -np.asarray(scalars["learning_rate"]) * scalars["weight_decay"]
-        return factor * self.decoupled_weight_decay
-
-    def gradient_of(
-        self, a: Arithmetic, x: Arrays, after: Arrays, c: Numbers
-    ) -> tuple[str, Any, Any]:
-        """Return it from the first moment."""
-        return self.gradient_of_mean("exp_avg", x, after, c)
 
     def step(
         self, tensors: "dict[str, Tensor | None]", scalars: Mapping[str, float], *, device: str

@@ -29,13 +29,11 @@ from thimble_zarr.optim.base import (
     LEARNING_RATE,
     WEIGHT_DECAY,
     Derived,
-    State,
 )
-from thimble_zarr.optim.elementwise import DECAYS, Branches, Elementwise
-from thimble_zarr.optim.formula import Arrays, Scalars
+from thimble_zarr.optim.elementwise import Branches
+from thimble_zarr.optim.moments import BIAS_CORRECTION1, BIAS_CORRECTION2_SQRT, Moments
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
-from thimble_zarr.optim.specs.adam import BIAS_CORRECTION1, BIAS_CORRECTION2_SQRT, moments
 
 RECTIFIED = "rectified"
 """The branch of steps that are divided by the second moment."""
@@ -53,41 +51,20 @@ def _rectification(optimizer: Any, scalars: Mapping[str, Any]) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAdam(Elementwise):
-    """`torch.optim.RAdam`.
-
-    Attributes
-    ----------
-    decoupled_weight_decay
-        torch's flag of this name.
-    """
+class RAdam(Moments):
+    """`torch.optim.RAdam`."""
 
     FUNCTION: ClassVar = "radam"
-    LISTS: ClassVar = ("W", "grad", "exp_avg", "exp_avg_sq", "step")
-    FLAGS: ClassVar = (*Elementwise.FLAGS, "decoupled_weight_decay")
-    MEAN: ClassVar = BETA1.name
-    STATES: ClassVar = (
-        State("exp_avg", "first moment after the step", decay=BETA1.name),
-        State("exp_avg_sq", "second moment after the step", decay=BETA2.name),
-    )
     SCALARS: ClassVar = (LEARNING_RATE, BETA1, BETA2, EPS, WEIGHT_DECAY)
     DERIVED: ClassVar = (
         BIAS_CORRECTION1,
         BIAS_CORRECTION2_SQRT,
         Derived("rectification", "r, 0 where nothing is rectified", _rectification),
     )
-    ESTIMATES: ClassVar = moments("exp_avg_sq")
-
-    decoupled_weight_decay: bool = False
 
     def branches(self, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return which branches steps take."""
         return super().branches(scalars) | {RECTIFIED: scalars["rectification"] > 0}
-
-    @property
-    def update_inputs(self) -> tuple[str, ...]:
-        """Both moments."""
-        return ("exp_avg", "exp_avg_sq")
 
     def numbers(
         self,
@@ -96,18 +73,11 @@ class RAdam(Elementwise):
         narrow: Callable[[Any], Any],
     ) -> dict[str, Any]:
         """Return the numbers of a step."""
-        of_tensor = narrow if self.is_foreach else plain
-        rate, decay = scalars["learning_rate"], scalars["weight_decay"]
+        rate, rectification = scalars["learning_rate"], scalars["rectification"]
         correction, root = scalars["bias_correction1"], scalars["bias_correction2_sqrt"]
-        rectification = scalars["rectification"]
         unrectified = 1.0 - (rectification > 0)
         return {
-            "shrink": of_tensor(1 - rate * decay),
-            "decay": narrow(0.0 if self.decoupled_weight_decay else decay),
-            **self.weights(scalars["beta1"], plain),
-            "beta2": of_tensor(scalars["beta2"]),
-            "weight2": plain(1 - scalars["beta2"]),
-            "eps": narrow(scalars["eps"]),
+            **self.numbers_of_moments(scalars, plain, narrow),
             "one": plain(1.0),
             "rate": plain(rate),
             "correction": plain(correction),
@@ -119,12 +89,8 @@ class RAdam(Elementwise):
 
     def take(self, a: Arithmetic, x: Numbers, c: Numbers, ways: Branches) -> dict[str, Any]:
         """Take a step."""
-        r, W = a.rounded, x["W"]
-        if DECAYS in ways and self.decoupled_weight_decay:
-            W, ways = r(W * c["shrink"]), ways - {DECAYS}
-        grad = self.gradient(a, x, c, ways)
-        first = self.moved(a, x["exp_avg"], grad, c, ways)
-        second = r(a.fma(c["weight2"] * grad, grad, r(x["exp_avg_sq"] * c["beta2"])))
+        r = a.rounded
+        W, _, first, second = self.moved_moments(a, x, c, ways)
         after = {"exp_avg": first, "exp_avg_sq": second}
         denominator = r(r(a.sqrt(second)) + c["eps"])
         if self.is_foreach:
@@ -140,14 +106,3 @@ class RAdam(Elementwise):
         """Return the change of the weights."""
         denominator = a.sqrt(x["exp_avg_sq"]) + c["eps"]
         return x["exp_avg"] * (c["of_quotient"] / denominator + c["of_first"])
-
-    def decay_factor(self, scalars: Scalars) -> Any:
-        """Return what decoupled weight decay multiplies `W` with."""
-        factor = -np.asarray(scalars["learning_rate"]) * scalars["weight_decay"]
-        return factor * self.decoupled_weight_decay
-
-    def gradient_of(
-        self, a: Arithmetic, x: Arrays, after: Arrays, c: Numbers
-    ) -> tuple[str, Any, Any]:
-        """Return it from the first moment."""
-        return self.gradient_of_mean("exp_avg", x, after, c)

@@ -73,8 +73,9 @@ class Rprop(Elementwise):
     ) -> dict[str, Any]:
         """Return the numbers of a step."""
         names = ("learning_rate", "etaminus", "etaplus", "step_size_min", "step_size_max")
-        constants = {"zero": plain(0.0), "one": plain(1.0), "minus_one": plain(-1.0)}
-        return {name: narrow(scalars[name]) for name in names} | constants
+        constants = {"zero": 0.0, "minus_zero": -0.0, "one": 1.0, "minus_one": -1.0}
+        plain_ones = {name: plain(value) for name, value in constants.items()}
+        return {name: narrow(scalars[name]) for name in names} | plain_ones
 
     def take(self, a: Arithmetic, x: Numbers, c: Numbers, ways: Branches) -> dict[str, Any]:
         """Take a step."""
@@ -100,7 +101,7 @@ class Rprop(Elementwise):
         return a.select(a.greater(number, nothing), positive, signed)
 
     def _minus_sign(self, a: Arithmetic, number: Any, c: Numbers) -> Any:
-        return self._by_sign(a, number, c["minus_one"], c["one"], c["zero"])
+        return self._by_sign(a, number, c["minus_one"], c["one"], c["minus_zero"])
 
     def change(self, a: Arithmetic, x: Numbers, c: Numbers) -> Any:
         """Return the change of the weights."""

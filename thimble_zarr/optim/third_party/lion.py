@@ -59,7 +59,6 @@ class Lion(Live, Elementwise):
         return cls(
             name=type(optimizer).__name__,
             implementation="single",
-            function=cls.FUNCTION,
             lr_dtype=tensor_dtype(group["lr"]),
             initial_learning_rate=float(live._init_lr) if live.decoupled_wd else 1.0,
         )

@@ -20,6 +20,7 @@ from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.location import Url
 from thimble_zarr.format.overhead import Stopwatch
+from thimble_zarr.store.files import hub
 from thimble_zarr.store.files.answers import named_errors
 from thimble_zarr.store.files.base import ChangedError, FileWriter, NotListedError, PlaceError
 
@@ -200,8 +201,7 @@ class ObjectFiles:
         """Return the size of a file in bytes."""
         if (ahead := self._ahead.get((key, 0))) is not None:
             return ahead.result().n_bytes
-        with named_errors(self.path, key):
-            n_bytes: int = self._obstore.head(self._server, key)["size"]
+        n_bytes: int = self.head(key)["size"]
         return n_bytes
 
     def list(self, prefix: str = "") -> Iterator[str]:
@@ -223,6 +223,27 @@ class ObjectFiles:
                 self._server, key, content, chunk_size=PART_BYTES, max_concurrency=4, **options
             )["e_tag"]
         return tag
+
+    def put_if(self, key: str, content: bytes, replacing: str | None = None) -> str | None:
+        """Upload a small file if there is none, or only in place of the one that is called so.
+
+        Return what the server calls it; None if something else is there.
+        """
+        mode = "create" if replacing is None else {"e_tag": replacing}
+        errors = self._obstore.exceptions
+        with named_errors(self.path, key):
+            try:
+                put = self._obstore.put
+                return str(put(self._server, key, content, mode=mode, use_multipart=False)["e_tag"])
+            except (errors.AlreadyExistsError, errors.PreconditionError):
+                return None
+            except (errors.NotSupportedError, NotImplementedError):
+                return self.put(key, content)
+
+    def head(self, key: str) -> Any:
+        """Return what the server says of a file."""
+        with named_errors(self.path, key):
+            return self._obstore.head(self._server, key)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files, which may be gone already."""
@@ -325,12 +346,15 @@ def _check_process(path: Url) -> None:
 
 def _connect(path: Url, obstore: Any) -> Any:
     """Return what talks to a server, with what the environment says of it."""
-    options = {
+    address, more = str(path), dict[str, Any]()
+    if path.startswith(hub.SCHEME):
+        address, more = hub.web_address(path), {"default_headers": hub.headers()}
+    options = more | {
         "timeout": timedelta(minutes=10),  # the body included
         "read_timeout": timedelta(seconds=tuning.TUNING.request_timeout_s),
         "connect_timeout": timedelta(seconds=min(5, tuning.TUNING.request_timeout_s)),
         # Where the environment names another server, it says by which protocol.
-        "allow_http": not path.startswith("https:"),
+        "allow_http": not address.startswith("https:"),
     }
     retries = {
         "max_retries": tuning.TUNING.request_retries,
@@ -343,7 +367,7 @@ def _connect(path: Url, obstore: Any) -> Any:
     }
     _process[:] = _process or [os.getpid()]
     with named_errors(path, ""):
-        return obstore.store.from_url(path, client_options=options, retry_config=retries)
+        return obstore.store.from_url(address, client_options=options, retry_config=retries)
 
 
 def aside(call: Callable[..., T], *args: Any) -> "Future[T]":

@@ -108,9 +108,10 @@ def _guesses(values: np.ndarray) -> Iterator[tuple[int, float]]:
     if values.dtype != np.float64:
         return
     for row in range(len(values)):
+        now = values[row].tobytes()  # to NaN beside NaN there is no other
         around = [values[row - 1], values[row - 1] + 1] if row else []
         around += [values[row + 1]] if row + 1 < len(values) else []
-        yield from ((row, value) for value in around if value != values[row])
+        yield from ((row, value) for value in around if value.tobytes() != now)
 
 
 def _order(plan: Plan, group: str, name: str) -> np.ndarray | range | None:

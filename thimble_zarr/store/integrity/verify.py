@@ -17,7 +17,7 @@ from thimble_zarr.store.integrity.expected import Expected, read_expected
 from thimble_zarr.store.integrity.files import find_in_file
 from thimble_zarr.store.integrity.metadata import compare_documents
 from thimble_zarr.store.integrity.verify_result import Discrepancy, VerifyResult
-from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, METADATA, is_chunk_key
+from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, METADATA, PUBLISHER, is_chunk_key
 from thimble_zarr.store.lock import Holder, recording_of
 
 
@@ -84,7 +84,15 @@ def find_leftovers(expected: Expected) -> Iterator[Discrepancy]:
     is_ours = holder is not None and holder.is_this_process
     if not (is_ours or expected.is_complete or recording_of(files).state is State.CUT_OFF):
         return
-    known = {METADATA, COMMIT, LEDGER, LOCK, *expected.ledger.metadata, *expected.ledger.records}
+    known = {
+        METADATA,
+        COMMIT,
+        LEDGER,
+        LOCK,
+        PUBLISHER,
+        *expected.ledger.metadata,
+        *expected.ledger.records,
+    }
     has_whole_ledger = expected.ledger.ends and not expected.doubtful_bytes
     for key in expected.listed():
         kind, what, repair = "leftover", "", "remove it"

@@ -160,8 +160,8 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
 
     Raises
     ------
-    StoreExistsError
-        If something else is there.
+    StoreExistsError, StoreLockedError
+        If something else is there, or somebody else writes there.
     MovedOnError
         If the writer was quicker.
     """
@@ -170,9 +170,12 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
         return
     sizes = target.sizes()
     n_known = _known_bytes(snapshot, target, sizes)
-    if target_record(target, sizes) == snapshot.record and snapshot.is_in(sizes):
+    is_whole = target_record(target, sizes) == snapshot.record and snapshot.is_in(sizes)
+    if is_whole and target.keeps_what_it_took:
         copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
         return
+    if target.claim():  # another may have been here meanwhile
+        return copy_committed(files, target, reach, copied)
     copy = _Copy(snapshot, target, copied, reach)
     copy.write(LEDGER, snapshot.lines)
     if (cut := _cut(snapshot, n_known)) is not None and n_known:
@@ -273,7 +276,7 @@ class _Copy:
         n_done, total = 0, sum(record.n_bytes for record in records.values())
         missing = []
         for key, record in records.items():
-            if key in there and record.line < n_known:
+            if key in there and record.line < n_known and self._is_sound(key, record):
                 self.copied.n_skipped += 1
                 n_done += record.n_bytes
             else:
@@ -282,6 +285,13 @@ class _Copy:
             self._count(n_bytes)
             n_done += records[key].n_bytes
             self.reach(n_done, total)
+
+    def _is_sound(self, key: str, record: FileRecord) -> bool:
+        """Return whether a file of a commit of the copy is what was committed."""
+        if self.target.keeps_what_it_took:
+            return True
+        files = MemoryFiles({key: self.target.files.get(key)})
+        return not _difference(Expected(files, ledger=self.snapshot.expected.ledger), key, record)
 
     def documents(self, keys: Iterable[str]) -> None:
         """Write metadata."""

@@ -2,22 +2,20 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from thimble_zarr.errors import ConfigError, StoreError
 from thimble_zarr.format.location import Location, Url, located, on_disk
 from thimble_zarr.format.reader import State
 from thimble_zarr.store.contents import StorePath, why_empty
-from thimble_zarr.store.files.base import BusyError, Files
+from thimble_zarr.store.files.base import BusyError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
 from thimble_zarr.store.files.place import files_at
-from thimble_zarr.store.keys import COMMIT
 from thimble_zarr.store.lock import check_not_recorded, recording_of
-from thimble_zarr.store.remote.copying import Copied, MovedOnError, Reach, copy_committed
-from thimble_zarr.store.remote.target import Disk, Server, Target
-
-_POLL_S = 1.0
-"""How often the commit record of a run that is followed is looked at."""
+from thimble_zarr.store.remote import following
+from thimble_zarr.store.remote.copying import Copied, Reach
+from thimble_zarr.store.remote.target import Disk, Server
 
 
 def publish(
@@ -49,8 +47,9 @@ def publish(
 
     Raises
     ------
-    StoreExistsError
-        If something else is there: another run, or this one with more rows.
+    StoreExistsError, StoreLockedError
+        If something else is there (another run, or this one with more rows), or somebody else
+        publishes there.
     StoreError
         If the store is damaged, nothing is committed in it, or the server refuses.
 
@@ -64,30 +63,30 @@ def publish(
     if not isinstance(address, Url):
         raise ConfigError(f"{url} is no address; expected s3://bucket/run.zarr")
     target, copied = Server(ObjectFiles(address)), Copied()
-    while True:
-        try:
-            before = copied.n_rows, copied.complete
-            _copy(files, target, progress, copied)
-            if (copied.n_rows, copied.complete) != before:
+    with closing(target):
+        if follow:
+            following.follow(
+                files,
+                target,
+                copied,
+                progress=progress,
+                ended=lambda: recording_of(files).state is State.CUT_OFF,
+                wait=time.sleep,
+                on_commit=on_commit,
+                on_problem=_wait_out,
+            )
+        else:
+            following.copy_now(files, target, progress, copied)
+            if copied.n_rows:
                 on_commit(copied)
-        except BusyError:
-            if not follow:
-                raise
-        if copied.complete or not follow or not _goes_on(files):
-            _check_begun(copied, files.path)
-            return copied
+    _check_begun(copied, files.path)
+    return copied
 
 
-def _goes_on(files: LocalFiles) -> bool:
-    """Wait for the next commit; return whether there may be one, or there is one."""
-    record = files.get(COMMIT)
-    while True:
-        is_cut_off = recording_of(files).state is State.CUT_OFF
-        time.sleep(_POLL_S)
-        if files.get(COMMIT) != record:
-            return True
-        if is_cut_off:
-            return False
+def _wait_out(problem: StoreError) -> None:
+    """Wait for a server that may answer later, also once the recording has ended."""
+    if not isinstance(problem, BusyError):
+        raise problem
 
 
 def fetch(url: str, store: StorePath, *, progress: Reach = lambda done, total: None) -> Copied:
@@ -120,11 +119,9 @@ def fetch(url: str, store: StorePath, *, progress: Reach = lambda done, total: N
     files = LocalFiles(on_disk(store).absolute())
     if not files.is_vacant:
         check_not_recorded(files)
-    target, copied = Disk(files), Copied()
-    try:
-        _copy(files_at(url), target, progress, copied)
-    finally:
-        target.close()
+    copied = Copied()
+    with closing(Disk(files)) as target:
+        following.copy_now(files_at(url), target, progress, copied)
     _check_begun(copied, located(url))
     return copied
 
@@ -132,12 +129,3 @@ def fetch(url: str, store: StorePath, *, progress: Reach = lambda done, total: N
 def _check_begun(copied: Copied, path: Location) -> None:
     if not copied.n_rows:
         raise StoreError(f"{path} has no committed step yet: {why_empty(path)}")
-
-
-def _copy(files: Files, target: Target, progress: Reach, copied: Copied) -> None:
-    while True:
-        try:
-            copy_committed(files, target, progress, copied)
-        except MovedOnError:
-            continue
-        return

@@ -11,6 +11,9 @@ from thimble_zarr.store.contents import disk_errors_named
 from thimble_zarr.store.files.base import Files, PlaceError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import PART_BYTES, ObjectFiles
+from thimble_zarr.store.keys import HOLDER, LOCK, PUBLISHER
+from thimble_zarr.store.lock import WriterLock
+from thimble_zarr.store.remote.claim import Claim
 
 
 class Target(Protocol):
@@ -19,6 +22,16 @@ class Target(Protocol):
     @property
     def files(self) -> Files:
         """What is there."""
+
+    @property
+    def keeps_what_it_took(self) -> bool:
+        """Whether a file that was compared when it came need not be compared again."""
+
+    def claim(self) -> bool:
+        """See that nobody else writes here; return whether that is new, and `sizes` may be old.
+
+        Raises StoreLockedError if somebody does.
+        """
 
     def sizes(self) -> Mapping[str, int]:
         """Return the size of each file that is there."""
@@ -39,14 +52,30 @@ class Target(Protocol):
 class Server:
     """A place in an object store, which says of each file the MD5 of what it received."""
 
+    keeps_what_it_took = True
+
     def __init__(self, files: ObjectFiles) -> None:
         if not files.is_listed:
             raise ConfigError(f"nothing can be put to {files.path}; name an s3:// or gs:// address")
         self.files = files
+        self._claim = Claim(files)
+
+    def claim(self) -> bool:
+        """Take the claim of its one publisher, until it is closed."""
+        is_new = self._claim.take()
+        if is_new:
+            self.__dict__.pop("_found", None)
+        return is_new
+
+    def close(self) -> None:
+        """Give the claim back."""
+        self._claim.release()
 
     @cached_property
     def _found(self) -> dict[str, tuple[int, str | None]]:
-        return {of["path"]: (of["size"], of["e_tag"]) for of in self.files.found()}
+        found = {of["path"]: (of["size"], of["e_tag"]) for of in self.files.found()}
+        found.pop(PUBLISHER, None)
+        return found
 
     def sizes(self) -> Mapping[str, int]:
         """Return the size of each file that was there when it was first asked."""
@@ -59,6 +88,7 @@ class Server:
 
     def put(self, key: str, content: bytes, published_as: str) -> None:
         """Upload a file; it is there, whole, once the server confirms its checksum."""
+        self._claim.check()
         tag = self.files.put(key, content, published_as)
         if tag not in _tags(content) and self.files.get(key) != content:
             where = self.files.path / key
@@ -89,13 +119,25 @@ def _md5(content: bytes) -> bytes:
 class Disk:
     """A directory of this machine."""
 
+    keeps_what_it_took = False
+
     def __init__(self, files: LocalFiles) -> None:
         self.files = files
         self._writer, self._lock = files.writer(), Lock()
+        self._claim: WriterLock | None = None
+
+    def claim(self) -> bool:
+        """Take the lock of the store's one writer, until it is closed."""
+        if self._claim is not None:
+            return False
+        with disk_errors_named(f"write {self.files.path}", "name another place"):
+            self._claim = WriterLock(self.files.path)
+        return True
 
     def sizes(self) -> Mapping[str, int]:
         """Return the size of each file that is there."""
-        return {key: self.files.size(key) for key in self.files.list()}
+        keys = (key for key in self.files.list() if key not in (LOCK, HOLDER))
+        return {key: self.files.size(key) for key in keys}
 
     def has(self, key: str, content: bytes) -> bool:
         """Return whether a file is there with that content."""
@@ -119,5 +161,7 @@ class Disk:
         self._writer.delete(keys)
 
     def close(self) -> None:
-        """End what works in the background."""
+        """End what works in the background, and give the lock back."""
         self._writer.close()
+        if self._claim is not None:
+            self._claim.release()

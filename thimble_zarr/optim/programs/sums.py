@@ -1,0 +1,344 @@
+"""What a formula says of steps, and what they left of it, in one pass over stored bits.
+
+The formula is traced as NumPy would compute it, and so is the bound of rounding: each number has
+NumPy's bits. Only sums of a token's elements are added in another order than NumPy's, which depends
+on its library: those of each lane first, and then one half of the lanes to the other.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from thimble_zarr.bits import storage_dtype
+from thimble_zarr.optim.formula import W_BEFORE, Formula, Rounding
+from thimble_zarr.optim.programs.arithmetic import arithmetic_of
+from thimble_zarr.optim.programs.compiled import (
+    Function,
+    coefficient_lines,
+    compiled,
+    pointer_lines,
+    table_lines,
+)
+from thimble_zarr.optim.programs.emit import LANES, Code, Value, splat, traced, widened
+
+N_SUMS = 4
+"""Squares of what was predicted, of what was observed, of their difference; products of the two."""
+
+
+@dataclass(frozen=True)
+class FormulaSums:
+    """Sums over the elements of tokens, step by step.
+
+    Attributes
+    ----------
+    formula
+        What predicts a change from arrays and numbers of a step: the coefficients of its update,
+        then the factor of the decay, then, if `is_bounded`, what a `Rounding` has.
+    natives
+        The dtype of `W` and of each array that the formula takes, `W_BEFORE` aside.
+    dtype
+        What is computed in, float32 or float64.
+    n_coefficients
+        Of the update.
+    decays
+        Whether weights decay.
+    is_bounded
+        Whether to count elements whose difference is more than rounding can make.
+    shrinks
+        Whether that depends on the weight before.
+    """
+
+    formula: Formula
+    natives: tuple[tuple[str, str], ...]
+    dtype: str
+    n_coefficients: int
+    decays: bool
+    is_bounded: bool
+    shrinks: bool
+
+    @property
+    def n_numbers(self) -> int:
+        """Numbers of each step."""
+        return self.n_coefficients + 1 + 4 * self.is_bounded
+
+    def run(
+        self, bits: Mapping[str, np.ndarray], first: np.ndarray, numbers: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return sums, `(N_SUMS, step, token)`, and counts, `(step, token)`.
+
+        None if the formula cannot be traced, or elements of a token are not side by side.
+
+        Parameters
+        ----------
+        bits
+            Of each of `natives`, shape `(step, token, dim)`.
+        first
+            The bits of `W` before the first step, `(token, dim)`.
+        numbers
+            Of each step, in `dtype`, `(step, number)`.
+        """
+        function = _function(self)
+        arrays = [*(bits[name] for name, _ in self.natives), first[np.newaxis]]
+        if function is None or any(of.strides[-1] != of.itemsize for of in arrays):
+            return None
+        shape = arrays[0].shape
+        sums = np.empty((N_SUMS, *shape[:2]), self.dtype)
+        counts = np.zeros(shape[:2], np.int64)
+        pointers = np.array([of.ctypes.data for of in arrays], np.uint64)
+        strides = np.array([of.strides[:2] for of in arrays], np.int64)
+        tables = (pointers, strides, np.ascontiguousarray(numbers), sums, counts)
+        function.call(*shape, *(of.ctypes.data for of in tables))
+        return sums, counts
+
+
+@lru_cache(maxsize=64)
+def _function(sums: FormulaSums) -> Function | None:
+    try:
+        text = _text(sums)
+    except TypeError:  # of an operation that cannot be traced
+        return None
+    return compiled(text, n_sizes=3, n_tables=5)
+
+
+def _text(sums: FormulaSums) -> str:
+    """Return the source of the function: for each token, for each step, loops over elements."""
+    loops = [_Loop(sums, Code(sums.dtype, lanes)) for lanes in LANES]
+    n_arrays = len(sums.natives) + 1
+    head = [
+        "define void @run(i64 %n_steps, i64 %n_groups, i64 %n, ptr %arrays, ptr %strides, "
+        "ptr %c, ptr %sums, ptr %counts) {",
+        "entry:",
+        *(line for index in range(n_arrays) for line in table_lines(index)),
+        f"  %n{LANES[0]} = and i64 %n, -{LANES[0]}",
+        "  %n1 = add i64 %n, 0",
+        "  br label %group",
+        "group:",
+        "  %g = phi i64 [0, %entry], [%g_next, %group_end]",
+        *(line for index in range(n_arrays) for line in pointer_lines("group", "g", "p", index)),
+        "  br label %step",
+        "step:",
+        "  %t = phi i64 [0, %group], [%t_next, %step_end]",
+        *(line for index in range(n_arrays) for line in pointer_lines("step", "t", "group", index)),
+        *_row_before(weights=[name for name, _ in sums.natives].index("W"), first=n_arrays - 1),
+        *coefficient_lines(Code(sums.dtype, 1).float, sums.n_numbers),
+    ]
+    body = [line for loop in loops for line in loop.lines()]
+    tail = [
+        "step_end:",
+        *loops[-1].results(),
+        "  %t_next = add i64 %t, 1",
+        "  %more_steps = icmp ult i64 %t_next, %n_steps",
+        "  br i1 %more_steps, label %step, label %group_end",
+        "group_end:",
+        "  %g_next = add i64 %g, 1",
+        "  %more_groups = icmp ult i64 %g_next, %n_groups",
+        "  br i1 %more_groups, label %group, label %end",
+        "end:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join([*head, *body, *tail, *(line for of in loops for line in of.declarations())])
+
+
+def _row_before(weights: int, first: int) -> list[str]:
+    """Return what makes the pointer to the weights before a step, given the numbers of arrays."""
+    return [
+        "  %t_before = sub i64 %t, 1",
+        f"  %back = mul i64 %t_before, %step_s{weights}",
+        f"  %row_before = getelementptr i8, ptr %group{weights}, i64 %back",
+        "  %is_first = icmp eq i64 %t, 0",
+        f"  %before = select i1 %is_first, ptr %group{first}, ptr %row_before",
+    ]
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The loop over elements of a token at a step, some at a time."""
+
+    sums: FormulaSums
+    code: Code
+
+    def lines(self) -> list[str]:
+        """Return the blocks of the loop, from the one before it to the one after it."""
+        code, lanes = self.code, self.code.lanes
+        is_first = lanes == LANES[0]
+        begin, start = ("step", "0") if is_first else (f"after{LANES[0]}", f"%n{LANES[0]}")
+        after = f"after{lanes}" if is_first else "step_end"
+        numbers = [splat(code, f"%c{index}") for index in range(self.sums.n_numbers)]
+        before = [*code.lines]
+        code.lines.clear()
+        self._body(numbers)
+        body = [*code.lines]
+        code.lines.clear()
+        return [
+            *before,
+            f"  %any{lanes} = icmp ult i64 {start}, %n{lanes}",
+            f"  br i1 %any{lanes}, label %loop{lanes}, label %{after}",
+            f"loop{lanes}:",
+            f"  %i{lanes} = phi i64 [{start}, %{begin}], [%i{lanes}_next, %loop{lanes}]",
+            *self._carried(begin, ""),
+            *body,
+            f"  %i{lanes}_next = add i64 %i{lanes}, {lanes}",
+            f"  %more{lanes} = icmp ult i64 %i{lanes}_next, %n{lanes}",
+            f"  br i1 %more{lanes}, label %loop{lanes}, label %{after}",
+            *([f"{after}:", *self._carried(begin, "_all"), *self._folded()] if is_first else []),
+        ]
+
+    def results(self) -> list[str]:
+        """Return what stores the sums of a token at a step."""
+        kind = self.code.float
+        lines = [
+            *self._carried(f"after{LANES[0]}", "_all"),
+            "  %row = mul i64 %t, %n_groups",
+            "  %at = add i64 %row, %g",
+            "  %n_rows = mul i64 %n_steps, %n_groups",
+        ]
+        for index in range(N_SUMS):
+            lines += [
+                f"  %sum_row{index} = mul i64 %n_rows, {index}",
+                f"  %sum_at{index} = add i64 %sum_row{index}, %at",
+                f"  %sum_p{index} = getelementptr {kind}, ptr %sums, i64 %sum_at{index}",
+                f"  store {kind} %s1.{index}_all, ptr %sum_p{index}",
+            ]
+        return [
+            *lines,
+            "  %count_p = getelementptr i64, ptr %counts, i64 %at",
+            "  %count = zext i32 %b1_all to i64",
+            "  store i64 %count, ptr %count_p",
+        ]
+
+    def _carried(self, begin: str, suffix: str) -> list[str]:
+        """Return the sums and the count so far: in the loop, or, with a suffix, after it."""
+        code, lanes = self.code, self.code.lanes
+        is_first = lanes == LANES[0]
+        zero = "zeroinitializer" if is_first else ""
+        carried = [
+            (f"s{lanes}.{index}", code.float, zero or f"%folded.{index}") for index in range(N_SUMS)
+        ]
+        carried.append((f"b{lanes}", code.of("i32"), zero or "%folded.b"))
+        return [
+            f"  %{name}{suffix} = phi {kind} [{first}, %{begin}], [%{name}_next, %loop{lanes}]"
+            for name, kind, first in carried
+        ]
+
+    def _folded(self) -> list[str]:
+        """Return what adds the lanes up: one half to the other, until there is one."""
+        code, lines = self.code, list[str]()
+        of_sums = [(f"s{code.lanes}.{i}_all", "fadd", f"folded.{i}") for i in range(N_SUMS)]
+        for name, add, result in [*of_sums, (f"b{code.lanes}_all", "add", "folded.b")]:
+            scalar = "i32" if add == "add" else Code(code.native, 1).float
+            lanes, held = code.lanes, name
+            while lanes > 1:
+                kind, lanes = f"<{lanes} x {scalar}>", lanes // 2
+                halves = []
+                for half in range(2):
+                    mask = ", ".join(f"i32 {half * lanes + lane}" for lane in range(lanes))
+                    part = f"{result}.{lanes}.{half}"
+                    lines.append(
+                        f"  %{part} = shufflevector {kind} %{held}, {kind} poison, "
+                        f"<{lanes} x i32> <{mask}>"
+                    )
+                    halves.append(f"%{part}")
+                held = f"{result}.{lanes}"
+                lines.append(f"  %{held} = {add} <{lanes} x {scalar}> {', '.join(halves)}")
+            lines.append(f"  %{result} = extractelement <1 x {scalar}> %{held}, i64 0")
+        return lines
+
+    def _body(self, numbers: Sequence[Value]) -> None:
+        """Note the sums of some elements."""
+        code, sums, lanes = self.code, self.sums, self.code.lanes
+        arrays: dict[str, Any] = {
+            name: self._number(native, f"%step{index}")
+            for index, (name, native) in enumerate(sums.natives)
+        }
+        before: Any = self._number(dict(sums.natives)["W"], "%before")
+        given: list[Any] = [_Number(value) for value in numbers]
+        n, inputs = sums.n_coefficients, {**arrays, W_BEFORE: before}
+        found: object = sums.formula.update(inputs, given[:n])
+        if not isinstance(found, _Number):
+            raise TypeError(f"the formula of {type(sums.formula).__name__} cannot be traced")
+        update: Any = found
+        predicted: Any = given[n] * before + update if sums.decays else update
+        observed: Any = arrays["W"] - before
+        difference: Any = observed - predicted
+        pairs = [(predicted,) * 2, (observed,) * 2, (difference,) * 2, (predicted, observed)]
+        for index, (left, right) in enumerate(pairs):
+            product = left.value * right.value
+            code.lines.append(
+                f"  %s{lanes}.{index}_next = fadd {code.float} %s{lanes}.{index}, {product.name}"
+            )
+        kind, beyond = code.of("i32"), code.constant(code.of("i32"), 0)
+        if sums.is_bounded:
+            of_update, of_after, of_before, least = given[n + 1 :]
+            of_before = of_before if sums.shrinks else 0.0
+            rounding = Rounding(of_update, of_after, of_before, least)
+            bound: Any = rounding.bound(update, arrays["W"], before)
+            size: Any = np.abs(difference)
+            text = f"fcmp ugt {code.float} {size.value.name}, {bound.value.name}"
+            beyond = code.cast("zext", code.emit(text), code.of("i1"), kind)
+        code.lines.append(f"  %b{lanes}_next = add {kind} %b{lanes}, {beyond}")
+
+    def _number(self, native: str, row: str) -> "_Number":
+        """Return some elements of a row."""
+        code = self.code
+        of_native = Code(native, code.lanes, code.lines, code.numbers)
+        scalar, size = Code(native, 1).stored, storage_dtype(native).itemsize
+        pointer = code.emit(f"getelementptr {scalar}, ptr {row}, i64 %i{code.lanes}")
+        bits = code.emit(f"load {of_native.stored}, ptr {pointer}, align {size}")
+        value = widened(of_native, bits)
+        if of_native.float != code.float:
+            cast = "fpext" if code.native == "float64" else "fptrunc"
+            value = Value(code, code.cast(cast, value.name, of_native.float, code.float))
+        return _Number(Value(code, value.name))
+
+    def declarations(self) -> list[str]:
+        """Return the functions of LLVM that the loop may call."""
+        kind, scalar = self.code.float, "f64" if self.code.native == "float64" else "f32"
+        suffix = scalar if self.code.lanes == 1 else f"v{self.code.lanes}{scalar}"
+        return [f"declare {kind} @llvm.{name}.{suffix}({kind})" for name in ("sqrt", "fabs")]
+
+
+@dataclass(frozen=True, eq=False)
+class _Number(NDArrayOperatorsMixin):
+    """Stands for an array: what NumPy would compute with it is noted."""
+
+    value: Value
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: "_Number | float", out: object = None
+    ) -> Any:
+        operation = _OPERATIONS.get(ufunc)
+        if operation is None or method != "__call__":
+            return NotImplemented
+        code = self.value.code
+        values = [of.value if isinstance(of, _Number) else _constant(code, of) for of in inputs]
+        return _Number(operation(*values))
+
+    def any(self, **options: object) -> bool:
+        """Say that not all elements are 0 (`np.any`)."""
+        return True
+
+
+_OPERATIONS: Mapping[np.ufunc, Callable[..., Value]] = {
+    np.add: operator.add,
+    np.subtract: operator.sub,
+    np.multiply: operator.mul,
+    np.divide: operator.truediv,
+    np.negative: operator.neg,
+    np.square: lambda a: a * a,
+    np.sqrt: lambda a: traced(a.code).sqrt(a),
+    np.abs: lambda a: traced(a.code).abs(a),
+}
+
+
+def _constant(code: Code, number: object) -> Value:
+    """Return a number of Python's in every lane; a TypeError if it is anything else."""
+    if type(number) not in (int, float):
+        raise TypeError(f"{number!r} cannot be traced")
+    exact = np.float64(np.dtype(arithmetic_of(code.native).dtype).type(number))
+    return splat(code, f"0x{exact.view(np.uint64):016X}")
