@@ -258,6 +258,12 @@ def test_switches_of_libraries_are_part_of_the_processor(monkeypatch: pytest.Mon
         assert processor_of(None) == f"{here}, without oneDNN"
     finally:
         torch._C._set_mkldnn_enabled(True)
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        assert processor_of(None) == f"{here}, matmul.fp32_precision bf16"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = precision
     assert processor_of(None) == here
 
 

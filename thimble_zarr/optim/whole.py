@@ -144,10 +144,13 @@ def processor_of(device: "torch.device | None") -> str:
 
     words = [_processor(device)]
     words += [f"{name} {os.environ[name]}" for name in _VARIABLES if name in os.environ]
-    if not torch.backends.mkldnn.enabled:
+    backends: Any = torch.backends
+    backend = backends.cuda if device is not None and device.type == "cuda" else backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", "none")
+    if precision not in ("none", "ieee"):
+        words.append(f"matmul.fp32_precision {precision}")
+    if not backends.mkldnn.enabled:
         words.append("without oneDNN")
-    if (precision := torch.get_float32_matmul_precision()) != "highest":
-        words.append(f"float32_matmul_precision {precision}")
     return ", ".join(words)
 
 
