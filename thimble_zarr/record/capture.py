@@ -141,8 +141,9 @@ class LiveOptimizer:
         """Warn, once, of a gradient whose elements a check may add in another order."""
         for name, schema in self.schemas.items():
             grad = self.parameters[name].grad
-            is_added = not schema.optimizer.ELEMENTWISE and grad is not None
-            if is_added and not grad.is_contiguous() and not self._has_warned:
+            if schema.optimizer.ELEMENTWISE or grad is None or self._has_warned:
+                continue
+            if not grad.is_contiguous():
                 self._has_warned = True
                 warnings.warn(
                     f"the gradient{f' of {name}' if name else ''} is not contiguous. A step of "
