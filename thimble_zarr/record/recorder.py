@@ -418,8 +418,6 @@ class Recorder:
                 self._append_row(step)
             self._logged.end_row(step, self._writer.block)
             self._finish_step()
-            if strided := self._live.strided_gradient():
-                self._warn_once("strided", strided)
             grads = self._live.gradients()
             if missing := [group for group, grad in grads.items() if grad is None]:
                 which = ", ".join(filter(None, missing))
