@@ -33,6 +33,7 @@ from thimble_zarr.optim.formula import (
     Precision,
     Rounding,
     Scalars,
+    like,
 )
 from thimble_zarr.optim.inexact import REAL, RUNNING, Inexact
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
@@ -245,8 +246,8 @@ class Elementwise(Optimizer, Formula):
         self, arrays: Arrays, coefficients: Sequence[Any], out: np.ndarray | None = None
     ) -> np.ndarray:
         """Return the change of the weights by the formula."""
-        dtype = np.result_type(*(arrays[name] for name in self.update_inputs))
-        cast = (np.asarray(number).astype(dtype) for number in coefficients)
+        first = arrays[self.update_inputs[0]]
+        cast = (like(first, number) for number in coefficients)
         with np.errstate(all="ignore"):
             change: np.ndarray = self.change(
                 REAL, arrays, dict(zip(_number_names(self), cast, strict=True))

@@ -284,9 +284,7 @@ class Recorder:
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
         steps, with a warning. In a forked process nothing is done: the recording is its parent's.
-
-        Of a recording that is published all is on the server then, or a warning says what is
-        missing there; Ctrl-C ends the waiting for that.
+        If it is published all is on the server then, or a warning says what is missing there.
         """
         try:
             self._close()
