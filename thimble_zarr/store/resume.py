@@ -36,7 +36,7 @@ from thimble_zarr.store.keys import (
 from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines, seal, tell
 from thimble_zarr.store.reader import StoreReader
 
-_MAY_DIFFER = ("software", "created", "attrs")
+_MAY_DIFFER = ("software", "created", "attrs", "logged")
 """What a schema has that is no property of the run's arithmetic."""
 
 _TOLD_OTHERWISE = (
@@ -190,6 +190,10 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
         shard_key(reader.arrays.key(name), block, reader.schema.shape)
         for reader in readers
         for name in reader.schema.arrays
+    } | {
+        shard_key(reader.arrays.key(name), block, of.shape)
+        for reader in readers
+        for name, of in reader.schema.logged.items()
     }
     told = {}
     for key in (*sorted(last_block & known), *sorted({*promised} - gone - last_block)):
@@ -262,7 +266,7 @@ def _begins_at(readers: Sequence[StoreReader], key: str) -> int:
     """Return the first row of a file; labels of tokens have none, and never go."""
     group, name = split_array_key(array_of(key))
     for reader in readers:
-        if reader.group == group and name in reader.schema.arrays:
+        if reader.group == group and name in (*reader.schema.arrays, *reader.schema.logged):
             return chunk_index(key) * reader.schema.layout.block_steps
         if reader.group == group and name in reader.schema.per_step:
             return chunk_index(key) * layout.SCALAR_CHUNK_STEPS
