@@ -95,8 +95,8 @@ def coding_of(
 LOGGED_DTYPES = ("float16", "float32", "float64")
 """Dtypes of what is logged. They have NaN, which says of a step that nothing was."""
 
-MAX_LOGGED_BYTES = 2**20
-"""Size of what is logged of a step at most: it is copied, and written, in one piece."""
+MAX_LOGGED_BYTES = 2**16
+"""Size of what is logged of a step at most: a dataset has that of all steps in memory."""
 
 
 @dataclass(frozen=True)

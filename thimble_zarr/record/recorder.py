@@ -253,7 +253,7 @@ class Recorder:
             The step it is of: `recorder.step`, the last one taken, or `recorder.next_step`. Any
             other is a ConfigError.
         arrays
-            Any float arrays of at most 1 MB, by name, `log(loss=loss, h_mean=mean)`: from the first
+            Float arrays of at most 64 KB, by name, `log(loss=loss, h_mean=mean)`: from the first
             steps on, always of one shape and dtype. Steps without any have NaN.
         """
         with self._calls.held():

@@ -197,8 +197,10 @@ class StoredArrays:
     def logged(self, name: str) -> np.ndarray:
         """Return what was logged at each committed row, NaN where nothing was."""
         array, parts = self.declared(name), []
-        for block in range(-(-self.n_rows // self.schema.layout.block_steps)):
-            key = shard_key(self.key(name), block, array.shape[1:])
+        n_blocks = -(-self.n_rows // self.schema.layout.block_steps)
+        keys = [shard_key(self.key(name), block, array.shape[1:]) for block in range(n_blocks)]
+        self.files.will_open(keys)
+        for key in keys:
             with decoding(self.files, self.key(name), key):
                 parts.append(decode_vector(self.files.get(key), array.chunk_shape, array.dtype))
         empty = self.schema.logged[name].missing(0)
