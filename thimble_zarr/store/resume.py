@@ -186,15 +186,7 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
     block_steps = readers[0].schema.layout.block_steps
     block = (n_rows - 1) // block_steps
     first_row = block * block_steps
-    last_block = {
-        shard_key(reader.arrays.key(name), block, reader.schema.shape)
-        for reader in readers
-        for name in reader.schema.arrays
-    } | {
-        shard_key(reader.arrays.key(name), block, of.shape)
-        for reader in readers
-        for name, of in reader.schema.logged.items()
-    }
+    last_block = {*_files_of_block(readers, block)}
     told = {}
     for key in (*sorted(last_block & known), *sorted({*promised} - gone - last_block)):
         records = [ledger.records[key]] if key in ledger.records else []
@@ -216,6 +208,16 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
         ledger_crc32=zlib.crc32(content, commit.ledger_crc32),
     )
     return ledger, before, seal(entry) + b"\n"
+
+
+def _files_of_block(readers: Sequence[StoreReader], block: int) -> Iterator[str]:
+    """Yield the files of a block that have rows of no other."""
+    for reader in readers:
+        schema = reader.schema
+        shapes = dict.fromkeys(schema.arrays, schema.shape)
+        shapes |= {name: of.shape for name, of in schema.logged.items()}
+        for name, shape in shapes.items():
+            yield shard_key(reader.arrays.key(name), block, shape)
 
 
 def _values_left(
