@@ -83,6 +83,10 @@ class Part:
         """Return the scalars of each row, and what a prediction needs besides."""
         return {name: self._of_rows(of) for name, of in self.whole.read_numbers().items()}
 
+    def read_logged(self) -> dict[str, np.ndarray]:
+        """Return what was logged of each row besides the loss."""
+        return {name: self._of_rows(of) for name, of in self.whole.read_logged().items()}
+
     def read_steps(self) -> np.ndarray:
         """Return the step of each row."""
         return self._of_rows(self.whole.read_steps())

@@ -144,6 +144,9 @@ class Rereadable(Protocol):
     def read_numbers(self) -> dict[str, np.ndarray]:
         """Return the scalars of each row, and what a prediction needs besides."""
 
+    def read_logged(self) -> dict[str, np.ndarray]:
+        """Return what was logged of each row besides the loss."""
+
     def opened(self) -> AbstractContextManager[Bits]:
         """Return the bits for one thread."""
 
@@ -260,6 +263,7 @@ def _numbers(
         missing = np.full(reader.n_rows, np.nan)
         of_rows = {name: recorded.get(name, missing).copy() for name in schema.numbers}
         derive(schema, of_rows)
+        of_rows |= reader.read_logged()
         numbers |= {array_path(reader.group, name): values for name, values in of_rows.items()}
     return numbers, readers[0].read_steps()
 
@@ -326,7 +330,8 @@ def _compare_block(
 def _compare_scalars(readers: Sequence[StoreReader], recoded: Sequence[StoreReader]) -> None:
     """Raise DamagedStoreError if any per-step value of the copy is another one."""
     for one, other in zip(readers, recoded, strict=True):
-        ours, theirs = one.read_scalars(), other.read_scalars()
+        ours = one.read_scalars() | one.read_logged()
+        theirs = other.read_scalars() | other.read_logged()
         for name, values in ours.items():
             if not np.array_equal(values, theirs[name], equal_nan=True):
                 raise _differs(one, other, name)
