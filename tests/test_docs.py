@@ -203,8 +203,8 @@ def test_every_document_is_found_from_the_readme() -> None:
     assert found == set(DOCUMENTS)
 
 
-NOT_OURS = {"--index-url", "--help"}
-"""Options of other programs, and the one that click makes."""
+NOT_OURS = {"--index-url", "--help", "--no-real"}
+"""Options of other programs and of benchmarks, and the one that click makes."""
 
 
 @every_document
