@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from tests.support.commands import MAIN, N_VOCABULARY, checked, fails, info_of, run, succeeds, told
 from tests.support.runs import Loop
+from tests.support.tuned import tuned
 from thimble_zarr import Recorder, open_dataset
 from thimble_zarr.experiment import device
 from thimble_zarr.experiment.config import OPTIMIZERS, TrainingConfig
@@ -481,3 +482,23 @@ def test_blocks_follow_from_the_memory(tmp_path: Path, tiny: tuple[str, ...]) ->
             in succeeds("plan", *tiny, "--memory", memory).stdout
         )
     assert steps == [1, 16]
+
+
+def test_a_run_whose_address_is_on_a_server_is_in_its_spool(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(monkeypatch, request_retries=0)
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:1"), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    monkeypatch.chdir(tmp_path)
+    url, spool = "s3://bucket/run.zarr", tmp_path / "spool.zarr"
+    for options, path in (((), tmp_path / "run.zarr"), (("--spool", spool), spool)):
+        with pytest.warns(UserWarning, match="publish") as told:
+            result = succeeds("train", url, *tiny, *options)
+        assert f"{path} is not published whole" in str(told[-1].message)
+        assert f"thimble-zarr check {path}" in result.stdout
+        assert checked(path, "--tokens=all")["holds"] is True
+    finished = succeeds("train", url, *tiny, "--resume", "--spool", spool)
+    assert "All 5 steps are recorded" in finished.stdout
+    assert "`spool` says where" in fails(2, "train", spool, *tiny, "--spool", spool)

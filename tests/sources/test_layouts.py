@@ -461,3 +461,19 @@ def test_tokens_that_nobody_can_name_are_refused(tmp_path: Path, run: Trajectory
     ids = torch.arange(20, 2, -2)
     file = save(tmp_path / "run.safetensors", {"W": W, "dead_indices": ids})
     refused(file, NotAStoreError, "not ascending")
+
+
+def test_what_a_crucible_file_has_of_each_step_is_read_and_imported(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "run.zarr"
+    succeeds("import", files["crucible"], store, "-q")
+    missing = np.full((1, N_DIMS), np.nan)
+    for path in (files["crucible"], store):
+        found = open_dataset(path)
+        assert found.h_mean.dims == ("step", "h_mean_0")
+        expected = np.concatenate([missing, layouts.hidden_means().numpy()])
+        np.testing.assert_array_equal(found.h_mean, expected)
+        not_taken = json.loads(found.attrs["thimble"])["attrs"]["source_file"]["not_taken"]
+        assert not_taken == "centroid"
+    assert diff(files["crucible"], store).is_equal

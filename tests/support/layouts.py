@@ -157,10 +157,15 @@ def thimble_9(run: Trajectory, folder: Path) -> Path:
     return _with_metadata(folder / "thimble_9", tensors)
 
 
+def hidden_means() -> torch.Tensor:
+    """Return a mean for each step, of which no two numbers are the same."""
+    return torch.arange(N_STEPS * N_DIMS, dtype=torch.float32).reshape(N_STEPS, N_DIMS) / 3
+
+
 def crucible(run: Trajectory, folder: Path, n_states: int = 9) -> Path:
     tensors = _dead(run, n_states)
     tensors["g"] = tensors["g"][1:]  # of step k+1
-    derived = {"centroid": torch.zeros(N_STEPS + 1, N_DIMS), "h_mean": torch.zeros(N_STEPS, N_DIMS)}
+    derived = {"centroid": torch.zeros(N_STEPS + 1, N_DIMS), "h_mean": hidden_means()}
     return _with_metadata(folder / "crucible", tensors | derived)
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,19 +49,55 @@ def publish(store: Path, url: Location, *, follow: bool, quiet: bool) -> None:
 @click.command(short_help="Copy a store from a server to this machine.")
 @click.argument("url", type=LOCATION)
 @click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--tokens", help="Only these: all, live, dead, ids such as 17,42, @FILE or text:TEXT."
+)
+@click.option("--steps", metavar="A:B", help="Only these, and the row before the first of them.")
 @QUIET
-def fetch(url: Location, store: Path, *, quiet: bool) -> None:
+def fetch(
+    url: Location, store: Path, *, tokens: str | None, steps: str | None, quiet: bool
+) -> None:
     """Copy what is committed of the store at URL to STORE, every file verified.
 
     A copy that was cut off is gone on with when the command is given again. Something else that
     lies at STORE is never overwritten.
+
+    With --tokens or --steps STORE is a part of the run, as if no more had been recorded. A part
+    that was cut off is fetched again from the start.
     """
     from thimble_zarr.cli.progress import progress
     from thimble_zarr.store.remote.publish import fetch as fetch_store
 
+    if tokens is not None or steps is not None:
+        return _fetch_part(url, store, tokens, steps, quiet=quiet)
     with progress("fetching", unit="B", quiet=quiet) as bar:
         copied = fetch_store(str(url), store, progress=bar.reach)
     _say("Fetched", copied, store, quiet=quiet)
+
+
+def _fetch_part(
+    url: Location, store: Path, tokens: str | None, steps: str | None, *, quiet: bool
+) -> None:
+    from thimble_zarr.analysis.compute.source import Source
+    from thimble_zarr.analysis.selection import select_steps, select_tokens
+    from thimble_zarr.cli.progress import progress
+    from thimble_zarr.sources.part import fetch_part
+    from thimble_zarr.store.reader import StoreReader
+
+    source = Source.of(StoreReader.open_each(str(url))[0])
+    what: dict[str, Any] = {"rows": select_steps(source, steps)}
+    if tokens is not None:
+        what["tokens"] = select_tokens(source, tokens)[1]
+    with progress("fetching", unit="B", quiet=quiet) as bar:
+        part = fetch_part(str(url), store, **what, on_progress=bar.reach)[0]
+    if not quiet:
+        of_rows, schema = part.read_steps(), part.schema
+        click.echo(
+            f"Fetched   steps {of_rows[0]:,} to {of_rows[-1]:,} of {schema.n_tokens:,} "
+            f"{schema.row_name}s; {human_bytes(part.disk_bytes())}\n"
+            f"Store     {store}\n"
+            f"Next      thimble-zarr check {shlex.quote(str(store))}"
+        )
 
 
 def _say(done: str, copied: "Copied", where: Location, *, quiet: bool) -> None:

@@ -181,6 +181,9 @@ class Reader(RowReader, Protocol):
     def read_labels(self) -> TokenLabels:
         """Return what is known of the tokens."""
 
+    def read_logged(self) -> dict[str, np.ndarray]:
+        """Return what was logged besides the loss, shape `(n_rows, ...)`, NaN where nothing was."""
+
     def disk_bytes(self) -> int:
         """Return the size of the recording where it lies."""
 

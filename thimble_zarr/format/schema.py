@@ -28,7 +28,7 @@ from thimble_zarr.format.documents import MAX_DEPTH, TooLargeError, parsed
 from thimble_zarr.format.documents import Json as Json
 from thimble_zarr.format.labels import TokenLabels as TokenLabels
 from thimble_zarr.format.layout import SCALAR_CHUNK_STEPS, Layout, RowSize
-from thimble_zarr.format.stored_array import StoredArray, arrays_of
+from thimble_zarr.format.stored_array import LoggedArray, StoredArray, arrays_of
 from thimble_zarr.format.versions import FORMAT_VERSION as FORMAT_VERSION
 from thimble_zarr.format.versions import upgrade
 from thimble_zarr.format.versions import versioned as versioned
@@ -172,6 +172,9 @@ class Schema:
         When recording started, ISO 8601, UTC.
     attrs
         What the user said of the run: configuration, corpus, seeds.
+    logged
+        What was logged at each step besides the loss, by name. Of several parameters the first has
+        it.
     """
 
     shape: tuple[int, ...]
@@ -191,6 +194,7 @@ class Schema:
     software: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     attrs: Mapping[str, Json] = field(default_factory=dict)
+    logged: Mapping[str, LoggedArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sizes = (*self.shape, self.layout.block_steps, self.layout.chunk_tokens)
@@ -361,7 +365,10 @@ class Schema:
 
     def to_attribute(self) -> dict[str, Json]:
         """Return the value of the group attribute `thimble`, ready for JSON."""
-        return versioned(asdict(self) | {"shape": [*self.shape], "dims": [*self.dims]})
+        content = asdict(self) | {"shape": [*self.shape], "dims": [*self.dims]}
+        logged = {name: {**asdict(of), "shape": [*of.shape]} for name, of in self.logged.items()}
+        del content["logged"]
+        return versioned(content | ({"logged": logged} if logged else {}))
 
     @classmethod
     def from_attribute(cls, value: Json) -> Self:
@@ -376,6 +383,8 @@ class Schema:
             content["layout"] = Layout(**content["layout"])
             content["optimizer"] = read_optimizer(content["optimizer"])
             content["coding"] = Coding(**checked(Coding, content["coding"]))
+            logged = content.get("logged", {}).items()
+            content["logged"] = {name: LoggedArray.from_json(of) for name, of in logged}
             return cls(**checked(cls, content))
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise DamagedStoreError(f"its `thimble` attribute is malformed: {error}") from error

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from thimble_zarr.bits import fill_value, storage_dtype
+from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.coding import PLAIN, Coding, CodingName
 from thimble_zarr.optim.base import Optimizer
 from thimble_zarr.optim.programs.registry import program_of
@@ -88,3 +90,42 @@ def coding_of(
     program = program_of(optimizer, dtypes) if is_whole else None
     codec = "pcodec" if archive else "lz4-bitshuffle"
     return Coding(name, None if program is None else program.name, codec)
+
+
+LOGGED_DTYPES = ("float16", "float32", "float64")
+"""Dtypes of what is logged. They have NaN, which says of a step that nothing was."""
+
+MAX_LOGGED_BYTES = 2**16
+"""Size of what is logged of a step at most: a dataset has that of all steps in memory."""
+
+
+@dataclass(frozen=True)
+class LoggedArray:
+    """The shape and dtype of what is logged at each step under one name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in LOGGED_DTYPES or not all(
+            isinstance(size, int) and size > 0 for size in self.shape
+        ):
+            raise ConfigError(f"no array of shape {self.shape} and dtype {self.dtype} is logged")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a step."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        """Return what the axes are called, that of the steps first."""
+        return ("step", *(f"{name}_{axis}" for axis in range(len(self.shape))))
+
+    def missing(self, n_rows: int) -> np.ndarray:
+        """Return rows of which nothing was logged."""
+        return np.full((n_rows, *self.shape), np.nan, self.dtype)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what `asdict` makes of one."""
+        return cls(tuple(content["shape"]), content["dtype"])

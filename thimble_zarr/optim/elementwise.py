@@ -400,7 +400,7 @@ class Elementwise(Optimizer, Formula):
             for scalar in self.SCALARS
             if scalar.held is None and scalar.name not in self.NOT_TAKEN
         }
-        numbers_held = {"step": scalars[COUNT] - 1, **scalars}
+        numbers_held = {**scalars, "step": scalars[COUNT] - 1}
         lists: dict[str, list[Tensor | None]] = {
             name: [tensors[name]] if name in tensors else [] for name in self.LISTS
         }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from thimble_zarr.errors import OptimizerError
 from thimble_zarr.format.schema import Schema, array_path
+from thimble_zarr.format.stored_array import LoggedArray
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.record.capture import as_rows, dtype_name, tensor_bits
 from thimble_zarr.record.counting import StepCounts, judge_rows
@@ -85,6 +86,10 @@ class Block:
         for values in self.scalars.values():
             values.fill(np.nan)
 
+    def declare(self, path: str, logged: LoggedArray) -> None:
+        """Have room for what is logged at each step under a name."""
+        self.scalars[path] = logged.missing(self.block_steps)
+
     def load(self, readers: Sequence[StoreReader], n_rows: int) -> StepCounts:
         """Begin with the rows of the store's last block; return the counts at the row before."""
         self.start(n_rows - n_rows % self.block_steps)
@@ -95,6 +100,8 @@ class Block:
             scalars = reader.read_numbers()
             counts[reader.group] = scalars[COUNT]
             for name, values in scalars.items():
+                self.scalars[array_path(reader.group, name)][: self.n_rows] = values[first:n_rows]
+            for name, values in reader.read_logged().items():
                 self.scalars[array_path(reader.group, name)][: self.n_rows] = values[first:n_rows]
             for name in reader.schema.dtypes if self.n_rows else ():
                 rows = reader.read(name, (first, n_rows))
@@ -172,6 +179,11 @@ class Block:
     def set_last_loss(self, loss: float) -> None:
         """Note the loss of the last row."""
         self._loss[self.n_rows - 1] = loss
+
+    def set_last_logged(self, logged: Mapping[str, np.ndarray]) -> None:
+        """Note what was logged of the last row, by path in the store."""
+        for path, values in logged.items():
+            self.scalars[path][self.n_rows - 1] = values
 
     def _take_row(self, name: str, tensor: Tensor | None, index: int) -> None:
         row, indices = self._tensors[name][index], self._rows.get(name)

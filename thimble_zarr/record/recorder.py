@@ -5,7 +5,6 @@ it consumed and produced. A full block goes to the writer thread only when the n
 loss logged after a step still finds its row, and training waits for the disk before a step only.
 """
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from thimble_zarr.interrupts import interrupts_held
 from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.concurrency import CallLock, close_at_exit
 from thimble_zarr.record.hooks import StepHooks
-from thimble_zarr.record.logged import Logged
+from thimble_zarr.record.logged import Loggable, Logged, Loss
 from thimble_zarr.record.parameters import Labels, Parameters, Rows, choose, declare
 from thimble_zarr.record.schedule import as_schedule, row_choice
 from thimble_zarr.record.writer_thread import BlockWriter, Keep
@@ -193,7 +192,8 @@ class Recorder:
         self._row_end_s = 0.0
         self._begun = self._store.n_rows > 0
         self._step = max(0, live.counter.last.step)
-        self._logged = Logged(self._step)
+        group, schema = next(iter(self._store.schemas.items()))
+        self._logged = Logged(self._step, group, schema.logged, self._writer.declare)
         self._warned: set[str] = set()
         self._scope = ExitStack()
         is_early = any(schema.optimizer.changes_gradient for schema in self.schemas.values())
@@ -236,14 +236,14 @@ class Recorder:
         """How many steps were audited since the recorder was made; None without an audit."""
         return None if self._writer.audit is None else self._writer.audit.counts
 
-    def log(self, *, loss: float | Tensor, step: int | None = None) -> None:
-        """Note the loss of a step.
+    def log(self, *, loss: Loss = None, step: int | None = None, **arrays: Loggable) -> None:
+        """Note the loss of a step, and small arrays of it.
 
         Call it once a step, always on the same side of `optimizer.step()`: logged before, it
         belongs to the step to come; logged after, to the step just taken. The first call tells
-        which, unless `step` does: give it where a `GradScaler` may skip the first step. A loss of a
-        step that was skipped, or that the schedule leaves out, is dropped. One that is not finite
-        is recorded, with a warning the first time.
+        which, unless `step` does: give it where a `GradScaler` may skip the first step. What is
+        logged of a step that was skipped, or that the schedule leaves out, is dropped. A loss that
+        is not finite is recorded, with a warning the first time.
 
         Parameters
         ----------
@@ -252,6 +252,9 @@ class Recorder:
         step
             The step it is of: `recorder.step`, the last one taken, or `recorder.next_step`. Any
             other is a ConfigError.
+        arrays
+            Float arrays of at most 64 KB, by name, `log(loss=loss, h_mean=mean)`: from the first
+            steps on, always of one shape and dtype. Steps without any have NaN.
         """
         with self._calls.held():
             self._check()
@@ -259,13 +262,8 @@ class Recorder:
             step = self._logged.step_of(step, self.step)
             if not self._is_recorded(step):
                 return
-            value = float(torch.as_tensor(loss).item())
-            if not math.isfinite(value):
-                self._warn_once(
-                    "loss",
-                    f"the loss of step {step} is {value}: recorded, and any later ones silently",
-                )
-            self._logged.add(value, step, self.step, self._writer.block)
+            if message := self._logged.add(loss, arrays, step, self.step, self._writer.block):
+                self._warn_once("loss", message)
 
     def flush(self) -> None:
         """Commit every recorded row. When this returns they survive a crash of the machine.
@@ -418,8 +416,6 @@ class Recorder:
                 self._append_row(step)
             self._logged.end_row(step, self._writer.block)
             self._finish_step()
-            if strided := self._live.strided_gradient():
-                self._warn_once("strided", strided)
             grads = self._live.gradients()
             if missing := [group for group, grad in grads.items() if grad is None]:
                 which = ", ".join(filter(None, missing))

@@ -17,7 +17,8 @@ from thimble_zarr.errors import ConfigError, RecordingError, ResumeError
 from thimble_zarr.format import layout
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.overhead import Overhead, Stopwatch
-from thimble_zarr.format.schema import Schema, row_size
+from thimble_zarr.format.schema import Schema, array_path, row_size
+from thimble_zarr.format.stored_array import LoggedArray
 from thimble_zarr.record.audit.audit import Audit, OnFinding
 from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.record.audit.thread import AuditThread
@@ -112,8 +113,22 @@ class BlockWriter:
             self._thread.submit(prepare).result()
         return self._store
 
+    def declare(self, name: str, logged: LoggedArray) -> None:
+        """Declare what is logged at each step under a name, which is new, while nothing pends."""
+        if self._pending:
+            self._wait(self._pending[-1][0])
+        self._store.declare_logged(name, logged)
+        self._make_room_for(next(iter(self._store.schemas)), {name: logged})
+
+    def _make_room_for(self, group: str, logged: Mapping[str, LoggedArray]) -> None:
+        for block in (self.block, *self._free, *(block for _, block in self._pending)):
+            for name, of in logged.items():
+                block.declare(array_path(group, name), of)
+
     def _take_up(self, readers: Sequence[StoreReader], n_rows: int) -> None:
         self._live.resume(readers, n_rows)
+        for reader in readers:
+            self._make_room_for(reader.group, reader.schema.logged)
         before = self.block.load(readers, n_rows)
         if self.audit is not None:
             self.audit.load(readers, self.block.first_row, before)

@@ -134,7 +134,7 @@ def _obstacles(reader: Reader) -> Iterator[str]:
             f"holds {schema.dtypes['W']}, and the notebook's file bfloat16 weights only; a copy "
             "would lose precision"
         )
-    lost = [name for name in schema.dtypes if name not in FILE_NAMES]
+    lost = [name for name in (*schema.dtypes, *schema.logged) if name not in FILE_NAMES]
     lost += [name for name in HYPERPARAMETERS if len(np.unique(scalars[name][1:])) > 1]
     if not np.array_equal(scalars["optimizer_step"], np.arange(reader.n_rows)):
         lost.append("optimizer_step")

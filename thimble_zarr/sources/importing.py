@@ -94,7 +94,7 @@ def import_file(
         path,
         replace(reader.schema, layout=layout).labelled(labels),
         n_rows=reader.n_rows,
-        scalars=reader.read_scalars(),
+        scalars=reader.read_scalars() | reader.read_logged(),
         read=partial(_rows, reader),
         count=count,
         labels=labels,

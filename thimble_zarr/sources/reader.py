@@ -20,6 +20,7 @@ from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import Layout, plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import SOURCE_FILE, TOKEN_DIMS, Json, Schema, TokenLabels
+from thimble_zarr.format.stored_array import LoggedArray
 from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.specs.adam import Adam
@@ -196,6 +197,10 @@ class FileReader:
         if self.learning_rate is not None:
             known["learning_rate"] = self.learning_rate
         return known
+
+    def read_logged(self) -> dict[str, np.ndarray]:
+        """Return what was logged besides the loss."""
+        return dict(self.run.logged)
 
     def read_steps(self) -> np.ndarray:
         """Return the step of each row."""
@@ -391,4 +396,5 @@ def _schema(path: Path, kind: str, run: RecordedRun, dtypes: dict[str, str]) -> 
         whole_tokens=run.whole_tokens,
         created=saved.isoformat(timespec="seconds"),
         attrs={"config": dict(run.settings), **(run.attrs or {SOURCE_FILE: about})},
+        logged={name: LoggedArray(of.shape[1:], of.dtype.name) for name, of in run.logged.items()},
     )

@@ -4,8 +4,10 @@ Both stores hold the same bits; a copy that was interrupted is gone on with.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from thimble_zarr.format.coding import CodingName
 from thimble_zarr.format.indexing import Indices, as_slice
 from thimble_zarr.format.layout import default_memory_bytes, plan_layouts, split_range
 from thimble_zarr.format.location import located, on_disk
-from thimble_zarr.format.reader import not_begun
+from thimble_zarr.format.reader import History, not_begun
 from thimble_zarr.format.schema import Schema, array_path, row_size
 from thimble_zarr.format.stored_array import coding_of
 from thimble_zarr.interrupts import interrupts_held
@@ -92,21 +94,17 @@ def recode(
     readers = StoreReader.open_each(source)
     if not readers[0].n_rows:
         raise not_begun(readers[0])
-    schemas = _schemas(readers, coding, archive=archive, memory_bytes=memory_bytes)
+    schemas = recoded_schemas(readers, coding, archive=archive, memory_bytes=memory_bytes)
     n_rows, row_bytes = readers[0].n_rows, sum(schema.row_bytes for schema in schemas.values())
     writer = _open(readers, schemas, path, overwrite=overwrite)
     steps = schemas[readers[0].group].layout.block_steps
     try:
-        numbers = _numbers(readers, schemas)
-        for rows in split_range(writer.n_rows - writer.n_rows % steps, n_rows, steps):
-            with interrupts_held():
-                _copy_block(readers, schemas, writer, rows, *numbers)
-            on_progress(row_bytes * rows[1], 2 * row_bytes * n_rows)
+        write_rows(
+            readers, schemas, writer, lambda n_done, n_bytes: on_progress(n_done, 2 * n_bytes)
+        )
     except BaseException:
         writer.release()  # what is committed stays, to go on from
         raise
-    with interrupts_held():
-        writer.close()
     recoded = StoreReader.open_each(path)
     _compare_scalars(readers, recoded)
     for rows in split_range(0, n_rows, steps):
@@ -115,8 +113,67 @@ def recode(
     return recoded
 
 
-def _schemas(
-    readers: Sequence[StoreReader], coding: CodingName, *, archive: bool, memory_bytes: int | None
+class Bits(Protocol):
+    """The bits of a parameter, for one thread."""
+
+    def read(self, name: str, rows: tuple[int, int], tokens: Indices) -> np.ndarray:
+        """Return stored bits of a variable, as `Reader.read` does."""
+
+
+class Rereadable(Protocol):
+    """What is written again: a parameter of a store, or a part of one."""
+
+    @property
+    def group(self) -> str:
+        """The parameter's name, if the recording holds several; else empty."""
+
+    @property
+    def schema(self) -> Schema:
+        """What was recorded, and by what."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that can be read."""
+
+    def read_steps(self) -> np.ndarray:
+        """Return the step of each row."""
+
+    def read_history(self) -> History:
+        """Return which rows were filled in, or are missing."""
+
+    def read_numbers(self) -> dict[str, np.ndarray]:
+        """Return the scalars of each row, and what a prediction needs besides."""
+
+    def read_logged(self) -> dict[str, np.ndarray]:
+        """Return what was logged of each row besides the loss."""
+
+    def opened(self) -> AbstractContextManager[Bits]:
+        """Return the bits for one thread."""
+
+
+def write_rows(
+    readers: Sequence[Rereadable],
+    schemas: Mapping[str, Schema],
+    writer: StoreWriter,
+    on_progress: Progress,
+) -> None:
+    """Write all rows that are not there yet, and close the store."""
+    n_rows, row_bytes = readers[0].n_rows, sum(schema.row_bytes for schema in schemas.values())
+    steps, numbers = schemas[readers[0].group].layout.block_steps, _numbers(readers, schemas)
+    for rows in split_range(writer.n_rows - writer.n_rows % steps, n_rows, steps):
+        with interrupts_held():
+            _copy_block(readers, schemas, writer, rows, *numbers)
+        on_progress(row_bytes * rows[1], row_bytes * n_rows)
+    with interrupts_held():
+        writer.close()
+
+
+def recoded_schemas(
+    readers: Sequence[Rereadable],
+    coding: CodingName,
+    *,
+    archive: bool = False,
+    memory_bytes: int | None = None,
 ) -> dict[str, Schema]:
     """Return what is to be declared of each parameter."""
     if memory_bytes is None:
@@ -197,7 +254,7 @@ def _check_begun(
 
 
 def _numbers(
-    readers: Sequence[StoreReader], schemas: Mapping[str, Schema]
+    readers: Sequence[Rereadable], schemas: Mapping[str, Schema]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the per-step values of all rows, by path, with what is derived, and their steps."""
     numbers = dict[str, np.ndarray]()
@@ -206,12 +263,13 @@ def _numbers(
         missing = np.full(reader.n_rows, np.nan)
         of_rows = {name: recorded.get(name, missing).copy() for name in schema.numbers}
         derive(schema, of_rows)
+        of_rows |= reader.read_logged()
         numbers |= {array_path(reader.group, name): values for name, values in of_rows.items()}
     return numbers, readers[0].read_steps()
 
 
 def _copy_block(
-    readers: Sequence[StoreReader],
+    readers: Sequence[Rereadable],
     schemas: Mapping[str, Schema],
     writer: StoreWriter,
     rows: tuple[int, int],
@@ -240,7 +298,7 @@ def _copy_block(
 
 
 def _read(
-    reader: StoreReader, rows: tuple[int, int]
+    reader: Rereadable, rows: tuple[int, int]
 ) -> Iterator[tuple[Indices, dict[str, np.ndarray]]]:
     """Yield the bits of all variables, some tokens at a time, so that each chunk is read once."""
     schema, length = reader.schema, reader.schema.layout.chunk_tokens
@@ -272,7 +330,8 @@ def _compare_block(
 def _compare_scalars(readers: Sequence[StoreReader], recoded: Sequence[StoreReader]) -> None:
     """Raise DamagedStoreError if any per-step value of the copy is another one."""
     for one, other in zip(readers, recoded, strict=True):
-        ours, theirs = one.read_scalars(), other.read_scalars()
+        ours = one.read_scalars() | one.read_logged()
+        theirs = other.read_scalars() | other.read_logged()
         for name, values in ours.items():
             if not np.array_equal(values, theirs[name], equal_nan=True):
                 raise _differs(one, other, name)
@@ -286,7 +345,7 @@ def _differs(one: StoreReader, other: StoreReader, what: str) -> DamagedStoreErr
 
 
 def _marked(
-    readers: Sequence[StoreReader], rows: tuple[int, int]
+    readers: Sequence[Rereadable], rows: tuple[int, int]
 ) -> dict[str, dict[str, list[tuple[int, int]]]]:
     """Return which of some rows are said to be filled in, or missing."""
     found: dict[str, dict[str, list[tuple[int, int]]]] = {"filled": {}, "missing": {}}

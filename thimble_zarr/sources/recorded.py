@@ -42,6 +42,8 @@ class RecordedRun:
         The variables that are there, by our names; always `W`.
     loss
         Loss of each row: float64, NaN where missing.
+    logged
+        What was logged of each row besides the loss, by name: shape `(n_rows, ...)`.
     settings
         What is known of the run, under the names of `rules.SETTINGS`.
     labels
@@ -63,6 +65,7 @@ class RecordedRun:
     n_rows: int
     series: Mapping[str, Series]
     loss: np.ndarray | None = None
+    logged: Mapping[str, np.ndarray] = field(default_factory=dict)
     settings: Mapping[str, Json] = field(default_factory=dict)
     labels: TokenLabels = field(default_factory=TokenLabels)
     token_ids: np.ndarray | None = None

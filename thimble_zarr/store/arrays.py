@@ -136,6 +136,8 @@ class StoredArrays:
         if (of := self.schema.arrays.get(name)) is not None:
             rest = self.schema.shape
             length = -(-length // self.schema.layout.block_steps) if of.is_keyframe else length
+        elif name in self.schema.logged:
+            rest = self.schema.logged[name].shape
         elif name not in self.schema.per_step:
             return
         if shape[0] < length or shape[1:] != rest:
@@ -191,6 +193,19 @@ class StoredArrays:
                     raise FileNotFoundError
                 parts.append(decode_vector(content, array.chunk_shape[0], array.dtype))
         return np.concatenate([*parts, np.empty(0, array.dtype)])[:length]
+
+    def logged(self, name: str) -> np.ndarray:
+        """Return what was logged at each committed row, NaN where nothing was."""
+        array, parts = self.declared(name), []
+        n_blocks = -(-self.n_rows // self.schema.layout.block_steps)
+        keys = [shard_key(self.key(name), block, array.shape[1:]) for block in range(n_blocks)]
+        self.files.will_open(keys)
+        for key in keys:
+            with decoding(self.files, self.key(name), key):
+                parts.append(decode_vector(self.files.get(key), array.chunk_shape, array.dtype))
+        empty = self.schema.logged[name].missing(0)
+        found: np.ndarray = np.concatenate([*parts, empty])[: self.n_rows]
+        return found
 
     @cached_property
     def prediction(self) -> Prediction:

@@ -29,8 +29,9 @@ from thimble_zarr.format.schema import (
     Schema,
     array_path,
 )
-from thimble_zarr.format.stored_array import StoredArray
+from thimble_zarr.format.stored_array import LoggedArray, StoredArray
 from thimble_zarr.format.versions import versioned
+from thimble_zarr.optim.registry import VARIABLES
 from thimble_zarr.store.coding.compression import (
     CODECS,
     COMPRESSIONS,
@@ -246,12 +247,43 @@ def _arrays(
         kind, fill = (np.int64, -1) if name == "step" else (np.float64, float("nan"))
         stored = Declared((capacity,), length, length, np.dtype(kind), fill, is_sharded=False)
         yield name, stored, ("step",), {"long_name": long_name}
+    for name, logged in schema.logged.items():
+        yield name, *_logged_array(schema, name, logged, capacity)
     for name, values in coordinates.items():
         length = (max(1, len(values)),)
         stored = Declared(values.shape, length, length, values.dtype, 0, is_sharded=False)
         # Texts have more bytes than tokens.
         dim = "text_byte" if name == "text_bytes" else schema.dims[0]
         yield name, stored, (dim,), {"long_name": LABELS.get(name, ROW_LABEL)}
+
+
+def with_logged(
+    schemas: Mapping[str, Schema], name: str, logged: LoggedArray, capacity: int
+) -> tuple[dict[str, Schema], dict[str, dict[str, Any]]]:
+    """Return schemas of which the first has one array more that is logged, and its documents.
+
+    Raises ConfigError if there is something else of that name.
+    """
+    group, schema = next(iter(schemas.items()))
+    taken = {*schema.arrays, *schema.per_step, *LABELS, *schema.dims, *schema.logged}
+    if name in taken | {*schemas, *VARIABLES} or not name.isidentifier():
+        raise ConfigError(f"nothing can be logged as {name!r}: choose another name")
+    schema = replace(schema, logged={**schema.logged, name: logged})
+    array, dims, attributes = _logged_array(schema, name, logged, capacity)
+    path = array_path(group, name)
+    attribute = {metadata_key(group): _group({ATTRIBUTE: schema.to_attribute()})}
+    documents = attribute | {metadata_key(path): array.document(dims, attributes)}
+    return {**schemas, group: schema}, documents
+
+
+def _logged_array(
+    schema: Schema, name: str, logged: LoggedArray, capacity: int
+) -> tuple[Declared, Sequence[str], dict[str, Json]]:
+    """Return how what is logged of each step is stored: a block is a file, with dims and more."""
+    chunk = (schema.layout.block_steps, *logged.shape)
+    dtype = np.dtype(logged.dtype)
+    stored = Declared((capacity, *logged.shape), chunk, chunk, dtype, math.nan, is_sharded=False)
+    return stored, logged.dims(name), {"long_name": f"{name}, as logged at each step"}
 
 
 def _check_readable(

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from thimble_zarr.format import layout
-from thimble_zarr.format.schema import Schema, TokenLabels
+from thimble_zarr.format.schema import Schema, TokenLabels, array_path
 from thimble_zarr.store.coding.shard_codec import encode_vector
-from thimble_zarr.store.keys import split_array_key
+from thimble_zarr.store.keys import shard_key, split_array_key, vector_key
 from thimble_zarr.store.reader import StoreReader
 
 
@@ -55,7 +55,40 @@ def _missing(name: str) -> np.ndarray:
     return np.full(layout.SCALAR_CHUNK_STEPS, np.int64(-1) if name == "step" else np.nan)
 
 
-def coordinates(
+def logged_blocks(
+    schemas: Mapping[str, Schema], first_row: int, n_rows: int, logged: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the file of a block of each array that is logged, and all its rows."""
+    for group, schema in schemas.items():
+        for name, of in schema.logged.items():
+            path, rows = array_path(group, name), of.missing(schema.layout.block_steps)
+            rows[:n_rows] = logged[path][:n_rows]
+            yield shard_key(path, first_row // schema.layout.block_steps, of.shape), rows
+
+
+def coordinates_of(
+    schemas: Mapping[str, Schema],
+    labels: Mapping[str, TokenLabels],
+    token_ids: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the coordinates of the first axis of each parameter, by its group and their names."""
+    return {
+        group: dict(_coordinates(schema, labels.get(group), token_ids.get(group)))
+        for group, schema in schemas.items()
+    }
+
+
+def vectors(coordinates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the values of all coordinates by their files; one without values has none."""
+    return {
+        vector_key(array_path(group, name)): values
+        for group, arrays in coordinates.items()
+        for name, values in arrays.items()
+        if len(values)
+    }
+
+
+def _coordinates(
     schema: Schema, labels: TokenLabels | None, token_ids: np.ndarray | None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and values of the coordinates of the first axis, as it lies on disk.

@@ -185,6 +185,10 @@ class StoreReader:
         self.arrays.will_read(self.schema.numbers)
         return {name: self.arrays.vector(name) for name in self.schema.numbers}
 
+    def read_logged(self) -> dict[str, np.ndarray]:
+        """Return what was logged besides the loss, shape `(n_rows, ...)`, NaN where nothing was."""
+        return {name: self.arrays.logged(name) for name in self.schema.logged}
+
     def read_steps(self) -> np.ndarray:
         """Return the step of each row, ascending: int64, shape `(n_rows,)`."""
         if self.schema.schedule is None:

@@ -36,7 +36,7 @@ from thimble_zarr.store.keys import (
 from thimble_zarr.store.ledger import Commit, FileRecord, Ledger, Line, read_lines, seal, tell
 from thimble_zarr.store.reader import StoreReader
 
-_MAY_DIFFER = ("software", "created", "attrs")
+_MAY_DIFFER = ("software", "created", "attrs", "logged")
 """What a schema has that is no property of the run's arithmetic."""
 
 _TOLD_OTHERWISE = (
@@ -186,11 +186,7 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
     block_steps = readers[0].schema.layout.block_steps
     block = (n_rows - 1) // block_steps
     first_row = block * block_steps
-    last_block = {
-        shard_key(reader.arrays.key(name), block, reader.schema.shape)
-        for reader in readers
-        for name in reader.schema.arrays
-    }
+    last_block = {*_files_of_block(readers, block)}
     told = {}
     for key in (*sorted(last_block & known), *sorted({*promised} - gone - last_block)):
         records = [ledger.records[key]] if key in ledger.records else []
@@ -212,6 +208,16 @@ def plan_cut(readers: Sequence[StoreReader], n_rows: int) -> tuple[Ledger, Commi
         ledger_crc32=zlib.crc32(content, commit.ledger_crc32),
     )
     return ledger, before, seal(entry) + b"\n"
+
+
+def _files_of_block(readers: Sequence[StoreReader], block: int) -> Iterator[str]:
+    """Yield the files of a block that have rows of no other."""
+    for reader in readers:
+        schema = reader.schema
+        shapes = dict.fromkeys(schema.arrays, schema.shape)
+        shapes |= {name: of.shape for name, of in schema.logged.items()}
+        for name, shape in shapes.items():
+            yield shard_key(reader.arrays.key(name), block, shape)
 
 
 def _values_left(
@@ -262,7 +268,7 @@ def _begins_at(readers: Sequence[StoreReader], key: str) -> int:
     """Return the first row of a file; labels of tokens have none, and never go."""
     group, name = split_array_key(array_of(key))
     for reader in readers:
-        if reader.group == group and name in reader.schema.arrays:
+        if reader.group == group and name in (*reader.schema.arrays, *reader.schema.logged):
             return chunk_index(key) * reader.schema.layout.block_steps
         if reader.group == group and name in reader.schema.per_step:
             return chunk_index(key) * layout.SCALAR_CHUNK_STEPS

@@ -19,13 +19,14 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from thimble_zarr.errors import StoreError, StoreExistsError
+from thimble_zarr.errors import ConfigError, StoreError, StoreExistsError
 from thimble_zarr.format import layout
 from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.format.layout import Layout
 from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.overhead import Overhead, Stopwatch
 from thimble_zarr.format.schema import Schema, TokenLabels, array_path
+from thimble_zarr.format.stored_array import LoggedArray
 from thimble_zarr.store.coding.block_encoder import Block
 from thimble_zarr.store.coding.shard_codec import encode_vector
 from thimble_zarr.store.contents import (
@@ -40,8 +41,8 @@ from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.keys import COMMIT, HOLDER, LEDGER, LOCK, array_of, shard_key, vector_key
 from thimble_zarr.store.ledger import Commit, Ledger, seal
 from thimble_zarr.store.lock import WriterLock
-from thimble_zarr.store.metadata import consolidate, declare, encoded, resize
-from thimble_zarr.store.per_step import PerStepValues, coordinates
+from thimble_zarr.store.metadata import consolidate, declare, encoded, resize, with_logged
+from thimble_zarr.store.per_step import PerStepValues, coordinates_of, logged_blocks, vectors
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.resume import check_resumable, leftovers, plan_cut
 
@@ -119,7 +120,9 @@ class StoreWriter:
         check_schemas(schemas, labels)
         check_vacant(path, overwrite=overwrite)
         writer = cls(path, schemas)
-        values = writer._declare(labels, token_ids or {}, writer._layout.capacity(n_rows or 1))
+        coordinates = coordinates_of(schemas, labels, token_ids or {})
+        writer._capacity = writer._layout.capacity(n_rows or 1)
+        writer._documents = declare(schemas, coordinates, writer._capacity)
         remedy = "choose a directory that can be written"
         with ExitStack() as undo, disk_errors_named(f"create a store at {path}", remedy):
             writer._lock = WriterLock(path)
@@ -127,7 +130,7 @@ class StoreWriter:
             writer._clear(overwrite=overwrite)
             undo.callback(writer._disk.remove)
             undo.callback(writer._disk.close)
-            writer._begin(values)
+            writer._begin(vectors(coordinates))
             undo.pop_all()
         return writer
 
@@ -314,23 +317,6 @@ class StoreWriter:
         """How the first parameter is cut; blocks of all have as many steps."""
         return next(iter(self.schemas.values())).layout
 
-    def _declare(
-        self, labels: Mapping[str, TokenLabels], token_ids: Mapping[str, np.ndarray], capacity: int
-    ) -> dict[str, np.ndarray]:
-        """Declare everything in memory; return the values of all labels, by their files."""
-        labelled = {
-            group: dict(coordinates(schema, labels.get(group), token_ids.get(group)))
-            for group, schema in self.schemas.items()
-        }
-        self._capacity = capacity
-        self._documents = declare(self.schemas, labelled, capacity)
-        return {
-            vector_key(array_path(group, name)): values
-            for group, arrays in labelled.items()
-            for name, values in arrays.items()
-            if len(values)
-        }
-
     def _clear(self, *, overwrite: bool) -> None:
         """Remove an old store, whose lock is held, but for the lock.
 
@@ -420,7 +406,20 @@ class StoreWriter:
         index, files = first_row // layout.SCALAR_CHUNK_STEPS, FileSizes()
         for array, content in self._stopwatch.time_each("encode_s", chunks):
             files |= self._write_vector(vector_key(array, index), content)
+        for key, rows in logged_blocks(self.schemas, first_row, len(steps), scalars):
+            files |= self._write_vector(key, encode_vector(rows))
         return files
+
+    def declare_logged(self, name: str, logged: LoggedArray) -> None:
+        """Declare what is logged of each step; ConfigError once a commit has all declarations."""
+        if self._ledger.ledger_bytes:
+            raise ConfigError(
+                f"{name} was first logged after step {self.last_step} was committed; log it from "
+                "the first step on"
+            )
+        self.schemas, documents = with_logged(self.schemas, name, logged, self._capacity)
+        self._documents |= documents
+        self._write_metadata()
 
     def _write_metadata(self) -> None:
         for key, document in self._documents.items():

@@ -53,7 +53,8 @@ def open_dataset(path: StorePath, parameter: str | None = None) -> xr.Dataset:
         not have (the gradient or change of the initial state, the change at a step whose row before
         was not recorded) is NaN. What would need a variable that was not recorded is left out, and
         the attribute `not_recorded` says how to record it.
-        Per-step scalars, float64, dims `(step,)`. Coordinates `step`, which is the optimizer's, and
+        Per-step scalars, float64, dims `(step,)`, and what else was logged, dims `(step, ...)`, NaN
+        of steps without any. Coordinates `step`, which is the optimizer's, and
         `token` or `row`, which are ids where not all rows were recorded, and where known
         `n_occurrences` (in the corpus), `live`, `dead` and `text`, where control characters are
         bytes in brackets: `<0x00>`. The attribute `thimble` is all that is known of the run, as
@@ -124,6 +125,10 @@ def dataset_of(reader: Reader) -> xr.Dataset:
         for name, values in source.recorded.items()
     }
     data = {**variables, **frozen, **scalars}
+    for name, values in reader.read_logged().items():
+        logged = reader.schema.logged[name]
+        of = (logged.dims(name), values, _named(f"{name}, as logged at each step"))
+        data[f"logged_{name}" if name in data else name] = of
     return xr.Dataset(data, coords=coords_of(source), attrs=_attrs(reader.schema))
 
 

@@ -30,10 +30,13 @@ LOSS = "loss"
 def in_order(pair: Pair, differences: Sequence[Difference]) -> tuple[Difference, ...]:
     """Return differences by step, and in one by what leads to what.
 
-    The loss leads to nothing: it is a sign, and comes last in its step.
+    What is logged leads to nothing: it is a sign, and comes last in its step.
     """
     states = [name for name in pair.variables if name not in ("W", "grad")]
-    later = {name: place for place, name in enumerate((COUNT, "grad", *states, "W", LOSS), 1)}
+    later = {
+        name: place
+        for place, name in enumerate((COUNT, "grad", *states, "W", LOSS, *pair.logged), 1)
+    }
 
     def place(of: Difference) -> tuple[int, int]:
         is_first_weight = of.step == 0 and of.variable == "W"
@@ -80,11 +83,12 @@ class Inquiry:
         place = int(np.searchsorted(self.pair.steps, self.step))
         before = int(self.pair.steps[place - 1]) if place else None
         first = self.names[0]
-        if first == LOSS:
+        if first == LOSS or first in self.pair.logged:
+            what, other = ("The loss", "loss") if first == LOSS else (first, first)
             return self._told(
                 "loss",
-                "The loss differs first, and nothing recorded of the parameter does at that step: "
-                "another loss was logged, or what differs was not recorded",
+                f"{what} differs first, and nothing recorded of the parameter does at that step: "
+                f"another {other} was logged, or what differs was not recorded",
             )
         if first in self.pair.scalars and first != COUNT:
             return self._of_a_number(first)

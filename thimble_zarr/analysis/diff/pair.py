@@ -94,6 +94,17 @@ class Pair:
         a, b = (source.recorded[name] for source in self.sources)
         return a[self.rows[0]], b[self.rows[1]]
 
+    @cached_property
+    def logged(self) -> dict[str, Both]:
+        """What was logged of each step that both have, where shapes and dtypes are the same."""
+        a, b = (reader.read_logged() for reader in self.readers)
+        return {
+            name: (a[name][self.rows[0]], b[name][self.rows[1]])
+            for name in a
+            if name in b
+            and (a[name].shape[1:], a[name].dtype) == (b[name].shape[1:], b[name].dtype)
+        }
+
     def natives(self, name: str) -> tuple[str, str]:
         """Return the dtypes of a variable."""
         a, b = (reader.schema.dtypes[name] for reader in self.readers)

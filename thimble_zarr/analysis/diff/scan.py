@@ -120,16 +120,17 @@ def _first(
 
 def first_of_scalars(pair: Pair) -> Iterator[Difference]:
     """Yield the first difference of each number of a step that has one."""
-    for name in pair.scalars:
-        values = pair.scalar(name)
-        differ = different(values, ("float64", "float64"))
-        differ &= ~(np.isnan(values[0]) & np.isnan(values[1]))
+    for name, values in ({of: pair.scalar(of) for of in pair.scalars} | pair.logged).items():
+        one, other = (of.reshape(len(of), -1).astype(np.float64) for of in values)
+        differ = different((one, other), ("float64", "float64"))
+        differ &= ~(np.isnan(one) & np.isnan(other))
         if differ.any():
-            at = int(differ.argmax())
-            a, b = (of[at : at + 1] for of in values)
+            at, n_elements = int(differ.any(axis=1).argmax()), differ.shape[1]
+            element = int(differ[at].argmax())
+            a, b = (of.reshape(len(of), -1)[at, element : element + 1] for of in values)
             where = int(pair.steps[at]), None, None
-            ulp = float(ulp_distance(a, b)[0])
-            yield Difference(name, *where, float(a[0]), float(b[0]), ulp, 1, 1)
+            ulp, n_different = float(ulp_distance(a, b)[0]), int(differ[at].sum())
+            yield Difference(name, *where, float(a[0]), float(b[0]), ulp, n_different, n_elements)
 
 
 def growth_steps(pair: Pair, first: int) -> list[int]:

@@ -50,9 +50,9 @@ class ShardBuilder:
         self._index: list[tuple[int, int]] = []
         self._end = 0
 
-    def leave_out(self, chunk: np.ndarray) -> None:
-        """Leave out the next chunk, which holds nothing but the fill value."""
-        self.checksums.append(Checksums(0, values_checksum(chunk)))
+    def leave_out(self, values: int) -> None:
+        """Leave out the next chunk, all of the fill value; given is the checksum of its values."""
+        self.checksums.append(Checksums(0, values))
         self._index.append((_EMPTY, _EMPTY))
 
     def add(self, chunk: np.ndarray) -> bytes:
@@ -295,19 +295,20 @@ def values_checksum(chunk: np.ndarray) -> int:
 
 
 def encode_vector(values: np.ndarray) -> bytes:
-    """Return the bytes of a chunk of one axis that is a file of its own."""
+    """Return the bytes of a chunk that is a file of its own."""
     little_endian = values.astype(values.dtype.newbyteorder("<"), copy=False)
     encoded = DEFAULT.encode(np.ascontiguousarray(little_endian))
     return encoded + _as_bytes(google_crc32c.value(encoded))
 
 
-def decode_vector(content: bytes, length: int, dtype: np.dtype) -> np.ndarray:
-    """Return the values of a chunk that is a file of its own.
+def decode_vector(content: bytes, shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return the values of a chunk that is a file of its own, by default of one axis.
 
     Raises ValueError if it is not that many values, or its checksum does not match.
     """
     encoded = _checked(content, "its chunk")
-    values = DEFAULT.decode(encoded, (length,), dtype.newbyteorder("<"), np.empty)
+    shape = (shape,) if isinstance(shape, int) else shape
+    values = DEFAULT.decode(encoded, shape, dtype.newbyteorder("<"), np.empty)
     return values.astype(dtype, copy=False)
 
 

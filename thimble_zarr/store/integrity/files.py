@@ -141,7 +141,7 @@ def _record_of(expected: Expected, key: str) -> FileRecord:
     declared, n_bytes = expected.declared(array_of(key)), expected.files.size(key)
     if not declared.is_sharded:
         content = expected.files.get(key)
-        decode_vector(content, declared.file_shape[0], declared.dtype)
+        decode_vector(content, declared.file_shape, declared.dtype)
         return FileRecord(n_bytes=n_bytes, crc32=zlib.crc32(content))
     with _shard(expected, key) as shard:
         checksums = [

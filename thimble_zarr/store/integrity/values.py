@@ -56,9 +56,9 @@ def _plan_file(plan: Plan, key: str, declared: Declared, first: int, file: Compa
     group, name = split_array_key(array)
     is_long = is_of_rows(expected.documents[metadata_key(array)])
     order = _order(plan, group, name)
-    values = np.full(declared.file_shape[0], declared.fill).astype(declared.dtype)
+    values = np.full(declared.file_shape, declared.fill).astype(declared.dtype)
     if file.state is FileState.ALTERED and order is None:
-        found = decode_vector(expected.files.get(key), len(values), declared.dtype)
+        found = decode_vector(expected.files.get(key), values.shape, declared.dtype)
         is_missing = is_long and np.array_equal(found, values, equal_nan=True)
         if not is_missing:  # else a repair was cut off here
             _restore(plan, key, found, file)
@@ -105,7 +105,7 @@ def _restore(plan: Plan, key: str, values: np.ndarray, file: Comparison) -> None
 def _guesses(values: np.ndarray) -> Iterator[tuple[int, float]]:
     """Yield rows and what their values may have been: as they are, or as their neighbours tell."""
     yield 0, values[0]
-    if values.dtype != np.float64:
+    if values.dtype != np.float64 or values.ndim > 1:
         return
     for row in range(len(values)):
         now = values[row].tobytes()  # to NaN beside NaN there is no other
