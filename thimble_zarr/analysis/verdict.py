@@ -196,7 +196,7 @@ def _replay_verdict(table: AnyTable) -> Verdict:
 
 
 def _verdict_without_bound(table: AnyTable, by: str, not_judged: Sequence[str]) -> Verdict:
-    """Judge a replay that nobody knows to be how near to the record."""
+    """Judge a replay that differs in variables for which no bound is known."""
     names = np.asarray(table["recurrence"]).tolist()
     at = [index for index, name in enumerate(names) if name in not_judged]
     judged = [name for name in names if name not in not_judged]

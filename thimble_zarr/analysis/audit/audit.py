@@ -223,7 +223,7 @@ class Tally:
             yield from _of_replay(part, exact=self.exact)
 
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
-        """Yield its numbers: by machine code, or by NumPy where some are no ordinary ones."""
+        """Yield its numbers: from machine code if all are finite and not tiny, else from NumPy."""
         sums = None if self.extended else step_sums(part, bounded=not self.recurrences)
         if sums is None or not sums.are_exact(part.dtype):
             yield from self._by_numpy(part)
