@@ -37,7 +37,7 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 SLOWEST = (
-    *("test_viewer.py", "test_report_page.py"),
+    *("test_viewer.py", "test_report_page.py", "test_watch.py"),
     *("test_readme.py", "test_docs.py", "test_memory.py", "test_real_run.py"),
 )
 """Files of a few long tests: left to the end, one process would run them and the others wait."""

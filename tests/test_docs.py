@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import thimble_zarr
+from benchmarks import faults
 from benchmarks.__main__ import EARLY_STEP, markdown
-from benchmarks.faults import summary
 from benchmarks.peers import report
 from benchmarks.peers.report import LARGER
 from tests.support.documents import (
@@ -203,8 +203,8 @@ def test_every_document_is_found_from_the_readme() -> None:
     assert found == set(DOCUMENTS)
 
 
-NOT_OURS = {"--index-url", "--help"}
-"""Options of other programs, and the one that click makes."""
+NOT_OURS = {"--index-url", "--help", "--no-real"}
+"""Options of other programs and of benchmarks, and the one that click makes."""
 
 
 @every_document
@@ -276,7 +276,21 @@ def test_the_numbers_are_the_measured_ones() -> None:
 
 def test_the_planted_faults_are_the_counted_ones() -> None:
     results = json.loads((ROOT / "benchmarks/faults.json").read_text())
-    assert summary(results) in " ".join(text_of(ROOT / "docs/exactness.md").split())
+    page = text_of(ROOT / "docs/exactness.md")
+    assert faults.summary(results) in " ".join(page.split())
+    table, _, others = faults.markdown(results).partition("\n\n")
+    assert table in page
+    assert others.startswith("Of 100 flipped bits"), "a fault was called by another name"
+
+
+def test_a_fault_that_is_called_otherwise_is_told() -> None:
+    results = json.loads((ROOT / "benchmarks/faults.json").read_text())
+    count = next(one for one in results["optimizers"]["SGD"]["float32"] if "torn" in one[0])
+    count[1] = "unbalanced"
+    assert "- SGD, float32: torn row (torn-row) was called unbalanced (1)" in faults.markdown(
+        results
+    )
+    assert faults.summary(results).startswith("608 of 609")
 
 
 def test_the_picture_of_the_imports_is_the_tested_one() -> None:

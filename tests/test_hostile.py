@@ -343,6 +343,9 @@ VALUES = st.recursive(
 
 DOCUMENTS = ("zarr.json", "W/zarr.json", "loss/zarr.json", "text_end/zarr.json", COMMIT, LEDGER)
 
+IN_SOAK = [pytest.mark.soak] * ("EVERY_KIND" in os.environ)
+"""Examples are the same ones each time, so that more are worth their time now and then only."""
+
 OF_PREDICTED = ("W_keyframe/zarr.json", "W_residual/zarr.json", "bias_correction1/zarr.json")
 
 
@@ -361,9 +364,13 @@ def put(document: Any, path: tuple[Any, ...], value: Any) -> None:
     document[path[-1]] = value
 
 
-@stores.both_codings
+@pytest.mark.parametrize(
+    "coding", [pytest.param(name, marks=IN_SOAK) for name in stores.CODINGS], indirect=True
+)
 @given(data=st.data())
-@settings(max_examples=60, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(
+    max_examples=300 if IN_SOAK else 25, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
 def test_whatever_the_bookkeeping_says_only_our_errors_come(
     sound: Path, coding: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

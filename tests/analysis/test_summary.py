@@ -24,6 +24,8 @@ from thimble_zarr.store.rows import OpenedRows
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tasks, windows and parts of a toy run."""
     tuned(monkeypatch, summary_elements=4 * N_TOKENS, cached_elements=40, part_bytes=240)
+    # Enough for a toy run, and it does not fork; who wants more asks for `workers`.
+    monkeypatch.setattr("thimble_zarr.analysis.compute.run.n_cpus", lambda: 1)
 
 
 def groups_of(ds: xr.Dataset, **named: list[int]) -> dict[str, np.ndarray]:

@@ -32,6 +32,8 @@ CHUNK_ROWS = 4
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned(monkeypatch, summary_elements=CHUNK_ROWS * N_TOKENS)
+    # Enough for a toy run, and it does not fork; who wants more asks for `workers`.
+    monkeypatch.setattr("thimble_zarr.analysis.compute.run.n_cpus", lambda: 1)
 
 
 @pytest.fixture

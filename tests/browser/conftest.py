@@ -13,9 +13,9 @@ from tests.support.commands import succeeds
 N_STEPS = 16
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """A browser for the tests of a file: while it is open no other event loop can run."""
+    """A browser for the tests of this folder: while it is open no other event loop can run."""
     with browsers.launched(browsers.executable()) as browser:
         yield browser
 

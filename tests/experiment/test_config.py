@@ -9,7 +9,7 @@ from thimble_zarr.experiment.config import CHOICES, HELP, OPTIMIZERS, TrainingCo
 
 NAMES = [known.name for known in fields(TrainingConfig)]
 
-OF_OTHERS = {"alpha", "momentum", "nesterov", "adjust_lr_fn", "eps1"}
+LEFT_OUT = {"alpha", "momentum", "nesterov", "adjust_lr_fn", "eps1"}
 """Settings without a default, of other optimizers than that of the next config."""
 
 NONE_IS_DEFAULT = TrainingConfig(
@@ -162,7 +162,7 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
     lines = [f"{name} = {json.dumps(value)}" for name, value in known if value is not None]
     file.write_text("\n".join(lines), encoding="utf-8")
     settings = read_toml(file)
-    assert list(settings) == [name for name in NAMES if name not in OF_OTHERS]
+    assert list(settings) == [name for name in NAMES if name not in LEFT_OUT]
     assert TrainingConfig.from_settings(settings) == NONE_IS_DEFAULT
 
 

@@ -1,5 +1,6 @@
 """Machine code has the sums of what a formula leaves that NumPy has, also of unusual numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from tests.support.portable import N_STEPS, drawn, needs_compiler
 from thimble_zarr.bits import decode
+from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.formula import Arrays, Formula, Rounding
 from thimble_zarr.optim.programs.sums import FormulaSums
 from thimble_zarr.optim.registry import spec_of
@@ -24,10 +26,15 @@ def formula_of(kind: type[torch.optim.Optimizer], **options: Any) -> Formula:
     return formula
 
 
+SCALARS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening", COUNT)
+
 FORMULAS: dict[str, Formula] = {
     "AdamW": formula_of(torch.optim.AdamW),
     "amsgrad": formula_of(torch.optim.AdamW, amsgrad=True),
     "SGD": formula_of(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+N_COEFFICIENTS = {
+    formula: len(formula.coefficients(dict.fromkeys(SCALARS, 0.5))) for formula in FORMULAS.values()
 }
 DTYPES = {"bfloat16": "float32", "float16": "float32", "float32": "float64", "float64": "float64"}
 N_TOKENS = 3
@@ -37,7 +44,7 @@ def sums_of(formula: Formula, native: str, **options: Any) -> FormulaSums:
     names = dict.fromkeys(("W", *formula.update_inputs))
     natives = tuple((name, native if name == "W" else "float32") for name in names)
     bounded = {"decays": True, "is_bounded": True, "shrinks": True, **options}
-    return FormulaSums(formula, natives, DTYPES[native], 2, **bounded)
+    return FormulaSums(formula, natives, DTYPES[native], N_COEFFICIENTS[formula], **bounded)
 
 
 def given(sums: FormulaSums, n_dims: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -47,8 +54,8 @@ def given(sums: FormulaSums, n_dims: int) -> tuple[dict[str, np.ndarray], np.nda
         name: np.resize(drawn(native, generator), (N_TOKENS, N_STEPS + 1, n_dims))
         for name, native in sums.natives
     }
-    numbers = generator.standard_normal((N_STEPS, 7)) * (1, 1e-3, 0.1, 1, 1, 1, 1e-30)
-    numbers[:, 3:] = np.abs(numbers[:, 3:])
+    numbers = generator.standard_normal((N_STEPS, sums.n_numbers))
+    numbers[:, -4:] = np.abs(numbers[:, -4:]) * (1, 1, 1, 1e-30)
     return {name: of.transpose(1, 0, 2) for name, of in bits.items()}, numbers.astype(sums.dtype)
 
 
@@ -60,12 +67,13 @@ def by_numpy(
     x: Any = {name: decode(bits[name], native, dtype) for name, native in sums.natives}
     before, now = x["W"][:-1], {name: of[1:] for name, of in x.items()}
     of_steps = [*numbers.T[:, :, np.newaxis, np.newaxis]]
-    update = sums.formula.update(now, of_steps[:2])
-    predicted = of_steps[2] * before + update if sums.decays else update
+    n = sums.n_coefficients
+    update = sums.formula.update(now, of_steps[:n])
+    predicted = of_steps[n] * before + update if sums.decays else update
     observed = now["W"] - before
     difference = observed - predicted
     pairs = ((predicted,) * 2, (observed,) * 2, (difference,) * 2, (predicted, observed))
-    bound = Rounding(*of_steps[3:]).bound(update, now["W"], before)
+    bound = Rounding(*of_steps[n + 1 :]).bound(update, now["W"], before)
     return [left * right for left, right in pairs], ~(np.abs(difference) <= bound)
 
 
@@ -92,12 +100,10 @@ def test_they_are_those_of_numpy(name: str, native: str, n_dims: int) -> None:
 
 @needs_compiler
 def test_the_order_of_sums_is_known() -> None:
-    sums = sums_of(FORMULAS["AdamW"], "float32", is_bounded=False)
+    sums = sums_of(FORMULAS["AdamW"], "float32")
     bits, numbers = given(sums, 37)
     finite = {of: np.where(np.abs(rows) < 1e3, rows, 1.0) for of, rows in bits.items()}
-    found = sums.run(
-        {of: rows[1:] for of, rows in finite.items()}, finite["W"][0], numbers[:, :3].copy()
-    )
+    found = sums.run({of: rows[1:] for of, rows in finite.items()}, finite["W"][0], numbers)
     assert found is not None
     with np.errstate(all="ignore"):
         observed = by_numpy(sums, finite, numbers)[0][1]
@@ -118,6 +124,6 @@ def test_what_cannot_be_traced_is_left_to_numpy() -> None:
             return wavy
 
     adamw: Any = FORMULAS["AdamW"]
-    sums = sums_of(Wavy(**vars(adamw)), "float32")
+    sums = replace(sums_of(adamw, "float32"), formula=Wavy(**vars(adamw)))
     bits, numbers = given(sums, 5)
     assert sums.run({of: rows[1:] for of, rows in bits.items()}, bits["W"][0], numbers) is None

@@ -19,6 +19,7 @@ from thimble_zarr.errors import (
     NotAStoreError,
     StoreError,
 )
+from thimble_zarr.store.integrity.metadata import is_same
 from thimble_zarr.store.integrity.repair import plan_repair, repair
 from thimble_zarr.store.integrity.verify import verify
 from thimble_zarr.store.keys import HOLDER
@@ -78,6 +79,13 @@ def test_values_stored_anew_are_no_damage_where_they_are_the_same(store: Path) -
     (finding,) = (finding for finding in verify(store).findings if finding.is_damage)
     assert "the values of chunk 1 are not those that were committed" in finding.what
     assert finding.first_row == 4
+
+
+def test_numbers_of_another_type_are_another_document() -> None:
+    document = {"shape": [1, 2], "fill_value": 0}
+    assert is_same(document, dict(reversed(document.items())))
+    for fill in (0.0, False, -0.0, None):
+        assert not is_same(document, {**document, "fill_value": fill})
 
 
 def why_empty(store: Path) -> str:

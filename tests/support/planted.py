@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.optim.adam import adam
 
 from tests.support.faults import Arrays, flip_bit
-
-STATES = ("exp_avg", "exp_avg_sq")
+from thimble_zarr.optim.base import COUNT, WEIGHT_DECAY, Optimizer
+from thimble_zarr.optim.lanes import Lanes
+from thimble_zarr.optim.replay import Program
+from thimble_zarr.optim.specs.adam import Adam
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def missing_row(*names: str) -> Planted:
 
 def torn_row(bits, scalars, step, random):
     half = bits["W"].shape[1] // 2
-    for name in ("W", *STATES):
+    for name in {*bits} - {"grad"}:
         bits[name][step, half:] = bits[name][step - 1, half:]
     return step, None, None
 
@@ -81,7 +82,7 @@ def shifted(*names: str, by: int) -> Planted:
 
 
 def shifted_hyperparameters(bits, scalars, step, random):
-    scalars["optimizer_step"][1:] -= 1
+    scalars[COUNT][1:] -= 1
     return None, None, None
 
 
@@ -114,7 +115,7 @@ def rescaled_gradient(bits, scalars, step, random):
 
 def cast_states(lower: torch.dtype) -> Planted:
     def plant(bits, scalars, step, random):
-        for name in STATES:
+        for name in {*bits} - {"W", "grad"}:
             put(bits[name], numbers(bits[name]).to(lower).double())
         return 1, None, None
 
@@ -129,34 +130,29 @@ def other_hyperparameter(name: str, code: str, *, more: float) -> Planted:
     return Planted(code, plant)
 
 
-def external_change(bits, scalars, step, random):
+def external_change(optimizer: Optimizer) -> Planted:
     """Move a few weights, and let the optimizer go on from there."""
-    tokens = random.choice(bits["W"].shape[1], 3, replace=False)
-    weight = numbers(bits["W"][step, tokens]).clone()
-    weight += 0.25
-    put_tokens(bits["W"][step], tokens, weight)
-    for row in range(step + 1, len(bits["W"])):
-        moments = [numbers(bits[name][row - 1, tokens]).clone() for name in STATES]
-        adam(
-            [weight],
-            [numbers(bits["grad"][row, tokens])],
-            [moments[0]],
-            [moments[1]],
-            [],
-            [torch.tensor(row - 1.0)],
-            foreach=False,
-            fused=False,
-            decoupled_weight_decay=True,
-            amsgrad=False,
-            maximize=False,
-            lr=float(scalars["learning_rate"][row]),
-            beta1=float(scalars["beta1"][row]),
-            beta2=float(scalars["beta2"][row]),
-            eps=float(scalars["eps"][row]),
-            weight_decay=float(scalars["weight_decay"][row]),
+
+    def plant(bits, scalars, step, random):
+        _, n_tokens, n_dims = bits["W"].shape
+        tokens = np.sort(random.choice(n_tokens, 3, replace=False))
+        put_tokens(bits["W"][step], tokens, numbers(bits["W"][step, tokens]) + 0.25)
+        natives = {name: str(numbers(of).dtype).removeprefix("torch.") for name, of in bits.items()}
+        program = Program(optimizer, natives, "cpu")
+        lanes = Lanes.of(
+            optimizer.implementation,
+            n_elements=n_tokens * n_dims,
+            n_threads=torch.get_num_threads(),
         )
-        put_tokens(bits["W"][row], tokens, weight)
-    return step, int(tokens.min()), None
+        pieces = lanes.split((tokens[:, np.newaxis] * n_dims + np.arange(n_dims)).ravel())
+        for row in range(step + 1, len(bits["W"])):
+            before = {name: of[row - (name != "grad"), tokens] for name, of in bits.items()}
+            known = {name: float(values[row]) for name, values in scalars.items()}
+            for name, after in program.step(before, pieces, known).items():
+                bits[name][row, tokens] = after
+        return step, int(tokens[0]), None
+
+    return Planted("external-change", plant)
 
 
 def put_tokens(row: np.ndarray, tokens: np.ndarray, values: torch.Tensor) -> None:
@@ -171,36 +167,50 @@ def wrong_gradient(bits, scalars, step, random):
     return step, None, None
 
 
-PLANTED = {
-    "bit of W": bit_flip("W"),
-    "bit of exp_avg": bit_flip("exp_avg"),
-    "bit of exp_avg_sq": bit_flip("exp_avg_sq"),
-    "missing row of W": missing_row("W"),
-    "missing row of grad": missing_row("grad"),
-    "missing row of everything": missing_row(),
-    "torn row": Planted("torn-row", torn_row),
-    "gradients one step late": shifted("grad", by=1),
-    "gradients one step early": shifted("grad", by=-1),
-    "states one step late": shifted(*STATES, by=1),
-    "states one step early": shifted(*STATES, by=-1),
-    "weights one step late": shifted("W", by=1),
-    "weights one step early": shifted("W", by=-1),
-    "step counted before the step": Planted("shifted-hyperparameters", shifted_hyperparameters),
-    "two rows exchanged": Planted("permuted-rows", permuted_rows),
-    "tokens of one row of W permuted": permuted_tokens("W", everywhere=False),
-    "tokens of all gradients permuted": permuted_tokens("grad", everywhere=True),
-    "gradient scaler's factor left in": Planted("scaled-gradient", scaled_gradient),
-    "clipped after it was recorded": Planted("rescaled-gradient", rescaled_gradient),
-    "another learning rate recorded": other_hyperparameter(
-        "learning_rate", "other-learning-rate", more=0
-    ),
-    "another weight decay recorded": other_hyperparameter(
-        "weight_decay", "other-weight-decay", more=3
-    ),
-    "three tokens changed by something else": Planted("external-change", external_change),
-    "another gradient at one step": Planted("wrong-gradient", wrong_gradient),
-}
-"""Faults of any record."""
+def planted_in(optimizer: Optimizer) -> dict[str, Planted]:
+    """Return the faults that a record of an optimizer can have, by what was done to it.
+
+    A number that steps do not take can be any, and a count that torch does not have.
+    """
+    states = [state.name for state in optimizer.states]
+    shifts = {"gradients": ["grad"], "states": states, "weights": ["W"]}
+    found = {f"bit of {name}": bit_flip(name) for name in ("W", *states)}
+    found |= {
+        "missing row of W": missing_row("W"),
+        "missing row of grad": missing_row("grad"),
+        "missing row of everything": missing_row(),
+        "torn row": Planted("torn-row", torn_row),
+    }
+    for what, names in shifts.items():
+        if names:
+            found[f"{what} one step late"] = shifted(*names, by=1)
+            found[f"{what} one step early"] = shifted(*names, by=-1)
+    if optimizer.STEP_KEY is not None:
+        found["step counted before the step"] = Planted(
+            "shifted-hyperparameters", shifted_hyperparameters
+        )
+    found |= {
+        "two rows exchanged": Planted("permuted-rows", permuted_rows),
+        "tokens of one row of W permuted": permuted_tokens("W", everywhere=False),
+        "tokens of all gradients permuted": permuted_tokens("grad", everywhere=True),
+        "gradient scaler's factor left in": Planted("scaled-gradient", scaled_gradient),
+        "clipped after it was recorded": Planted("rescaled-gradient", rescaled_gradient),
+        "three tokens changed by something else": external_change(optimizer),
+        "another gradient at one step": Planted("wrong-gradient", wrong_gradient),
+    }
+    if optimizer.RATE not in getattr(optimizer, "NOT_TAKEN", ()):
+        found["another learning rate recorded"] = other_hyperparameter(
+            optimizer.RATE, "other-learning-rate", more=0
+        )
+    if WEIGHT_DECAY.name in optimizer.scalars:
+        found["another weight decay recorded"] = other_hyperparameter(
+            WEIGHT_DECAY.name, "other-weight-decay", more=3
+        )
+    return found
+
+
+PLANTED = planted_in(Adam(name="AdamW", implementation="single", decoupled_weight_decay=True))
+"""Faults of any record of AdamW."""
 
 CAST_FLOAT32 = {
     "states through bfloat16": cast_states(torch.bfloat16),

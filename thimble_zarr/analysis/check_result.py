@@ -93,6 +93,13 @@ class SubsetResult(_Checked):
         return self.verdict.holds
 
     @property
+    def is_partial(self) -> bool:
+        """Whether something of the rows could not be checked, which the verdict names."""
+        numbers = self.numbers
+        is_judged = "recurrence" in numbers or has_formula(numbers)
+        return not is_judged or any(numbers.attrs.get(of) for of in ("not_replayed", "not_judged"))
+
+    @property
     def not_replayed(self) -> str:
         """What was not recorded that the replay needs; empty where it can be made."""
         missing = missing_inputs("unexplained", self.schema)

@@ -204,13 +204,13 @@ def _verdict_without_bound(table: AnyTable, by: str, not_judged: Sequence[str]) 
     max_ulp = np.nanmax(np.asarray(table["max_ulp"])[:, at])
     known = _of_record(table)
     if judged:
-        known += f", and replayed{by}, all {_values(table, judged)} follow from the row before"
+        known += f"; replayed{by}, all {_values(table, judged)} follow from the row before"
     return Verdict(
         holds=True,
         text=f"{_AS_FAR} {known}. Of {_total(table):,} values in each array the replay gives other "
         f"bits for {differ}, at most {max_ulp:.0f} ULP apart. That does not tell whether these "
-        f"follow: {table.attrs['not_exact_because']}, and how far rounding carries "
-        f"{table.attrs['optimizer']} then is not known.",
+        f"follow, because {table.attrs['not_exact_because']}, and how far rounding then carries "
+        f"{table.attrs['optimizer']} is not known. Check it where it was recorded.",
     )
 
 

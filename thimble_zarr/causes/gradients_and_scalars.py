@@ -153,7 +153,7 @@ def other_learning_rate(evidence: Evidence, failure: Failure) -> Facts | None:
 def other_weight_decay(evidence: Evidence, failure: Failure) -> Facts | None:
     """The weights are those of weight decay {value}, and {recorded:g} is recorded.
 
-    The states are right, and of the values that were tried this one gives the recorded weights.
+    Of the values that were tried this one gives the recorded rows.
     """
     return _other(evidence, failure, WEIGHT_DECAY.name)
 
@@ -161,26 +161,37 @@ def other_weight_decay(evidence: Evidence, failure: Failure) -> Facts | None:
 def _other(evidence: Evidence, failure: Failure, name: str) -> Facts | None:
     """Look for values of a hyper-parameter with which all weights are right, or nearly all.
 
-    Rounding may hide the difference between values: then there are several.
+    Rounding may hide the difference between values: then there are several. States are right, but
+    for those that weight decay enters with the gradient.
     """
     step, optimizer = failure.steps[0], evidence.schema.optimizer
-    if not {*failure.wrong} <= {"W", *optimizer.of_weights} or name not in optimizer.scalars:
+    of_weights = {*failure.wrong} <= {"W", *optimizer.of_weights}
+    if name not in optimizer.scalars or not (of_weights or name == WEIGHT_DECAY.name):
         return None
 
     def share_wrong(value: float) -> float:
         return 1 - float(evidence.mended(step, scalars={name: value}).mean())
 
     recorded = float(evidence.source.recorded[name][step])
-    estimate = max(_estimate(evidence, step, name), 0.0)
-    rounded = {float(f"{estimate:.{n}g}") for n in range(1, 9)}
+    found = [_estimate(evidence, step, name)] if of_weights else _decays_consumed(evidence, step)
+    estimates = [max(estimate, 0.0) for estimate in found]
+    rounded = {float(f"{of:.{n}g}") for of in estimates for n in range(1, 9)}
     typical = {digit * 10.0**power for power in range(-6, 1) for digit in (1, 2, 3, 5)}
-    wrong = {value: share_wrong(value) for value in {0.0, estimate} | rounded | typical}
+    wrong = {value: share_wrong(value) for value in {0.0, *estimates} | rounded | typical}
     least = min(wrong.values())
     if least >= 0.1 * share_wrong(recorded):
         return None
     values = [value for value, share in wrong.items() if share == least]
     shown = " to ".join(dict.fromkeys(f"{v:g}" for v in (min(values), max(values))))
     return {"variable": name, "recorded": recorded, "value": shown}
+
+
+def _decays_consumed(evidence: Evidence, step: int) -> list[float]:
+    """Return the weight decay that the consumed gradient has in it, by either sign of a step."""
+    recorded = float(evidence.source.recorded[WEIGHT_DECAY.name][step])
+    more = evidence.consumed(step).gradient - evidence.values("grad", step)
+    slope = _slope(evidence.values("W", step - 1), more)
+    return [recorded + slope, recorded - slope]
 
 
 def _estimate(evidence: Evidence, step: int, name: str) -> float:
@@ -232,7 +243,7 @@ def wrong_gradient(evidence: Evidence, failure: Failure) -> Facts | None:
     for name in wrong:
         spread = np.maximum(*(abs(end[name] - explained[name]) for end in (lower, upper)))
         apart = abs(evidence.values(name, step) - explained[name])
-        if float((apart <= allowed[name] + spread).mean()) <= 0.999:
+        if float((apart <= allowed[name] + spread)[~unknown].mean()) <= 0.999:
             return None
     return {"variable": "grad"}
 

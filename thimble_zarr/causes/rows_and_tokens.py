@@ -198,8 +198,26 @@ def shifted_hyperparameters(evidence: Evidence, failure: Failure) -> Facts | Non
         shifted = {name: float(evidence.source.recorded[name][step - by]) for name in names}
         return evidence.mended(step, scalars=shifted)
 
+    if _counted_late(evidence, failure):
+        return {"variable": COUNT, "by": -1}
     numbers = evidence.schema.optimizer.scalars
     return _shifted(evidence, failure, (numbers, (COUNT,), (*numbers, COUNT)), mended)
+
+
+def _counted_late(evidence: Evidence, failure: Failure) -> bool:
+    """Return whether a step was taken that is only counted at the next one.
+
+    Where nothing else depends on the count, no other step fails.
+    """
+    step, count = failure.steps[0], evidence.source.recorded[COUNT]
+    if (
+        len(failure.steps) > 1
+        or not evidence.source.skipped[step]
+        or not evidence.follows(step + 1)
+    ):
+        return False
+    later = float(count[step + 1])
+    return later == count[step] + 1 and bool(evidence.mended(step, scalars={COUNT: later}).all())
 
 
 def _shifted(

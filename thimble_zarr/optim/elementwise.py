@@ -33,6 +33,7 @@ from thimble_zarr.optim.formula import (
     Precision,
     Rounding,
     Scalars,
+    like,
 )
 from thimble_zarr.optim.inexact import REAL, RUNNING, Inexact
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
@@ -245,8 +246,8 @@ class Elementwise(Optimizer, Formula):
         self, arrays: Arrays, coefficients: Sequence[Any], out: np.ndarray | None = None
     ) -> np.ndarray:
         """Return the change of the weights by the formula."""
-        dtype = np.result_type(*(arrays[name] for name in self.update_inputs))
-        cast = (np.asarray(number).astype(dtype) for number in coefficients)
+        first = arrays[self.update_inputs[0]]
+        cast = (like(first, number) for number in coefficients)
         with np.errstate(all="ignore"):
             change: np.ndarray = self.change(
                 REAL, arrays, dict(zip(_number_names(self), cast, strict=True))
@@ -399,7 +400,7 @@ class Elementwise(Optimizer, Formula):
             for scalar in self.SCALARS
             if scalar.held is None and scalar.name not in self.NOT_TAKEN
         }
-        numbers_held = {"step": scalars[COUNT] - 1, **scalars}
+        numbers_held = {**scalars, "step": scalars[COUNT] - 1}
         lists: dict[str, list[Tensor | None]] = {
             name: [tensors[name]] if name in tensors else [] for name in self.LISTS
         }

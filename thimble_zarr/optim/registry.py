@@ -1,5 +1,6 @@
 """Every optimizer that can be recorded. A new one is a file beside this one, and a line in here."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from types import UnionType
@@ -143,6 +144,10 @@ def read_optimizer(content: Mapping[str, object]) -> Optimizer:
     return spec(**checked(spec, content))
 
 
+_types_of = functools.cache(get_type_hints)
+"""The types of a class's fields: to find them takes most of the time to open a store."""
+
+
 def checked(kind: type, content: Mapping[str, object]) -> dict[str, Any]:
     """Return content of JSON for the fields of a dataclass.
 
@@ -151,7 +156,7 @@ def checked(kind: type, content: Mapping[str, object]) -> dict[str, Any]:
     TypeError
         If some of it is of another type than its field.
     """
-    types = get_type_hints(kind)
+    types = _types_of(kind)
     for name, value in content.items():
         expected = types.get(name, object)
         generic = get_origin(expected)

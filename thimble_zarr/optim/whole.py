@@ -5,6 +5,7 @@ order in which a library adds them, which it chooses by the processor and by how
 has. So bits can be expected only where both are the same as when the run was recorded.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 """By which libraries choose a program for matrix products."""
+
+_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+"""Of the environment, by which one tells them which to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +138,24 @@ class Elements(Optimizer):
                 tensors[state.name] = row.reshape(-1)
 
 
-@lru_cache
 def processor_of(device: "torch.device | None") -> str:
     """Return what computes on a device, as `Whole.processor` has it; on the CPU if None."""
+    import torch
+
+    words = [_processor(device)]
+    words += [f"{name} {os.environ[name]}" for name in _VARIABLES if name in os.environ]
+    backends: Any = torch.backends
+    backend = backends.cuda if device is not None and device.type == "cuda" else backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", "none")
+    if precision not in ("none", "ieee"):
+        words.append(f"matmul.fp32_precision {precision}")
+    if not backends.mkldnn.enabled:
+        words.append("without oneDNN")
+    return ", ".join(words)
+
+
+@lru_cache
+def _processor(device: "torch.device | None") -> str:
     import torch
 
     if device is not None and device.type == "cuda":

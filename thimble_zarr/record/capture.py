@@ -1,5 +1,6 @@
 """Look at one optimizer step: which program runs, with which numbers, on which tensors."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ class LiveOptimizer:
         self.optimizer = optimizer
         self.parameters = parameters
         self.schemas: Mapping[str, Schema] = {}
+        self._has_warned = False
         spec = optimizer_spec(optimizer)
         self._tried = (
             {name: tried(optimizer, of) for name, of in parameters.items()} if spec is None else {}
@@ -135,19 +137,21 @@ class LiveOptimizer:
         recorded = (name for name in self.parameters if "grad" in self.schemas[name].dtypes)
         return {name: self.parameters[name].grad for name in recorded}
 
-    def strided_gradient(self) -> str:
-        """Return a warning of a gradient whose sums a replay adds otherwise; empty if of none."""
+    def _warn_of_strides(self) -> None:
+        """Warn, once, of a gradient whose elements a check may add in another order."""
         for name, schema in self.schemas.items():
             grad = self.parameters[name].grad
-            if schema.optimizer.ELEMENTWISE or grad is None or grad.is_contiguous():
+            if schema.optimizer.ELEMENTWISE or grad is None or self._has_warned:
                 continue
-            return (
-                f"the gradient{f' of {name}' if name else ''} is not contiguous. A step of "
-                f"{schema.optimizer.name} may add its elements in another order than the check "
-                "will, which then finds that rows do not follow; before a step, set "
-                "parameter.grad = parameter.grad.contiguous()"
-            )
-        return ""
+            if not grad.is_contiguous():
+                self._has_warned = True
+                warnings.warn(
+                    f"the gradient{f' of {name}' if name else ''} is not contiguous. A step of "
+                    f"{schema.optimizer.name} may add its elements in another order than the check "
+                    "will, which then finds that rows do not follow; before a step, set "
+                    "parameter.grad = parameter.grad.contiguous()",
+                    stacklevel=5,
+                )
 
     def variables(self) -> dict[str, Tensor | None]:
         """Return what is recorded as it is now, but for gradients, by path; aliases."""
@@ -162,6 +166,7 @@ class LiveOptimizer:
         tensors = self.variables()
         scalars = {array_path(name, COUNT): count for name, count in counts.counts.items()}
         if counts.step:
+            self._warn_of_strides()
             for name, grad in self.gradients().items():
                 tensors[array_path(name, "grad")] = counts.consumed(name, grad, self.counter.last)
             for name, group in self._by_parameter(dict).items():

@@ -282,9 +282,7 @@ class Recorder:
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
         steps, with a warning. In a forked process nothing is done: the recording is its parent's.
-
-        Of a recording that is published all is on the server then, or a warning says what is
-        missing there; Ctrl-C ends the waiting for that.
+        If it is published all is on the server then, or a warning says what is missing there.
         """
         try:
             self._close()
@@ -418,8 +416,6 @@ class Recorder:
                 self._append_row(step)
             self._logged.end_row(step, self._writer.block)
             self._finish_step()
-            if strided := self._live.strided_gradient():
-                self._warn_once("strided", strided)
             grads = self._live.gradients()
             if missing := [group for group, grad in grads.items() if grad is None]:
                 which = ", ".join(filter(None, missing))

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import has_formula
 from thimble_zarr.analysis.check_result import ParameterResult, SubsetResult
 from thimble_zarr.analysis.health.condition import Concern
@@ -163,7 +162,7 @@ def _share(part: int, total: int) -> str:
 
 
 def overview(results: Sequence[ParameterResult]) -> str:
-    """Return a line a store, parameter and subset, in words what fails, and the health of all."""
+    """Return a line a store, parameter and subset, in words what does not hold, and all health."""
     subsets = [subset for of in results for subset in of.subsets]
     replayed = any("recurrence" in subset.numbers for subset in subsets)
     equal = "equal bits" if replayed else "within rounding"
@@ -182,8 +181,8 @@ def overview(results: Sequence[ParameterResult]) -> str:
         else:
             table.append((head, *cells))
     shown = aligned(zip(*table, strict=True), width=text_width())
-    failing = [subset for subset in subsets if not subset.holds]
-    words = [_in_words(subset, f"{subset.name}, {subset.subset}: ") for subset in failing]
+    told = [subset for subset in subsets if not subset.holds or subset.is_partial]
+    words = [_in_words(subset, f"{subset.name}, {subset.subset}: ") for subset in told]
     health = "\n".join(_health(subsets))
     return "\n\n".join(filter(None, ["\n".join(titles), shown, *words, health]))
 
@@ -195,9 +194,11 @@ def _line(subset: SubsetResult) -> tuple[str, ...]:
         cosines = " to ".join(f"{numbers['cosine_similarity'][step]:.4f}" for step in (0, -1))
     steps, n_recorded = numbers["step"], subset.n_recorded
     some = f", {len(steps):,} of {n_recorded:,}" if len(steps) < n_recorded else ""
-    judged = ("n_different", "n_beyond_rounding", NOT_FINITE)  # the last of what is not replayed
-    wrong = next(numbers[name] for name in judged if name in numbers)
-    total = int(numbers["n_elements"]) * wrong.size
+    judged = (numbers.get(name) for name in ("n_different", "n_beyond_rounding"))
+    wrong, equal = next((of for of in judged if of is not None), None), "-"
+    if wrong is not None:
+        total = int(numbers["n_elements"]) * wrong.size
+        equal = _share(total - int(wrong.sum()), total)
     rows = "" if schema.has_tokens else f" {schema.row_name}s"
     return (
         str(subset.store),
@@ -205,8 +206,12 @@ def _line(subset: SubsetResult) -> tuple[str, ...]:
         f"{subset.subset}: {subset.n_tokens:,}{rows}",
         f"{steps[0]} to {steps[-1]}{some}",
         cosines,
-        _share(total - int(wrong.sum()), total),
-        ("HOLDS" if found.holds else f"FAILS from step {found.step}")
+        equal,
+        (
+            f"HOLDS{' in part' if subset.is_partial else ''}"
+            if found.holds
+            else f"FAILS from step {found.step}"
+        )
         + ("" if found.has_ended else ", not ended"),
     )
 

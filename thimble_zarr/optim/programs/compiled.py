@@ -52,11 +52,16 @@ class CompiledEngine:
         self._call(before, grads, after, numbers, None)
 
     def differs(
-        self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        after: Bits,
+        numbers: StepNumbers,
+        left: Bits | None = None,
     ) -> dict[str, np.ndarray]:
         """Return for each variable at which steps a bit is not that of the row after it."""
         found = np.zeros((len(grads), len(after)), np.int64)
-        self._call(before, grads, after, numbers, found)
+        self._call(before, grads, after, numbers, found, left)
         return {name: found[:, index] != 0 for index, name in enumerate(after)}
 
     def _call(
@@ -66,10 +71,12 @@ class CompiledEngine:
         after: Bits,
         numbers: StepNumbers,
         found: np.ndarray | None,
+        left: Bits | None = None,
     ) -> None:
-        shape = _Shape(tuple(before), numbers.names, self.native, found is not None)
+        compares, keeps = found is not None, left is not None
+        shape = _Shape(tuple(before), numbers.names, self.native, compares, keeps)
         function = _function(self.kernel, self.optimizer, numbers.ways[0], shape)
-        arrays = [*before.values(), grads, *after.values()]
+        arrays = [*before.values(), grads, *after.values(), *(left or {}).values()]
         pointers = np.array([array.ctypes.data for array in arrays], np.uint64)
         strides = np.array([array.strides[:2] for array in arrays], np.int64)
         tables = (pointers, strides, numbers.table, found)
@@ -79,12 +86,21 @@ class CompiledEngine:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a function takes: names of variables and of coefficients, and whether it compares."""
+    """What a function takes: names of variables and of coefficients.
+
+    Whether it compares rows, or makes them; and whether it keeps which bits differ.
+    """
 
     variables: tuple[str, ...]
     coefficients: tuple[str, ...]
     native: str
     compares: bool
+    keeps: bool
+
+    @property
+    def n_arrays(self) -> int:
+        """Rows before and after, gradients, and bits that differ."""
+        return (2 + self.keeps) * len(self.variables) + 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ def _text(kernel: Kernel, optimizer: Any, ways: frozenset[str], shape: _Shape) -
     So what a step leaves of a group is still in the cache when the next one takes it.
     """
     loops = [_Loop(Code(shape.native, lanes), shape, kernel, optimizer, ways) for lanes in LANES]
-    n_arrays = 2 * len(shape.variables) + 1
+    n_arrays = shape.n_arrays
     head = [
         "define void @run(i64 %n_steps, i64 %n_groups, i64 %n, ptr %arrays, ptr %strides, ptr %c, "
         "ptr %found) {",
@@ -246,20 +262,25 @@ class _Loop:
         after = self.kernel.compute(arithmetic, self.optimizer, x, coefficients, self.ways)
         for index, name in enumerate(shape.variables):
             bits, at = narrowed(after[name]), len(names) + index
-            if shape.compares:
-                other = code.emit(f"xor {code.stored} {bits}, {self._load(at)}")
-                accumulated = f"%d{code.lanes}.{index}"
-                code.lines.append(f"  {accumulated}_next = or {code.stored} {accumulated}, {other}")
-            else:
-                pointer = self._pointer(at)
-                code.lines.append(
-                    f"  store {code.stored} {bits}, ptr {pointer}, align {self._size}"
-                )
+            if not shape.compares:
+                self._store(bits, at)
+                continue
+            other = code.emit(f"xor {code.stored} {bits}, {self._load(at)}")
+            accumulated = f"%d{code.lanes}.{index}"
+            code.lines.append(f"  {accumulated}_next = or {code.stored} {accumulated}, {other}")
+            if shape.keeps:
+                self._store(other, at + len(shape.variables))
         return code.lines
 
     @property
     def _size(self) -> int:
         return storage_dtype(self.shape.native).itemsize
+
+    def _store(self, bits: str, index: int) -> None:
+        pointer = self._pointer(index)
+        self.code.lines.append(
+            f"  store {self.code.stored} {bits}, ptr {pointer}, align {self._size}"
+        )
 
     def _pointer(self, index: int) -> str:
         scalar = Code(self.shape.native, 1).stored

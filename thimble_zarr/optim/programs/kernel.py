@@ -113,9 +113,17 @@ class Engine(Protocol):
         """Take steps, each from its own row, all by the same branches, one after the other."""
 
     def differs(
-        self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        after: Bits,
+        numbers: StepNumbers,
+        left: Bits | None = None,
     ) -> dict[str, np.ndarray]:
-        """Return for each variable at which steps a bit is not that of the row after it."""
+        """Return for each variable at which steps a bit is not that of the row after it.
+
+        `left` gets the bits that differ, if it is given.
+        """
 
 
 @dataclass(frozen=True)
@@ -141,13 +149,25 @@ class NumpyEngine:
                     narrowed(values, self.native, after[name][index])
 
     def differs(
-        self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        after: Bits,
+        numbers: StepNumbers,
+        left: Bits | None = None,
     ) -> dict[str, np.ndarray]:
         """Return for each variable at which steps a bit is not that of the row after it."""
         dtype = storage_dtype(self.native)
-        found = {name: np.empty(grads.shape, dtype) for name in before}
+        found = {name: np.empty(grads.shape, dtype) for name in before} if left is None else left
         self.run(before, grads, found, numbers)
-        return {
-            name: (patterns(bits) != patterns(after[name])).any(axis=(1, 2))
-            for name, bits in found.items()
-        }
+        return differences(found, after, found)
+
+
+def differences(a: Bits, b: Bits, left: Bits) -> dict[str, np.ndarray]:
+    """Return for each variable in which rows `a` and `b` differ, and put the bits in `left`."""
+    found = dict[str, np.ndarray]()
+    for name, bits in a.items():
+        bits_left = patterns(left[name])
+        np.bitwise_xor(patterns(bits), patterns(b[name]), out=bits_left)
+        found[name] = np.any(bits_left, axis=(1, 2))
+    return found

@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from thimble_zarr.bits import patterns, storage_dtype
+from thimble_zarr.bits import storage_dtype
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.programs.arithmetic import arithmetic_of
 from thimble_zarr.optim.programs.compiled import CompiledEngine, is_available
@@ -25,6 +24,7 @@ from thimble_zarr.optim.programs.kernel import (
     NumpyEngine,
     Rounder,
     StepNumbers,
+    differences,
 )
 
 Taken = dict[str, np.ndarray]
@@ -122,26 +122,28 @@ class PortableProgram:
         after: Bits,
         *,
         taken: np.ndarray | None = None,
+        left: Bits | None = None,
     ) -> dict[str, np.ndarray]:
-        """Return for each variable at which steps `predict` has another bit than the row after."""
+        """Return for each variable at which steps `predict` has another bit than the row after.
+
+        `left` gets the bits that differ, if it is given: arrays like `after`, without gaps.
+        """
         numbers = self._numbers_of(scalars, len(grads), taken)
-        rows, grads, recorded = self._grouped(before, grads, after)
+        given = (before, after) if left is None else (before, after, left)
+        grads, arrays = self._grouped(grads, *given)
         found = {name: np.zeros(len(grads), bool) for name in self.variables}
         for piece in self._pieces(grads):
             for steps in numbers.alike():
-                held, others = (
-                    {name: bits[steps, *piece] for name, bits in of.items()}
-                    for of in (rows, recorded)
+                held, others, *of_left = (
+                    {name: bits[steps, *piece] for name, bits in of.items()} for of in arrays
                 )
                 if numbers.taken[steps.start]:
                     differs = self.engine.differs(
-                        held, grads[steps, *piece], others, numbers[steps]
+                        held, grads[steps, *piece], others, numbers[steps], *of_left
                     )
                 else:
-                    differs = {
-                        name: (patterns(bits) != patterns(others[name])).any(axis=(1, 2))
-                        for name, bits in held.items()
-                    }
+                    fresh = {name: np.empty_like(bits) for name, bits in held.items()}
+                    differs = differences(held, others, *of_left or [fresh])
                 for name, of_steps in differs.items():
                     found[name][steps] |= of_steps
         return found
@@ -175,7 +177,7 @@ class PortableProgram:
         for name in self.variables:
             if name not in after:
                 after[name] = np.empty(grads.shape, storage_dtype(self.native))
-        rows, grads, into = self._grouped(before, grads, after)
+        grads, (rows, into) = self._grouped(grads, before, after)
         for piece in self._pieces(grads):
             for steps in numbers.alike():
                 for some in [steps] if own_rows else _first_and_rest(steps):
@@ -189,13 +191,12 @@ class PortableProgram:
                 after[name][...] = of_steps.reshape(after[name].shape)
         return after
 
-    def _grouped(self, before: Bits, grads: np.ndarray, after: Bits) -> tuple[Taken, Any, Taken]:
+    def _grouped(self, grads: np.ndarray, *rows: Bits) -> tuple[np.ndarray, list[Taken]]:
         """Return arrays of the shape `(step, group, element)`: views, where they can be."""
-        arrays = [of[name] for of in (before, after) for name in self.variables]
-        rows = _grouped([*arrays, grads])
+        arrays = _grouped([grads, *(of[name] for of in rows for name in self.variables)])
         n = len(self.variables)
-        of_names = (dict(zip(self.variables, of, strict=True)) for of in (rows[:n], rows[n:-1]))
-        return next(of_names), rows[-1], next(of_names)
+        groups = (arrays[first : first + n] for first in range(1, len(arrays), n))
+        return arrays[0], [dict(zip(self.variables, of, strict=True)) for of in groups]
 
     def _pieces(self, grads: np.ndarray) -> Iterator[tuple[slice, slice]]:
         """Yield which groups, and which of their elements, are best taken at once."""

@@ -20,6 +20,7 @@ from thimble_zarr.store.coding.shard_codec import (
     ShardBuilder,
     ShardEncoder,
     chunk_slices,
+    values_checksum,
 )
 
 
@@ -74,8 +75,13 @@ class Block:
         builders = {one.name: ShardBuilder(COMPRESSIONS[one.codec]) for one in coded}
         self._held = {one.name: [] for one in coded}
         self.values |= {one.name: [] for one in coded if one.is_keyframe}
-        length, steps = schema.layout.chunk_tokens, schema.layout.block_steps
-        order, memory = schema.stored_order, dict[np.dtype, np.ndarray]()
+        length, order = schema.layout.chunk_tokens, schema.stored_order
+        shape, memory = (
+            (length, schema.layout.block_steps, schema.n_dims),
+            dict[np.dtype, np.ndarray](),
+        )
+        none = np.empty((0, 0, schema.n_dims))
+        nothing = {one.name: values_checksum(_padded(one, none, shape)) for one in coded}
         for tokens in chunk_slices(schema.n_tokens, length):
             where = tokens if order is None else order[tokens]
             rows = {one: bits[: self.n_rows, where] for one, bits in self.bits.items()}
@@ -84,16 +90,14 @@ class Block:
             for one in coded:
                 builder, parts = builders[one.name], self._held[one.name]
                 if one.is_keyframe:
-                    shape = length, steps, schema.n_dims
                     of_rows, fill = rows[one.variable], schema.fill(one.variable)
                     self.values[one.name].append(decoded_checksum(of_rows, shape, fill, memory))
                     parts.append(builder.add(_padded(one, of_rows[:1], (length, 1, shape[2]))))
                     continue
-                chunk = _padded(one, left[one.variable], (length, steps, schema.n_dims))
-                if chunk.any():
-                    parts.append(builder.add(chunk))
+                if one.variable in left:
+                    parts.append(builder.add(_padded(one, left[one.variable], shape)))
                 else:
-                    builder.leave_out(chunk)
+                    builder.leave_out(nothing[one.name])
         for name, builder in builders.items():
             self._held[name].append(builder.index())
             self.checksums[name] = builder.checksums

@@ -17,7 +17,7 @@ import numpy as np
 from thimble_zarr.bits import patterns
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import COUNT
-from thimble_zarr.optim.programs.kernel import StepNumbers
+from thimble_zarr.optim.programs.kernel import StepNumbers, differences
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.programs.registry import program_named
 from thimble_zarr.store.coding.shard_codec import CHUNK_ORDER, values_checksum
@@ -66,15 +66,23 @@ class Prediction:
         return replace(self, numbers=numbers, n_rows=rows.stop - rows.start)
 
     def residuals(self, rows: Bits, grads: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Return the residual of each row, the first one's zero: unsigned integers."""
-        left = {name: np.zeros(bits.shape, patterns(bits).dtype) for name, bits in rows.items()}
-        before = {name: bits[:-1] for name, bits in rows.items()}
-        predicted: Bits = before
+        """Return the residual of each row, the first one's zero: unsigned integers.
+
+        Variables that have none but zeros are left out.
+        """
+        left = {name: np.empty_like(bits) for name, bits in rows.items()}
+        before, after, rest = (
+            {name: bits[steps] for name, bits in of.items()}
+            for of, steps in ((rows, slice(-1)), (rows, slice(1, None)), (left, slice(1, None)))
+        )
         if self.program is not None and self.numbers is not None and grads is not None:
-            predicted = self.program.predict(before, grads[1:], self.numbers[1:])
-        for name, bits in rows.items():
-            np.bitwise_xor(patterns(bits[1:]), patterns(predicted[name]), out=left[name][1:])
-        return left
+            found = self.program.differs(before, grads[1:], self.numbers[1:], after, left=rest)
+        else:
+            found = differences(before, after, rest)
+        residuals = {name: patterns(left[name]) for name in rows if found[name].any()}
+        for of in residuals.values():
+            of[0] = 0
+        return residuals
 
     def restore(self, rows: Bits, grads: np.ndarray | None, residuals: Bits) -> None:
         """Compute, in place, all rows from the first.
