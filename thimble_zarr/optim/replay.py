@@ -85,6 +85,24 @@ class Program:
                         into.reshape(-1)[piece.indices] = held[piece.offsets]
         return after
 
+    def swapped(
+        self,
+        bits: Mapping[str, np.ndarray],
+        pieces: Sequence[Piece],
+        scalars: Mapping[str, float],
+    ) -> np.ndarray | None:
+        """Return stored bits of `W` as `Optimizer.swapped` has it, from the arguments of `step`."""
+        swapped = np.empty(bits["W"].shape, bits["W"].dtype)
+        with one_thread():
+            for piece in pieces:
+                tensors = {name: self._load(name, piece.place(of)) for name, of in bits.items()}
+                found = self.optimizer.swapped(tensors, scalars)
+                if found is None:
+                    return None
+                held = self._bits("W", found)
+                swapped.reshape(-1)[piece.indices] = held[piece.offsets]
+        return swapped
+
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(bits).view(getattr(torch, self.dtypes[name]))
         held = self.dtypes["W" if self.are_copies else name]
