@@ -22,6 +22,7 @@ from tests.support.servers import SECRET, Fault
 from tests.support.tuned import tuned
 from tests.support.zoo import Recorded
 from thimble_zarr.format.layout import Layout
+from thimble_zarr.report.panels.registry import PANELS
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.writer import StoreWriter
 
@@ -170,6 +171,7 @@ def test_the_page_on_servers_says_what_can_be_done(
     bucket: Bucket, toy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thimble_zarr.report.html.PANELS", PANELS[:2])
     replace(bucket, directory="").upload(toy_path)
     shutil.copytree(toy_path, "run.zarr")
     for block in blocks((ROOT / "docs" / "remote.md").read_text(encoding="utf-8")):
