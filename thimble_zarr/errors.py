@@ -26,7 +26,7 @@ nothing, and everything else may import it.
 TYPE_CHECKING = False  # as type checkers know it
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class ThimbleError(Exception):
@@ -91,6 +91,18 @@ class AuditError(RecordingError):
 
 MAX_LISTED = 8
 """Names that a message lists."""
+
+
+def all_listed(names: "Sequence[object]") -> str:
+    """Return names for a message, all of them.
+
+    Examples
+    --------
+    >>> all_listed("abc")
+    'a, b and c'
+    """
+    *others, last = map(str, names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def listed(names: "Iterable[object]", *, most: int = MAX_LISTED, hint: str = "") -> str:

@@ -37,6 +37,8 @@ from thimble_zarr.optim.registry import (
     spec_of,
     step_scalars,
 )
+from thimble_zarr.optim.specs.adam import Adam
+from thimble_zarr.optim.specs.sgd import SGD
 from thimble_zarr.store.reader import StoreReader
 
 names = pytest.mark.parametrize("name", REGISTRY)
@@ -118,6 +120,20 @@ def test_it_survives_json_also_as_a_subclass(kind: Kind) -> None:
         read_optimizer(asdict(spec) | {"implementation": 3})
     with pytest.raises(TypeError):
         read_optimizer(asdict(spec) | {"name": "Mine", "unknown": True})
+
+
+def test_a_store_of_before_names_no_function() -> None:
+    adam = {"decoupled_weight_decay": False, "amsgrad": True, "betas_dtype": None}
+    sgd = {"has_momentum": True, "nesterov": False, "maximize": True}
+    for spec, content in {Adam: adam, SGD: sgd}.items():
+        found = read_optimizer({"name": "Mine", "implementation": "single", **content})
+        assert found == spec(name="Mine", implementation="single", **content)
+
+
+@pytest.mark.parametrize("content", [{}, {"maximize": False}, {"lr_dtype": None}])
+def test_what_nobody_registered_is_no_other_optimizer(content: dict[str, object]) -> None:
+    with pytest.raises(TypeError, match="no optimizer is known that has name, implementation"):
+        read_optimizer({"name": "Mine", "implementation": "single", **content})
 
 
 @of_every_pair

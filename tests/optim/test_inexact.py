@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from tests.support.optimizers import Kind, steps
 from thimble_zarr.optim.formula import Precision
 from thimble_zarr.optim.inexact import RUNNING, Inexact
 
@@ -31,3 +32,26 @@ def test_roundings_of_what_cancelled_are_bounded() -> None:
             number, other = number * factor, bfloat16(other * factor)
         worst = max(worst, abs(other - float(number.value)) / float(number.error))
     assert 0.9 < worst <= 1
+
+
+def test_a_root_that_may_be_0_is_not_taken_for_negative() -> None:
+    p = Precision.of("float16", scalars="float32")
+    number = Inexact(np.array(0.0), np.array(3 * p.least), p.unit_roundoff, p.least, p.largest)
+    divisor = RUNNING.sqrt(number) / 0.7 + 1e-4
+    quotient = Inexact.exact(1e-3, p) / divisor
+    for other in (0.0, 3 * p.least):
+        apart = abs(1e-3 / (np.sqrt(other) / 0.7 + 1e-4) - quotient.value)
+        assert apart <= quotient.error < 100
+    with np.errstate(divide="ignore"):
+        unknown = Inexact.exact(1e-3, p) / (RUNNING.sqrt(number) - 1e-4)
+    assert not np.isfinite(unknown.error)
+
+
+def test_every_step_of_adam_is_bounded_where_moments_underflow() -> None:
+    kind = Kind("Adam", "float16", {"foreach": False})
+    for step in steps(kind, 2):
+        before = step.numbers(step.before)
+        grad, precision = before.pop("grad"), Precision.of("float16", scalars="float32")
+        assert (step.numbers(step.after)["exp_avg_sq"] == 0).mean() > 0.1
+        for error in step.spec.bounds(before, grad, step.arrays, precision).values():
+            assert np.isfinite(error).all()

@@ -196,7 +196,7 @@ def test_of_a_selection_only_the_momentum_of_muon_is_checked(runs: dict[str, Pat
     )
     verdict = check(runs["Adafactor"], tokens="dead").verdict
     assert verdict.startswith("HOLDS as far as it can be checked: all 260 weights are finite")
-    assert "W and row_var and col_var were not replayed: a step of Adafactor needs" in verdict
+    assert "W, row_var and col_var were not replayed: a step of Adafactor needs" in verdict
     for name, path in runs.items():
         (whole,), dead, beside = check(path), *check(path, tokens="dead,all")
         assert whole.subset == "all"  # by default, though it is known which are dead
@@ -224,6 +224,26 @@ def test_a_fault_of_a_selection_is_found(runs: dict[str, Path], tmp_path: Path) 
     assert "were not replayed: a step of Adafactor" in " ".join(text.split())
     readers = open_recording(runs["Muon"])
     assert "Muon, single; a step needs the whole" in info.as_text(runs["Muon"], readers, readers)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_fault_is_explained_by_the_whole_parameter_where_subsets_are_all_of_it(
+    name: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def fault(bits: dict, scalars: dict) -> None:
+        bits["W"][6, 2] += 0.5
+
+    rewrite(runs[name], tmp_path / "f.zarr", fault)
+    *_, result = check(tmp_path / "f.zarr", tokens="dead,live")
+    (finding,) = result.findings
+    assert (finding.code, finding.step, finding.token) == ("torn-row", 6, 2)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_states_that_were_not_recorded_leave_no_formula_to_check(name: str, tmp_path: Path) -> None:
+    path = record(tmp_path / "run.zarr", name, n_steps=2, variables=("W", "grad"))
+    with pytest.raises(SelectionError, match=r"or with all of them$"):
+        check(path)
 
 
 def test_of_a_part_that_is_recorded_too(tmp_path: Path) -> None:

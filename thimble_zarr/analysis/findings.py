@@ -16,6 +16,7 @@ from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.causes.catalogue import CAUSES, NO_FAULTS, Finding, explain
 from thimble_zarr.causes.cause import ROWS_NOT_KEPT, Named
 from thimble_zarr.causes.evidence import Evidence, Failure
+from thimble_zarr.causes.replay import recurrences
 from thimble_zarr.format.reader import AlteredChunk
 from thimble_zarr.format.schema import LABELS
 from thimble_zarr.optim.base import COUNT
@@ -96,6 +97,10 @@ def find_causes(
 
 def _explained(selected: Selected, source: Source, table: AnyTable) -> list[Finding]:
     tokens, dims = np.asarray(selected.tokens), np.asarray(selected.dims)
+    schema, names = source.reader.schema, (*np.asarray(table["recurrence"]).tolist(),)
+    if not schema.optimizer.ELEMENTWISE and names == recurrences(schema):
+        # These may be a subset, but their steps were taken with the whole parameter.
+        tokens, dims = np.arange(len(source.token_ids)), np.arange(schema.n_dims)
     failures = [*_failures(source, table)]
     failing = {row for failure in failures for row in failure.steps}
     rows = np.searchsorted(source.steps, np.asarray(table["step"]))

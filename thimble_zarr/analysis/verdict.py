@@ -9,6 +9,7 @@ from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import AnyTable, counts, has_formula
 from thimble_zarr.causes.catalogue import NO_FAULTS, Finding
 from thimble_zarr.causes.cause import ROWS_NOT_KEPT
+from thimble_zarr.errors import all_listed
 from thimble_zarr.format.reader import Reader, State
 
 
@@ -209,7 +210,7 @@ def _replay_verdict(table: AnyTable) -> Verdict:
 
 
 def _verdict_without_bound(table: AnyTable, by: str, not_judged: Sequence[str]) -> Verdict:
-    """Judge a replay that nobody knows to be how near to the record."""
+    """Judge a replay that differs in variables for which no bound is known."""
     names = np.asarray(table["recurrence"]).tolist()
     at = [index for index, name in enumerate(names) if name in not_judged]
     judged = [name for name in names if name not in not_judged]
@@ -229,8 +230,8 @@ def _verdict_without_bound(table: AnyTable, by: str, not_judged: Sequence[str]) 
 
 
 def _values(table: AnyTable, names: Sequence[str]) -> str:
-    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return f"{_total(table):,} values{' each' if len(names) > 1 else ''} of {listed}"
+    each = " each" if len(names) > 1 else ""
+    return f"{_total(table):,} values{each} of {all_listed(names)}"
 
 
 def _formula(table: AnyTable) -> str:

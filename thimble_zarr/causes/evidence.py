@@ -68,8 +68,9 @@ class Failure:
     def suspect(self, *, of_whole: bool) -> tuple[int, int] | None:
         """Return token and dim of what may be the only wrong element; None if there is none such.
 
-        With `of_whole` one wrong element of a state or gradient makes many weights wrong. Then it
-        is where the states are wrong, of which one may be so along a row, another along a column.
+        Where a step needs the whole parameter (`of_whole`), one wrong element makes many weights
+        wrong, and a state along a row or a column. So its token is the largest among the places at
+        which states are wrong first, and so is its dim.
         """
         if not of_whole:
             return self.start[1:3] if self.is_one_element else None

@@ -171,7 +171,7 @@ def bounds(
 
 
 def without_bound(schema: Schema, names: Iterable[str]) -> tuple[str, ...]:
-    """Return of which variables nobody knows how far rounding may drive two programs apart."""
+    """Return the variables for which no bound is known that keeps two programs together."""
     optimizer = schema.optimizer
     if not isinstance(optimizer, Whole):
         return ()

@@ -35,6 +35,8 @@ class Inexact:
         Error of one that underflows.
     largest
         Of a number that may be larger the error is not known.
+    floor
+        If 0 or more, none of the others is less: a root is not negative, whatever its error is.
     """
 
     __array_ufunc__ = None  # so that arrays leave operations with it to it
@@ -44,6 +46,7 @@ class Inexact:
     unit: float
     least: float = 0.0
     largest: float = np.inf
+    floor: Any = -np.inf
 
     @classmethod
     def exact(cls, values: Any, precision: Precision) -> Self:
@@ -65,7 +68,11 @@ class Inexact:
         for _ in range(n):
             error = error + self.unit * (abs(self.value) + error) + self.least
         overflows = abs(self.value) + error > self.largest
-        return self._with(self.value, np.where(overflows, np.inf, error))
+        floor = self.floor
+        if np.any(floor >= 0):  # a rounding makes nothing negative of what is not
+            lower = np.maximum(floor * (1 - n * self.unit) - n * self.least, 0.0)
+            floor = np.where(floor >= 0, lower, -np.inf)
+        return self._with(self.value, np.where(overflows, np.inf, error), floor)
 
     def __getitem__(self, index: Any) -> "Inexact":
         return self._with(self.value[index], self.error[index])
@@ -80,15 +87,24 @@ class Inexact:
         )
         return parts[0]._with(values, errors)
 
-    def _with(self, value: Any, error: Any) -> "Inexact":
-        return replace(self, value=value, error=np.where(np.isnan(error), np.inf, error))
+    def _with(self, value: Any, error: Any, floor: Any = -np.inf) -> "Inexact":
+        error = np.where(np.isnan(error), np.inf, error)
+        return replace(self, value=value, error=error, floor=floor)
+
+    @property
+    def _least(self) -> Any:
+        """What none of the others is less than."""
+        return np.maximum(self.value - self.error, self.floor)
 
     def _other(self, other: Any) -> "Inexact":
         return other if isinstance(other, Inexact) else self._with(other, 0.0)
 
     def __add__(self, other: Any) -> "Inexact":
         other = self._other(other)
-        return self._with(self.value + other.value, self.error + other.error).rounded()
+        floor = -np.inf
+        if np.any(self.floor >= 0) or np.any(other.floor >= 0):
+            floor = self._least + other._least
+        return self._with(self.value + other.value, self.error + other.error, floor).rounded()
 
     def __sub__(self, other: Any) -> "Inexact":
         return self + -self._other(other)
@@ -104,8 +120,10 @@ class Inexact:
     def __truediv__(self, other: Any) -> "Inexact":
         other = self._other(other)
         value = self.value / other.value
-        least = np.maximum(abs(other.value) - other.error, 0.0)
-        return self._with(value, (self.error + abs(value) * other.error) / least).rounded()
+        least = np.maximum(np.maximum(abs(other.value) - other.error, other.floor), 0.0)
+        error = (self.error + abs(value) * other.error) / least
+        floor = np.where((self.floor >= 0) & (other._least > 0), 0.0, -np.inf)
+        return self._with(value, error, floor).rounded()
 
     def __rtruediv__(self, other: Any) -> "Inexact":
         return self._other(other) / self
@@ -150,7 +168,7 @@ def _root(number: Inexact) -> Inexact:
     value = np.sqrt(number.value)
     ends = np.maximum(number.value - number.error, 0.0), number.value + number.error
     error = np.maximum(*(abs(value - np.sqrt(end)) for end in ends))
-    return number._with(value, error).rounded(_ROOT_ROUNDINGS)
+    return number._with(value, error, np.sqrt(ends[0])).rounded(_ROOT_ROUNDINGS)
 
 
 def _maximum(a: Inexact, b: Inexact) -> Inexact:

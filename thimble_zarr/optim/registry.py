@@ -120,10 +120,14 @@ def spec_of(kind: type) -> type[Optimizer] | None:
     return None
 
 
+_FUNCTIONS_BEFORE = {"decoupled_weight_decay": "adam", "has_momentum": "sgd"}
+"""The functions that stores of before do not name, each by a flag that tells it."""
+
+
 def read_optimizer(content: Mapping[str, object]) -> Optimizer:
     """Return an optimizer from its fields, as JSON has them.
 
-    That of a subclass is known by its function, or its flags.
+    That of a subclass is known by its function; without one, by all of its fields.
 
     Raises
     ------
@@ -132,11 +136,13 @@ def read_optimizer(content: Mapping[str, object]) -> Optimizer:
     """
     specs: tuple[type[Optimizer], ...] = (*SPECS, *OTHERS.values(), Unknown)
     named = {of.rpartition(".")[2]: spec for of, spec in OTHERS.items()} | dict(REGISTRY)
+    before = (of for flag, of in _FUNCTIONS_BEFORE.items() if flag in content)
+    function = content.get("function", next(before, None))
     known = [
         spec
         for spec in specs
-        if {*content} <= {field.name for field in fields(spec)}
-        and content.get("function") in (None, getattr(spec, "FUNCTION", None))
+        if {*content} <= (its := {field.name for field in fields(spec)})
+        and (its == {*content} if function is None else getattr(spec, "FUNCTION", "") == function)
     ]
     spec = named.get(str(content["name"]), known[0] if known else None)
     if spec is None:

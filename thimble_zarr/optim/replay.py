@@ -35,7 +35,7 @@ class Program:
     shape
         That of the parameter, whose whole step is taken; None where pieces are flat.
     n_threads
-        Threads that torch has for an operation: on sums over a whole parameter bits depend.
+        Threads that torch has for an operation. Bits of sums over a whole parameter depend on it.
     """
 
     optimizer: Optimizer

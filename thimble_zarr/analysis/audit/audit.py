@@ -35,7 +35,7 @@ from thimble_zarr.causes.replay import (
     why_in_part,
     without_bound,
 )
-from thimble_zarr.errors import ConfigError, SelectionError, listed
+from thimble_zarr.errors import ConfigError, SelectionError, all_listed, listed
 from thimble_zarr.format.indexing import Indices, as_range
 from thimble_zarr.format.schema import Schema
 
@@ -123,7 +123,7 @@ def _replayed(selected: Selected, attrs: dict[str, str]) -> tuple[str, ...]:
     if why := why_in_part(schema, selected.positions):
         others = [name for name in recurrences(schema) if name not in names]
         were = "were" if len(others) > 1 else "was"
-        attrs["not_replayed"] = f"{' and '.join(others)} {were} not replayed: {why}"
+        attrs["not_replayed"] = f"{all_listed(others)} {were} not replayed: {why}"
     return names
 
 
@@ -147,12 +147,12 @@ def _check_asked(schema: Schema, *, formula: bool, replay: bool, extended: bool)
             f"{how_to_record(missing, schema)}"
         )
     if replay and (missing := missing_inputs("unexplained", schema)):
-        alone = "with replay=False (--no-replay)"
-        if not formula:
-            alone = "without formula=False (--no-formula)"
+        how = (
+            "with replay=False (--no-replay)" if formula else "without formula=False (--no-formula)"
+        )
+        alone = f". The formula alone can be checked, {how}" if schema.optimizer.formula else ""
         raise SelectionError(
-            f"the steps cannot be replayed: {how_to_record(missing, schema)}. The formula alone "
-            f"can be checked, {alone}"
+            f"the steps cannot be replayed: {how_to_record(missing, schema)}{alone}"
         )
 
 
@@ -223,7 +223,7 @@ class Tally:
             yield from _of_replay(part, exact=self.exact)
 
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
-        """Yield its numbers: by machine code, or by NumPy where some are no ordinary ones."""
+        """Yield its numbers: from machine code if all are finite and not tiny, else from NumPy."""
         sums = None if self.extended else step_sums(part, bounded=not self.recurrences)
         if sums is None or not sums.are_exact(part.dtype):
             yield from self._by_numpy(part)

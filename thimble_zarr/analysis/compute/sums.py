@@ -90,7 +90,7 @@ def _shrinks(part: Window) -> bool:
 
 
 def _bounded_numbers(part: Window) -> np.ndarray:
-    """Return what it and the bound of rounding compute with."""
+    """Return those numbers, and those that the bound of rounding is computed with."""
     rounding = part.of_rows(known_rounding)
     assert rounding is not None
     of_rounding = rounding.update, rounding.after, rounding.before, rounding.least

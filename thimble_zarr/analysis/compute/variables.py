@@ -14,7 +14,7 @@ from thimble_zarr.analysis.compute.comparison import replayed
 from thimble_zarr.analysis.compute.windows import Floats, Window
 from thimble_zarr.bits import decode, encode, ordered, spacing, unit_roundoff
 from thimble_zarr.causes.replay import why_in_part
-from thimble_zarr.errors import SelectionError
+from thimble_zarr.errors import SelectionError, all_listed
 from thimble_zarr.format.schema import Schema
 from thimble_zarr.optim.base import Estimate
 from thimble_zarr.optim.formula import (
@@ -354,9 +354,8 @@ def how_to_record(missing: Sequence[str], schema: Schema) -> str:
     """Return what was not recorded, and how it would be."""
     others = (name for name in schema.optimizer.variables if name in schema.dtypes)
     variables = ", ".join(f'"{name}"' for name in (*others, *missing))
-    names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
-    were = "were" if len(missing) > 1 else "was"
-    return f"{names} {were} not recorded; record with variables=({variables}), or with all of them"
+    were = f"{all_listed(missing)} {'were' if len(missing) > 1 else 'was'} not recorded"
+    return f"{were}; record with variables=({variables}), or with all of them"
 
 
 def evaluate(name: str, window: Window, lattice: str | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a formula says of steps, and what they left of it, in one pass over stored bits.
+"""Sums of what a formula predicts and of what it leaves, in one pass over stored bits.
 
 The formula is traced as NumPy would compute it, and so is the bound of rounding: each number has
 NumPy's bits. Only sums of a token's elements are added in another order than NumPy's, which depends

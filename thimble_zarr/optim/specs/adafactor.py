@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _FirstEpsilon(Scalar):
-    """A number that need not be in the group: torch then takes that of a dtype.
+    """An epsilon that need not be in the group: torch then takes a dtype's spacing at 1.
 
-    It is the dtype of the parameter that comes first, for all of the group, whatever theirs is.
+    That is the dtype of the group's first parameter, also for the parameters of other dtypes.
     """
 
     def read(self, group: Mapping[str, Any]) -> "float | Tensor":
