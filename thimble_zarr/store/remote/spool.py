@@ -63,16 +63,18 @@ class Spool:
             self._publisher = Publisher(self.path, self.url)
 
     def news(self) -> Iterator[str]:
-        """Yield the first problem that publishing has, once."""
-        problems = () if self._publisher is None else self._publisher.news()
-        for problem in problems:
-            if self._has_told:
-                continue
-            self._has_told = True
-            yield (
-                f"publishing fails, and recording goes on in {self.path}: {problem}. It is tried "
-                "again and again, and what is missing is published once that succeeds"
-            )
+        """Yield the first problem that publishing has, and the one that it ends with."""
+        if self._publisher is None:
+            return
+        for problem in self._publisher.news():
+            if self._publisher.has_ended:
+                yield f"publishing has ended, and recording goes on in {self.path}: {problem}"
+            elif not self._has_told:
+                self._has_told = True
+                yield (
+                    f"publishing fails, and recording goes on in {self.path}: {problem}. It is "
+                    "tried again and again, and what is missing is published once that succeeds"
+                )
 
     def finish(self) -> str:
         """Wait until all is published, or cannot be; return what to say then, if anything."""
@@ -82,7 +84,9 @@ class Spool:
         publisher.finish()
         if not publisher.problem:
             return ""
-        there = f"steps up to {publisher.n_rows - 1:,} are" if publisher.n_rows else "nothing is"
+        there = (
+            f"steps up to {publisher.n_rows - 1:,} are" if publisher.n_rows else "nothing of it is"
+        )
         command = (
             f"thimble-zarr publish {shlex.quote(str(self.path))} {shlex.quote(self.url or '')}"
         )
