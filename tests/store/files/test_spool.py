@@ -6,6 +6,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from tests.support.commands import fails, succeeds
 from tests.support.copies import is_copied
 from tests.support.runs import N_STEPS, TINY_MEMORY, History, Loop, record, token_labels
 from tests.support.servers import SECRET, Fault, make_bucket, weed
+from tests.support.tiny import DATA, TINY
 from tests.support.tuned import tuned
 from tests.support.waiting import until
 from thimble_zarr import Recorder
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, ResumeError
+from thimble_zarr.experiment.trainer import train
 from thimble_zarr.format.location import Url
 from thimble_zarr.store.keys import HOLDER
 from thimble_zarr.store.reader import StoreReader
@@ -254,6 +257,13 @@ def test_training_is_told_at_once_that_nothing_is_published_any_more(bucket: Buc
     assert "the process that publishes was killed" in str(told[0].message)
     with pytest.warns(UserWarning, match="is not published whole"):
         run.recorder.close()
+
+
+def test_a_finished_run_that_is_resumed_publishes_its_rest(bucket: Bucket, tmp_path: Path) -> None:
+    config, url = replace(TINY, steps=3), bucket.url("run.zarr")
+    train(config, DATA, "run.zarr")
+    train(config, DATA, "run.zarr", resume=True, url=url)
+    assert is_copied(tmp_path / "run.zarr", url)
 
 
 def test_another_run_at_the_address_is_never_overwritten(

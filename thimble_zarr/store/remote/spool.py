@@ -7,6 +7,7 @@ one.
 
 import importlib.util
 import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,14 @@ class Spool:
             f"{self.path} is not published whole, and {there} at {self.url}: {publisher.problem}. "
             f"All is recorded in {self.path}; publish the rest with `{command}`, or resume the run"
         )
+
+
+def publish_rest(spool: StorePath, url: Url) -> None:
+    """Publish what a run that is finished left in its spool; warn of what cannot be published."""
+    rest = Spool(url, spool)
+    rest.publish()
+    if message := rest.finish():
+        warnings.warn(message, stacklevel=2)
 
 
 def _check_publishable(url: Url) -> None:
