@@ -10,7 +10,7 @@ from thimble_zarr.optim.registry import SPECS
 
 ROOT = Path(thimble_zarr.__file__).parent
 
-ORDINARY = {"sum", "variance", "prev", "ax", "step_size", "alpha", "mu", "eta"}
+ORDINARY = {"sum", "variance", "prev", "ax", "step_size", "alpha", "mu", "eta", "z", "k", "r"}
 """States and numbers of which the name is a word that means other things elsewhere."""
 
 STATES = {state.name for spec in SPECS for state in spec.STATES} - ORDINARY

@@ -35,7 +35,10 @@ def make(name: str, weight: torch.nn.Parameter) -> torch.optim.Optimizer:
     has = kind([torch.nn.Parameter(torch.ones(1))]).param_groups[0]
     options = {"lr": RATES.get(name, 0.1), "foreach": False, "weight_decay": 0.1}
     options = {option: value for option, value in options.items() if option in has}
-    return kind([weight], **options, **({"momentum": 0.9} if name in WITH_MOMENTUM else {}))
+    optimizer = kind([weight], **options, **({"momentum": 0.9} if name in WITH_MOMENTUM else {}))
+    if hasattr(optimizer, "train"):
+        optimizer.train()  # Schedule-Free
+    return optimizer
 
 
 def record(

@@ -13,7 +13,7 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.table import AnyTable, counts
 from thimble_zarr.analysis.compute.source import Selected, Source
-from thimble_zarr.causes.catalogue import CAUSES, Finding, explain
+from thimble_zarr.causes.catalogue import CAUSES, NO_FAULTS, Finding, explain
 from thimble_zarr.causes.cause import ROWS_NOT_KEPT, Named
 from thimble_zarr.causes.evidence import Evidence, Failure
 from thimble_zarr.causes.replay import recurrences
@@ -105,8 +105,10 @@ def _explained(selected: Selected, source: Source, table: AnyTable) -> list[Find
     failing = {row for failure in failures for row in failure.steps}
     rows = np.searchsorted(source.steps, np.asarray(table["step"]))
     evidence = Evidence(source, tokens, dims, failures, sound={*rows.tolist()} - failing)
-    found = [explain(evidence, failure) for failure in evidence.failures[:_MAX_FAILURES]]
-    if rest := evidence.failures[_MAX_FAILURES:]:
+    found, rest = list[Finding](), [*evidence.failures]
+    while rest and sum(one.code not in NO_FAULTS for one in found) < _MAX_FAILURES:
+        found.append(explain(evidence, rest.pop(0)))
+    if rest:
         n_steps = sum(len(failure.steps) for failure in rest)
         facts = {"step": rest[0].steps[0], "n_more": len(rest), "n_steps": n_steps}
         found.append(Finding.of(MORE_FAILURES, facts, source))

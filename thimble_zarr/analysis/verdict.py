@@ -7,7 +7,7 @@ import numpy as np
 
 from thimble_zarr.analysis.audit.audit import NOT_FINITE
 from thimble_zarr.analysis.audit.table import AnyTable, counts, has_formula
-from thimble_zarr.causes.catalogue import Finding
+from thimble_zarr.causes.catalogue import NO_FAULTS, Finding
 from thimble_zarr.causes.cause import ROWS_NOT_KEPT
 from thimble_zarr.errors import all_listed
 from thimble_zarr.format.reader import Reader, State
@@ -35,8 +35,10 @@ def verdict(
     Where there is a replay it decides, because it is sharper than any bound on the formula's
     rounding. In both cases a change that is not finite fails.
     """
-    judged = _judged(table)
-    if judged.holds and findings:
+    judged, known = _judged(table), [of for of in findings if of.code in NO_FAULTS]
+    if known and len(known) == len(findings):
+        judged = _holds_but_for(known, table) or judged
+    elif judged.holds and findings:
         first = min(findings, key=lambda finding: finding.step)
         why = (
             "every row follows from the row before, but the store was changed after it was recorded"
@@ -61,6 +63,18 @@ def verdict(
         stopped = f"The run was stopped after step {reader.read_steps()[-1]}{planned}."
         return replace(judged, text=f"{judged.text} {stopped}")
     return judged
+
+
+def _holds_but_for(known: Sequence[Finding], table: AnyTable) -> Verdict | None:
+    """Judge steps that are right though they do not follow; None if others do not, either."""
+    n_failing = int(counts(table, "n_beyond").any(axis=1).sum())
+    if n_failing != sum(of.n_steps for of in known) or counts(table, NOT_FINITE).any():
+        return None
+    return Verdict(
+        holds=True,
+        text=f"HOLDS: every row follows from the row before, {n_failing:,} of them from weights "
+        f"that the optimizer itself had moved ({known[0].code}), first at step {known[0].step}.",
+    )
 
 
 def _judged(table: AnyTable) -> Verdict:

@@ -18,6 +18,9 @@ CAUSES: tuple[Cause, ...] = tuple(
 )
 """In the order in which they are tried: those that prove themselves to the bit first."""
 
+NO_FAULTS = frozenset(cause.code for cause in CAUSES if not cause.is_fault)
+"""Codes of what is right to happen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:

@@ -35,13 +35,14 @@ class Cause(Named):
     """Something that shows in the replay.
 
     `is_local` says whether each place is a finding of its own, `is_everywhere` whether every token
-    is concerned, and not the one that fails first.
+    is concerned, and not the one that fails first. `is_fault` is false of what is right to happen.
     """
 
     explain: Explain
     is_local: bool = False
     is_everywhere: bool = False
     needs_formula: bool = False
+    is_fault: bool = True
 
 
 def cause(code: str, **flags: bool) -> Callable[[Explain], Cause]:

@@ -186,6 +186,10 @@ class Evidence:
         """Take a step again, with other inputs or hyper-parameters where some are given."""
         return self._replay.step(step, self.inputs(step) | (inputs or {}), scalars)
 
+    def swapped(self, step: int) -> np.ndarray | None:
+        """Return the weights before a step as the optimizer may have moved them; None if not."""
+        return self._replay.swapped(step, self.inputs(step)) if self.follows(step) else None
+
     def mended(
         self,
         step: int,

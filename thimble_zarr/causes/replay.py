@@ -116,6 +116,15 @@ class Replay:
         dtypes = source.reader.schema.dtypes
         return {name: np.full_like(bits, fill_value(dtypes[name])) for name, bits in states.items()}
 
+    def swapped(self, row: int, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Return the weights before the step to a row as the optimizer itself may have moved them.
+
+        None if it never does (`Optimizer.swapped`).
+        """
+        program, pieces = self._program
+        scalars = {name: float(values[row]) for name, values in self._source.recorded.items()}
+        return program.swapped(inputs, pieces, scalars)
+
 
 def replay_device(source: RecordedRows) -> str:
     """Return where the optimizer is replayed; raise SelectionError if that is not there."""

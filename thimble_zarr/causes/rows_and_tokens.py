@@ -20,6 +20,19 @@ _MAX_CANDIDATES = 64
 """Failing steps among which a row is looked for."""
 
 
+@cause("schedule-free-swap", is_everywhere=True, is_fault=False)
+def schedule_free_swap(evidence: Evidence, failure: Failure) -> Facts | None:
+    """Before step {step} the optimizer moved the weights to their average and back.
+
+    Its `eval` and `train` do, and round them. From weights so moved, every row follows.
+    """
+    for step in failure.steps:
+        weights = evidence.swapped(step)
+        if weights is None or not evidence.mended(step, {"W": weights}).all():
+            return None
+    return {"variable": "W"}
+
+
 @cause("bit-flip", is_local=True)
 def bit_flip(evidence: Evidence, failure: Failure) -> Facts | None:
     """One bit of {variable} is flipped: bit {bit} at step {step}, {place}.

@@ -30,6 +30,7 @@ from thimble_zarr.record.audit.audit import OnFinding
 from thimble_zarr.record.recorder import Recorder
 from thimble_zarr.record.writer_thread import Keep
 from thimble_zarr.store.reader import StorePath
+from thimble_zarr.store.remote.spool import publish_rest
 
 PARAMETER = "transformer.wte.weight"
 
@@ -195,6 +196,8 @@ def train(
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
         if run.is_finished:
             checkpoints.clear()  # it may have been killed before it did
+            if url:
+                publish_rest(store, url)
             return
         run.check_has(checkpoints)
         checkpoint = checkpoints.newest(run.committed_step)

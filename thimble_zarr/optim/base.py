@@ -41,7 +41,8 @@ class State:
         The scalar that a step multiplies the state with before it adds anything, by name. None
         where a state does not fade.
     of_weights
-        Whether a step makes it of the weights after it, so that with them it is wrong, too.
+        Whether a step makes it of the weights after it, or moves it as it moves them, so that with
+        them it is wrong, too.
     single_along
         The axis along which torch keeps one element, which is recorded for each element that the
         parameter has there. None where a state has the parameter's shape.
@@ -228,7 +229,7 @@ class Optimizer(ABC):
 
     @property
     def of_weights(self) -> frozenset[str]:
-        """The states that a step makes of the weights after it."""
+        """The states that are wrong where a number makes the weights wrong."""
         return frozenset(state.name for state in self.states if state.of_weights)
 
     @property
@@ -269,6 +270,15 @@ class Optimizer(ABC):
     def formula(self) -> "Formula | None":
         """What a step should do, in real numbers; None if there is no formula."""
         return self if isinstance(self, Formula) else None
+
+    def swapped(
+        self, tensors: "Mapping[str, Tensor]", scalars: Mapping[str, float]
+    ) -> "Tensor | None":
+        """Return `W` as the optimizer itself may move it before a step; None if it never does.
+
+        Arguments are as those of `step`.
+        """
+        return None
 
     def kernel(self, native: str) -> "Kernel | None":
         """Return the newest kernel of a portable program, for arrays of one dtype; None if none."""

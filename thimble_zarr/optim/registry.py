@@ -21,6 +21,7 @@ from thimble_zarr.optim.specs.rmsprop import RMSprop
 from thimble_zarr.optim.specs.rprop import Rprop
 from thimble_zarr.optim.specs.sgd import SGD
 from thimble_zarr.optim.third_party.lion import Lion
+from thimble_zarr.optim.third_party.schedule_free import ScheduleFree
 from thimble_zarr.optim.unknown import Unknown, is_name
 
 REGISTRY: Mapping[str, type[Optimizer]] = {
@@ -40,7 +41,9 @@ REGISTRY: Mapping[str, type[Optimizer]] = {
 }
 """What an optimizer is, by the name of its class in `torch.optim`."""
 
-OTHERS: dict[str, type[Optimizer]] = {name: spec for spec in (Lion,) for name in spec.CLASSES}
+OTHERS: dict[str, type[Optimizer]] = {
+    name: spec for spec in (Lion, ScheduleFree) for name in spec.CLASSES
+}
 """What an optimizer of another package is, by the name of its class and module."""
 
 REFUSED: Mapping[str, str] = {

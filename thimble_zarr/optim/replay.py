@@ -15,7 +15,7 @@ from torch import Tensor
 
 from thimble_zarr.bits import is_nan
 from thimble_zarr.optim.base import COUNT, Optimizer
-from thimble_zarr.optim.lanes import Piece, threads
+from thimble_zarr.optim.lanes import Piece, one_thread, threads
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,24 @@ class Program:
                         into = after.setdefault(name, np.empty(bits[name].shape, held.dtype))
                         into.reshape(-1)[piece.indices] = held[piece.offsets]
         return after
+
+    def swapped(
+        self,
+        bits: Mapping[str, np.ndarray],
+        pieces: Sequence[Piece],
+        scalars: Mapping[str, float],
+    ) -> np.ndarray | None:
+        """Return stored bits of `W` as `Optimizer.swapped` has it, from the arguments of `step`."""
+        swapped = np.empty(bits["W"].shape, bits["W"].dtype)
+        with one_thread():
+            for piece in pieces:
+                tensors = {name: self._load(name, piece.place(of)) for name, of in bits.items()}
+                found = self.optimizer.swapped(tensors, scalars)
+                if found is None:
+                    return None
+                held = self._bits("W", found)
+                swapped.reshape(-1)[piece.indices] = held[piece.offsets]
+        return swapped
 
     def _load(self, name: str, bits: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(bits).view(getattr(torch, self.dtypes[name]))

@@ -1,5 +1,6 @@
 """Two who write to one place: the second is told of the first, and replaces a dead one."""
 
+import itertools
 import json
 import os
 import platform
@@ -7,16 +8,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 import thimble_zarr
-from tests.store.files.conftest import Bucket
+from tests.store.files.conftest import ACCOUNT, Bucket
 from tests.support.commands import fails, succeeds
 from tests.support.copies import contents, is_copied
 from tests.support.waiting import until
 from thimble_zarr.errors import StoreLockedError
+from thimble_zarr.format.location import Url
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
 from thimble_zarr.store.keys import PUBLISHER
@@ -24,6 +28,9 @@ from thimble_zarr.store.lock import WriterLock
 from thimble_zarr.store.remote import claim as claims
 from thimble_zarr.store.remote.claim import Claim
 from thimble_zarr.store.remote.target import Server
+
+Stored = tuple[str, bytes]
+"""Generation and content of a file."""
 
 ME = f"process {os.getpid()} on {platform.node()}"
 
@@ -109,6 +116,77 @@ def test_who_was_taken_over_writes_no_more(
     server.close()
     assert PUBLISHER in [*ObjectFiles(server.files.path).list()]  # the second one's
     second.check()
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Stored]]:
+    """A server that goes by generations, as Google's does, and by nothing else; what it has."""
+    stored: dict[str, Stored] = {}
+    generations = itertools.count(1)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = stored.get(self.path)
+            self._answer(404 if found is None else 206, found)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            found, wanted = stored.get(self.path), self.headers["x-goog-if-generation-match"]
+            if wanted not in (None, "0" if found is None else found[0]):
+                return self._answer(412, None)
+            stored[self.path] = (str(next(generations)), content)
+            return self._answer(200, stored[self.path])
+
+        def do_DELETE(self) -> None:
+            self._answer(204 if stored.pop(self.path, None) else 404, None)
+
+        def _answer(self, status: int, found: Stored | None) -> None:
+            self.send_response(status)
+            generation, content = found or ("", b"")
+            body = content if status == 206 else b""
+            self.send_header("Content-Length", str(len(body)))
+            if found is not None:
+                self.send_header("Content-Range", f"bytes 0-{len(content) - 1}/{len(content)}")
+                self.send_header("Last-Modified", self.date_time_string())
+                self.send_header("ETag", f'"{generation}"')
+                self.send_header("x-goog-generation", generation)
+            self.end_headers()
+            self.wfile.write(body if self.command == "GET" else b"")
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        address = {"gcs_base_url": f"http://127.0.0.1:{server.server_port}"}
+        account = tmp_path / "account.json"
+        account.write_text(json.dumps(ACCOUNT | address))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield stored
+        server.shutdown()
+        thread.join()
+
+
+def test_google_goes_by_generations(
+    google: dict[str, Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_RENEWED_S", 0.01)
+    files = ObjectFiles(Url("gs://bucket/run.zarr"))
+    first, second = Claim(files), Claim(files)
+    first.take()
+    (before,) = google.values()
+    until(lambda: [*google.values()] > [before])  # it is renewed
+    with pytest.raises(StoreLockedError, match=f"{ME} .* is publishing to"):
+        second.take()
+    first.release()
+    assert not google
+    dead = {"pid": 2**22 + 1, "host": platform.node(), "since": "2026-01-01T00:00:00+00:00"}
+    files.put(PUBLISHER, json.dumps(dead).encode())
+    second.take()
+    second.release()
+    assert not google
 
 
 def test_a_fetch_and_a_writer_exclude_each_other(toy_path: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from tests.support.commands import fails, succeeds
 from tests.support.copies import is_copied
 from tests.support.runs import N_STEPS, TINY_MEMORY, History, Loop, record, token_labels
 from tests.support.servers import SECRET, Fault, make_bucket, weed
+from tests.support.tiny import DATA, TINY
 from tests.support.tuned import tuned
 from tests.support.waiting import until
 from thimble_zarr import Recorder
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, ResumeError
+from thimble_zarr.experiment.trainer import train
 from thimble_zarr.format.location import Url
 from thimble_zarr.store.keys import HOLDER
 from thimble_zarr.store.reader import StoreReader
@@ -151,7 +154,9 @@ def test_what_could_not_be_published_is_there_and_said(
     with pytest.warns(UserWarning, match=words) as told:
         history = record(url)
     message = str(told[-1].message)
-    assert f"{tmp_path / 'run.zarr'} is not published whole, and nothing is at {url}" in message
+    assert (
+        f"{tmp_path / 'run.zarr'} is not published whole, and nothing of it is at {url}" in message
+    )
     assert SECRET not in message
     assert len(told) <= 2
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.between.address)
@@ -226,6 +231,39 @@ def has_ended(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def test_sigterm_for_all_of_a_job_leaves_nothing_unpublished(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    """Training commits once more, after its publisher was told, too."""
+    (tmp_path / "json.py").write_text("raise RuntimeError('a module of the current directory')")
+    url = bucket.url("run.zarr")
+    run = Training(url)
+    run.train(2)
+    until(lambda: run.publisher.n_rows == 3)
+    os.kill(run.publisher.pid, signal.SIGTERM)
+    run.train(3)
+    run.recorder.close()
+    assert run.is_seen_in(url)
+
+
+def test_training_is_told_at_once_that_nothing_is_published_any_more(bucket: Bucket) -> None:
+    run = Training(bucket.url("run.zarr"))
+    os.kill(run.publisher.pid, signal.SIGKILL)
+    until(lambda: run.publisher.has_ended)
+    with pytest.warns(UserWarning, match="publishing has ended, and recording goes on in") as told:
+        run.train(2)
+    assert "the process that publishes was killed" in str(told[0].message)
+    with pytest.warns(UserWarning, match="is not published whole"):
+        run.recorder.close()
+
+
+def test_a_finished_run_that_is_resumed_publishes_its_rest(bucket: Bucket, tmp_path: Path) -> None:
+    config, url = replace(TINY, steps=3), bucket.url("run.zarr")
+    train(config, DATA, "run.zarr")
+    train(config, DATA, "run.zarr", resume=True, url=url)
+    assert is_copied(tmp_path / "run.zarr", url)
 
 
 def test_another_run_at_the_address_is_never_overwritten(

@@ -138,11 +138,14 @@ class LocalFiles:
         """Return the path of a file, once no link on the way leads out of the store."""
         directory, _, _ = key.rpartition("/")
         if directory not in self._known_inside:
-            found, root = os.path.realpath(self.path / directory), os.path.realpath(self.path)
-            if not Path(found).is_relative_to(root):
+            if not Path(os.path.realpath(self.path / directory)).is_relative_to(self._root):
                 raise OutsideError("it lies behind a link that leads out of the store")
             self._known_inside.add(directory)
         return f"{self.path}/{key}"
+
+    @cached_property
+    def _root(self) -> str:
+        return os.path.realpath(self.path)
 
     @cached_property
     def _known_inside(self) -> set[str]:

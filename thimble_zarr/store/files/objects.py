@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from typing import Any, Self, TypeVar
 
@@ -25,6 +25,9 @@ from thimble_zarr.store.files.answers import named_errors
 from thimble_zarr.store.files.base import ChangedError, FileWriter, NotListedError, PlaceError
 
 T = TypeVar("T")
+
+Version = dict[str, str]
+"""What a server calls one version of a file: S3 goes by its `e_tag`, Google by its `version`."""
 
 _SERVED_LISTS = ("s3", "gs")
 """Servers that tell which files there are: web servers have no common way to."""
@@ -159,6 +162,10 @@ def _coalesced(
         yield start, stop, covered
 
 
+def _version(found: Any) -> Version:
+    return {name: found[name] for name in ("e_tag", "version") if found.get(name)}
+
+
 @dataclass(frozen=True)
 class ObjectFiles:
     """The files below an address (`Files`), for reading."""
@@ -224,21 +231,26 @@ class ObjectFiles:
             )["e_tag"]
         return tag
 
-    def put_if(self, key: str, content: bytes, replacing: str | None = None) -> str | None:
-        """Upload a small file if there is none, or only in place of the one that is called so.
+    def put_if(self, key: str, content: bytes, replacing: Version | None = None) -> Version | None:
+        """Upload a small file if there is none, or only in place of this version of it.
 
-        Return what the server calls it; None if something else is there.
+        Return the version that it has now; None if something else is there.
         """
-        mode = "create" if replacing is None else {"e_tag": replacing}
+        mode = "create" if replacing is None else replacing
         errors = self._obstore.exceptions
         with named_errors(self.path, key):
             try:
                 put = self._obstore.put
-                return str(put(self._server, key, content, mode=mode, use_multipart=False)["e_tag"])
+                return _version(put(self._server, key, content, mode=mode, use_multipart=False))
             except (errors.AlreadyExistsError, errors.PreconditionError):
                 return None
             except (errors.NotSupportedError, NotImplementedError):
-                return self.put(key, content)
+                return _version({"e_tag": self.put(key, content)})
+
+    def version(self, key: str) -> tuple[Version, datetime]:
+        """Return which version of a file is there, and since when."""
+        found = self.head(key)
+        return _version(found), found["last_modified"]
 
     def head(self, key: str) -> Any:
         """Return what the server says of a file."""

@@ -4,8 +4,9 @@ Not a thread: hashing and reading a ledger would take Python's lock from trainin
 And what a run committed before it was killed is published all the same.
 
 What starts it writes a line to its stdin when the recording has ended, and then it copies what is
-left and ends. So it does, too, when who started it is gone. It tells in lines of JSON on stdout
-what it does.
+left and ends. So it does, too, when who started it is gone. SIGTERM does not end it: a scheduler
+sends that to all processes of a job, and training may yet commit. It tells in lines of JSON on
+stdout what it does.
 """
 
 import json
@@ -51,20 +52,23 @@ class Publisher:
         Rows that are published, as far as it has told.
     problem
         What is wrong now, in words; empty if nothing is.
+    has_ended
+        Whether it publishes nothing more.
     """
 
     def __init__(self, store: Path, url: Url) -> None:
         asked: dict[str, Any] = {"path": sys.path, "store": str(store), "url": str(url)}
         asked |= {"constants": asdict(tuning.TUNING), "poll_s": following.POLL_S}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps(asked)],
+            # -P: a file of the current directory that has the name of a module is not imported.
+            [sys.executable, "-P", "-c", _PROGRAM, json.dumps(asked)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for who trains
         )
         self.n_rows, self.problem = 0, ""
-        self._has_ended = False
+        self.has_ended = False
         self._news: deque[str] = deque()
         self._listener = Thread(target=self._listen, name="thimble-zarr-publisher", daemon=True)
         self._listener.start()
@@ -92,25 +96,27 @@ class Publisher:
         self._process.wait()
         self._listener.join()
         self._process.stdout.close()
-        if not self._has_ended:
-            self.problem = "the process that publishes was ended"
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             told = json.loads(line)
             self.n_rows = told.get("n_rows", self.n_rows)
-            self.problem = told.get("problem", "")
-            self._has_ended = told.get("has_ended", False)
-            if self.problem and not self._has_ended:
-                self._news.append(self.problem)
+            self._note(told.get("problem", ""), has_ended=told.get("has_ended", False))
+        if not self.has_ended:
+            self._note("the process that publishes was killed", has_ended=True)
+
+    def _note(self, problem: str, *, has_ended: bool) -> None:
+        self.problem, self.has_ended = problem, has_ended
+        if problem:
+            self._news.append(problem)
 
 
 def publish_behind(store: str, url: str, *, constants: dict[str, Any], poll_s: float) -> None:
     """Publish a store until a line comes from stdin, or what started this process is gone."""
     tuning.TUNING, following.POLL_S = tuning.Tuning(**constants), poll_s
     ended, parent = Event(), os.getppid()
-    signal.signal(signal.SIGTERM, lambda *of: ended.set())
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Thread(target=_wait_for_line, args=[ended], daemon=True).start()
     with suppress(OSError, AttributeError):
         os.nice(_NICE)
@@ -143,8 +149,6 @@ def publish_behind(store: str, url: str, *, constants: dict[str, Any], poll_s: f
         problem = str(error)
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    if problem and not is_over():
-        _tell(problem=problem)
     _tell(problem=problem, has_ended=True)
 
 

@@ -16,7 +16,7 @@ import msgspec
 import psutil
 
 from thimble_zarr.errors import StoreError, StoreLockedError
-from thimble_zarr.store.files.objects import ObjectFiles
+from thimble_zarr.store.files.objects import ObjectFiles, Version
 from thimble_zarr.store.keys import PUBLISHER
 from thimble_zarr.store.lock import Holder
 
@@ -35,7 +35,7 @@ class Claim:
         self._files = files
         self._holder = Holder(pid=os.getpid(), host=platform.node(), since=since)
         self._content = json.dumps(msgspec.structs.asdict(self._holder)).encode()
-        self._tag: str | None = None
+        self._version: Version | None = None
         self._ended, self._is_lost, self._renewer = Event(), False, Thread(target=self._renew)
 
     def take(self) -> bool:
@@ -44,11 +44,11 @@ class Claim:
         Raises StoreLockedError if another publisher has it.
         """
         if self._is_lost:
-            self._is_lost, self._tag = False, None
-        if self._tag is not None:
+            self._is_lost, self._version = False, None
+        if self._version is not None:
             return False
-        self._tag = self._put() or self._taken_over() or self._put()
-        if self._tag is None:
+        self._version = self._put() or self._taken_over() or self._put()
+        if self._version is None:
             raise StoreLockedError(self._refusal(Holder.read(self._files, PUBLISHER)))
         if not self._renewer.is_alive():
             self._renewer = Thread(target=self._renew, name="thimble-zarr-claim", daemon=True)
@@ -65,32 +65,32 @@ class Claim:
         self._ended.set()
         if self._renewer.is_alive():
             self._renewer.join()
-        if self._tag is not None:
+        if self._version is not None:
             with suppress(StoreError):  # it grows old
-                if self._put(self._tag) is not None:
+                if self._put(self._version) is not None:
                     self._files.delete([PUBLISHER])
-            self._tag = None
+            self._version = None
 
-    def _put(self, replacing: str | None = None) -> str | None:
+    def _put(self, replacing: Version | None = None) -> Version | None:
         try:
             return self._files.put_if(PUBLISHER, self._content, replacing)
         except FileNotFoundError:  # somebody has removed it
             return None
 
-    def _taken_over(self) -> str | None:
-        """Take the place of a holder that is gone; return what the server calls the file then.
+    def _taken_over(self) -> Version | None:
+        """Take the place of a holder that is gone; return which version the file has then.
 
         None if it gave the claim back, or another was quicker.
         """
         holder = Holder.read(self._files, PUBLISHER)
         try:
-            found = self._files.head(PUBLISHER)
+            found, renewed = self._files.version(PUBLISHER)
         except FileNotFoundError:
             return None
         is_ours = holder == self._holder  # the answer to the first request was lost
-        if not (is_ours or self._is_gone(holder, found["last_modified"])):
+        if not (is_ours or self._is_gone(holder, renewed)):
             raise StoreLockedError(self._refusal(holder))
-        return self._put(found["e_tag"])
+        return self._put(found)
 
     def _is_gone(self, holder: Holder | None, renewed: datetime.datetime) -> bool:
         if holder is not None and holder.is_here and not psutil.pid_exists(holder.pid):
@@ -107,8 +107,8 @@ class Claim:
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_S):
-            if self._tag is None or self._is_lost:
+            if self._version is None or self._is_lost:
                 continue
             with suppress(StoreError):  # the server is gone: the next time
-                tag = self._put(self._tag)
-                self._tag, self._is_lost = tag or self._tag, tag is None
+                version = self._put(self._version)
+                self._version, self._is_lost = version or self._version, version is None

@@ -10,8 +10,8 @@ from thimble_zarr.store.remote.target import Target
 POLL_S = 1.0
 """How often the commit record of a run that is followed is looked at."""
 
-_LONGEST_S = 60.0
-"""How long the longest wait is until a server that failed is asked again."""
+_MOST_POLLS = 60
+"""How many times as long the longest wait is until a server that failed is asked again."""
 
 
 def copy_now(files: Files, target: Target, progress: Reach, copied: Copied) -> None:
@@ -59,7 +59,7 @@ def follow(
                 raise
             on_problem(error)
             wait(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_S)
+            pause_s = min(2 * pause_s, _MOST_POLLS * POLL_S)
             continue
         pause_s = POLL_S
         if (copied.n_rows, copied.complete) != before:

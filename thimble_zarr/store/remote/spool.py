@@ -7,6 +7,7 @@ one.
 
 import importlib.util
 import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,16 +64,18 @@ class Spool:
             self._publisher = Publisher(self.path, self.url)
 
     def news(self) -> Iterator[str]:
-        """Yield the first problem that publishing has, once."""
-        problems = () if self._publisher is None else self._publisher.news()
-        for problem in problems:
-            if self._has_told:
-                continue
-            self._has_told = True
-            yield (
-                f"publishing fails, and recording goes on in {self.path}: {problem}. It is tried "
-                "again and again, and what is missing is published once that succeeds"
-            )
+        """Yield the first problem that publishing has, and the one that it ends with."""
+        if self._publisher is None:
+            return
+        for problem in self._publisher.news():
+            if self._publisher.has_ended:
+                yield f"publishing has ended, and recording goes on in {self.path}: {problem}"
+            elif not self._has_told:
+                self._has_told = True
+                yield (
+                    f"publishing fails, and recording goes on in {self.path}: {problem}. It is "
+                    "tried again and again, and what is missing is published once that succeeds"
+                )
 
     def finish(self) -> str:
         """Wait until all is published, or cannot be; return what to say then, if anything."""
@@ -82,7 +85,9 @@ class Spool:
         publisher.finish()
         if not publisher.problem:
             return ""
-        there = f"steps up to {publisher.n_rows - 1:,} are" if publisher.n_rows else "nothing is"
+        there = (
+            f"steps up to {publisher.n_rows - 1:,} are" if publisher.n_rows else "nothing of it is"
+        )
         command = (
             f"thimble-zarr publish {shlex.quote(str(self.path))} {shlex.quote(self.url or '')}"
         )
@@ -90,6 +95,14 @@ class Spool:
             f"{self.path} is not published whole, and {there} at {self.url}: {publisher.problem}. "
             f"All is recorded in {self.path}; publish the rest with `{command}`, or resume the run"
         )
+
+
+def publish_rest(spool: StorePath, url: Url) -> None:
+    """Publish what a run that is finished left in its spool; warn of what cannot be published."""
+    rest = Spool(url, spool)
+    rest.publish()
+    if message := rest.finish():
+        warnings.warn(message, stacklevel=2)
 
 
 def _check_publishable(url: Url) -> None:
