@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tests.support.optimizers import Kind, steps
+from tests.support.optimizers import Kind, Step, steps
 from thimble_zarr.optim.formula import Precision
 from thimble_zarr.optim.inexact import RUNNING, Inexact
 
@@ -47,11 +47,18 @@ def test_a_root_that_may_be_0_is_not_taken_for_negative() -> None:
     assert not np.isfinite(unknown.error)
 
 
+def bounds_of(step: Step) -> dict[str, np.ndarray]:
+    before, precision = step.numbers(step.before), Precision.of(step.native, scalars="float32")
+    return step.spec.bounds(before, before.pop("grad"), step.arrays, precision)
+
+
 def test_every_step_of_adam_is_bounded_where_moments_underflow() -> None:
-    kind = Kind("Adam", "float16", {"foreach": False})
-    for step in steps(kind, 2):
-        before = step.numbers(step.before)
-        grad, precision = before.pop("grad"), Precision.of("float16", scalars="float32")
+    for step in steps(Kind("Adam", "float16", {"foreach": False}), 2):
         assert (step.numbers(step.after)["exp_avg_sq"] == 0).mean() > 0.1
-        for error in step.spec.bounds(before, grad, step.arrays, precision).values():
-            assert np.isfinite(error).all()
+        assert all(np.isfinite(error).all() for error in bounds_of(step).values())
+
+
+def test_steps_of_radam_that_are_not_rectified_are_bounded() -> None:
+    for step in steps(Kind("RAdam", "float32", {"foreach": True}), 7):
+        sizes = np.abs(step.numbers(step.before)["W"]) + np.abs(step.numbers(step.after)["W"])
+        assert (bounds_of(step)["W"] < 1e-3 * sizes + 1e-6).mean() > 0.9

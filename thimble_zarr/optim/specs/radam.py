@@ -31,6 +31,7 @@ from thimble_zarr.optim.base import (
     Derived,
 )
 from thimble_zarr.optim.elementwise import Branches
+from thimble_zarr.optim.inexact import RUNNING
 from thimble_zarr.optim.moments import BIAS_CORRECTION1, BIAS_CORRECTION2_SQRT, Moments
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
@@ -93,7 +94,9 @@ class RAdam(Moments):
         W, _, first, second = self.moved_moments(a, x, c, ways)
         after = {"exp_avg": first, "exp_avg_sq": second}
         denominator = r(r(a.sqrt(second)) + c["eps"])
-        if self.is_foreach:
+        # Where nothing is rectified, torch divides by 0, then 1 by infinity, which makes exactly 0:
+        # errors of that cannot be bounded. The other program rounds more often there.
+        if self.is_foreach and (RECTIFIED in ways or a is not RUNNING):
             factor = r(r(c["one"] / r(denominator / c["of_quotient"])) + c["of_first"])
             return {"W": r(a.fma(first, factor, W)), **after}
         update = r(r(first / c["correction"]) * c["rate"])
