@@ -37,6 +37,7 @@ from thimble_zarr.causes.catalogue import CAUSES
 from thimble_zarr.causes.cause import ROWS_NOT_KEPT
 from thimble_zarr.cli.main import cli
 from thimble_zarr.experiment.trainer import TrainingData
+from thimble_zarr.optim import registry
 
 OTHERS = [document for document in DOCUMENTS if document.name != "README.md"]
 """Those that are followed here; the README has a file of its own."""
@@ -62,7 +63,14 @@ every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 @pytest.mark.filterwarnings("default:::pytorch_lightning", "default:.*LeafSpec")
 @pytest.mark.filterwarnings("default:.*(pin_memory|num_workers|checkpoint)")
 @pytest.mark.parametrize("document", OTHERS, ids=name_of)
-def test_every_block_runs(document: Path, tmp_path: Path, default_data: TrainingData) -> None:
+def test_every_block_runs(
+    document: Path,
+    tmp_path: Path,
+    default_data: TrainingData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What a page registers, other tests in this process do not have.
+    monkeypatch.setattr(registry, "OTHERS", dict(registry.OTHERS))
     reader = follow(document, tmp_path, default_data)
     assert reader.ran == [block for block in blocks(text_of(document)) if block.not_run is None]
     if document.name == "guide.md":
