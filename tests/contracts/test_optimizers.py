@@ -180,7 +180,10 @@ def test_in_float64_the_recurrences_are_torchs(kind: Kind) -> None:
             np.testing.assert_allclose(step.numbers(step.after)[name], values, **tolerance(step))
 
 
-@pytest.mark.parametrize("kind", kinds(natives=("bfloat16", "float32", "float64")))
+@pytest.mark.parametrize(
+    "kind",
+    [*kinds(natives=("bfloat16", "float32", "float64")), *kinds("Adam", natives=("float16",))],
+)
 def test_rounding_stays_within_its_bound(kind: Kind) -> None:
     for step in steps(kind, 20):
         update, decay = predicted(step)

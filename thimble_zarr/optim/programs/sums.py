@@ -71,7 +71,8 @@ class FormulaSums:
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return sums, `(N_SUMS, step, token)`, and counts, `(step, token)`.
 
-        None if the formula cannot be traced, or elements of a token are not side by side.
+        None if the formula cannot be traced or has no hash, or elements of a token are not side by
+        side.
 
         Parameters
         ----------
@@ -82,7 +83,10 @@ class FormulaSums:
         numbers
             Of each step, in `dtype`, `(step, number)`.
         """
-        function = _function(self)
+        try:
+            function = _function(self)
+        except TypeError:  # of a formula without a hash, as one with a list among its fields
+            return None
         arrays = [*(bits[name] for name, _ in self.natives), first[np.newaxis]]
         if function is None or any(of.strides[-1] != of.itemsize for of in arrays):
             return None

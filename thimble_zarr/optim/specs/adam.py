@@ -162,7 +162,7 @@ class Adam(Moments):
     def rounding(
         self, scalars: Scalars, precision: Precision, arrays: Arrays | None = None
     ) -> Rounding | None:
-        r"""Return how rounding errors grow; elements decide only where epsilon is very small.
+        r"""Return how rounding errors grow; elements decide where epsilon is very small.
 
         With :math:`\gamma_n = n u / (1 - n u)` for n roundings of relative error u (Higham,
         "Accuracy and Stability of Numerical Algorithms", lemma 3.1) torch's programs differ from
@@ -171,21 +171,21 @@ class Adam(Moments):
         corrections, epsilon, quotient, step size, and their scalars), one adds it to the weight,
         two shrink the weight. Besides, scalars are computed beforehand, with a relative error c,
         and :math:`1 - \beta^t` cancels: there it becomes :math:`c / (1 - \beta^t)`. Where numbers
-        underflow a rounding errs by the least number of the dtype instead, and relative to the
-        denominator if it happens there: in float16, where :math:`\epsilon` itself underflows, the
-        bound may be infinite.
+        underflow a rounding errs by the least number of the dtype instead. An epsilon that is not
+        much larger than that does not hide it: then elements decide, and in float16, where
+        :math:`\epsilon` itself underflows, the bound may be infinite.
         """
-        c, count, denominator = precision.scalar_roundoff, scalars[COUNT], scalars["eps"]
-        of_first, of_second = (1 - scalars[beta] ** count for beta in ("beta1", "beta2"))
         if arrays is not None:
-            denominator = arrays[self.update_inputs[0]] ** 0.5 / of_second**0.5 + denominator
-        elif not (denominator > 1e6 * precision.least).all():
+            return super().rounding(scalars, precision, arrays)
+        if not (scalars["eps"] > 1e6 * precision.least).all():
             return None
-        underflow = 4 * precision.least / denominator
-        underflow = underflow / np.maximum(1 - underflow, 0)  # of the quotient; infinite from 1 on
+        c, count = precision.scalar_roundoff, scalars[COUNT]
+        of_first, of_second = (1 - scalars[beta] ** count for beta in ("beta1", "beta2"))
+        underflow = 4 * precision.least / scalars["eps"]
+        cancelled = c * (1 / of_first + 0.5 / of_second)
         decaying = (scalars["weight_decay"] != 0) & self.decoupled_weight_decay
         return Rounding(
-            update=precision.gamma(10) + c * (1 / of_first + 0.5 / of_second) + underflow,
+            update=precision.gamma(10) + cancelled + underflow / (1 - underflow),
             after=precision.gamma(1),
             before=decaying * (precision.gamma(2) + c),
             least=4 * precision.least,
