@@ -11,7 +11,7 @@ from tests.support.portable import N_STEPS, drawn, needs_compiler
 from thimble_zarr.bits import decode
 from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.formula import Arrays, Formula, Rounding
-from thimble_zarr.optim.programs.sums import FormulaSums
+from thimble_zarr.optim.programs.sums import FormulaSums, sums_in_order
 from thimble_zarr.optim.registry import spec_of
 from thimble_zarr.optim.specs.adam import Adam
 
@@ -114,6 +114,7 @@ def test_the_order_of_sums_is_known() -> None:
     total = lanes[..., 0]
     for element in range(32, 37):
         total = total + observed[..., element]
+    assert (sums_in_order(observed) == total).all()
     assert (found[0][1] == total).all()
 
 

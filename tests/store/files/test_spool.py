@@ -5,7 +5,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +27,15 @@ from thimble_zarr.bits import decode
 from thimble_zarr.errors import ConfigError, ResumeError
 from thimble_zarr.experiment.trainer import train
 from thimble_zarr.format.location import Url
+from thimble_zarr.store.files.local import LocalFiles
+from thimble_zarr.store.files.objects import ObjectFiles
 from thimble_zarr.store.keys import HOLDER
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import following
 from thimble_zarr.store.remote.behind import Publisher
+from thimble_zarr.store.remote.copying import Copied
 from thimble_zarr.store.remote.spool import Spool
+from thimble_zarr.store.remote.target import Server
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +95,10 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step(
         until(lambda: run.publisher.n_rows == 6)
         assert run.is_seen_in(url)
         stack.close()  # it is killed
+        run.train(1)
         until(lambda: run.publisher.problem)
         with pytest.warns(UserWarning, match="publishing fails, and recording goes on in") as told:
-            run.train(4)
+            run.train(3)
         assert "again and again" in str(told[0].message)
         run.train(3)  # and is not warned of again
         stack.enter_context(weed(tmp_path / "weed", server.ports))
@@ -231,6 +236,32 @@ def has_ended(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def test_nothing_is_asked_for_until_more_is_committed(bucket: Bucket) -> None:
+    run, n_requests = Training("run.zarr"), list[int]()
+    run.train(2)
+
+    def wait(seconds: float) -> None:
+        n_requests.append(len(bucket.log.requests))
+        if len(n_requests) == 3:
+            run.train(1)
+
+    url, copied = bucket.url("run.zarr"), Copied()
+    with closing(Server(ObjectFiles(url))) as server:
+        following.follow(
+            LocalFiles(Path("run.zarr").absolute()),
+            server,
+            copied,
+            progress=lambda done, total: None,
+            ended=lambda: len(n_requests) == 5,
+            wait=wait,
+            on_commit=lambda copied: None,
+            on_problem=lambda error: pytest.fail(str(error)),
+        )
+    assert n_requests[0] == n_requests[1] == n_requests[2] < n_requests[3] == n_requests[4]
+    assert run.is_seen_in(url)
+    run.recorder.close()
 
 
 def test_sigterm_for_all_of_a_job_leaves_nothing_unpublished(

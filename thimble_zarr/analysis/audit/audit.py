@@ -13,7 +13,7 @@ import numpy as np
 from thimble_zarr.analysis.compute.comparison import compare, not_exact_because, replayed
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.source import TORCH, Selected, Source
-from thimble_zarr.analysis.compute.sums import LEAST_SQUARE, step_sums
+from thimble_zarr.analysis.compute.sums import LEAST_SQUARE, step_sums, sums_of_products
 from thimble_zarr.analysis.compute.variables import (
     decay,
     decays,
@@ -272,7 +272,7 @@ def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
     So it does not depend on which tokens are added together first.
     """
-    sums: np.ndarray = np.vecdot(left, right).sum(axis=1, dtype=np.float64)
+    sums: np.ndarray = sums_of_products(left, right).sum(axis=1, dtype=np.float64)
     return sums
 
 

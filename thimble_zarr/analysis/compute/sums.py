@@ -16,7 +16,7 @@ from thimble_zarr.analysis.compute.variables import (
 from thimble_zarr.analysis.compute.windows import Window
 from thimble_zarr.optim.formula import W_BEFORE
 from thimble_zarr.optim.programs.compiled import is_available
-from thimble_zarr.optim.programs.sums import FormulaSums
+from thimble_zarr.optim.programs.sums import FormulaSums, sums_in_order
 
 LEAST_SQUARE = 1e-25
 """Sums of squares below are computed in float64: some squares may be no float32 number."""
@@ -49,9 +49,21 @@ class StepSums:
         return bool(((squares > least) & (squares < np.inf)).all())
 
 
+def sums_of_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the sum of products of each token at each step.
+
+    Where there is machine code they are added up in its order, so that it does not matter which
+    parts it computed.
+    """
+    if is_available():
+        return sums_in_order(left * right)
+    found: np.ndarray = np.vecdot(left, right)
+    return found
+
+
 def step_sums(part: Window, *, bounded: bool) -> StepSums | None:
     """Return the sums of a part; None where NumPy must compute them."""
-    if not is_available() or not part.is_solid or len(part.of_rows(skipped)):
+    if not is_available() or not part.follows.all() or len(part.of_rows(skipped)):
         return None
     if bounded and part.of_rows(known_rounding) is None:
         return None
@@ -67,15 +79,30 @@ def step_sums(part: Window, *, bounded: bool) -> StepSums | None:
         is_bounded=bounded,
         shrinks=bounded and part.of_rows(_shrinks),
     )
-    before = next(part.bits_before("W"))
-    bits = {name: part.bits(name) for name, _ in sums.natives}
-    found = sums.run(bits, before, part.of_rows(_bounded_numbers if bounded else _numbers))
+    found = _run(sums, part, part.of_rows(_bounded_numbers if bounded else _numbers))
     if found is None:
         return None
     sums_of_tokens, counts = found
     predicted, observed, difference, product = sums_of_tokens.sum(axis=-1, dtype=np.float64)
     n_beyond = counts.sum(axis=-1) if bounded else None
     return StepSums(predicted, observed, difference, product, n_beyond)
+
+
+def _run(
+    sums: FormulaSums, part: Window, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Take the rows of a part at once if each has the one before it beside it, or one by one."""
+    bits = {name: part.bits(name) for name, _ in sums.natives}
+    if part.is_consecutive:
+        return sums.run(bits, next(part.bits_before("W")), numbers)
+    found = []
+    for row, before in enumerate(part.bits_before("W")):
+        at = slice(row, row + 1)
+        of_row = sums.run({name: of[at] for name, of in bits.items()}, before, numbers[at])
+        if of_row is None:
+            return None
+        found.append(of_row)
+    return np.concatenate([of for of, _ in found], axis=1), np.concatenate([of for _, of in found])
 
 
 def _numbers(part: Window) -> np.ndarray:

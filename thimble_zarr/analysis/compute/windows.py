@@ -180,11 +180,9 @@ class Window:
                     yield at, Window(self._piece, steps, self._dims, of_rows, self, at, dtype)
 
     @property
-    def is_solid(self) -> bool:
-        """Whether it has all dims, and rows of which each follows the one before."""
-        n_dims, consecutive = self.source.reader.schema.n_dims, self.of_rows(_steps)
-        is_whole = isinstance(self._dims, range) and self._dims == range(n_dims)
-        return is_whole and isinstance(consecutive, slice) and not len(self.of_rows(_alone))
+    def is_consecutive(self) -> bool:
+        """Whether its rows are one after the other."""
+        return isinstance(self.of_rows(_steps), slice)
 
     def in_float64(self) -> "Window":
         """Return the same part with numbers of float64."""
@@ -237,7 +235,7 @@ class Window:
         if name not in self._previous:
             native = self.source.reader.schema.dtypes[name]
             current = self.bits(name)
-            if isinstance(self.of_rows(_steps), slice):
+            if self.is_consecutive:
                 both = self.memory(f"{name} and before", len(self.rows) + 1)
                 decode(current, native, self.dtype, both[1:])
                 decode(next(self.bits_before(name)), native, self.dtype, both[0])

@@ -100,6 +100,23 @@ class FormulaSums:
         return sums, counts
 
 
+def sums_in_order(products: np.ndarray) -> np.ndarray:
+    """Return the sums over the last axis, added up by NumPy as `FormulaSums` adds them."""
+    n_dims, lanes = products.shape[-1], LANES[0]
+    n_whole = n_dims - n_dims % lanes
+    total = np.zeros(products.shape[:-1], products.dtype)
+    if n_whole:
+        held = products[..., :lanes].copy()
+        for first in range(lanes, n_whole, lanes):
+            held += products[..., first : first + lanes]
+        while (half := held.shape[-1] // 2) > 0:
+            held = held[..., :half] + held[..., half:]
+        total += held[..., 0]
+    for element in range(n_whole, n_dims):
+        total += products[..., element]
+    return total
+
+
 @lru_cache(maxsize=64)
 def _function(sums: FormulaSums) -> Function | None:
     try:

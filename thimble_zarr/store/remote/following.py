@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from thimble_zarr.errors import StoreError, StoreLockedError
 from thimble_zarr.store.files.base import Files, PlaceError
+from thimble_zarr.store.keys import COMMIT
 from thimble_zarr.store.remote.copying import Copied, MovedOnError, Reach, copy_committed
 from thimble_zarr.store.remote.target import Target
 
@@ -49,9 +50,13 @@ def follow(
     gives_up
         Whether what the server does wrong once the recording has ended is raised.
     """
-    pause_s = POLL_S
+    pause_s, known = POLL_S, b""
     while True:
         is_last, before = ended(), (copied.n_rows, copied.complete)
+        record = _record(files)
+        if known and record == known and not is_last:  # else a long ledger is read every second
+            wait(POLL_S)
+            continue
         try:
             copy_now(files, target, progress, copied)
         except (PlaceError, StoreLockedError) as error:
@@ -61,9 +66,17 @@ def follow(
             wait(pause_s)
             pause_s = min(2 * pause_s, _MOST_POLLS * POLL_S)
             continue
-        pause_s = POLL_S
+        pause_s, known = POLL_S, record
         if (copied.n_rows, copied.complete) != before:
             on_commit(copied)
         if copied.complete or is_last:
             return
         wait(pause_s)
+
+
+def _record(files: Files) -> bytes:
+    """Return the commit record; nothing where the store has none, of which `copy_now` says more."""
+    try:
+        return files.get(COMMIT)
+    except FileNotFoundError:
+        return b""
