@@ -196,9 +196,7 @@ def train(
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
         if run.is_finished:
             checkpoints.clear()  # it may have been killed before it did
-            if url:
-                publish_rest(store, url)
-            return
+            return publish_rest(store, url)
         run.check_has(checkpoints)
         checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
