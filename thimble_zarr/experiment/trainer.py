@@ -195,7 +195,8 @@ def train(
         config = run.resolve(config)
         run.check_same(config, {"memory_bytes": memory_bytes, **data.attrs})
         if run.is_finished:
-            return _finish(store, checkpoints, url)
+            checkpoints.clear()  # it may have been killed before it did
+            return publish_rest(store, url)
         run.check_has(checkpoints)
         checkpoint = checkpoints.newest(run.committed_step)
     training = Training(config, data, checkpoint)
@@ -214,13 +215,6 @@ def train(
         for progress in _recorded_steps(training, recorder, checkpoints):
             on_step(progress)
     checkpoints.clear()
-
-
-def _finish(store: StorePath, checkpoints: Checkpoints, url: Url | None) -> None:
-    """Do what a finished run had left to do when it was killed."""
-    checkpoints.clear()
-    if url:
-        publish_rest(store, url)
 
 
 def _what_to_record(config: TrainingConfig, data: TrainingData) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class Recorder:
     Parameters
     ----------
     path
-        Store to create: its path, or its address on a server, such as `s3://bucket/run.zarr`. Then
-        it is recorded in `spool` and published behind: no step waits for the server.
+        Store to create: its path, or its address on a server, such as `s3://bucket/run.zarr`. A run
+        with an address is recorded in `spool` and published behind: no step waits for the server.
     optimizer
         One of torch's that `thimble_zarr.optim` has a spec of, such as `torch.optim.AdamW`.
     parameter
@@ -282,7 +282,7 @@ class Recorder:
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
         steps, with a warning. In a forked process nothing is done: the recording is its parent's.
-        If it is published all is on the server then, or a warning says what is missing there.
+        If the run has an address, this waits until all is published; a warning says what is not.
         """
         try:
             self._close()

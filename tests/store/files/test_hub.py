@@ -72,7 +72,7 @@ def test_a_store_in_a_repository_is_read(
 
 
 def test_where_the_hub_has_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "")  # as good as none
     hub = "https://huggingface.co"
     for address, expected in (
         ("hf://datasets/a/b/run.zarr", f"{hub}/datasets/a/b/resolve/main/run.zarr"),

@@ -30,7 +30,7 @@ def web_address(url: Url) -> str:
         )
     owner, repository, *path = parts
     name, _, revision = repository.partition("@")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     return "/".join([endpoint, *kind, owner, name, "resolve", revision or "main", *path])
 
 

@@ -97,8 +97,10 @@ class Spool:
         )
 
 
-def publish_rest(spool: StorePath, url: Url) -> None:
-    """Publish what a run that is finished left in its spool; warn of what cannot be published."""
+def publish_rest(spool: StorePath, url: Url | None) -> None:
+    """Publish what a finished run with an address left in its spool; warn of what cannot be."""
+    if url is None:
+        return
     rest = Spool(url, spool)
     rest.publish()
     if message := rest.finish():
