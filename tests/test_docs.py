@@ -298,7 +298,7 @@ def test_a_fault_that_is_called_otherwise_is_told() -> None:
     assert "- SGD, float32: torn row (torn-row) was called unbalanced (1)" in faults.markdown(
         results
     )
-    assert faults.summary(results).startswith("608 of 609")
+    assert faults.summary(results).startswith("654 of 655")
 
 
 def test_the_picture_of_the_imports_is_the_tested_one() -> None:
