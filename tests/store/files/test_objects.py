@@ -137,7 +137,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         ("s3://key:secret@bucket/run.zarr", "credentials come from the environment"),
         ("https://secret@host/run.zarr", "credentials come from the environment"),
         ("https://host/run.zarr?X-Amz-Signature=secret", "credentials come from the environment"),
-        ("ftp://host/run.zarr", "an address has s3://, gs://, https://, http://"),
+        ("ftp://host/run.zarr", "an address has s3://, gs://, hf://, https://, http://"),
         ("s3:///run.zarr", "names no server or bucket"),
     ],
 )
