@@ -96,7 +96,8 @@ class FormulaSums:
         pointers = np.array([of.ctypes.data for of in arrays], np.uint64)
         strides = np.array([of.strides[:2] for of in arrays], np.int64)
         tables = (pointers, strides, np.ascontiguousarray(numbers), sums, counts)
-        function.call(*shape, *(of.ctypes.data for of in tables))
+        if counts.size:
+            function.call(*shape, *(of.ctypes.data for of in tables))
         return sums, counts
 
 
