@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from tests.support.documents import ROOT, blocks
+from tests.support.optimizers import ELEMENTWISE, Kind, kinds, steps
+from tests.support.portable import program
+from thimble_zarr.bits import patterns
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.programs.arithmetic import fma64, narrowed, widened
 from thimble_zarr.optim.programs.program import PortableProgram
@@ -49,6 +52,9 @@ SGDS: list[Optimizer] = [
     if has_momentum or not nesterov
 ]
 
+OTHERS = sorted({*ELEMENTWISE} - {"Adam", "AdamW", "SGD"})
+SQUARES = {"square_avg", "acc_delta", "sum", "exp_avg_sq", "exp_inf", "step_size"}
+
 STEPS = [
     {"learning_rate": 0.01, "weight_decay": 0.1, "beta1": 0.9, "momentum": 0.9, COUNT: 3.0},
     {"learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.3, "momentum": 0.0, COUNT: 1.0},
@@ -61,6 +67,7 @@ def page_of(native: str, source: list[str]) -> dict[str, Any]:
     page: dict[str, Any] = {}
     for block in source:
         exec(block, page)
+    page["fma64"] = fma64
     if native == "float64":
         page |= {"number": np.float64, "fma": fma64}
     page["r"] = {"bfloat16": page["to_bfloat16"], "float16": page["to_float16"]}.get(
@@ -131,6 +138,42 @@ def test_sgd_is_as_the_page_says(native: str, optimizer: Optimizer) -> None:
         assert program_of(optimizer, dict.fromkeys(optimizer.variables, native)) is None
     else:
         assert differing(native, optimizer) == set()
+
+
+def differing_of_others(kind: Kind, source: list[str] = SOURCE) -> set[str]:
+    """Return the variables of which a function of the page computes other bits, at any step."""
+    page, random = page_of(kind.native, source), np.random.default_rng(0)
+    step = next(steps(kind, 1))
+    optimizer, ours = step.spec, replace(program(kind), compiled=False)
+    found = set()
+    for changed in STEPS:
+        scalars = {name: changed.get(name, value) for name, value in step.scalars.items()}
+        scalars |= optimizer.derived(scalars)
+        bits = {
+            name: stored(kind.native, random, is_square=name in SQUARES) for name in step.before
+        }
+        x = {name: widened(of, kind.native) for name, of in bits.items()}
+        expected = ours.step(bits, bits["grad"], scalars)
+        after = page[ours.name.partition("-")[0]](asdict(optimizer), page["r"], x, scalars)
+        assert after.keys() == expected.keys()
+        for name, result in after.items():
+            made = np.empty_like(bits[name])
+            narrowed(result, kind.native, made)
+            if not (patterns(made) == patterns(expected[name])).all():
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("kind", kinds(*OTHERS))
+def test_the_others_are_as_the_page_says(kind: Kind) -> None:
+    assert differing_of_others(kind) == set()
+
+
+def test_another_step_of_theirs_is_seen() -> None:
+    source = [block.replace("each(np.sqrt(total))", "np.sqrt(total)") for block in SOURCE]
+    assert source != SOURCE
+    of_adagrad = [param.values[0] for param in kinds("Adagrad", natives=("bfloat16",))]
+    assert any(differing_of_others(kind, source) for kind in of_adagrad)
 
 
 @pytest.mark.parametrize(
