@@ -6,6 +6,8 @@ unexport PYTHON  # the tests look at what `make` does without it
 VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(or $(VERSION),$(error $(PYTHON) does not run)))
 BIN := $(VENV)/bin
+# One more than there are cores: tests that wait for servers and browsers leave them idle.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 FOR_DEMO := $(VENV)/installed-demo
 FOR_TEST := $(VENV)/installed-test
 
@@ -53,10 +55,10 @@ demo: $(FOR_DEMO)  ## Train, record, check and draw a short run
 install: $(FOR_TEST)  ## Install what demo and tests need, without running them
 
 test: $(FOR_TEST)  ## Run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 quick: $(FOR_TEST)  ## Run the tests but for the slow ones
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak and not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not soak and not slow"
 
 soak: $(FOR_TEST)  ## Run the slow tests, crash recordings in every way, many times (half an hour)
 	EVERY_KIND=1 $(BIN)/python -m pytest -m soak

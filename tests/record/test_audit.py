@@ -187,8 +187,8 @@ def test_a_row_may_be_audited_before_its_block_is_written(
         commit_block(*given, **options)
 
     monkeypatch.setattr(StoreWriter, "commit_block", wait)
-    close = Recorder.close
-    monkeypatch.setattr(Recorder, "close", lambda recorder: (gate.set(), close(recorder)))
+    close = Recorder._close
+    monkeypatch.setattr(Recorder, "_close", lambda recorder: (gate.set(), close(recorder)))
     with pytest.raises(AuditError, match="step 7 does not follow from the row before"):
         train(path, steps, 6, audit="raise", audit_every_step=True)
     assert steps[-1] == 7
