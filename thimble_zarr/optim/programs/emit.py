@@ -67,6 +67,12 @@ class Code:
         self.lines.append(f"  {name} = {instruction}")
         return name
 
+    def taken(self) -> list[str]:
+        """Return what was noted, and forget it."""
+        lines = [*self.lines]
+        self.lines.clear()
+        return lines
+
     def integer(self, operation: str, kind: str, a: str, number: int) -> str:
         """Note an operation of integers of a type with a constant."""
         return self.emit(f"{operation} {kind} {a}, {self.constant(kind, number)}")

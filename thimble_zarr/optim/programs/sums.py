@@ -17,14 +17,15 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.optim.formula import W_BEFORE, Formula, Rounding
 from thimble_zarr.optim.programs.arithmetic import arithmetic_of
-from thimble_zarr.optim.programs.compiled import (
-    Function,
-    coefficient_lines,
-    compiled,
-    pointer_lines,
-    table_lines,
-)
 from thimble_zarr.optim.programs.emit import LANES, Code, Value, splat, traced, widened
+from thimble_zarr.optim.programs.loops import (
+    Function,
+    compiled,
+    declaration,
+    phi,
+    pointer,
+    source,
+)
 
 N_SUMS = 4
 """Squares of what was predicted, of what was observed, of their difference; products of the two."""
@@ -93,11 +94,7 @@ class FormulaSums:
         shape = arrays[0].shape
         sums = np.empty((N_SUMS, *shape[:2]), self.dtype)
         counts = np.zeros(shape[:2], np.int64)
-        pointers = np.array([of.ctypes.data for of in arrays], np.uint64)
-        strides = np.array([of.strides[:2] for of in arrays], np.int64)
-        tables = (pointers, strides, np.ascontiguousarray(numbers), sums, counts)
-        if counts.size:
-            function.call(*shape, *(of.ctypes.data for of in tables))
+        function.run(arrays, np.ascontiguousarray(numbers), sums, counts)
         return sums, counts
 
 
@@ -120,51 +117,14 @@ def sums_in_order(products: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _function(sums: FormulaSums) -> Function | None:
+    loops, n_arrays = [_Loop(sums, Code(sums.dtype, lanes)) for lanes in LANES], len(sums.natives)
+    weights = [name for name, _ in sums.natives].index("W")
+    step, tables = _row_before(weights, first=n_arrays), ("sums", "counts")
     try:
-        text = _text(sums)
+        text = source(loops, n_arrays + 1, sums.n_numbers, tables, step)
     except TypeError:  # of an operation that cannot be traced
         return None
-    return compiled(text, n_sizes=3, n_tables=5)
-
-
-def _text(sums: FormulaSums) -> str:
-    """Return the source of the function: for each token, for each step, loops over elements."""
-    loops = [_Loop(sums, Code(sums.dtype, lanes)) for lanes in LANES]
-    n_arrays = len(sums.natives) + 1
-    head = [
-        "define void @run(i64 %n_steps, i64 %n_groups, i64 %n, ptr %arrays, ptr %strides, "
-        "ptr %c, ptr %sums, ptr %counts) {",
-        "entry:",
-        *(line for index in range(n_arrays) for line in table_lines(index)),
-        f"  %n{LANES[0]} = and i64 %n, -{LANES[0]}",
-        "  %n1 = add i64 %n, 0",
-        "  br label %group",
-        "group:",
-        "  %g = phi i64 [0, %entry], [%g_next, %group_end]",
-        *(line for index in range(n_arrays) for line in pointer_lines("group", "g", "p", index)),
-        "  br label %step",
-        "step:",
-        "  %t = phi i64 [0, %group], [%t_next, %step_end]",
-        *(line for index in range(n_arrays) for line in pointer_lines("step", "t", "group", index)),
-        *_row_before(weights=[name for name, _ in sums.natives].index("W"), first=n_arrays - 1),
-        *coefficient_lines(Code(sums.dtype, 1).float, sums.n_numbers),
-    ]
-    body = [line for loop in loops for line in loop.lines()]
-    tail = [
-        "step_end:",
-        *loops[-1].results(),
-        "  %t_next = add i64 %t, 1",
-        "  %more_steps = icmp ult i64 %t_next, %n_steps",
-        "  br i1 %more_steps, label %step, label %group_end",
-        "group_end:",
-        "  %g_next = add i64 %g, 1",
-        "  %more_groups = icmp ult i64 %g_next, %n_groups",
-        "  br i1 %more_groups, label %group, label %end",
-        "end:",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join([*head, *body, *tail, *(line for of in loops for line in of.declarations())])
+    return compiled(text, n_tables=3)
 
 
 def _row_before(weights: int, first: int) -> list[str]:
@@ -185,37 +145,24 @@ class _Loop:
     sums: FormulaSums
     code: Code
 
-    def lines(self) -> list[str]:
-        """Return the blocks of the loop, from the one before it to the one after it."""
-        code, lanes = self.code, self.code.lanes
-        is_first = lanes == LANES[0]
-        begin, start = ("step", "0") if is_first else (f"after{LANES[0]}", f"%n{LANES[0]}")
-        after = f"after{lanes}" if is_first else "step_end"
-        numbers = [splat(code, f"%c{index}") for index in range(self.sums.n_numbers)]
-        before = [*code.lines]
-        code.lines.clear()
+    def body(self) -> list[str]:
+        """Note the sums of some elements; return what is done once before the loop."""
+        numbers = [splat(self.code, f"%c{index}") for index in range(self.sums.n_numbers)]
+        before = self.code.taken()
         self._body(numbers)
-        body = [*code.lines]
-        code.lines.clear()
+        return before
+
+    def ended(self) -> list[str]:
+        """Return what adds up lanes, or stores what the last of them adds up to."""
         return [
-            *before,
-            f"  %any{lanes} = icmp ult i64 {start}, %n{lanes}",
-            f"  br i1 %any{lanes}, label %loop{lanes}, label %{after}",
-            f"loop{lanes}:",
-            f"  %i{lanes} = phi i64 [{start}, %{begin}], [%i{lanes}_next, %loop{lanes}]",
-            *self._carried(begin, ""),
-            *body,
-            f"  %i{lanes}_next = add i64 %i{lanes}, {lanes}",
-            f"  %more{lanes} = icmp ult i64 %i{lanes}_next, %n{lanes}",
-            f"  br i1 %more{lanes}, label %loop{lanes}, label %{after}",
-            *([f"{after}:", *self._carried(begin, "_all"), *self._folded()] if is_first else []),
+            *self.carried("_all"),
+            *(self._folded() if self.code.lanes > 1 else self._results()),
         ]
 
-    def results(self) -> list[str]:
+    def _results(self) -> list[str]:
         """Return what stores the sums of a token at a step."""
         kind = self.code.float
         lines = [
-            *self._carried(f"after{LANES[0]}", "_all"),
             "  %row = mul i64 %t, %n_groups",
             "  %at = add i64 %row, %g",
             "  %n_rows = mul i64 %n_steps, %n_groups",
@@ -234,19 +181,15 @@ class _Loop:
             "  store i64 %count, ptr %count_p",
         ]
 
-    def _carried(self, begin: str, suffix: str) -> list[str]:
+    def carried(self, suffix: str = "") -> list[str]:
         """Return the sums and the count so far: in the loop, or, with a suffix, after it."""
-        code, lanes = self.code, self.code.lanes
-        is_first = lanes == LANES[0]
-        zero = "zeroinitializer" if is_first else ""
-        carried = [
-            (f"s{lanes}.{index}", code.float, zero or f"%folded.{index}") for index in range(N_SUMS)
-        ]
-        carried.append((f"b{lanes}", code.of("i32"), zero or "%folded.b"))
-        return [
-            f"  %{name}{suffix} = phi {kind} [{first}, %{begin}], [%{name}_next, %loop{lanes}]"
-            for name, kind, first in carried
-        ]
+        code = self.code
+        zero = "zeroinitializer" if code.lanes > 1 else ""
+        sums = (
+            phi(code, f"s{code.lanes}.{i}", code.float, zero or f"%folded.{i}", suffix)
+            for i in range(N_SUMS)
+        )
+        return [*sums, phi(code, f"b{code.lanes}", code.of("i32"), zero or "%folded.b", suffix)]
 
     def _folded(self) -> list[str]:
         """Return what adds the lanes up: one half to the other, until there is one."""
@@ -309,9 +252,8 @@ class _Loop:
         """Return some elements of a row."""
         code = self.code
         of_native = Code(native, code.lanes, code.lines, code.numbers)
-        scalar, size = Code(native, 1).stored, storage_dtype(native).itemsize
-        pointer = code.emit(f"getelementptr {scalar}, ptr {row}, i64 %i{code.lanes}")
-        bits = code.emit(f"load {of_native.stored}, ptr {pointer}, align {size}")
+        of, size = pointer(code, native, row), storage_dtype(native).itemsize
+        bits = code.emit(f"load {of_native.stored}, ptr {of}, align {size}")
         value = widened(of_native, bits)
         if of_native.float != code.float:
             cast = "fpext" if code.native == "float64" else "fptrunc"
@@ -320,9 +262,7 @@ class _Loop:
 
     def declarations(self) -> list[str]:
         """Return the functions of LLVM that the loop may call."""
-        kind, scalar = self.code.float, "f64" if self.code.native == "float64" else "f32"
-        suffix = scalar if self.code.lanes == 1 else f"v{self.code.lanes}{scalar}"
-        return [f"declare {kind} @llvm.{name}.{suffix}({kind})" for name in ("sqrt", "fabs")]
+        return [declaration(self.code, name) for name in ("sqrt", "fabs")]
 
 
 @dataclass(frozen=True, eq=False)

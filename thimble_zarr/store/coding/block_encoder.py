@@ -81,7 +81,9 @@ class Block:
             dict[np.dtype, np.ndarray](),
         )
         none = np.empty((0, 0, schema.n_dims))
-        nothing = {one.name: values_checksum(_padded(one, none, shape)) for one in coded}
+        nothing = {
+            one.name: values_checksum(_padded(one, none, shape)) for one in coded if one.is_sparse
+        }
         for tokens in chunk_slices(schema.n_tokens, length):
             where = tokens if order is None else order[tokens]
             rows = {one: bits[: self.n_rows, where] for one, bits in self.bits.items()}
