@@ -232,11 +232,17 @@ class Between(ThreadingHTTPServer):
 @contextmanager
 def between(upstream: int) -> Iterator[Between]:
     """Start one, and end it with the block."""
-    with Between(upstream) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with Between(upstream) as server, serving(server):
+        yield server
+
+
+@contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Have a server answer requests within the block; its address."""
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()

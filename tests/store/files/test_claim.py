@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -18,6 +17,7 @@ import thimble_zarr
 from tests.store.files.conftest import ACCOUNT, Bucket
 from tests.support.commands import fails, succeeds
 from tests.support.copies import contents, is_copied
+from tests.support.servers import serving
 from tests.support.waiting import until
 from thimble_zarr.errors import StoreLockedError
 from thimble_zarr.format.location import Url
@@ -157,16 +157,11 @@ def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
 
         def log_message(self, *args: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        address = {"gcs_base_url": f"http://127.0.0.1:{server.server_port}"}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, serving(server) as address:
         account = tmp_path / "account.json"
-        account.write_text(json.dumps(ACCOUNT | address))
+        account.write_text(json.dumps(ACCOUNT | {"gcs_base_url": address}))
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
         yield stored
-        server.shutdown()
-        thread.join()
 
 
 def test_google_goes_by_generations(

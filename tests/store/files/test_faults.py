@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from tests.support import stores
 from tests.support.commands import fails
 from tests.support.copies import is_copied
 from tests.support.documents import ROOT
-from tests.support.servers import SECRET, Fault
+from tests.support.servers import SECRET, Fault, serving
 from tests.support.tuned import tuned
 from thimble_zarr.errors import DamagedStoreError
 from thimble_zarr.format.location import Url
@@ -115,14 +114,8 @@ def without_ranges(directory: Path):
         def log_message(self, *args: object) -> None: ...
 
     handler = partial(Handler, directory=directory)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, serving(server) as address:
+        yield address
 
 
 def test_servers_that_are_no_place_for_a_store(

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import thimble_zarr
 from tests.store.files.conftest import Bucket
 from tests.support.commands import fails, succeeds
 from tests.support.runs import History
-from tests.support.servers import SECRET
+from tests.support.servers import SECRET, serving
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.location import Url
 from thimble_zarr.store.files.hub import web_address
@@ -43,14 +42,10 @@ def hub(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
         def log_message(self, *args: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        running = Hub(f"http://127.0.0.1:{server.server_port}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, serving(server) as address:
+        running = Hub(address)
         monkeypatch.setenv("HF_ENDPOINT", running.address)
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
         yield running
-        server.shutdown()
-        thread.join()
 
 
 def test_a_store_in_a_repository_is_read(
