@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.optimizers import Kind, kinds, steps
 from tests.support.portable import program
 from thimble_zarr.bits import patterns
 from thimble_zarr.errors import UnsupportedFormatError
+from thimble_zarr.optim.programs.arithmetic import arithmetic_of
 from thimble_zarr.optim.programs.registry import program_named, program_of
 
 SHAPE = (32, 64)
@@ -30,11 +33,18 @@ def n_different(kind: Kind, n_steps: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_a_program_gives_torchs_bits(kind: Kind) -> None:
-    different = n_different(kind, 4)
-    of_root = kind.native in program(kind).kernel.apart_in
-    allowed = dict.fromkeys(different, 0.04) if of_root else {}
-    assert {name: share for name, share in different.items() if share > allowed.get(name, 0)} == {}
+def test_a_program_gives_torchs_bits(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind.native in program(kind).kernel.apart_in:
+        # Their only cause: MKL's square roots, of which some are rounded otherwise, and how many
+        # depends on the processor. With torch's own there must be no difference.
+        arithmetic = replace(arithmetic_of(kind.native), sqrt=sqrt_of_torch)
+        monkeypatch.setattr("thimble_zarr.optim.programs.kernel.arithmetic_of", lambda _: arithmetic)
+        monkeypatch.setattr("thimble_zarr.optim.programs.program.is_available", lambda: False)
+    assert n_different(kind, 4) == dict.fromkeys(program(kind).variables, 0)
+
+
+def sqrt_of_torch(values: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(np.array(values)).sqrt().numpy()
 
 
 def test_a_learning_rate_that_decays_is_fused_as_torchs_compiler_does() -> None:
