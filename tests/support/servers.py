@@ -24,8 +24,9 @@ WEED_GRPC = 10_000
 
 @dataclass(frozen=True)
 class Weed:
-    """A server that runs: its S3, its files by HTTP, and all ports it has."""
+    """A server that runs: its process, its S3, its files by HTTP, and all ports it has."""
 
+    pid: int
     s3: int
     filer: int
     ports: dict[str, int]
@@ -54,7 +55,7 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
             if process.poll() is not None:
                 raise RuntimeError((directory / "log").read_text())
             time.sleep(0.05)
-        yield Weed(ports["s3"], ports["filer"], ports)
+        yield Weed(process.pid, ports["s3"], ports["filer"], ports)
     finally:
         process.kill()
         process.wait()
@@ -106,7 +107,7 @@ class Fault:
     """What happens to requests whose method and path fit, as often as `times` says.
 
     A `status` is an answer with a `code`, as S3 gives it. Else `what` happens: "cut" in the middle
-    of the body, "hang" instead of an answer, "lost", an answer to what was done, or "altered", what
+    of the body, "hang" instead of an answer for some time, "lost", an answer to what was done, or "altered", what
     was sent.
     """
 
@@ -116,6 +117,7 @@ class Fault:
     method: str = "GET"
     key: str = ""
     times: int = 1
+    hang_s: float = 0.8
 
 
 @dataclass
@@ -163,7 +165,7 @@ class _Between(BaseHTTPRequestHandler):
         with self.server.counted():
             time.sleep(log.latency_s)
         if fault is not None and fault.what == "hang":
-            time.sleep(0.8)
+            time.sleep(fault.hang_s)
             self.close_connection = True
             return
         if fault is not None and fault.what == "status":

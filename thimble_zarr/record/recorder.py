@@ -178,11 +178,12 @@ class Recorder:
             warnings.warn(message, stacklevel=3)
         self._store = store = self._writer.open(self._spool.path, **options)
         with ExitStack() as undo:
+            undo.callback(self._spool.finish)
             # Of a store that is there nothing was changed that a later run cannot go on with.
             undo.callback(store.release if store.n_rows else store.discard)
+            self._spool.publish()
             self._start()
             undo.pop_all()
-        self._spool.publish()
 
     def _start(self) -> None:
         live, self._stopwatch = self._live, self._writer.stopwatch
@@ -282,7 +283,8 @@ class Recorder:
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
         steps, with a warning. In a forked process nothing is done: the recording is its parent's.
-        If the run has an address, this waits until all is published; a warning says what is not.
+        If the run has an address, this waits until all is published, or no file of it has arrived
+        for 60 s. A warning says what is not published, and how to publish it.
         """
         try:
             self._close()

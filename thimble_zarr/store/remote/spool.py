@@ -59,9 +59,16 @@ class Spool:
                 _check_nothing_published(self.url, self.path)
 
     def publish(self) -> None:
-        """Begin to publish what is recorded."""
-        if self.url is not None:
+        """Begin to publish what is recorded; raise StoreError if no process can be started."""
+        if self.url is None:
+            return
+        try:
             self._publisher = Publisher(self.path, self.url)
+        except OSError as error:
+            raise StoreError(
+                f"the process that publishes to {self.url} cannot be started: {error.strerror}; "
+                f"record to {self.path} instead, and publish that later"
+            ) from error
 
     def news(self) -> Iterator[str]:
         """Yield the first problem that publishing has, and the one that it ends with."""
@@ -88,13 +95,16 @@ class Spool:
         there = (
             f"steps up to {publisher.n_rows - 1:,} are" if publisher.n_rows else "nothing of it is"
         )
-        command = (
-            f"thimble-zarr publish {shlex.quote(str(self.path))} {shlex.quote(self.url or '')}"
-        )
+        command = publish_command(self.path, self.url or "")
         return (
             f"{self.path} is not published whole, and {there} at {self.url}: {publisher.problem}. "
             f"All is recorded in {self.path}; publish the rest with `{command}`, or resume the run"
         )
+
+
+def publish_command(store: Location, url: str) -> str:
+    """Return what to type to publish a store."""
+    return f"thimble-zarr publish {shlex.quote(str(store))} {shlex.quote(url)}"
 
 
 def publish_rest(spool: StorePath, url: Url | None) -> None:
