@@ -107,7 +107,7 @@ class Fault:
     """What happens to requests whose method and path fit, as often as `times` says.
 
     A `status` is an answer with a `code`, as S3 gives it. Else `what` happens: "cut" in the middle
-    of the body, "hang" instead of an answer for some time, "lost", an answer to what was done, or "altered", what
+    of the body, "hang" instead of an answer, "lost", an answer to what was done, or "altered", what
     was sent.
     """
 

@@ -130,6 +130,7 @@ def test_close_does_not_wait_for_a_server_that_hangs(
             run.recorder.close()
         os.kill(server.pid, signal.SIGCONT)
         message = str(told[-1].message)
+        assert not run.recorder.is_published
         assert "nothing more arrived there for 1 s" in message
         assert "All is recorded in" in message
         published_by_command(message)
@@ -146,6 +147,7 @@ def test_who_cannot_give_its_claim_back_has_published_all(
     run = Training(url)
     run.train(2)
     run.recorder.close()  # without a warning
+    assert run.recorder.is_published
     assert not bucket.log.faults[0].times
     ObjectFiles(url).delete([PUBLISHER])
     assert is_copied(tmp_path / "run.zarr", url)

@@ -46,6 +46,7 @@ class Spool:
         self.url = found if isinstance(found, Url) else None
         self._publisher: Publisher | None = None
         self._has_told = False
+        self.is_published = True
         if self.url is None and spool is not None:
             raise ConfigError(
                 f"`spool` says where a run is recorded that is published, and {location} is a path "
@@ -64,6 +65,7 @@ class Spool:
             return
         try:
             self._publisher = Publisher(self.path, self.url)
+            self.is_published = False
         except OSError as error:
             raise StoreError(
                 f"the process that publishes to {self.url} cannot be started: {error.strerror}; "
@@ -90,7 +92,8 @@ class Spool:
         if publisher is None:
             return ""
         publisher.finish()
-        if not publisher.problem:
+        self.is_published = not publisher.problem
+        if self.is_published:
             return ""
         there = (
             f"steps up to {publisher.n_rows - 1:,} are" if publisher.n_rows else "nothing of it is"
@@ -107,14 +110,18 @@ def publish_command(store: Location, url: str) -> str:
     return f"thimble-zarr publish {shlex.quote(str(store))} {shlex.quote(url)}"
 
 
-def publish_rest(spool: StorePath, url: Url | None) -> None:
-    """Publish what a finished run with an address left in its spool; warn of what cannot be."""
+def publish_rest(spool: StorePath, url: Url | None) -> bool:
+    """Publish what a finished run with an address left in its spool; warn of what cannot be.
+
+    Return whether all is published.
+    """
     if url is None:
-        return
+        return True
     rest = Spool(url, spool)
     rest.publish()
     if message := rest.finish():
         warnings.warn(message, stacklevel=2)
+    return rest.is_published
 
 
 def _check_publishable(url: Url) -> None:
