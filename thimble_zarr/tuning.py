@@ -49,6 +49,9 @@ class Tuning:
     request_timeout_s: float = 30.0
     """How long a server may take to answer a request."""
 
+    silence_s: float = 60.0
+    """How long a recording that has ended waits for the next file to be published."""
+
     piece_characters: int = 2**14
     """Least length of the pieces of a text that are encoded: 16 at once take some 20 MB."""
 

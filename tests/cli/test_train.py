@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import zarr
+from click.testing import Result
 from tokenizers import Tokenizer
 
 from tests.support.commands import MAIN, N_VOCABULARY, checked, fails, info_of, run, succeeds, told
@@ -484,6 +485,14 @@ def test_blocks_follow_from_the_memory(tmp_path: Path, tiny: tuple[str, ...]) ->
     assert steps == [1, 16]
 
 
+def assert_unpublished(result: Result, spool: Path, url: str) -> None:
+    """Its last line says what to type."""
+    assert result.exit_code == 3
+    *_, last = result.stderr.splitlines()
+    assert last.startswith(f"Error: the run is recorded in {spool}, but not all of it is published")
+    assert last.endswith(f"`thimble-zarr publish {spool} {url}`")
+
+
 def test_a_run_whose_address_is_on_a_server_is_in_its_spool(
     tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,11 +504,13 @@ def test_a_run_whose_address_is_on_a_server_is_in_its_spool(
     url, spool = "s3://bucket/run.zarr", tmp_path / "spool.zarr"
     for options, path in (((), tmp_path / "run.zarr"), (("--spool", spool), spool)):
         with pytest.warns(UserWarning, match="publish") as told:
-            result = succeeds("train", url, *tiny, *options)
+            result = run("train", url, *tiny, *options)
         assert f"{path} is not published whole" in str(told[-1].message)
+        assert_unpublished(result, path, url)
         assert f"thimble-zarr check {path}" in result.stdout
         assert checked(path, "--tokens=all")["holds"] is True
     with pytest.warns(UserWarning, match="not published whole"):
-        finished = succeeds("train", url, *tiny, "--resume", "--spool", spool)
+        finished = run("train", url, *tiny, "--resume", "--spool", spool)
+    assert_unpublished(finished, spool, url)
     assert "All 5 steps are recorded" in finished.stdout
     assert "`spool` says where" in fails(2, "train", spool, *tiny, "--spool", spool)

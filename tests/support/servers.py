@@ -24,8 +24,9 @@ WEED_GRPC = 10_000
 
 @dataclass(frozen=True)
 class Weed:
-    """A server that runs: its S3, its files by HTTP, and all ports it has."""
+    """A server that runs: its process, its S3, its files by HTTP, and all ports it has."""
 
+    pid: int
     s3: int
     filer: int
     ports: dict[str, int]
@@ -44,7 +45,8 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
         "-ip.bind=127.0.0.1",
     ]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=200"]
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -54,7 +56,7 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
             if process.poll() is not None:
                 raise RuntimeError((directory / "log").read_text())
             time.sleep(0.05)
-        yield Weed(ports["s3"], ports["filer"], ports)
+        yield Weed(process.pid, ports["s3"], ports["filer"], ports)
     finally:
         process.kill()
         process.wait()
@@ -64,7 +66,7 @@ def make_bucket(server: Weed, name: str) -> None:
     """Make a bucket, which SeaweedFS lets anyone do."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.s3)) as connection:
         connection.request("PUT", f"/{name}")
-        assert connection.getresponse().status == 200
+        assert connection.getresponse().status in (200, 409)  # it may be there
 
 
 def _program() -> str:
@@ -116,6 +118,7 @@ class Fault:
     method: str = "GET"
     key: str = ""
     times: int = 1
+    hang_s: float = 0.8
 
 
 @dataclass
@@ -163,7 +166,7 @@ class _Between(BaseHTTPRequestHandler):
         with self.server.counted():
             time.sleep(log.latency_s)
         if fault is not None and fault.what == "hang":
-            time.sleep(0.8)
+            time.sleep(fault.hang_s)
             self.close_connection = True
             return
         if fault is not None and fault.what == "status":

@@ -11,7 +11,7 @@ import click
 from thimble_zarr.cli.check import run_check
 from thimble_zarr.cli.options import MEMORY, OVERWRITE, QUIET, STORE, config_from, config_options
 from thimble_zarr.cli.report import run_report
-from thimble_zarr.errors import SelectionError
+from thimble_zarr.errors import SelectionError, StoreError
 from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.format.layout import default_memory_bytes, human_bytes
 from thimble_zarr.format.location import Location, Url
@@ -156,7 +156,7 @@ def train(
     killed, unless --every or --windows leaves out steps.
 
     STORE may be an address, such as s3://bucket/run.zarr: the run is recorded in --spool, and
-    published from there meanwhile.
+    published from there meanwhile. The exit code is 3 if not all of it could be published.
     """
     if resume and overwrite:
         raise click.UsageError(
@@ -164,7 +164,7 @@ def train(
         )
     if audit_every_step and (audit is None or keep != "all"):
         raise click.UsageError("--audit-every-step needs --audit, and --keep all")
-    from thimble_zarr.store.remote.spool import Spool
+    from thimble_zarr.store.remote.spool import Spool, publish_command
 
     at = Spool(store, spool, resume=resume)
     run = _resumed(at.path, quiet=quiet) if resume else None
@@ -175,7 +175,13 @@ def train(
         run.check_resumable()
     options: dict[str, Any] = {"overwrite": overwrite, "resume": resume}
     options |= {"audit": audit, "audit_every_step": audit_every_step, "keep": keep}
-    run_training(chosen, at.path, memory, url=at.url, force=force, quiet=quiet, **options)
+    options |= {"force": force, "quiet": quiet}
+    if not run_training(chosen, at.path, memory, url=at.url, **options):
+        command = publish_command(at.path, at.url or "")
+        raise StoreError(
+            f"the run is recorded in {at.path}, but not all of it is published at {at.url}; "
+            f"publish the rest with `{command}`"
+        )
 
 
 def _resumed(store: Path, *, quiet: bool) -> "RecordedRun | None":
@@ -235,16 +241,15 @@ def run_training(
     audit: Literal["warn", "raise"] | None = None,
     audit_every_step: bool = False,
     keep: Literal["all", "keyframes"] = "all",
-) -> None:
-    """Plan, train, validate and sum up."""
+) -> bool:
+    """Plan, train, validate and sum up; return whether all is published that has an address."""
 
     def say(text: str, *, err: bool = False) -> None:
         if not quiet:
             click.echo(text, err=err)
 
     say(f"Training to step {config.steps:,}, recording into {store} ...", err=True)
-    memory_bytes = memory or default_memory_bytes(config.coding)
-    plan = _planned(config, store, memory_bytes, audited=bool(audit), overwrite=overwrite or resume)
+    plan = _planned(config, store, memory, audited=bool(audit), overwrite=overwrite or resume)
     say(render_plan(plan, config))
     _check_room(plan, force=force)
     say("Loading the tokenizer and the corpus (longer the first time) ...", err=True)
@@ -253,10 +258,10 @@ def run_training(
     data, training = trainer.load_data(config), _Training(config, quiet=quiet)
     say(_in_words(data))
     how: dict[str, Any] = {"keep": keep, "overwrite": overwrite, "resume": resume, "url": url}
-    how |= {"audit": audit, "audit_every_step": audit_every_step}
+    how |= {"audit": audit, "audit_every_step": audit_every_step, "memory_bytes": memory}
     try:
         with terminated_cleanly(), training.bar:
-            trainer.train(config, data, store, memory_bytes=memory_bytes, on_step=training, **how)
+            is_published = trainer.train(config, data, store, on_step=training, **how)
     except KeyboardInterrupt:
         say(training.summary(store))
         if training.last is not None and config.schedule is None:
@@ -266,6 +271,7 @@ def run_training(
         say(render_validation(store))
     is_finished = resume and training.last is None
     say(f"All {config.steps:,} steps are recorded." if is_finished else training.summary(store))
+    return is_published
 
 
 def _check_room(plan: "RunPlan", *, force: bool) -> None:
@@ -276,12 +282,13 @@ def _check_room(plan: "RunPlan", *, force: bool) -> None:
 
 
 def _planned(
-    config: TrainingConfig, store: Path, memory_bytes: int, *, audited: bool, overwrite: bool
+    config: TrainingConfig, store: Path, memory: int | None, *, audited: bool, overwrite: bool
 ) -> "RunPlan":
     from thimble_zarr.experiment.plan import plan_run
     from thimble_zarr.store.contents import check_vacant
 
     check_vacant(store, overwrite=overwrite)
+    memory_bytes = memory or default_memory_bytes(config.coding)
     return plan_run(config, store, memory_bytes=memory_bytes, audited=audited, overwrite=overwrite)
 
 

@@ -175,14 +175,14 @@ def train(
     resume: bool = False,
     url: Url | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
-) -> None:
+) -> bool:
     """Train as the config says and record what it says, every step by default.
 
     `data` are what `load_data` returns for the config. However training ends, by itself, by an
     error or by Ctrl-C, the recorded steps are on disk and the store is closed. Until the last step
     there are checkpoints beside the store to resume from, unless a schedule leaves out steps.
     `audit`, `audit_every_step` and `keep` are the recorder's. With a `url` the store is published
-    there while it is recorded.
+    there while it is recorded. Returns whether all of it is, and True without a `url`.
 
     With `resume` an existing store is resumed from its last checkpoint: it ends as the store of an
     uninterrupted run, bit for bit. Where nothing was committed, it starts from the beginning.
@@ -202,12 +202,11 @@ def train(
     training = Training(config, data, checkpoint)
     how: dict[str, Any] = {"keep": keep, "overwrite": overwrite, "resume": resume}
     how |= {"audit": audit, "audit_every_step": audit_every_step, "memory_bytes": memory_bytes}
-    how |= {"spool": store} if url else {}
+    how |= _what_to_record(config, data) | ({"spool": store} if url else {})
     with Recorder(
         url or store,
         training.optimizer,
         parameter=training.embedding,
-        **_what_to_record(config, data),
         **how,
         attrs={"config": training.config.to_json(), "memory_bytes": memory_bytes, **data.attrs},
         after_step=training.start if resume else None,
@@ -215,6 +214,7 @@ def train(
         for progress in _recorded_steps(training, recorder, checkpoints):
             on_step(progress)
     checkpoints.clear()
+    return recorder.is_published
 
 
 def _what_to_record(config: TrainingConfig, data: TrainingData) -> dict[str, Any]:

@@ -178,24 +178,23 @@ class Recorder:
             warnings.warn(message, stacklevel=3)
         self._store = store = self._writer.open(self._spool.path, **options)
         with ExitStack() as undo:
+            undo.callback(self._spool.finish)
             # Of a store that is there nothing was changed that a later run cannot go on with.
             undo.callback(store.release if store.n_rows else store.discard)
+            self._spool.publish()
             self._start()
             undo.pop_all()
-        self._spool.publish()
 
     def _start(self) -> None:
         live, self._stopwatch = self._live, self._writer.stopwatch
         self._on_cuda = any(parameter.is_cuda for parameter in live.parameters.values())
         self._is_recorded = row_choice(self._schedule)
-        self._calls = CallLock()
-        self._row_end_s = 0.0
+        self._calls, self._scope = CallLock(), ExitStack()
         self._begun = self._store.n_rows > 0
         self._step = max(0, live.counter.last.step)
         group, schema = next(iter(self._store.schemas.items()))
         self._logged = Logged(self._step, group, schema.logged, self._writer.declare)
         self._warned: set[str] = set()
-        self._scope = ExitStack()
         is_early = any(schema.optimizer.changes_gradient for schema in self.schemas.values())
         self._hooks = StepHooks(
             live.optimizer,
@@ -203,7 +202,7 @@ class Recorder:
             after=self._after_step,
             before_update=self._take_gradients if is_early else None,
         )
-        self._closed = False
+        self._row_end_s, self._closed = 0.0, False
         self._forget = close_at_exit(self.close)
 
     @property
@@ -220,6 +219,11 @@ class Recorder:
     def committed_step(self) -> int:
         """The last step that survives a crash, 0 before there is one."""
         return max(0, self._store.last_step)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether all that was recorded is at its address, once it is closed; True without one."""
+        return self._spool.is_published
 
     @property
     def schemas(self) -> Mapping[str, Schema]:
@@ -282,7 +286,8 @@ class Recorder:
 
         A recording without a step leaves no store, nor does one whose schedule includes none of its
         steps, with a warning. In a forked process nothing is done: the recording is its parent's.
-        If the run has an address, this waits until all is published; a warning says what is not.
+        If the run has an address, this waits until all is published, or no file of it arrives for
+        60 s. A warning says what is not, and how to publish it.
         """
         try:
             self._close()
@@ -404,9 +409,8 @@ class Recorder:
         if not self._is_recorded(self._step + 1):
             return
         with self._calls.held(), self._stopwatch.time("copy_s"):
-            early = {
-                array_path(group, "grad"): grad for group, grad in self._live.gradients().items()
-            }
+            grads = self._live.gradients().items()
+            early = {array_path(group, "grad"): grad for group, grad in grads}
             self._writer.block.take_early(early)
 
     def _end_row(self) -> None:

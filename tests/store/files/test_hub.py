@@ -73,6 +73,10 @@ def test_where_the_hub_has_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         ("hf://datasets/a/b/run.zarr", f"{hub}/datasets/a/b/resolve/main/run.zarr"),
         ("hf://a/b@v1/runs/1.zarr", f"{hub}/a/b/resolve/v1/runs/1.zarr"),
         ("hf://spaces/a/b/run.zarr", f"{hub}/spaces/a/b/resolve/main/run.zarr"),
+        ("hf://a/b@x%2Fy/run.zarr", f"{hub}/a/b/resolve/x%2Fy/run.zarr"),
+        ("hf://a/b@refs/pr/12/run.zarr", f"{hub}/a/b/resolve/refs%2Fpr%2F12/run.zarr"),
+        ("hf://a/b@refs%2Fpr%2F12/run.zarr", f"{hub}/a/b/resolve/refs%2Fpr%2F12/run.zarr"),
+        ("hf://a/b@refs/run.zarr", f"{hub}/a/b/resolve/refs/run.zarr"),
     ):
         assert web_address(Url(address)) == expected
     for address in ("hf://datasets/a/b", "hf://a", "hf://a//run.zarr"):

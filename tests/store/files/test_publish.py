@@ -24,10 +24,10 @@ from thimble_zarr.store.files.base import ChangedError
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
 from thimble_zarr.store.keys import COMMIT, LEDGER
-from thimble_zarr.store.ledger import Commit, seal
+from thimble_zarr.store.ledger import Commit, Line, seal
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import following
-from thimble_zarr.store.remote.copying import Copied, copy_committed
+from thimble_zarr.store.remote.copying import Copied, Source, copy_committed
 from thimble_zarr.store.remote.target import Server
 from thimble_zarr.store.writer import StoreWriter
 
@@ -161,14 +161,14 @@ def test_whoever_reads_while_it_is_published_sees_whole_commits(
 ) -> None:
     """Publishing is cut off after each number of files, after each commit of a writer."""
     rng, path, url = random.Random(0), tmp_path / "run.zarr", bucket.url("run.zarr")
-    writer, files = stores.create(path), LocalFiles(path)
+    writer, source = stores.create(path), Source(LocalFiles(path))
     seen = 0
     for n_rows in stores.COMMITS:
         stores.commit(writer, n_rows)
         for _ in range(3):
             server = CutOff(ObjectFiles(url), rng.randrange(9))
             with suppress(CutOffError), closing(server):
-                copy_committed(files, server, lambda done, total: None, Copied())
+                copy_committed(source, server, lambda done, total: None, Copied())
             if (now := readable(url)) is not None:
                 assert now in (seen, n_rows)
                 seen = now
@@ -196,7 +196,7 @@ def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
     for n_files in range(1, 40):
         server = CutOff(ObjectFiles(url), n_files % 4)
         with suppress(CutOffError), closing(server):
-            copy_committed(LocalFiles(path), server, lambda done, total: None, Copied())
+            copy_committed(Source(LocalFiles(path)), server, lambda done, total: None, Copied())
         reader = StoreReader.open(url)
         n_rows = reader.n_rows
         n_seen.add(n_rows)
@@ -210,6 +210,46 @@ def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
     writer.close()
     thimble_zarr.publish(path, url)
     assert is_copied(path, url)
+
+
+def test_of_a_ledger_only_what_is_new_is_read(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, parse = list[int](), Line.parse
+    monkeypatch.setattr(
+        Line, "parse", lambda start, content: starts.append(start) or parse(start, content)
+    )
+    path, url = tmp_path / "run.zarr", bucket.url("run.zarr")
+    writer, source = stores.create(path), Source(LocalFiles(path))
+    with closing(Server(ObjectFiles(url))) as server:
+        for n_rows in stores.COMMITS:
+            stores.commit(writer, n_rows)
+            starts.clear()
+            copy_committed(source, server, lambda done, total: None, Copied())
+    assert len({*starts}) == 1
+    assert stores.check_rows(url) == stores.COMMITS[-1]
+    writer.close()
+
+
+def test_a_ledger_that_was_written_anew_is_read_anew(toy_copy: Path, tmp_path: Path) -> None:
+    stores.write_run(tmp_path / "run.zarr")
+    source = Source(LocalFiles(tmp_path / "run.zarr"))
+    n_files = len(source.snapshot().records)
+    shutil.rmtree(tmp_path / "run.zarr")
+    toy_copy.rename(tmp_path / "run.zarr")
+    new = Source(LocalFiles(tmp_path / "run.zarr")).snapshot()
+    assert source.snapshot().lines == new.lines
+    assert source.snapshot().records.keys() == new.records.keys()
+    assert len(new.records) != n_files
+    ledger = tmp_path / "run.zarr" / LEDGER
+    sound = ledger.read_bytes()
+    ledger.write_bytes(sound[:-40] + b"x" + sound[-39:])
+    damaged = Source(LocalFiles(tmp_path / "run.zarr"))
+    for _ in range(2):
+        with pytest.raises(DamagedStoreError, match="the ledger is not the one"):
+            damaged.snapshot()
+    ledger.write_bytes(sound)
+    assert damaged.snapshot().lines == sound
 
 
 def readable(url: str) -> int | None:

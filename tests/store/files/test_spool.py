@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -24,12 +25,12 @@ from tests.support.tuned import tuned
 from tests.support.waiting import until
 from thimble_zarr import Recorder
 from thimble_zarr.bits import decode
-from thimble_zarr.errors import ConfigError, ResumeError
+from thimble_zarr.errors import ConfigError, ResumeError, StoreError
 from thimble_zarr.experiment.trainer import train
 from thimble_zarr.format.location import Url
 from thimble_zarr.store.files.local import LocalFiles
 from thimble_zarr.store.files.objects import ObjectFiles
-from thimble_zarr.store.keys import HOLDER
+from thimble_zarr.store.keys import HOLDER, PUBLISHER
 from thimble_zarr.store.reader import StoreReader
 from thimble_zarr.store.remote import following
 from thimble_zarr.store.remote.behind import Publisher
@@ -108,6 +109,59 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step(
         assert run.is_seen_in("run.zarr")
         assert is_copied(tmp_path / "run.zarr", url)
         assert StoreReader.open(url).commit.complete
+
+
+def test_close_does_not_wait_for_a_server_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests would wait for ten minutes here, and the test with them."""
+    tuned(monkeypatch, request_timeout_s=600.0, silence_s=1.0)
+    (tmp_path / "weed").mkdir()
+    with weed(tmp_path / "weed") as server:
+        make_bucket(server, BUCKET)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.s3}")
+        url = Url(f"s3://{BUCKET}/run.zarr")
+        run = Training(url)
+        run.train(5)
+        until(lambda: run.publisher.n_rows == 6)
+        os.kill(server.pid, signal.SIGSTOP)
+        run.train(2)
+        with pytest.warns(UserWarning, match="steps up to 5 are at") as told:
+            run.recorder.close()
+        os.kill(server.pid, signal.SIGCONT)
+        message = str(told[-1].message)
+        assert not run.recorder.is_published
+        assert "nothing more arrived there for 1 s" in message
+        assert "All is recorded in" in message
+        published_by_command(message)
+        assert run.is_seen_in(url)
+        assert is_copied(tmp_path / "run.zarr", url)
+
+
+def test_who_cannot_give_its_claim_back_has_published_all(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(monkeypatch, request_timeout_s=600.0, silence_s=5.0)
+    bucket.log.faults = [Fault("hang", method="POST", key="?delete", hang_s=600.0)]
+    url = bucket.url("run.zarr")
+    run = Training(url)
+    run.train(2)
+    run.recorder.close()  # without a warning
+    assert run.recorder.is_published
+    assert not bucket.log.faults[0].times
+    ObjectFiles(url).delete([PUBLISHER])
+    assert is_copied(tmp_path / "run.zarr", url)
+
+
+def test_no_process_can_be_started(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left behind: the optimizer can be recorded on this machine."""
+    monkeypatch.setattr(sys, "executable", "/there/is/none")
+    loop = Loop()
+    with pytest.raises(StoreError, match="cannot be started: No such file"):
+        Recorder(bucket.url("run.zarr"), loop.optimizer, parameter=loop.weight)
+    assert not Path("run.zarr").exists()
+    assert not loop.optimizer._optimizer_step_pre_hooks
+    assert not loop.optimizer._optimizer_step_post_hooks
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Repositories of Hugging Face: what web address `hf://datasets/owner/name/run.zarr` stands for."""
 
 import os
+import re
+from urllib.parse import quote, unquote
 
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.format.location import Url
@@ -10,12 +12,16 @@ SCHEME = "hf://"
 _KINDS = ("datasets", "spaces")
 """Repositories that their kind is said of; one of a model has none."""
 
+_REFERENCE = re.compile(r"(refs/(?:convert/\w+|pr/\d+))/(.*)")
+"""A revision whose slashes need not be quoted, and the path after it."""
+
 
 def web_address(url: Url) -> str:
     """Return where the hub serves the files of an address that begins with `hf://`.
 
-    As everywhere, a name may end with `@revision`, and `HF_ENDPOINT` is another hub. Raises
-    ConfigError if the address names no repository and no path in it.
+    As everywhere, a name may end with `@revision`, and `HF_ENDPOINT` is another hub. Slashes of a
+    revision are written `%2F`, but for `refs/pr/1` and `refs/convert/parquet`. Raises ConfigError
+    if the address names no repository and no path in it.
 
     Examples
     --------
@@ -30,8 +36,15 @@ def web_address(url: Url) -> str:
         )
     owner, repository, *path = parts
     name, _, revision = repository.partition("@")
+    if revision and (found := _REFERENCE.match("/".join([revision, *path]))):
+        revision, path = found[1], found[2].split("/")
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    return "/".join([endpoint, *kind, owner, name, "resolve", revision or "main", *path])
+    return "/".join([endpoint, *kind, owner, name, "resolve", _quoted(revision) or "main", *path])
+
+
+def _quoted(revision: str) -> str:
+    """Return a revision as one part of an address."""
+    return quote(unquote(revision), safe="")
 
 
 def headers() -> dict[str, str]:

@@ -14,8 +14,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -70,6 +71,7 @@ class Publisher:
         self.n_rows, self.problem = 0, ""
         self.has_ended = False
         self._news: deque[str] = deque()
+        self._why_killed, self._heard_s = "the process that publishes was killed", 0.0
         self._listener = Thread(target=self._listen, name="thimble-zarr-publisher", daemon=True)
         self._listener.start()
 
@@ -86,25 +88,34 @@ class Publisher:
     def finish(self) -> None:
         """Say that the recording has ended, and wait until all is published, or cannot be.
 
-        If that is cut off by Ctrl-C, the process goes on by itself.
+        A process that publishes no file for `TUNING.silence_s` is killed: a server that hangs is
+        not waited for. If the wait is cut off by Ctrl-C, the process goes on by itself.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(OSError):
             self._process.stdin.write(b"ended\n")
             self._process.stdin.close()
+        self._heard_s, silence_s = time.monotonic(), tuning.TUNING.silence_s
+        while self._listener.is_alive():
+            left_s = self._heard_s + silence_s - time.monotonic()
+            if left_s <= 0:
+                self._why_killed = f"nothing more arrived there for {silence_s:g} s"
+                self._process.kill()
+            self._listener.join(left_s if left_s > 0 else None)
         self._process.wait()
-        self._listener.join()
         self._process.stdout.close()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            told = json.loads(line)
+            told, self._heard_s = json.loads(line), time.monotonic()
+            if "n_bytes" in told:  # it is alive
+                continue
             self.n_rows = told.get("n_rows", self.n_rows)
             self._note(told.get("problem", ""), has_ended=told.get("has_ended", False))
-        if not self.has_ended:
-            self._note("the process that publishes was killed", has_ended=True)
+        if not self.has_ended:  # else it has told how it ended
+            self._note(self._why_killed, has_ended=True)
 
     def _note(self, problem: str, *, has_ended: bool) -> None:
         self.problem, self.has_ended = problem, has_ended
@@ -129,27 +140,35 @@ def publish_behind(store: str, url: str, *, constants: dict[str, Any], poll_s: f
             ended.wait(min(seconds, 1.0))
             seconds -= 1.0
 
-    problem = ""
+    with closing(Server(ObjectFiles(Url(url)))) as server:
+        problem = _followed(Path(store), server, is_over, wait)
+        # Told before the claim is given back: whether that succeeds, all is there.
+        _tell(problem=problem, has_ended=True)
+
+
+def _followed(
+    store: Path, server: Server, is_over: Callable[[], bool], wait: Callable[[float], None]
+) -> str:
+    """Publish a store until its recording has ended; return what is wrong, in words."""
     try:
-        with closing(Server(ObjectFiles(Url(url)))) as server:
-            following.follow(
-                LocalFiles(Path(store)),
-                server,
-                Copied(),
-                progress=lambda done, total: None,
-                ended=is_over,
-                wait=wait,
-                on_commit=lambda copied: _tell(n_rows=copied.n_rows),
-                on_problem=lambda error: _tell(problem=str(error)),
-                gives_up=True,
-            )
+        following.follow(
+            LocalFiles(store),
+            server,
+            Copied(),
+            progress=lambda done, total: _tell(n_bytes=done) if is_over() else None,
+            ended=is_over,
+            wait=wait,
+            on_commit=lambda copied: _tell(n_rows=copied.n_rows),
+            on_problem=lambda error: _tell(problem=str(error)),
+            gives_up=True,
+        )
     except NotAStoreError:
         pass  # it was removed, as one without a row is
     except ThimbleError as error:
-        problem = str(error)
+        return str(error)
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-    _tell(problem=problem, has_ended=True)
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _wait_for_line(ended: Event) -> None:

@@ -9,7 +9,8 @@ copy that was cut off is gone on with: what is there is skipped.
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import chain
 
 from thimble_zarr.errors import DamagedStoreError, StoreExistsError
@@ -57,34 +58,6 @@ class Snapshot:
     expected: Expected
     promised: Mapping[str, list[FileRecord]]
 
-    @classmethod
-    def read(cls, files: Files) -> "Snapshot":
-        """Read commit record and ledger.
-
-        Raises NotAStoreError, UnsupportedFormatError or DamagedStoreError.
-        """
-        Contents.read(files)
-        record = files.get(COMMIT)
-        with reading(files.path):
-            commit = Commit.read(MemoryFiles({COMMIT: record}))
-        found = [*read_lines(files)]
-        committed = [line for line in found if line.stop <= commit.ledger_bytes]
-        behind = [line for line in found[len(committed) :] if line.entry is not None]
-        lines = b"".join(line.content for line in (*committed, *behind))
-        try:
-            ledger = Ledger.read(MemoryFiles({LEDGER: lines}), commit)
-        except ValueError as error:
-            raise DamagedStoreError(
-                f"{files.path}: the ledger is not the one that was committed; "
-                "`thimble-zarr verify` tells more"
-            ) from error
-        promised: dict[str, list[FileRecord]] = {}
-        for line in behind:
-            for key, told in line.records().items():
-                promised.setdefault(key, []).append(told)
-        expected = Expected(files, commit, commit.n_rows, ledger, commit.ledger_bytes)
-        return cls(files, commit, record, lines, expected, promised)
-
     @property
     def records(self) -> Mapping[str, FileRecord]:
         """What is committed of each file."""
@@ -127,6 +100,62 @@ class Snapshot:
             raise MovedOnError
 
 
+@dataclass
+class Source:
+    """A store that is copied, while it is recorded too: of its ledger only what is new is read."""
+
+    files: Files
+    _ledger: Ledger = field(default_factory=Ledger)
+    _lines: bytes = b""
+    _crc32: int = 0
+
+    def snapshot(self) -> Snapshot:
+        """Return what is committed now.
+
+        Raises NotAStoreError, UnsupportedFormatError or DamagedStoreError.
+        """
+        Contents.read(self.files)
+        record = self.files.get(COMMIT)
+        with reading(self.files.path):
+            commit = Commit.read(MemoryFiles({COMMIT: record}))
+        try:
+            if commit.ledger_bytes >= len(self._lines):
+                with suppress(ValueError):  # it is not what it was: it was repaired
+                    return self._read_on(commit, record)
+            self._forget()
+            return self._read_on(commit, record)
+        except ValueError as error:
+            self._forget()
+            raise DamagedStoreError(
+                f"{self.files.path}: the ledger is not the one that was committed; "
+                "`thimble-zarr verify` tells more"
+            ) from error
+
+    def _forget(self) -> None:
+        self._ledger, self._lines, self._crc32 = Ledger(), b"", 0
+
+    def _read_on(self, commit: Commit, record: bytes) -> Snapshot:
+        """Read what comes after the lines that are known; raise ValueError if it does not fit."""
+        found = [*read_lines(self.files, len(self._lines))]
+        committed = [line for line in found if line.stop <= commit.ledger_bytes]
+        behind = [line for line in found[len(committed) :] if line.entry is not None]
+        new = b"".join(line.content for line in committed)
+        crc32 = zlib.crc32(new, self._crc32)
+        if (len(self._lines) + len(new), crc32) != (commit.ledger_bytes, commit.ledger_crc32):
+            raise ValueError
+        for line in committed:
+            self._ledger.add(line)
+        self._lines, self._crc32 = self._lines + new, crc32
+        promised: dict[str, list[FileRecord]] = {}
+        for line in behind:
+            for key, told in line.records().items():
+                promised.setdefault(key, []).append(told)
+        lines = self._lines + b"".join(line.content for line in behind)
+        ledger, n_bytes = self._ledger, commit.ledger_bytes
+        expected = Expected(self.files, commit, commit.n_rows, ledger, n_bytes)
+        return Snapshot(self.files, commit, record, lines, expected, promised)
+
+
 def _difference(expected: Expected, key: str, record: FileRecord) -> str:
     try:
         return difference(expected, key, record)
@@ -155,7 +184,7 @@ class Copied:
     n_skipped: int = 0
 
 
-def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -> None:
+def copy_committed(source: Source, target: Target, reach: Reach, copied: Copied) -> None:
     """Copy what is committed now, and note it in `copied`.
 
     Raises
@@ -165,7 +194,7 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
     MovedOnError
         If the writer was quicker.
     """
-    snapshot = Snapshot.read(files)
+    snapshot = source.snapshot()
     if not snapshot.commit.n_rows:
         return
     sizes = target.sizes()
@@ -175,7 +204,7 @@ def copy_committed(files: Files, target: Target, reach: Reach, copied: Copied) -
         copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
         return
     if target.claim():  # another may have been here meanwhile
-        return copy_committed(files, target, reach, copied)
+        return copy_committed(source, target, reach, copied)
     copy = _Copy(snapshot, target, copied, reach)
     copy.write(LEDGER, snapshot.lines)
     if (cut := _cut(snapshot, n_known)) is not None and n_known:
@@ -228,8 +257,8 @@ def _known_bytes(snapshot: Snapshot, target: Target, sizes: Mapping[str, int]) -
 _NONE = Line(0, b"", None)
 
 
-def _lines(content: bytes) -> Iterator[Line]:
-    return read_lines(MemoryFiles({LEDGER: content}))
+def _lines(content: bytes, start: int = 0) -> Iterator[Line]:
+    return read_lines(MemoryFiles({LEDGER: content}), start)
 
 
 def _cut(snapshot: Snapshot, n_known: int) -> Commit | None:
@@ -238,10 +267,10 @@ def _cut(snapshot: Snapshot, n_known: int) -> Commit | None:
     Blocks that were recorded again have the keys of those that were taken back: before they go, the
     copy must not count these any more.
     """
-    cut, crc32 = None, 0
-    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes]):
+    cut, crc32 = None, zlib.crc32(snapshot.lines[:n_known])
+    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes], n_known):
         crc32 = zlib.crc32(line.content, crc32)
-        if line.start < n_known or line.entry is None or line.entry.resumed is None:
+        if line.entry is None or line.entry.resumed is None:
             continue
         n_rows = line.entry.rows[1]
         if cut is None or n_rows < cut.n_rows:
@@ -251,8 +280,8 @@ def _cut(snapshot: Snapshot, n_known: int) -> Commit | None:
 
 def _removed(snapshot: Snapshot, n_known: int) -> Iterable[str]:
     """Yield the files that were removed, or dropped, since a copy was made."""
-    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes]):
-        if line.start >= n_known and line.entry is not None:
+    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes], n_known):
+        if line.entry is not None:
             yield from (key for key in line.entry.removed if key not in snapshot.records)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from thimble_zarr.errors import StoreError, StoreLockedError
 from thimble_zarr.store.files.base import Files, PlaceError
 from thimble_zarr.store.keys import COMMIT
-from thimble_zarr.store.remote.copying import Copied, MovedOnError, Reach, copy_committed
+from thimble_zarr.store.remote.copying import Copied, MovedOnError, Reach, Source, copy_committed
 from thimble_zarr.store.remote.target import Target
 
 POLL_S = 1.0
@@ -15,11 +15,11 @@ _MOST_POLLS = 60
 """How many times as long the longest wait is until a server that failed is asked again."""
 
 
-def copy_now(files: Files, target: Target, progress: Reach, copied: Copied) -> None:
+def copy_now(source: Source, target: Target, progress: Reach, copied: Copied) -> None:
     """Copy what is committed now, however quick the writer is."""
     while True:
         try:
-            return copy_committed(files, target, progress, copied)
+            return copy_committed(source, target, progress, copied)
         except MovedOnError:
             continue
 
@@ -50,7 +50,7 @@ def follow(
     gives_up
         Whether what the server does wrong once the recording has ended is raised.
     """
-    pause_s, known = POLL_S, b""
+    source, pause_s, known = Source(files), POLL_S, b""
     while True:
         is_last, before = ended(), (copied.n_rows, copied.complete)
         record = _record(files)
@@ -58,7 +58,7 @@ def follow(
             wait(POLL_S)
             continue
         try:
-            copy_now(files, target, progress, copied)
+            copy_now(source, target, progress, copied)
         except (PlaceError, StoreLockedError) as error:
             if is_last and gives_up:
                 raise

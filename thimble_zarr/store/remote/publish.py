@@ -14,7 +14,7 @@ from thimble_zarr.store.files.objects import ObjectFiles
 from thimble_zarr.store.files.place import files_at
 from thimble_zarr.store.lock import check_not_recorded, recording_of
 from thimble_zarr.store.remote import following
-from thimble_zarr.store.remote.copying import Copied, Reach
+from thimble_zarr.store.remote.copying import Copied, Reach, Source
 from thimble_zarr.store.remote.target import Disk, Server
 
 
@@ -76,7 +76,7 @@ def publish(
                 on_problem=_wait_out,
             )
         else:
-            following.copy_now(files, target, progress, copied)
+            following.copy_now(Source(files), target, progress, copied)
             if copied.n_rows:
                 on_commit(copied)
     _check_begun(copied, files.path)
@@ -121,7 +121,7 @@ def fetch(url: str, store: StorePath, *, progress: Reach = lambda done, total: N
         check_not_recorded(files)
     copied = Copied()
     with closing(Disk(files)) as target:
-        following.copy_now(files_at(url), target, progress, copied)
+        following.copy_now(Source(files_at(url)), target, progress, copied)
     _check_begun(copied, located(url))
     return copied
 

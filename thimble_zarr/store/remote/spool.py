@@ -46,6 +46,7 @@ class Spool:
         self.url = found if isinstance(found, Url) else None
         self._publisher: Publisher | None = None
         self._has_told = False
+        self.is_published = True
         if self.url is None and spool is not None:
             raise ConfigError(
                 f"`spool` says where a run is recorded that is published, and {location} is a path "
@@ -59,9 +60,17 @@ class Spool:
                 _check_nothing_published(self.url, self.path)
 
     def publish(self) -> None:
-        """Begin to publish what is recorded."""
-        if self.url is not None:
+        """Begin to publish what is recorded; raise StoreError if no process can be started."""
+        if self.url is None:
+            return
+        try:
             self._publisher = Publisher(self.path, self.url)
+            self.is_published = False
+        except OSError as error:
+            raise StoreError(
+                f"the process that publishes to {self.url} cannot be started: {error.strerror}; "
+                f"record to {self.path} instead, and publish that later"
+            ) from error
 
     def news(self) -> Iterator[str]:
         """Yield the first problem that publishing has, and the one that it ends with."""
@@ -83,28 +92,36 @@ class Spool:
         if publisher is None:
             return ""
         publisher.finish()
-        if not publisher.problem:
+        self.is_published = not publisher.problem
+        if self.is_published:
             return ""
         there = (
             f"steps up to {publisher.n_rows - 1:,} are" if publisher.n_rows else "nothing of it is"
         )
-        command = (
-            f"thimble-zarr publish {shlex.quote(str(self.path))} {shlex.quote(self.url or '')}"
-        )
+        command = publish_command(self.path, self.url or "")
         return (
             f"{self.path} is not published whole, and {there} at {self.url}: {publisher.problem}. "
             f"All is recorded in {self.path}; publish the rest with `{command}`, or resume the run"
         )
 
 
-def publish_rest(spool: StorePath, url: Url | None) -> None:
-    """Publish what a finished run with an address left in its spool; warn of what cannot be."""
+def publish_command(store: Location, url: str) -> str:
+    """Return what to type to publish a store."""
+    return f"thimble-zarr publish {shlex.quote(str(store))} {shlex.quote(url)}"
+
+
+def publish_rest(spool: StorePath, url: Url | None) -> bool:
+    """Publish what a finished run with an address left in its spool; warn of what cannot be.
+
+    Return whether all is published.
+    """
     if url is None:
-        return
+        return True
     rest = Spool(url, spool)
     rest.publish()
     if message := rest.finish():
         warnings.warn(message, stacklevel=2)
+    return rest.is_published
 
 
 def _check_publishable(url: Url) -> None:
