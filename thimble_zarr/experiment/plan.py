@@ -111,6 +111,7 @@ def plan_run(
             memory_bytes=memory_bytes or default_memory_bytes(config.coding),
             predicted=[name for name in variables if Coding(config.coding).predicts(name)],
             audited=audited,
+            is_stepped_whole=not optimizer.ELEMENTWISE,
         ),
         # It has the whole run in RAM, the states in float32, and saves it once.
         notebook_array_bytes={
