@@ -10,7 +10,7 @@ import xarray as xr
 
 from tests.support.faults import Arrays, flip_bit, flip_in_place, relabel, rewrite
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, TINY_MEMORY, record
-from thimble_zarr import Recorder, accounting, open_dataset
+from thimble_zarr import Recorder, accounting, check, open_dataset
 from thimble_zarr.analysis.compute.comparison import not_exact_because
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.analysis.verdict import verdict
@@ -405,3 +405,32 @@ def test_bounds_are_of_each_row_in_whatever_order_rows_come(toy_path: Path, tmp_
     assert 0 < int(expected.n_beyond.sum()) < int(expected.n_different.sum())
     mixed = accounting(ds.isel(step=[11, 4, 8, 6, 5, 10, 9, 7]))
     xr.testing.assert_identical(mixed.sortby("step"), expected)
+
+
+def test_what_differs_without_a_bound_is_not_judged_and_said(tmp_path: Path) -> None:
+    """In float16 foreach RAdam overflows where gradients are large: rounding may do anything."""
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.nn.Parameter(torch.randn(11, 5, generator=generator).half())
+    optimizer = torch.optim.RAdam([weight], lr=1e-2, eps=1e-4, foreach=True)
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight):
+        for _ in range(9):
+            weight.grad = torch.randn(11, 5, generator=generator).half()
+            weight.grad[7] *= 1000
+            optimizer.step()
+
+    def flip(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
+        for token in (3, 7):
+            flip_bit(bits["W"], (9, token, 2), 0)
+
+    rewrite(tmp_path / "run.zarr", tmp_path / "flipped.zarr", flip)
+    relabel(tmp_path / "flipped.zarr", tmp_path / "other.zarr", software={"torch": "0.1"})
+    (found,) = check(tmp_path / "other.zarr")
+    assert found.holds
+    assert found.is_partial
+    assert found.replay is not None
+    assert (found.replay["W"].not_judged, found.replay["exp_avg"].not_judged) == (1, 0)
+    assert "HOLDS as far as it can be checked" in found.verdict.text
+    assert "Not judged: 1 of W." in found.verdict.text
+    assert found.to_json()["replay"]["W"]["not_judged"] == 1
+    (whole,) = check(tmp_path / "run.zarr")
+    assert not whole.is_partial

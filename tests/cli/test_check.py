@@ -155,7 +155,7 @@ def test_json_has_these_keys_and_nothing_json_does_not_know(trained: Path) -> No
     findings = ["findings", "health"]
     assert list(content) == [*about, *replay, *findings, "holds", "has_ended", "verdict"]
     total = 5 * 8 * int(ds.dead.sum())
-    equal = {"total": total, "equal": total, "max_ulp": 0, "first": None}
+    equal = {"total": total, "equal": total, "not_judged": 0, "max_ulp": 0, "first": None}
     assert content["replay"] == dict.fromkeys(("W", "exp_avg", "exp_avg_sq"), equal)
     assert (content["replay_device"], content["not_exact_because"]) == ("cpu", "")
     assert content["findings"] == []

@@ -1,5 +1,6 @@
 """Every optimizer that `--optimizer` names trains, is recorded, checked, and resumed to the bit."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from thimble_zarr import check
 from thimble_zarr.cli.train import render_validation
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.experiment.checkpoints import Checkpoint
-from thimble_zarr.experiment.config import OPTIMIZERS, TrainingConfig
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.optimizers import OPTIMIZERS
 from thimble_zarr.experiment.plan import plan_run
 from thimble_zarr.experiment.trainer import Training, train
 from thimble_zarr.optim.registry import REGISTRY
@@ -24,7 +26,7 @@ OWN = {
     "muon": {"momentum": 0.5, "nesterov": False, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
     "nadam": {"momentum_decay": 0.1, "beta1": 0.8},
     "rmsprop": {"momentum": 0.9, "centered": True, "alpha": 0.9},
-    "rprop": {"etaplus": 1.3, "step_size_max": 0.1, "weight_decay": 0.0},
+    "rprop": {"etaplus": 1.3, "step_size_max": 0.1, "weight_decay": None},
     "sgd": {"momentum": 0.9, "nesterov": True},
 }
 
@@ -34,28 +36,47 @@ def config(name: str) -> TrainingConfig:
 
 
 def test_its_settings_are_those_of_the_registry() -> None:
-    assert {kind for kind, _ in OPTIMIZERS.values()} == {*REGISTRY}
-    for kind, own in OPTIMIZERS.values():
-        numbers = {of.name for of in REGISTRY[kind].SCALARS if of.held is None}
-        flags = {"amsgrad", "nesterov", "centered", "adjust_lr_fn"} & {*own}
-        numbers -= {"learning_rate", "ns_a", "ns_b", "ns_c"}
-        assert numbers == {*own} - flags
+    assert {choice.kind for choice in OPTIMIZERS.values()} == {*REGISTRY}
+    for choice in OPTIMIZERS.values():
+        numbers = {of.name for of in REGISTRY[choice.kind].SCALARS if of.held is None}
+        numbers = numbers - {"learning_rate", "ns_a", "ns_b", "ns_c"} | {"lr"}
+        flags = {"amsgrad", "nesterov", "centered", "adjust_lr_fn"}
+        assert numbers == {*choice.defaults} - flags
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_not_given_is_torchs_default(name: str) -> None:
+    """But the weight decay of AdamW, of which the original notebook had none."""
+    choice = OPTIMIZERS[name]
+    kind = getattr(torch.optim, choice.kind)
+    of_torch = inspect.signature(kind).parameters
+    options = TrainingConfig(optimizer=name).optimizer_options
+    numbers = {key: value for key, value in options.items() if key not in {"foreach", "fused"}}
+    expected = {key: of_torch[key].default for key in numbers}
+    if name == "adamw":
+        expected["weight_decay"] = 0.0
+    assert numbers == expected
+    held = kind([torch.nn.Parameter(torch.zeros(2, 2))], **options).param_groups[0]
+    assert {key: held[key] for key in expected if key in held} == {
+        key: value for key, value in expected.items() if key in held
+    }
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_it_trains_with_its_settings_and_resumes_to_the_bit(name: str) -> None:
     whole = Training(config(name), DATA)
-    assert type(whole.optimizer).__name__ == OPTIMIZERS[name][0]
+    assert type(whole.optimizer).__name__ == OPTIMIZERS[name].kind
     group = whole.optimizer.param_groups[0]
     for setting, value in OWN.get(name, {}).items():
         held = {"beta1": "betas", "etaplus": "etas", "step_size_max": "step_sizes", "eps2": "eps"}
         held = held.get(setting)
         setting = {"clipping_threshold": "d"}.get(setting, setting)
-        if setting == "weight_decay":
+        if value is None:
             assert setting not in group
             continue
         assert value in group[held] if held else group[setting] == value
-    assert TrainingConfig.from_settings(config(name).to_json()) == config(name)
+    recorded = config(name).to_json()
+    assert TrainingConfig.from_settings(recorded).to_json() == recorded
     for _ in range(3):
         whole.step()
     checkpoint = Checkpoint.take(3, whole.model, *whole.optimizers)

@@ -51,8 +51,8 @@ def notebook_run(
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
+        betas=(0.9, 0.999),
+        eps=1e-8,
         weight_decay=config.weight_decay,
     )
     data_iter = iter(dataloader)

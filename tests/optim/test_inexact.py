@@ -1,9 +1,12 @@
 """Bounds of the running error analysis, against the worst that rounding can do."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from tests.support.optimizers import Kind, Step, steps
+from thimble_zarr import Recorder, check
 from thimble_zarr.optim.formula import Precision
 from thimble_zarr.optim.inexact import RUNNING, Inexact
 
@@ -62,3 +65,37 @@ def test_steps_of_radam_that_are_not_rectified_are_bounded() -> None:
     for step in steps(Kind("RAdam", "float32", {"foreach": True}), 7):
         sizes = np.abs(step.numbers(step.before)["W"]) + np.abs(step.numbers(step.after)["W"])
         assert (bounds_of(step)["W"] < 1e-3 * sizes + 1e-6).mean() > 0.9
+
+
+def test_an_update_of_radam_is_lost_where_its_foreach_program_overflows() -> None:
+    """It divides a denominator of 3 by a step size of 4e-5, which float16 cannot hold."""
+    n_lost = 0
+    for step in steps(Kind("RAdam", "float16", {"foreach": True}), 9, (250, 64)):
+        spec, scalars = step.spec, step.arrays
+        x = step.numbers({**step.before, **step.after})
+        before, precision = (
+            step.numbers(step.before)["W"],
+            Precision.of("float16", scalars="float64"),
+        )
+        inputs = {name: x[name] for name in spec.update_inputs}
+        update = spec.update(inputs, spec.coefficients(scalars))
+        rounding = spec.rounding(scalars, precision, inputs)
+        bound = rounding.bound(update, x["W"], before)
+        assert (abs(x["W"] - before - update) <= bound).all()
+        assert np.isfinite(bound).all()
+        may_be_lost = np.broadcast_to(rounding.update, update.shape) > 0
+        assert may_be_lost.mean() < 0.1  # with some margin
+        n_lost += (abs(x["W"] - before - update) > bound - abs(update)).sum()
+    assert n_lost > 100
+
+
+def test_a_sound_run_of_radam_agrees_with_its_formula_in_float16(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.nn.Parameter((torch.randn(250, 64, generator=generator) * 0.02).half())
+    optimizer = torch.optim.RAdam([weight], lr=1e-2, eps=1e-4, foreach=True)
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight):
+        for _ in range(9):
+            weight.grad = (100 * torch.randn(250, 64, generator=generator)).half()
+            optimizer.step()
+    result = check(tmp_path / "run.zarr", replay=False)
+    assert result.holds, result.verdict

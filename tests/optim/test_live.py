@@ -1,5 +1,6 @@
 """A replay by the optimizer's own class, which knows no formula, against torch's functions."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ from tests.support.optimizers import DTYPES, Kind, Step, bits_of, kinds, steps
 from thimble_zarr import Recorder, check, open_dataset
 from thimble_zarr.bits import is_nan, patterns
 from thimble_zarr.errors import OptimizerError
+from thimble_zarr.optim.base import COUNT
 from thimble_zarr.optim.live import live_step
 from thimble_zarr.optim.programs.registry import program_of
+from thimble_zarr.optim.registry import REGISTRY
 from thimble_zarr.store.reader import StoreReader
 
 SHAPE = (11, 5)
+
+OF_NS = "ns_coefficients"
 
 
 def tensor(bits: np.ndarray, kind: Kind) -> torch.Tensor:
@@ -37,7 +42,7 @@ def taken(step: Step, kind: Kind) -> dict[str, torch.Tensor | None]:
     return tensors
 
 
-@pytest.mark.parametrize("kind", kinds(natives=("bfloat16", "float32"))[::4])
+@pytest.mark.parametrize("kind", kinds())
 def test_it_ends_where_torchs_function_does(kind: Kind) -> None:
     previous: dict[str, float] = {"mu_product": 1.0}
     for step in steps(kind, 4, SHAPE):
@@ -47,6 +52,49 @@ def test_it_ends_where_torchs_function_does(kind: Kind) -> None:
             ours = bits_of(after[name]).reshape(-1)
             assert (patterns(ours) == patterns(bits.reshape(-1))).all(), name
         previous = step.scalars
+
+
+WHOLE: list[tuple[str, dict[str, object]]] = [
+    ("muon", {}),
+    ("muon", {"nesterov": False, "weight_decay": 0.0, "ns_steps": 3}),
+    ("muon", {"adjust_lr_fn": "match_rms_adamw", "ns_coefficients": (3.0, -3.2, 1.2)}),
+    ("adafactor", {}),
+    ("adafactor", {"foreach": True, "weight_decay": 0.1}),
+    ("adafactor", {"maximize": True, "eps": (1e-5, 1e-2), "d": 2.0, "beta2_decay": -0.5}),
+]
+
+
+@pytest.mark.parametrize("native", DTYPES)
+@pytest.mark.parametrize(("function", "options"), WHOLE)
+def test_on_whole_parameters_too(function: str, options: dict, native: str) -> None:
+    name, dtype = function.capitalize(), DTYPES[native][0]
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.nn.Parameter(torch.randn(SHAPE, generator=generator).to(dtype))
+    weight.grad = torch.zeros_like(weight)
+    (group,) = getattr(torch.optim, name)([weight], **options).param_groups
+    spec = REGISTRY[name].from_group(group, getattr(torch.optim, name)).of_shape(SHAPE)
+    numbers = {of.keyword: float(of.read(group)) for of in spec.SCALARS if of.key != OF_NS}
+    scalars = {of.name: float(of.read(group)) for of in spec.SCALARS}
+    kept = {"adjust_lr_fn", "nesterov", "foreach", "maximize", OF_NS} & group.keys()
+    flags = {key: group[key] for key in kept} | {"has_complex": False}
+    if function == "muon":
+        numbers["ns_steps"] = int(numbers["ns_steps"])
+    of_torch = getattr(importlib.import_module(f"torch.optim._{function}"), function)
+    shapes = {"row_var": (11, 1), "col_var": (1, 5), "momentum_buffer": SHAPE}
+    theirs = {of.name: torch.zeros(shapes[of.name], dtype=dtype) for of in spec.states}
+    ours = {"W": weight.detach().clone()}
+    ours |= {key: of.expand(SHAPE).clone() for key, of in theirs.items()}
+    for count in range(1, 5):
+        ours["grad"] = torch.randn(SHAPE, generator=generator).to(dtype)
+        lists = [[weight], [ours["grad"].clone()], *([of] for of in theirs.values())]
+        if function == "adafactor":
+            lists += [[None], [torch.tensor(count - 1.0)]]
+        with torch.no_grad():
+            of_torch(*lists, **numbers, **flags)
+        spec.step(ours, {**scalars, COUNT: count}, device="cpu")
+        assert torch.equal(ours["W"], weight)
+        for key, of in theirs.items():
+            assert torch.equal(ours[key], of.expand(SHAPE)), key
 
 
 def test_hooks_of_all_optimizers_are_not_called() -> None:

@@ -38,6 +38,7 @@ from thimble_zarr.analysis.compute.windows import iter_windows
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.causes.replay import recurrences
 from thimble_zarr.optim.lanes import Lanes, Piece, one_thread
+from thimble_zarr.optim.lanes import threads as lanes_threads
 from thimble_zarr.store.reader import StoreReader
 
 
@@ -455,6 +456,18 @@ def test_programs_on_a_gpu(
             weight.grad = gradient(SHAPE, generator).to("cuda", torch_dtype)
             run.step()
     assert_exact(tmp_path / "run.zarr")
+
+
+def test_a_thread_that_changes_how_many_it_has_changes_none_that_are_new() -> None:
+    def change() -> list[int]:
+        seen = []
+        for n in (1, 2, 5):
+            with lanes_threads(n), ThreadPoolExecutor(1) as new:
+                seen += [torch.get_num_threads(), new.submit(torch.get_num_threads).result()]
+        return seen
+
+    with threads(3), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(change).result() == [1, 3, 2, 3, 5, 3]
 
 
 def test_torchs_threads_are_left_as_they_were(toy_path: Path) -> None:

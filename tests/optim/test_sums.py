@@ -124,10 +124,15 @@ def test_what_cannot_be_traced_or_has_no_hash_is_left_to_numpy() -> None:
             wavy: np.ndarray = np.sin(arrays["exp_avg"])
             return wavy
 
+    class Asking(Adam):
+        def update(self, arrays: Arrays, coefficients: Any, out: Any = None) -> np.ndarray:
+            return super().update(arrays, coefficients) if coefficients[1] else arrays["exp_avg"]
+
     adamw: Any = FORMULAS["AdamW"]
-    sums = replace(sums_of(adamw, "float32"), formula=Wavy(**vars(adamw)))
+    wavy, asking = (kind(**vars(adamw)) for kind in (Wavy, Asking))
+    sums = replace(sums_of(adamw, "float32"), formula=wavy)
     bits, numbers = given(sums, 5)
-    for formula in (sums.formula, replace(adamw, betas_dtype=["float32"])):
+    for formula in (wavy, asking, replace(adamw, betas_dtype=["float32"])):
         other = replace(sums, formula=formula)
         found = other.run({of: rows[1:] for of, rows in bits.items()}, bits["W"][0], numbers)
         assert found is None

@@ -14,11 +14,14 @@ from torch import nn
 from tests.support.documents import ROOT
 from tests.support.faults import flip_bit, relabel, rewrite
 from thimble_zarr import Recorder, TokenLabels, accounting, check, open_dataset
+from thimble_zarr.bits import patterns
 from thimble_zarr.errors import ConfigError, SelectionError
+from thimble_zarr.format.audited import AuditCounts
 from thimble_zarr.optim import registry
 from thimble_zarr.optim.base import LEARNING_RATE, State
 from thimble_zarr.optim.registry import register_optimizer
 from thimble_zarr.optim.whole import Whole, processor_of
+from thimble_zarr.record.audit.finding import AuditFinding
 from thimble_zarr.report import info
 from thimble_zarr.report.check_tables import as_text
 from thimble_zarr.sources.open import open_recording
@@ -455,6 +458,42 @@ def test_of_a_gradient_that_is_added_in_another_order_a_recording_warns(tmp_path
             optimizer.step()
 
 
-def test_a_recording_takes_none_of_its_steps_again(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="Muon does not take a step element by element"):
-        record(tmp_path / "run.zarr", "Muon", audit="raise")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("name", "way"), [(name, way) for name, its in WAYS.items() for way in its]
+)
+def test_a_recording_takes_its_steps_again(
+    name: str, way: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """In the writer thread, all of them or those that training did not copy."""
+    rows = {}
+    for keep in ("all", "keyframes"):
+        path = tmp_path / f"{keep}.zarr"
+        record(path, name, WAYS[name][way], dtype=dtype, audit="raise", keep=keep)
+        reader = StoreReader.open(path)
+        assert sum(reader.read_history().audits.values(), AuditCounts()) == AuditCounts(13, 0)
+        rows[keep] = {of: reader.read(of, (0, 14)) for of in reader.schema.dtypes}
+    for of, bits in rows["all"].items():
+        assert (patterns(bits) == patterns(rows["keyframes"][of])).all()
+    assert "12 of these rows were not copied" in check(tmp_path / "keyframes.zarr").verdict
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_recording_finds_what_no_step_made(name: str, tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(SHAPE))
+    optimizer = getattr(torch.optim, name)([weight])
+    found: list[AuditFinding] = []
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight, audit=found.append):
+        for step in range(1, 8):
+            weight.grad = weight.detach().cos() + torch.arange(55).reshape(SHAPE) / 55
+            optimizer.step()
+            if step == 4:
+                weight.data[7, 2] += 1
+    (finding,) = found
+    assert (finding.step, finding.code) == (5, "external-change")
+
+
+def test_of_a_part_a_recording_takes_no_step_again(tmp_path: Path) -> None:
+    why = "a step of Muon needs the whole parameter, and only 2 of 11 tokens are recorded"
+    with pytest.warns(UserWarning, match=why):
+        record(tmp_path / "run.zarr", "Muon", audit="raise", tokens=[2, 3])

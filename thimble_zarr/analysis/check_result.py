@@ -28,11 +28,13 @@ SUMMARY = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
 class ReplayedArray:
     """How many values were compared and have the replay's bits, and the largest distance (ULP).
 
+    Of those that differ `not_judged` have an infinite bound: rounding may carry them anywhere.
     `first` is the `step`, `token` and `dim` of the first value that differs; None where none does.
     """
 
     total: int
     equal: int
+    not_judged: int
     max_ulp: float
     first: Mapping[str, int] | None
 
@@ -97,6 +99,8 @@ class SubsetResult(_Checked):
         """Whether something of the rows could not be checked, which the verdict names."""
         numbers = self.numbers
         is_judged = "recurrence" in numbers or has_formula(numbers)
+        if any(of.not_judged for of in (self.replay or {}).values()):
+            return True
         return not is_judged or any(numbers.attrs.get(of) for of in ("not_replayed", "not_judged"))
 
     @property
@@ -137,7 +141,9 @@ class SubsetResult(_Checked):
                 token, dim = (int(numbers[f"first_{axis}"][row, at]) for axis in ("token", "dim"))
                 first = {"step": int(numbers["step"][row]), "token": token, "dim": dim}
             max_ulp = float(numbers["max_ulp"][:, at].max())
-            found[name] = ReplayedArray(total, total - int(n_different.sum()), max_ulp, first)
+            n_equal = total - int(n_different.sum())
+            not_judged = int(numbers["n_unbounded"][:, at].sum())
+            found[name] = ReplayedArray(total, n_equal, not_judged, max_ulp, first)
         return found
 
     def to_json(self) -> dict[str, Json]:

@@ -196,9 +196,11 @@ def _replay_verdict(table: AnyTable) -> Verdict:
     follow = f"replayed{by}, all {_values(table, names)} follow from the row before"
     if n_different.any():
         max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
+        unbounded = _unbounded(table, names)
         text = (
-            f"HOLDS within rounding: {follow}, at most {max_ulp:.0f} ULP apart. They need not be "
-            f"equal to the bit, because {table.attrs['not_exact_because']}."
+            f"{_AS_FAR if unbounded else 'HOLDS within rounding:'} {follow}, at most "
+            f"{max_ulp:.0f} ULP apart. They need not be equal to the bit, because "
+            f"{table.attrs['not_exact_because']}.{unbounded}"
         )
     elif table.attrs.get("not_replayed"):
         text = f"{_AS_FAR} {follow}."
@@ -207,6 +209,18 @@ def _replay_verdict(table: AnyTable) -> Verdict:
         if has_formula(table):
             text += f" {_formula(table)} agrees within rounding; {_cosines(table)}."
     return Verdict(holds=True, text=text)
+
+
+def _unbounded(table: AnyTable, names: Sequence[str]) -> str:
+    """Return which values differ without a bound to judge them by, a sentence; empty if none."""
+    n_unbounded = counts(table, "n_unbounded").sum(axis=0).tolist()
+    listed = [f"{n:,} of {name}" for name, n in zip(names, n_unbounded, strict=True) if n]
+    if not listed:
+        return ""
+    return (
+        f" Not judged: {all_listed(listed)}. There values differ where rounding may overflow, so "
+        "nothing bounds it. Check them where the run was recorded."
+    )
 
 
 def _verdict_without_bound(table: AnyTable, by: str, not_judged: Sequence[str]) -> Verdict:

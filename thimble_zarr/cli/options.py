@@ -10,6 +10,7 @@ import click
 
 from thimble_zarr.errors import AuditError, StoreError
 from thimble_zarr.experiment.config import CHOICES, HELP, TrainingConfig
+from thimble_zarr.experiment.optimizers import OWN, default_in_words, without_others
 from thimble_zarr.format.location import Url, located
 
 FOUND, USAGE, UNREADABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
@@ -148,6 +149,8 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
             flag = f"{flag}/--no-{flag.removeprefix('--')}"
         elif default is not None:
             help_ += f"  [default: {default}]"
+        if name in OWN and (its := default_in_words(name)):
+            help_ += f"  [default: {its}]"
         if name in CHOICES:
             kind = click.Choice(CHOICES[name])
         elif kind is Path:
@@ -169,4 +172,6 @@ def config_from(
     kept = {} if recorded is None else recorded.to_json()
     file = {} if config is None else read_toml(config)
     given = {name: value for name, value in flags.items() if value is not None}
-    return TrainingConfig.from_settings({**kept, **file, **given})
+    asked = {**file, **given}
+    kept = without_others(kept, asked.get("optimizer", kept.get("optimizer")))
+    return TrainingConfig.from_settings(kept | asked)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError, ResumeError, StoreError
 from thimble_zarr.experiment.config import AUTO, TrainingConfig
+from thimble_zarr.experiment.optimizers import without_others
 from thimble_zarr.format.location import on_disk
 from thimble_zarr.format.schema import Json, Schema
 from thimble_zarr.store.contents import is_begun, read_declared
@@ -201,9 +202,11 @@ class RecordedRun:
         try:
             if not isinstance(settings, Mapping) or type(memory_bytes) is not int:
                 raise ConfigError("the store has no settings of it")
+            # A version before also recorded defaults of settings that its optimizer does not have.
+            settings = without_others(settings, settings.get("optimizer", TrainingConfig.optimizer))
             # Version 0.1.0 recorded neither: it computed as the original notebook does.
             earlier = {"compute_dtype": settings.get("dtype"), "loss_chunk": 0}
-            config = TrainingConfig.from_settings(earlier | {**settings})
+            config = TrainingConfig.from_settings(earlier | settings)
         except ConfigError as error:
             raise ResumeError(
                 f"cannot resume {store}: this version of `thimble-zarr train` did not record it "

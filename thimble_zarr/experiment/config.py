@@ -10,53 +10,20 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 from thimble_zarr.errors import ConfigError
+from thimble_zarr.experiment.optimizers import (
+    FROM_0,
+    OPTIMIZERS,
+    OWN,
+    RANGES,
+    Choice,
+    Setting,
+    owners,
+)
 from thimble_zarr.format.coding import CodingName
 from thimble_zarr.record.schedule import Schedule, count_rows, every, windows
 
 AUTO = "auto"
 """The compute dtype that the machine decides."""
-
-OPTIMIZERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "adadelta": ("Adadelta", ("rho", "eps", "weight_decay")),
-    "adafactor": (
-        "Adafactor",
-        ("beta2_decay", "eps1", "eps2", "clipping_threshold", "weight_decay"),
-    ),
-    "adagrad": ("Adagrad", ("lr_decay", "eps", "weight_decay")),
-    "adam": ("Adam", ("beta1", "beta2", "eps", "weight_decay", "amsgrad")),
-    "adamax": ("Adamax", ("beta1", "beta2", "eps", "weight_decay")),
-    "adamw": ("AdamW", ("beta1", "beta2", "eps", "weight_decay", "amsgrad")),
-    "asgd": ("ASGD", ("lambd", "alpha", "t0", "weight_decay")),
-    "muon": (
-        "Muon",
-        ("momentum", "nesterov", "eps", "ns_steps", "adjust_lr_fn", "weight_decay"),
-    ),
-    "nadam": ("NAdam", ("beta1", "beta2", "eps", "momentum_decay", "weight_decay")),
-    "radam": ("RAdam", ("beta1", "beta2", "eps", "weight_decay")),
-    "rmsprop": ("RMSprop", ("alpha", "eps", "momentum", "weight_decay", "centered")),
-    "rprop": ("Rprop", ("etaminus", "etaplus", "step_size_min", "step_size_max")),
-    "sgd": ("SGD", ("momentum", "dampening", "weight_decay", "nesterov")),
-}
-"""The class of each optimizer in `torch.optim`, and which settings are its own."""
-
-_PAIRS = {
-    "betas": ("beta1", "beta2"),
-    "eps": ("eps1", "eps2"),
-    "etas": ("etaminus", "etaplus"),
-    "step_sizes": ("step_size_min", "step_size_max"),
-}
-"""What torch takes two settings as."""
-
-_TORCHS = {"clipping_threshold": "d"}
-"""What torch calls a setting otherwise."""
-
-_FUSED = ("adagrad", "adam", "adamw", "sgd")
-
-_SINGLE = ("muon",)
-"""Those that have no other implementation."""
-
-OF_MATRICES = ("muon",)
-"""Those that take matrices only. AdamW takes the other parameters, with the same learning rate."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
@@ -81,10 +48,9 @@ HELP: Mapping[str, str] = {
     "beta2": "Decay rate of the second moment.",
     "eps": "Added to the optimizer's denominator.",
     "amsgrad": "Divide by the largest second moment so far (adam, adamw).",
-    "momentum": "Factor of the momentum buffer (sgd, rmsprop, muon).  [default: torch's, 0.95 of "
-    "muon, else 0]",
+    "momentum": "Factor of the momentum buffer (sgd, rmsprop, muon).",
     "dampening": "Dampening of the gradient in the buffer (sgd).",
-    "nesterov": "Nesterov's momentum (sgd, muon).  [default: torch's, only muon]",
+    "nesterov": "Nesterov's momentum (sgd, muon).",
     "ns_steps": "Newton-Schulz iterations (muon).",
     "adjust_lr_fn": "How the learning rate depends on the shape (muon).  [default: original]",
     "beta2_decay": "Power of the decay of the second moment (adafactor).",
@@ -92,7 +58,7 @@ HELP: Mapping[str, str] = {
     "eps2": "Least size of the weights, which a step is in proportion to (adafactor).",
     "clipping_threshold": "Size from which an update is clipped (adafactor).",
     "alpha": "Decay rate of the mean of squared gradients (rmsprop), or power of the decay of the "
-    "learning rate (asgd).  [default: torch's, 0.99 or 0.75]",
+    "learning rate (asgd).",
     "centered": "Divide by the standard deviation (rmsprop).",
     "rho": "Decay rate of the means (adadelta).",
     "lr_decay": "Decay of the learning rate (adagrad).",
@@ -134,7 +100,8 @@ class TrainingConfig:
     """Settings of a run; the defaults are those of the original Thimble 1 notebook.
 
     Two defaults differ from it, because it is slow without them: `compute_dtype="bfloat16"` and
-    `loss_chunk=0` are the notebook's arithmetic. Each field is an option of `thimble-zarr train`
+    `loss_chunk=0` are the notebook's arithmetic. Settings of the optimizer that are None are its
+    own defaults (`optimizer_settings`). Each field is an option of `thimble-zarr train`
     (`batch_size` is `--batch-size`) and a key of the TOML file that `--config` names. `HELP` says
     what each means. Raises ConfigError if a value cannot work.
     """
@@ -143,32 +110,32 @@ class TrainingConfig:
     batch_size: int = 128
     seq_len: int = 128
     optimizer: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    amsgrad: bool = False
+    lr: float | None = None
+    weight_decay: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    amsgrad: bool | None = None
     momentum: float | None = None
-    dampening: float = 0.0
+    dampening: float | None = None
     nesterov: bool | None = None
-    ns_steps: int = 5
+    ns_steps: int | None = None
     adjust_lr_fn: str | None = None
-    beta2_decay: float = -0.8
+    beta2_decay: float | None = None
     eps1: float | None = None
-    eps2: float = 1e-3
-    clipping_threshold: float = 1.0
+    eps2: float | None = None
+    clipping_threshold: float | None = None
     alpha: float | None = None
-    centered: bool = False
-    rho: float = 0.9
-    lr_decay: float = 0.0
-    momentum_decay: float = 0.004
-    lambd: float = 1e-4
-    t0: float = 1e6
-    etaminus: float = 0.5
-    etaplus: float = 1.2
-    step_size_min: float = 1e-6
-    step_size_max: float = 50.0
+    centered: bool | None = None
+    rho: float | None = None
+    lr_decay: float | None = None
+    momentum_decay: float | None = None
+    lambd: float | None = None
+    t0: float | None = None
+    etaminus: float | None = None
+    etaplus: float | None = None
+    step_size_min: float | None = None
+    step_size_max: float | None = None
     dtype: str = "bfloat16"
     compute_dtype: str = AUTO
     loss_chunk: int = 512
@@ -195,11 +162,8 @@ class TrainingConfig:
         for name in counts:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("loss_chunk", self.loss_chunk >= 0, "at least 0")
-        for name in ("lr", "weight_decay", "eps", "init_scale"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "a number from 0 up")
+        self._require("init_scale", 0 <= self.init_scale < math.inf, "a number from 0 up")
         self._require("seed", 0 <= self.seed < 2**63, "in [0, 2**63)")
-        for name in ("beta1", "beta2"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             is_default = value is None and self.__dataclass_fields__[name].default is None
@@ -215,65 +179,56 @@ class TrainingConfig:
 
     def _check_optimizer(self) -> None:
         """Raise ConfigError if a setting is none of the optimizer's, or cannot work with it."""
-        own = OPTIMIZERS[self.optimizer][1]
-        for setting in fields(self):
-            name, whose = (
-                setting.name,
-                [of for of, (_, its) in OPTIMIZERS.items() if setting.name in its],
-            )
+        for name in OWN:
             value = getattr(self, name)
-            is_unset = value == setting.default or (setting.default is None and not value)
-            if whose and name not in own and not is_unset:
+            if value is None:
+                continue
+            if name not in self._choice.defaults:
                 raise ConfigError(
-                    f"{name} is a setting of {', '.join(whose)}, and the optimizer is "
+                    f"{name} is a setting of {', '.join(owners(name))}, and the optimizer is "
                     f"{self.optimizer}"
                 )
-        for name in own:
-            value = getattr(self, name)
-            if value is None or isinstance(value, str):
-                continue
-            if name == "beta2_decay":
-                self._require(name, -math.inf < value <= 0, "a number up to 0")
-            else:
-                self._require(name, 0 <= value < math.inf, "a number from 0 up")
-        self._require("ns_steps", 1 <= self.ns_steps < 100, "from 1 to 99")
-        self._require("clipping_threshold", self.clipping_threshold >= 1, "at least 1")
-        self._check_implementation()
-        if self.optimizer == "sgd" and self.nesterov and (not self.momentum or self.dampening != 0):
+            if not isinstance(value, str):
+                holds, expected = RANGES.get(name, FROM_0)
+                self._require(name, holds(value), expected)
+        own = self.optimizer_settings
+        is_plain = not own.get("momentum") or own.get("dampening")
+        if self.optimizer == "sgd" and own["nesterov"] and is_plain:
             raise ConfigError("nesterov needs a momentum, and no dampening")
-        self._require("rho", self.rho <= 1, "at most 1")
-        self._require("etaminus", 0 < self.etaminus < 1, "between 0 and 1")
-        self._require("etaplus", self.etaplus > 1, "more than 1")
+        self._check_implementation()
 
     def _check_implementation(self) -> None:
         """Raise ConfigError unless torch has this implementation, and it does what it should."""
-        if self.optimizer in _SINGLE and self.optimizer_impl != "single":
-            raise ConfigError(f"{self.optimizer} has no {self.optimizer_impl} implementation")
-        is_fused = self.optimizer_impl == "fused"
-        if is_fused and self.optimizer not in _FUSED:
+        if self.optimizer_impl not in self._choice.implementations:
+            having = [
+                name for name, of in OPTIMIZERS.items() if self.optimizer_impl in of.implementations
+            ]
             raise ConfigError(
-                f"{self.optimizer} has no fused implementation; only {', '.join(_FUSED)} have"
+                f"{self.optimizer} has no {self.optimizer_impl} implementation; only "
+                f"{', '.join(having)} have"
             )
-        if is_fused and self.optimizer == "sgd" and self.dtype == "bfloat16":
+        if (self.optimizer, self.optimizer_impl, self.dtype) == ("sgd", "fused", "bfloat16"):
             raise ConfigError(
                 "torch's fused SGD skips elements in bfloat16 (pytorch#191763); use --dtype float32"
             )
 
     @property
+    def _choice(self) -> Choice:
+        return OPTIMIZERS[self.optimizer]
+
+    @property
+    def optimizer_settings(self) -> dict[str, Setting]:
+        """The settings that the optimizer has: as they were given, else its defaults."""
+        given = {name: getattr(self, name) for name in self._choice.defaults}
+        return {
+            name: default if given[name] is None else given[name]
+            for name, default in self._choice.defaults.items()
+        }
+
+    @property
     def optimizer_options(self) -> dict[str, object]:
         """What the optimizer's class is made with, besides the parameters."""
-        own = {name: getattr(self, name) for name in OPTIMIZERS[self.optimizer][1]}
-        options: dict[str, object] = {"lr": self.lr}
-        for pair, names in _PAIRS.items():
-            if names[0] in own:
-                options[pair] = tuple(own.pop(name) for name in names)
-        known = {name: value for name, value in own.items() if value is not None}
-        options |= {_TORCHS.get(name, name): value for name, value in known.items()}
-        if self.optimizer not in _SINGLE:
-            options["foreach"] = self.optimizer_impl == "foreach"
-        if self.optimizer in _FUSED:
-            options["fused"] = self.optimizer_impl == "fused"
-        return options
+        return self._choice.options(self.optimizer_settings, self.optimizer_impl)
 
     @property
     def schedule(self) -> Schedule | None:
@@ -313,8 +268,8 @@ class TrainingConfig:
         return cls(**{name: _convert(name, types[name], settings[name]) for name in settings})
 
     def to_json(self) -> dict[str, int | float | str | bool | None]:
-        """Return the settings as the store keeps them."""
-        values = asdict(self).items()
+        """Return the settings as the store keeps them, with what was not given filled in."""
+        values = (asdict(self) | self.optimizer_settings).items()
         return {name: str(value) if isinstance(value, Path) else value for name, value in values}
 
 
@@ -335,7 +290,7 @@ def _convert(name: str, kind: Any, value: object) -> Any:
     try:
         return msgspec.convert(value, kind, dec_hook=lambda path, text: path(text))
     except msgspec.ValidationError:
-        plain = int if kind == int | None else kind
+        plain = (get_args(kind) or [kind])[0]  # of `int | None` the first
         words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
         expected = words.get(plain, "a string")
         raise ConfigError(f"{name} is {value!r}, but must be {expected}") from None

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from thimble_zarr.experiment.config import OF_MATRICES, OPTIMIZERS, TrainingConfig
+from thimble_zarr.experiment.config import TrainingConfig
+from thimble_zarr.experiment.optimizers import OPTIMIZERS
 
 
 def build_model(config: TrainingConfig, device: torch.device) -> GPT2LMHeadModel:
@@ -43,7 +44,7 @@ def embedding(model: GPT2LMHeadModel) -> nn.Parameter:
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return the optimizer of all parameters that it takes, in the chosen implementation."""
-    kind = getattr(torch.optim, OPTIMIZERS[config.optimizer][0])
+    kind = getattr(torch.optim, OPTIMIZERS[config.optimizer].kind)
     parameters = (weight for weight in model.parameters() if _takes(config, weight))
     optimizer: torch.optim.Optimizer = kind(parameters, **config.optimizer_options)
     return optimizer
@@ -56,11 +57,12 @@ def build_optimizer_of_others(
     others = [weight for weight in model.parameters() if not _takes(config, weight)]
     if not others:
         return None
-    return torch.optim.AdamW(others, config.lr, weight_decay=config.weight_decay)
+    own: dict[str, Any] = config.optimizer_settings
+    return torch.optim.AdamW(others, own["lr"], weight_decay=own["weight_decay"])
 
 
 def _takes(config: TrainingConfig, weight: Tensor) -> bool:
-    return weight.ndim == 2 or config.optimizer not in OF_MATRICES
+    return weight.ndim == 2 or not OPTIMIZERS[config.optimizer].takes_matrices_only
 
 
 def language_loss(

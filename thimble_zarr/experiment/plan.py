@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import psutil
 
 from thimble_zarr.errors import DiskSpaceError
-from thimble_zarr.experiment.config import OPTIMIZERS, TrainingConfig
+from thimble_zarr.experiment.config import TrainingConfig
 from thimble_zarr.experiment.device import ComputeDtype, choose_compute_dtype
+from thimble_zarr.experiment.optimizers import OPTIMIZERS
 from thimble_zarr.format.coding import Coding
 from thimble_zarr.format.layout import (
     StoragePlan,
@@ -110,6 +111,7 @@ def plan_run(
             memory_bytes=memory_bytes or default_memory_bytes(config.coding),
             predicted=[name for name in variables if Coding(config.coding).predicts(name)],
             audited=audited,
+            is_stepped_whole=not optimizer.ELEMENTWISE,
         ),
         # It has the whole run in RAM, the states in float32, and saves it once.
         notebook_array_bytes={
@@ -138,7 +140,7 @@ def _elements(config: TrainingConfig, optimizer: Optimizer) -> dict[str, int]:
 
 def _optimizer(config: TrainingConfig) -> Optimizer:
     """Return what the optimizer is that trains, as far as it decides what is recorded."""
-    name = OPTIMIZERS[config.optimizer][0]
+    name = OPTIMIZERS[config.optimizer].kind
     flags = ("maximize", "capturable", "differentiable", "decoupled_weight_decay")
     known: dict[str, object] = dict.fromkeys((*flags, "amsgrad", "fused", "foreach"), False)
     known |= {"initial_accumulator_value": 0.0, "betas": (0.0, 0.0), "momentum": 0.0}

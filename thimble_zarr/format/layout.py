@@ -62,6 +62,7 @@ class RowSize:
     n_dims: int
     itemsizes: Mapping[str, int]
     predicted: Collection[str] = ()
+    is_stepped_whole: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -182,7 +183,9 @@ def audit_memory_bytes(rows: Sequence[RowSize]) -> int:
 
 
 def _taken_again_bytes(row: RowSize) -> int:
-    n_elements = min(max(AUDIT_ELEMENTS, row.n_dims), row.n_tokens * row.n_dims)
+    n_elements = row.n_tokens * row.n_dims
+    if not row.is_stepped_whole:
+        n_elements = min(max(AUDIT_ELEMENTS, row.n_dims), n_elements)
     # Inputs, results and temporaries, and where each element lies; and some places of a few rows.
     return n_elements * (12 * max(row.itemsizes.values()) + 64 + 32)
 
@@ -202,9 +205,10 @@ def plan_storage(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     predicted: Collection[str] = (),
     audited: bool = False,
+    is_stepped_whole: bool = False,
 ) -> StoragePlan:
     """Add up what recording `n_rows` rows takes, with `n_scalars` per-step scalars of 8 bytes."""
-    row = RowSize(n_tokens, n_dims, itemsizes, predicted)
+    row = RowSize(n_tokens, n_dims, itemsizes, predicted, is_stepped_whole)
     (layout,) = plan_layouts([row], memory_bytes=memory_bytes)
     padding_bytes = layout.block_steps * row.n_bytes // 64
     besides = n_rows * n_scalars * 8 + _METADATA_BYTES + _LABEL_BYTES * n_tokens + padding_bytes

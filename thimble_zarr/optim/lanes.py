@@ -7,10 +7,11 @@ knows which that was.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def threads(n: int) -> Iterator[None]:
 
     `torch.set_num_threads` is about the calling thread and those that have not called torch yet. In
     the main thread it is put back; in others, which are here to replay, it stays, and what new
-    threads get is put back by one of them.
+    threads get is asked and put back by such.
     """
     import torch
 
@@ -47,17 +48,22 @@ def threads(n: int) -> Iterator[None]:
     if n_threads == n:
         yield
         return
+    is_main = threading.current_thread() is threading.main_thread()
     with _settling:
+        of_new = n_threads if is_main else _in_a_new_thread(torch.get_num_threads)
         torch.set_num_threads(n)
-        if threading.current_thread() is not threading.main_thread():
-            other = threading.Thread(target=torch.set_num_threads, args=(n_threads,))
-            other.start()
-            other.join()
+        if not is_main:
+            _in_a_new_thread(torch.set_num_threads, of_new)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if is_main:
             torch.set_num_threads(n_threads)
+
+
+def _in_a_new_thread(call: Callable[..., Any], *given: object) -> Any:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call, *given).result()
 
 
 @dataclass(frozen=True)

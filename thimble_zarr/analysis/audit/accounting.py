@@ -91,11 +91,12 @@ def accounting(
             (`Formula.rounding`), or is not finite; 0 in a sound record.
         ``norm_unexplained``
             With the replay: the norm of observed minus replayed weights.
-        ``n_different``, ``n_beyond``, ``max_ulp``
+        ``n_different``, ``n_beyond``, ``n_unbounded``, ``max_ulp``
             With the replay, and one more dim `recurrence`, for `W` and each state of the optimizer:
             elements whose bits are not those of the replay, 0 in a sound record; those that differ
             by more than they may, which is all if the replay is exact, else those beyond what
-            rounding allows two programs (`Formula.bounds`); the largest distance from the replay.
+            rounding allows two programs (`Formula.bounds`); those that differ and are not judged,
+            as that bound is infinite; the largest distance from the replay.
         ``first_token``, ``first_dim``
             Likewise: the first element that differs beyond that, or else at all; -1 where none
             does. A token is a position along the first axis of the parameter, a dim one along all

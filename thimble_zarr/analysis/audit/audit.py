@@ -49,6 +49,7 @@ OF_MOVES = ("n_moved", "n_stalled", "displacement")
 OF_REPLAY = {
     "n_different": np.add,
     "n_beyond": np.add,
+    "n_unbounded": np.add,
     "max_ulp": np.maximum,
     "first": np.minimum,
 }
@@ -301,10 +302,11 @@ def _of_replay(part: Window, *, exact: bool | None) -> Iterator[np.ndarray]:
     yield unexplained
     for comparison in comparisons.values():
         if not comparison.differs.any():
-            yield from (_NONE, _NONE, _NONE, np.full(1, np.inf))
+            yield from (_NONE, _NONE, _NONE, _NONE, np.full(1, np.inf))
             continue
         yield _count(comparison.differs)
         yield _count(comparison.beyond)
+        yield _count(comparison.unbounded)
         yield comparison.distance.max(axis=(1, 2))
         beyond = comparison.beyond.any(axis=(1, 2), keepdims=True)
         wrong = np.where(beyond, comparison.beyond, comparison.differs)

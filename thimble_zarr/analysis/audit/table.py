@@ -120,6 +120,7 @@ def _replay_columns(numbers: np.ndarray, n_dims: int) -> dict[str, np.ndarray]:
     return {
         "n_different": by_name["n_different"].astype(np.int64),
         "n_beyond": by_name["n_beyond"].astype(np.int64),
+        "n_unbounded": by_name["n_unbounded"].astype(np.int64),
         "max_ulp": by_name["max_ulp"].copy(),  # a view would hold all the numbers
         "first_token": np.where(is_there, position // n_dims, -1),
         "first_dim": np.where(is_there, position % n_dims, -1),

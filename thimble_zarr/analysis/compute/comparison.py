@@ -150,11 +150,13 @@ class Comparison:
 
     `differs` is where the bits are not the same (NaN is NaN), `beyond` where they differ by more
     than they may: at all if the replay is exact, else by more than rounding allows two programs
-    (`Formula.bounds`). `distance` is between recorded and replayed number, in ULP, float64.
+    (`Formula.bounds`). It is `unbounded` where they differ and no bound is known. `distance` is
+    between recorded and replayed number, in ULP, float64.
     """
 
     differs: np.ndarray
     beyond: np.ndarray
+    unbounded: np.ndarray
     distance: np.ndarray
 
 
@@ -194,18 +196,19 @@ def compare(
             differs &= ~(is_nan(bits) & is_nan(recorded))
             distance = np.zeros(differs.shape)
             distance[differs] = ulp_distance(bits[differs], recorded[differs])
-        beyond = differs
+        beyond, unbounded = differs, np.zeros_like(differs)
         if not exact:
             apart = np.abs(window.current(name) - decode(bits, schema.dtypes[name], np.float64))
             beyond = differs & ~(apart <= allowed[name])
+            unbounded = differs & np.isposinf(allowed[name])
         if is_first.any() and name in begins:
             wrong = ~_has_begun_as(begins[name], window, name) & is_first
             differs, beyond = differs | wrong, beyond | wrong
-        comparisons[name] = Comparison(differs, beyond, distance)
+        comparisons[name] = Comparison(differs, beyond, unbounded, distance)
     return comparisons
 
 
-_SAME = Comparison(*(np.zeros((1, 1, 1), dtype) for dtype in (bool, bool, float)))
+_SAME = Comparison(*(np.zeros((1, 1, 1), dtype) for dtype in (bool, bool, bool, float)))
 
 
 def _has_begun_as(first: float | None, window: Window, name: str) -> np.ndarray:

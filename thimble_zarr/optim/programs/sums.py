@@ -281,6 +281,9 @@ class _Number(NDArrayOperatorsMixin):
         values = [of.value if isinstance(of, _Number) else _constant(code, of) for of in inputs]
         return _Number(operation(*values))
 
+    def __bool__(self) -> bool:
+        raise TypeError("a formula that asks for the truth of a number cannot be traced")
+
     def any(self, **options: object) -> bool:
         """Say that not all elements are 0 (`np.any`)."""
         return True

@@ -16,7 +16,7 @@ decoupled as that of AdamW.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,7 +31,8 @@ from thimble_zarr.optim.base import (
     Derived,
 )
 from thimble_zarr.optim.elementwise import Branches
-from thimble_zarr.optim.inexact import RUNNING
+from thimble_zarr.optim.formula import Arrays, Precision, Rounding, Scalars
+from thimble_zarr.optim.inexact import RUNNING, Inexact
 from thimble_zarr.optim.moments import BIAS_CORRECTION1, BIAS_CORRECTION2_SQRT, Moments
 from thimble_zarr.optim.programs.arithmetic import Arithmetic
 from thimble_zarr.optim.programs.kernel import Numbers
@@ -107,5 +108,26 @@ class RAdam(Moments):
 
     def change(self, a: Arithmetic, x: Numbers, c: Numbers) -> Any:
         """Return the change of the weights."""
-        denominator = a.sqrt(x["exp_avg_sq"]) + c["eps"]
-        return x["exp_avg"] * (c["of_quotient"] / denominator + c["of_first"])
+        return x["exp_avg"] * (c["of_quotient"] / self._denominator(a, x, c) + c["of_first"])
+
+    @staticmethod
+    def _denominator(a: Arithmetic, x: Numbers, c: Numbers) -> Any:
+        return a.sqrt(x["exp_avg_sq"]) + c["eps"]
+
+    def rounding(
+        self, scalars: Scalars, precision: Precision, arrays: Arrays | None = None
+    ) -> Rounding | None:
+        """Return the error of the formula, and of what the foreach program makes of large numbers.
+
+        It divides the denominator by the step size, then 1 by that. The first may overflow where
+        the formula does not (in float16): then the second is 0, and the whole update is lost.
+        """
+        found = super().rounding(scalars, precision, arrays)
+        if arrays is None or found is None or not self.is_foreach:
+            return found
+        numbers = self._numbers(scalars, precision)
+        second = {"exp_avg_sq": Inexact.exact(arrays["exp_avg_sq"], precision).rounded()}
+        with np.errstate(all="ignore"):
+            inverse = self._denominator(RUNNING, second, numbers) / numbers["of_quotient"]
+        is_lost = np.isinf(inverse.error) & (numbers["rectification"].value > 0)
+        return replace(found, update=1.0 * is_lost)

@@ -29,8 +29,11 @@ def why_not(schema: Schema) -> str:
         return f"it is on {schema.device}, and only steps on the CPU are taken again"
     if not schema.contiguous:
         return "its memory is not contiguous, and torch rounds some of its elements otherwise"
-    if not schema.optimizer.ELEMENTWISE:
-        return f"{schema.optimizer.name} does not take a step element by element"
+    if not schema.optimizer.ELEMENTWISE and schema.whole_tokens not in (None, schema.n_tokens):
+        return (
+            f"a step of {schema.optimizer.name} needs the whole parameter, and only "
+            f"{schema.n_tokens:,} of {schema.whole_tokens:,} tokens are recorded"
+        )
     return ""
 
 
@@ -43,7 +46,8 @@ def prepare() -> None:
 class TorchSteps:
     """Takes steps of a parameter, of which only the tokens `ids` are recorded, if any are given.
 
-    Rows are flattened: an element is a place in `token * n_dims + dim`.
+    Rows are flattened: an element is a place in `token * n_dims + dim`. Of an optimizer that is not
+    elementwise there is one part, the whole row, whose step takes the threads that training has.
     """
 
     def __init__(self, schema: Schema, ids: np.ndarray | None) -> None:
@@ -52,10 +56,11 @@ class TorchSteps:
 
     def parts(self, n_elements: int | None = None) -> Iterator[slice]:
         """Cut elements, all of a row if None, into parts of which a step is taken at once."""
-        if n_elements is None:
-            n_elements = self._schema.n_tokens * self._schema.n_dims
-        for start in range(0, n_elements, AUDIT_ELEMENTS):
-            yield slice(start, min(start + AUDIT_ELEMENTS, n_elements))
+        n_all = self._schema.n_tokens * self._schema.n_dims
+        n_elements = n_all if n_elements is None else n_elements
+        length = AUDIT_ELEMENTS if self._schema.optimizer.ELEMENTWISE else max(1, n_all)
+        for start in range(0, n_elements, length):
+            yield slice(start, min(start + length, n_elements))
 
     def step(self, inputs: Bits, part: slice | np.ndarray, scalars: Mapping[str, float]) -> Bits:
         """Return `W` and the states of a part after a step: missing, if it cannot be taken.
@@ -80,6 +85,9 @@ class TorchSteps:
 
     def _pieces(self, part: slice | np.ndarray) -> list[Piece]:
         """Return how torch goes through a part of a row."""
+        if not self._schema.optimizer.ELEMENTWISE:
+            n = self._schema.n_tokens * self._schema.n_dims
+            return [Piece(slice(n), slice(n), n)]
         if isinstance(part, slice) and part.start in self._known_pieces:
             return self._known_pieces[part.start]
         elements = np.arange(part.start, part.stop) if isinstance(part, slice) else part
@@ -98,7 +106,10 @@ class TorchSteps:
 
     @cached_property
     def _program(self) -> Program:
-        return Program(self._schema.optimizer, self._schema.dtypes, self._schema.device)
+        schema, how = self._schema, dict[str, Any]()
+        if not schema.optimizer.ELEMENTWISE:
+            how = {"shape": schema.shape, "n_threads": schema.n_threads}
+        return Program(schema.optimizer, schema.dtypes, schema.device, **how)
 
     @cached_property
     def _lanes(self) -> Lanes:
