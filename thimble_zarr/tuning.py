@@ -71,7 +71,7 @@ class Tuning:
     part_bytes: int = 2**19
     """Size of an array of numbers of a part, or up to a quarter more where that saves one."""
 
-    cached_elements: int = 2**18
+    cached_elements: int = 2**19
     """About the elements a window of several chunks where what was read is to stay in the cache."""
 
     task_steps: int = 256

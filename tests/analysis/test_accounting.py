@@ -17,6 +17,7 @@ from thimble_zarr import Recorder, accounting, open_dataset
 from thimble_zarr.analysis.compute.windows import _cut_evenly
 from thimble_zarr.analysis.verdict import verdict
 from thimble_zarr.errors import ConfigError, SelectionError
+from thimble_zarr.optim.programs.compiled import is_available
 
 STATES = ("W", "exp_avg", "exp_avg_sq")
 
@@ -66,6 +67,20 @@ def test_numpy_and_machine_code_agree(
     compiled = accounting(part, replay=replay)
     monkeypatch.setattr("thimble_zarr.analysis.compute.sums.is_available", lambda: False)
     xr.testing.assert_allclose(accounting(part, replay=replay), compiled, rtol=1e-6)
+
+
+@pytest.mark.skipif(not is_available(), reason="there is no machine code here")
+@pytest.mark.parametrize("part_bytes", [160, 2**19])
+def test_what_machine_code_takes_at_once_has_the_bits_of_numpys_parts(
+    decaying: tuple[Path, History, torch.dtype, float],
+    monkeypatch: pytest.MonkeyPatch,
+    part_bytes: int,
+) -> None:
+    tuned(monkeypatch, part_bytes=part_bytes)
+    ds = open_dataset(decaying[0])
+    at_once = accounting(ds, replay=False)
+    monkeypatch.setattr("thimble_zarr.analysis.compute.sums._is_for_numpy", lambda part: True)
+    xr.testing.assert_identical(accounting(ds, replay=False), at_once)
 
 
 def test_windows_and_tasks_may_be_cut_anywhere(

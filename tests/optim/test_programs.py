@@ -38,7 +38,9 @@ def test_a_program_gives_torchs_bits(kind: Kind, monkeypatch: pytest.MonkeyPatch
         # Their only cause: MKL's square roots, of which some are rounded otherwise, and how many
         # depends on the processor. With torch's own there must be no difference.
         arithmetic = replace(arithmetic_of(kind.native), sqrt=sqrt_of_torch)
-        monkeypatch.setattr("thimble_zarr.optim.programs.kernel.arithmetic_of", lambda _: arithmetic)
+        monkeypatch.setattr(
+            "thimble_zarr.optim.programs.kernel.arithmetic_of", lambda _: arithmetic
+        )
         monkeypatch.setattr("thimble_zarr.optim.programs.program.is_available", lambda: False)
     assert n_different(kind, 4) == dict.fromkeys(program(kind).variables, 0)
 

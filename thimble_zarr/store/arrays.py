@@ -219,12 +219,17 @@ class StoredArrays:
     @cached_property
     def recorded(self) -> Mapping[str, FileRecord]:
         """What the ledger says of each file of the store."""
+        return self.ledger.records
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the ledger says; do not add to it."""
         files: Any = self.files  # all that there are can be hashed
         with decoding(self.files, "the ledger"):
-            return _records(files, self.commit)
+            return _ledger(files, self.commit)
 
 
 @lru_cache(maxsize=2)
-def _records(files: Any, commit: Commit) -> Mapping[str, FileRecord]:
+def _ledger(files: Any, commit: Commit) -> Ledger:
     """Return what a ledger says; of several parameters one after the other asks for it."""
-    return Ledger.read(files, commit).records
+    return Ledger.read(files, commit)

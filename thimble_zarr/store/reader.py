@@ -253,8 +253,11 @@ class StoreReader:
 
     @cached_property
     def _history(self) -> History:
-        with decoding(self.files, "the ledger"):
-            ledger = Ledger.read(self.files, self.commit, prefix=None)
+        if self.schema.coding.program is not None:  # its files are needed for decoding
+            ledger = self.arrays.ledger
+        else:
+            with decoding(self.files, "the ledger"):
+                ledger = Ledger.read(self.files, self.commit, prefix=None)
         filled, missing = (
             # A cut may have left fewer rows of a block.
             [

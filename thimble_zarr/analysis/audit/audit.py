@@ -5,7 +5,7 @@ others in float64. Sums over tokens are float64, so cosines stay within [-1, 1].
 this needs, and torch for a replay by torch; `table` makes columns of the numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,6 +106,7 @@ class Audit:
             np.float32 if storage_dtype(schema.dtypes["W"]).itemsize == 2 else np.float64,
             replay_inputs(schema) if replay else formula_inputs(schema) if formula else ("W",),
             cached=not replay,
+            at_once=tally.at_once if tally.can_be_at_once else None,
         )
         if subsets is None:
             return cls(Reduction(selected, statistics), tally, np.ones((1, 1), bool), attrs)
@@ -223,15 +224,30 @@ class Tally:
         if self.recurrences:
             yield from _of_replay(part, exact=self.exact)
 
+    @property
+    def can_be_at_once(self) -> bool:
+        """Whether machine code may compute all of it."""
+        return self.formula and not self.extended and not self.recurrences
+
+    def at_once(self, whole: Window) -> list[list[np.ndarray]] | None:
+        """Return the numbers of all parts from machine code; None where NumPy must compute."""
+        return self._from_sums(whole, whole.tokens_of_parts())
+
+    def _from_sums(self, part: Window, tokens: Sequence[slice]) -> list[list[np.ndarray]] | None:
+        """Return the formula's numbers of some of a part's tokens and of others; None likewise."""
+        sums = step_sums(part, tokens, bounded=not self.recurrences)
+        if sums is None:
+            return None
+        return [
+            [of.predicted, of.observed, of.difference, of.product, _NONE]
+            + ([] if of.n_beyond is None else [of.n_beyond])
+            for of in sums
+        ]
+
     def _of_formula(self, part: Window) -> Iterator[np.ndarray]:
         """Yield its numbers: from machine code if all are finite and not tiny, else from NumPy."""
-        sums = None if self.extended else step_sums(part, bounded=not self.recurrences)
-        if sums is None or not sums.are_exact(part.dtype):
-            yield from self._by_numpy(part)
-            return
-        yield from (sums.predicted, sums.observed, sums.difference, sums.product, _NONE)
-        if sums.n_beyond is not None:
-            yield sums.n_beyond
+        found = None if self.extended else self._from_sums(part, [slice(None)])
+        yield from self._by_numpy(part) if found is None else found[0]
 
     def _by_numpy(self, part: Window) -> Iterator[np.ndarray]:
         previous, current = part.previous("W"), part.current("W")

@@ -7,7 +7,8 @@ processes of a check start at once (`compute.run`); `dataset.lazy` makes a Dask 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +43,9 @@ class Statistics:
     cached
         Whether windows may be so small that what they read stays in the cache. Not what computes on
         whole windows (`Window.of_whole`), which takes long for each.
+    at_once
+        From all tokens of a class in a window to what `compute` returns of each part of them
+        (`Window.tokens_of_parts`), in one call. None if there is none, or where it returns None.
     """
 
     compute: Callable[[Window], Iterable[np.ndarray]]
@@ -49,6 +53,22 @@ class Statistics:
     dtype: type[np.floating] = np.float64
     inputs: tuple[str, ...] = ()
     cached: bool = False
+    at_once: Callable[[Window], Sequence[Iterable[np.ndarray]] | None] | None = None
+
+    def of_window(
+        self, window: Window, classes: np.ndarray
+    ) -> Iterator[tuple[int, slice, Iterable[np.ndarray]]]:
+        """Yield the class of each part of a window, its rows and its numbers."""
+        if self.at_once is not None:
+            found = [
+                (classes[tokens.start], rows, self.at_once(whole))
+                for (rows, tokens), whole in window.parts(classes, self.dtype, sys.maxsize)
+            ]
+            if all(parts is not None for _, _, parts in found):
+                yield from ((one, rows, of) for one, rows, parts in found for of in parts or ())
+                return
+        for (rows, tokens), part in window.parts(classes, self.dtype):
+            yield classes[tokens.start], rows, self.compute(part)
 
     def merge(self, *parts: np.ndarray) -> np.ndarray:
         """Return the numbers of several parts together, in their order."""
@@ -156,10 +176,11 @@ def _reduce(
         np.setbufsize(_UFUNC_BUFFER)  # until the block ends
         for (steps, where), window in windows_of(source, rows, groups, dims, statistics.inputs):
             of_window, of_tokens = numbers[..., steps], classes[where]
-            for (part_rows, part_tokens), part in window.parts(of_tokens, statistics.dtype):
-                of_part = of_window[of_tokens[part_tokens.start], :, part_rows]
-                computed = zip(statistics.combine, of_part, statistics.compute(part), strict=True)
-                for combine, of_steps, values in computed:
+            for of_class, part_rows, found in statistics.of_window(window, of_tokens):
+                of_part = of_window[of_class, :, part_rows]
+                for combine, of_steps, values in zip(
+                    statistics.combine, of_part, found, strict=True
+                ):
                     combine(of_steps, values, out=of_steps)
     return numbers
 

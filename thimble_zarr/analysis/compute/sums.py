@@ -45,8 +45,8 @@ class StepSums:
     def are_exact(self, dtype: type[np.floating]) -> bool:
         """Return whether all is finite, and no square underflowed or overflowed in a dtype."""
         least = LEAST_SQUARE if dtype == np.float32 else -1.0
-        squares = np.stack([self.predicted, self.observed, self.difference])
-        return bool(((squares > least) & (squares < np.inf)).all())
+        squares = self.predicted, self.observed, self.difference
+        return all(of.min() > least and of.max() < np.inf for of in squares)  # NaN is neither
 
 
 def sums_of_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -61,35 +61,71 @@ def sums_of_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return found
 
 
-def step_sums(part: Window, *, bounded: bool) -> StepSums | None:
-    """Return the sums of a part; None where NumPy must compute them."""
-    if not is_available() or not part.follows.all() or len(part.of_rows(skipped)):
-        return None
-    if bounded and part.of_rows(known_rounding) is None:
-        return None
-    dtypes = part.source.reader.schema.dtypes
-    formula = formula_of(part.source.reader.schema)
-    names = dict.fromkeys(("W", *formula.update_inputs))
-    sums = FormulaSums(
-        formula,
-        tuple((name, dtypes[name]) for name in names if name != W_BEFORE),
-        np.dtype(part.dtype).name,
-        len(part.of_rows(coefficients)),
-        decays=bool(part.of_rows(decay_factor).any()),
-        is_bounded=bounded,
-        shrinks=bounded and part.of_rows(_shrinks),
-    )
-    found = _run(sums, part, part.of_rows(_bounded_numbers if bounded else _numbers))
+def step_sums(part: Window, tokens: Sequence[slice], *, bounded: bool) -> list[StepSums] | None:
+    """Return the sums of some of a part's tokens and of others; None where NumPy must compute.
+
+    However many they are, all are computed at once.
+    """
+    steps = part.of_rows(_bounded_steps if bounded else _steps)
+    found = None if steps is None else _run(*steps, part)
     if found is None:
         return None
     sums_of_tokens, counts = found
-    predicted, observed, difference, product = sums_of_tokens.sum(axis=-1, dtype=np.float64)
-    n_beyond = counts.sum(axis=-1) if bounded else None
-    return StepSums(predicted, observed, difference, product, n_beyond)
+    sums = []
+    for some in tokens:
+        squares_and_product = sums_of_tokens[..., some].sum(axis=-1, dtype=np.float64)
+        predicted, observed, difference, product = squares_and_product
+        n_beyond = counts[:, some].sum(axis=-1) if bounded else None
+        sums.append(StepSums(predicted, observed, difference, product, n_beyond))
+    return sums if all(of.are_exact(part.dtype) for of in sums) else None
+
+
+def _steps(part: Window) -> tuple[FormulaSums, np.ndarray] | None:
+    """Return what computes sums at the steps of a part, and the numbers that it takes.
+
+    The numbers have the shape `(step, number)`. None where NumPy must compute.
+    """
+    return None if _is_for_numpy(part) else _sums_at_steps(part, [])
+
+
+def _bounded_steps(part: Window) -> tuple[FormulaSums, np.ndarray] | None:
+    """Return the same with the bound of rounding."""
+    rounding = None if _is_for_numpy(part) else part.of_rows(known_rounding)
+    if rounding is None:
+        return None
+    of_rounding = [rounding.update, rounding.after, rounding.before, rounding.least]
+    return _sums_at_steps(part, of_rounding, shrinks=bool(np.any(rounding.before)))
+
+
+def _is_for_numpy(part: Window) -> bool:
+    """Return whether there is no machine code, or a step that does not follow or was skipped."""
+    return not (is_available() and part.follows.all()) or len(part.of_rows(skipped)) > 0
+
+
+def _sums_at_steps(
+    part: Window, of_rounding: Sequence[Any], *, shrinks: bool = False
+) -> tuple[FormulaSums, np.ndarray]:
+    schema = part.source.reader.schema
+    formula, of_update = formula_of(schema), part.of_rows(coefficients)
+    factor = part.of_rows(decay_factor)
+    names = dict.fromkeys(("W", *formula.update_inputs))
+    sums = FormulaSums(
+        formula,
+        tuple((name, schema.dtypes[name]) for name in names if name != W_BEFORE),
+        np.dtype(part.dtype).name,
+        len(of_update),
+        decays=bool(factor.any()),
+        is_bounded=bool(of_rounding),
+        shrinks=shrinks,
+    )
+    numbers = np.empty((len(part.rows), sums.n_numbers), part.dtype)
+    for index, values in enumerate([*of_update, factor, *of_rounding]):
+        numbers[:, index] = np.broadcast_to(np.reshape(values, -1), len(part.rows))
+    return sums, numbers
 
 
 def _run(
-    sums: FormulaSums, part: Window, numbers: np.ndarray
+    sums: FormulaSums, numbers: np.ndarray, part: Window
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Take the rows of a part at once if each has the one before it beside it, or one by one."""
     bits = {name: part.bits(name) for name, _ in sums.natives}
@@ -103,29 +139,3 @@ def _run(
             return None
         found.append(of_row)
     return np.concatenate([of for of, _ in found], axis=1), np.concatenate([of for _, of in found])
-
-
-def _numbers(part: Window) -> np.ndarray:
-    """Return what the formula computes with at each step, `(step, number)`."""
-    numbers = [*part.of_rows(coefficients), part.of_rows(decay_factor)]
-    return _table(part, numbers)
-
-
-def _shrinks(part: Window) -> bool:
-    rounding = part.of_rows(known_rounding)
-    return rounding is not None and bool(np.any(rounding.before))
-
-
-def _bounded_numbers(part: Window) -> np.ndarray:
-    """Return those numbers, and those that the bound of rounding is computed with."""
-    rounding = part.of_rows(known_rounding)
-    assert rounding is not None
-    of_rounding = rounding.update, rounding.after, rounding.before, rounding.least
-    return np.hstack([part.of_rows(_numbers), _table(part, of_rounding)])
-
-
-def _table(part: Window, numbers: Sequence[Any]) -> np.ndarray:
-    table = np.empty((len(part.rows), len(numbers)), part.dtype)
-    for index, values in enumerate(numbers):
-        table[:, index] = np.broadcast_to(np.reshape(values, -1), len(part.rows))
-    return table

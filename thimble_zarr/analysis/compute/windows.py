@@ -167,10 +167,8 @@ class Window:
         which class each token is of, ascending: no part has tokens of two. `dtype` is that of the
         parts' numbers, and an array of them has about `n_bytes`, `tuning.part_bytes` if None.
         """
-        n_rows, n_tokens, n_dims = len(self.rows), len(self._piece.tokens), len(self._dims)
-        n_elements = (n_bytes or tuning.TUNING.part_bytes) // np.dtype(dtype).itemsize
-        part_rows = min(n_rows, max(1, n_elements // n_dims))
-        part_tokens = max(1, n_elements // (part_rows * n_dims))
+        n_rows, n_tokens = len(self.rows), len(self._piece.tokens)
+        part_rows, part_tokens = self._part_shape(dtype, n_bytes)
         ends = [] if classes is None else (np.flatnonzero(np.diff(classes)) + 1).tolist()
         for of_class in itertools.pairwise([0, *ends, n_tokens]):
             for tokens in _cut_evenly(*of_class, part_tokens):
@@ -178,6 +176,18 @@ class Window:
                     at, steps = (rows, tokens), self.rows[rows]
                     of_rows = self._of_rows if part_rows == n_rows else {}
                     yield at, Window(self._piece, steps, self._dims, of_rows, self, at, dtype)
+
+    def _part_shape(self, dtype: type[np.floating], n_bytes: int | None = None) -> tuple[int, int]:
+        """Return how many rows and tokens a part has, or up to a quarter more tokens."""
+        n_rows, n_dims = len(self.rows), len(self._dims)
+        n_elements = (n_bytes or tuning.TUNING.part_bytes) // np.dtype(dtype).itemsize
+        part_rows = min(n_rows, max(1, n_elements // n_dims))
+        return part_rows, max(1, n_elements // (part_rows * n_dims))
+
+    def tokens_of_parts(self) -> list[slice]:
+        """Return the tokens of each part that this one, of tokens of one class, is cut into."""
+        n_tokens = len(self._piece.tokens[self._at[1]])
+        return _cut_evenly(0, n_tokens, self._part_shape(self.dtype)[1])
 
     @property
     def is_consecutive(self) -> bool:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 
 import google_crc32c
 import numpy as np
@@ -184,7 +185,7 @@ class ShardFile:
         any other.
         """
         offset, n_bytes = self._span(chunk)
-        dtype = self.dtype.newbyteorder("<")
+        dtype = self._stored_dtype
         if offset == _EMPTY:
             values = _scratch.chunk(self.shape, dtype) if out is None else out
             values.fill(self.fill)
@@ -195,7 +196,7 @@ class ShardFile:
                 return out
             return _scratch.chunk(shape, dtype)
 
-        encoded = _checked(self._read(offset, n_bytes), f"chunk {chunk}")
+        encoded = _checked(self._read(offset, n_bytes), "chunk", chunk)
         try:
             values = self.compression.decode(encoded, self.shape, dtype, memory)
         except ValueError as error:
@@ -207,8 +208,12 @@ class ShardFile:
 
     def can_decode_into(self, out: np.ndarray) -> bool:
         """Return whether a chunk can be decoded into an array of shape `(token, step, dim)`."""
-        dtype = self.dtype.newbyteorder("<")
-        return out.shape == self.shape and out.dtype == dtype and out.flags.c_contiguous
+        same = out.shape == self.shape and out.dtype == self._stored_dtype
+        return same and out.flags.c_contiguous
+
+    @cached_property
+    def _stored_dtype(self) -> np.dtype:
+        return self.dtype.newbyteorder("<")
 
     def is_left_out(self, chunk: int) -> bool:
         """Return whether a chunk was left out, because it held nothing but the fill value."""
@@ -223,7 +228,7 @@ class ShardFile:
         if offset == _EMPTY:
             return 0
         stored = self._read(offset, n_bytes)
-        _checked(stored, f"chunk {chunk}")
+        _checked(stored, "chunk", chunk)
         return int.from_bytes(stored[-_CHECKSUM_BYTES:], "little")
 
     def stored_checksums(self) -> list[int]:
@@ -312,11 +317,11 @@ def decode_vector(content: bytes, shape: int | tuple[int, ...], dtype: np.dtype)
     return values.astype(dtype, copy=False)
 
 
-def _checked(content: bytes | memoryview, what: str) -> np.ndarray:
+def _checked(content: bytes | memoryview, what: str, number: int | None = None) -> np.ndarray:
     """Return the bytes that lie before a checksum that is right, and no copy of them."""
-    stored = np.frombuffer(content, np.uint8)
-    value, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
-    if _as_bytes(google_crc32c.value(value)) != checksum.tobytes():
+    value = np.frombuffer(content, np.uint8)[:-_CHECKSUM_BYTES]
+    if google_crc32c.value(value) != int.from_bytes(content[-_CHECKSUM_BYTES:], "little"):
+        what = what if number is None else f"{what} {number}"
         raise ValueError(f"the checksum of {what} does not match")
     return value
 
