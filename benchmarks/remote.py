@@ -17,8 +17,9 @@ from pathlib import Path
 import click
 
 from benchmarks.__main__ import machine, measure_in_turn, say
-from benchmarks.object_store import BUCKET, object_store, slower
+from benchmarks.object_store import BUCKET, object_store
 from benchmarks.processes import Measured
+from tests.support.links import link
 from thimble_zarr import publish
 
 _READ = """
@@ -63,7 +64,8 @@ def main(store: Path, *, url: str | None, repeats: int, latency_s: float, only: 
             url = f"s3://{BUCKET}/run.zarr"
             say(f"published {publish(store, url).n_rows:,} rows")
         address = os.environ["AWS_ENDPOINT_URL"]
-        slow = stack.enter_context(slower(int(address.rpartition(":")[2]), latency_s))
+        port = int(address.rpartition(":")[2])
+        slow = stack.enter_context(link(port, latency_s=latency_s)).address
         places = {"disk": (address, store), "server": (address, url), "slow server": (slow, url)}
         for question, arguments in QUESTIONS.items():
             if only not in question:

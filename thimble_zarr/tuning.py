@@ -49,8 +49,14 @@ class Tuning:
     request_timeout_s: float = 30.0
     """How long a server may take to answer a request."""
 
+    upload_bytes: int = 5 * 2**20
+    """Length of the parts that a large file is uploaded in: the least that S3 takes."""
+
+    upload_timeout_s: float = 300.0
+    """How long a server may take to receive a part; four files are uploaded at once."""
+
     silence_s: float = 60.0
-    """How long a recording that has ended waits for the next file to be published."""
+    """How long a recording that has ended waits for the next file, or part, to be published."""
 
     piece_characters: int = 2**14
     """Least length of the pieces of a text that are encoded: 16 at once take some 20 MB."""

@@ -38,6 +38,7 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
     ports = ports or dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     command = [
         _program(),
+        "-logtostderr=true",
         "server",
         "-s3",
         f"-dir={directory}",
@@ -60,6 +61,9 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
     finally:
         process.kill()
         process.wait()
+        for port in [*ports.values(), *(port + WEED_GRPC for port in ports.values())]:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # nothing moves them
+                socket_file.unlink()
 
 
 def make_bucket(server: Weed, name: str) -> None:

@@ -112,7 +112,7 @@ def test_who_was_taken_over_writes_no_more(
             continue
     until(lambda: server._claim._is_lost)
     with pytest.raises(StoreLockedError, match=f"{ME} .* is publishing to"):
-        server.put("a", b"1", "")
+        server.put("a", b"1", "", print)
     server.close()
     assert PUBLISHER in [*ObjectFiles(server.files.path).list()]  # the second one's
     second.check()

@@ -22,7 +22,7 @@ from tests.support.zoo import Recorded
 from thimble_zarr.errors import DamagedStoreError, StoreError, StoreExistsError
 from thimble_zarr.store.files.base import ChangedError
 from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.files.objects import ObjectFiles
+from thimble_zarr.store.files.objects import Arrived, ObjectFiles
 from thimble_zarr.store.keys import COMMIT, LEDGER
 from thimble_zarr.store.ledger import Commit, Line, seal
 from thimble_zarr.store.reader import StoreReader
@@ -149,11 +149,11 @@ class CutOff(Server):
         super().__init__(files)
         self.n_files = n_files
 
-    def put(self, key: str, content: bytes, published_as: str) -> None:
+    def put(self, key: str, content: bytes, published_as: str, arrived: Arrived) -> None:
         if self.n_files == 0:
             raise CutOffError
         self.n_files -= 1
-        super().put(key, content, published_as)
+        super().put(key, content, published_as, arrived)
 
 
 def test_whoever_reads_while_it_is_published_sees_whole_commits(
@@ -208,6 +208,30 @@ def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
     with pytest.raises(ChangedError):
         opened.read("W", (8, 9), range(3, 11))
     writer.close()
+    thimble_zarr.publish(path, url)
+    assert is_copied(path, url)
+
+
+@pytest.mark.parametrize("kept_rows", [4, 6, 8, stores.N_ROWS])
+def test_a_copy_that_is_behind_is_whole_until_it_has_what_was_kept(
+    bucket: Bucket, tmp_path: Path, kept_rows: int
+) -> None:
+    """A run is resumed after rows that its copy never had, or the last it has."""
+    path, url = tmp_path / "run.zarr", bucket.url("run.zarr")
+    writer = stores.create(path)
+    stores.commit(writer, 4)
+    thimble_zarr.publish(path, url)
+    for n_rows in (8, stores.N_ROWS):
+        stores.commit(writer, n_rows)
+    writer.close()
+    resume = StoreWriter.resume(path, stores.SCHEMA, labels=token_labels(), kept_rows=kept_rows)
+    n_seen = set()
+    for _ in range(40):
+        with suppress(CutOffError), closing(CutOff(ObjectFiles(url), 1)) as server:
+            copy_committed(Source(LocalFiles(path)), server, lambda done, total: None, Copied())
+        n_seen.add(readable(url))
+    assert n_seen == {4, kept_rows}
+    resume.close()
     thimble_zarr.publish(path, url)
     assert is_copied(path, url)
 

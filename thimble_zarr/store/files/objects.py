@@ -26,6 +26,9 @@ from thimble_zarr.store.files.base import ChangedError, FileWriter, NotListedErr
 
 T = TypeVar("T")
 
+Arrived = Callable[[int], object]
+"""Called with the bytes of each part of a file that has arrived, and perhaps in other threads."""
+
 Version = dict[str, str]
 """What a server calls one version of a file: S3 goes by its `e_tag`, Google by its `version`."""
 
@@ -219,16 +222,33 @@ class ObjectFiles:
         """Return the size of all files."""
         return sum(found["size"] for found in self.found())
 
-    def put(self, key: str, content: bytes, published_as: str = "") -> str | None:
-        """Upload a file, which is there once all of it is; return what the server calls it."""
-        options: dict[str, Any] = {"use_multipart": len(content) > 2 * PART_BYTES}
+    def put(
+        self,
+        key: str,
+        content: bytes,
+        published_as: str = "",
+        arrived: Arrived = lambda n_bytes: None,
+    ) -> str | None:
+        """Upload a file, which is there once all of it is; return what the server calls it.
+
+        A large one goes up in parts, one after the other: so little is on its way at once that it
+        arrives in time over a slow link, too.
+        """
+        options: dict[str, Any] = {}
         if published_as:
             options["attributes"] = {_PUBLISHED_AS: published_as}
+        n_bytes, part_bytes = len(content), tuning.TUNING.upload_bytes
         with named_errors(self.path, key):
             put = self._obstore.put
-            tag: str | None = put(
-                self._server, key, content, chunk_size=PART_BYTES, max_concurrency=4, **options
-            )["e_tag"]
+            if n_bytes > 2 * part_bytes:
+                parts = _parts(content, part_bytes, arrived)
+                options |= {"chunk_size": part_bytes, "max_concurrency": 1}
+                found = put(self._uplink, key, parts, use_multipart=True, **options)
+            else:
+                server = self._uplink if n_bytes > _QUICK_BYTES else self._server
+                found = put(server, key, content, use_multipart=False, **options)
+                arrived(n_bytes)
+        tag: str | None = found["e_tag"]
         return tag
 
     def put_if(self, key: str, content: bytes, replacing: Version | None = None) -> Version | None:
@@ -312,7 +332,17 @@ class ObjectFiles:
 
     @cached_property
     def _connected(self) -> Any:
-        return _connect(self.path, self._obstore)
+        return _connect(self.path, self._obstore, tuning.TUNING.request_timeout_s)
+
+    @property
+    def _uplink(self) -> Any:
+        """What talks to the server where an upload may take long: its answer comes after that."""
+        _check_process(self.path)
+        return self._patient
+
+    @cached_property
+    def _patient(self) -> Any:
+        return _connect(self.path, self._obstore, tuning.TUNING.upload_timeout_s)
 
     def __reduce__(self) -> tuple[type, tuple[Url]]:
         return ObjectFiles, (self.path,)
@@ -321,8 +351,8 @@ class ObjectFiles:
 _PUBLISHED_AS = "thimble-published-as"
 """What is kept beside a file that was uploaded. Whoever replaces the file, replaces it too."""
 
-PART_BYTES = 2**24
-"""Length of the parts that a large file is uploaded in."""
+_QUICK_BYTES = 2**18
+"""Files up to this length arrive so soon that the server has to answer as to any request."""
 
 _NO_RANGE = "416 Range Not Satisfiable"
 
@@ -356,21 +386,30 @@ def _check_process(path: Url) -> None:
         )
 
 
-def _connect(path: Url, obstore: Any) -> Any:
+def _parts(content: bytes, part_bytes: int, arrived: Arrived) -> Iterator[memoryview]:
+    """Yield a file in parts; when the next is asked for, one more has arrived, or all but one."""
+    for at in range(0, len(content), part_bytes):
+        part = memoryview(content)[at : at + part_bytes]
+        yield part
+        arrived(len(part))
+
+
+def _connect(path: Url, obstore: Any, timeout_s: float) -> Any:
     """Return what talks to a server, with what the environment says of it."""
     address, more = str(path), dict[str, Any]()
     if path.startswith(hub.SCHEME):
         address, more = hub.web_address(path), {"default_headers": hub.headers()}
     options = more | {
         "timeout": timedelta(minutes=10),  # the body included
-        "read_timeout": timedelta(seconds=tuning.TUNING.request_timeout_s),
+        # From when a request begins to go out until it is answered: an upload is within it.
+        "read_timeout": timedelta(seconds=timeout_s),
         "connect_timeout": timedelta(seconds=min(5, tuning.TUNING.request_timeout_s)),
         # Where the environment names another server, it says by which protocol.
         "allow_http": not address.startswith("https:"),
     }
     retries = {
         "max_retries": tuning.TUNING.request_retries,
-        "retry_timeout": timedelta(minutes=2),
+        "retry_timeout": timedelta(seconds=max(120, 2 * timeout_s)),
         "backoff": {
             "init_backoff": timedelta(milliseconds=100),
             "max_backoff": timedelta(seconds=5),

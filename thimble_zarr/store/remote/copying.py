@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from threading import Lock
 
 from thimble_zarr.errors import DamagedStoreError, StoreExistsError
 from thimble_zarr.store.contents import Contents, reading
 from thimble_zarr.store.files.base import Files
 from thimble_zarr.store.files.memory import MemoryFiles
+from thimble_zarr.store.files.objects import Arrived
 from thimble_zarr.store.integrity.altered import name_of_chunks
 from thimble_zarr.store.integrity.expected import Expected, read_found
 from thimble_zarr.store.integrity.files import difference
@@ -198,7 +200,8 @@ def copy_committed(source: Source, target: Target, reach: Reach, copied: Copied)
     if not snapshot.commit.n_rows:
         return
     sizes = target.sizes()
-    n_known = _known_bytes(snapshot, target, sizes)
+    known = _known(snapshot, target, sizes)
+    n_known = known.ledger_bytes
     is_whole = target_record(target, sizes) == snapshot.record and snapshot.is_in(sizes)
     if is_whole and target.keeps_what_it_took:
         copied.n_rows, copied.complete = snapshot.commit.n_rows, snapshot.commit.complete
@@ -207,7 +210,7 @@ def copy_committed(source: Source, target: Target, reach: Reach, copied: Copied)
         return copy_committed(source, target, reach, copied)
     copy = _Copy(snapshot, target, copied, reach)
     copy.write(LEDGER, snapshot.lines)
-    if (cut := _cut(snapshot, n_known)) is not None and n_known:
+    if (cut := _cut(snapshot, known)) is not None:
         copy.write(COMMIT, cut.to_bytes())
     copy.files_of_blocks({key for key in sizes if sizes[key] == copy.size(key)}, n_known)
     documents = [key for key in snapshot.expected.ledger.metadata if key != METADATA]
@@ -224,8 +227,8 @@ def target_record(target: Target, sizes: Mapping[str, int]) -> bytes | None:
     return target.files.get(COMMIT) if COMMIT in sizes else None
 
 
-def _known_bytes(snapshot: Snapshot, target: Target, sizes: Mapping[str, int]) -> int:
-    """Return how much of the ledger the copy has committed; raise StoreExistsError if it is none.
+def _known(snapshot: Snapshot, target: Target, sizes: Mapping[str, int]) -> Commit:
+    """Return what the copy has committed, nothing by default; raise StoreExistsError if it is none.
 
     What a commit tells of was seen to be there when it was made.
     """
@@ -251,7 +254,7 @@ def _known_bytes(snapshot: Snapshot, target: Target, sizes: Mapping[str, int]) -
             f"{where} holds something else than {snapshot.files.path}, and is never overwritten; "
             "choose another place"
         )
-    return commit.ledger_bytes
+    return commit
 
 
 _NONE = Line(0, b"", None)
@@ -261,19 +264,20 @@ def _lines(content: bytes, start: int = 0) -> Iterator[Line]:
     return read_lines(MemoryFiles({LEDGER: content}), start)
 
 
-def _cut(snapshot: Snapshot, n_known: int) -> Commit | None:
-    """Return what was committed when rows were taken back since a copy was made, where any were.
+def _cut(snapshot: Snapshot, known: Commit) -> Commit | None:
+    """Return what was committed when rows that a copy has were taken back, where any were.
 
-    Blocks that were recorded again have the keys of those that were taken back: before they go, the
-    copy must not count these any more.
+    Rows that it never had may have been taken back, too: that changes nothing of it. Blocks that
+    were recorded again have the keys of those that were taken back: before they go, the copy must
+    not count these any more.
     """
-    cut, crc32 = None, zlib.crc32(snapshot.lines[:n_known])
-    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes], n_known):
+    cut, crc32 = None, zlib.crc32(snapshot.lines[: known.ledger_bytes])
+    for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes], known.ledger_bytes):
         crc32 = zlib.crc32(line.content, crc32)
         if line.entry is None or line.entry.resumed is None:
             continue
         n_rows = line.entry.rows[1]
-        if cut is None or n_rows < cut.n_rows:
+        if n_rows < (cut or known).n_rows:
             cut = Commit(n_rows=n_rows, ledger_bytes=line.stop, ledger_crc32=crc32)
     return cut
 
@@ -283,6 +287,22 @@ def _removed(snapshot: Snapshot, n_known: int) -> Iterable[str]:
     for line in _lines(snapshot.lines[: snapshot.commit.ledger_bytes], n_known):
         if line.entry is not None:
             yield from (key for key in line.entry.removed if key not in snapshot.records)
+
+
+@dataclass
+class _Reached:
+    """Adds the bytes up that were looked at, in whichever thread that was."""
+
+    reach: Reach
+    total: int
+    _n_done: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    def add(self, n_bytes: int) -> None:
+        """Say that there are more."""
+        with self._lock:
+            self._n_done += n_bytes
+            self.reach(self._n_done, self.total)
 
 
 @dataclass
@@ -301,19 +321,16 @@ class _Copy:
 
     def files_of_blocks(self, there: set[str], n_known: int) -> None:
         """Write all committed files but those that a commit of the copy tells of."""
-        records = self.snapshot.records
-        n_done, total = 0, sum(record.n_bytes for record in records.values())
-        missing = []
+        records, missing = self.snapshot.records, []
+        reached = _Reached(self.reach, sum(record.n_bytes for record in records.values()))
         for key, record in records.items():
             if key in there and record.line < n_known and self._is_sound(key, record):
                 self.copied.n_skipped += 1
-                n_done += record.n_bytes
+                reached.add(record.n_bytes)
             else:
                 missing.append(key)
-        for key, n_bytes in self._each(self._copy_file, missing):
+        for n_bytes in self._each(lambda key: self._copy_file(key, reached.add), missing):
             self._count(n_bytes)
-            n_done += records[key].n_bytes
-            self.reach(n_done, total)
 
     def _is_sound(self, key: str, record: FileRecord) -> bool:
         """Return whether a file of a commit of the copy is what was committed."""
@@ -325,34 +342,39 @@ class _Copy:
     def documents(self, keys: Iterable[str]) -> None:
         """Write metadata."""
         document = self.snapshot.document
-        for _, n_bytes in self._each(lambda key: self._write(key, document(key)), [*keys]):
+        for n_bytes in self._each(lambda key: self._write(key, document(key)), [*keys]):
             self._count(n_bytes)
 
-    def _each(
-        self, call: Callable[[str], int | None], keys: Sequence[str]
-    ) -> Iterator[tuple[str, int | None]]:
+    def _each(self, call: Callable[[str], int | None], keys: Sequence[str]) -> Iterator[int | None]:
         """Make a call for each key, several at once, and yield what they return, in order."""
         executor = ThreadPoolExecutor(_AT_ONCE)
         try:
-            yield from zip(keys, executor.map(call, keys), strict=True)
+            yield from executor.map(call, keys)
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def _copy_file(self, key: str) -> int | None:
+    def _copy_file(self, key: str, arrived: Arrived) -> int | None:
         content = self.snapshot.files.get(key)
         record = self.snapshot.fitting(key, content)
-        return self._write(key, content, name_of_chunks(record))
+        return self._write(key, content, name_of_chunks(record), arrived)
 
     def write(self, key: str, content: bytes) -> None:
         """Write a file, unless it is there."""
         self._count(self._write(key, content))
         self.target.sync()
 
-    def _write(self, key: str, content: bytes, published_as: str = "") -> int | None:
+    def _write(
+        self,
+        key: str,
+        content: bytes,
+        published_as: str = "",
+        arrived: Arrived = lambda n_bytes: None,
+    ) -> int | None:
         """Write a file, and return its size, None if it is there."""
         if self.target.has(key, content):
+            arrived(len(content))
             return None
-        self.target.put(key, content, published_as)
+        self.target.put(key, content, published_as, arrived)
         return len(content)
 
     def _count(self, n_bytes: int | None) -> None:

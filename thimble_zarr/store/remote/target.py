@@ -6,11 +6,12 @@ from functools import cached_property
 from threading import Lock
 from typing import Protocol
 
+from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.store.contents import disk_errors_named
 from thimble_zarr.store.files.base import Files, PlaceError
 from thimble_zarr.store.files.local import LocalFiles
-from thimble_zarr.store.files.objects import PART_BYTES, ObjectFiles
+from thimble_zarr.store.files.objects import Arrived, ObjectFiles
 from thimble_zarr.store.keys import HOLDER, LOCK, PUBLISHER
 from thimble_zarr.store.lock import WriterLock
 from thimble_zarr.store.remote.claim import Claim
@@ -39,7 +40,7 @@ class Target(Protocol):
     def has(self, key: str, content: bytes) -> bool:
         """Return whether a file is there with that content, as far as that can be told quickly."""
 
-    def put(self, key: str, content: bytes, published_as: str) -> None:
+    def put(self, key: str, content: bytes, published_as: str, arrived: Arrived) -> None:
         """Write a file, and see that it is there; `published_as` is what chunks are known by."""
 
     def sync(self) -> None:
@@ -86,10 +87,10 @@ class Server:
         size, tag = self._found.get(key, (-1, None))
         return size == len(content) and tag in _tags(content)
 
-    def put(self, key: str, content: bytes, published_as: str) -> None:
+    def put(self, key: str, content: bytes, published_as: str, arrived: Arrived) -> None:
         """Upload a file; it is there, whole, once the server confirms its checksum."""
         self._claim.check()
-        tag = self.files.put(key, content, published_as)
+        tag = self.files.put(key, content, published_as, arrived)
         if tag not in _tags(content) and self.files.get(key) != content:
             where = self.files.path / key
             raise PlaceError(f"{where}: the server has something else than was sent")
@@ -107,7 +108,8 @@ class Server:
 
 def _tags(content: bytes) -> tuple[str, str]:
     """Return what a server may call a file: its MD5, or that of the MD5s of its parts."""
-    parts = [content[at : at + PART_BYTES] for at in range(0, len(content), PART_BYTES)]
+    n = tuning.TUNING.upload_bytes
+    parts = [content[at : at + n] for at in range(0, len(content), n)]
     in_parts = _md5(b"".join(map(_md5, parts))).hex()
     return f'"{_md5(content).hex()}"', f'"{in_parts}-{len(parts)}"'
 
@@ -146,10 +148,11 @@ class Disk:
         except FileNotFoundError:
             return False
 
-    def put(self, key: str, content: bytes, published_as: str) -> None:
+    def put(self, key: str, content: bytes, published_as: str, arrived: Arrived) -> None:
         """Write a file."""
         with self._lock, disk_errors_named(f"write {self.files.path}", "name another place"):
             self._writer.put(key, [content])
+        arrived(len(content))
 
     def sync(self) -> None:
         """Give every file its key for good."""
