@@ -430,7 +430,18 @@ def test_what_differs_without_a_bound_is_not_judged_and_said(tmp_path: Path) -> 
     assert found.replay is not None
     assert (found.replay["W"].not_judged, found.replay["exp_avg"].not_judged) == (1, 0)
     assert "HOLDS as far as it can be checked" in found.verdict.text
+    assert "exp_avg_sq, but those that are not judged, follow from" in found.verdict.text
     assert "Not judged: 1 of W." in found.verdict.text
     assert found.to_json()["replay"]["W"]["not_judged"] == 1
     (whole,) = check(tmp_path / "run.zarr")
     assert not whole.is_partial
+
+    def lose(bits: dict[str, np.ndarray], scalars: dict[str, np.ndarray]) -> None:
+        bits["W"][9, 7, 2] = np.nan
+
+    rewrite(tmp_path / "run.zarr", tmp_path / "lost.zarr", lose)
+    relabel(tmp_path / "lost.zarr", tmp_path / "nan.zarr", software={"torch": "0.1"})
+    (wrong,) = check(tmp_path / "nan.zarr")
+    assert not wrong.holds
+    assert wrong.replay is not None
+    assert (wrong.replay["W"].equal, wrong.replay["W"].not_judged) == (494, 0)

@@ -11,8 +11,8 @@ from thimble_zarr import check
 from thimble_zarr.cli.train import render_validation
 from thimble_zarr.errors import ConfigError
 from thimble_zarr.experiment.checkpoints import Checkpoint
-from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.experiment.optimizers import OPTIMIZERS
+from thimble_zarr.experiment.config import HELP, TrainingConfig
+from thimble_zarr.experiment.optimizers import OPTIMIZERS, owners
 from thimble_zarr.experiment.plan import plan_run
 from thimble_zarr.experiment.trainer import Training, train
 from thimble_zarr.optim.registry import REGISTRY
@@ -140,3 +140,20 @@ def test_the_plan_counts_what_it_keeps(name: str, tmp_path) -> None:
 def test_what_does_not_go_together_is_refused(settings: dict, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         TrainingConfig(**settings)
+
+
+def test_the_help_names_whose_weight_decay_is_decoupled() -> None:
+    """Those forget the weights alike where the gradient is zero, and their states stay zero."""
+    decoupled = set()
+    for name in sorted(owners("weight_decay")):
+        made = TrainingConfig(optimizer=name, lr=0.1, weight_decay=0.5).optimizer_options
+        weight = torch.nn.Parameter(torch.full((3, 2), 4.0))
+        kind = getattr(torch.optim, OPTIMIZERS[name].kind)
+        optimizer = kind([weight], **({**made, "momentum": 0.9} if "momentum" in made else made))
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        states = [of for of in optimizer.state[weight].values() if torch.is_tensor(of)]
+        if not any(of.any() for of in states if of.ndim):
+            decoupled.add(name)
+    text, *_ = HELP["weight_decay"].partition(", added")
+    assert {name for name in OPTIMIZERS if name in text.replace(",", "").split()} == decoupled

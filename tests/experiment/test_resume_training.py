@@ -508,7 +508,10 @@ def test_the_command_goes_on_with_the_settings_of_the_store(
     assert "lr 0.001 recorded, 0.5 now; leave these options out" in stderr
     code, _, stderr = run("train", store, "--resume", "--optimizer", "sgd")
     assert code == 2
-    assert "optimizer adamw recorded, sgd now" in stderr
+    assert ": optimizer adamw recorded, sgd now; leave these options out" in stderr
+    code, _, stderr = run("train", store, "--resume", "--optimizer", "sgd", "--lr", "0.5")
+    assert code == 2
+    assert ": optimizer adamw recorded, sgd now; lr 0.001 recorded, 0.5 now; leave" in stderr
     assert run("train", store, "--resume", "--overwrite")[0] == 2
     check_is_first(store)
     code, stdout, _ = run("train", "--resume", store)

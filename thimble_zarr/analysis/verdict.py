@@ -193,10 +193,11 @@ def _replay_verdict(table: AnyTable) -> Verdict:
     not_judged = table.attrs.get("not_judged", "").split(", ")
     if any(n for name, n in zip(names, n_different, strict=True) if name in not_judged):
         return _verdict_without_bound(table, by, [*not_judged])
-    follow = f"replayed{by}, all {_values(table, names)} follow from the row before"
+    unbounded = _unbounded(table, names)
+    but = ", but those that are not judged," if unbounded else ""
+    follow = f"replayed{by}, all {_values(table, names)}{but} follow from the row before"
     if n_different.any():
         max_ulp = np.nanmax(np.asarray(table["max_ulp"]))
-        unbounded = _unbounded(table, names)
         text = (
             f"{_AS_FAR if unbounded else 'HOLDS within rounding:'} {follow}, at most "
             f"{max_ulp:.0f} ULP apart. They need not be equal to the bit, because "

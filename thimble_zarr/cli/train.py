@@ -150,10 +150,10 @@ def train(
     """Train the Thimble 1 model and record every step into STORE.
 
     A small GPT-2 with tied embeddings learns a text; the recorder streams its embedding, gradient
-    and AdamW states to disk with bounded memory. Without --corpus and --tokenizer it trains on the
-    documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly, and what was
-    recorded can be checked. `thimble-zarr train --resume STORE` continues a run that was stopped or
-    killed, unless --every or --windows leaves out steps.
+    and optimizer states to disk with bounded memory. Without --corpus and --tokenizer it trains on
+    the documentation in the Python standard library. Ctrl-C or SIGTERM ends it cleanly, and what
+    was recorded can be checked. `thimble-zarr train --resume STORE` continues a run that was
+    stopped or killed, unless --every or --windows leaves out steps.
 
     STORE may be an address, such as s3://bucket/run.zarr: the run is recorded in --spool, and
     published from there meanwhile. The exit code is 3 if not all of it could be published.

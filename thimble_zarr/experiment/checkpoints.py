@@ -223,10 +223,12 @@ class RecordedRun:
 
     def check_same(self, config: TrainingConfig, attrs: Mapping[str, Json]) -> None:
         """Raise ResumeError, which names every difference, unless a run would be this one."""
+        # Of another optimizer only what both have is compared: the rest follows from its name.
+        settings = without_others(config.to_json(), self.config.optimizer)
         differences = [
             f"{name} {recorded.get(name)} recorded, {value} now"
             for recorded, now in (
-                (self.config.to_json(), config.to_json()),
+                (self.config.to_json(), without_others(settings, config.optimizer)),
                 (self.schema.attrs, attrs),
             )
             for name, value in now.items()

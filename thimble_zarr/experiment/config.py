@@ -43,7 +43,8 @@ HELP: Mapping[str, str] = {
     "optimizer": "Which of torch's optimizers trains. Each has settings of its own. muon trains "
     "the matrices, and adamw the other parameters with the same learning rate.",
     "lr": "Learning rate.",
-    "weight_decay": "Weight decay: decoupled in AdamW, added to the gradient in others.",
+    "weight_decay": "Weight decay: decoupled in adamw, muon and adafactor, added to the gradient "
+    "in others.",
     "beta1": "Decay rate of the first moment.",
     "beta2": "Decay rate of the second moment.",
     "eps": "Added to the optimizer's denominator.",
@@ -87,7 +88,8 @@ HELP: Mapping[str, str] = {
     "token_mask": "Safetensors with live_mask or dead_mask.  [default: from the corpus]",
     "every": "Record every N-th step only, and the row before it.",
     "windows": "Record spans of steps only, FIRST:LAST, such as 1:100,900:1000. Adds to --every.",
-    "variables": "Record only some of W, grad, exp_avg, exp_avg_sq.  [default: all]",
+    "variables": "Record only some of W, grad and the optimizer's states, such as W,grad,exp_avg.  "
+    "[default: all]",
     "record_tokens": "Record only live tokens (they occur in the corpus) or only dead ones.",
     "coding": "plain: every array as it is. predicted: the same bits on a third of the disk, for "
     "this package's readers.",

@@ -157,8 +157,10 @@ def test_no_process_can_be_started(bucket: Bucket, monkeypatch: pytest.MonkeyPat
     """Nothing is left behind: the optimizer can be recorded on this machine."""
     monkeypatch.setattr(sys, "executable", "/there/is/none")
     loop = Loop()
-    with pytest.raises(StoreError, match="cannot be started: No such file"):
-        Recorder(bucket.url("run.zarr"), loop.optimizer, parameter=loop.weight)
+    url, path = bucket.url("run.zarr"), Path("run.zarr").absolute()
+    with pytest.raises(StoreError, match="cannot be started: No such file") as refused:
+        Recorder(url, loop.optimizer, parameter=loop.weight)
+    assert str(refused.value).endswith(f"later with `thimble-zarr publish {path} {url}`")
     assert not Path("run.zarr").exists()
     assert not loop.optimizer._optimizer_step_pre_hooks
     assert not loop.optimizer._optimizer_step_post_hooks

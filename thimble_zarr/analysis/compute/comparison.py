@@ -200,7 +200,7 @@ def compare(
         if not exact:
             apart = np.abs(window.current(name) - decode(bits, schema.dtypes[name], np.float64))
             beyond = differs & ~(apart <= allowed[name])
-            unbounded = differs & np.isposinf(allowed[name])
+            unbounded = differs & ~beyond & np.isposinf(allowed[name])  # NaN is beyond any bound
         if is_first.any() and name in begins:
             wrong = ~_has_begun_as(begins[name], window, name) & is_first
             differs, beyond = differs | wrong, beyond | wrong

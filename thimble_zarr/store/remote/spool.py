@@ -69,7 +69,8 @@ class Spool:
         except OSError as error:
             raise StoreError(
                 f"the process that publishes to {self.url} cannot be started: {error.strerror}; "
-                f"record to {self.path} instead, and publish that later"
+                f"name {self.path} instead of the address, and publish it later with "
+                f"`{publish_command(self.path, self.url)}`"
             ) from error
 
     def news(self) -> Iterator[str]:
