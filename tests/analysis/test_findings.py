@@ -324,6 +324,18 @@ def test_a_wide_parameter_is_sampled(
         assert finding.code == planted.code
 
 
+def test_of_permuted_tokens_a_sample_has_some(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(tuning.TUNING, sample_elements=80 * 7)  # of 101 tokens
+    monkeypatch.setattr("thimble_zarr.tuning.TUNING", few)
+    planted, store = PLANTED["tokens of one row of W permuted"], tmp_path / "store"
+    random = np.random.default_rng(5)
+    rewrite(runs["bfloat16"], store, lambda bits, of: planted.plant(bits, of, STEP, random))
+    (finding,) = findings(store)
+    assert finding.code == planted.code
+
+
 def test_with_a_cause_taken_out_it_is_not_found(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

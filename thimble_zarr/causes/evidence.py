@@ -92,7 +92,7 @@ class Evidence:
     """A sample of a record's elements, row by row.
 
     Steps are given by their rows, and tokens by their positions among those recorded. `tokens` and
-    `dims` are what was checked, and the rows in `sound` were found to follow from the rows before.
+    `dims` are what was checked, `share` is that of their tokens in the sample, and the rows in `sound` were found to follow from the rows before.
     The sample has `n_elements`; by default as many as the tuning says. It is the whole parameter
     where a step needs that (`is_whole`) and all of it was checked.
     """
@@ -115,9 +115,11 @@ class Evidence:
         self.names = replayed_names(self.schema, self._positions)
         self.is_whole = self.names == recurrences(self.schema)
         self.is_whole &= not self.schema.optimizer.ELEMENTWISE
+        n_checked = len(self.tokens)
         if not self.is_whole:
             n_most = max(1, (n_elements or tuning.TUNING.sample_elements) // len(self.dims))
             self.tokens = _sample(self.tokens, n_most, failures)
+        self.share = len(self.tokens) / max(1, n_checked)
         self.row = lru_cache(_WHOLE_ROWS_KEPT if self.is_whole else _ROWS_KEPT)(self._read_row)
 
     @property

@@ -116,7 +116,7 @@ def permuted_tokens(evidence: Evidence, failure: Failure) -> Facts | None:
     step = step if len(failure.steps) > 2 else failure.steps[0]
     replayed, recorded = evidence.replay(step), evidence.after(step)
     for name in failure.wrong:
-        places = _matches(recorded[name], replayed[name])
+        places = _matches(recorded[name], replayed[name], evidence.share)
         if places is not None:
             break
     else:
@@ -135,12 +135,15 @@ def permuted_tokens(evidence: Evidence, failure: Failure) -> Facts | None:
     }
 
 
-def _matches(rows: np.ndarray, others: np.ndarray) -> np.ndarray | None:
-    """Return for each row which other it is, bit for bit, if nearly all are and not their own."""
+def _matches(rows: np.ndarray, others: np.ndarray, share: float) -> np.ndarray | None:
+    """Return for each row which other it is, bit for bit, if nearly all are and not their own.
+
+    Both are a share of all, so that only such a share of the others can be there.
+    """
     place = {row.tobytes(): index for index, row in enumerate(others)}
     places = np.array([place.get(row.tobytes(), -1) for row in rows])
     own, moved = np.arange(len(rows)), np.any(rows != others, axis=1)
-    if moved.sum() < 2 or (places[moved] < 0).mean() > 0.1:
+    if moved.sum() < 2 or (places[moved] >= 0).mean() < 0.9 * share:
         return None
     places = np.where(places < 0, own, places)
     return places if (places != own).sum() >= 2 else None
