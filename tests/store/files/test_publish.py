@@ -212,7 +212,7 @@ def test_a_run_that_was_resumed_earlier_is_never_mixed_with_what_was_taken_back(
     assert is_copied(path, url)
 
 
-@pytest.mark.parametrize("kept_rows", [4, 6, 8, stores.N_ROWS])
+@pytest.mark.parametrize("kept_rows", [4, 6, stores.N_ROWS])
 def test_a_copy_that_is_behind_is_whole_until_it_has_what_was_kept(
     bucket: Bucket, tmp_path: Path, kept_rows: int
 ) -> None:
@@ -225,10 +225,11 @@ def test_a_copy_that_is_behind_is_whole_until_it_has_what_was_kept(
         stores.commit(writer, n_rows)
     writer.close()
     resume = StoreWriter.resume(path, stores.SCHEMA, labels=token_labels(), kept_rows=kept_rows)
-    n_seen = set()
-    for _ in range(40):
-        with suppress(CutOffError), closing(CutOff(ObjectFiles(url), 1)) as server:
+    n_seen, is_done = set(), False
+    while not is_done:
+        with suppress(CutOffError), closing(CutOff(ObjectFiles(url), 2)) as server:
             copy_committed(Source(LocalFiles(path)), server, lambda done, total: None, Copied())
+            is_done = True
         n_seen.add(readable(url))
     assert n_seen == {4, kept_rows}
     resume.close()
