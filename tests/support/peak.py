@@ -52,6 +52,8 @@ def _server() -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
+        # What is freed goes back to the system. Without this that depends on where it lay.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)},
     )
     atexit.register(server.communicate)
     return server
