@@ -13,7 +13,7 @@ from thimble_zarr.cli.options import MEMORY, OVERWRITE, QUIET, STORE, config_fro
 from thimble_zarr.cli.report import run_report
 from thimble_zarr.errors import SelectionError, StoreError
 from thimble_zarr.experiment.config import TrainingConfig
-from thimble_zarr.format.layout import default_memory_bytes, human_bytes
+from thimble_zarr.format.layout import human_bytes
 from thimble_zarr.format.location import Location, Url
 from thimble_zarr.interrupts import terminated_cleanly
 from thimble_zarr.report.text import aligned
@@ -37,7 +37,7 @@ def plan(store: Path, *, config: Path | None, memory: int | None, **settings: ob
     from thimble_zarr.experiment.plan import plan_run
 
     run = config_from(config, settings)
-    found = plan_run(run, store, memory_bytes=memory or default_memory_bytes(run.coding))
+    found = plan_run(run, store, memory_bytes=memory)
     click.echo(render_plan(found, run))
     warn_of_memory(found)
     found.check_disk()
@@ -288,8 +288,7 @@ def _planned(
     from thimble_zarr.store.contents import check_vacant
 
     check_vacant(store, overwrite=overwrite)
-    memory_bytes = memory or default_memory_bytes(config.coding)
-    return plan_run(config, store, memory_bytes=memory_bytes, audited=audited, overwrite=overwrite)
+    return plan_run(config, store, memory_bytes=memory, audited=audited, overwrite=overwrite)
 
 
 def _in_words(data: "TrainingData") -> str:

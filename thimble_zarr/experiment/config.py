@@ -221,11 +221,9 @@ class TrainingConfig:
     @property
     def optimizer_settings(self) -> dict[str, Setting]:
         """The settings that the optimizer has: as they were given, else its defaults."""
-        given = {name: getattr(self, name) for name in self._choice.defaults}
-        return {
-            name: default if given[name] is None else given[name]
-            for name, default in self._choice.defaults.items()
-        }
+        defaults = self._choice.defaults
+        given = {name: getattr(self, name) for name in defaults}
+        return {**defaults, **{name: of for name, of in given.items() if of is not None}}
 
     @property
     def optimizer_options(self) -> dict[str, object]:

@@ -19,7 +19,7 @@ from tests.store.files.conftest import BUCKET, Bucket
 from tests.support.commands import fails, succeeds
 from tests.support.copies import is_copied
 from tests.support.runs import N_STEPS, TINY_MEMORY, History, Loop, record, token_labels
-from tests.support.servers import SECRET, Fault, make_bucket, weed
+from tests.support.servers import SECRET, Fault, Weed, make_bucket, weed
 from tests.support.tiny import DATA, TINY
 from tests.support.tuned import tuned
 from tests.support.waiting import until
@@ -82,18 +82,24 @@ class Training:
         return np.array_equal(found, np.stack(self.weights))
 
 
+def begun(server: Weed, monkeypatch: pytest.MonkeyPatch) -> tuple[Url, Training]:
+    """Return a training of which five steps are published on a server, and its address there."""
+    make_bucket(server, BUCKET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.s3}")
+    url = Url(f"s3://{BUCKET}/run.zarr")
+    run = Training(url)
+    run.train(5)
+    until(lambda: run.publisher.n_rows == 6)
+    return url, run
+
+
 def test_a_server_that_is_killed_and_started_again_costs_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "weed").mkdir()
     with ExitStack() as stack:
         server = stack.enter_context(weed(tmp_path / "weed"))
-        make_bucket(server, BUCKET)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.s3}")
-        url = Url(f"s3://{BUCKET}/run.zarr")
-        run = Training(url)
-        run.train(5)
-        until(lambda: run.publisher.n_rows == 6)
+        url, run = begun(server, monkeypatch)
         assert run.is_seen_in(url)
         stack.close()  # it is killed
         run.train(1)
@@ -118,12 +124,7 @@ def test_close_does_not_wait_for_a_server_that_hangs(
     tuned(monkeypatch, request_timeout_s=600.0, silence_s=1.0)
     (tmp_path / "weed").mkdir()
     with weed(tmp_path / "weed") as server:
-        make_bucket(server, BUCKET)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.s3}")
-        url = Url(f"s3://{BUCKET}/run.zarr")
-        run = Training(url)
-        run.train(5)
-        until(lambda: run.publisher.n_rows == 6)
+        url, run = begun(server, monkeypatch)
         os.kill(server.pid, signal.SIGSTOP)
         run.train(2)
         with pytest.warns(UserWarning, match="steps up to 5 are at") as told:

@@ -2,8 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -85,14 +84,12 @@ class StepNumbers:
     taken: np.ndarray
 
     def __getitem__(self, steps: slice | np.ndarray) -> "StepNumbers":
-        return StepNumbers(self.ways[steps], self.names, self.table[steps], self.taken[steps])
+        return replace(
+            self, ways=self.ways[steps], table=self.table[steps], taken=self.taken[steps]
+        )
 
-    @cached_property
-    def alike(self) -> tuple[slice, ...]:
-        """Consecutive steps that are taken by the same branches, or are not taken."""
-        return (*self._alike(),)
-
-    def _alike(self) -> Iterator[slice]:
+    def alike(self) -> Iterator[slice]:
+        """Yield consecutive steps that are taken by the same branches, or are not taken."""
         kinds = [(ways, bool(of)) for ways, of in zip(self.ways, self.taken, strict=True)]
         first = 0
         for _, group in itertools.groupby(kinds):

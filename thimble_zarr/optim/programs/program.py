@@ -133,7 +133,7 @@ class PortableProgram:
         grads, arrays = self._grouped(grads, *given)
         found = {name: np.zeros(len(grads), bool) for name in self.variables}
         for piece in self._pieces(grads):
-            for steps in numbers.alike:
+            for steps in numbers.alike():
                 held, others, *of_left = (
                     {name: bits[steps, *piece] for name, bits in of.items()} for of in arrays
                 )
@@ -179,7 +179,7 @@ class PortableProgram:
                 after[name] = np.empty(grads.shape, storage_dtype(self.native))
         grads, (rows, into) = self._grouped(grads, before, after)
         for piece in self._pieces(grads):
-            for steps in numbers.alike:
+            for steps in numbers.alike():
                 for some in [steps] if own_rows else _first_and_rest(steps):
                     at = some if own_rows else slice(max(some.start - 1, 0), max(some.stop - 1, 1))
                     of = rows if own_rows or some.start == 0 else into

@@ -10,7 +10,6 @@ block was written gives other values, which their checksums tell.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -116,14 +115,7 @@ class Prediction:
         elif start < stop:
             before = {name: bits[start:stop] for name, bits in rows.items()}
             into = {name: bits[steps] for name, bits in rows.items()}
-            is_all = (start, stop) == (0, self.n_rows - 1)  # of every chunk, normally
-            numbers = self._numbers_behind_first if is_all else self.numbers[steps]
-            self.program.predict(before, grads[steps], numbers, out=into)
-
-    @cached_property
-    def _numbers_behind_first(self) -> StepNumbers:
-        assert self.numbers is not None
-        return self.numbers[1:]
+            self.program.predict(before, grads[steps], self.numbers[steps], out=into)
 
     def takes(self, steps: slice, program: PortableProgram, numbers: StepNumbers) -> np.ndarray:
         """Return which of some rows it predicts as a program does with some numbers, bool."""

@@ -196,7 +196,7 @@ class ShardFile:
                 return out
             return _scratch.chunk(shape, dtype)
 
-        encoded = _checked(self._read(offset, n_bytes), "chunk", chunk)
+        encoded = _checked(self._read(offset, n_bytes), f"chunk {chunk}")
         try:
             values = self.compression.decode(encoded, self.shape, dtype, memory)
         except ValueError as error:
@@ -228,7 +228,7 @@ class ShardFile:
         if offset == _EMPTY:
             return 0
         stored = self._read(offset, n_bytes)
-        _checked(stored, "chunk", chunk)
+        _checked(stored, f"chunk {chunk}")
         return int.from_bytes(stored[-_CHECKSUM_BYTES:], "little")
 
     def stored_checksums(self) -> list[int]:
@@ -317,11 +317,10 @@ def decode_vector(content: bytes, shape: int | tuple[int, ...], dtype: np.dtype)
     return values.astype(dtype, copy=False)
 
 
-def _checked(content: bytes | memoryview, what: str, number: int | None = None) -> np.ndarray:
+def _checked(content: bytes | memoryview, what: str) -> np.ndarray:
     """Return the bytes that lie before a checksum that is right, and no copy of them."""
     value = np.frombuffer(content, np.uint8)[:-_CHECKSUM_BYTES]
     if google_crc32c.value(value) != int.from_bytes(content[-_CHECKSUM_BYTES:], "little"):
-        what = what if number is None else f"{what} {number}"
         raise ValueError(f"the checksum of {what} does not match")
     return value
 

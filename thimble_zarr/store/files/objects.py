@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 
 from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.layout import split_range
 from thimble_zarr.format.location import Url
 from thimble_zarr.format.overhead import Stopwatch
 from thimble_zarr.store.files import hub
@@ -326,23 +327,24 @@ class ObjectFiles:
 
     @property
     def _server(self) -> Any:
-        """What talks to the server, in the process that it was made in."""
-        _check_process(self.path)
-        return self._connected
-
-    @cached_property
-    def _connected(self) -> Any:
-        return _connect(self.path, self._obstore, tuning.TUNING.request_timeout_s)
+        """What talks to the server."""
+        return self._connection(tuning.TUNING.request_timeout_s)
 
     @property
     def _uplink(self) -> Any:
         """What talks to the server where an upload may take long: its answer comes after that."""
+        return self._connection(tuning.TUNING.upload_timeout_s)
+
+    def _connection(self, timeout_s: float) -> Any:
+        """Return what waits so long for an answer, in the process that the first was made in."""
         _check_process(self.path)
-        return self._patient
+        if timeout_s not in self._connections:
+            self._connections[timeout_s] = _connect(self.path, self._obstore, timeout_s)
+        return self._connections[timeout_s]
 
     @cached_property
-    def _patient(self) -> Any:
-        return _connect(self.path, self._obstore, tuning.TUNING.upload_timeout_s)
+    def _connections(self) -> dict[float, Any]:
+        return {}
 
     def __reduce__(self) -> tuple[type, tuple[Url]]:
         return ObjectFiles, (self.path,)
@@ -388,10 +390,9 @@ def _check_process(path: Url) -> None:
 
 def _parts(content: bytes, part_bytes: int, arrived: Arrived) -> Iterator[memoryview]:
     """Yield a file in parts; when the next is asked for, one more has arrived, or all but one."""
-    for at in range(0, len(content), part_bytes):
-        part = memoryview(content)[at : at + part_bytes]
-        yield part
-        arrived(len(part))
+    for start, stop in split_range(0, len(content), part_bytes):
+        yield memoryview(content)[start:stop]
+        arrived(stop - start)
 
 
 def _connect(path: Url, obstore: Any, timeout_s: float) -> Any:

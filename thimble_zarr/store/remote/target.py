@@ -8,6 +8,7 @@ from typing import Protocol
 
 from thimble_zarr import tuning
 from thimble_zarr.errors import ConfigError
+from thimble_zarr.format.layout import split_range
 from thimble_zarr.store.contents import disk_errors_named
 from thimble_zarr.store.files.base import Files, PlaceError
 from thimble_zarr.store.files.local import LocalFiles
@@ -108,8 +109,8 @@ class Server:
 
 def _tags(content: bytes) -> tuple[str, str]:
     """Return what a server may call a file: its MD5, or that of the MD5s of its parts."""
-    n = tuning.TUNING.upload_bytes
-    parts = [content[at : at + n] for at in range(0, len(content), n)]
+    spans = split_range(0, len(content), tuning.TUNING.upload_bytes)
+    parts = [content[start:stop] for start, stop in spans]
     in_parts = _md5(b"".join(map(_md5, parts))).hex()
     return f'"{_md5(content).hex()}"', f'"{in_parts}-{len(parts)}"'
 
