@@ -40,7 +40,7 @@ QUESTIONS: dict[str, Callable[[str], list[str]]] = {
     "check of all tokens": _check("all"),
     "history of one token, once open": lambda path: ["-c", _READ, path],
 }
-"""What is asked of each, whole processes; what Python is told of a path."""
+"""Python's arguments for each question, given a path; each is a process of its own."""
 
 
 def seconds(run: Measured) -> float:

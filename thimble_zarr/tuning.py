@@ -50,7 +50,7 @@ class Tuning:
     """How long a server may take to answer a request."""
 
     upload_bytes: int = 5 * 2**20
-    """Length of the parts that a large file is uploaded in: the least that S3 takes."""
+    """Size of the parts in which a large file is uploaded: the minimum that S3 accepts."""
 
     upload_timeout_s: float = 300.0
     """How long a server may take to receive a part; four files are uploaded at once."""

@@ -20,7 +20,7 @@ class Link:
     port
         Of the server.
     latency_s
-        How much later a piece of a request goes on; a small request is one piece.
+        Delay of each piece of a request, in seconds; a small request is one piece.
     upload_bytes_per_s
         What all connections together send to the server at most; 0 is no limit.
     n_uploads

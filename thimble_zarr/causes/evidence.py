@@ -91,10 +91,10 @@ class Failure:
 class Evidence:
     """A sample of a record's elements, row by row.
 
-    Steps are given by their rows, and tokens by their positions among those recorded. `tokens`
-    and `dims` are what was checked, `share` is that of their tokens in the sample, and the rows
-    in `sound` were found to follow from the rows before. The sample has `n_elements`; by
-    default as many as the tuning says. It is the whole parameter where a step needs that
+    Steps are given by their rows, and tokens by their positions among those recorded. `tokens` and
+    `dims` are what was checked, and the rows in `sound` were found to follow from the rows before.
+    The sample has `n_elements`, by default as many as the tuning says: `share` is the fraction of
+    the checked tokens that are in it. It is the whole parameter where a step needs that
     (`is_whole`) and all of it was checked.
     """
 

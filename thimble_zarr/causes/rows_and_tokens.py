@@ -138,7 +138,7 @@ def permuted_tokens(evidence: Evidence, failure: Failure) -> Facts | None:
 def _matches(rows: np.ndarray, others: np.ndarray, share: float) -> np.ndarray | None:
     """Return for each row which other it is, bit for bit, if nearly all are and not their own.
 
-    Both are a share of all, so that only such a share of the others can be there.
+    If the rows are a sample, `share` is its fraction of all: no larger fraction of them can match.
     """
     place = {row.tobytes(): index for index, row in enumerate(others)}
     places = np.array([place.get(row.tobytes(), -1) for row in rows])

@@ -88,8 +88,8 @@ class Publisher:
     def finish(self) -> None:
         """Say that the recording has ended, and wait until all is published, or cannot be.
 
-        A process that publishes no file, or part, for `TUNING.silence_s` is killed: a server that
-        hangs is not waited for. If the wait is cut off by Ctrl-C, the process goes on by itself.
+        If no file, or part of one, arrives for `TUNING.silence_s`, the process is killed: the
+        server hangs. If Ctrl-C interrupts the wait, the process goes on by itself.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
