@@ -57,7 +57,7 @@ ds = open_dataset(sys.argv[1])
 tokens = ds.token.values
 subsets = {"all": tokens, "some": tokens[::3]}
 alone = accounting(ds, extended=True, subsets=subsets)
-with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None,
+with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0",
                   silence_logs=60) as cluster, Client(cluster) as client:
     def look():
         client.wait_for_workers(2)

@@ -213,7 +213,10 @@ def test_two_workers_of_a_cluster_read_a_server(
     url = bucket.upload(toy_path)
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=60
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",  # None is port 8787, which another test may hold
+            silence_logs=60,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
