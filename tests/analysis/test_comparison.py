@@ -445,3 +445,25 @@ def test_what_differs_without_a_bound_is_not_judged_and_said(tmp_path: Path) -> 
     assert not wrong.holds
     assert wrong.replay is not None
     assert (wrong.replay["W"].equal, wrong.replay["W"].not_judged) == (494, 0)
+
+
+def test_where_nothing_bounds_the_formula_it_judges_nothing_and_says_so(tmp_path: Path) -> None:
+    """The squares of large gradients overflow in float16, and the formula's in no dtype."""
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.nn.Parameter(torch.randn(11, 5, generator=generator).half())
+    optimizer = torch.optim.RMSprop([weight], lr=1e-2, eps=1e-4)
+    with Recorder(tmp_path / "run.zarr", optimizer, parameter=weight):
+        for step in range(9):
+            weight.grad = torch.randn(11, 5, generator=generator).half()
+            weight.grad[7] *= 4000 if step > 5 else 1
+            optimizer.step()
+    (found,) = check(tmp_path / "run.zarr", replay=False)
+    unbounded = found.numbers["n_unbounded_rounding"]
+    assert not unbounded[:6].any()
+    assert 0 < (n_unbounded := unbounded.sum()) <= 15
+    assert found.holds
+    assert found.is_partial
+    assert "HOLDS as far as it can be checked: all 495 weight changes, but" in found.verdict.text
+    assert f"Not judged: {n_unbounded}. There rounding may overflow" in found.verdict.text
+    (whole,) = check(tmp_path / "run.zarr", steps="1:6", replay=False)
+    assert not whole.is_partial

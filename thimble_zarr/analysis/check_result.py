@@ -99,7 +99,7 @@ class SubsetResult(_Checked):
         """Whether something of the rows could not be checked, which the verdict names."""
         numbers = self.numbers
         is_judged = "recurrence" in numbers or has_formula(numbers)
-        if any(of.not_judged for of in (self.replay or {}).values()):
+        if any(np.any(numbers.get(name, 0)) for name in ("n_unbounded", "n_unbounded_rounding")):
             return True
         return not is_judged or any(numbers.attrs.get(of) for of in ("not_replayed", "not_judged"))
 

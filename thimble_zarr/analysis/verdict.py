@@ -167,10 +167,13 @@ def _formula_verdict(table: AnyTable) -> Verdict:
             f"{dtype} rounding can explain, first at step {step}. These weights do not come from "
             "the recorded states.",
         )
+    n_unbounded = int(counts(table, "n_unbounded_rounding").sum())
+    but = ", but those that are not judged," if n_unbounded else ""
     return Verdict(
         holds=True,
-        text=f"HOLDS: all {_total(table):,} weight changes agree with {formula} within {dtype} "
-        f"rounding; {_cosines(table)}.",
+        text=f"{_AS_FAR if n_unbounded else 'HOLDS:'} all {_total(table):,} weight changes{but} "
+        f"agree with {formula} within {dtype} rounding; {_cosines(table)}."
+        + (f" Not judged: {n_unbounded:,}. {_OVERFLOWS}" if n_unbounded else ""),
     )
 
 
@@ -218,10 +221,10 @@ def _unbounded(table: AnyTable, names: Sequence[str]) -> str:
     listed = [f"{n:,} of {name}" for name, n in zip(names, n_unbounded, strict=True) if n]
     if not listed:
         return ""
-    return (
-        f" Not judged: {all_listed(listed)}. There values differ where rounding may overflow, so "
-        "nothing bounds it. Check them where the run was recorded."
-    )
+    return f" Not judged: {all_listed(listed)}. {_OVERFLOWS} Check them where the run was recorded."
+
+
+_OVERFLOWS = "There rounding may overflow, so nothing bounds it."
 
 
 def _verdict_without_bound(table: AnyTable, by: str, not_judged: Sequence[str]) -> Verdict:

@@ -86,9 +86,10 @@ def accounting(
             Extended: share of elements that moved, and of those that did not although the formula
             moves them; mean distance an element moved, in units of the spacing of the dtype at the
             weight before the step.
-        ``n_beyond_rounding``
+        ``n_beyond_rounding``, ``n_unbounded_rounding``
             Without the replay: elements whose residual is larger than rounding can make it
-            (`Formula.rounding`), or is not finite; 0 in a sound record.
+            (`Formula.rounding`), or is not finite, 0 in a sound record; those that are not judged,
+            as that bound is infinite.
         ``norm_unexplained``
             With the replay: the norm of observed minus replayed weights.
         ``n_different``, ``n_beyond``, ``n_unbounded``, ``max_ulp``

@@ -44,6 +44,9 @@ NOT_FINITE = "n_not_finite"
 OF_FORMULA = ("predicted", "observed", "difference", "product", NOT_FINITE)
 """Numbers of each step: sums of squares, the sum of products, and a count."""
 
+ROUNDED = ("n_beyond_rounding", "n_unbounded_rounding")
+"""Elements of which the formula leaves more than rounding may, and those that nothing bounds."""
+
 OF_MOVES = ("n_moved", "n_stalled", "displacement")
 
 OF_REPLAY = {
@@ -201,11 +204,11 @@ class Tally:
     @property
     def names(self) -> tuple[str, ...]:
         """The numbers that are of the weights alone."""
-        judged = "unexplained" if self.recurrences else "n_beyond_rounding"
-        of_formula = *OF_FORMULA, *(OF_MOVES if self.extended else ())
         if not self.formula and not self.recurrences:
             return (NOT_FINITE,)
-        return *(of_formula if self.formula else (NOT_FINITE,)), judged
+        of_formula = *OF_FORMULA, *(OF_MOVES if self.extended else ())
+        judged = ("unexplained",) if self.recurrences else ROUNDED
+        return *(of_formula if self.formula else (NOT_FINITE,)), *judged
 
     @property
     def combine(self) -> tuple[np.ufunc, ...]:
@@ -240,7 +243,7 @@ class Tally:
             return None
         return [
             [of.predicted, of.observed, of.difference, of.product, _NONE]
-            + ([] if of.n_beyond is None else [of.n_beyond])
+            + ([] if of.n_beyond is None else [of.n_beyond, _NONE])  # all is finite, bounds too
             for of in sums
         ]
 
@@ -279,6 +282,8 @@ class Tally:
             bound = rounding_bound(part, updated, out=memory)
             explained = np.abs(difference, out=difference) <= bound  # NaN is not explained
             yield _NONE if explained.all() else _count(~explained)
+            unbounded = np.isposinf(bound) & explained
+            yield _NONE if not unbounded.any() else _count(unbounded)
 
 
 _NONE = np.zeros(1)

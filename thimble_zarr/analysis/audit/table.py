@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from thimble_zarr.analysis.audit.audit import NOT_FINITE, OF_REPLAY, Audit, Tally
+from thimble_zarr.analysis.audit.audit import NOT_FINITE, OF_REPLAY, ROUNDED, Audit, Tally
 from thimble_zarr.analysis.compute.comparison import not_exact_because
 from thimble_zarr.analysis.compute.source import TORCH
 
@@ -106,7 +106,7 @@ def _columns(
     if not tally.recurrences and not tally.formula:
         return columns
     if not tally.recurrences:
-        return columns | {"n_beyond_rounding": by_name["n_beyond_rounding"].astype(np.int64)}
+        return columns | {name: by_name[name].astype(np.int64) for name in ROUNDED}
     columns["norm_unexplained"] = np.sqrt(by_name["unexplained"])
     of_replay = numbers[len(tally.names) :].reshape(len(tally.recurrences), len(OF_REPLAY), -1)
     return columns | _replay_columns(of_replay, n_dims)
