@@ -21,6 +21,9 @@ from threading import Lock, Thread
 WEED_GRPC = 10_000
 """What SeaweedFS adds to each port for a second one."""
 
+START_S = 60.0
+"""How long it may take to start on a machine that is busy."""
+
 
 @dataclass(frozen=True)
 class Weed:
@@ -51,10 +54,9 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        for _ in range(600):
-            if _answers(ports["s3"]):
-                break
-            if process.poll() is not None:
+        end_s = time.monotonic() + START_S
+        while not _answers(ports["s3"]):
+            if process.poll() is not None or time.monotonic() > end_s:
                 raise RuntimeError((directory / "log").read_text())
             time.sleep(0.05)
         yield Weed(process.pid, ports["s3"], ports["filer"], ports)
@@ -67,10 +69,17 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
 
 
 def make_bucket(server: Weed, name: str) -> None:
-    """Make a bucket, which SeaweedFS lets anyone do."""
-    with closing(http.client.HTTPConnection("127.0.0.1", server.s3)) as connection:
-        connection.request("PUT", f"/{name}")
-        assert connection.getresponse().status in (200, 409)  # it may be there
+    """Make a bucket, which SeaweedFS lets anyone do, as soon as all of the server has started."""
+    end_s = time.monotonic() + START_S
+    while True:
+        with closing(http.client.HTTPConnection("127.0.0.1", server.s3)) as connection:
+            connection.request("PUT", f"/{name}")
+            answer = connection.getresponse()
+            if answer.status in (200, 409):  # it may be there
+                return
+            if time.monotonic() > end_s:
+                raise RuntimeError(f"no bucket: {answer.status} {answer.read()!r}")
+        time.sleep(0.2)
 
 
 def _program() -> str:
@@ -212,6 +221,7 @@ class Between(ThreadingHTTPServer):
     """A server on a free port that hands requests on to another."""
 
     daemon_threads = True
+    request_queue_size = 128  # of 5, connections wait for seconds where many are made at once
 
     def __init__(self, upstream: int) -> None:
         super().__init__(("127.0.0.1", 0), _Between)
