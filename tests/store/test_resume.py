@@ -79,6 +79,7 @@ class Run:
 def kill(recorder: Recorder) -> None:
     """Leave a store as a killed process does: blocks that were passed on may be committed."""
     recorder._hooks.remove()
+    recorder._forget()
     recorder._writer.stop()
     recorder._store.release()
 
