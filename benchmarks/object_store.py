@@ -9,12 +9,16 @@ from tests.support.servers import Weed, make_bucket, weed
 
 BUCKET = "bucket"
 
+OPTIONS = ("-volume.readBufferSizeMB=1",)
+"""What its administrator would set: the server reads files through buffers of that size, and those
+of 4 MB, its default, leave the processor's cache before they are sent."""
+
 
 @contextmanager
 def object_store(directory: Path) -> Iterator[Weed]:
     """Start SeaweedFS with a bucket, and say in the environment where it is."""
     directory.mkdir(parents=True, exist_ok=True)
-    with weed(directory) as server:
+    with weed(directory, options=OPTIONS) as server:
         make_bucket(server, BUCKET)
         use(f"http://127.0.0.1:{server.s3}")
         yield server

@@ -38,7 +38,13 @@ class Tuning:
     """Bytes of a file on a server that are asked for when it is opened: most files are smaller."""
 
     windows_ahead: int = 4
-    """Windows that a server is told of ahead; a disk is told of the next one."""
+    """Windows that a server is told of ahead at most; a disk is told of the next one."""
+
+    ahead_bytes: int = 2**26
+    """Bytes of these windows, as they are decoded, unless one is larger."""
+
+    served_block_bytes: int = 2**28
+    """Bytes of a block, as they are decoded, up to which a task on a server has all tokens."""
 
     open_blocks: int = 64
     """Blocks on a server of which shards stay open: nothing is open but what was fetched ahead."""

@@ -11,7 +11,7 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +36,9 @@ class Weed:
 
 
 @contextmanager
-def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]:
+def weed(
+    directory: Path, ports: dict[str, int] | None = None, options: Sequence[str] = ()
+) -> Iterator[Weed]:
     """Start a server, or with the ports of one that was killed that one; kill it with the block."""
     ports = ports or dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     command = [
@@ -50,7 +52,7 @@ def weed(directory: Path, ports: dict[str, int] | None = None) -> Iterator[Weed]
     ]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=200"]
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=200", *options]
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:

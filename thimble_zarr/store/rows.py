@@ -221,6 +221,7 @@ class RemoteRows(OpenedRows):
         super().__init__(arrays)
         self._opening: dict[tuple[int, str], Future[ShardFile]] = {}
         self._told: set[tuple[int, str, int]] = set()
+        self._tails: dict[str, int] = {}
         self._blocks_open = tuning.TUNING.open_blocks
 
     def __exit__(self, *error: object) -> None:
@@ -266,9 +267,26 @@ class RemoteRows(OpenedRows):
                 if shard is not None and opening is None:
                     shard.will_read(wanted)
                     continue
-                new = self._arrays.shard(name, start)
-                open_ = new.__enter__ if opening is None else opening.result
+                open_ = self._opener(name, start, wanted) if opening is None else opening.result
                 self._opening[block, name] = aside(_told, open_, wanted)
+
+    def _opener(self, name: str, row: int, chunks: Sequence[int]) -> Callable[[], ShardFile]:
+        """Return what opens a shard, with the chunks if they are likely to be all at its end.
+
+        They are where the shard of another block had them there, and where they are all there are.
+        """
+        shard = self._arrays.shard(name, row)
+        if len(chunks) == shard.n_chunks:
+            shard.tail_bytes = shard.most_bytes
+        else:
+            shard.tail_bytes = self._tails.get(name, 0) * 33 // 32
+
+        def opened() -> ShardFile:
+            shard.__enter__()
+            self._tails[name] = shard.tail_of(chunks)
+            return shard
+
+        return opened
 
     def _shard(self, name: str, row: int) -> ShardFile:
         block = row // self._schema.layout.block_steps

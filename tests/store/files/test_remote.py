@@ -114,7 +114,7 @@ CHUNK_BYTES = BLOCK_STEPS * CHUNK_TOKENS * 16 * 2
     [
         ([3], 1, 2),  # the index, and the chunk
         ([3, 120, 130, 901], 3, 3),  # two neighbours at once
-        (range(CHUNK_TOKENS * N_CHUNKS), N_CHUNKS, 2),
+        (range(CHUNK_TOKENS * N_CHUNKS), N_CHUNKS, 1),  # the file
     ],
 )
 def test_a_block_takes_few_requests_and_no_more_bytes_than_its_chunks(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from thimble_zarr import tuning
 from thimble_zarr.analysis.compute.reduction import Reduction, reduction_steps
+from thimble_zarr.analysis.compute.served import held_bytes
 from thimble_zarr.analysis.compute.windows import window_rows, window_tokens
 from thimble_zarr.bits import storage_dtype
 from thimble_zarr.errors import ConfigError
@@ -76,6 +77,7 @@ class Needs:
         of_task = task_bytes(
             schema, n_rows=len(rows), n_tokens=len(tokens), n_classes=n_classes, replay=replay
         )
+        of_task += held_bytes(reduction.selected.source.reader, tokens, window_tokens(schema))
         if replay and reduction.selected.source.program is not None:
             of_task += _TORCH_BYTES  # which each process imports when it meets a difference
         return cls(

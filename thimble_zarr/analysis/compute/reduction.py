@@ -7,6 +7,7 @@ processes of a check start at once (`compute.run`); `dataset.lazy` makes a Dask 
 """
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from thimble_zarr import tuning
+from thimble_zarr.analysis.compute.served import reads_together
 from thimble_zarr.analysis.compute.source import Selected, Source
 from thimble_zarr.analysis.compute.windows import Window, row_groups, token_groups, windows_of
 from thimble_zarr.format.indexing import Indices, TokenGroup
@@ -115,13 +117,18 @@ class Reduction:
     def _of_tokens(self) -> list[tuple[Indices, np.ndarray | None]]:
         """The tokens, cut as tasks are, and their classes where there are several.
 
+        On a server a task has all of them, so that it asks for what it needs of a file at once.
+
         What tasks have in common is one object for all of them, so that a graph pickles small.
         """
-        classes = self.classes if self.n_classes > 1 else None
+        classes, source, tokens = self.classes, self.selected.source, self.selected.tokens
         narrow = np.min_scalar_type(-self.n_classes)
+        groups = token_groups(source, tokens)
+        if reads_together(source.reader, tokens):
+            groups = [(tokens, slice(0, len(tokens)))]
         return [
-            (ids, None if classes is None else classes[where].astype(narrow))
-            for ids, where in token_groups(self.selected.source, self.selected.tokens)
+            (ids, None if classes is None or self.n_classes == 1 else classes[where].astype(narrow))
+            for ids, where in groups
         ]
 
     @property
@@ -164,25 +171,30 @@ def _reduce(
     classes: np.ndarray | None,
     n_classes: int,
 ) -> np.ndarray:
-    """Reduce a group of tokens (`token_groups`), those of a class after those of another."""
+    """Reduce tokens group by group (`token_groups`), those of a class after those of another."""
     neutral = np.array([_NEUTRAL[ufunc] for ufunc in statistics.combine])
-    numbers = np.tile(neutral[:, np.newaxis], (n_classes, 1, len(rows)))
     classes = np.zeros(len(tokens), np.int8) if classes is None else classes
-    groups: list[TokenGroup] = [(tokens, slice(0, len(tokens)))]
-    if statistics.cached:
-        groups = token_groups(source, tokens, cached=True)
-    groups = [by_class(group, classes) for group in groups]
+    numbers, groups = list[np.ndarray](), list[TokenGroup]()
+    into = list[tuple[np.ndarray, np.ndarray]]()
+    for ids, at in token_groups(source, tokens):
+        numbers.append(np.tile(neutral[:, np.newaxis], (n_classes, 1, len(rows))))
+        small: list[TokenGroup] = [(ids, slice(0, len(ids)))]
+        if statistics.cached:
+            small = token_groups(source, ids, cached=True)
+        groups += [by_class(group, classes[at]) for group in small]
+        into += [(numbers[-1], classes[at])] * len(small)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         np.setbufsize(_UFUNC_BUFFER)  # until the block ends
-        for (steps, where), window in windows_of(source, rows, groups, dims, statistics.inputs):
-            of_window, of_tokens = numbers[..., steps], classes[where]
-            for of_class, part_rows, found in statistics.of_window(window, of_tokens):
+        windows = windows_of(source, rows, groups, dims, statistics.inputs)
+        for (of_group, of_ids), ((steps, where), window) in zip(itertools.cycle(into), windows):
+            of_window = of_group[..., steps]
+            for of_class, part_rows, found in statistics.of_window(window, of_ids[where]):
                 of_part = of_window[of_class, :, part_rows]
                 for combine, of_steps, values in zip(
                     statistics.combine, of_part, found, strict=True
                 ):
                     combine(of_steps, values, out=of_steps)
-    return numbers
+    return statistics.merge(*numbers)
 
 
 def by_class(group: TokenGroup, classes: np.ndarray) -> TokenGroup:

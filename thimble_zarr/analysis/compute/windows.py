@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thimble_zarr import tuning
+from thimble_zarr.analysis.compute.served import windows_ahead
 from thimble_zarr.analysis.compute.source import Source
 from thimble_zarr.bits import decode, storage_dtype
 from thimble_zarr.format import indexing
 from thimble_zarr.format.indexing import Indices, TokenGroup, as_slice
 from thimble_zarr.format.layout import split_range
-from thimble_zarr.format.location import Url
 from thimble_zarr.format.reader import Rows
 from thimble_zarr.format.schema import Schema
 
@@ -355,9 +355,7 @@ def windows_of(
         pieces = [
             (_Piece(source, ids, opened_rows, memories, together), where) for ids, where in groups
         ]
-        n_ahead = 1
-        if isinstance(source.reader.path, Url):
-            n_ahead = tuning.TUNING.windows_ahead
+        n_ahead = windows_ahead(source.reader, every)
         for run in _read_ahead(opened_rows, inputs, row_groups(rows, length), every, n_ahead):
             steps, of_rows = np.asarray(run), dict[Any, Any]()
             at = slice(start, start + len(steps))

@@ -30,6 +30,10 @@ _MAX_GAINS = {1: MAX_COMPRESSION, 4: 2**16}
 Zstandard, which takes four for a block of 128 kB of zeros."""
 
 _BLOSC_HEADER = struct.Struct("<4B3I")
+
+MAX_OVERHEAD = _BLOSC_HEADER.size
+"""Bytes by which what cannot be compressed becomes longer."""
+
 _ENDIAN: Json = {"endian": "little"}
 
 

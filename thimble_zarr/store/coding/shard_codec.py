@@ -12,8 +12,9 @@ together, so that the compressor sees how alike they are (a tenth less disk, and
 decoding), and the rows of a token are one piece of memory.
 """
 
+import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ import google_crc32c
 import numpy as np
 
 from thimble_zarr.format.reader import Checksums
-from thimble_zarr.store.coding.compression import DEFAULT, Compression
+from thimble_zarr.store.coding.compression import DEFAULT, MAX_OVERHEAD, Compression
 from thimble_zarr.store.files.base import Files
 
 CHUNK_ORDER = (1, 0, 2)
@@ -134,6 +135,8 @@ class ShardFile:
         Of each chunk, `(token, step, dim)`, and the array's fill value.
     compression
         How chunks are compressed.
+    tail_bytes
+        How much of the end of the file is read when it is opened, if that is more than the index.
 
     Raises
     ------
@@ -151,10 +154,12 @@ class ShardFile:
     dtype: np.dtype
     fill: float
     compression: Compression = DEFAULT
+    tail_bytes: int = 0
 
     def __enter__(self) -> "ShardFile":
         with ExitStack() as undo:
-            self._file = undo.enter_context(self.files.open(self.key, self._index_bytes))
+            tail_bytes = max(self._index_bytes, self.tail_bytes)
+            self._file = undo.enter_context(self.files.open(self.key, tail_bytes))
             if self._file.n_bytes == 0:
                 raise FileNotFoundError(f"{self.key} is empty")
             self._index = self._read_index()
@@ -176,6 +181,20 @@ class ShardFile:
     def will_read(self, chunks: Iterable[int]) -> None:
         """Say which chunks will be read, so that the disk may begin."""
         self._file.will_read(self._index[[*chunks]].tolist())
+
+    def tail_of(self, chunks: Sequence[int]) -> int:
+        """Return how many bytes at the end have chunks in them, if next to nothing else; else 0."""
+        spans = self._index[[*chunks]]
+        spans = spans[spans[:, 0] != _EMPTY]
+        wanted, start = int(spans[:, 1].sum()), int(spans[:, 0].min(initial=self._file.n_bytes))
+        tail_bytes = self._file.n_bytes - start
+        return tail_bytes if 6 * wanted >= 5 * (tail_bytes - self._index_bytes) else 0
+
+    @property
+    def most_bytes(self) -> int:
+        """What the file has at most: of chunks that cannot be compressed."""
+        of_chunk = math.prod(self.shape) * self.dtype.itemsize + MAX_OVERHEAD + _CHECKSUM_BYTES
+        return self._index_bytes + self.n_chunks * of_chunk
 
     def decode(self, chunk: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return a chunk, shape `(token, step, dim)`.

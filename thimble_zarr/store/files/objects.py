@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from typing import Any, Self, TypeVar
@@ -70,6 +70,7 @@ class ObjectFile:
         self._name, self._fetch, self._first = name, fetch, first
         self._fetched: list[_Fetched] = []
         self._told: set[tuple[int, int]] = set()
+        self._unread = set[tuple[int, int]]()
         self.n_bytes, self.published_as = first.n_bytes, first.published_as
 
     def __enter__(self) -> Self:
@@ -99,16 +100,23 @@ class ObjectFile:
         """Ask for ranges, those that lie close together at once, unless they are there."""
         wanted = {(start, n) for start, n in ranges if start + n <= self.n_bytes} - self._told
         self._told |= wanted
-        missing = (one for one in wanted if not _covers(self._first, *one))
-        for start, stop, covered in _coalesced(sorted(missing)):
+        there = {one for one in wanted if _covers(self._first, *one)}
+        if len(self._first.content) > tuning.TUNING.opening_bytes:
+            self._unread |= there
+        for start, stop, covered in _coalesced(sorted(wanted - there)):
             asked = {"range": (start, stop)}
             part = _threads(os.getpid()).submit(self._same, asked)
             self._fetched.append(_Fetched(start, stop, part, covered))
 
     def _part(self, offset: int, n_bytes: int) -> _Part:
         """Return bytes of the file that have a range in them."""
-        if _covers(self._first, offset, n_bytes):
-            return self._first
+        if _covers(part := self._first, offset, n_bytes):
+            if (offset, n_bytes) in self._unread:
+                self._unread.remove((offset, n_bytes))
+                if not self._unread:  # nobody will want so much again
+                    nothing = memoryview(b"")
+                    self._first = replace(part, start=self.n_bytes, content=nothing)
+            return part
         for fetched in self._fetched:
             if fetched.start <= offset and offset + n_bytes <= fetched.stop:
                 fetched.unread.discard((offset, n_bytes))

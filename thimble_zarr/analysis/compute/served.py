@@ -1,0 +1,44 @@
+"""How much of a recording on a server a task asks for at once, and so holds in memory.
+
+Each request takes long, and a server reads more of a file than it sends. So a task has all tokens
+of a block, unless they are too many, and asks for what it needs of a file in one request.
+"""
+
+from thimble_zarr import tuning
+from thimble_zarr.bits import storage_dtype
+from thimble_zarr.format.indexing import Indices
+from thimble_zarr.format.location import Url
+from thimble_zarr.format.reader import Reader
+
+
+def windows_ahead(reader: Reader, tokens: Indices) -> int:
+    """Return how many windows of tokens are told of ahead: of a disk the next one."""
+    if not isinstance(reader.path, Url):
+        return 1
+    most = tuning.TUNING.windows_ahead
+    return max(1, min(most, tuning.TUNING.ahead_bytes // _block_bytes(reader, tokens)))
+
+
+def reads_together(reader: Reader, tokens: Indices) -> bool:
+    """Return whether a task has all of these tokens."""
+    n_bytes = _block_bytes(reader, tokens)
+    return isinstance(reader.path, Url) and n_bytes <= tuning.TUNING.served_block_bytes
+
+
+def held_bytes(reader: Reader, tokens: Indices, group_tokens: int) -> int:
+    """Return what a task holds at most of files on a server: the window it reads, and those ahead.
+
+    A task that does not have all tokens has groups of `group_tokens`.
+    """
+    if not isinstance(reader.path, Url):
+        return 0
+    if not reads_together(reader, tokens):
+        tokens = tokens[:group_tokens]
+    return (1 + windows_ahead(reader, tokens)) * _block_bytes(reader, tokens)
+
+
+def _block_bytes(reader: Reader, tokens: Indices) -> int:
+    """Return the bytes of all variables of tokens in a block, as they are decoded."""
+    schema = reader.schema
+    itemsize = sum(storage_dtype(native).itemsize for native in schema.dtypes.values())
+    return max(1, schema.layout.block_steps * len(tokens) * schema.n_dims * itemsize)
