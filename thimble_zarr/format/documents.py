@@ -32,7 +32,7 @@ def parsed(content: bytes, max_depth: int = MAX_DEPTH) -> Any:
         value = json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    _check_depth(value, max_depth)
+    check_depth(value, max_depth)
     return value
 
 
@@ -46,7 +46,8 @@ def check_size(content: bytes) -> None:
         )
 
 
-def _check_depth(value: Any, max_depth: int) -> None:
+def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
+    """Raise ValueError if lists and objects are nested deeper."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(max_depth):
         level = [
