@@ -100,6 +100,30 @@ def test_rows_with_the_steps_of_a_token_side_by_side(kind: Kind, *, compiled: bo
         assert (patterns(bits) == patterns(after[name])).all(), name
 
 
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("kind", kinds(natives=("bfloat16", "float32", "float64"))[::7])
+def test_bits_that_a_row_has_otherwise_are_turned_before_the_next_step(
+    kind: Kind, *, compiled: bool
+) -> None:
+    of = replace(program(kind), compiled=compiled)
+    arrays, scalars = rows(next(steps(kind, 1)), kind.native)
+    grads = arrays.pop("grad")
+    taken = np.arange(N_STEPS) != 4
+    turned = np.zeros(grads.shape, patterns(grads).dtype)
+    turned[0, 5] = turned[2, N_ELEMENTS - 1] = turned[4, 0] = 5
+    chain = {name: np.repeat(bits[:1], N_STEPS + 1, 0) for name, bits in arrays.items()}
+    before, after = ({name: bits[at] for name, bits in chain.items()} for at in (_UP, _DOWN))
+    of.predict(before, grads, scalars, taken=taken, out=after, left={"W": turned})
+    row = {name: bits[:1] for name, bits in arrays.items()}
+    for step in range(N_STEPS):
+        at = slice(step, step + 1)
+        numbers = {name: values[at] for name, values in scalars.items()}
+        row = of.predict(row, grads[at], numbers, taken=taken[at])
+        patterns(row["W"])[...] ^= turned[at]
+        for name, bits in row.items():
+            assert (patterns(bits[0]) == patterns(after[name][step])).all(), (name, step)
+
+
 _UP, _DOWN = slice(0, N_STEPS), slice(1, N_STEPS + 1)
 
 

@@ -26,8 +26,9 @@ from thimble_zarr.format.documents import (
     MAX_DOCUMENT_BYTES,
     Json,
     TooLargeError,
+    check_depth,
     check_size,
-    parsed,
+    decoded,
 )
 from thimble_zarr.format.overhead import Overhead
 from thimble_zarr.format.versions import FORMAT_VERSION, is_read
@@ -43,11 +44,8 @@ MAX_LINE_BYTES = MAX_DOCUMENT_BYTES
 """Longest line that is read. A line has some 30 bytes a chunk of its block."""
 
 _PIECE_BYTES = 2**16
-
 _MAX_COMMIT_BYTES = 4096
-
 _SEAL = b', "crc32": '
-
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Crc = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Marked = dict[str, list[tuple[Count, Count]]]  # by group, as first row and behind the last
@@ -206,7 +204,9 @@ class Line:
         try:
             if not content.endswith(b"\n"):
                 raise SealError
-            return cls(start, content, unseal(content, Entry))
+            entry = unseal(content, Entry)
+            check_depth(entry.metadata)  # all else has a type
+            return cls(start, content, entry)
         except SealError:
             return cls(start, content, None, "the checksum of a line does not match")
         except ValueError as error:
@@ -359,7 +359,7 @@ def unseal(content: bytes, kind: type[T]) -> T:
     value, _, checksum = content.rstrip(b"\n").rpartition(_SEAL)
     if checksum != str(zlib.crc32(value)).encode() + b"}":
         raise SealError("its checksum does not match")
-    return msgspec.convert(parsed(value + b"}"), kind)
+    return decoded(value + b"}", kind)
 
 
 class _Stream(io.RawIOBase):

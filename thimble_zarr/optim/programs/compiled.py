@@ -54,9 +54,16 @@ class CompiledEngine:
     optimizer: Any
     native: str
 
-    def run(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
+    def run(
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        after: Bits,
+        numbers: StepNumbers,
+        left: Bits | None = None,
+    ) -> None:
         """Take steps, each from its own row, all by the same branches."""
-        self._call(before, grads, after, numbers, None)
+        self._call(before, grads, after, numbers, None, left)
 
     def differs(
         self,
@@ -80,8 +87,9 @@ class CompiledEngine:
         found: np.ndarray | None,
         left: Bits | None = None,
     ) -> None:
-        compares, keeps = found is not None, left is not None
-        shape = _Shape(tuple(before), numbers.names, self.native, compares, keeps)
+        shape = _Shape(
+            tuple(before), numbers.names, self.native, found is not None, tuple(left or ())
+        )
         function = _function(self.kernel, self.optimizer, numbers.ways[0], shape)
         arrays = [*before.values(), grads, *after.values(), *(left or {}).values()]
         function.run(arrays, numbers.table, found)
@@ -91,19 +99,20 @@ class CompiledEngine:
 class _Shape:
     """What a function takes: names of variables and of coefficients.
 
-    Whether it compares rows, or makes them; and whether it keeps which bits differ.
+    Whether it compares rows, or makes them; and of which variables the bits are kept that differ,
+    or are turned when a row is made.
     """
 
     variables: tuple[str, ...]
     coefficients: tuple[str, ...]
     native: str
     compares: bool
-    keeps: bool
+    left: tuple[str, ...]
 
     @property
     def n_arrays(self) -> int:
         """Rows before and after, gradients, and bits that differ."""
-        return (2 + self.keeps) * len(self.variables) + 1
+        return 2 * len(self.variables) + 1 + len(self.left)
 
 
 @lru_cache(maxsize=256)
@@ -140,16 +149,19 @@ class _Loop:
         x = {name: widened(code, self._load(index)) for index, name in enumerate(names)}
         arithmetic: Arithmetic = traced(code)
         after = self.kernel.compute(arithmetic, self.optimizer, x, coefficients, self.ways)
+        of_left = {name: 2 * len(names) - 1 + index for index, name in enumerate(shape.left)}
         for index, name in enumerate(shape.variables):
             bits, at = narrowed(after[name]), len(names) + index
             if not shape.compares:
+                if name in of_left:
+                    bits = code.emit(f"xor {code.stored} {bits}, {self._load(of_left[name])}")
                 self._store(bits, at)
                 continue
             other = code.emit(f"xor {code.stored} {bits}, {self._load(at)}")
             accumulated = f"%d{code.lanes}.{index}"
             code.lines.append(f"  {accumulated}_next = or {code.stored} {accumulated}, {other}")
-            if shape.keeps:
-                self._store(other, at + len(shape.variables))
+            if name in of_left:
+                self._store(other, of_left[name])
 
     @property
     def _size(self) -> int:

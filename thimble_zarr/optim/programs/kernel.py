@@ -109,8 +109,18 @@ class Engine(Protocol):
     def piece_elements(self) -> int:
         """How many elements are best taken at once."""
 
-    def run(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
-        """Take steps, each from its own row, all by the same branches, one after the other."""
+    def run(
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        after: Bits,
+        numbers: StepNumbers,
+        left: Bits | None = None,
+    ) -> None:
+        """Take steps, each from its own row, all by the same branches, one after the other.
+
+        Of variables in `left` each row then gets the bits that are set there the other way round.
+        """
 
     def differs(
         self,
@@ -136,7 +146,14 @@ class NumpyEngine:
     optimizer: Any
     native: str
 
-    def run(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
+    def run(
+        self,
+        before: Bits,
+        grads: np.ndarray,
+        after: Bits,
+        numbers: StepNumbers,
+        left: Bits | None = None,
+    ) -> None:
         """Take steps, each from its own row, all by the same branches, one after the other."""
         arithmetic = arithmetic_of(self.native)
         with np.errstate(all="ignore"):
@@ -147,6 +164,8 @@ class NumpyEngine:
                 found = self.kernel.compute(arithmetic, self.optimizer, x, c, numbers.ways[index])
                 for name, values in found.items():
                     narrowed(values, self.native, after[name][index])
+                for name, bits in (left or {}).items():
+                    patterns(after[name][index])[...] ^= patterns(bits[index])
 
     def differs(
         self,

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from thimble_zarr.bits import storage_dtype
+from thimble_zarr.bits import patterns, storage_dtype
 from thimble_zarr.optim.base import COUNT, Optimizer
 from thimble_zarr.optim.programs.arithmetic import arithmetic_of
 from thimble_zarr.optim.programs.compiled import CompiledEngine, is_available
@@ -95,7 +95,7 @@ class PortableProgram:
             Arrays for the results, with steps first; new ones if None.
         """
         rows = {name: before[name][np.newaxis] for name in self.variables}
-        return self._run(rows, grads, scalars, taken, out, own_rows=False)
+        return self._run(rows, grads, scalars, taken, out, None, own_rows=False)
 
     def predict(
         self,
@@ -105,13 +105,16 @@ class PortableProgram:
         *,
         taken: np.ndarray | None = None,
         out: Bits | None = None,
+        left: Bits | None = None,
     ) -> Taken:
         """Return the same as `steps`, but of steps that each begin from a row of their own.
 
-        `before` has these rows, with steps first. A row of `out` may be the next of them.
+        `before` has these rows, with steps first. A row of `out` may be the next of them. Bits that
+        are set in `left`, which may have some of the variables, are those that a row has otherwise
+        than predicted.
         """
         rows = {name: before[name] for name in self.variables}
-        return self._run(rows, grads, scalars, taken, out, own_rows=True)
+        return self._run(rows, grads, scalars, taken, out, left, own_rows=True)
 
     @ieee_arithmetic()
     def differs(
@@ -168,6 +171,7 @@ class PortableProgram:
         scalars: Mapping[str, np.ndarray] | StepNumbers,
         taken: np.ndarray | None,
         out: Bits | None,
+        left: Bits | None,
         *,
         own_rows: bool,
     ) -> Taken:
@@ -177,7 +181,7 @@ class PortableProgram:
         for name in self.variables:
             if name not in after:
                 after[name] = np.empty(grads.shape, storage_dtype(self.native))
-        grads, (rows, into) = self._grouped(grads, before, after)
+        grads, (rows, into, others) = self._grouped(grads, before, after, left or {})
         for piece in self._pieces(grads):
             for steps in numbers.alike():
                 for some in [steps] if own_rows else _first_and_rest(steps):
@@ -185,7 +189,8 @@ class PortableProgram:
                     of = rows if own_rows or some.start == 0 else into
                     held = {name: of[name][at, *piece] for name in self.variables}
                     found = {name: into[name][some, *piece] for name in self.variables}
-                    self._take(held, grads[some, *piece], found, numbers[some])
+                    turned = {name: bits[some, *piece] for name, bits in others.items()}
+                    self._take(held, grads[some, *piece], found, numbers[some], turned)
         for name, of_steps in into.items():
             if not np.may_share_memory(of_steps, after[name]):
                 after[name][...] = of_steps.reshape(after[name].shape)
@@ -193,10 +198,11 @@ class PortableProgram:
 
     def _grouped(self, grads: np.ndarray, *rows: Bits) -> tuple[np.ndarray, list[Taken]]:
         """Return arrays of the shape `(step, group, element)`: views, where they can be."""
-        arrays = _grouped([grads, *(of[name] for of in rows for name in self.variables)])
-        n = len(self.variables)
-        groups = (arrays[first : first + n] for first in range(1, len(arrays), n))
-        return arrays[0], [dict(zip(self.variables, of, strict=True)) for of in groups]
+        names = [[name for name in self.variables if name in of] for of in rows]
+        given = (of[name] for of, some in zip(rows, names, strict=True) for name in some)
+        grads, *arrays = _grouped([grads, *given])
+        grouped = iter(arrays)
+        return grads, [{name: next(grouped) for name in some} for some in names]
 
     def _pieces(self, grads: np.ndarray) -> Iterator[tuple[slice, slice]]:
         """Yield which groups, and which of their elements, are best taken at once."""
@@ -205,14 +211,18 @@ class PortableProgram:
             _cut(n_groups, max(1, most // max(1, n_elements))), _cut(n_elements, most)
         )
 
-    def _take(self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers) -> None:
+    def _take(
+        self, before: Bits, grads: np.ndarray, after: Bits, numbers: StepNumbers, left: Bits
+    ) -> None:
         """Take steps that are alike."""
         if numbers.taken[0]:
-            self.engine.run(before, grads, after, numbers)
+            self.engine.run(before, grads, after, numbers, left)
             return
         for name, bits in before.items():
-            for row, into in zip(bits, after[name], strict=True):  # one may be the next
-                into[...] = row
+            for index, (row, into) in enumerate(zip(bits, after[name], strict=True)):
+                into[...] = row  # which may be the next one before
+                if name in left:
+                    patterns(into)[...] ^= patterns(left[name][index])
 
     def _numbers_of(
         self,

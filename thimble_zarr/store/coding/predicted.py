@@ -7,7 +7,6 @@ whatever a run was, no bit is lost, and a program that computes something else t
 block was written gives other values, which their checksums tell.
 """
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -96,26 +95,21 @@ class Prediction:
         residuals
             Those of each row, of the variables that have any that is not zero.
         """
-        is_off = np.zeros(self.n_rows, bool)
-        for of in residuals.values():
-            is_off |= of.any(axis=(1, 2))
-        ends = [0, *np.flatnonzero(is_off).tolist(), self.n_rows - 1]
-        for start, stop in itertools.pairwise(ends):
-            self._go_on(rows, grads, start, stop)
-            for name, of in residuals.items():
-                if start < stop:
-                    patterns(rows[name][stop])[...] ^= of[stop]
-
-    def _go_on(self, rows: Bits, grads: np.ndarray | None, start: int, stop: int) -> None:
-        """Predict the rows behind `start` up to `stop`, each from the one before."""
-        steps = slice(start + 1, stop + 1)
-        if self.program is None or self.numbers is None or grads is None:
-            for bits in rows.values():
-                bits[steps] = bits[start]
-        elif start < stop:
-            before = {name: bits[start:stop] for name, bits in rows.items()}
-            into = {name: bits[steps] for name, bits in rows.items()}
-            self.program.predict(before, grads[steps], self.numbers[steps], out=into)
+        before, after, left = (
+            {name: bits[steps] for name, bits in of.items()}
+            for of, steps in (
+                (rows, slice(-1)),
+                (rows, slice(1, None)),
+                (residuals, slice(1, None)),
+            )
+        )
+        if self.program is not None and self.numbers is not None and grads is not None:
+            self.program.predict(before, grads[1:], self.numbers[1:], out=after, left=left)
+            return
+        for name, bits in after.items():
+            bits[...] = rows[name][:1]
+            if name in left:
+                patterns(bits)[...] ^= np.bitwise_xor.accumulate(left[name], axis=0)
 
     def takes(self, steps: slice, program: PortableProgram, numbers: StepNumbers) -> np.ndarray:
         """Return which of some rows it predicts as a program does with some numbers, bool."""
