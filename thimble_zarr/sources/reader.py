@@ -9,14 +9,17 @@ import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from thimble_zarr import tuning
 from thimble_zarr.bits import fill_value, storage_dtype
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError
-from thimble_zarr.format.indexing import Indices, as_slice
+from thimble_zarr.format.indexing import Indices, as_slice, is_ascending
 from thimble_zarr.format.layout import Layout, plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import SOURCE_FILE, TOKEN_DIMS, Json, Schema, TokenLabels
@@ -259,12 +262,9 @@ class OpenedFile:
 
     def read_together(
         self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
-    ) -> None:
-        """Read stored bits of several variables, each into an array."""
-        for name, out in outs.items():
-            bits = self.read(name, rows, tokens, out)
-            if bits is not out:
-                out[...] = bits
+    ) -> dict[str, np.ndarray]:
+        """Return stored bits of several variables, in the memory that is given."""
+        return {name: self.read(name, rows, tokens, out) for name, out in outs.items()}
 
     def predicted(
         self,
@@ -279,21 +279,41 @@ class OpenedFile:
     def _read(
         self, series: Series, native: str, rows: range, ids: np.ndarray, bits: np.ndarray
     ) -> None:
-        """Read rows that are there: straight into place where nothing is left out of them."""
+        """Read rows that are there."""
+        array = series.array
+        if series.name not in self._opened:
+            self._opened[series.name] = self._files.enter_context(array.opened())
+        token_bytes = prod(array.shape[2:]) * array.dtype.itemsize
+        for some in [slice(None)] if array.has_whole_rows else _near(ids, token_bytes):
+            self._read_near(series, native, rows, ids[some], bits[: len(rows), some])
+
+    def _read_near(
+        self, series: Series, native: str, rows: range, ids: np.ndarray, bits: np.ndarray
+    ) -> None:
+        """Read tokens and what is between them: straight into place where nothing is."""
         array, columns = series.array, (int(ids.min()), int(ids.max()) + 1)
         wanted, is_narrow = as_slice(ids - columns[0]), array.native != native
-        opened = self._opened.get(series.name)
-        if opened is None:
-            opened = self._opened[series.name] = self._files.enter_context(array.opened())
-        at = range(rows.start - series.shift, rows.stop - series.shift)
+        opened, at = (
+            self._opened[series.name],
+            range(rows.start - series.shift, rows.stop - series.shift),
+        )
         if isinstance(wanted, slice) and not is_narrow:
-            array.read_rows(opened, at, columns, bits[: len(rows)])
+            array.read_rows(opened, at, columns, bits)
             return
         part = np.empty((1, columns[1] - columns[0], *array.shape[2:]), array.dtype)
-        for row in at:
+        for row, into in zip(at, bits, strict=True):
             array.read_rows(opened, range(row, row + 1), columns, part)
-            found = _narrow(part[0], series.name, row + series.shift) if is_narrow else part[0]
-            bits[row - at.start] = found[wanted]
+            found = part[0] if isinstance(wanted, slice) else part[0].take(wanted, axis=0)
+            into[...] = _narrow(found, series.name, row + series.shift) if is_narrow else found
+
+
+def _near(ids: np.ndarray, token_bytes: int) -> Iterator[slice]:
+    """Cut ascending tokens where two are so far apart that what is between them is not read."""
+    ends = np.flatnonzero(np.diff(ids) * token_bytes > tuning.TUNING.near_bytes) + 1
+    if not is_ascending(ids):
+        ends = ends[:0]
+    for start, stop in pairwise((0, *ends.tolist(), len(ids))):
+        yield slice(start, stop)
 
 
 def _identity(path: Path) -> str:
