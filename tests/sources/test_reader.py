@@ -17,6 +17,7 @@ from thimble_zarr.analysis.dataset.open import dataset_of
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.sources.containers.array import RawArray
+from thimble_zarr.sources.containers.array import whole as read_whole
 from thimble_zarr.sources.open import open_file_alone
 from thimble_zarr.store.reader import StoreReader
 
@@ -79,6 +80,24 @@ def test_tokens_are_read_with_what_lies_between_them_or_apart(
             reader.read("W", (2, 9), np.array(tokens)), whole[2:9, tokens]
         )
         assert {*calls} == expected
+
+
+def test_the_disk_is_told_of_what_will_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, content, told = open_file_alone(file), file.read_bytes(), list[tuple[int, int]]()
+    monkeypatch.setattr(
+        "thimble_zarr.sources.containers.array.tell_of_read",
+        lambda descriptor, ranges: told.extend(ranges),
+    )
+    for tokens, (first, end) in (([1, 3], (1, 4)), (range(N_TOKENS), (0, N_TOKENS))):
+        for name in reader.schema.dtypes:
+            array = reader.run.series[name].array
+            with reader.opened() as opened:
+                opened.will_read([name], (2, 2), tokens)
+                assert told == []
+                opened.will_read([name], (2, 5), tokens)
+            bits = b"".join(content[offset : offset + n_bytes] for offset, n_bytes in told)
+            assert bits == read_whole(array)[2:5, first:end].tobytes()
+            told.clear()
 
 
 def test_what_is_read_together_lies_in_the_memory_that_is_given(file: Path) -> None:

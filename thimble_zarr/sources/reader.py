@@ -27,7 +27,7 @@ from thimble_zarr.format.stored_array import LoggedArray
 from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.specs.adam import Adam
-from thimble_zarr.sources.containers.array import named_errors
+from thimble_zarr.sources.containers.array import FileArray, named_errors
 from thimble_zarr.sources.recorded import RecordedRun, Series
 from thimble_zarr.sources.registry import contents_of, layout_of
 from thimble_zarr.sources.rules import HYPERPARAMETERS
@@ -234,7 +234,15 @@ class OpenedFile:
         self._reader, self._files, self._opened = reader, files, dict[str, Any]()
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
-        """Do nothing: rows lie one after the other, so that the system reads ahead by itself."""
+        """Tell the disk of what is there of these rows."""
+        ids = np.asarray(tokens)
+        for series in map(self._reader.run.series.__getitem__, names):
+            there = _there(series, rows)
+            if there and len(ids):
+                with named_errors(self._reader.path):
+                    opened = self._of(series)
+                for columns, _ in _columns(series.array, ids):
+                    series.array.will_read(opened, _in_array(series, there), columns)
 
     def read(
         self,
@@ -252,12 +260,14 @@ class OpenedFile:
         bits = _memory(out, shape, dtype)
         if not bits.size:
             return bits.astype(storage_dtype(native), copy=False)
-        there = range(max(rows[0], series.rows.start), min(rows[1], series.rows.stop))
+        there = _there(series, rows)
         bits[: there.start - rows[0]] = fill_value(native)
         bits[max(0, there.stop - rows[0]) :] = fill_value(native)
         if there:
+            into = bits[there.start - rows[0] : there.stop - rows[0]]
             with named_errors(reader.path):
-                self._read(series, native, there, ids, bits[there.start - rows[0] :])
+                for columns, some in _columns(series.array, ids):
+                    self._read(series, native, there, columns, ids[some], into[:, some])
         return bits.astype(storage_dtype(native), copy=False)
 
     def read_together(
@@ -276,44 +286,56 @@ class OpenedFile:
         """Return that no row is known to be what a program makes of the row before."""
         return np.zeros(rows[1] - rows[0], bool)
 
-    def _read(
-        self, series: Series, native: str, rows: range, ids: np.ndarray, bits: np.ndarray
-    ) -> None:
-        """Read rows that are there."""
-        array = series.array
+    def _of(self, series: Series) -> Any:
+        """Return the open file of an array."""
         if series.name not in self._opened:
-            self._opened[series.name] = self._files.enter_context(array.opened())
-        token_bytes = prod(array.shape[2:]) * array.dtype.itemsize
-        for some in [slice(None)] if array.has_whole_rows else _near(ids, token_bytes):
-            self._read_near(series, native, rows, ids[some], bits[: len(rows), some])
+            self._opened[series.name] = self._files.enter_context(series.array.opened())
+        return self._opened[series.name]
 
-    def _read_near(
-        self, series: Series, native: str, rows: range, ids: np.ndarray, bits: np.ndarray
+    def _read(
+        self,
+        series: Series,
+        native: str,
+        rows: range,
+        columns: tuple[int, int],
+        ids: np.ndarray,
+        bits: np.ndarray,
     ) -> None:
         """Read tokens and what is between them: straight into place where nothing is."""
-        array, columns = series.array, (int(ids.min()), int(ids.max()) + 1)
+        array, opened, at = series.array, self._of(series), _in_array(series, rows)
         wanted, is_narrow = as_slice(ids - columns[0]), array.native != native
-        opened, at = (
-            self._opened[series.name],
-            range(rows.start - series.shift, rows.stop - series.shift),
-        )
         if isinstance(wanted, slice) and not is_narrow:
             array.read_rows(opened, at, columns, bits)
             return
         part = np.empty((1, columns[1] - columns[0], *array.shape[2:]), array.dtype)
-        for row, into in zip(at, bits, strict=True):
-            array.read_rows(opened, range(row, row + 1), columns, part)
+        for row, in_array, into in zip(rows, at, bits, strict=True):
+            array.read_rows(opened, range(in_array, in_array + 1), columns, part)
             found = part[0] if isinstance(wanted, slice) else part[0].take(wanted, axis=0)
-            into[...] = _narrow(found, series.name, row + series.shift) if is_narrow else found
+            into[...] = _narrow(found, series.name, row) if is_narrow else found
 
 
-def _near(ids: np.ndarray, token_bytes: int) -> Iterator[slice]:
-    """Cut ascending tokens where two are so far apart that what is between them is not read."""
-    ends = np.flatnonzero(np.diff(ids) * token_bytes > tuning.TUNING.near_bytes) + 1
-    if not is_ascending(ids):
-        ends = ends[:0]
+def _there(series: Series, rows: tuple[int, int]) -> range:
+    """Return which of some rows of the run are there."""
+    return range(max(rows[0], series.rows.start), min(rows[1], series.rows.stop))
+
+
+def _in_array(series: Series, rows: range) -> range:
+    """Return which rows of the array some rows of the run are."""
+    return range(rows.start - series.shift, rows.stop - series.shift)
+
+
+def _columns(array: FileArray, ids: np.ndarray) -> Iterator[tuple[tuple[int, int], slice]]:
+    """Yield columns that are read at once, from the first to before the last, and whose they are.
+
+    Where two ascending tokens are far apart, what is between them is not read.
+    """
+    ends = np.empty(0, np.int64)
+    if not array.has_whole_rows and is_ascending(ids):
+        token_bytes = prod(array.shape[2:]) * array.dtype.itemsize
+        ends = np.flatnonzero(np.diff(ids) * token_bytes > tuning.TUNING.near_bytes) + 1
     for start, stop in pairwise((0, *ends.tolist(), len(ids))):
-        yield slice(start, stop)
+        some = slice(start, stop)
+        yield (int(ids[some].min()), int(ids[some].max()) + 1), some
 
 
 def _identity(path: Path) -> str:

@@ -217,8 +217,9 @@ def _same(window: Window, after: Mapping[str, np.ndarray]) -> dict[str, bool]:
 
 def _is_first(window: Window) -> np.ndarray:
     """Return which row is that of the first step, whose states begin before it."""
-    is_first: np.ndarray = (window.rows == 1) & window.follows
-    return is_first & (window.source.recorded[COUNT][0] == 0)
+    begins = bool(window.source.recorded[COUNT][0] == 0)
+    is_first: np.ndarray = (window.rows == 1) & window.follows & begins
+    return is_first
 
 
 _SAME = Comparison(*(np.zeros((1, 1, 1), dtype) for dtype in (bool, bool, bool, float)))
