@@ -28,6 +28,9 @@ class Tuning:
     remembered_selections: int = 64
     told_bytes: int = 2**17
 
+    near_bytes: int = 2**16
+    """Gap in a row of somebody else's file that is read over: to seek takes as long."""
+
     requests_at_once: int = 16
     """Requests to a server that a process waits for at once."""
 

@@ -3,7 +3,6 @@
 import datetime
 import functools
 import json
-import os
 import shutil
 import statistics
 from collections.abc import Callable, Collection, Iterable
@@ -14,6 +13,7 @@ import click
 import numpy as np
 
 from benchmarks.__main__ import commit, machine, measure_in_turn, python, say
+from benchmarks.page_cache import drop
 from benchmarks.peers.child import printed_table
 from benchmarks.peers.inputs import BOTH, EXACT, TABLES, TASKS, TITLES, Inputs
 from benchmarks.peers.prepare import prepare
@@ -78,19 +78,9 @@ def warm(inputs: Inputs, peer: str) -> None:
 
 
 def cold(inputs: Inputs, peer: str) -> None:
-    """Drop what a peer reads from the page cache, as if the data were larger than memory.
-
-    Raises
-    ------
-    RuntimeError
-        If the system has no call for it.
-    """
-    if not hasattr(os, "posix_fadvise"):
-        raise RuntimeError("this system cannot drop files from its page cache")
+    """Drop what a peer reads from the page cache, as if the data were larger than memory."""
     for path in inputs.files(peer):
-        with path.open("rb", buffering=0) as file:
-            os.fsync(file.fileno())  # what is not on disk yet is not dropped
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        drop(path)
 
 
 def median(values: list[float]) -> float:

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import xarray as xr
 
 from tests.support.notebook_file import import_notebook, refused, save
 from tests.support.runs import N_DIMS, N_STEPS, N_TOKENS, History, token_labels
+from tests.support.tuned import tuned
 from thimble_zarr import accounting, open_dataset
 from thimble_zarr.analysis.dataset.open import dataset_of
 from thimble_zarr.bits import decode
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
+from thimble_zarr.sources.containers.array import RawArray
+from thimble_zarr.sources.containers.array import whole as read_whole
 from thimble_zarr.sources.open import open_file_alone
 from thimble_zarr.store.reader import StoreReader
 
@@ -49,6 +53,65 @@ def test_rows_and_tokens_are_read_alone(file: Path) -> None:
                 part = reader.read(name, rows, tokens)
                 np.testing.assert_array_equal(part, whole[slice(*rows)][:, np.asarray(tokens, int)])
                 part[:] = 1  # the array is the caller's
+
+
+def test_tokens_are_read_with_what_lies_between_them_or_apart(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, calls, real = open_file_alone(file), list[tuple[int, int]](), RawArray.read_rows
+    whole = reader.read("W", (0, N_ROWS))
+
+    def read_rows(
+        array: RawArray, opened: BinaryIO, rows: range, columns: tuple[int, int], out: np.ndarray
+    ) -> None:
+        calls.append(columns)
+        real(array, opened, rows, columns, out)
+
+    monkeypatch.setattr(RawArray, "read_rows", read_rows)
+    tuned(monkeypatch, near_bytes=2 * N_DIMS * reader.run.series["W"].array.dtype.itemsize)
+    for tokens, expected in (
+        ([0, 2, 3, N_TOKENS - 2, N_TOKENS - 1], {(0, 4), (N_TOKENS - 2, N_TOKENS)}),
+        ([N_TOKENS - 1, 0], {(0, N_TOKENS)}),  # not ascending
+        ([1, 4], {(1, 2), (4, 5)}),
+        ([1, 3], {(1, 4)}),
+    ):
+        calls.clear()
+        np.testing.assert_array_equal(
+            reader.read("W", (2, 9), np.array(tokens)), whole[2:9, tokens]
+        )
+        assert {*calls} == expected
+
+
+def test_the_disk_is_told_of_what_will_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, content, told = open_file_alone(file), file.read_bytes(), list[tuple[int, int]]()
+    monkeypatch.setattr(
+        "thimble_zarr.sources.containers.array.tell_of_read",
+        lambda descriptor, ranges: told.extend(ranges),
+    )
+    for tokens, (first, end) in (([1, 3], (1, 4)), (range(N_TOKENS), (0, N_TOKENS))):
+        for name in reader.schema.dtypes:
+            array = reader.run.series[name].array
+            with reader.opened() as opened:
+                opened.will_read([name], (2, 2), tokens)
+                assert told == []
+                opened.will_read([name], (2, 5), tokens)
+            bits = b"".join(content[offset : offset + n_bytes] for offset, n_bytes in told)
+            assert bits == read_whole(array)[2:5, first:end].tobytes()
+            told.clear()
+
+
+def test_what_is_read_together_lies_in_the_memory_that_is_given(file: Path) -> None:
+    reader = open_file_alone(file)
+    # As who computes has it: token by token.
+    outs = {
+        name: np.empty((N_TOKENS, 3, N_DIMS), np.uint16).transpose(1, 0, 2)
+        for name in reader.schema.dtypes
+    }
+    with reader.opened() as opened:
+        found = opened.read_together(outs, (2, 5), range(N_TOKENS))
+    for name, out in outs.items():
+        assert np.shares_memory(found[name], out)
+        np.testing.assert_array_equal(found[name], reader.read(name, (2, 5)))
 
 
 def test_a_reader_is_small_to_pickle(file: Path) -> None:

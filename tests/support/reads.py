@@ -64,9 +64,9 @@ class Reads:
 
         def read_together(
             opened: OpenedRows, outs: Mapping[str, np.ndarray], rows: tuple[int, int], *tokens: Any
-        ) -> None:
+        ) -> Mapping[str, np.ndarray]:
             self.calls.extend((name, rows, np.asarray(*tokens).tolist()) for name in outs)
-            real(opened, outs, rows, *tokens)
+            return real(opened, outs, rows, *tokens)
 
         def decode(shard: ShardFile, chunk: int, *options: object) -> np.ndarray:
             self.chunks.append(("/".join(shard.key.split("/")[-2:]), chunk))

@@ -71,8 +71,8 @@ class Rows(Protocol):
 
     def read_together(
         self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
-    ) -> None:
-        """Read stored bits of several variables, each into an array, as `Reader.read` does."""
+    ) -> Mapping[str, np.ndarray]:
+        """Return stored bits of several variables, each as `Reader.read` does."""
 
     def predicted(
         self,

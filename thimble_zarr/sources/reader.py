@@ -9,14 +9,17 @@ import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from thimble_zarr import tuning
 from thimble_zarr.bits import fill_value, storage_dtype
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError
-from thimble_zarr.format.indexing import Indices, as_slice
+from thimble_zarr.format.indexing import Indices, as_slice, is_ascending
 from thimble_zarr.format.layout import Layout, plan_layout
 from thimble_zarr.format.reader import History, Recording, State
 from thimble_zarr.format.schema import SOURCE_FILE, TOKEN_DIMS, Json, Schema, TokenLabels
@@ -24,7 +27,7 @@ from thimble_zarr.format.stored_array import LoggedArray
 from thimble_zarr.optim.programs.kernel import StepNumbers
 from thimble_zarr.optim.programs.program import PortableProgram
 from thimble_zarr.optim.specs.adam import Adam
-from thimble_zarr.sources.containers.array import named_errors
+from thimble_zarr.sources.containers.array import FileArray, named_errors
 from thimble_zarr.sources.recorded import RecordedRun, Series
 from thimble_zarr.sources.registry import contents_of, layout_of
 from thimble_zarr.sources.rules import HYPERPARAMETERS
@@ -231,7 +234,15 @@ class OpenedFile:
         self._reader, self._files, self._opened = reader, files, dict[str, Any]()
 
     def will_read(self, names: Sequence[str], rows: tuple[int, int], tokens: Indices) -> None:
-        """Do nothing: rows lie one after the other, so that the system reads ahead by itself."""
+        """Tell the disk of what is there of these rows."""
+        ids = np.asarray(tokens)
+        for series in map(self._reader.run.series.__getitem__, names):
+            there = _there(series, rows)
+            if there and len(ids):
+                with named_errors(self._reader.path):
+                    opened = self._of(series)
+                for columns, _ in _columns(series.array, ids):
+                    series.array.will_read(opened, _in_array(series, there), columns)
 
     def read(
         self,
@@ -249,22 +260,21 @@ class OpenedFile:
         bits = _memory(out, shape, dtype)
         if not bits.size:
             return bits.astype(storage_dtype(native), copy=False)
-        there = range(max(rows[0], series.rows.start), min(rows[1], series.rows.stop))
+        there = _there(series, rows)
         bits[: there.start - rows[0]] = fill_value(native)
         bits[max(0, there.stop - rows[0]) :] = fill_value(native)
         if there:
+            into = bits[there.start - rows[0] : there.stop - rows[0]]
             with named_errors(reader.path):
-                self._read(series, native, there, ids, bits[there.start - rows[0] :])
+                for columns, some in _columns(series.array, ids):
+                    self._read(series, native, there, columns, ids[some], into[:, some])
         return bits.astype(storage_dtype(native), copy=False)
 
     def read_together(
         self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
-    ) -> None:
-        """Read stored bits of several variables, each into an array."""
-        for name, out in outs.items():
-            bits = self.read(name, rows, tokens, out)
-            if bits is not out:
-                out[...] = bits
+    ) -> dict[str, np.ndarray]:
+        """Return stored bits of several variables, in the memory that is given."""
+        return {name: self.read(name, rows, tokens, out) for name, out in outs.items()}
 
     def predicted(
         self,
@@ -276,24 +286,56 @@ class OpenedFile:
         """Return that no row is known to be what a program makes of the row before."""
         return np.zeros(rows[1] - rows[0], bool)
 
+    def _of(self, series: Series) -> Any:
+        """Return the open file of an array."""
+        if series.name not in self._opened:
+            self._opened[series.name] = self._files.enter_context(series.array.opened())
+        return self._opened[series.name]
+
     def _read(
-        self, series: Series, native: str, rows: range, ids: np.ndarray, bits: np.ndarray
+        self,
+        series: Series,
+        native: str,
+        rows: range,
+        columns: tuple[int, int],
+        ids: np.ndarray,
+        bits: np.ndarray,
     ) -> None:
-        """Read rows that are there: straight into place where nothing is left out of them."""
-        array, columns = series.array, (int(ids.min()), int(ids.max()) + 1)
+        """Read tokens and what is between them: straight into place where nothing is."""
+        array, opened, at = series.array, self._of(series), _in_array(series, rows)
         wanted, is_narrow = as_slice(ids - columns[0]), array.native != native
-        opened = self._opened.get(series.name)
-        if opened is None:
-            opened = self._opened[series.name] = self._files.enter_context(array.opened())
-        at = range(rows.start - series.shift, rows.stop - series.shift)
         if isinstance(wanted, slice) and not is_narrow:
-            array.read_rows(opened, at, columns, bits[: len(rows)])
+            array.read_rows(opened, at, columns, bits)
             return
         part = np.empty((1, columns[1] - columns[0], *array.shape[2:]), array.dtype)
-        for row in at:
-            array.read_rows(opened, range(row, row + 1), columns, part)
-            found = _narrow(part[0], series.name, row + series.shift) if is_narrow else part[0]
-            bits[row - at.start] = found[wanted]
+        for row, in_array, into in zip(rows, at, bits, strict=True):
+            array.read_rows(opened, range(in_array, in_array + 1), columns, part)
+            found = part[0] if isinstance(wanted, slice) else part[0].take(wanted, axis=0)
+            into[...] = _narrow(found, series.name, row) if is_narrow else found
+
+
+def _there(series: Series, rows: tuple[int, int]) -> range:
+    """Return which of some rows of the run are there."""
+    return range(max(rows[0], series.rows.start), min(rows[1], series.rows.stop))
+
+
+def _in_array(series: Series, rows: range) -> range:
+    """Return which rows of the array some rows of the run are."""
+    return range(rows.start - series.shift, rows.stop - series.shift)
+
+
+def _columns(array: FileArray, ids: np.ndarray) -> Iterator[tuple[tuple[int, int], slice]]:
+    """Yield columns that are read at once, from the first to before the last, and whose they are.
+
+    Where two ascending tokens are far apart, what is between them is not read.
+    """
+    ends = np.empty(0, np.int64)
+    if not array.has_whole_rows and is_ascending(ids):
+        token_bytes = prod(array.shape[2:]) * array.dtype.itemsize
+        ends = np.flatnonzero(np.diff(ids) * token_bytes > tuning.TUNING.near_bytes) + 1
+    for start, stop in pairwise((0, *ends.tolist(), len(ids))):
+        some = slice(start, stop)
+        yield (int(ids[some].min()), int(ids[some].max()) + 1), some
 
 
 def _identity(path: Path) -> str:

@@ -70,8 +70,8 @@ class OpenedRows:
 
     def read_together(
         self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
-    ) -> None:
-        """Read stored bits of several variables, each into an array, as `read` does."""
+    ) -> Mapping[str, np.ndarray]:
+        """Read stored bits of several variables, each into an array, and return these."""
         coded = outs.keys() - self._schema.arrays.keys()
         chunks, spans = self._chunks(tokens), [*split_range(*rows, self._schema.layout.block_steps)]
         for at, (start, stop) in enumerate(spans):
@@ -83,6 +83,7 @@ class OpenedRows:
             for name, of_rows in into.items():
                 read = self._read_shared if name in coded else self._read_stored
                 read(name, (start, stop), chunks, of_rows)
+        return outs
 
     def _read_stored(
         self, name: str, rows: tuple[int, int], chunks: list[ChunkPart], out: np.ndarray
@@ -233,19 +234,19 @@ class RemoteRows(OpenedRows):
 
     def read_together(
         self, outs: Mapping[str, np.ndarray], rows: tuple[int, int], tokens: Indices
-    ) -> None:
+    ) -> Mapping[str, np.ndarray]:
         """Read stored bits of several variables, again if a shard was replaced meanwhile.
 
         A later commit stores the block with more rows, and the same in those before, unless rows
         were taken back.
         """
         try:
-            super().read_together(outs, rows, tokens)
+            return super().read_together(outs, rows, tokens)
         except ChangedError:
             if self._decoder.was_cut_off():
                 raise
             self.__exit__()
-            super().read_together(outs, rows, tokens)
+            return super().read_together(outs, rows, tokens)
 
     def _tell_of_read(
         self, names: Sequence[str], spans: Spans, chunks: Sequence[ChunkPart]

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thimble_zarr.analysis.compute.comparison import compare, not_exact_because, replayed
+from thimble_zarr.analysis.compute.comparison import (
+    compare,
+    is_as_recorded,
+    not_exact_because,
+    replayed,
+)
 from thimble_zarr.analysis.compute.reduction import Reduction, Statistics
 from thimble_zarr.analysis.compute.source import TORCH, Selected, Source
 from thimble_zarr.analysis.compute.sums import LEAST_SQUARE, step_sums, sums_of_products
@@ -230,11 +235,20 @@ class Tally:
     @property
     def can_be_at_once(self) -> bool:
         """Whether machine code may compute all of it."""
-        return self.formula and not self.extended and not self.recurrences
+        return self.formula and not self.extended
 
     def at_once(self, whole: Window) -> list[list[np.ndarray]] | None:
-        """Return the numbers of all parts from machine code; None where NumPy must compute."""
-        return self._from_sums(whole, whole.tokens_of_parts())
+        """Return the numbers of all parts from machine code.
+
+        None where NumPy must compute, or a replay is not as recorded.
+        """
+        of_replay = []
+        if self.recurrences:
+            if not is_as_recorded(whole, replayed(whole)):
+                return None
+            of_replay = [*_of_replay(whole, exact=self.exact)]
+        of_formula = self._from_sums(whole, whole.tokens_of_parts())
+        return of_formula and [[*of_part, *of_replay] for of_part in of_formula]
 
     def _from_sums(self, part: Window, tokens: Sequence[slice]) -> list[list[np.ndarray]] | None:
         """Return the formula's numbers of some of a part's tokens and of others; None likewise."""

@@ -169,14 +169,11 @@ def compare(
     step. Nothing differs at rows that follow none. `exact` says whether the replay must give the
     recorded bits. If None that is found out (`not_exact_because`) where some differ.
     """
+    if is_as_recorded(window, after):
+        return dict.fromkeys(after, _SAME)
     source, schema = window.source, window.source.reader.schema
     follows = window.follows[:, np.newaxis, np.newaxis]
-    is_first = (window.rows == 1)[:, np.newaxis, np.newaxis] & follows
-    is_first &= source.recorded[COUNT][0] == 0
-    # What `replayed` found equal is what was recorded, not a copy.
-    same = {name: np.may_share_memory(of, window.bits(name)) for name, of in after.items()}
-    if all(same.values()) and not is_first.any():
-        return dict.fromkeys(after, _SAME)
+    is_first, same = _is_first(window)[:, np.newaxis, np.newaxis], _same(window, after)
     if exact is None:
         exact = all(same.values()) or not not_exact_because(source)
     allowed = {}
@@ -206,6 +203,23 @@ def compare(
             differs, beyond = differs | wrong, beyond | wrong
         comparisons[name] = Comparison(differs, beyond, unbounded, distance)
     return comparisons
+
+
+def is_as_recorded(window: Window, after: Mapping[str, np.ndarray]) -> bool:
+    """Return whether a replay gave the recorded bits everywhere, and no state begins here."""
+    return all(_same(window, after).values()) and not _is_first(window).any()
+
+
+def _same(window: Window, after: Mapping[str, np.ndarray]) -> dict[str, bool]:
+    """Return what `replayed` found equal: that is what was recorded, not a copy."""
+    return {name: np.may_share_memory(of, window.bits(name)) for name, of in after.items()}
+
+
+def _is_first(window: Window) -> np.ndarray:
+    """Return which row is that of the first step, whose states begin before it."""
+    begins = bool(window.source.recorded[COUNT][0] == 0)
+    is_first: np.ndarray = (window.rows == 1) & window.follows & begins
+    return is_first
 
 
 _SAME = Comparison(*(np.zeros((1, 1, 1), dtype) for dtype in (bool, bool, bool, float)))

@@ -77,11 +77,11 @@ class _Piece:
         if name not in self._bits:
             rows = self.rows[0] - self._has_row_before, self.rows[1]
             names = self.inputs if name in self.inputs else (name,)
-            found = {name: self._memory_of(name, rows[1] - rows[0]) for name in names}
+            outs = {name: self._memory_of(name, rows[1] - rows[0]) for name in names}
             if names is self.inputs:
-                self.opened.read_together(found, rows, self.tokens)
+                found = self.opened.read_together(outs, rows, self.tokens)
             else:
-                found[name] = self.opened.read(name, rows, self.tokens, found[name])
+                found = {name: self.opened.read(name, rows, self.tokens, outs[name])}
             for one, bits in found.items():
                 if self._has_row_before:
                     self._before[one] = bits[:1]

@@ -118,9 +118,11 @@ class _Held:
         self._held[key] = rows, found
         return found
 
-    def read_together(self, outs: Mapping[str, np.ndarray], rows: _Span, tokens: Indices) -> None:
-        """Read stored bits of several variables, of which none is held."""
-        self.rows.read_together(outs, rows, tokens)
+    def read_together(
+        self, outs: Mapping[str, np.ndarray], rows: _Span, tokens: Indices
+    ) -> Mapping[str, np.ndarray]:
+        """Return stored bits of several variables, of which none is held."""
+        return self.rows.read_together(outs, rows, tokens)
 
     def predicted(
         self, rows: _Span, tokens: Indices, program: PortableProgram, numbers: StepNumbers

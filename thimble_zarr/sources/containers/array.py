@@ -13,6 +13,7 @@ from thimble_zarr.bits import decode
 from thimble_zarr.errors import DamagedStoreError, NotAStoreError, StoreError
 from thimble_zarr.format.documents import Json
 from thimble_zarr.format.layout import split_range
+from thimble_zarr.store.files.local import tell_of_read
 
 
 class FileArray(Protocol):
@@ -44,6 +45,9 @@ class FileArray(Protocol):
         self, opened: Any, rows: range, columns: tuple[int, int], out: np.ndarray
     ) -> None:
         """Read consecutive rows, from the first column to before the last, into `out`."""
+
+    def will_read(self, opened: Any, rows: range, columns: tuple[int, int]) -> None:
+        """Say that `read_rows` will be asked for these, so that the disk may begin."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,26 @@ class RawArray:
         self, opened: BinaryIO, rows: range, columns: tuple[int, int], out: np.ndarray
     ) -> None:
         """Read rows straight into `out`, in one piece where they lie in one."""
+        for start, stop, (offset, _) in self._ranges(rows, columns):
+            opened.seek(offset)
+            _read_into(opened, out[start - rows.start : stop - rows.start])
+
+    def will_read(self, opened: BinaryIO, rows: range, columns: tuple[int, int]) -> None:
+        """Tell the system of rows that will be read."""
+        tell_of_read(opened.fileno(), [where for _, _, where in self._ranges(rows, columns)])
+
+    def _ranges(
+        self, rows: range, columns: tuple[int, int]
+    ) -> Iterator[tuple[int, int, tuple[int, int]]]:
+        """Yield rows that lie end to end, where they begin in the file, and their bytes."""
         first, end = columns
         column_bytes = prod(self.shape[2:]) * self.dtype.itemsize
         row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
         is_whole = len(self.shape) < 2 or end - first == self.shape[1]
         for start, stop in split_range(rows.start, rows.stop, self.piece_rows if is_whole else 1):
             piece, row = divmod(start, self.piece_rows)
-            opened.seek(self.offsets[piece] + row * row_bytes + first * column_bytes)
-            _read_into(opened, out[start - rows.start : stop - rows.start])
+            offset = self.offsets[piece] + row * row_bytes + first * column_bytes
+            yield start, stop, (offset, (stop - start) * (end - first) * column_bytes)
 
 
 def _read_into(stream: BinaryIO, target: np.ndarray) -> None:

@@ -70,6 +70,9 @@ class DatasetArray:
             else:
                 out[...] = opened[()]
 
+    def will_read(self, opened: "h5py.Dataset", rows: range, columns: tuple[int, int]) -> None:
+        """Do nothing: HDF5 alone knows where rows lie."""
+
 
 @contextmanager
 def opened_file(path: Path) -> Iterator["h5py.File"]:

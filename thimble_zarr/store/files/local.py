@@ -62,24 +62,32 @@ class LocalFile:
         return os.preadv(self._descriptor, [memory], offset)
 
     def will_read(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Tell the system what will be read, unless it has the first, the last and one between."""
-        some = [*ranges[:1], *ranges[-1:], *ranges[len(ranges) // 2 :][:1]]
-        # In the middle: others read the checksums at the ends alone.
-        if not CAN_TELL or all(self._is_at_hand(start + size // 2) for start, size in some):
-            return
-        for offset, n_bytes in ranges:
-            if offset + n_bytes > self.n_bytes:
-                continue
-            for start, stop in split_range(offset, offset + n_bytes, tuning.TUNING.told_bytes):
-                with suppress(OSError):  # a file system that cannot
-                    os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+        """Tell the system what will be read."""
+        within = [(offset, size) for offset, size in ranges if offset + size <= self.n_bytes]
+        tell_of_read(self._descriptor, within)
 
-    def _is_at_hand(self, offset: int) -> bool:
-        """Return whether a byte can be read without the disk; no where the system cannot tell."""
-        try:
-            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except (AttributeError, NotImplementedError, OSError, OverflowError):
-            return False
+
+def tell_of_read(descriptor: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """Tell the system what will be read, unless it has the first, the last and one between.
+
+    Of each range it is said where it begins, and how many bytes it has.
+    """
+    some = [*ranges[:1], *ranges[-1:], *ranges[len(ranges) // 2 :][:1]]
+    # In the middle: others read the checksums at the ends alone.
+    if not CAN_TELL or all(_is_at_hand(descriptor, start + size // 2) for start, size in some):
+        return
+    for offset, n_bytes in ranges:
+        for start, stop in split_range(offset, offset + n_bytes, tuning.TUNING.told_bytes):
+            with suppress(OSError):  # a file system that cannot
+                os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+
+
+def _is_at_hand(descriptor: int, offset: int) -> bool:
+    """Return whether a byte can be read without the disk; no where the system cannot tell."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except (AttributeError, NotImplementedError, OSError, OverflowError):
+        return False
 
 
 @dataclass(frozen=True)
