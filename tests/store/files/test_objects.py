@@ -74,6 +74,22 @@ def test_ranges_are_read_in_few_requests(
     assert len(log.requests) < 30
 
 
+def test_what_came_with_the_opening_is_let_go_once_it_was_read(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(monkeypatch, opening_bytes=100)
+    bucket.put("x.zarr", "a", CONTENT)
+    bucket.log.clear()
+    ranges = [(0, 5000), (5000, 5000)]
+    with ObjectFiles(bucket.url("x.zarr")).open("a", 2 * len(CONTENT)) as file:
+        file.will_read(ranges)
+        for offset, n_bytes in ranges:
+            assert file.read(offset, n_bytes) == CONTENT[offset : offset + n_bytes]
+        assert len(bucket.log.requests) == 1
+        assert file.read(0, 10) == CONTENT[:10]
+        assert len(bucket.log.requests) == 2
+
+
 def test_files_are_opened_early(bucket: Bucket) -> None:
     for key in "abc":
         bucket.put("x.zarr", key, CONTENT)

@@ -139,6 +139,23 @@ def test_a_block_takes_few_requests_and_no_more_bytes_than_its_chunks(
     assert bucket.between.most_at_once >= 4
 
 
+def test_chunks_at_the_end_of_a_file_come_with_its_index_once_that_is_known(
+    bucket: Bucket, noise: tuple[str, np.ndarray]
+) -> None:
+    url, truth = noise
+    tokens = range(CHUNK_TOKENS * (N_CHUNKS - 2), CHUNK_TOKENS * N_CHUNKS)
+    bucket.log.clear()
+    with StoreReader.open(url).opened() as rows:
+        for start in range(0, len(truth), BLOCK_STEPS):
+            span = start, start + BLOCK_STEPS
+            rows.will_read(["W"], span, tokens)
+            np.testing.assert_array_equal(rows.read("W", span, tokens), truth[slice(*span), tokens])
+    requests = [request for request in bucket.log.requests if request.method == "GET"]
+    shards = [request for request in requests if "/W/c." in request.path]
+    assert len(shards) == N_BLOCKS + 1  # of the first the index, and then the chunks
+    assert sum(request.n_bytes for request in shards) <= 1.3 * 2 * CHUNK_BYTES * N_BLOCKS
+
+
 def test_processes_of_a_check_have_their_own_connections(
     bucket: Bucket, toy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
