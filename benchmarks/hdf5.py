@@ -59,7 +59,8 @@ def write(store: Path, file: Path, n_bytes: int) -> None:
             )
             for rows in split_range(0, n_rows, schema.layout.block_steps):
                 bits = reader.read(name, rows)
-                bits[: max(0, 1 - rows[0])] *= name != "grad"  # row 0 has none: zeros here
+                if name == "grad" and rows[0] == 0:
+                    bits[0] = 0  # there is none; the layout has zeros
                 dataset[slice(*rows)] = bits
         written["losses"] = scalars["loss"].astype(np.float32)
         written["live_mask"], written["dead_mask"] = ~dead, dead
@@ -95,10 +96,13 @@ def main(store: Path, *, gigabytes: float, repeats: int, directory: Path | None)
 
 
 def _beside_h5py(found: dict[str, list[Measured]]) -> dict[str, dict[str, float]]:
-    """Return the medians, and how many times as long as h5py each took."""
+    """Return medians, the shortest and the longest time, and how many times as long as h5py."""
     medians = summarize(found)
     alone = medians["h5py alone"]["wall_s"]
-    return {name: of | {"ratio": of["wall_s"] / alone} for name, of in medians.items()}
+    for name, of in medians.items():
+        times = [run.wall_s for run in found[name]]
+        of |= {"min_s": min(times), "max_s": max(times), "ratio": of["wall_s"] / alone}
+    return medians
 
 
 if __name__ == "__main__":

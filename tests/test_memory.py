@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
+from tests.support.layouts import SETTINGS
 from tests.support.peak import linux_only, measured
 from thimble_zarr.format.layout import RowSize, recorder_memory_bytes
 
@@ -207,3 +210,33 @@ def test_loading_a_larger_text_takes_only_its_ids(corpora: Path) -> None:
     assert ids_bytes > 5 * MB
     # An array that grows is copied now and then, as long as it is small.
     assert found["large"] - found["small"] <= 2 * ids_bytes + 8 * MB
+
+
+CHECK_IN_PLACE = """
+from thimble_zarr import check
+small, large = sys.argv[1:]
+found = {}
+for file, moment in ((small, "before"), (large, "after")):
+    for tokens in ("dead", "all"):
+        assert check(file, tokens=tokens, workers=1).parameters[0].holds
+        found[f"{moment}, {tokens}"] = peak()
+print(json.dumps(found))
+"""
+
+
+def test_a_check_of_an_hdf5_file_holds_a_few_rows_of_it(tmp_path: Path) -> None:
+    """Sparse files of 2 and of 512 MB with one chunk a variable, in which nothing ever moves."""
+    for name, n_rows in (("small", 3), ("large", 100)):
+        shape = n_rows, 10_000 if n_rows > 3 else 300, 64
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            for dataset in ("W", "grad_W", "momentum_W", "variance_W"):
+                array = file.create_dataset(
+                    dataset, shape, "u2", chunks=(1600, *shape[1:]), maxshape=(None, *shape[1:]),
+                    fill_time="never",
+                )  # fmt: skip
+                array[-1] = 0  # so that the chunk is there
+            file["dead_mask"] = np.arange(shape[1]) % 7 == 0
+            file.attrs.update(SETTINGS)
+    found = measured(CHECK_IN_PLACE, tmp_path / "small.h5", tmp_path / "large.h5")
+    for tokens in ("dead", "all"):
+        assert found[f"after, {tokens}"] - found["before, all"] <= 60 * MB
