@@ -41,7 +41,7 @@ class Tuning:
     """Bytes of a file on a server that are asked for when it is opened: most files are smaller."""
 
     windows_ahead: int = 4
-    """Windows that a server is told of ahead at most; a disk is told of the next one."""
+    """At most so many windows are announced ahead to a server; to a disk, only the next."""
 
     ahead_bytes: int = 2**26
     """Bytes of these windows, as they are decoded, unless one is larger."""

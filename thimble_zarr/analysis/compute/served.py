@@ -5,14 +5,14 @@ of a block, unless they are too many, and asks for what it needs of a file in on
 """
 
 from thimble_zarr import tuning
-from thimble_zarr.bits import storage_dtype
 from thimble_zarr.format.indexing import Indices
 from thimble_zarr.format.location import Url
 from thimble_zarr.format.reader import Reader
+from thimble_zarr.format.schema import row_size
 
 
 def windows_ahead(reader: Reader, tokens: Indices) -> int:
-    """Return how many windows of tokens are told of ahead: of a disk the next one."""
+    """Return how many windows are announced ahead of reading them: for a disk, only the next."""
     if not isinstance(reader.path, Url):
         return 1
     most = tuning.TUNING.windows_ahead
@@ -40,5 +40,5 @@ def held_bytes(reader: Reader, tokens: Indices, group_tokens: int) -> int:
 def _block_bytes(reader: Reader, tokens: Indices) -> int:
     """Return the bytes of all variables of tokens in a block, as they are decoded."""
     schema = reader.schema
-    itemsize = sum(storage_dtype(native).itemsize for native in schema.dtypes.values())
-    return max(1, schema.layout.block_steps * len(tokens) * schema.n_dims * itemsize)
+    row = row_size((len(tokens), *schema.shape[1:]), schema.dtypes)
+    return max(1, schema.layout.block_steps * row.n_bytes)

@@ -113,7 +113,7 @@ class ObjectFile:
         if _covers(part := self._first, offset, n_bytes):
             if (offset, n_bytes) in self._unread:
                 self._unread.remove((offset, n_bytes))
-                if not self._unread:  # nobody will want so much again
+                if not self._unread:  # all that was announced has been read
                     nothing = memoryview(b"")
                     self._first = replace(part, start=self.n_bytes, content=nothing)
             return part

@@ -89,7 +89,7 @@ class Publisher:
         """Say that the recording has ended, and wait until all is published, or cannot be.
 
         If no file, or part of one, arrives for `TUNING.silence_s`, the process is killed: the
-        server hangs. If Ctrl-C interrupts the wait, the process goes on by itself.
+        server hangs. Ctrl-C ends the wait, and the process goes on publishing.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
